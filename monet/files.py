@@ -1,0 +1,133 @@
+"""Files that are either whole or absent: atomic writes, hashes and manifests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from monet.errors import CheckpointError
+
+MANIFEST_NAME = "MANIFEST.json"
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def fsync_path(path: str | os.PathLike[str]) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary_sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path to write a file to; it takes the final name only when the block ends without error."""
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(final)
+    try:
+        yield temporary
+        fsync_path(temporary)
+        os.replace(temporary, final)
+        fsync_path(final.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write bytes so that the file is never seen half written."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def atomic_write_text(path: str | os.PathLike[str], content: str) -> None:
+    """Write UTF-8 text so that the file is never seen half written."""
+    atomic_write_bytes(path, content.encode("utf-8"))
+
+
+def atomic_write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write indented JSON (no NaN) so that the file is never seen half written."""
+    atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder to fill; it takes the final name only when the block ends without error.
+
+    Raises:
+        FileExistsError: `path` exists already; nothing the user had is overwritten.
+    """
+    final = Path(path)
+    if final.exists():
+        raise FileExistsError(f"{final} exists already; choose another name or remove it first")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_sibling(final)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                fsync_path(Path(folder, name))
+            fsync_path(folder)
+        os.rename(temporary, final)
+        fsync_path(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_manifest(directory: str | os.PathLike[str]) -> None:
+    """Record size and SHA-256 of every file below `directory` in its MANIFEST.json."""
+    root = Path(directory)
+    files = {
+        str(path.relative_to(root)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+    atomic_write_json(root / MANIFEST_NAME, {"files": files})
+
+
+def verify_manifest(directory: str | os.PathLike[str], *, full: bool = False) -> None:
+    """Check a folder against its MANIFEST.json: names and sizes, with `full` the hashes too.
+
+    Raises:
+        CheckpointError: names the folder, the file and what differs.
+    """
+    root = Path(directory)
+    try:
+        files = json.loads((root / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{root}: no {MANIFEST_NAME}; the folder was never completed") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{root}: unreadable {MANIFEST_NAME} ({error!r})") from None
+    for name, entry in files.items():
+        path = root / name
+        if not path.is_file():
+            raise CheckpointError(f"{root}: {name} is missing")
+        if path.stat().st_size != entry["bytes"]:
+            raise CheckpointError(f"{path}: {path.stat().st_size} bytes where the manifest says {entry['bytes']}")
+        if full and sha256_file(path) != entry["sha256"]:
+            raise CheckpointError(f"{path}: content differs from the manifest's SHA-256")
