@@ -1,6 +1,44 @@
-"""Monet: language models that are interpretable by construction."""
-from pathlib import Path
+"""Monet: language models that are interpretable by construction.
 
+Importing this package is cheap: torch and transformers load when a model class is first asked for. It still makes
+`AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the model type "monet" (see `monet/registry.py`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monet.configuration_monet import MonetConfig
+    from monet.masks import ExpertMask
+    from monet.modeling_monet import MonetForCausalLM, MonetModel
+
+__version__ = "0.1.0"
+__all__ = ["ExpertMask", "MonetConfig", "MonetForCausalLM", "MonetModel"]
+
+# In a checkout kernels/ and eval/ lie beside this package, not in it; docs/architecture.md says why.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
     __path__.append(str(_root))
+
+_MODULE_OF = {
+    "ExpertMask": "monet.masks",
+    "MonetConfig": "monet.configuration_monet",
+    "MonetForCausalLM": "monet.modeling_monet",
+    "MonetModel": "monet.modeling_monet",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})
+
+
+importlib.import_module("monet.registry").install()

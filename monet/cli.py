@@ -1,0 +1,118 @@
+"""The `monet` command: a table of verbs, each a plain function that is imported when it is called.
+
+jsonargparse makes the options of a verb from its function's signature and the help from its docstring; every verb
+takes `--config FILE.yaml` too, with the same names. Training has its own page, `train.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from monet import __version__
+from monet.errors import MonetError
+
+
+class Verb(NamedTuple):
+    """One command: `target` is "module:function", `summary` its line in `monet --help`."""
+
+    target: str
+    summary: str
+
+
+GROUPS: dict[str, dict[str, Verb]] = {
+    "Data": {
+        "data prepare": Verb("monet.data.prepare:prepare", "text -> tokenizer, token shards and a hashed manifest"),
+    },
+    "Models": {
+        "export": Verb("monet.export:export", "training checkpoint -> Hugging Face folder with tokenizer and card"),
+        "generate": Verb("monet.generate:generate", "continue a prompt, with any expert mask"),
+    },
+    "Knowledge removal": {
+        "stats": Verb("monet.eval.stats:run", "sum every expert's routing weight per domain of labelled text"),
+        "select": Verb("monet.eval.selection:run", "statistics -> one expert mask a domain"),
+        "ablate": Verb("monet.eval.ablate:run", "loss per domain before and after each mask, and under random masks"),
+        "report": Verb("monet.eval.report:run", "ablation results -> JSON, Markdown and a heat map"),
+    },
+}
+VERBS: dict[str, Verb] = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return the exit code.
+
+    Codes: 0 done, 1 an error of the machine (disk, permissions) or a fault of ours (with a traceback), 2 usage or
+    configuration, 3 data, 4 checkpoint or mask, 5 non-finite loss, 130 interrupted.
+
+    Args:
+        argv: words after the program's name; None takes them from the process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except (MonetError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"monet: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code if isinstance(error, MonetError) else 1
+    except KeyboardInterrupt:
+        print("monet: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if words == ["--version"]:
+        print(f"monet {__version__}")
+        return 0
+    name, options = _split(words)
+    if name in VERBS:
+        return _run(name, options)
+    if options and options[0] not in ("--help", "-h"):
+        command = " ".join([*name.split(), options[0]])
+        near = difflib.get_close_matches(command, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        print(f"monet: error: unknown command {command!r}; {hint}monet --help lists them", file=sys.stderr)
+        return 2
+    print(_overview(name))
+    return 0 if options else 2
+
+
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    """Cut the words into the longest known start of a verb and the rest."""
+    starts = {" ".join(verb.split()[:n]) for verb in VERBS for n in range(len(verb.split()) + 1)}
+    taken = 0
+    while taken < len(words) and " ".join(words[: taken + 1]) in starts:
+        taken += 1
+    return " ".join(words[:taken]), words[taken:]
+
+
+def _overview(prefix: str) -> str:
+    lines = [f"usage: monet {prefix + ' ' if prefix else ''}COMMAND [options]    (monet COMMAND --help tells them)", ""]
+    for title, verbs in GROUPS.items():
+        shown = {name: verb for name, verb in verbs.items() if name.startswith(prefix)}
+        if shown:
+            lines += [f"{title}:", *(f"  {name:<14}{verb.summary}" for name, verb in shown.items()), ""]
+    if not prefix:
+        lines += ["Training:", "  python train.py fit --config configs/demo.yaml --run_dir runs/demo", ""]
+    lines += ["  --config FILE  any command: options from a YAML file; words on the command line win"]
+    lines += ["  --debug        any command: the whole traceback of an error", "  --version      print the version"]
+    return "\n".join(lines)
+
+
+def _run(name: str, options: list[str]) -> int:
+    from jsonargparse import auto_cli
+
+    module, _, function = VERBS[name].target.partition(":")
+    target: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    try:
+        auto_cli(target, args=options, prog=f"monet {name}", as_positional=False)
+    except SystemExit as stop:  # --help, or options that cannot be parsed
+        return stop.code if isinstance(stop.code, int) else 2
+    return 0
