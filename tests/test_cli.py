@@ -1,0 +1,139 @@
+"""The `monet` command: quick overview, arguments from signatures, one-line errors with the promised exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from monet import cli, errors
+
+CALLS: list[dict] = []
+
+
+def verb(
+    source: Path | list[Path], out: Path, ratio: float = 2.0, kind: Literal["mean", "sum"] = "mean", fail: str = ""
+) -> None:
+    """Do a thing to text.
+
+    Args:
+        source: where the text lies.
+        out: folder to write.
+        ratio: how many times the second, without unit.
+        kind: how to add up.
+        fail: the error to end with.
+    """
+    CALLS.append({"source": source, "out": out, "ratio": ratio, "kind": kind})
+    if fail == "interrupt":
+        raise KeyboardInterrupt
+    if fail == "disk":
+        raise PermissionError(13, "Permission denied", str(out))
+    if fail:
+        raise getattr(errors, fail)(f"{out}: moe_topk is 0;\nuse 1..32")
+
+
+@pytest.fixture(autouse=True)
+def planted(monkeypatch):
+    """Put the function above in the place of `monet data prepare`."""
+    module = types.ModuleType("planted_verbs")
+    module.verb = verb  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "planted_verbs", module)
+    monkeypatch.setitem(cli.VERBS, "data prepare", cli.Verb("planted_verbs:verb", "planted"))
+    CALLS.clear()
+
+
+def test_help_lists_every_verb_without_importing_torch():
+    code = (
+        "import sys; from monet import cli; cli.main(['--help']); cli.main(['data', '--help']);"
+        "print(sorted({'torch', 'transformers', 'lightning', 'numpy', 'jsonargparse'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "[]"
+    for name, entry in cli.VERBS.items():
+        summary = entry.summary if name != "data prepare" else "text"
+        assert any(line.startswith(f"  {name} ") and summary in line for line in lines), name
+
+
+@pytest.mark.parametrize("name", [name for verbs in cli.GROUPS.values() for name in verbs])
+def test_every_verb_has_a_function_whose_arguments_are_all_explained(name):
+    groups = {name: entry for verbs in cli.GROUPS.values() for name, entry in verbs.items()}
+    module, _, function = groups[name].target.partition(":")
+    target = getattr(importlib.import_module(module), function)
+    documented = inspect.getdoc(target) or ""
+    for parameter in inspect.signature(target).parameters:
+        assert f"{parameter}:" in documented or f"{parameter}," in documented, f"{groups[name].target}: {parameter}"
+
+
+@pytest.mark.parametrize("name", [name for verbs in cli.GROUPS.values() for name in verbs if name != "data prepare"])
+def test_every_verb_has_a_help(name, capsys):
+    assert cli.main([*name.split(), "--help"]) == 0
+    assert f"usage: monet {name}" in capsys.readouterr().out
+
+
+def test_arguments_come_from_words_and_from_a_file_and_words_win(tmp_path):
+    config = tmp_path / "options.yaml"
+    config.write_text("out: from_file\nratio: 3\nkind: sum\n")
+    assert cli.main(["data", "prepare", "--config", str(config), "--source", "a", "--ratio", "4"]) == 0
+    assert CALLS == [{"source": Path("a"), "out": Path("from_file"), "ratio": 4.0, "kind": "sum"}]
+
+
+def test_a_verbs_help_is_its_docstring(capsys):
+    assert cli.main(["data", "prepare", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Do a thing to text." in shown and "how many times the second, without unit." in shown
+    assert "{mean,sum}" in shown and "--config" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("ConfigError", 2), ("DataError", 3), ("CheckpointError", 4), ("NonFiniteError", 5), ("disk", 1)],
+)
+def test_errors_are_one_line_and_an_exit_code(error, code, capsys):
+    words = ["data", "prepare", "--source", "a", "--out", "b", "--fail", error]
+    assert cli.main(words) == code
+    shown = capsys.readouterr()
+    assert shown.out == "" and len(shown.err.splitlines()) == 1 and shown.err.startswith("monet: error: ")
+    assert "b" in shown.err
+    assert cli.main(["--debug", *words]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupt_ends_with_130(capsys):
+    assert cli.main(["data", "prepare", "--source", "a", "--out", "b", "--fail", "interrupt"]) == 130
+    assert capsys.readouterr().err == "monet: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["data", "prepare"], "source, out"),
+        (["data", "prepare", "--source", "a", "--out", "b", "--ratoi", "3"], "--ratoi"),
+        (["data", "prepare", "--source", "a", "--out", "b", "--ratio", "many"], "many"),
+        (["data", "prepare", "--source", "a", "--out", "b", "--kind", "median"], "median"),
+        (["data", "prepare", "--source", "a", "--out", "b", "--config", "absent.yaml"], "absent.yaml"),
+        (["data", "prepar"], "did you mean 'data prepare'"),
+        (["exprot"], "did you mean 'export'"),
+        (["xyzzy"], "'xyzzy'"),
+    ],
+)
+def test_usage_errors_name_the_word_and_end_with_2(words, named, capsys):
+    assert cli.main(words) == 2
+    assert named in capsys.readouterr().err
+    assert CALLS == []
+
+
+def test_no_command_shows_the_overview_and_ends_with_2(capsys):
+    assert cli.main([]) == 2
+    assert "Knowledge removal:" in capsys.readouterr().out
+
+
+def test_python_m_monet_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "monet", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("monet ")
