@@ -1,0 +1,44 @@
+"""Refusals at the boundary of the public ops: every message names the argument, what came and what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_shape(name: str, tensor: Tensor, wanted: Sequence[int | None]) -> None:
+    """Raise ValueError unless `tensor` has the wanted shape; None in `wanted` fits any size."""
+    got = tuple(tensor.shape)
+    if len(got) != len(wanted) or any(w is not None and g != w for g, w in zip(got, wanted, strict=True)):
+        shown = ", ".join("any" if w is None else str(w) for w in wanted)
+        raise ValueError(f"{name} has shape {got}; wanted ({shown})")
+
+
+def check_float(name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless `tensor` has a floating dtype the ops support."""
+    if tensor.dtype not in FLOATS:
+        raise ValueError(f"{name} has dtype {tensor.dtype}; wanted one of {', '.join(map(str, FLOATS))}")
+
+
+def check_same_device(first_name: str, first: Tensor, **others: Tensor) -> None:
+    """Raise ValueError unless all tensors are on the device of `first`."""
+    for name, tensor in others.items():
+        if tensor.device != first.device:
+            raise ValueError(f"{name} is on {tensor.device}, {first_name} on {first.device}; move them together")
+
+
+def check_routing(g1_THE: Tensor, g2_THE: Tensor, hidden_TEM: Tensor) -> None:
+    """Raise ValueError unless both routing tensors fit the experts' hidden units (T, E, M)."""
+    if hidden_TEM.dim() != 3:
+        raise ValueError(f"hidden units have shape {tuple(hidden_TEM.shape)}; wanted three dimensions (T, E, M)")
+    check_float("hidden units", hidden_TEM)
+    T, E, _ = hidden_TEM.shape
+    check_shape("g1_THE", g1_THE, (T, None, E))
+    check_shape("g2_THE", g2_THE, tuple(g1_THE.shape))
+    check_float("g1_THE", g1_THE)
+    check_float("g2_THE", g2_THE)
+    check_same_device("hidden units", hidden_TEM, g1_THE=g1_THE, g2_THE=g2_THE)

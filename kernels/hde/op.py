@@ -1,0 +1,54 @@
+"""Horizontal experts after their first linear: activation, mixing, output projection and output bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from monet.kernels.checks import check_routing, check_same_device, check_shape
+from monet.kernels.dispatch import implementation, resolve
+from monet.kernels.hde.reference import mix
+from monet.kernels.masked import Keep, check_keep
+from monet.kernels.mix_project import Form, Term, mix_project
+
+
+def horizontal_experts(
+    p_TEM: Tensor,
+    g1_THE: Tensor,
+    g2_THE: Tensor,
+    v_DP: Tensor,
+    b_ED: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    keep: Keep | None = None,
+) -> Tensor:
+    """out = sum_ij w[i, j] (V_j act(p_i) + b_j) with w[i, j] = keep[i, j] sum_h g1[h, i] g2[h, j].
+
+    Args:
+        p_TEM: pre-activations U_i x + u_i of T tokens (a whole batch, flattened); floating.
+        g1_THE, g2_THE: routing probabilities, each head's row sums to one; floating.
+        v_DP: output weight as stored by nn.Linear, P = E*M with the expert as the slow index.
+        b_ED: output bias of each second key.
+        activation: elementwise function of the pre-activations.
+        keep: mask or None for all experts; kept weights are not renormalised.
+    Returns:
+        out_TD in the dtype of `p_TEM`. Only the arguments are kept for backward.
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message gives both sides.
+    Source: arXiv 2412.04139, eq. 10-12.
+    """
+    check_routing(g1_THE, g2_THE, p_TEM)
+    T, E, M = p_TEM.shape
+    check_shape("v_DP", v_DP, (None, E * M))
+    check_shape("b_ED", b_ED, (E, v_DP.shape[0]))
+    check_same_device("hidden units", p_TEM, v_DP=v_DP, b_ED=b_ED)
+    if keep is not None:
+        check_keep(keep, T, E, p_TEM)
+    return resolve("horizontal_experts")(p_TEM, g1_THE, g2_THE, v_DP, b_ED, activation, keep)
+
+
+@implementation("horizontal_experts", "torch")
+def _horizontal_experts(p_TEM, g1_THE, g2_THE, v_DP, b_ED, activation, keep) -> Tensor:
+    columns = slice(0, v_DP.shape[0])
+    form = Form(mix, (Term(columns, out_in=True), Term(columns, out_in=False)))
+    return mix_project(form, activation, keep, (p_TEM,), g1_THE, g2_THE, (v_DP, b_ED))

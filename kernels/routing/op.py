@@ -1,0 +1,81 @@
+"""Routing for use: the reference's results in place, chunk by chunk, saving nothing but the probabilities."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from monet.kernels.checks import check_float, check_shape
+from monet.kernels.dispatch import implementation, resolve
+
+# A chunk of logits stays in the last-level cache while it is compared, masked and normalised.
+_CHUNK_ELEMENTS = 1 << 19
+
+
+def thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, *, overwrite: bool = False) -> Tensor:
+    """Softmax over the keys whose logit reaches min(row maximum, threshold of the head).
+
+    Args:
+        z_TP: logits of T tokens (a whole batch, flattened), P = H*E with the head as the slow index; any floating dtype, contiguous.
+        threshold_H: threshold on raw logits per head, see `monet.kernels.routing.reference.raw_threshold`.
+        overwrite: the caller gives `z_TP` up; float32 logits are then turned into the result in place.
+    Returns:
+        g_TP, float32 (float64 for float64 logits): exactly 0 at inactive keys, each head's E entries sum to 1.
+        Gradients flow through the active logits alone, never through the threshold.
+    Raises:
+        ValueError: P is no multiple of the number of heads, or a dtype is not floating.
+    Source: arXiv 2412.04139, section 3; released router.
+    """
+    check_float("z_TP", z_TP)
+    check_shape("z_TP", z_TP, (None, None))
+    if threshold_H.dim() != 1 or threshold_H.numel() == 0 or z_TP.shape[1] % threshold_H.numel():
+        raise ValueError(
+            f"threshold_H has shape {tuple(threshold_H.shape)}; wanted (H,) with H dividing the {z_TP.shape[1]} logits"
+        )
+    return resolve("thresholded_softmax")(z_TP, threshold_H, overwrite)
+
+
+@implementation("thresholded_softmax", "torch")
+def _thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, overwrite: bool) -> Tensor:
+    if z_TP.dtype in (torch.float16, torch.bfloat16):
+        z_TP, overwrite = z_TP.float(), True
+    if torch.is_grad_enabled() and z_TP.requires_grad:
+        return _ThresholdedSoftmax.apply(z_TP if overwrite else z_TP.clone(), threshold_H)
+    return _softmax_in_place(z_TP if overwrite else z_TP.clone(), threshold_H)
+
+
+def _softmax_in_place(z_TP: Tensor, threshold_H: Tensor) -> Tensor:
+    H = threshold_H.numel()
+    z_THE = z_TP.view(z_TP.shape[0], H, -1)
+    threshold_H1 = threshold_H.to(z_TP.dtype)[:, None]
+    # z - bound is never rounded to zero from below, so "not below the bound" is "greater than minus the tiniest".
+    below_zero = -torch.finfo(z_TP.dtype).tiny
+    chunks = [z_THE] if z_TP.is_cuda else z_THE.split(max(1, _CHUNK_ELEMENTS // z_TP.shape[1]))
+    for z_tHE in chunks:
+        z_tHE.sub_(torch.minimum(z_tHE.amax(-1, keepdim=True), threshold_H1))
+        torch.nn.functional.threshold_(z_tHE, below_zero, -math.inf)
+        torch.softmax(z_tHE, -1, out=z_tHE)
+    return z_TP
+
+
+class _ThresholdedSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z_TP: Tensor, threshold_H: Tensor) -> Tensor:
+        ctx.mark_dirty(z_TP)
+        g_TP = _softmax_in_place(z_TP, threshold_H)
+        ctx.save_for_backward(g_TP)
+        ctx.num_heads = threshold_H.numel()
+        return g_TP
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dg_TP: Tensor) -> tuple[Tensor, None]:
+        (g_TP,) = ctx.saved_tensors
+        g_THE = g_TP.view(g_TP.shape[0], ctx.num_heads, -1)
+        dz_THE = g_THE * dg_TP.view_as(g_THE)
+        dz_THE.addcmul_(g_THE, dz_THE.sum(-1, keepdim=True), value=-1)
+        return dz_THE.view_as(g_TP), None

@@ -1,0 +1,66 @@
+"""Vertical experts after their first linears: activation, mixing, output projections and output biases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from monet.kernels.checks import check_routing, check_same_device, check_shape
+from monet.kernels.dispatch import implementation, resolve
+from monet.kernels.masked import Keep, check_keep
+from monet.kernels.mix_project import Form, Term, mix_project
+from monet.kernels.vde.reference import mix
+
+
+def vertical_experts(
+    p1_TEM: Tensor,
+    p2_TEM: Tensor,
+    g1_THE: Tensor,
+    g2_THE: Tensor,
+    projections: tuple[Tensor, Tensor, Tensor, Tensor],
+    biases: tuple[Tensor, Tensor],
+    activation: Callable[[Tensor], Tensor],
+    keep: Keep | None = None,
+) -> Tensor:
+    """Output of all experts (i, j), weighted by w[i, j] = keep[i, j] sum_h g1[h, i] g2[h, j].
+
+    left  = sum_i V11_i a1[i] r[i] + sum_i V12_i (sum_j w[i, j] a2[j]) + sum_i b1_i r[i],  r[i] = sum_j w[i, j]
+    right = sum_j V21_j (sum_i w[i, j] a1[i]) + sum_j V22_j a2[j] c[j] + sum_j b2_j c[j],  c[j] = sum_i w[i, j]
+
+    Args:
+        p1_TEM, p2_TEM: pre-activations of the hidden halves (indices i and j) of T tokens (a whole batch, flattened);
+            here M is half an expert's width; floating.
+        g1_THE, g2_THE: routing probabilities, each head's row sums to one; floating.
+        projections: v11, v12, v21, v22 as stored by nn.Linear, (D/2, E*M) with the expert as the slow index.
+        biases: b1, b2, (E, D/2), of the left half (index i) and the right half (index j).
+        activation: elementwise function of the pre-activations.
+        keep: mask or None for all experts; kept weights are not renormalised.
+    Returns:
+        out_TD, left half then right half, in the dtype of `p1_TEM`. Only the arguments are kept for backward.
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message gives both sides.
+    Source: arXiv 2412.04139, eq. 13-29.
+    """
+    check_routing(g1_THE, g2_THE, p1_TEM)
+    T, E, M = p1_TEM.shape
+    check_shape("p2_TEM", p2_TEM, (T, E, M))
+    half = projections[0].shape[0]
+    for name, weight in zip(("v11", "v12", "v21", "v22"), projections, strict=True):
+        check_shape(name, weight, (half, E * M))
+        check_same_device("hidden units", p1_TEM, **{name: weight})
+    for name, bias in zip(("b1", "b2"), biases, strict=True):
+        check_shape(name, bias, (E, half))
+        check_same_device("hidden units", p1_TEM, **{name: bias})
+    if keep is not None:
+        check_keep(keep, T, E, p1_TEM)
+    return resolve("vertical_experts")(p1_TEM, p2_TEM, g1_THE, g2_THE, projections, biases, activation, keep)
+
+
+@implementation("vertical_experts", "torch")
+def _vertical_experts(p1_TEM, p2_TEM, g1_THE, g2_THE, projections, biases, activation, keep) -> Tensor:
+    half = projections[0].shape[0]
+    left, right = slice(0, half), slice(half, 2 * half)
+    linears = tuple(Term(columns, out_in=True) for columns in (left, left, right, right))
+    form = Form(mix, (*linears, Term(left, out_in=False), Term(right, out_in=False)))
+    return mix_project(form, activation, keep, (p1_TEM, p2_TEM), g1_THE, g2_THE, (*projections, *biases))

@@ -1,0 +1,186 @@
+"""MonetConfig: the keys of the released checkpoints and their rules."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlamaConfig, PreTrainedConfig
+
+from monet.errors import ConfigError
+
+# Nothing stands in for these: the defaults of the authors' class (moe_dim 8, moe_topk 32, hidden_size 4096, ...)
+# describe no released model.
+REQUIRED_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "moe_dim",
+    "moe_heads",
+    "moe_experts",
+    "moe_topk",
+    "moe_groups",
+    "moe_decompose",
+)
+# A file must state these too: the authors' class and the released files disagree about them.
+REQUIRED_KEYS_OF_FILES = (*REQUIRED_KEYS, "rms_norm_eps")
+
+DECOMPOSITIONS = ("vertical", "horizontal")
+
+# Largest accepted values: far above any model, low enough that a damaged file cannot ask for absurd allocations.
+_LIMITS = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 20,
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "max_position_embeddings": 1 << 30,
+    "moe_dim": 1 << 16,
+    "moe_heads": 1 << 10,
+    "moe_experts": 1 << 15,
+    "moe_groups": 1 << 12,
+    "head_dim": 1 << 16,
+}
+
+
+@strict
+class MonetConfig(LlamaConfig):
+    """Configuration of a Monet model, with exactly the keys of the released checkpoints.
+
+    Attributes:
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim,
+        max_position_embeddings, rms_norm_eps, rope_theta, rope_scaling, attention_bias, attention_dropout,
+        tie_word_embeddings: as in LLaMA.
+        moe_dim: hidden width of one expert (even in the vertical decomposition).
+        moe_heads: routing heads.
+        moe_experts: keys along one axis, E; a layer has E * E experts.
+        moe_topk: expected number of active keys an axis and head, in 1..moe_experts; it sets the routing threshold.
+        moe_groups: layers that share one router; the first of each group owns it.
+        moe_decompose: "vertical" or "horizontal".
+        output_router_probs: return routing probabilities from every forward.
+
+    Raises:
+        ConfigError: names every missing or impossible key, its value and the allowed range.
+    Source: arXiv 2412.04139, table 6; released checkpoints.
+    """
+
+    model_type: ClassVar[str] = "monet"
+    # Attention shards as Llama's; routers and experts are replicated, since every token reads all of a router.
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+    }
+    base_model_pp_plan = None
+
+    vocab_size: int | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    num_attention_heads: int | None = None
+    intermediate_size: int | None = None
+    mlp_bias: bool | None = None
+    hidden_act: str = "relu2"
+    rms_norm_eps: float = 1e-5
+    moe_dim: int | None = None
+    moe_heads: int | None = None
+    moe_experts: int | None = None
+    moe_topk: int | None = None
+    moe_groups: int | None = None
+    moe_decompose: str | None = None
+    output_router_probs: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        _refuse([_missing(key) for key in REQUIRED_KEYS if getattr(self, key) is None])
+        _refuse(self._problems())
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)
+        rope_theta = self.rope_parameters["rope_theta"]
+        if not (isinstance(rope_theta, (int, float)) and 0 < rope_theta < math.inf):
+            raise ConfigError(f"rope_theta={rope_theta!r}: allowed are positive numbers")
+
+    @property
+    def num_routing_groups(self) -> int:
+        """R: number of routers, one for every `moe_groups` layers."""
+        return math.ceil(self.num_hidden_layers / self.moe_groups)
+
+    def validate_architecture(self) -> None:
+        """Checked at construction, with the values named."""
+
+    def _problems(self) -> list[str]:
+        problems = []
+        for key, largest in _LIMITS.items():
+            value = getattr(self, key)
+            if value is not None and not (type(value) is int and 1 <= value <= largest):
+                problems.append(f"{key}={value!r}: allowed are whole numbers from 1 to {largest}")
+        for key in ("rms_norm_eps", "attention_dropout"):
+            value = getattr(self, key)
+            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1):
+                problems.append(f"{key}={value!r}: allowed are numbers from 0 up to 1 (exclusive)")
+        if type(self.moe_topk) is not int:
+            problems.append(f"moe_topk={self.moe_topk!r}: allowed are whole numbers")
+        if problems:
+            return problems
+        if not 1 <= self.moe_topk <= self.moe_experts:
+            problems.append(f"moe_topk={self.moe_topk!r}: allowed are 1 to moe_experts={self.moe_experts}")
+        if self.moe_decompose not in DECOMPOSITIONS:
+            problems.append(f"moe_decompose={self.moe_decompose!r}: allowed are {' and '.join(map(repr, DECOMPOSITIONS))}")
+        if self.moe_decompose == "vertical":
+            for key in ("hidden_size", "moe_dim"):
+                if getattr(self, key) % 2:
+                    problems.append(f"{key}={getattr(self, key)!r}: the vertical decomposition halves it; use an even number")
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.head_dim is None and self.hidden_size % max(heads, 1):
+            problems.append(f"hidden_size={self.hidden_size}: no multiple of num_attention_heads={heads}; or give head_dim")
+        if kv_heads and heads % kv_heads:
+            problems.append(f"num_key_value_heads={kv_heads}: must divide num_attention_heads={heads}")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            problems.append(f"pad_token_id={self.pad_token_id!r}: allowed are 0 to vocab_size-1={self.vocab_size - 1}, or null")
+        return problems
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MonetConfig:
+        """Build from the content of a config.json; keys that the model's mathematics needs must be stated there."""
+        given = {**config_dict, **kwargs}
+        _refuse([_missing(key) for key in REQUIRED_KEYS_OF_FILES if given.get(key) is None])
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ConfigError(f"model_type={model_type!r} in the configuration: allowed is {cls.model_type!r}")
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys as the released files write them: `rope_theta`, `rope_scaling` and `torch_dtype` at top level."""
+        content = super().to_dict()
+        own = {key: value for key, value in content.items() if key not in _FOREIGN_KEYS and not key.startswith("_")}
+        rope = dict(self.rope_parameters or {})
+        own["rope_theta"] = float(rope.pop("rope_theta", 10000.0))
+        own["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+        own["torch_dtype"] = content.get("dtype")
+        if self.pad_token_id is None:
+            own.pop("pad_token_id", None)
+        own["architectures"] = content.get("architectures")
+        return own
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same as `to_dict`: a reader must never have to guess a key from a class default."""
+        return self.to_dict()
+
+
+# Keys that transformers adds to every configuration and the released files do not carry.
+_FOREIGN_KEYS = {"rope_parameters", "dtype"} | {
+    key
+    for key in PreTrainedConfig().to_dict()
+    if key not in {"architectures", "bos_token_id", "eos_token_id", "tie_word_embeddings", "model_type", "transformers_version"}
+}
+
+
+def _missing(key: str) -> str:
+    return f"{key} is missing: Monet has no default for it; state it in config.json or in the call"
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("; ".join(problems))

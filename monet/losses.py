@@ -1,0 +1,86 @@
+"""Losses as pure functions: next token, uniformity, ambiguity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from monet.errors import ConfigError
+
+# Floor of a mean before its logarithm: a key that no token reached keeps a finite loss and gradient.
+_MEAN_FLOOR = 1e-9
+
+UniformityTarget = Literal["routing", "softmax", "firing"]
+
+
+@dataclass(frozen=True)
+class RouterLoss:
+    """How the two auxiliary losses enter the training loss. None of it changes inference.
+
+    Attributes:
+        uniformity_weight: factor of the uniformity loss (lambda in the paper; 1e-3 there).
+        ambiguity_weight: factor of the ambiguity loss (lambda in the paper; 1e-3 there).
+        uniformity_on: what is to be uniform over the keys of a head. "routing": the mean routing probability, as in
+            the paper; a key that never passes the threshold gets no gradient from it. "softmax": the mean of the
+            softmax before thresholding. "firing": the mean of a smooth step at the threshold, which pulls a key that
+            never fires towards the threshold however far below it lies.
+        firing_width: width of that smooth step in standard deviations of the logits; only for "firing".
+
+    Raises:
+        ConfigError: a weight is negative or not finite, or the target is unknown.
+    """
+
+    uniformity_weight: float = 1e-3
+    ambiguity_weight: float = 1e-3
+    uniformity_on: UniformityTarget = "routing"
+    firing_width: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("uniformity_weight", "ambiguity_weight"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ConfigError(f"{name}={value!r}: allowed are finite numbers from 0")
+        if self.uniformity_on not in ("routing", "softmax", "firing"):
+            raise ConfigError(f"uniformity_on={self.uniformity_on!r}: allowed are 'routing', 'softmax' and 'firing'")
+        if not 0 < self.firing_width < float("inf"):
+            raise ConfigError(f"firing_width={self.firing_width!r}: allowed are positive numbers")
+
+
+def uniformity_loss(mean_XE: Tensor) -> Tensor:
+    """Cross-entropy of the uniform distribution against mean probabilities, averaged over heads and axes.
+
+    Args:
+        mean_XE: mean over tokens of distributions over E keys; X runs over heads and both axes.
+    Returns:
+        scalar, at least log(E); equal to it when every key is used alike.
+    Source: arXiv 2412.04139, eq. 16, on token-averaged probabilities.
+    """
+    return -mean_XE.clamp(min=_MEAN_FLOOR).log().mean()
+
+
+def ambiguity_loss(mean_max_X: Tensor) -> Tensor:
+    """One minus the mean row maximum of the routing probabilities, averaged over heads and axes.
+
+    Args:
+        mean_max_X: mean over tokens of each head's largest probability; X runs over heads and both axes.
+    Source: arXiv 2412.04139, eq. 17.
+    """
+    return 1 - mean_max_X.mean()
+
+
+def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tensor | None = None) -> Tensor:
+    """Cross-entropy in float32 of logits against labels already shifted; -100 is ignored.
+
+    Args:
+        logits_BTV: any floating dtype.
+        labels_BT: int64.
+        num_items: divisor of the sum; None for the number of labels that are not ignored.
+    Returns:
+        scalar; 0 with zero gradient when every label is ignored.
+    """
+    logits_NV, labels_N = logits_BTV.flatten(0, 1).float(), labels_BT.flatten()
+    total = torch.nn.functional.cross_entropy(logits_NV, labels_N, ignore_index=-100, reduction="sum")
+    return total / ((labels_N != -100).sum().clamp(min=1) if num_items is None else num_items)

@@ -1,0 +1,78 @@
+"""Which experts a forward keeps: the stored mask, masks applied by context, and the call's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import and_
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from monet.errors import ConfigError
+from monet.kernels.masked import Keep
+from monet.masks import ExpertMask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MaskArgument = ExpertMask | Sequence[ExpertMask | None] | None
+
+
+class ActiveMasks:
+    """A model's stored and applied masks, and their resolution to keep-weights for a batch.
+
+    Masks in force together keep an expert only as far as each of them does.
+    """
+
+    def __init__(self) -> None:
+        self.stored: ExpertMask | None = None
+        self.applied: list[ExpertMask] = []
+        self._last: tuple[list[Any], list[Keep | None]] | None = None
+
+    def resolve(
+        self, model: PreTrainedModel, call: MaskArgument, B: int, T: int, device: torch.device
+    ) -> list[Keep | None]:
+        """Keep-weights of each routing group for B sequences of T tokens; None where nothing is removed.
+
+        Raises:
+            ConfigError: the number of masks does not divide the batch.
+            CheckpointError: a mask of the call has another shape or belongs to another model.
+        """
+        common = [mask for mask in (self.stored, *self.applied) if mask is not None]
+        if not common and call is None:
+            return [None] * model.config.num_routing_groups
+        calls = list(call) if isinstance(call, Sequence) else [call]
+        key = [*common, None, *calls, B, T, device]
+        if self._last is not None and len(self._last[0]) == len(key):
+            if all(a is b or (not isinstance(a, ExpertMask) and a == b) for a, b in zip(self._last[0], key, strict=True)):
+                return self._last[1]
+        for mask in calls:
+            if mask is not None:
+                mask.check_fits(model)
+        if not calls or B % len(calls):
+            raise ConfigError(f"{len(calls)} masks for a batch of {B} sequences; give one mask, or one a sequence")
+        combined = [_combine([*common, mask] if mask is not None else common) for mask in calls]
+        groups = range(model.config.num_routing_groups)
+        resolved = [_keep_of_group(combined, group, B, T, device) for group in groups]
+        self._last = (key, resolved)
+        return resolved
+
+
+def _combine(masks: list[ExpertMask]) -> ExpertMask | None:
+    return reduce(and_, masks) if masks else None
+
+
+def _keep_of_group(masks: list[ExpertMask | None], group: int, B: int, T: int, device: torch.device) -> Keep | None:
+    """Stack the masks that remove something in this group; the other sequences are exempt (index -1)."""
+    rows = [None if mask is None or mask.removed_per_group[group] == 0 else mask.keep_REE[group] for mask in masks]
+    removing = [row for row in rows if row is not None]
+    if not removing:
+        return None
+    dtype = torch.bool if all(row.dtype == torch.bool for row in removing) else torch.float32
+    weights_SEE = torch.stack([row.to(device, dtype) for row in removing])
+    if len(masks) == 1:
+        return Keep(weights_SEE)
+    numbers = iter(range(len(removing)))
+    index_S = torch.tensor([-1 if row is None else next(numbers) for row in rows], device=device)
+    return Keep(weights_SEE, index_S.repeat_interleave(B // len(masks) * T))

@@ -1,0 +1,296 @@
+"""ExpertMask: which experts are kept, as a first-class object with algebra, provenance and a file format."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from monet.configuration_monet import MonetConfig
+from monet.errors import CheckpointError, ConfigError
+from monet.files import atomic_path
+
+if TYPE_CHECKING:
+    from monet.modeling_monet import MonetPreTrainedModel
+
+_FORMAT = "monet-expert-mask-1"
+
+
+class ExpertMask:
+    """Keep-weights of every expert of a model: 1 keeps an expert, 0 removes it, between them it is attenuated.
+
+    One routing group's mask holds in all layers of the group. Removing an expert removes its whole contribution, its
+    output bias included; what is kept is not renormalised. Masks are immutable.
+
+    Attributes:
+        keep_REE: (R, E, E) bool, or float32 in [0, 1]; R routing groups, expert (i, j) at [group, i, j].
+        provenance: JSON-able notes on how the mask was made.
+        fingerprint: `model.fingerprint()` of the model it was made for; None fits any model of its shape.
+    """
+
+    def __init__(self, keep_REE: Tensor, provenance: Mapping[str, Any] | None = None, fingerprint: str | None = None):
+        keep_REE = torch.as_tensor(keep_REE).detach().cpu()
+        if keep_REE.dim() != 3 or keep_REE.shape[1] != keep_REE.shape[2] or keep_REE.numel() == 0:
+            raise ConfigError(f"a mask of shape {tuple(keep_REE.shape)}; wanted (routing groups, E, E)")
+        if keep_REE.dtype != torch.bool:
+            keep_REE = keep_REE.to(torch.float32)
+            outside = ~((keep_REE >= 0) & (keep_REE <= 1))
+            if bool(outside.any()):
+                raise ConfigError(f"keep-weight {keep_REE[outside][0].item()}: allowed are numbers from 0 to 1")
+        self.keep_REE = keep_REE.contiguous()
+        self.provenance = dict(provenance or {})
+        self.fingerprint = fingerprint
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def keep_all(cls, config: MonetConfig) -> ExpertMask:
+        """The mask that removes nothing; with it a forward is bitwise the unmasked one."""
+        return cls(torch.ones(_shape(config), dtype=torch.bool), {"made_by": "keep_all"})
+
+    @classmethod
+    def from_removed(
+        cls,
+        config: MonetConfig,
+        removed: Mapping[int, Sequence[int] | Tensor],
+        provenance: Mapping[str, Any] | None = None,
+        fingerprint: str | None = None,
+    ) -> ExpertMask:
+        """Remove experts by id.
+
+        Args:
+            config: of the model.
+            removed: routing group -> expert ids i*E + j.
+        Raises:
+            ConfigError: a group or an id lies outside the model.
+        """
+        R, E, _ = _shape(config)
+        keep_REE = torch.ones(R, E * E, dtype=torch.bool)
+        for group, ids in removed.items():
+            if not 0 <= group < R:
+                raise ConfigError(f"routing group {group}: the model has groups 0 to {R - 1}")
+            ids = torch.as_tensor(ids, dtype=torch.int64)
+            outside = (ids < 0) | (ids >= E * E)
+            if bool(outside.any()):
+                raise ConfigError(f"expert id {ids[outside][0].item()} in group {group}: allowed are 0 to {E * E - 1}")
+            keep_REE[group, ids] = False
+        return cls(keep_REE.view(R, E, E), provenance, fingerprint)
+
+    @classmethod
+    def from_scores(
+        cls,
+        scores_REE: Tensor,
+        threshold: float,
+        provenance: Mapping[str, Any] | None = None,
+        fingerprint: str | None = None,
+    ) -> ExpertMask:
+        """Remove the experts whose score is greater than `threshold`; a NaN score is never greater.
+
+        Raises:
+            ConfigError: the threshold is NaN, or the scores are not (R, E, E).
+        """
+        if threshold != threshold:
+            raise ConfigError("threshold=nan: no score is comparable with it; give a number")
+        notes = {"made_by": "from_scores", "threshold": threshold, **(provenance or {})}
+        return cls(~(torch.as_tensor(scores_REE) > threshold), notes, fingerprint)
+
+    @classmethod
+    def random(
+        cls,
+        config: MonetConfig,
+        num_removed: int | Sequence[int],
+        seed: int,
+        provenance: Mapping[str, Any] | None = None,
+        fingerprint: str | None = None,
+    ) -> ExpertMask:
+        """Remove experts drawn uniformly without replacement.
+
+        Args:
+            config: of the model.
+            num_removed: how many in all groups together, or how many in each group.
+            seed: of the draw.
+        Raises:
+            ConfigError: more experts than there are, or a wrong number of groups.
+        """
+        R, E, _ = _shape(config)
+        total = isinstance(num_removed, int)
+        counts, pool = ([num_removed], R * E * E) if total else (list(num_removed), E * E)
+        if not total and len(counts) != R:
+            raise ConfigError(f"num_removed names {len(counts)} groups; the model has {R}")
+        generator = torch.Generator().manual_seed(seed)
+        keep = torch.ones(len(counts), pool, dtype=torch.bool)
+        for row, count in zip(keep, counts, strict=True):
+            if not 0 <= count <= pool:
+                raise ConfigError(f"num_removed={count}: allowed are 0 to {pool}")
+            row[torch.randperm(pool, generator=generator)[:count]] = False
+        notes = {"made_by": "random", "seed": seed, **(provenance or {})}
+        return cls(keep.view(R, E, E), notes, fingerprint)
+
+    # -- algebra: for boolean masks that of the sets of kept experts ----------------------------------------------
+
+    def __and__(self, other: ExpertMask) -> ExpertMask:
+        """Keep what both keep (the smaller weight)."""
+        return self._combine("and", other, torch.logical_and, torch.minimum)
+
+    def __or__(self, other: ExpertMask) -> ExpertMask:
+        """Keep what either keeps (the larger weight)."""
+        return self._combine("or", other, torch.logical_or, torch.maximum)
+
+    def __sub__(self, other: ExpertMask) -> ExpertMask:
+        """Keep what the first keeps and the second does not."""
+        return self & ~other
+
+    def __invert__(self) -> ExpertMask:
+        """Keep exactly what this mask removes."""
+        keep_REE = ~self.keep_REE if self.is_hard else 1 - self.keep_REE
+        return ExpertMask(keep_REE, {"made_by": "not", "of": [self.provenance]}, self.fingerprint)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, ExpertMask)
+            and self.keep_REE.shape == other.keep_REE.shape
+            and torch.equal(self.keep_REE.float(), other.keep_REE.float())
+        )
+
+    __hash__ = object.__hash__
+
+    def _combine(self, name: str, other: ExpertMask, hard: Any, soft: Any) -> ExpertMask:
+        if self.keep_REE.shape != other.keep_REE.shape:
+            raise ConfigError(f"masks of shapes {tuple(self.keep_REE.shape)} and {tuple(other.keep_REE.shape)}")
+        fingerprints = {self.fingerprint, other.fingerprint} - {None}
+        if len(fingerprints) > 1:
+            raise CheckpointError(f"masks of two models ({' and '.join(sorted(map(str, fingerprints)))}) cannot be combined")
+        both_hard = self.is_hard and other.is_hard
+        keep_REE = hard(self.keep_REE, other.keep_REE) if both_hard else soft(self.keep_REE.float(), other.keep_REE.float())
+        notes = {"made_by": name, "of": [self.provenance, other.provenance]}
+        return ExpertMask(keep_REE, notes, next(iter(fingerprints), None))
+
+    # -- counts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_hard(self) -> bool:
+        """Whether every expert is either kept or removed, by type."""
+        return self.keep_REE.dtype == torch.bool
+
+    @cached_property
+    def removed_per_group(self) -> list[int]:
+        """For each routing group the number of experts whose keep-weight is below one."""
+        return (self.keep_REE < 1).flatten(1).sum(1).tolist()
+
+    @property
+    def num_experts(self) -> int:
+        """R * E * E."""
+        return self.keep_REE.numel()
+
+    @property
+    def num_removed(self) -> int:
+        """Experts whose keep-weight is below one."""
+        return sum(self.removed_per_group)
+
+    @property
+    def num_kept(self) -> int:
+        """Experts whose keep-weight is one."""
+        return self.num_experts - self.num_removed
+
+    def __repr__(self) -> str:
+        R, E, _ = self.keep_REE.shape
+        return f"ExpertMask({self.num_removed:,} of {self.num_experts:,} experts removed; {R} groups, E={E})"
+
+    # -- use --------------------------------------------------------------------------------------------------------
+
+    def check_fits(self, model: MonetPreTrainedModel) -> None:
+        """Raise CheckpointError unless the mask has the model's shape and, if it carries a fingerprint, is the model's."""
+        wanted = _shape(model.config)
+        if tuple(self.keep_REE.shape) != wanted:
+            raise CheckpointError(f"a mask of shape {tuple(self.keep_REE.shape)}; the model wants {wanted}")
+        if self.fingerprint is not None and self.fingerprint != model.fingerprint():
+            raise CheckpointError(
+                f"the mask was made for another model (fingerprint {self.fingerprint}, this model has "
+                f"{model.fingerprint()}); select experts on this model instead"
+            )
+
+    @contextmanager
+    def applied_to(self, model: MonetPreTrainedModel) -> Iterator[MonetPreTrainedModel]:
+        """Mask every forward and generate of `model` inside the block; masks nest and are undone bitwise.
+
+        Raises:
+            CheckpointError: the mask belongs to another model or has another shape.
+        """
+        self.check_fits(model)
+        applied = model.base_model.active_masks.applied
+        applied.append(self)
+        try:
+            yield model
+        finally:
+            applied.pop()
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str], model: MonetPreTrainedModel | None = None) -> None:
+        """Write as safetensors, one bit an expert for hard masks.
+
+        Args:
+            path: file to write, atomically.
+            model: writes this model's fingerprint into the file; None keeps the mask's own.
+        """
+        if model is not None:
+            self.check_fits(model)
+        if self.is_hard:
+            content = torch.from_numpy(np.packbits(self.keep_REE.numpy().reshape(-1)))
+        else:
+            content = self.keep_REE
+        metadata = {
+            "format": _FORMAT,
+            "shape": json.dumps(list(self.keep_REE.shape)),
+            "fingerprint": (model.fingerprint() if model is not None else self.fingerprint) or "",
+            "provenance": json.dumps(self.provenance),
+        }
+        with atomic_path(path) as temporary:
+            save_file({"keep": content}, temporary, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: MonetPreTrainedModel | None = None) -> ExpertMask:
+        """Read a mask written by `save`.
+
+        Args:
+            path: the file.
+            model: refuse the mask unless it fits this model.
+        Raises:
+            CheckpointError: the file is no mask, is damaged, or belongs to another model.
+        """
+        try:
+            with safe_open(Path(path), "pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise CheckpointError(f"{path}: not an expert mask (format {metadata.get('format')!r})")
+                content = file.get_tensor("keep")
+            shape = tuple(json.loads(metadata["shape"]))
+            provenance = json.loads(metadata["provenance"])
+            if content.dtype == torch.uint8:
+                bits = np.unpackbits(content.numpy())
+                size = int(np.prod(shape))
+                if not 0 <= len(bits) - size < 8:
+                    raise CheckpointError(f"{path}: {len(bits)} bits for a mask of shape {shape}")
+                content = torch.from_numpy(bits[:size].astype(bool))
+            mask = cls(content.reshape(shape), provenance, metadata["fingerprint"] or None)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such mask file") from None
+        except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError, TypeError, ConfigError) as error:
+            raise CheckpointError(f"{path}: damaged mask file ({error})") from None
+        if model is not None:
+            mask.check_fits(model)
+        return mask
+
+
+def _shape(config: MonetConfig) -> tuple[int, int, int]:
+    return config.num_routing_groups, config.moe_experts, config.moe_experts

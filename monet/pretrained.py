@@ -1,0 +1,87 @@
+"""Loading checkpoints with checks, and the fingerprint that ties masks and statistics to a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils.hub import cached_file
+
+from monet.configuration_monet import MonetConfig
+from monet.errors import CheckpointError, ConfigError
+from monet.masks import ExpertMask
+from monet.router import MonetRouter
+
+MASK_FILE = "expert_mask.safetensors"
+
+_STRUCTURAL_KEYS = (
+    "hidden_size", "num_hidden_layers", "moe_dim", "moe_heads", "moe_experts", "moe_topk", "moe_groups", "moe_decompose",
+)  # fmt: skip
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def fingerprint(config: MonetConfig, routers: Iterable[MonetRouter]) -> str:
+    """SHA-256 over the structural keys and the routers' weights, first 32 hexadecimal digits.
+
+    Weights enter rounded to bfloat16, so that a checkpoint loaded as float32 or as bfloat16 is the same model.
+    """
+    digest = hashlib.sha256(json.dumps([getattr(config, key) for key in _STRUCTURAL_KEYS]).encode())
+    for router in routers:
+        for weight in (router.w1.weight, router.w2.weight):
+            digest.update(_bytes(weight))
+    return digest.hexdigest()[:32]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().reshape(-1))
+
+
+def load_checked(
+    cls: type, load: Callable[..., Any], name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+) -> Any:
+    """Call transformers' `from_pretrained` as `load`, refuse what does not match, attach the stored mask.
+
+    Raises:
+        ConfigError: pickled weights were asked for.
+        CheckpointError: tensors are missing, superfluous or not finite, or the stored mask does not fit.
+    """
+    if kwargs.setdefault("use_safetensors", True) is not True:
+        raise ConfigError("use_safetensors=False: Monet reads safetensors only; convert the checkpoint first")
+    wants_info = kwargs.pop("output_loading_info", False)
+    model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
+    if name_or_path is not None:
+        _refuse_mismatches(cls, name_or_path, info)
+        _refuse_non_finite(name_or_path, model.state_dict())
+        path = _mask_path(name_or_path, kwargs)
+        if path is not None:
+            model.set_expert_mask(ExpertMask.load(path))
+    return (model, info) if wants_info else model
+
+
+def _refuse_mismatches(cls: type, name_or_path: str | os.PathLike, info: dict[str, Any]) -> None:
+    superfluous = {key for key in info["unexpected_keys"] if cls.__name__ != "MonetModel" or key != "lm_head.weight"}
+    for what, keys in (("lacks", info["missing_keys"]), ("holds unknown", superfluous)):
+        if keys:
+            listed = ", ".join(sorted(keys)[:5]) + (", ..." if len(keys) > 5 else "")
+            raise CheckpointError(f"{name_or_path}: the checkpoint {what} {len(keys)} tensors: {listed}")
+
+
+def _refuse_non_finite(name_or_path: str | os.PathLike, state: dict[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{name_or_path}: tensor {name} holds values that are NaN or infinite")
+
+
+def _mask_path(name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> Path | None:
+    hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
+    path = cached_file(
+        name_or_path, MASK_FILE, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False, **hub,
+    )  # fmt: skip
+    return None if path is None else Path(path)

@@ -1,0 +1,203 @@
+"""Product-key router: logits on two axes, a threshold from running statistics, sparse probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from monet.configuration_monet import MonetConfig
+from monet.kernels.routing.op import thresholded_softmax
+from monet.kernels.routing.reference import BatchStatistics, batch_statistics, normal_quantile, raw_threshold
+from monet.losses import RouterLoss, ambiguity_loss, uniformity_loss
+
+_EPS = 1e-5
+_MOMENTUM = 0.1
+
+
+class RouterMetrics(NamedTuple):
+    """What a router did with a batch, detached from the graph; padded tokens are not counted.
+
+    uniformity, ambiguity: scalars, the paper's losses.
+    active_per_head: scalar, mean number of active keys a token, axis and head.
+    fired_2HE: int64, for each axis, head and key the number of tokens at which it was active.
+    """
+
+    uniformity: Tensor
+    ambiguity: Tensor
+    active_per_head: Tensor
+    fired_2HE: Tensor
+
+
+class RouterOutput(NamedTuple):
+    """Routing probabilities and by-products of one router.
+
+    g1_BTHE, g2_BTHE: float32, exactly 0 at inactive keys, rows sum to one.
+    uniformity, ambiguity: differentiable scalars, or None when no losses were asked for.
+    metrics: RouterMetrics, or None likewise.
+    statistics: moments of both axes' logits in this batch, or None unless the router is learning.
+    """
+
+    g1_BTHE: Tensor
+    g2_BTHE: Tensor
+    uniformity: Tensor | None = None
+    ambiguity: Tensor | None = None
+    metrics: RouterMetrics | None = None
+    statistics: tuple[BatchStatistics, BatchStatistics] | None = None
+
+
+class RoutingStatistics(nn.Module):
+    """Running mean and variance of one axis' logits per head, under the names of the released BatchNorm.
+
+    They stay float32 whatever the model is cast to: the threshold that is computed from them decides which experts act.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(num_heads, dtype=torch.float32))
+        self.register_buffer("running_var", torch.ones(num_heads, dtype=torch.float32))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.int64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoutingStatistics:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = self._buffers[name]
+            if new is not None and old is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+    @torch.no_grad()
+    def update(self, batch: BatchStatistics) -> None:
+        """Move the running statistics towards a batch's, with the unbiased variance; an empty batch changes nothing."""
+        if batch.count < 2:
+            return
+        self.running_mean.lerp_(batch.mean_H.float(), _MOMENTUM)
+        self.running_var.lerp_((batch.m2_H / (batch.count - 1)).float(), _MOMENTUM)
+        self.num_batches_tracked += 1
+
+
+class MonetRouter(nn.Module):
+    """Scores the two product keys of every expert (arXiv 2412.04139, section 3; threshold as in the release).
+
+    A learning router (train mode, weights that require gradients) takes its threshold from the batch; otherwise from
+    the running statistics. `update_statistics` moves the latter and is called outside activation checkpointing, so a
+    recomputed forward never counts twice.
+    """
+
+    def __init__(self, config: MonetConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_keys = config.moe_heads, config.moe_experts
+        self.quantile = normal_quantile(config.moe_topk, config.moe_experts)
+        self.w1 = nn.Linear(config.hidden_size, self.num_heads * self.num_keys, bias=False)
+        self.w2 = nn.Linear(config.hidden_size, self.num_heads * self.num_keys, bias=False)
+        self.norm1 = RoutingStatistics(self.num_heads)
+        self.norm2 = RoutingStatistics(self.num_heads)
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether the batch's own statistics set the threshold and move the running ones."""
+        return self.training and (self.w1.weight.requires_grad or self.w2.weight.requires_grad)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        token_mask_BT: Tensor | None = None,
+        with_losses: bool = False,
+        router_loss: RouterLoss | None = None,
+    ) -> RouterOutput:
+        """Route a batch.
+
+        Args:
+            x_BTD: post-attention normalised states of the group's first layer.
+            token_mask_BT: bool, False at padding, which then enters neither statistics nor losses; None for no padding.
+            with_losses: also return the auxiliary losses and metrics.
+            router_loss: chooses what the uniformity loss is computed on; None is the paper's.
+        """
+        axes = [self._axis(x_BTD, w, norm, token_mask_BT, with_losses, router_loss)
+                for w, norm in ((self.w1, self.norm1), (self.w2, self.norm2))]  # fmt: skip
+        g1_BTHE, g2_BTHE = (axis.g_BTHE for axis in axes)
+        statistics = (axes[0].statistics, axes[1].statistics) if self.is_learning else None
+        if not with_losses:
+            return RouterOutput(g1_BTHE, g2_BTHE, statistics=statistics)
+        paper_uniformity = uniformity_loss(torch.stack([axis.mean_HE for axis in axes]))
+        ambiguity = ambiguity_loss(torch.stack([axis.mean_max_H for axis in axes]))
+        target_HE = [axis.target_HE for axis in axes]
+        uniformity = paper_uniformity if target_HE[0] is None else uniformity_loss(torch.stack(target_HE))
+        fired_2HE = torch.stack([axis.fired_HE for axis in axes])
+        tokens = x_BTD.shape[0] * x_BTD.shape[1] if token_mask_BT is None else token_mask_BT.sum()
+        active_per_head = fired_2HE.sum() / (2 * self.num_heads * max(int(tokens), 1))
+        metrics = RouterMetrics(paper_uniformity.detach(), ambiguity.detach(), active_per_head, fired_2HE)
+        return RouterOutput(g1_BTHE, g2_BTHE, uniformity, ambiguity, metrics, statistics)
+
+    @torch.no_grad()
+    def update_statistics(self, output: RouterOutput) -> None:
+        """Move the running statistics by what a learning forward saw; does nothing after any other forward."""
+        if output.statistics is not None:
+            self.norm1.update(output.statistics[0])
+            self.norm2.update(output.statistics[1])
+
+    def _axis(
+        self,
+        x_BTD: Tensor,
+        w: nn.Linear,
+        norm: RoutingStatistics,
+        token_mask_BT: Tensor | None,
+        with_losses: bool,
+        router_loss: RouterLoss | None,
+    ) -> _Axis:
+        B, T, _ = x_BTD.shape
+        H, E = self.num_heads, self.num_keys
+        z_TP = w(x_BTD.flatten(0, 1))
+        statistics = None
+        if self.is_learning:
+            statistics = batch_statistics(z_TP.view(B, T, H, E), token_mask_BT)
+            var_H = statistics.m2_H / statistics.count.clamp(min=1)
+            mean_H = statistics.mean_H
+        else:
+            mean_H, var_H = norm.running_mean, norm.running_var
+        threshold_H = raw_threshold(mean_H, var_H, self.quantile, _EPS)
+        target = None if router_loss is None or not with_losses else router_loss.uniformity_on
+        weight_1T = _token_weights(token_mask_BT, B * T, x_BTD.device) if with_losses else None
+        target_HE = None
+        if target in ("softmax", "firing"):
+            logits_THE = z_TP.float().view(B * T, H, E)
+            if target == "softmax":
+                probability_THE = logits_THE.softmax(-1)
+            else:
+                width_H1 = router_loss.firing_width * (var_H + _EPS).sqrt().float()[:, None]
+                probability_THE = torch.sigmoid((logits_THE - threshold_H.float()[:, None]) / width_H1)
+            mean_HE = (weight_1T @ probability_THE.flatten(1)).view(H, E)
+            target_HE = mean_HE / mean_HE.sum(-1, keepdim=True)
+        g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=target_HE is None)
+        g_BTHE = g_TP.view(B, T, H, E)
+        if not with_losses:
+            return _Axis(g_BTHE, statistics)
+        mean_HE = (weight_1T.to(g_TP.dtype) @ g_TP).view(H, E)
+        mean_max_H = (weight_1T.to(g_TP.dtype) @ g_BTHE.amax(-1).flatten(0, 1))[0]
+        fired_THE = g_BTHE.detach().flatten(0, 1) > 0
+        fired_HE = fired_THE.sum(0) if token_mask_BT is None else fired_THE[token_mask_BT.flatten()].sum(0)
+        return _Axis(g_BTHE, statistics, mean_HE, mean_max_H, fired_HE, target_HE)
+
+
+class _Axis(NamedTuple):
+    g_BTHE: Tensor
+    statistics: BatchStatistics | None
+    mean_HE: Tensor | None = None
+    mean_max_H: Tensor | None = None
+    fired_HE: Tensor | None = None
+    target_HE: Tensor | None = None
+
+
+def _token_weights(token_mask_BT: Tensor | None, num_tokens: int, device: torch.device) -> Tensor:
+    """(1, B*T) float32: a mean over the unmasked tokens as one matrix product."""
+    if token_mask_BT is None:
+        return torch.full((1, num_tokens), 1 / max(num_tokens, 1), device=device)
+    weight_1T = token_mask_BT.reshape(1, -1).float()
+    return weight_1T / weight_1T.sum().clamp(min=1)
