@@ -1,0 +1,229 @@
+"""Windows -> batches for Lightning: prepared when needed, resumed exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+
+from monet.data.loaders import TrainStream, ValidationPass
+from monet.data.order import WindowOrder
+from monet.data.shards import MANIFEST, TokenShards
+from monet.data.windows import WindowDataset
+from monet.errors import ConfigError, DataError
+
+
+class MonetDataModule(L.LightningDataModule):
+    """Batches of token windows with a domain label.
+
+    Training batches are an endless stream in which batch n depends on the data, the seed, n, batch size and rank only;
+    its position is saved with a checkpoint and counts the batches that were used, not those fetched ahead.
+
+    Args:
+        data_dir: folder with prepared data; made on the first run when `source` or `prepare_config` is given.
+        source: text to prepare the data from (file, folder or hf://OWNER/NAME); None takes the data as they are.
+        tokenizer: fast tokenizer for the preparation, a folder or Hugging Face name; None trains one.
+        vocab_size: number of ids of a trained tokenizer; None takes the preparation's default.
+        prepare_config: YAML file with further settings of the preparation, as for `monet data prepare --config`;
+            `source`, `tokenizer` and `vocab_size` given here come first, and `data_dir` stands for its `out`.
+        seq_len: tokens a window predicts; a window has one more.
+        batch_size: windows in a batch of one rank (and one accumulation step).
+        seed: chooses the order of the training windows.
+        mixture: share of the training windows drawn from each domain, in any unit; a domain that is not named is not
+            drawn. None draws every window equally often.
+        max_val_windows: validation windows of each domain at most, spread evenly over it; None takes all.
+        num_workers: loader processes of each rank; 0 loads in the training process.
+        pin_memory: put batches in page-locked memory, which speeds up the way to a GPU.
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        data_dir: str,
+        source: str | None = None,
+        tokenizer: str | None = None,
+        vocab_size: int | None = None,
+        prepare_config: str | None = None,
+        seq_len: int = 256,
+        batch_size: int = 16,
+        seed: int = 0,
+        mixture: dict[str, float] | None = None,
+        max_val_windows: int | None = 64,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("seq_len", seq_len, 1),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("max_val_windows", 1 if max_val_windows is None else max_val_windows, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"{name} {value} must be at least {least}")
+        self.data_dir = Path(data_dir)
+        self.source = source
+        self.tokenizer = tokenizer
+        self.vocab_size_wanted = vocab_size
+        self.prepare_config = prepare_config
+        self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.seed = seed
+        self.mixture = mixture
+        self.max_val_windows = max_val_windows
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self._shards: TokenShards | None = None
+        self._stream: TrainStream | None = None
+        self._position: dict[str, Any] | None = None
+
+    @property
+    def shards(self) -> TokenShards:
+        """The open data.
+
+        Raises:
+            DataError: they are not there or damaged.
+        """
+        if self._shards is None:
+            self._shards = TokenShards(self.data_dir)
+        return self._shards
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains; `domain` of a batch is a place in this list."""
+        return self.shards.domains
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids of the tokenizer; a model's vocabulary must be at least as large."""
+        return self.shards.vocab_size
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Folder for `AutoTokenizer.from_pretrained`."""
+        return self.shards.tokenizer_dir
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the data's content."""
+        return self.shards.fingerprint
+
+    def prepare_data(self) -> None:
+        """Prepare `data_dir`, or check that it was prepared with these settings. Runs on one process.
+
+        Raises:
+            ConfigError: it holds data of other settings.
+            DataError: the text cannot be used, or there is neither prepared data nor a source.
+        """
+        settings = self._preparation()
+        source = settings.get("source")
+        there = (self.data_dir / MANIFEST).is_file()
+        if there and (not isinstance(source, str) or source.startswith("hf://") or not Path(source).exists()):
+            return
+        if source is None:
+            raise DataError(
+                f"{self.data_dir}: no prepared data; give a source (or a prepare_config) to make them from, or run "
+                f"`monet data prepare --out {self.data_dir}`"
+            )
+        _prepare({**settings, "out": str(self.data_dir)})
+
+    def _preparation(self) -> dict[str, Any]:
+        """Arguments of `prepare` as they stand in the configuration, without `out`."""
+        settings: dict[str, Any] = {}
+        if self.prepare_config is not None:
+            try:
+                settings = yaml.safe_load(Path(self.prepare_config).read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                raise ConfigError(f"prepare_config {self.prepare_config!r} cannot be read: {error}") from None
+            if not isinstance(settings, dict):
+                raise ConfigError(
+                    f"prepare_config {self.prepare_config!r} must hold keys and values of the preparation"
+                )
+        given = {"source": self.source, "tokenizer": self.tokenizer, "vocab_size": self.vocab_size_wanted}
+        return settings | {key: value for key, value in given.items() if value is not None}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open and check the data; a new fit begins at the position that was loaded, or at the first batch."""
+        if stage == "fit":
+            self._stream = None
+        if self.mixture is not None and (unknown := sorted(set(self.mixture) - set(self.domains))):
+            raise ConfigError(f"mixture: no domain {unknown[0]!r} in {self.data_dir}; it has {', '.join(self.domains)}")
+
+    def train_dataloader(self) -> TrainStream:
+        """The endless stream, at the position that was loaded last."""
+        windows = WindowDataset(self.shards, "train", self.seq_len)
+        weights = None if self.mixture is None else [self.mixture.get(domain, 0.0) for domain in windows.chosen]
+        world_size, rank = self._place()
+        stream = TrainStream(
+            windows,
+            WindowOrder(windows.counts, self.seed, weights),
+            self.batch_size,
+            world_size=world_size,
+            rank=rank,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            # a trainer fetches one batch ahead; on_before_batch_transfer counts instead
+            count_on_yield=self.trainer is None,
+        )
+        position = self._position if self._stream is None else self._stream.state_dict()
+        if position is not None:
+            stream.load_state_dict(position)
+        self._stream, self._position = stream, None
+        return stream
+
+    def val_dataloader(self) -> ValidationPass:
+        """Held-out windows, each batch of one domain."""
+        world_size, rank = self._place()
+        return ValidationPass(
+            WindowDataset(self.shards, "validation", self.seq_len),
+            self.batch_size,
+            max_windows=self.max_val_windows,
+            world_size=world_size,
+            rank=rank,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+        )
+
+    def _place(self) -> tuple[int, int]:
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count a training batch as used when a step begins with it; "number" is in training batches only."""
+        if self._stream is not None and isinstance(batch, dict) and "number" in batch:
+            self._stream.consumed = int(batch["number"]) + 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the training stream, see `TrainStream.state_dict`; {} before there is one."""
+        if self._stream is not None:
+            return self._stream.state_dict()
+        return dict(self._position or {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at a saved position.
+
+        Raises:
+            DataError, ConfigError: it belongs to other data or settings; raised here, or when the stream is made.
+        """
+        if self._stream is None:
+            self._position = dict(state_dict) or None
+        else:
+            self._stream.load_state_dict(state_dict)
+
+
+def _prepare(settings: dict[str, Any]) -> None:
+    """Call `prepare` with settings that come from a file, after checking them against its signature."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from monet.data.prepare import prepare
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(prepare, as_positional=False)
+    try:
+        arguments = parser.instantiate(parser.parse_object(settings))
+    except ArgumentError as error:
+        raise ConfigError(f"settings of the data preparation: {error}") from None
+    prepare(**arguments.as_dict())

@@ -1,0 +1,193 @@
+"""Windows -> batches: an endless training stream with an exact position, and a bounded validation pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from monet.data.order import WindowOrder
+from monet.data.windows import WindowDataset, collate
+from monet.errors import ConfigError, DataError
+
+Batch = dict[str, torch.Tensor]
+
+
+def _loader(windows: WindowDataset, batches: Any, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
+    return DataLoader(
+        windows,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        # the default would draw a seed from torch's global generator, and with it change what a resumed run draws
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+class TrainStream:
+    """Endless stream of training batches whose batch n follows from (data, seed, weights, n, batch size, ranks).
+
+    Positions of the shuffled order are dealt to the ranks in turn: batch n of rank r holds positions
+    (n*W + r)*B .. (n*W + r)*B + B-1. So W ranks with B windows and one rank with W*B see the same windows at every n.
+
+    Not a torch `DataLoader`, since Lightning would give one a sampler of its own.
+
+    Args:
+        windows: the training windows.
+        order: see `WindowOrder`.
+        batch_size: B, windows in a batch of one rank.
+        world_size, rank: W and this process's place.
+        num_workers: loader processes; 0 loads in this one.
+        pin_memory: put batches in page-locked memory.
+        count_on_yield: count a batch as consumed when it is handed out; otherwise somebody else sets `consumed`,
+            because batches are fetched before they are used.
+    Attributes:
+        consumed: batches used so far; iteration starts here.
+    """
+
+    def __init__(
+        self,
+        windows: WindowDataset,
+        order: WindowOrder,
+        batch_size: int,
+        *,
+        world_size: int = 1,
+        rank: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        count_on_yield: bool = True,
+    ) -> None:
+        self.windows = windows
+        self.order = order
+        self.batch_size = batch_size
+        self.world_size = world_size
+        self.rank = rank
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.count_on_yield = count_on_yield
+        self.consumed = 0
+
+    def batch_windows(self, number: int) -> list[int]:
+        """Window ids of batch `number` of this rank."""
+        first = (number * self.world_size + self.rank) * self.batch_size
+        return self.order(np.arange(first, first + self.batch_size)).tolist()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from `consumed` on: {"input_ids": (B, T+1), "domain": (B,), "index": (B,), "document": (B,),
+        "number": ()}, all int64; "number" is n."""
+        first = self.consumed
+        loader = _loader(self.windows, _BatchNumbers(self, first), self.num_workers, self.pin_memory)
+        for number, batch in enumerate(loader, start=first):
+            if self.count_on_yield:
+                self.consumed = number + 1
+            yield {**batch, "number": torch.tensor(number)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and everything it is a position in; JSON-able."""
+        return {
+            "consumed": self.consumed,
+            "batch_size": self.batch_size,
+            "world_size": self.world_size,
+            "seed": self.order.seed,
+            "seq_len": self.windows.seq_len,
+            "slots": self.order.slots,
+            "fingerprint": self.windows.shards.fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a saved position.
+
+        Another number of ranks is accepted when all ranks together still take as many windows for a batch: the order
+        stays the same.
+
+        Raises:
+            DataError: the position belongs to other data.
+            ConfigError: it belongs to another seed, window length, mixture or batch size.
+        """
+        here = self.state_dict()
+        if missing := sorted(set(here) - set(state)):
+            raise DataError(f"data position without {missing[0]!r}: it was not saved by this data loader")
+        if state["fingerprint"] != here["fingerprint"]:
+            raise DataError(
+                f"{self.windows.shards.folder}: fingerprint {here['fingerprint'][:12]}, but the run's data have "
+                f"{state['fingerprint'][:12]}; give the data it was trained on, or start a new run"
+            )
+        for key in ("seed", "seq_len", "slots"):
+            if state[key] != here[key]:
+                name = "mixture" if key == "slots" else key
+                raise ConfigError(
+                    f"{name} {here[key]} differs from the run's {state[key]}, so its place in the data is lost; set it "
+                    "back, or start a new run"
+                )
+        if state["batch_size"] * state["world_size"] != self.batch_size * self.world_size:
+            raise ConfigError(
+                f"batch_size {self.batch_size} on {self.world_size} rank(s) differs from the run's "
+                f"{state['batch_size']} on {state['world_size']}; keep their product, or start a new run"
+            )
+        self.consumed = int(state["consumed"])
+
+
+class _BatchNumbers:
+    """Endless batch sampler of a stream, from one batch number on."""
+
+    def __init__(self, stream: TrainStream, first: int) -> None:
+        self._stream = stream
+        self._first = first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        number = self._first
+        while True:
+            yield self._stream.batch_windows(number)
+            number += 1
+
+
+class ValidationPass:
+    """Batches for one look at held-out text: each holds windows of one domain, spread evenly over it.
+
+    Each rank takes its share; where a domain's windows do not divide by the ranks, the last few are left out, so that
+    all ranks have equally many batches.
+
+    Args:
+        windows: the held-out windows.
+        batch_size: windows in a batch at most.
+        max_windows: windows of each domain over all ranks at most; None takes all.
+        world_size, rank, num_workers, pin_memory: as for `TrainStream`.
+    """
+
+    def __init__(
+        self,
+        windows: WindowDataset,
+        batch_size: int,
+        *,
+        max_windows: int | None = None,
+        world_size: int = 1,
+        rank: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.windows = windows
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.batches: list[list[int]] = []
+        for domain, count in zip(windows.chosen, windows.counts, strict=True):
+            taken = min(count, max_windows or count) // world_size * world_size
+            if taken == 0:
+                raise DataError(
+                    f"domain {domain!r} has {count} validation windows (max_val_windows {max_windows}) for "
+                    f"{world_size} ranks; add text, shorten seq_len or raise max_val_windows"
+                )
+            first = windows.windows_of(domain).start
+            spread = first + np.arange(taken) * count // taken
+            mine = spread[rank::world_size].tolist()
+            self.batches += [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches as `collate` gives them."""
+        return iter(_loader(self.windows, self.batches, self.num_workers, self.pin_memory))

@@ -1,0 +1,237 @@
+"""Documents -> splits -> tokens -> shards: the `monet data prepare` verb.
+
+The work happens in a folder `OUT.partial` beside the result, which takes its final name when all of it is there. What
+is finished in it (fetched parts, tokenizer, shards) outlives a kill, and the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from monet.data import hub
+from monet.data.pipeline import FETCHED, SCAN, Job
+from monet.data.report import print_notes, print_table
+from monet.data.shards import FORMAT, MANIFEST, TokenShards
+from monet.data.sources import OnError, TextFile, check_domain, find_files, inventory
+from monet.data.splits import DEFAULT_SHARES, check_shares
+from monet.errors import ConfigError, DataError
+from monet.files import atomic_write_json, fsync_path, sha256_file
+
+_SETTINGS, _LOCK = "settings.json", ".lock"
+
+
+def prepare(
+    source: str | dict[str, str],
+    out: Path,
+    *,
+    domain: str | None = None,
+    tokenizer: str | None = None,
+    vocab_size: int = 32000,
+    tokenizer_bytes: int = 100_000_000,
+    splits: dict[str, float] | None = None,
+    seed: int = 0,
+    text_key: str = "text",
+    source_key: str = "source",
+    domain_key: str | None = None,
+    max_documents: int | None = None,
+    on_error: OnError = "refuse",
+    add_bos: bool = False,
+    shard_tokens: int = 1 << 24,
+    overwrite: bool = False,
+) -> TokenShards:
+    """Turn text into token shards with a domain label, ready for training.
+
+    Prints the documents, tokens and bytes a token of every domain and split. A killed preparation goes on where it was
+    when the same command runs again, and its result is byte for byte that of an uninterrupted one. A finished one is
+    left alone when the settings and the text are the same, and refused when they differ.
+
+    Args:
+        source: file, folder (each sub-folder is a domain) or Hugging Face dataset
+            (hf://OWNER/NAME?config=NAME&split=train&revision=COMMIT, or hf:// before a local folder); or a mapping
+            from domain to any of these. Files are UTF-8 text (one file is one document) or .jsonl records, each also
+            as .gz, .xz or .bz2.
+        out: folder to make.
+        domain: one name for everything in the source; without it sub-folders or domain_key give the names.
+        tokenizer: folder or Hugging Face name of a fast tokenizer; without it a byte-level BPE is trained on the
+            training split.
+        vocab_size: number of ids of the trained tokenizer, at least 259; not used with `tokenizer`.
+        tokenizer_bytes: UTF-8 bytes of text the tokenizer is trained on at most, in equal parts from the domains.
+        splits: share of the originals in train, validation, identify and evaluate; they add up to 1, a share of 0
+            leaves the split out. Default 0.80, 0.04, 0.08 and 0.08.
+        seed: chooses which originals fall in which split.
+        text_key: key of a record that holds its text.
+        source_key: key of a record that names its original; records of one original stay in one split.
+        domain_key: key of a Hugging Face record that names its domain.
+        max_documents: documents taken from each domain at most, the first ones; without it all.
+        on_error: refuse stops at the first unreadable file or record and names it; skip leaves it out and counts it.
+        add_bos: put the tokenizer's bos id before each document.
+        shard_tokens: tokens a shard holds at most (a longer document gets a shard to itself).
+        overwrite: replace finished or begun data of other settings.
+    Returns:
+        the prepared data, opened.
+    Raises:
+        DataError: the text, the tokenizer or existing data cannot be used; names the file and line.
+        ConfigError: a setting is out of range, or differs from those of the data in `out`.
+    """
+    from filelock import FileLock, Timeout
+
+    out = Path(out)
+    for name, value in {"tokenizer_bytes": tokenizer_bytes, "shard_tokens": shard_tokens}.items():
+        if value < 1:
+            raise ConfigError(f"{name} {value} must be at least 1")
+    if max_documents is not None and max_documents < 1:
+        raise ConfigError(f"max_documents {max_documents} must be at least 1; leave it out for all documents")
+    if text_key == source_key:
+        raise ConfigError(f"text_key and source_key are both {text_key!r}; they must name two keys")
+    shares = check_shares(DEFAULT_SHARES if splits is None else splits)
+    if (out.exists() or out.is_symlink()) and not (out / MANIFEST).is_file():
+        raise DataError(f"{out} exists and holds no {MANIFEST}, so it is not prepared data; choose another --out")
+    files, remote, notes = _find(source, domain)
+    settings = {
+        "format": FORMAT,
+        "tokenizer": _tokenizer_identity(tokenizer),
+        "vocab_size": vocab_size if tokenizer is None else None,
+        "tokenizer_bytes": tokenizer_bytes if tokenizer is None else None,
+        "splits": shares,
+        "seed": seed,
+        "text_key": text_key,
+        "source_key": source_key,
+        "domain_key": domain_key,
+        "max_documents": max_documents,
+        "on_error": on_error,
+        "add_bos": add_bos,
+        "shard_tokens": shard_tokens,
+        "remote": remote,
+        "text": inventory(files),
+    }
+    partial = out.with_name(f"{out.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(partial / _LOCK, timeout=0):
+            job = None
+            if not _is_done(partial, out, settings, overwrite):
+                _begin(partial, settings, overwrite)
+                job = Job(partial, files, settings)
+                job.run(tokenizer)
+                _publish(partial, out)
+    except Timeout:
+        raise DataError(
+            f"{partial}: another preparation of {out} is running; wait for it or choose another --out"
+        ) from None
+    shards = TokenShards(out)
+    if job is None:
+        print(f"{out}: already prepared with these settings, nothing to do")
+        return shards
+    print_notes(notes, shards.manifest["skipped"])
+    print_table(shards.manifest, job.tokens_per_second)
+    print(f"prepared data: {out} (fingerprint {shards.fingerprint[:12]})")
+    return shards
+
+
+def _find(
+    source: str | dict[str, str], domain: str | None
+) -> tuple[dict[str, list[TextFile]], dict[str, str], list[str]]:
+    """Local files by domain, remote datasets by domain ("" where the records name theirs), and notes."""
+    if isinstance(source, dict) and domain is not None:
+        raise ConfigError(f"domain {domain!r} and a source that maps domains: give one of them")
+    parts = {check_domain(name, "source"): part for name, part in source.items()} if isinstance(source, dict) else {}
+    parts = parts or {domain or "": str(source)}
+    files: dict[str, list[TextFile]] = {}
+    remote: dict[str, str] = {}
+    notes: list[str] = []
+    for name, part in parts.items():
+        if part.startswith(hub.SCHEME):
+            remote[name] = part
+            continue
+        found, loose = find_files(part, name or None)
+        files.update(found)
+        if loose:
+            notes.append(f"not read, they lie outside the domain folders of {part}: {', '.join(loose)}")
+    return files, remote, notes
+
+
+def _tokenizer_identity(name: str | None) -> str | None:
+    """A local tokenizer is known by its content, one of the hub by its name."""
+    path = Path(name, "tokenizer.json") if name else None
+    return f"sha256:{sha256_file(path)}" if path and path.is_file() else name
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Settings that differ, as lines; only the first few files of the text are named."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name}: {old!r} there, {new!r} asked for"
+
+
+def _refusal(folder: Path, old: Any, new: Any) -> ConfigError:
+    differences = list(_differences(old, new))
+    more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+    return ConfigError(
+        f"{folder} was prepared with other settings ({'; '.join(differences[:5])}{more}); choose another --out, or "
+        "replace it with --overwrite true"
+    )
+
+
+def _is_done(partial: Path, out: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `out` already is what is asked for; if it is, or if it must stay, `partial` goes."""
+    if not out.exists():
+        return False
+    try:
+        old = TokenShards(out).manifest["settings"]
+    except DataError:
+        if not overwrite:
+            shutil.rmtree(partial)
+            raise
+        old = None
+    if old == settings:
+        shutil.rmtree(partial)
+        return True
+    if not overwrite:
+        shutil.rmtree(partial)
+        raise _refusal(out, old, settings)
+    return False
+
+
+def _begin(partial: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Make `partial` ready to go on: same settings, no half-written files.
+
+    What was begun with other settings is refused once it holds work worth keeping, and started anew before that.
+    """
+    old = None
+    for name in (_SETTINGS, MANIFEST):
+        if (partial / name).is_file():
+            old = json.loads((partial / name).read_text(encoding="utf-8"))
+    old = old["settings"] if old is not None and "settings" in old else old
+    if old != settings:
+        if old is not None and not overwrite and _has_work(partial):
+            raise _refusal(partial, old, settings)
+        for child in partial.iterdir():
+            if child.name != _LOCK:
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
+    for leftover in list(partial.rglob(".*.tmp-*")):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    atomic_write_json(partial / _SETTINGS, settings)
+
+
+def _has_work(partial: Path) -> bool:
+    return any(partial.rglob("shard-*.bin")) or any((partial / FETCHED).rglob("part-*.jsonl"))
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Drop what only the work needed and give the folder its final name."""
+    shutil.rmtree(partial / FETCHED, ignore_errors=True)
+    for path in [partial / _SETTINGS, partial / SCAN, partial / _LOCK, *partial.glob("*/*/shard-*.json")]:
+        path.unlink(missing_ok=True)
+    for folder, _, _ in os.walk(partial):
+        fsync_path(folder)
+    if out.exists():
+        shutil.rmtree(out)
+    os.rename(partial, out)
+    fsync_path(out.parent)

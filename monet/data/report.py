@@ -1,0 +1,79 @@
+"""What a preparation tells its user: progress bars and a table of what was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+
+class Progress:
+    """Progress bars on standard error; without a terminal only their final state is printed."""
+
+    def __init__(self) -> None:
+        self._progress = RichProgress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
+            TimeRemainingColumn(), console=Console(stderr=True),
+        )  # fmt: skip
+
+    def __enter__(self) -> Progress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, description: str, total: int | None, unit: str) -> Task:
+        """Add a bar; `total` None means that the end is not known."""
+        return Task(self._progress, self._progress.add_task(description, total=total, unit=unit))
+
+
+class Task:
+    """One bar."""
+
+    def __init__(self, progress: RichProgress, task_id: Any) -> None:
+        self._progress = progress
+        self._id = task_id
+
+    def advance(self, amount: int) -> None:
+        self._progress.advance(self._id, amount)
+
+
+def print_table(manifest: dict[str, Any], tokens_per_second: float) -> None:
+    """Documents, tokens and UTF-8 bytes a token of each domain and split."""
+    splits = manifest["splits"]
+    table = Table(box=box.SIMPLE, caption="documents / tokens / bytes a token")
+    table.add_column("domain")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for domain in manifest["domains"]:
+        table.add_row(domain, *(_cell(splits[split][domain]) for split in splits))
+    totals = [
+        {key: sum(part[key] for part in domains.values()) for key in ("documents", "tokens", "text_bytes")}
+        for domains in splits.values()
+    ]
+    table.add_section()
+    table.add_row("all", *(_cell(total) for total in totals))
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(table)
+    rate = f", {tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
+    tokens = sum(total["tokens"] for total in totals)
+    console.print(f"{tokens:,} tokens of a vocabulary of {manifest['vocab_size']:,} as {manifest['dtype']}{rate}")
+
+
+def _cell(part: dict[str, int]) -> str:
+    return f"{part['documents']:,} / {part['tokens']:,} / {part['text_bytes'] / part['tokens']:.2f}"
+
+
+def print_notes(notes: list[str], skipped: dict[str, Any]) -> None:
+    """What was left out: how many of each kind, and the first ones by name."""
+    for note in notes:
+        print(note)
+    for kind, count in skipped["counts"].items():
+        print(f"left out, {kind}: {count}")
+    for message in skipped["examples"]:
+        print(f"  {message}")

@@ -1,0 +1,346 @@
+"""Token ids on disk: a writer of bounded shards, and a reader that checks them and maps them into memory.
+
+A prepared folder holds
+
+    manifest.json                        what is here: sizes, SHA-256, dtype, vocabulary, counts, settings
+    tokenizer/                           files for `AutoTokenizer.from_pretrained`
+    SPLIT/DOMAIN/shard-00000.bin         token ids, little endian, uint16 or uint32; each document ends with eos
+    SPLIT/DOMAIN/shard-00000.offsets     uint64: where each document starts in the shard, and last the shard's end
+    SPLIT/DOMAIN/shard-00000.names.jsonl one line a document: where its text came from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monet.errors import DataError
+from monet.files import atomic_write_bytes, atomic_write_json, sha256_file
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+PARTS = (".bin", ".offsets", ".names.jsonl")
+_SAMPLED_BOUNDARIES = 16
+
+
+def dtype_for(vocab_size: int) -> np.dtype:
+    """Smallest of uint16 and uint32 (little endian) that holds every id below `vocab_size`."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class ShardWriter:
+    """Writes the documents of one split and domain into shards of bounded size.
+
+    A shard is written whole when it is full, its entry (`shard-00000.json`) last, so after a kill the folder holds
+    finished shards and nothing that looks like one. A new writer on the same folder continues behind them:
+    `done` documents need not be added again.
+
+    Args:
+        folder: where the shards go; made when missing.
+        dtype: of the ids, see `dtype_for`.
+        vocab_size: ids must lie below.
+        max_tokens: a shard is closed before it exceeds this; only a longer document has a larger shard, to itself.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype, vocab_size: int, max_tokens: int) -> None:
+        self.folder = folder
+        self.dtype = dtype
+        self.vocab_size = vocab_size
+        self.max_tokens = max_tokens
+        folder.mkdir(parents=True, exist_ok=True)
+        self.entries: list[dict[str, Any]] = []
+        while (entry := folder / f"shard-{len(self.entries):05d}.json").is_file():
+            self.entries.append(json.loads(entry.read_text(encoding="utf-8")))
+        self.done = sum(entry["documents"] for entry in self.entries)
+        self._start()
+
+    def _start(self) -> None:
+        self._ids: list[np.ndarray] = []
+        self._names: list[str] = []
+        self._text_bytes = 0
+        self._tokens = 0
+
+    def add(self, ids: list[int], name: str, text_bytes: int) -> None:
+        """Append one document, its eos included.
+
+        Raises:
+            DataError: an id does not lie in 0..vocab_size-1; nothing of the document is written.
+        """
+        array = np.asarray(ids, dtype=np.int64)
+        if (bad := np.flatnonzero((array < 0) | (array >= self.vocab_size))).size:
+            raise DataError(
+                f"{name}: token id {array[bad[0]]} at token {bad[0]} is outside the vocabulary of {self.vocab_size}; "
+                "the tokenizer's files do not belong together"
+            )
+        if self._tokens and self._tokens + array.size > self.max_tokens:
+            self.flush()
+        self._ids.append(array.astype(self.dtype))
+        self._names.append(name)
+        self._text_bytes += text_bytes
+        self._tokens += array.size
+
+    def flush(self) -> None:
+        """Write what was added since the last shard; does nothing when that is nothing."""
+        if not self._ids:
+            return
+        stem = f"shard-{len(self.entries):05d}"
+        ends = np.cumsum([0, *(ids.size for ids in self._ids)])
+        content = {
+            ".bin": np.concatenate(self._ids).tobytes(),
+            ".offsets": ends.astype("<u8").tobytes(),
+            ".names.jsonl": "".join(json.dumps(name, ensure_ascii=False) + "\n" for name in self._names).encode(),
+        }
+        for suffix, data in content.items():
+            atomic_write_bytes(self.folder / (stem + suffix), data)
+        entry = {
+            "stem": stem,
+            "dtype": self.dtype.name,
+            "documents": len(self._names),
+            "tokens": self._tokens,
+            "text_bytes": self._text_bytes,
+            "files": {
+                suffix: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                for suffix, data in content.items()
+            },
+        }
+        atomic_write_json(self.folder / f"{stem}.json", entry)
+        self.entries.append(entry)
+        self._start()
+
+
+class TokenStream:
+    """All tokens of one (split, domain) as one sequence, over its shards, mapped and never loaded whole.
+
+    Attributes:
+        num_tokens, num_documents: counts; tokens include each document's eos.
+    """
+
+    def __init__(self, folder: Path, entries: list[dict[str, Any]], dtype: np.dtype, vocab_size: int) -> None:
+        self._folder = folder
+        self._entries = entries
+        self._dtype = dtype
+        self._vocab_size = vocab_size
+        self._ends = np.cumsum([entry["tokens"] for entry in entries])
+        self._document_ends = np.cumsum([entry["documents"] for entry in entries])
+        self._maps: dict[str, np.ndarray] = {}
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def num_documents(self) -> int:
+        return int(self._document_ends[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a pickled memory map would carry its content into every loader process
+        return {**self.__dict__, "_maps": {}}
+
+    def path(self, shard: int, suffix: str = ".bin") -> Path:
+        return self._folder / (self._entries[shard]["stem"] + suffix)
+
+    def _mapped(self, shard: int, suffix: str, dtype: np.dtype) -> np.ndarray:
+        path = self.path(shard, suffix)
+        if (found := self._maps.get(path.name)) is None:
+            found = self._maps[path.name] = np.memmap(path, dtype=dtype, mode="r")
+        return found
+
+    def shard_ids(self, shard: int) -> np.ndarray:
+        """Ids of one shard, a view of the file; (tokens,) uint16 or uint32."""
+        return self._mapped(shard, ".bin", self._dtype)
+
+    def shard_offsets(self, shard: int) -> np.ndarray:
+        """Starts of the shard's documents and its end, a view of the file; (documents + 1,) uint64."""
+        return self._mapped(shard, ".offsets", np.dtype("<u8"))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Ids start..stop-1 of the stream; a view of the file unless the span crosses shards.
+
+        Raises:
+            IndexError: the span does not lie inside the stream.
+            DataError: an id is not below the vocabulary size; names file, offset and id.
+        """
+        if not 0 <= start < stop <= self.num_tokens:
+            raise IndexError(f"tokens {start}..{stop} of a stream of {self.num_tokens}")
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        last = int(np.searchsorted(self._ends, stop, side="left"))
+        pieces = []
+        for shard in range(first, last + 1):
+            base = int(self._ends[shard]) - self._entries[shard]["tokens"]
+            offset = max(start - base, 0)
+            piece = self.shard_ids(shard)[offset : stop - base]
+            if piece.max() >= self._vocab_size:
+                raise self._bad_id(shard, offset + int(np.argmax(piece >= self._vocab_size)))
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _bad_id(self, shard: int, offset: int) -> DataError:
+        return DataError(
+            f"{self.path(shard)}: id {self.shard_ids(shard)[offset]} at token {offset} is outside the vocabulary of "
+            f"{self._vocab_size}; the shard is damaged or was made with another tokenizer, prepare the data again"
+        )
+
+    def document_at(self, token: int) -> int:
+        """Number, inside the stream, of the document that holds this token."""
+        shard = int(np.searchsorted(self._ends, token, side="right"))
+        base = int(self._ends[shard]) - self._entries[shard]["tokens"]
+        local = int(np.searchsorted(self.shard_offsets(shard), np.uint64(token - base), side="right")) - 1
+        return int(self._document_ends[shard]) - self._entries[shard]["documents"] + local
+
+    def document_starts(self) -> np.ndarray:
+        """Token at which each document starts, and last the stream's end; (num_documents + 1,) int64, loaded."""
+        starts = [
+            self.shard_offsets(shard)[:-1].astype(np.int64) + int(self._ends[shard]) - entry["tokens"]
+            for shard, entry in enumerate(self._entries)
+        ]
+        return np.concatenate([*starts, np.array([self.num_tokens])])
+
+    def document_name(self, document: int) -> str:
+        """Where the document's text came from, as the source named it."""
+        shard = int(np.searchsorted(self._document_ends, document, side="right"))
+        local = document - (int(self._document_ends[shard]) - self._entries[shard]["documents"])
+        with open(self.path(shard, ".names.jsonl"), encoding="utf-8") as file:
+            return json.loads(next(itertools.islice(file, local, None)))
+
+    def check(self, eos_id: int, *, full: bool) -> None:
+        """Files and sizes, shards end to end, eos at document ends (a sample); with `full` hashes and every id.
+
+        Raises:
+            DataError: names the file and what differs.
+        """
+        known = {self.path(shard, suffix).name for shard in range(len(self._entries)) for suffix in PARTS}
+        if foreign := sorted({path.name for path in self._folder.iterdir()} - known):
+            raise DataError(f"{self._folder / foreign[0]}: not in the manifest; remove it, or prepare the data again")
+        for shard, entry in enumerate(self._entries):
+            self._check_files(shard, entry, full=full)
+            ids, ends = self.shard_ids(shard), self.shard_offsets(shard)
+            if len(ends) != entry["documents"] + 1 or ends[0] != 0 or ends[-1] != len(ids):
+                raise DataError(f"{self.path(shard, '.offsets')}: does not cover the {len(ids)} ids of its shard")
+            if full and (np.diff(ends.astype(np.int64)) <= 0).any():
+                raise DataError(f"{self.path(shard, '.offsets')}: document starts do not increase")
+            step = 1 if full else max(1, (len(ends) - 1) // _SAMPLED_BOUNDARIES)
+            sample = ends[1::step].astype(np.int64).clip(1, len(ids))
+            if (wrong := ids[sample - 1] != eos_id).any():
+                raise DataError(
+                    f"{self.path(shard)}: no end-of-text id {eos_id} before token {sample[np.argmax(wrong)]}, where a "
+                    "document ends; the shard belongs to other data or another dtype, prepare the data again"
+                )
+            if full and ids.max() >= self._vocab_size:
+                raise self._bad_id(shard, int(np.argmax(ids >= self._vocab_size)))
+
+    def _check_files(self, shard: int, entry: dict[str, Any], *, full: bool) -> None:
+        if entry["dtype"] != self._dtype.name:
+            raise DataError(
+                f"{self.path(shard)}: dtype {entry['dtype']} in a data set of {self._dtype.name}; it is a foreign shard"
+            )
+        for suffix in PARTS:
+            path, wanted = self.path(shard, suffix), entry["files"][suffix]
+            if not path.is_file():
+                raise DataError(f"{path}: missing; prepare the data again")
+            if (size := path.stat().st_size) != wanted["bytes"]:
+                raise DataError(
+                    f"{path}: {size} bytes where the manifest says {wanted['bytes']}; truncated or replaced, prepare "
+                    "the data again"
+                )
+            if full and sha256_file(path) != wanted["sha256"]:
+                raise DataError(f"{path}: content differs from the manifest's SHA-256; prepare the data again")
+        if entry["files"][".bin"]["bytes"] != entry["tokens"] * self._dtype.itemsize:
+            raise DataError(f"{self.path(shard)}: {entry['tokens']} ids of {self._dtype.name} do not fill its bytes")
+
+
+class TokenShards:
+    """A prepared folder, checked on opening.
+
+    Args:
+        folder: what `monet.data.prepare.prepare` made.
+        full: also hash every file and look at every id; otherwise names, sizes and a sample of document ends.
+    Attributes:
+        manifest: the parsed manifest.json.
+        domains: names in sorted order; a domain's number everywhere is its place here.
+        splits: names of the splits that are there.
+        vocab_size, eos_id: of the tokenizer.
+        fingerprint: SHA-256 over all content, the same for equal data wherever they were made.
+    Raises:
+        DataError: the folder or one of its files is missing, truncated, foreign or damaged; names it.
+    """
+
+    def __init__(self, folder: str | Path, *, full: bool = False) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self.domains: list[str] = self.manifest["domains"]
+        self.splits: list[str] = list(self.manifest["splits"])
+        self.vocab_size: int = self.manifest["vocab_size"]
+        self.eos_id: int = self.manifest["eos_id"]
+        self.fingerprint: str = self.manifest["fingerprint"]
+        for name, digest in self.manifest["tokenizer_files"].items():
+            path = self.folder / TOKENIZER / name
+            if not path.is_file():
+                raise DataError(f"{path}: missing; prepare the data again")
+            if sha256_file(path) != digest:
+                raise DataError(f"{path}: changed since the data were prepared, ids would mean other text")
+        if fingerprint_of(self.manifest) != self.fingerprint:
+            raise DataError(f"{self.folder / MANIFEST}: fingerprint does not fit its entries; it was edited")
+        for split, domain in itertools.product(self.splits, self.domains):
+            self.stream(split, domain).check(self.eos_id, full=full)
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        return self.folder / TOKENIZER
+
+    def stream(self, split: str, domain: str) -> TokenStream:
+        """The tokens of one split and domain.
+
+        Raises:
+            DataError: there is no such split or domain; names those there are.
+        """
+        if split not in self.splits:
+            raise DataError(f"{self.folder}: no split {split!r}; it has {', '.join(self.splits)}")
+        if domain not in self.domains:
+            raise DataError(f"{self.folder}: no domain {domain!r}; it has {', '.join(self.domains)}")
+        entries = self.manifest["splits"][split][domain]["shards"]
+        dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
+        return TokenStream(self.folder / split / domain, entries, dtype, self.vocab_size)
+
+
+def fingerprint_of(manifest: dict[str, Any]) -> str:
+    """SHA-256 over what the shards hold: hashes, order, vocabulary and tokenizer, not paths or times."""
+    content = {key: manifest[key] for key in ("format", "dtype", "vocab_size", "eos_id", "tokenizer_files", "domains")}
+    content["shards"] = {
+        split: {
+            domain: [[entry["files"][suffix]["sha256"] for suffix in PARTS] for entry in part["shards"]]
+            for domain, part in domains.items()
+        }
+        for split, domains in manifest["splits"].items()
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The parsed manifest.json of a prepared folder.
+
+    Raises:
+        DataError: it is missing, unreadable, or of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise DataError(
+                f"{path}: format {manifest['format']!r}, this version reads {FORMAT}; prepare the data again"
+            )
+        fingerprint_of(manifest)
+        if manifest["dtype"] not in ("uint16", "uint32"):
+            raise DataError(f"{path}: dtype {manifest['dtype']!r}; token ids are uint16 or uint32")
+        return manifest
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder}: no {MANIFEST}, so no prepared data; make them with `monet data prepare --out {folder}`"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a manifest of prepared data ({error!r})") from None

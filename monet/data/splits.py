@@ -1,0 +1,105 @@
+"""Which split a document belongs to: decided by its original alone, so that no original is seen by two splits."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+
+from monet.errors import ConfigError, DataError
+
+SPLITS = ("train", "validation", "identify", "evaluate")
+DEFAULT_SHARES: dict[str, float] = {"train": 0.80, "validation": 0.04, "identify": 0.08, "evaluate": 0.08}
+_SCALE = 1 << 64
+
+
+def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
+    """The shares in the order of SPLITS, without those that are 0.
+
+    Raises:
+        ConfigError: an unknown split, a negative share, no training split, or a sum other than 1.
+    """
+    if unknown := sorted(set(shares) - set(SPLITS)):
+        raise ConfigError(f"splits: unknown name {unknown[0]!r}; the splits are {', '.join(SPLITS)}")
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ConfigError(f"splits: share {share} of {name!r} must lie between 0 and 1")
+    total = sum(shares.values())
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        raise ConfigError(f"splits: the shares {dict(shares)} add up to {total:g}; they must add up to 1")
+    if not shares.get("train"):
+        raise ConfigError("splits: the share of 'train' is 0; a model and a tokenizer need training text")
+    return {name: float(shares[name]) for name in SPLITS if shares.get(name)}
+
+
+class SplitPlan:
+    """Deterministic split of originals by hash.
+
+    Args:
+        shares: share of the originals in each split; they add up to 1.
+        seed: another seed deals the originals anew.
+        moved: originals (by hash) that lie in another split than their hash says, made by `fill`.
+    """
+
+    def __init__(self, shares: Mapping[str, float], seed: int, moved: Mapping[int, str] | None = None) -> None:
+        self.shares = check_shares(shares)
+        self.seed = seed
+        self.moved = dict(moved or {})
+        self._ends: list[tuple[int, str]] = []
+        total = 0.0
+        for name, share in self.shares.items():
+            total += share
+            self._ends.append((round(min(total, 1.0) * _SCALE), name))
+        self._ends[-1] = (_SCALE, self._ends[-1][1])
+
+    def hash_of(self, source: str) -> int:
+        """Place of an original in 0..2**64-1, uniform."""
+        digest = hashlib.blake2b(f"{self.seed}\n{source}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big")
+
+    def split_of_hash(self, place: int) -> str:
+        if place in self.moved:
+            return self.moved[place]
+        return next(name for end, name in self._ends if place < end)
+
+    def split_of(self, source: str) -> str:
+        """Split of the document's original."""
+        return self.split_of_hash(self.hash_of(source))
+
+    def fill(self, places: Mapping[str, Iterable[int]]) -> None:
+        """Give every split of every domain at least one original, by moving the one whose hash lies nearest.
+
+        Only a split that would be empty is touched, so in a corpus of some size nothing moves.
+
+        Args:
+            places: hashes of the originals of each domain.
+        Raises:
+            DataError: a domain has fewer originals than there are splits.
+        """
+        for domain, listed in sorted(places.items()):
+            originals = sorted(set(listed))
+            if len(originals) < len(self.shares):
+                raise DataError(
+                    f"domain {domain!r} has {len(originals)} originals and there are {len(self.shares)} splits "
+                    f"({', '.join(self.shares)}), each of which needs one; add text from more originals, or give a "
+                    "split the share 0"
+                )
+            start = 0
+            for end, name in self._ends:
+                members = [place for place in originals if self.split_of_hash(place) == name]
+                if not members:
+                    self.moved[self._nearest(originals, (start + end) // 2)] = name
+                start = end
+        for domain, listed in sorted(places.items()):
+            if missing := set(self.shares) - {self.split_of_hash(place) for place in listed}:
+                raise DataError(
+                    f"domain {domain!r} shares its few originals with other domains, so no document is left for its "
+                    f"split {min(missing)!r}; add text from more originals, or try another --seed"
+                )
+
+    def _nearest(self, originals: list[int], middle: int) -> int:
+        """The original nearest to `middle` among those of the fullest split."""
+        by_split: dict[str, list[int]] = {}
+        for place in originals:
+            by_split.setdefault(self.split_of_hash(place), []).append(place)
+        return min(max(by_split.values(), key=len), key=lambda place: abs(place - middle))

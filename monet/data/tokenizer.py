@@ -1,0 +1,108 @@
+"""A tokenizer for prepared data: any fast one of the Hugging Face kind, or a byte-level BPE trained here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from monet.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
+_SPECIAL = (BOS, EOS, PAD)
+_BYTES = 256
+
+
+def train_tokenizer(texts: Iterable[str] | Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: every text can be encoded, without unknown tokens, and decoded to the same bytes.
+
+    The result depends on the texts only, not on their batching or on the number of threads.
+
+    Args:
+        texts: training text; read once.
+        vocab_size: number of ids, the 256 bytes and <bos>, <eos>, <pad> (ids 0, 1, 2) included.
+    Raises:
+        ConfigError: the size is below 259.
+        DataError: there is too little text to find so many tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    smallest = _BYTES + len(_SPECIAL)
+    if vocab_size < smallest:
+        raise ConfigError(f"vocab_size {vocab_size} is below {smallest}, the 256 bytes and {len(_SPECIAL)} special ids")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if (found := tokenizer.get_vocab_size()) != vocab_size:
+        raise DataError(
+            f"the training text gives {found} tokens where vocab_size asks for {vocab_size}; add text, or ask for "
+            f"at most {found}"
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """A fast tokenizer from a folder or from the Hugging Face hub; code that comes with it is never run.
+
+    Raises:
+        DataError: it cannot be loaded, is not a fast one, or has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise DataError(
+            f"tokenizer {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}; give a folder with "
+            "tokenizer.json or the name of one on the Hugging Face hub, or leave it out to train one"
+        ) from None
+    if not tokenizer.is_fast:
+        raise DataError(f"tokenizer {name!r} is not a fast one (no tokenizer.json); save it as PreTrainedTokenizerFast")
+    if tokenizer.eos_token_id is None:
+        raise DataError(f"tokenizer {name!r} has no eos_token, which marks where a document ends; set one and save it")
+    return tokenizer
+
+
+class Encoder:
+    """Texts -> lists of ids, each closed by eos, on all cores.
+
+    Strings such as "<eos>" inside a text are encoded as the text they are: only the end of a document gives eos.
+
+    Args:
+        tokenizer: a fast tokenizer with an eos token.
+        add_bos: put the bos id before each document.
+    Raises:
+        ConfigError: add_bos with a tokenizer that has no bos token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, add_bos: bool = False) -> None:
+        if add_bos and tokenizer.bos_token_id is None:
+            raise ConfigError("add_bos is set and the tokenizer has no bos_token; leave it out or choose another one")
+        self.vocab_size = len(tokenizer)
+        self.eos_id = int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
+        self._prefix = [int(tokenizer.bos_token_id)] if add_bos else []  # pyright: ignore[reportArgumentType]
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.encode_special_tokens = True
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [[*self._prefix, *encoding.ids, self.eos_id] for encoding in encodings]

@@ -1,0 +1,116 @@
+"""Token shards -> windows of T+1 tokens with a domain label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from monet.data.shards import TokenShards
+from monet.errors import ConfigError, DataError
+
+
+class WindowDataset(Dataset[dict[str, Any]]):
+    """Windows of one split, domain after domain.
+
+    Window w of a domain holds tokens w*T .. w*T+T of its stream: neighbours share one token, so every token but the
+    first is predicted exactly once. Tokens behind the last whole window are left out and counted. A window can hold
+    several documents, with an eos between them, and never two domains.
+
+    Args:
+        prepared: a prepared folder, or one that is open already.
+        split: "train", "validation", "identify" or "evaluate".
+        seq_len: T, tokens predicted in a window, at least 1.
+        domains: names to take, in this order; None takes all. Labels always count over all domains of the folder.
+    Attributes:
+        shards: the open folder.
+        domains: names of all domains of the folder; `domain` of a window is a place in this list.
+        chosen: the domains whose windows are here.
+        counts: windows of each chosen domain.
+        dropped_tokens: tokens left out at the end of each chosen domain.
+    Raises:
+        DataError: there is no such split or domain, or a domain has no whole window; see also `TokenShards`.
+        ConfigError: seq_len is below 1.
+    """
+
+    def __init__(
+        self, prepared: str | Path | TokenShards, split: str, seq_len: int, domains: Sequence[str] | None = None
+    ) -> None:
+        if seq_len < 1:
+            raise ConfigError(f"seq_len {seq_len} must be at least 1")
+        self.shards = prepared if isinstance(prepared, TokenShards) else TokenShards(prepared)
+        self.split = split
+        self.seq_len = seq_len
+        self.domains = self.shards.domains
+        self.chosen = list(self.domains if domains is None else domains)
+        if not self.chosen:
+            raise ConfigError("domains []: name at least one domain, or leave it out for all of them")
+        self._streams = [self.shards.stream(split, domain) for domain in self.chosen]
+        self._labels = [self.domains.index(domain) for domain in self.chosen]
+        self.counts = [(stream.num_tokens - 1) // seq_len for stream in self._streams]
+        self.dropped_tokens = [
+            stream.num_tokens - 1 - count * seq_len for stream, count in zip(self._streams, self.counts, strict=True)
+        ]
+        for domain, stream, count in zip(self.chosen, self._streams, self.counts, strict=True):
+            if count == 0:
+                raise DataError(
+                    f"{self.shards.folder}: split {split!r} of domain {domain!r} has {stream.num_tokens} tokens, a "
+                    f"window of seq_len {seq_len} needs {seq_len + 1}; add text, shorten seq_len or leave it out"
+                )
+        self._ends = np.cumsum(self.counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def windows_of(self, domain: str) -> range:
+        """Indices of this domain's windows."""
+        place = self.chosen.index(domain)
+        end = int(self._ends[place])
+        return range(end - self.counts[place], end)
+
+    def locate(self, index: int) -> tuple[str, int, int]:
+        """Domain, first token in the domain's stream, and the number of the document that holds that token."""
+        place, start = self._place(index)
+        return self.chosen[place], start, self._streams[place].document_at(start)
+
+    def document_name(self, index: int) -> str:
+        """Where the text at the window's start came from."""
+        place, start = self._place(index)
+        return self._streams[place].document_name(self._streams[place].document_at(start))
+
+    def _place(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        return place, (index - int(self._ends[place]) + self.counts[place]) * self.seq_len
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One window.
+
+        Returns:
+            input_ids: int64 (T + 1,); inputs are [:-1], labels are [1:].
+            domain: place of the domain in `domains`.
+            index: the window's number.
+            document: number, inside the split and domain, of the document that holds the first token.
+        Raises:
+            DataError: an id is outside the vocabulary; names file, offset and id.
+        """
+        place, start = self._place(index)
+        stream = self._streams[place]
+        ids = stream.read(start, start + self.seq_len + 1)
+        return {
+            "input_ids": torch.from_numpy(ids.astype(np.int64)),
+            "domain": self._labels[place],
+            "index": index,
+            "document": stream.document_at(start),
+        }
+
+
+def collate(windows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack windows: input_ids (B, T + 1), domain, index and document (B,), all int64."""
+    batch = {key: torch.tensor([window[key] for window in windows]) for key in ("domain", "index", "document")}
+    return {"input_ids": torch.stack([window["input_ids"] for window in windows]), **batch}
