@@ -1,0 +1,161 @@
+"""Cleaned files -> the documents of a domain: unique paragraphs, bounded sizes, the wanted mix of packages."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+MIN_DOCUMENT_BYTES = 700
+MAX_DOCUMENT_BYTES = 8_000
+UNIQUE_FROM_CHARS = 40
+SHINGLE_TOKENS = 8
+MAX_SEEN_SHARE = 0.5
+
+_PARAGRAPH_BREAK = re.compile(r"(\n(?:[ \t]*\n)+)")
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A cleaned file that may become a document.
+
+    Attributes:
+        source: "package:path", unique in the domain.
+        text: cleaned text.
+        copyright_lines: copyright notices that cleaning took out of the text.
+    """
+
+    source: str
+    text: str
+    copyright_lines: tuple[str, ...] = ()
+
+
+def normal_form(paragraph: str) -> str:
+    """A paragraph with its white space folded: two paragraphs are the same text when this is equal."""
+    return " ".join(paragraph.split())
+
+
+def paragraphs(text: str) -> list[str]:
+    """Blocks of a document between blank lines."""
+    return [block for block in _PARAGRAPH_BREAK.split(text)[::2] if block.strip()]
+
+
+def _shingles(paragraph: str) -> set[tuple[str, ...]]:
+    tokens = _TOKEN.findall(paragraph)
+    return {tuple(tokens[at : at + SHINGLE_TOKENS]) for at in range(len(tokens) - SHINGLE_TOKENS + 1)}
+
+
+@dataclass
+class Deduplicator:
+    """Remembers every paragraph accepted so far and takes repetitions out of later documents.
+
+    A paragraph repeats another when it is the same but for white space, or when more than half of its runs of eight
+    tokens were seen before: edited copies leak between training and evaluation texts as much as exact ones.
+
+    Attributes:
+        max_lost_share: a document that would lose more than this part of its characters is refused.
+    """
+
+    max_lost_share: float
+    _exact: set[str] = field(default_factory=set)
+    _runs: set[tuple[str, ...]] = field(default_factory=set)
+
+    def _is_repetition(self, paragraph: str, runs: set[tuple[str, ...]]) -> bool:
+        if len(normal_form(paragraph)) < UNIQUE_FROM_CHARS:
+            return False
+        return normal_form(paragraph) in self._exact or (
+            bool(runs) and len(runs & self._runs) > MAX_SEEN_SHARE * len(runs)
+        )
+
+    def filter(self, text: str) -> str | None:
+        """The text without repeated paragraphs, or None when too much of it is repetition.
+
+        Paragraphs of the result are remembered only by `remember`, so a document may still be refused.
+        """
+        parts = _PARAGRAPH_BREAK.split(text)
+        kept: list[str] = []
+        own: set[str] = set()
+        lost = 0
+        for at in range(0, len(parts), 2):
+            block = parts[at]
+            normal = normal_form(block)
+            repeated = self._is_repetition(block, _shingles(block)) or (
+                len(normal) >= UNIQUE_FROM_CHARS and normal in own
+            )
+            if repeated:
+                lost += len(block)
+                continue
+            own.add(normal)
+            kept.extend(parts[at : at + 2])
+        if lost > self.max_lost_share * len(text):
+            return None
+        return "".join(kept).strip("\n") + "\n"
+
+    def remember(self, text: str) -> None:
+        """Record the paragraphs of an accepted document."""
+        for block in paragraphs(text):
+            self._exact.add(normal_form(block))
+            self._runs |= _shingles(block)
+
+
+def _cut(text: str, source: str) -> str:
+    """At most MAX_DOCUMENT_BYTES of whole paragraphs, from a start that the source's name decides.
+
+    One stretch a file: all that a domain holds of one original is a single record.
+    """
+    parts = _PARAGRAPH_BREAK.split(text)
+    sizes = [len("".join(parts[at : at + 2]).encode()) for at in range(0, len(parts), 2)]
+    spare = sum(sizes) - MAX_DOCUMENT_BYTES
+    if spare <= 0:
+        return text
+    offset = int(hashlib.sha256(source.encode()).hexdigest(), 16) % spare
+    first = 0
+    while offset >= sizes[first]:
+        offset -= sizes[first]
+        first += 1
+    last, total = first, 0
+    while last < len(sizes) and total + sizes[last] <= MAX_DOCUMENT_BYTES:
+        total += sizes[last]
+        last += 1
+    return "".join(parts[2 * first : 2 * last]).strip("\n") + "\n" if last > first else ""
+
+
+def _shuffled(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    return iter(sorted(candidates, key=lambda each: hashlib.sha256(each.source.encode()).hexdigest()))
+
+
+def assemble(
+    pools: dict[str, tuple[float, list[Candidate]]], budget_bytes: int, max_lost_share: float
+) -> list[Candidate]:
+    """Choose the documents of one domain.
+
+    Args:
+        pools: package -> (wanted share of the bytes, its cleaned files).
+        budget_bytes: UTF-8 bytes of text to collect; the last document may overshoot it.
+        max_lost_share: largest part of a document that may be repetition of earlier ones; it is taken out. Prose
+            bears gaps, code does not.
+
+    Returns:
+        Documents sorted by source, each of MIN_DOCUMENT_BYTES to MAX_DOCUMENT_BYTES, without repeated paragraphs.
+        Fewer bytes than the budget if the pools run dry.
+    """
+    seen = Deduplicator(max_lost_share)
+    queues = {package: _shuffled(candidates) for package, (_, candidates) in pools.items()}
+    taken = dict.fromkeys(pools, 0)
+    chosen: list[Candidate] = []
+    while queues and sum(taken.values()) < budget_bytes:
+        package = min(queues, key=lambda name: taken[name] / pools[name][0])
+        candidate = next(queues[package], None)
+        if candidate is None:
+            del queues[package]
+            continue
+        text = seen.filter(_cut(candidate.text, candidate.source))
+        size = len(text.encode()) if text else 0
+        if text is None or not MIN_DOCUMENT_BYTES <= size <= MAX_DOCUMENT_BYTES:
+            continue
+        seen.remember(text)
+        taken[package] += size
+        chosen.append(Candidate(candidate.source, text, candidate.copyright_lines))
+    return sorted(chosen, key=lambda each: each.source)

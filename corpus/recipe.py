@@ -1,0 +1,168 @@
+"""What the corpus is made of: for each domain, the packages, the files taken from them and their licences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Client = Literal["apt", "npm"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of one package that feed one domain.
+
+    Attributes:
+        package: name in the client's registry.
+        licence: SPDX identifier of the files taken.
+        share: wanted part of the domain's bytes; what a poor source leaves over goes to the others.
+        include: glob patterns relative to the unpacked package.
+        exclude: regular expression; a path in which it is found is left out.
+        client: command that fetches the package, `apt` (apt-get download) or `npm` (npm pack).
+        version: exact version to ask for; None takes what the client offers (Debian withdraws superseded versions).
+        must_contain: regular expression that a file's raw text has to contain, for packages of mixed licences.
+        notice: licence notice inside the package, copied to LICENSES/<package>.txt.
+        notice_stanza: name of the one licence to copy out of a notice that is too long to ship whole; the copyright
+            lines taken from the files stand in for the rest.
+        notice_of: another package of the recipe with the very same notice; then none is copied for this one.
+    """
+
+    package: str
+    licence: str
+    share: float
+    include: tuple[str, ...]
+    exclude: str = r"(?!)"
+    client: Client = "apt"
+    version: str | None = None
+    must_contain: str = ""
+    notice: str = "usr/share/doc/{package}/copyright"
+    notice_stanza: str = ""
+    notice_of: str = ""
+
+    @property
+    def notice_path(self) -> str:
+        """Path of the licence notice below the unpacked package."""
+        return self.notice.format(package=self.package)
+
+
+_COMMON_LICENCES = "usr/share/common-licenses"
+LICENCE_TEXTS = Source("base-files", "", 0.0, (f"{_COMMON_LICENCES}/Apache-2.0", f"{_COMMON_LICENCES}/MPL-2.0"))
+
+
+def _php(package: str, licence: str, share: float, notice_of: str = "") -> Source:
+    skipped = r"/(Tests?|Resources|tests)/|autoload\.php$"
+    return Source(package, licence, share, ("usr/share/php/**/*.php",), skipped, notice_of=notice_of)
+
+
+def _npm(package: str, version: str, share: float, include: tuple[str, ...], exclude: str = r"(?!)") -> Source:
+    return Source(package, "MIT", share, include, exclude, client="npm", version=version, notice="package/LICENSE")
+
+
+def _language(office: str, handbook: str) -> tuple[Source, ...]:
+    """The same two works in every natural language, so that language and not subject tells the domains apart."""
+    modules = ("swriter", "scalc", "shared", "simpress", "sdraw", "schart", "sdatabase")
+    return (
+        Source(
+            f"libreoffice-help-{office.lower()}",
+            "MPL-2.0",
+            0.5,
+            tuple(f"usr/share/libreoffice/help/{office}/text/{module}/**/*.html" for module in modules),
+            r"/(librelogo|python|00)/|main0\d+\.html|/shared/(autokorr|help|menu)/",
+            notice_of="" if office == "en-US" else "libreoffice-help-en-us",
+        ),
+        Source(
+            "debian-handbook",
+            "CC-BY-SA-3.0",
+            0.5,
+            (f"usr/share/doc/debian-handbook/html/{handbook}/*.html",),
+            r"/(index|ix\d+|apa|.*licen[cs]e.*|pr\d+)[^/]*\.html$",
+        ),
+    )
+
+
+CODE_LANGUAGES = ("cpp", "javascript", "lua", "php", "python")
+
+RECIPE: dict[str, tuple[Source, ...]] = {
+    "cpp": (
+        Source(
+            "libboost1.81-dev",
+            "BSL-1.0",
+            0.45,
+            ("usr/include/boost/**/*.hpp",),
+            r"preprocess|/aux_/|/(typeof|vmd|mpl|phoenix|fusion|hana|metaparse|proto|predef|config)/|/math/.*(table|bessel)",
+            notice_stanza="BSL-1.0",
+        ),
+        Source(
+            "qtbase5-examples",
+            "BSD-3-Clause",
+            0.35,
+            ("usr/lib/**/*.cpp",),
+            must_contain=r"QT_BEGIN_LICENSE:BSD",
+            notice_stanza="BSD-3-clause",
+        ),
+        Source("libabsl-dev", "Apache-2.0", 0.2, ("usr/include/absl/**/*.h",)),
+    ),
+    "javascript": (
+        _npm(
+            "three",
+            "0.187.0",
+            0.4,
+            ("package/src/**/*.js", "package/examples/jsm/**/*.js"),
+            r"/libs/|Chunk|/tsl/|EXRLoader",
+        ),
+        _npm("webpack", "5.112.2", 0.3, ("package/lib/**/*.js",), r"schemas"),
+        _npm("eslint", "10.15.0", 0.2, ("package/lib/**/*.js",), r"/conf/"),
+        _npm("mocha", "12.0.3", 0.07, ("package/lib/**/*.js",)),
+        _npm("express", "5.3.0", 0.03, ("package/lib/*.js",)),
+    ),
+    "lua": (
+        Source("prosody", "MIT", 0.3, ("usr/lib/prosody/**/*.lua",)),
+        Source("prosody-modules", "MIT", 0.15, ("usr/lib/prosody/modules/**/*.lua",), r"sasl_dovecot"),
+        Source("rspamd", "Apache-2.0", 0.3, ("usr/share/rspamd/**/*.lua",), r"/regexp/|/test/"),
+        Source("luarocks", "MIT", 0.12, ("usr/share/lua/**/*.lua",)),
+        Source("lua-penlight", "MIT", 0.06, ("usr/share/lua/**/*.lua",)),
+        Source("lua-http", "MIT", 0.04, ("usr/share/lua/**/*.lua",)),
+        Source("lua-check", "MIT", 0.03, ("usr/share/lua/**/*.lua",), r"/builtin_standards/"),
+    ),
+    "php": (
+        Source("composer", "MIT", 0.2, ("usr/share/php/Composer/**/*.php",), r"TlsHelper"),
+        _php("php-symfony-http-kernel", "MIT", 0.1),
+        _php("php-symfony-dependency-injection", "MIT", 0.1, "php-symfony-http-kernel"),
+        _php("php-symfony-form", "MIT", 0.1, "php-symfony-http-kernel"),
+        _php("phpunit", "BSD-3-Clause", 0.15),
+        _php("php-illuminate-database", "MIT", 0.1),
+        _php("php-phpseclib3", "MIT", 0.1),
+        _php("php-league-commonmark", "BSD-3-Clause", 0.07),
+        _php("php-twig", "BSD-3-Clause", 0.08),
+    ),
+    "python": (
+        Source(
+            "libpython3.11-stdlib",
+            "PSF-2.0",
+            0.3,
+            ("usr/lib/python3.11/**/*.py",),
+            r"/(test|idlelib|pydoc_data|distutils|lib2to3|__phello__|_sysconfigdata)",
+            notice_of="libpython3.11-minimal",
+        ),
+        Source(
+            "libpython3.11-minimal",
+            "PSF-2.0",
+            0.2,
+            ("usr/lib/python3.11/**/*.py",),
+            r"/encodings/|sitecustomize|_sysconfigdata",
+        ),
+        Source(
+            "python3-django",
+            "BSD-3-Clause",
+            0.25,
+            ("usr/lib/python3/dist-packages/django/**/*.py",),
+            r"/locale/|/migrations/|/conf/|/gis/|baseconv|/utils/(termcolors|ipv6)",
+        ),
+        Source("python3-twisted", "MIT", 0.25, ("usr/lib/python3/dist-packages/twisted/**/*.py",), r"/test/"),
+    ),
+    "english": _language("en-US", "en-US"),
+    "french": _language("fr", "fr-FR"),
+    "german": _language("de", "de-DE"),
+    "italian": _language("it", "it-IT"),
+    "russian": _language("ru", "ru-RU"),
+}
