@@ -1,6 +1,6 @@
-"""The one thing pyproject.toml cannot say by a rule: `kernels/` and `eval/` install as `monet.kernels` and `monet.eval`.
+"""What pyproject.toml cannot say by a rule: `kernels/` and `eval/` install as `monet.kernels` and `monet.eval`.
 
-Neither folder has an `__init__.py` (docs/architecture.md says why), so every folder that holds Python files is a package.
+Neither folder has an `__init__.py` (docs/architecture.md says why); every folder that holds Python files is a package.
 """
 
 from pathlib import Path

@@ -81,7 +81,7 @@ def test_arguments_come_from_words_and_from_a_file_and_words_win(tmp_path):
     config = tmp_path / "options.yaml"
     config.write_text("out: from_file\nratio: 3\nkind: sum\n")
     assert cli.main(["data", "prepare", "--config", str(config), "--source", "a", "--ratio", "4"]) == 0
-    assert CALLS == [{"source": Path("a"), "out": Path("from_file"), "ratio": 4.0, "kind": "sum"}]
+    assert [{"source": Path("a"), "out": Path("from_file"), "ratio": 4.0, "kind": "sum"}] == CALLS
 
 
 def test_a_verbs_help_is_its_docstring(capsys):

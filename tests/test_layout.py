@@ -1,4 +1,4 @@
-"""The shape of the tree: who may import whom, no cycles, small files, the folders that must stay without __init__.py."""
+"""The shape of the tree: who may import whom, no cycles, small files, folders that must stay without __init__.py."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def imported(source: str, module: str = "", *, deferred: bool = True) -> set[str
 
 
 def test_the_reader_of_imports_sees_what_it_should():
-    source = "import a.b\nfrom . import c\nif TYPE_CHECKING:\n    import d\nelse:\n    import e\ndef f():\n    import g\n"
+    source = "import a.b\nfrom . import c\nif TYPE_CHECKING:\n import d\nelse:\n import e\ndef f():\n import g\n"
     assert imported(source, "monet.data.x") == {"a.b", "monet.data", "d", "e", "g"}
     assert imported(source, "monet.data.x", deferred=False) == {"a.b", "monet.data", "e"}
     assert "monet.errors" in imported("from monet import errors")

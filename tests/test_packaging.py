@@ -1,4 +1,4 @@
-"""What is installed: every module importable from a wheel and from an editable install, beside Hugging Face's `kernels`."""
+"""What is installed: every module imports from a wheel and an editable install, beside Hugging Face's `kernels` too."""
 
 from __future__ import annotations
 
@@ -86,8 +86,9 @@ def add_hf_kernels(python: Path) -> None:
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=python.parent).strip())
     (site / "kernels").mkdir(exist_ok=True)
     (site / "kernels" / "__init__.py").write_text(FAKE_HF_KERNELS)
-    (site / "kernels-0.18.2.dist-info").mkdir(exist_ok=True)
-    (site / "kernels-0.18.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n")
+    record = site / "kernels-0.18.2.dist-info"
+    record.mkdir(exist_ok=True)
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n")
 
 
 @pytest.mark.slow
@@ -127,5 +128,5 @@ def test_transformers_is_not_disturbed_by_the_folder_kernels(installed, checkout
     """From the root of a checkout, which `python train.py` puts first on the path, with HF's package installed too."""
     python, _ = installed
     add_hf_kernels(python)
-    code = "from transformers import LlamaForCausalLM; import monet.kernels.dispatch, kernels; print(kernels.__version__)"
+    code = "from transformers import LlamaForCausalLM; import kernels, monet.kernels.checks; print(kernels.__version__)"
     assert run(python, "-c", code, cwd=checkout).split() == ["0.18.2"]

@@ -30,7 +30,9 @@ def test_rounding_passes(dtype):
 
 
 @pytest.mark.parametrize("dtype", RELATIVE_RMS, ids=str)
-@pytest.mark.parametrize("fault", ["zeros", "bias dropped", "i and j swapped", "one token missing", "nan", "off by 5 %"])
+@pytest.mark.parametrize(
+    "fault", ["zeros", "bias dropped", "i and j swapped", "one token missing", "nan", "off by 5 %"]
+)
 def test_faults_fail(dtype, fault):
     x_TEM, g1_THE, g2_THE, b_ED = example()
     wanted = mixed(x_TEM, g1_THE, g2_THE, b_ED)

@@ -1,0 +1,287 @@
+"""One Monet layer on the CPU: ours beside an einsum formulation and a dense MLP, in one process, taking turns.
+
+    python -m benchmarks.cpu_layer [--json FILE] [--quick]
+
+Times are medians over rounds; ratios are medians of the ratios inside each round. `speedup_over_einsum` above 1 means
+that ours is faster, `ratio_to_dense` above 1 that ours is slower than a dense MLP with as many multiply-adds as one
+expert layer. The router is timed alone; one serves four layers. Both formulations are checked to agree before timing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from benchmarks.baseline import DenseSwiGLU, EinsumHorizontal, EinsumRouter, EinsumVertical
+from benchmarks.measure import peak_bytes, saved_bytes, time_in_turns
+from monet import MonetConfig
+from monet.experts import HorizontalExperts, VerticalExperts
+from monet.files import atomic_write_json
+from monet.router import MonetRouter
+
+MAX_RELATIVE_RMS = 1e-5
+FORWARD, BOTH = "forward", "forward+backward"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: the layer's shape, the numbers of tokens, and how long."""
+
+    hidden_size: int = 2048
+    experts: int = 512
+    heads: int = 8
+    expert_width: int = 16
+    dense_width: int = 5632
+    topks: tuple[int, ...] = (8, 32)
+    settings: tuple[tuple[int, str], ...] = (
+        (1, FORWARD), (1, BOTH), (128, FORWARD), (128, BOTH), (512, FORWARD), (512, BOTH), (2048, FORWARD),
+    )  # fmt: skip
+    memory_tokens: int = 512
+    rounds: int = 5
+    block_seconds: float = 0.3
+
+    def config(self, topk: int, decompose: str) -> MonetConfig:
+        return MonetConfig(
+            hidden_size=self.hidden_size, num_attention_heads=self.heads, num_hidden_layers=1, vocab_size=64,
+            moe_experts=self.experts, moe_heads=self.heads, moe_dim=self.expert_width, moe_topk=topk,
+            moe_groups=4, moe_decompose=decompose,
+        )  # fmt: skip
+
+
+QUICK = Plan(32, 16, 2, 4, 88, (2, 4), ((1, FORWARD), (16, BOTH)), memory_tokens=16, rounds=3, block_seconds=0.002)
+
+
+class Pair(NamedTuple):
+    """Ours and the einsum formulation of one part of a layer, on the same weights."""
+
+    part: str
+    topk: int
+    ours: nn.Module
+    einsum: nn.Module
+
+
+def build(plan: Plan) -> tuple[list[Pair], DenseSwiGLU]:
+    """Modules with weights as at initialisation, biases away from zero so that their paths are checked."""
+    torch.manual_seed(0)
+    pairs = []
+    for topk in plan.topks:
+        horizontal, vertical = plan.config(topk, "horizontal"), plan.config(topk, "vertical")
+        for part, ours, einsum in [
+            ("router", MonetRouter(vertical), EinsumRouter(vertical)),
+            ("horizontal", HorizontalExperts(horizontal), EinsumHorizontal(horizontal)),
+            ("vertical", VerticalExperts(vertical), EinsumVertical(vertical)),
+        ]:
+            for parameter in ours.parameters():
+                nn.init.normal_(parameter, std=0.02)
+            einsum.load_state_dict(ours.state_dict(), assign=True)
+            einsum.requires_grad_(True)
+            pairs.append(Pair(part, topk, ours, einsum))
+    dense = DenseSwiGLU(plan.hidden_size, plan.dense_width)
+    return pairs, dense
+
+
+class Inputs(NamedTuple):
+    """x_BTD, routing probabilities as another router gave them, and the gradient that comes back."""
+
+    x_BTD: Tensor
+    gates: tuple[Tensor, Tensor]
+    upstream_BTD: Tensor
+    gate_upstream: tuple[Tensor, Tensor]
+
+
+def make_inputs(plan: Plan, topk: int, tokens: int, router: nn.Module) -> Inputs:
+    """Normal inputs. The router's running statistics are set to those of its logits, so that about `topk` keys act."""
+    generator = torch.Generator().manual_seed(tokens)
+    x_BTD = torch.randn(1, tokens, plan.hidden_size, generator=generator)
+    with torch.no_grad():
+        for w, norm in ((router.w1, router.norm1), (router.w2, router.norm2)):
+            variance_H, mean_H = torch.var_mean(w(x_BTD).unflatten(-1, (plan.heads, plan.experts)), dim=(0, 1, 3))
+            norm.running_mean.copy_(mean_H)
+            norm.running_var.copy_(variance_H)
+        g1_BTHE, g2_BTHE = router.eval()(x_BTD)
+    upstream = [torch.randn(shape, generator=generator) for shape in (x_BTD.shape, g1_BTHE.shape, g1_BTHE.shape)]
+    return Inputs(x_BTD, (g1_BTHE, g2_BTHE), upstream[0], (upstream[1], upstream[2]))
+
+
+def runner(module: nn.Module, part: str, mode: str, inputs: Inputs) -> Callable[[], tuple[Tensor, ...]]:
+    """A call that runs the module once; returns its outputs, and for forward+backward the input's gradients too."""
+    learning = mode == BOTH
+    x_BTD = inputs.x_BTD.clone().requires_grad_(learning)
+    routed = part in ("horizontal", "vertical")
+    gates = tuple(gate.clone().requires_grad_(learning) for gate in inputs.gates) if routed else ()
+    module.train(learning)
+
+    def forward() -> tuple[Tensor, ...]:
+        output = module(x_BTD, *gates)
+        if isinstance(module, MonetRouter):
+            module.update_statistics(output)
+            output = (output.g1_BTHE, output.g2_BTHE)
+        return output if part == "router" else (output,)
+
+    def once() -> tuple[Tensor, ...]:
+        if not learning:
+            with torch.no_grad():
+                return forward()
+        for leaf in (x_BTD, *gates):
+            leaf.grad = None
+        outputs = forward()
+        torch.autograd.backward(outputs, inputs.gate_upstream if part == "router" else (inputs.upstream_BTD,))
+        gradients = [leaf.grad for leaf in (x_BTD, *gates) if leaf.grad is not None]
+        return (*(output.detach() for output in outputs), *gradients)
+
+    return once
+
+
+def check_agreement(pair: Pair, mode: str, inputs: Inputs) -> None:
+    """Raise unless both formulations give the same outputs and gradients.
+
+    A logit within rounding of the threshold may fall on either side of it; such tokens are left out for the router,
+    whose input gradient mixes nothing across tokens. There must be next to none.
+    """
+    for module in (pair.ours, pair.einsum):
+        module.zero_grad(set_to_none=True)
+    ours, einsum = (runner(module, pair.part, mode, inputs)() for module in (pair.ours, pair.einsum))
+    same_T = torch.ones(inputs.x_BTD.shape[1], dtype=torch.bool)
+    if pair.part == "router":
+        for a, b in zip(ours[:2], einsum[:2], strict=True):
+            same_T &= ((a > 0) == (b > 0)).flatten(2).all(-1)[0]
+        if (~same_T).sum() > 0.01 * same_T.numel() + 1:
+            raise AssertionError(f"router, k={pair.topk}: {int((~same_T).sum())} tokens are routed to other keys")
+    compared = [("output or gradient", a[:, same_T], b[:, same_T]) for a, b in zip(ours, einsum, strict=True)]
+    if bool(same_T.all()):
+        theirs = dict(pair.einsum.named_parameters())
+        compared += [
+            (name, parameter.grad, theirs[name].grad)
+            for name, parameter in pair.ours.named_parameters()
+            if parameter.grad is not None
+        ]
+    for name, a, b in compared:
+        error = ((a - b).double().square().mean() / b.double().square().mean().clamp(min=1e-300)).sqrt().item()
+        if not error <= MAX_RELATIVE_RMS:
+            raise AssertionError(f"{pair.part}, k={pair.topk}, {mode}: {name} differs by {error:.1e} (relative rms)")
+
+
+def time_rows(plan: Plan, pairs: list[Pair], dense: DenseSwiGLU) -> Iterator[dict[str, Any]]:
+    """One row for each part, k, number of tokens and mode."""
+    routers = {pair.topk: pair.einsum for pair in pairs if pair.part == "router"}
+    for tokens, mode in plan.settings:
+        inputs = {topk: make_inputs(plan, topk, tokens, router) for topk, router in routers.items()}
+        runs: dict[str, Callable[[], object]] = {"dense": runner(dense, "dense", mode, inputs[plan.topks[0]])}
+        for pair in pairs:
+            check_agreement(pair, mode, inputs[pair.topk])
+            runs[f"{pair.part} {pair.topk} ours"] = runner(pair.ours, pair.part, mode, inputs[pair.topk])
+            runs[f"{pair.part} {pair.topk} einsum"] = runner(pair.einsum, pair.part, mode, inputs[pair.topk])
+        samples = time_in_turns(runs, plan.rounds, plan.block_seconds)
+        for pair in pairs:
+            ours, einsum = (samples[f"{pair.part} {pair.topk} {side}"] for side in ("ours", "einsum"))
+            yield {
+                **shape_fields(plan, pair, tokens),
+                "mode": mode,
+                "ms_ours": statistics.median(ours),
+                "ms_einsum": statistics.median(einsum),
+                "ms_dense": statistics.median(samples["dense"]),
+                "speedup_over_einsum": statistics.median(e / o for e, o in zip(einsum, ours, strict=True)),
+                "ratio_to_dense": statistics.median(o / d for o, d in zip(ours, samples["dense"], strict=True)),
+            }
+
+
+def memory_rows(plan: Plan, pairs: list[Pair], dense: DenseSwiGLU) -> Iterator[dict[str, Any]]:
+    """Megabytes kept between forward and backward, and the peak of a forward+backward; k does not change either."""
+    router = next(pair.einsum for pair in pairs if pair.part == "router")
+    inputs = make_inputs(plan, plan.topks[0], plan.memory_tokens, router)
+    of_dense = _memory(dense, "dense", inputs)
+    for pair in pairs:
+        if pair.topk == plan.topks[0]:
+            row = shape_fields(plan, pair, plan.memory_tokens)
+            for side, (saved, peak) in {
+                "ours": _memory(pair.ours, pair.part, inputs),
+                "einsum": _memory(pair.einsum, pair.part, inputs),
+                "dense": of_dense,
+            }.items():
+                row |= {f"saved_mb_{side}": saved / 1e6, f"peak_mb_{side}": peak / 1e6}
+            yield row
+
+
+def _memory(module: nn.Module, part: str, inputs: Inputs) -> tuple[int, int]:
+    module.train()
+    x_BTD = inputs.x_BTD.clone().requires_grad_()
+    routed = part in ("horizontal", "vertical")
+    gates = [gate.clone().requires_grad_() for gate in inputs.gates] if routed else []
+    known = [x_BTD, *gates, *module.parameters(), *module.buffers()]
+    saved = saved_bytes(lambda: module(x_BTD, *gates), known)
+    run = runner(module, part, BOTH, inputs)
+    run()  # gradients exist from here on, as they do in a training run
+    return saved, peak_bytes(run)
+
+
+def shape_fields(plan: Plan, pair: Pair, tokens: int) -> dict[str, Any]:
+    """What identifies a row."""
+    return {
+        "part": pair.part, "topk": pair.topk, "tokens": tokens, "hidden_size": plan.hidden_size,
+        "experts": plan.experts, "heads": plan.heads, "expert_width": plan.expert_width,
+        "dense_width": plan.dense_width, "dtype": "float32",
+    }  # fmt: skip
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    """What the numbers depend on besides the code."""
+    model = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
+    )
+    return {
+        "cpu": model, "capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0], "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": transformers.__version__, "rounds": plan.rounds, "block_seconds": plan.block_seconds,
+    }  # fmt: skip
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def print_rows(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
+    """A table; `columns` gives each shown field its format."""
+    widths = [max(len(name), *(len(format(row[name], form)) for row in rows)) for name, form in columns.items()]
+    print("  ".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True)))
+    for row in rows:
+        cells = [format(row[name], form) for name, form in columns.items()]
+        print("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    print(flush=True)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print both tables, and write them where `--json` says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the rows, the memory and the environment")
+    parser.add_argument("--quick", action="store_true", help="a toy shape, to see that the benchmark runs")
+    parser.add_argument("--threads", type=int, help="threads of torch; default: torch's own choice")
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    plan = QUICK if options.quick else Plan()
+    result: dict[str, Any] = {"environment": environment(plan)}
+    print("  ".join(f"{key}={value}" for key, value in result["environment"].items()), end="\n\n")
+    pairs, dense = build(plan)
+    result["rows"] = list(time_rows(plan, pairs, dense))
+    figures = ("ms_ours", "ms_einsum", "ms_dense", "speedup_over_einsum", "ratio_to_dense")
+    print_rows(result["rows"], {"part": "", "topk": "", "tokens": "", "mode": "", **dict.fromkeys(figures, ".2f")})
+    result["memory"] = list(memory_rows(plan, pairs, dense))
+    megabytes = {f"{what}_mb_{side}": ".1f" for what in ("saved", "peak") for side in ("ours", "einsum", "dense")}
+    print_rows(result["memory"], {"part": "", "tokens": "", **megabytes})
+    if options.json:
+        atomic_write_json(options.json, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Timing that survives a shared machine, and memory counted rather than guessed."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+
+def time_in_turns(runs: dict[str, Callable[[], object]], rounds: int, block_seconds: float) -> dict[str, list[float]]:
+    """Milliseconds a call, one number a round, the contestants taking turns block by block.
+
+    Speed drifts on a shared machine; what is compared inside one round saw the same weather.
+
+    Args:
+        runs: contestants; those to be compared most closely should stand side by side.
+        rounds: how often each one gets its turn.
+        block_seconds: least duration of a turn; short calls are repeated to fill it.
+    """
+    calls = {}
+    for name, run in runs.items():
+        run()  # warm-up: pages, thread pools, packed weights
+        started = time.perf_counter()
+        run()
+        calls[name] = max(1, math.ceil(block_seconds / (time.perf_counter() - started)))
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            for _ in range(calls[name]):
+                run()
+            samples[name].append((time.perf_counter() - started) / calls[name] * 1e3)
+    return samples
+
+
+def saved_bytes(forward: Callable[[], object], known: Iterable[Tensor]) -> int:
+    """Bytes that a forward keeps for its backward beyond the storages of `known` (inputs and parameters)."""
+    storages = {tensor.untyped_storage().data_ptr() for tensor in known}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in storages:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        # the result must live until the count is done, so that no storage is freed and its address used again
+        result = forward()
+    del result
+    return sum(kept.values())
+
+
+# The profiler's backend announces every start and stop on stderr below this level.
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Highest sum of live tensor memory during `run`, above what was allocated before it.
+
+    The allocator's own records, so temporaries inside operators count; scratch memory of BLAS libraries does not.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
