@@ -1,0 +1,269 @@
+"""`monet export`: a training checkpoint -> a Hugging Face folder with tokenizer and model card."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from monet import __version__
+from monet.errors import CheckpointError, ConfigError
+from monet.files import MANIFEST_NAME, atomic_directory, sha256_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from monet import MonetForCausalLM
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an exported model comes from; written to its model card and to provenance.json."""
+
+    checkpoint: str
+    checkpoint_manifest_sha256: str
+    step: int
+    tokens_seen: int
+    validation: dict[str, Any] | None
+    dtype: str
+    monet_version: str
+    torch_version: str
+    transformers_version: str
+    python_version: str
+
+
+def export(
+    out: Path,
+    run: Path | None = None,
+    checkpoint: Path | None = None,
+    tokenizer: Path | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> None:
+    """Turn a training checkpoint into a Hugging Face model folder.
+
+    Every weight is mapped by name in both directions, or nothing is written. The folder holds config.json,
+    model.safetensors, generation_config.json, the tokenizer, README.md (model card) and provenance.json.
+
+    Args:
+        out: folder to make; it must not exist yet.
+        run: run folder; its newest valid checkpoint is exported. Give this or checkpoint.
+        checkpoint: one checkpoint folder, RUN/checkpoints/step-00000000.
+        tokenizer: tokenizer folder; None takes the one in the run's folder.
+        dtype: data type of the exported weights; float32 keeps the checkpoint's bits. Router statistics stay float32.
+    """
+    import torch
+
+    from monet.training.checkpoint import verify_checkpoint
+
+    folder = _choose(run, checkpoint)
+    if out.exists():
+        raise ConfigError(f"out = {out} exists already; choose another name or remove it first")
+    verify_checkpoint(folder, full=True)
+    tokenizer = tokenizer or folder.parent.parent / "tokenizer"
+    if not (tokenizer / TOKENIZER_FILE).is_file():
+        raise CheckpointError(f"{tokenizer}: no {TOKENIZER_FILE} there; name the tokenizer's folder with --tokenizer")
+    model = load_checkpoint_model(folder)
+    if dtype != "float32":
+        model.to(getattr(torch, dtype))
+    provenance = _provenance(folder, dtype)
+    with atomic_directory(out) as target:
+        model.save_pretrained(target)
+        shutil.copytree(tokenizer, target, dirs_exist_ok=True)
+        _check_written(model, target)
+        card = model_card(model, provenance)
+        (target / "README.md").write_text(card, encoding="utf-8")
+        (target / "provenance.json").write_text(json.dumps(vars(provenance), indent=2) + "\n", encoding="utf-8")
+    print(f"exported step {provenance.step} of {folder} to {out}")
+
+
+def load_checkpoint_model(folder: Path) -> MonetForCausalLM:
+    """The language model a checkpoint folder holds, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, or of another shape or data type; names it.
+    """
+    from monet import MonetConfig, MonetForCausalLM
+    from monet.training.checkpoint import read_config, read_weights
+
+    config = MonetConfig.from_dict(read_config(folder))
+    model = MonetForCausalLM(config)
+    copy_strictly(read_weights(folder), released_tensors(model), f"checkpoint {folder}")
+    return model.eval()
+
+
+def released_tensors(model: MonetForCausalLM) -> dict[str, Tensor]:
+    """The model's parameters and buffers under their released names; a tied output head is left out."""
+    tensors = model.state_dict(keep_vars=True)
+    if model.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    return tensors
+
+
+def copy_strictly(source: dict[str, Tensor], target: dict[str, Tensor], what: str) -> None:
+    """Copy tensors by name; names, shapes and data types must agree on both sides.
+
+    Args:
+        source: tensors read from a file.
+        target: the model's tensors, overwritten in place.
+        what: name of the source in messages.
+    Raises:
+        CheckpointError: names up to five tensors of each kind of disagreement.
+    """
+    import torch
+
+    if missing := sorted(target.keys() - source.keys()):
+        raise CheckpointError(f"{what} lacks {len(missing)} weights of the model: {_some(missing)}")
+    if unknown := sorted(source.keys() - target.keys()):
+        raise CheckpointError(f"{what} has {len(unknown)} weights the model does not know: {_some(unknown)}")
+    unlike = [
+        f"{name}: {tuple(source[name].shape)} {source[name].dtype} for {tuple(tensor.shape)} {tensor.dtype}"
+        for name, tensor in target.items()
+        if source[name].shape != tensor.shape or source[name].dtype != tensor.dtype
+    ]
+    if unlike:
+        raise CheckpointError(f"{what} does not fit the model: {_some(unlike)}")
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
+
+
+def _choose(run: Path | None, checkpoint: Path | None) -> Path:
+    from monet.training.checkpoint import newest_valid, step_of
+
+    if (run is None) == (checkpoint is None):
+        raise ConfigError(f"give either run or checkpoint: got run = {run}, checkpoint = {checkpoint}")
+    if checkpoint is not None:
+        step_of(checkpoint)
+        if not checkpoint.is_dir():
+            raise CheckpointError(f"checkpoint {checkpoint} is not there")
+        return checkpoint
+    assert run is not None
+    selection = newest_valid(run / "checkpoints", full=False)
+    if selection.folder is None:
+        reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in selection.rejected)
+        raise CheckpointError(f"run {run} has no valid checkpoint{': ' + reasons if reasons else ''}")
+    return selection.folder
+
+
+def _check_written(model: MonetForCausalLM, target: Path) -> None:
+    from safetensors.torch import load_file
+
+    index = target / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    written: dict[str, Tensor] = {}
+    for name in names:
+        written |= load_file(target / name)
+    expected = {name: tensor.detach() for name, tensor in released_tensors(model).items()}
+    if written.keys() != expected.keys():
+        raise CheckpointError(f"the export would write other names: {_some(sorted(written.keys() ^ expected.keys()))}")
+    if wrong := [name for name, tensor in expected.items() if not _same(written[name], tensor)]:
+        raise CheckpointError(f"the export would change weights: {_some(wrong)}")
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    import torch
+
+    return first.dtype == second.dtype and torch.equal(first, second)
+
+
+def _provenance(folder: Path, dtype: str) -> Provenance:
+    import torch
+    import transformers
+
+    from monet.training.checkpoint import FolderCheckpointIO, step_of
+
+    state = FolderCheckpointIO().load_checkpoint(folder)
+    step = step_of(folder)
+    return Provenance(
+        checkpoint=f"{folder.parent.parent.name}/{folder.parent.name}/{folder.name}",
+        checkpoint_manifest_sha256=sha256_file(folder / MANIFEST_NAME),
+        step=step,
+        tokens_seen=state["monet"]["tokens_seen"],
+        validation=_validation_at(folder.parent.parent, step),
+        dtype=dtype,
+        monet_version=__version__,
+        torch_version=torch.__version__,
+        transformers_version=transformers.__version__,
+        python_version=platform.python_version(),
+    )
+
+
+def _validation_at(run: Path, step: int) -> dict[str, Any] | None:
+    path = run / "validation.jsonl"
+    if not path.is_file():
+        return None
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return next((entry for entry in reversed(entries) if entry["step"] == step), None)
+
+
+def model_card(model: MonetForCausalLM, provenance: Provenance) -> str:
+    """README.md of an exported model: what it is, how to load it, where it comes from."""
+    c = model.config
+    experts = c.moe_experts or 0
+    rows = {
+        "parameters": f"{model.num_parameters():,}",
+        "layers, width, attention heads": f"{c.num_hidden_layers}, {c.hidden_size}, {c.num_attention_heads}",
+        "experts": f"{experts}² = {experts**2:,} a layer, {c.moe_decompose} decomposition,"
+        f" hidden width {c.moe_dim}",
+        "routing": f"{c.moe_heads} heads, about {c.moe_topk} of {experts} keys a side,"
+        f" {c.num_routing_groups} routers ({c.moe_groups} layers each)",
+        "vocabulary": f"{c.vocab_size:,}",
+        "trained for": f"{provenance.step:,} steps, {provenance.tokens_seen:,} tokens",
+        "exported from": f"`{provenance.checkpoint}`, manifest SHA-256 `{provenance.checkpoint_manifest_sha256}`",
+        "software": f"monet {provenance.monet_version}, torch {provenance.torch_version},"
+        f" transformers {provenance.transformers_version}, Python {provenance.python_version}",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return _CARD.format(table=table, validation=_validation_table(provenance.validation))
+
+
+def _validation_table(validation: dict[str, Any] | None) -> str:
+    if validation is None:
+        return "The checkpoint's step was not validated."
+    losses, perplexities = validation["loss_by_domain"], validation["perplexity_by_domain"]
+    rows = [f"| {name} | {losses[name]:.4f} | {perplexities[name]:.2f} |" for name in losses]
+    mean = f"| mean of domains | {validation['loss']:.4f} | {validation['perplexity']:.2f} |"
+    return "\n".join(["| domain | nats a token | perplexity |", "| --- | --- | --- |", *rows, mean])
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
+
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [monet, mixture-of-experts, interpretability]
+---
+
+# A Monet language model
+
+A mixture of monosemantic experts: each layer has a square number of small experts, chosen by product keys, and every
+expert can be read, scored and removed.
+
+```python
+import monet  # makes the Auto classes know the model type
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+```
+
+| | |
+| --- | --- |
+{table}
+
+## Held-out loss
+
+{validation}
+
+Architecture: Park, Ahn, Kim, Kang, "Monet: Mixture of Monosemantic Experts for Transformers", ICLR 2025
+(arXiv 2412.04139).
+"""

@@ -1,0 +1,1 @@
+"""Training: Lightning module, optimiser, checkpoints, metrics and the command line behind train.py."""

@@ -1,0 +1,207 @@
+"""What train.py runs: LightningCLI with a run folder, safe checkpoints, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from monet.data.datamodule import MonetDataModule
+from monet.errors import ConfigError, MonetError
+from monet.training.checkpoint import FolderCheckpointIO, Selection, newest_valid, read_config
+from monet.training.metrics import MetricsLog
+from monet.training.module import MonetLightningModule
+from monet.training.run import RandomState, RunDirectory, StepCheckpoint, TokenizerCopy
+from monet.training.settings import ModelShape, refuse_structural_change
+
+TRAINER_DEFAULTS = {
+    "max_epochs": -1,  # the loader is endless: runs end by max_steps
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "deterministic": True,
+    "enable_progress_bar": False,  # MetricsLog prints a line every log_every_n_steps
+    "enable_model_summary": False,
+}
+USAGE = "train.py fit --config FILE --run_dir DIR [--KEY VALUE ...]"
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes the whole configuration to run_dir/config.yaml when training starts."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if trainer.is_global_zero:
+            path = f"{trainer.default_root_dir}/{self.config_filename}"
+            self.parser.save(self.config, path, skip_none=False, overwrite=True)
+
+
+class MonetCLI(LightningCLI):
+    """`fit` on a run folder: continues by itself from the newest valid checkpoint."""
+
+    run_directory: RunDirectory
+
+    def __init__(self, args: ArgsType = None) -> None:
+        self.selection = Selection(None, [])
+        try:
+            super().__init__(
+                MonetLightningModule,
+                MonetDataModule,
+                save_config_callback=RunConfig,
+                seed_everything_default=0,
+                parser_kwargs={"fit": {"usage": USAGE, "description": "Train, or continue, the run in run_dir."}},
+                auto_configure_optimizers=False,
+                args=args,
+            )
+        finally:
+            if hasattr(self, "run_directory"):
+                self.run_directory.release()
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        # a run chooses its own checkpoint: ckpt_path would load a pickle
+        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "ckpt_path", "weights_only"}}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        known_loggers = Literal["csv", "tensorboard", "wandb"]
+        options: dict[str, tuple[Any, Any, str]] = {
+            "checkpoint_every": (int, 1000, "Optimiser steps between checkpoints; the last step always gets one."),
+            "checkpoint_keep": (int, 3, "Number of newest checkpoints kept, at least 1."),
+            "loggers": (
+                list[known_loggers], ["csv", "tensorboard"],
+                "Where metrics go besides run_dir/metrics.jsonl; wandb must be installed.",
+            ),
+            "cpu_threads": (
+                int | None, None,
+                "Threads of torch on the CPU, part of what makes a run repeatable; null leaves the choice to torch.",
+            ),
+            "wandb_project": (str, "monet", "Project name for the logger wandb."),
+        }  # fmt: skip
+        text = "Folder of the run: made if new, continued if it holds checkpoints."
+        parser.add_argument("--run_dir", type=str, required=True, help=text)
+        for name, (kind, default, text) in options.items():
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+        parser.add_argument("--debug", action="store_true", help="Show the whole traceback of an error.")
+        super().add_default_arguments_to_parser(parser)
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # as Lightning's own, but ours come before the trainer's many
+        parser.add_lightning_class_args(MonetLightningModule, "model")
+        parser.add_lightning_class_args(MonetDataModule, "data")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[str(self.subcommand)]
+        for name, value in (
+            ("checkpoint_every", config.checkpoint_every),
+            ("checkpoint_keep", config.checkpoint_keep),
+            ("cpu_threads", config.cpu_threads),
+            ("trainer.max_steps", config.trainer.max_steps),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        for name in ("logger", "default_root_dir"):
+            if config.trainer[name]:
+                raise ConfigError(f"trainer.{name} cannot be set here; use run_dir and loggers")
+        if config.cpu_threads is not None:
+            torch.set_num_threads(config.cpu_threads)
+        model_config = ModelShape(**config.model.shape.as_dict()).config()
+        config.trainer.default_root_dir = config.run_dir
+        self.run_directory = RunDirectory(config.run_dir)
+        if rank_zero_only.rank == 0:
+            self.run_directory.acquire()
+            self.selection = self.run_directory.choose_checkpoint()
+        else:
+            self.selection = newest_valid(self.run_directory.checkpoints)
+        if self.selection.folder is not None:
+            refuse_structural_change(read_config(self.selection.folder), json.loads(model_config.to_json_string()))
+        if self.selection.step >= config.trainer.max_steps:
+            print(
+                f"{config.run_dir} is finished: its newest checkpoint is at step {self.selection.step} of"
+                f" {config.trainer.max_steps}; nothing to do"
+            )
+            raise SystemExit(0)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        config = self.config[str(self.subcommand)]
+        callbacks = [
+            TokenizerCopy(self.run_directory),
+            RandomState(),
+            MetricsLog(self.run_directory.path),
+            StepCheckpoint(self.run_directory, config.checkpoint_every, config.checkpoint_keep),
+        ]
+        self.trainer_defaults["callbacks"] = callbacks
+        plugins = [*_as_list(config.trainer.plugins), FolderCheckpointIO()]
+        return super().instantiate_trainer(logger=self._loggers(config), plugins=plugins, **kwargs)
+
+    def _loggers(self, config: Any) -> list[Logger]:
+        # each continuation logs to a folder of its own, because the CSV logger deletes what it finds
+        logs, version = self.run_directory.path / "logs", f"from-step-{self.selection.step:08d}"
+        loggers: list[Logger] = []
+        for name in config.loggers:
+            if name == "csv":
+                loggers.append(CSVLogger(logs, name="csv", version=version))
+            elif name == "tensorboard":
+                loggers.append(TensorBoardLogger(logs, name="tensorboard", version="", purge_step=self.selection.step))
+            else:
+                from lightning.pytorch.loggers import WandbLogger
+
+                loggers.append(WandbLogger(project=config.wandb_project, save_dir=logs))
+        return loggers
+
+    def fit(self, model: MonetLightningModule, datamodule: MonetDataModule, **kwargs: Any) -> None:
+        """Train to max_steps, from the newest valid checkpoint if the run has one."""
+        folder = self.selection.folder
+        if folder is not None:
+            print(f"continuing {self.run_directory.path} after step {self.selection.step}")
+        if rank_zero_only.rank == 0:
+            self.run_directory.rewind(self.selection.step)
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=folder, **kwargs)
+        if self.trainer.is_global_zero:
+            print(f"finished {self.trainer.global_step} steps; next: monet export --run {self.run_directory.path}")
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line of train.py and return the exit code (see docs/training.md).
+
+    Args:
+        argv: words after the program's name; None takes them from the process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--debug" not in words:
+        # Lightning tells at length which devices it did not find
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    try:
+        MonetCLI(None if argv is None else words)
+    except (MonetError, MisconfigurationException, OSError) as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        else:
+            print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, MonetError):
+            return error.exit_code
+        return 1 if isinstance(error, OSError) else ConfigError.exit_code
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends an interrupted run with 1
+            return 130
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0

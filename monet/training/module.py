@@ -1,0 +1,253 @@
+"""The Lightning module: model, losses, optimiser, and the numbers of every step."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoTokenizer
+from typing_extensions import override
+
+from monet.errors import ConfigError, NonFiniteError
+from monet.losses import RouterLoss
+from monet.modeling_monet import MonetForCausalLM
+from monet.training.metrics import RouterHealth
+from monet.training.optim import (
+    OptimizerSettings,
+    ScheduleSettings,
+    build_optimizer,
+    build_scheduler,
+    reapply_settings,
+)
+from monet.training.settings import ModelShape, refuse_structural_change
+
+DEFAULT_ROUTER_LOSS = RouterLoss()
+DEFAULT_OPTIMIZER = OptimizerSettings()
+DEFAULT_SCHEDULE = ScheduleSettings()
+
+
+class MonetLightningModule(LightningModule):
+    """Trains a Monet language model on windows of tokens.
+
+    Batches are dictionaries: `input_ids` (B, T+1) int64, `domain` (B,) int64, `index` (B,) int64 window ids.
+
+    Args:
+        shape: sizes and form of the language model.
+        router_loss: weights and form of the routers' auxiliary losses.
+        optimizer: AdamW and its parameter groups.
+        schedule: learning rate over the run.
+        attention: attention implementation of transformers: sdpa, eager, flash_attention_2 or flex_attention.
+        gradient_checkpointing: True recomputes each layer in the backward pass: less memory, about a third more time.
+        dead_window_steps: optimiser steps after which a routing key that never fired counts as dead.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        router_loss: RouterLoss = DEFAULT_ROUTER_LOSS,
+        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
+        schedule: ScheduleSettings = DEFAULT_SCHEDULE,
+        attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa",
+        gradient_checkpointing: bool = False,
+        dead_window_steps: int = 50,
+    ) -> None:
+        super().__init__()
+        if dead_window_steps < 1:
+            raise ConfigError(f"dead_window_steps must be at least 1, got {dead_window_steps}")
+        self.router_loss, self.optimizer_settings, self.schedule = router_loss, optimizer, schedule
+        self.model = MonetForCausalLM._from_config(shape.config(), attn_implementation=attention)
+        self.model.config.architectures = [type(self.model).__name__]
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.router_health = RouterHealth(dead_window_steps)
+        self.tokens_seen = 0
+        self.validation_result: dict[str, Any] | None = None
+        self._micro_batches: list[dict[str, Tensor]] = []
+        self._micro_metrics: list[dict[str, float]] = []
+        self._update_metrics: dict[str, float] = {}
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domain numbers in the batches."""
+        return list(getattr(self.trainer.datamodule, "domains", None) or [])  # type: ignore[attr-defined]
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Check that data and model fit, and take over the tokenizer's special ids.
+
+        Raises:
+            ConfigError: the vocabulary or the longest sequence is too small.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is None:
+            return
+        config = self.model.config
+        rows = self.model.model.embed_tokens.num_embeddings
+        if (found := getattr(data, "vocab_size", rows)) > rows:
+            raise ConfigError(
+                f"model.shape.vocab_size = {rows} is smaller than the tokenizer's {found} ids; raise it"
+            )
+        if (length := getattr(data, "seq_len", 0)) > config.max_position_embeddings:
+            raise ConfigError(
+                f"data.seq_len = {length} exceeds model.shape.max_position_embeddings ="
+                f" {config.max_position_embeddings}; raise the latter or shorten the windows"
+            )
+        if (folder := getattr(data, "tokenizer_dir", None)) is not None:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            for special in (self.model.config, self.model.generation_config):
+                for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                    setattr(special, key, getattr(tokenizer, key))
+
+    @override
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Total loss of one micro-batch; scalar.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite; nothing has been updated.
+        """
+        windows = batch["input_ids"]
+        out = self.model(
+            input_ids=windows[:, :-1], shift_labels=windows[:, 1:], router_loss=self.router_loss, use_cache=False
+        )
+        step = self.trainer.global_step + 1
+        self._micro_batches.append(batch)
+        values = {
+            "loss": out.loss,
+            "lm_loss": out.lm_loss,
+            "uniformity_loss": out.uniformity_loss,
+            "uniformity": _mean([router.uniformity for router in out.router_metrics]),
+            "ambiguity": _mean([router.ambiguity for router in out.router_metrics]),
+            "active_per_head": _mean([router.active_per_head for router in out.router_metrics]),
+        }
+        # one transfer from the device for all
+        numbers = torch.stack([value.detach().double() for value in values.values()]).tolist()
+        self._micro_metrics.append(dict(zip(values, numbers, strict=True)))
+        if not math.isfinite(numbers[0]):
+            raise NonFiniteError(f"step {step}: the loss is {numbers[0]} ({self._describe([batch])})")
+        self.router_health.update([router.fired_2HE for router in out.router_metrics], step)
+        self.tokens_seen += windows[:, 1:].numel() * self.trainer.world_size
+        return out.loss
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measure the gradient's norm over all parameters, refuse a non-finite one, clip.
+
+        Raises:
+            NonFiniteError: before the update; names the step, the windows, their domains and the parameters.
+        """
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise ConfigError(f"trainer.gradient_clip_algorithm = {gradient_clip_algorithm}: only norm is supported")
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        total = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = float(total)
+        if not math.isfinite(norm):
+            bad = [name for name, p in self.model.named_parameters() if not _finite(p.grad)]
+            where = f"in {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}" if bad else "its norm overflows"
+            raise NonFiniteError(
+                f"step {self.trainer.global_step + 1}: the gradient is not finite: {where}"
+                f" ({self._describe(self._micro_batches)})"
+            )
+        if gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, total)
+        self._update_metrics = {"grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
+
+    def take_step_metrics(self) -> dict[str, float]:
+        """Numbers of the optimiser step that just ended, means over its micro-batches; clears them."""
+        count = len(self._micro_metrics)
+        means = {name: sum(m[name] for m in self._micro_metrics) / count for name in self._micro_metrics[0]}
+        dead_share = float(self.router_health.dead_share(self.trainer.global_step))
+        self._micro_metrics.clear()
+        self._micro_batches.clear()
+        return {**means, "dead_share": dead_share, **self._update_metrics}
+
+    @override
+    def on_validation_epoch_start(self) -> None:
+        count = max(len(self.domains), 1)
+        self._nll_C = torch.zeros(count, dtype=torch.float64, device=self.device)
+        self._tokens_C = torch.zeros(count, dtype=torch.int64, device=self.device)
+
+    @override
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        windows, domain_B = batch["input_ids"], batch["domain"]
+        logits_BTV = self.model(input_ids=windows[:, :-1], use_cache=False).logits
+        # row by row: a float32 copy of all logits is large
+        rows = zip(logits_BTV, windows[:, 1:], strict=True)
+        nll_B = torch.stack([F.cross_entropy(row.float(), labels, reduction="sum") for row, labels in rows])
+        self._nll_C.index_add_(0, domain_B, nll_B.double())
+        self._tokens_C.index_add_(0, domain_B, torch.full_like(domain_B, windows.shape[1] - 1))
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        nll_C = self.trainer.strategy.reduce(self._nll_C, reduce_op="sum").tolist()
+        tokens_C = self.trainer.strategy.reduce(self._tokens_C, reduce_op="sum").tolist()
+        names = self.domains or ["all"]
+        losses = {name: nll / n for name, nll, n in zip(names, nll_C, tokens_C, strict=True) if n}
+        mean = sum(losses.values()) / len(losses)
+        self.validation_result = {
+            "loss": mean,
+            "perplexity": _perplexity(mean),
+            "loss_by_domain": losses,
+            "perplexity_by_domain": {name: _perplexity(loss) for name, loss in losses.items()},
+        }
+        logged = {f"validation/loss/{name}": loss for name, loss in losses.items()}
+        logged |= {f"validation/perplexity/{name}": _perplexity(loss) for name, loss in losses.items()}
+        self.log_dict(logged | {"validation/loss": mean, "validation/perplexity": _perplexity(mean)})
+
+    @override
+    def configure_optimizers(self) -> Any:
+        total_steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total_steps) or total_steps < 1:
+            raise ConfigError(f"trainer.max_steps = {self.trainer.max_steps}: set the number of optimiser steps to run")
+        optimizer = build_optimizer(self.model, self.optimizer_settings)
+        scheduler = build_scheduler(optimizer, self.schedule, int(total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @override
+    def on_train_start(self) -> None:
+        (schedule,) = self.trainer.lr_scheduler_configs
+        assert isinstance(schedule.scheduler, LambdaLR)
+        reapply_settings(self.trainer.optimizers[0], schedule.scheduler, self.model, self.optimizer_settings)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config_json()
+        checkpoint["monet"] = {"tokens_seen": self.tokens_seen, "router_health": self.router_health.state_dict()}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        refuse_structural_change(checkpoint["config"], self.config_json())
+        self.tokens_seen = checkpoint["monet"]["tokens_seen"]
+        self.router_health.load_state_dict(checkpoint["monet"]["router_health"])
+
+    def config_json(self) -> dict[str, Any]:
+        """The model's configuration as its config.json will hold it."""
+        return json.loads(self.model.config.to_json_string())
+
+    def _describe(self, batches: list[dict[str, Tensor]]) -> str:
+        windows = [i for batch in batches for i in batch["index"].tolist()]
+        numbers = sorted({d for batch in batches for d in batch["domain"].tolist()})
+        names = [self.domains[d] if d < len(self.domains) else str(d) for d in numbers]
+        return f"window ids {', '.join(map(str, windows))}; domains {', '.join(names)}"
+
+
+def _mean(scalars: list[Tensor]) -> Tensor:
+    return torch.stack(scalars).mean()
+
+
+def _finite(gradient: Tensor | None) -> bool:
+    return gradient is None or bool(gradient.isfinite().all())
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # beyond that a float overflows

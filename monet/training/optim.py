@@ -1,0 +1,159 @@
+"""Parameter groups, AdamW, and learning-rate schedules as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from monet.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its parameter groups.
+
+    Args:
+        learning_rate: peak learning rate, before the schedule's factor.
+        weight_decay: decoupled weight decay of matrices; norms, biases and the experts' b, b1, b2 never decay.
+        beta1: decay rate of the gradient's running mean, in [0, 1).
+        beta2: decay rate of the squared gradient's running mean, in [0, 1).
+        epsilon: added to the root of the squared gradient's mean.
+        router_lr_multiplier: the routers' learning rate divided by that of all other parameters.
+        decay_embeddings: True lets the token embedding (with an output head tied to it) decay too.
+        fused: one fused update for all parameters (fast on CPU and GPU); False uses torch's plain loop.
+    """
+
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    router_lr_multiplier: float = 1.0
+    decay_embeddings: bool = False
+    fused: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epsilon", "router_lr_multiplier"):
+            if not (value := getattr(self, name)) > 0 or math.isinf(value):
+                raise ConfigError(f"optimizer.{name} must be positive and finite, got {value}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ConfigError(f"optimizer.{name} must be in [0, 1), got {value}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Learning rate over the run, as a factor of the peak, changed at every optimiser step.
+
+    Args:
+        name: cosine falls from the peak to the end of the run; wsd (warm-up, stable, decay) stays at the peak and
+            falls linearly over the last decay_steps; constant stays at the peak.
+        warmup_steps: optimiser steps of linear warm-up; step 1 already has 1/warmup_steps of the peak.
+        decay_steps: optimiser steps of wsd's last part; None takes a tenth of the run.
+        final_lr_ratio: factor that the decay ends at, in [0, 1].
+    """
+
+    name: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: int = 0
+    decay_steps: int | None = None
+    final_lr_ratio: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ConfigError(f"schedule.warmup_steps must not be negative, got {self.warmup_steps}")
+        if not 0 <= self.final_lr_ratio <= 1:
+            raise ConfigError(f"schedule.final_lr_ratio must be in [0, 1], got {self.final_lr_ratio}")
+        if self.decay_steps is not None and (self.name != "wsd" or self.decay_steps < 1):
+            raise ConfigError(
+                f"schedule.decay_steps = {self.decay_steps} with schedule.name = {self.name}: only wsd has a last part"
+                " of its own, of at least one step; leave decay_steps out otherwise"
+            )
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Factor of the peak learning rate for the update that follows `step` finished ones (so step 0 is the first).
+
+        Raises:
+            ConfigError: warm-up and decay do not fit into `total_steps`.
+        """
+        decay_steps = 0
+        if self.name == "cosine":
+            decay_steps = total_steps - self.warmup_steps
+        elif self.name == "wsd":
+            decay_steps = self.decay_steps or max(1, total_steps // 10)
+        if self.warmup_steps > total_steps or self.warmup_steps + decay_steps > total_steps:
+            raise ConfigError(
+                f"schedule.warmup_steps = {self.warmup_steps} and {decay_steps} steps of decay do not fit into"
+                f" trainer.max_steps = {total_steps}"
+            )
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if decay_steps == 0:
+            return 1.0
+        progress = min(max(0.0, (step - (total_steps - decay_steps)) / decay_steps), 1.0)
+        shape = 0.5 * (1 + math.cos(math.pi * progress)) if self.name == "cosine" else 1 - progress
+        return self.final_lr_ratio + (1 - self.final_lr_ratio) * shape
+
+
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Split the trainable parameters by weight decay and learning rate.
+
+    Only matrices named `weight` decay. That leaves out norms, biases and the experts' b, b1, b2, which are matrices
+    of biases; embeddings (and an output head tied to them) decay only if the settings say so.
+
+    Returns:
+        Up to four groups for AdamW, each with `name`, `params`, `lr` and `weight_decay`; order follows the model.
+    """
+    is_embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = name.endswith(".weight") and parameter.ndim == 2
+        decays = decays and (settings.decay_embeddings or id(parameter) not in is_embedding)
+        in_router = ".router." in f".{name}"
+        label = ("router" if in_router else "body") + ("_decay" if decays else "_no_decay")
+        group = groups.setdefault(label, {
+            "name": label,
+            "params": [],
+            "lr": settings.learning_rate * (settings.router_lr_multiplier if in_router else 1.0),
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        })
+        group["params"].append(parameter)
+    if not groups:
+        raise ConfigError("the model has no trainable parameter")
+    return list(groups.values())
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`."""
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(parameter_groups(model, settings), betas=betas, eps=settings.epsilon, fused=settings.fused)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, settings: ScheduleSettings, total_steps: int) -> LambdaLR:
+    """The schedule as a torch scheduler that is stepped once per optimiser step."""
+    settings.factor(0, total_steps)  # refuse what does not fit before the first step
+    return LambdaLR(optimizer, partial(settings.factor, total_steps=total_steps))
+
+
+def reapply_settings(
+    optimizer: torch.optim.Optimizer, scheduler: LambdaLR, model: nn.Module, settings: OptimizerSettings
+) -> None:
+    """Give a restored optimiser the configured settings: a checkpoint brings back those it was saved with.
+
+    With unchanged settings nothing changes, bit for bit.
+    """
+    configured = parameter_groups(model, settings)
+    scheduler.base_lrs = [group["lr"] for group in configured]
+    for group, new, factor in zip(optimizer.param_groups, configured, scheduler.lr_lambdas, strict=True):
+        group["betas"], group["eps"] = (settings.beta1, settings.beta2), settings.epsilon
+        group["weight_decay"], group["initial_lr"] = new["weight_decay"], new["lr"]
+        group["lr"] = new["lr"] * factor(scheduler.last_epoch)

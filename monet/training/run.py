@@ -1,0 +1,205 @@
+"""A run's folder: one process at a time, what to continue from, random states, and when checkpoints are written.
+
+    run_dir/
+      config.yaml            everything the run was started with
+      metrics.jsonl          one line per optimiser step; validation.jsonl: one per validation
+      tokenizer/             the tokenizer the model is trained with
+      checkpoints/step-*/    see monet/training/checkpoint.py
+      logs/                  CSV and TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+from monet.errors import ConfigError
+from monet.files import atomic_directory, atomic_write_json
+from monet.training.checkpoint import (
+    Selection,
+    newest_valid,
+    prune,
+    remove_leftovers,
+    set_aside,
+    step_folder,
+)
+from monet.training.metrics import METRICS, VALIDATION, truncate_log
+
+
+class RunDirectory:
+    """The folder of one run, held by one process from `open` until that process ends.
+
+    Args:
+        path: the folder; made if it is not there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.tokenizer = self.path / "tokenizer"
+        self._lock = FileLock(self.path / ".lock")
+
+    def acquire(self) -> None:
+        """Take the folder for this process.
+
+        Raises:
+            ConfigError: another process holds it (the message says which), or it cannot be written.
+        """
+        owner = self.path / ".owner.json"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+            atomic_write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
+        except Timeout:
+            raise ConfigError(
+                f"run_dir {self.path} is in use by {_describe_owner(owner)}; wait for it, or choose another run_dir"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"run_dir {self.path} cannot be used: {error}") from None
+
+    def release(self) -> None:
+        """Give the folder back."""
+        self._lock.release()
+
+    def choose_checkpoint(self) -> Selection:
+        """Remove leftovers of an interrupted save, find the newest valid checkpoint, and say what was passed over."""
+        remove_leftovers(self.checkpoints)
+        selection = newest_valid(self.checkpoints)
+        for folder, reason in selection.rejected:
+            rank_zero_warn(f"checkpoint {folder.name} is not valid and is set aside: {reason}")
+            set_aside(folder)
+        return selection
+
+    def rewind(self, step: int) -> None:
+        """Cut the logs back to `step`; what comes after is written again."""
+        for name in (METRICS, VALIDATION):
+            truncate_log(self.path / name, step)
+
+
+def _describe_owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+class TokenizerCopy(Callback):
+    """Keeps the data's tokenizer in the run's folder, and refuses to continue with another one."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        source = getattr(trainer.datamodule, "tokenizer_dir", None)  # type: ignore[attr-defined]
+        if source is None or not trainer.is_global_zero:
+            return
+        source = Path(source)
+        if not self.run.tokenizer.exists():
+            with atomic_directory(self.run.tokenizer) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+        for path in sorted(source.iterdir()):
+            copy = self.run.tokenizer / path.name
+            if not copy.is_file() or copy.read_bytes() != path.read_bytes():
+                raise ConfigError(
+                    f"tokenizer file {path} differs from {copy}, with which the run was started; use the data it was"
+                    " started with, or a new run_dir"
+                )
+
+
+class RandomState(Callback):
+    """Saves and restores torch's, numpy's and Python's generators, and keeps validation from moving them.
+
+    Each training step starts from the state the step before ended with, whatever ran in between.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.state is not None:
+            _set_random_state(self.state)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.state = _random_state()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generators": self.state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.state = state_dict["generators"]
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": np.random.get_state(), "python": random.getstate()}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class StepCheckpoint(Checkpoint):
+    """Writes a checkpoint every few optimiser steps and at the run's last one, and deletes old ones.
+
+    Args:
+        run: the run's folder.
+        every_n_steps: optimiser steps between checkpoints.
+        keep_last: number of newest checkpoints kept; at least one of them is always valid.
+    """
+
+    def __init__(self, run: RunDirectory, every_n_steps: int, keep_last: int) -> None:
+        self.run, self.every_n_steps, self.keep_last = run, every_n_steps, keep_last
+        self.saved_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.saved_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # a step that is validated is saved after its validation: a run killed in between does it again
+        if self._is_due(trainer) and not _validates_now(trainer):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and self._is_due(trainer):
+            self._save(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        step = trainer.global_step
+        passed_multiple = step // self.every_n_steps > self.saved_step // self.every_n_steps
+        return step > self.saved_step and (passed_multiple or step == trainer.max_steps)
+
+    def _save(self, trainer: Trainer) -> None:
+        self.saved_step = trainer.global_step
+        folder = step_folder(self.run.checkpoints, self.saved_step)
+        trainer.save_checkpoint(folder, weights_only=False)
+        if trainer.is_global_zero:
+            prune(self.run.checkpoints, self.keep_last)
+            print(f"checkpoint {folder}", flush=True)
+
+
+def _validates_now(trainer: Trainer) -> bool:
+    loop = trainer.fit_loop.epoch_loop
+    return loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]

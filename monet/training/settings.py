@@ -1,0 +1,92 @@
+"""The model's shape as typed settings, and the rule which of them a continued run may change."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from monet.configuration_monet import MonetConfig
+from monet.errors import ConfigError
+
+BENIGN_KEYS = frozenset({  # may differ between a checkpoint and the run that continues from it
+    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id",
+    "initializer_range", "output_router_probs", "pad_token_id", "pretraining_tp", "torch_dtype",
+    "transformers_version", "use_cache",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes and form of the language model; names are those of the released configuration.
+
+    Args:
+        vocab_size: rows of the token embedding; at least the tokenizer's number of ids.
+        hidden_size: width D of the residual stream.
+        num_hidden_layers: decoder layers L.
+        num_attention_heads: attention heads; they must divide hidden_size unless head_dim is given.
+        moe_dim: hidden width M of one expert; even for vertical.
+        moe_heads: routing heads H.
+        moe_experts: keys per side E; a layer has E*E experts.
+        moe_topk: expected number K of keys that fire per side and head, in 1..E.
+        moe_groups: number G of consecutive layers that share one router.
+        moe_decompose: how two keys make an expert: vertical or horizontal.
+        num_key_value_heads: key-value heads of grouped-query attention; None takes num_attention_heads.
+        head_dim: width of one attention head; None takes hidden_size / num_attention_heads.
+        max_position_embeddings: longest sequence in tokens.
+        rope_theta: base of the rotary embedding's wavelengths.
+        rope_scaling: rotary scaling as Llama models configure it; None scales nothing.
+        hidden_act: activation of the experts; the released models use relu2 (relu, then square).
+        rms_norm_eps: added under the root of the norms.
+        initializer_range: standard deviation of the initial weights.
+        attention_dropout: share of attention weights dropped in training.
+        attention_bias: True adds biases to the attention's four projections.
+        tie_word_embeddings: True uses the token embedding as output head too.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    moe_dim: int
+    moe_heads: int
+    moe_experts: int
+    moe_topk: int
+    moe_groups: int
+    moe_decompose: Literal["vertical", "horizontal"]
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    hidden_act: str = "relu2"
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    attention_dropout: float = 0.0
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+
+    def config(self) -> MonetConfig:
+        """The model's configuration; what is None here follows the configuration's own rule."""
+        return MonetConfig(**{key: value for key, value in asdict(self).items() if value is not None})
+
+
+def refuse_structural_change(stored: dict[str, Any], configured: dict[str, Any]) -> None:
+    """Refuse to continue a run with another model than its checkpoint holds.
+
+    Args:
+        stored: config.json of the checkpoint.
+        configured: the same dictionary of the model that was just configured.
+    Raises:
+        ConfigError: names every key that differs, with both values.
+    """
+    keys = sorted((stored.keys() | configured.keys()) - BENIGN_KEYS)
+    changed = [
+        f"{key}: checkpoint {stored.get(key)!r}, now {configured.get(key)!r}"
+        for key in keys
+        if stored.get(key) != configured.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"the run's checkpoint holds another model ({'; '.join(changed)}); restore the old values or start a new"
+            " run_dir"
+        )

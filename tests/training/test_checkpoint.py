@@ -1,0 +1,201 @@
+"""Checkpoint folders: whole or rejected, newest valid first, nothing overwritten, nothing pickled."""
+
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from monet.errors import CheckpointError
+from monet.training import checkpoint as ck
+
+
+def state(tied=False, value=1.0):
+    embedding = torch.full((4, 2), value)
+    head = embedding if tied else torch.zeros(4, 2)
+    return {
+        "state_dict": {"model.model.embed_tokens.weight": embedding, "model.lm_head.weight": head,
+                       "model.model.layers.0.router.norm1.num_batches_tracked": torch.tensor(3)},
+        "config": {"model_type": "monet", "tie_word_embeddings": tied},
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(5.0), "exp_avg": torch.randn(4, 2)}},
+                              "param_groups": [{"betas": (0.9, 0.95), "params": [0]}]}],
+        "loops": {"fit_loop": {"done": 5}},
+    }  # fmt: skip
+
+
+def save(folder, step, **kwargs):
+    path = ck.step_folder(folder, step)
+    ck.FolderCheckpointIO().save_checkpoint(state(**kwargs), path)
+    return path
+
+
+def flip_last_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_everything_comes_back(tmp_path):
+    saved = state()
+    path = ck.step_folder(tmp_path, 5)
+    ck.FolderCheckpointIO().save_checkpoint(saved, path)
+    loaded = ck.FolderCheckpointIO().load_checkpoint(path)
+    assert loaded.keys() == saved.keys()
+    assert loaded["config"] == saved["config"] and loaded["loops"] == saved["loops"]
+    for name, tensor in saved["state_dict"].items():
+        assert torch.equal(loaded["state_dict"][name], tensor)
+    optimizer, original = loaded["optimizer_states"][0], saved["optimizer_states"][0]
+    assert optimizer["param_groups"] == original["param_groups"]
+    assert torch.equal(optimizer["state"][0]["exp_avg"], original["state"][0]["exp_avg"])
+
+
+def test_folder_holds_released_names_and_no_pickle(tmp_path):
+    path = save(tmp_path, 5)
+    assert path.name == "step-00000005"
+    assert {p.name for p in path.iterdir()} == {ck.WEIGHTS, ck.CONFIG, ck.TENSORS, ck.STATE, "MANIFEST.json"}
+    assert set(load_file(path / ck.WEIGHTS)) == {
+        "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.router.norm1.num_batches_tracked"
+    }  # fmt: skip
+
+
+def test_a_tied_head_is_not_written_and_comes_back(tmp_path):
+    path = save(tmp_path, 5, tied=True)
+    assert "lm_head.weight" not in load_file(path / ck.WEIGHTS)
+    weights = ck.FolderCheckpointIO().load_checkpoint(path)["state_dict"]
+    assert torch.equal(weights["model.lm_head.weight"], weights["model.model.embed_tokens.weight"])
+
+
+def test_weights_outside_the_model_are_refused(tmp_path):
+    broken = state()
+    broken["state_dict"]["probe.weight"] = torch.ones(1)
+    with pytest.raises(CheckpointError, match=r"probe\.weight"):
+        ck.FolderCheckpointIO().save_checkpoint(broken, tmp_path / "step-00000001")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_value_leaves_nothing_behind(tmp_path):
+    with pytest.raises(CheckpointError, match=r"callbacks\.x"):
+        ck.FolderCheckpointIO().save_checkpoint({**state(), "callbacks": {"x": object()}}, tmp_path / "step-00000001")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_never_overwritten(tmp_path):
+    path = save(tmp_path, 5)
+    before = (path / ck.STATE).read_bytes()
+    with pytest.raises(CheckpointError, match="exists already"):
+        save(tmp_path, 5, value=2.0)
+    assert (path / ck.STATE).read_bytes() == before
+
+
+def test_a_full_disk_is_reported_and_earlier_checkpoints_stay(tmp_path, monkeypatch):
+    save(tmp_path, 5)
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ck, "save_file", fail)
+    with pytest.raises(CheckpointError, match=r"step-00000010.*No space left"):
+        save(tmp_path, 10)
+    assert ck.newest_valid(tmp_path).step == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
+
+
+FILES = [ck.WEIGHTS, ck.CONFIG, ck.TENSORS, ck.STATE]
+
+
+@pytest.mark.parametrize(("name", "damage"), [
+    *((name, damage) for name in [*FILES, "MANIFEST.json"] for damage in ("truncate", "empty", "delete")),
+    *((name, "flip") for name in FILES),
+])  # fmt: skip
+def test_a_damaged_newest_is_passed_over_with_the_file_named(tmp_path, name, damage):
+    save(tmp_path, 5)
+    file = save(tmp_path, 10) / name
+    if damage == "truncate":
+        file.write_bytes(file.read_bytes()[:-3])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "delete":
+        file.unlink()
+    else:
+        flip_last_byte(file)
+    selection = ck.newest_valid(tmp_path)
+    assert selection.step == 5
+    ((folder, reason),) = selection.rejected
+    assert folder.name == "step-00000010"
+    assert name in reason
+
+
+def test_a_manifest_that_forgets_a_file_is_invalid(tmp_path):
+    path = save(tmp_path, 5)
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    del manifest["files"][ck.TENSORS]
+    (path / "MANIFEST.json").write_text(json.dumps(manifest))
+    selection = ck.newest_valid(tmp_path)
+    assert selection.folder is None and ck.TENSORS in selection.rejected[0][1]
+
+
+def test_steps_are_ordered_as_numbers_and_other_folders_ignored(tmp_path):
+    for step in (9, 100_000_000, 10):
+        save(tmp_path, step)
+    (tmp_path / "step-00000011.invalid-0").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert [ck.step_of(p) for p in ck.list_checkpoints(tmp_path)] == [9, 10, 100_000_000]
+    assert ck.newest_valid(tmp_path / "absent").folder is None
+
+
+def test_leftovers_go_and_checkpoints_stay(tmp_path):
+    save(tmp_path, 5)
+    (tmp_path / ".step-00000010.tmp-1a2b3c4d").mkdir()
+    (tmp_path / ".step-00000010.tmp-1a2b3c4d" / "x").write_text("half")
+    ck.remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_an_invalid_checkpoint_is_set_aside_not_deleted(tmp_path):
+    first = ck.set_aside(save(tmp_path, 5))
+    second = ck.set_aside(save(tmp_path, 5))
+    assert (first.name, second.name) == ("step-00000005.invalid-0", "step-00000005.invalid-1")
+    assert (first / ck.STATE).is_file()
+    assert ck.list_checkpoints(tmp_path) == []
+
+
+def test_retention_keeps_the_newest(tmp_path):
+    for step in (5, 10, 15, 20):
+        save(tmp_path, step)
+    ck.prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000015", "step-00000020"]
+
+
+def test_retention_never_deletes_the_only_valid_one(tmp_path):
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    for step in (10, 15):
+        (ck.step_folder(tmp_path, step) / ck.STATE).write_bytes(b"")
+    ck.prune(tmp_path, 2)
+    assert ck.newest_valid(tmp_path).step == 5
+
+
+def test_a_failed_deletion_is_reported_and_survived(tmp_path, monkeypatch, caplog):
+    for step in (5, 10):
+        save(tmp_path, step)
+
+    def fail(*args, **kwargs):
+        raise OSError("busy")
+
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    with caplog.at_level(logging.WARNING):
+        ck.prune(tmp_path, 1)
+    assert "busy" in caplog.text
+    assert ck.newest_valid(tmp_path).step == 10
+
+
+def test_another_format_version_is_refused(tmp_path):
+    path = save(tmp_path, 5)
+    stored = json.loads((path / ck.STATE).read_text())
+    (path / ck.STATE).write_text(json.dumps({**stored, "format_version": 99}))
+    (path / "MANIFEST.json").unlink()
+    ck.write_manifest(path)
+    with pytest.raises(CheckpointError, match="format_version 99"):
+        ck.FolderCheckpointIO().load_checkpoint(path)
