@@ -23,12 +23,27 @@ RUN := runs/demo
 	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[dev]"
 	touch $@
 
+# Every step keeps what it has finished, so a second `make demo` only repeats what is quick.
+demo: .venv/.ready
+	$(BIN)/monet data prepare --config configs/data/demo.yaml --out $(DATA)
+	$(BIN)/python train.py fit --config configs/demo.yaml --run_dir $(RUN)
+	test -e $(RUN)/export || $(BIN)/monet export --run $(RUN) --out $(RUN)/export
+	$(BIN)/monet generate --model $(RUN)/export --prompt "def " --max_new_tokens 60
+	$(BIN)/monet stats --model $(RUN)/export --data $(DATA) --out $(RUN)/statistics.safetensors --seq_len 256
+	$(BIN)/monet select --statistics $(RUN)/statistics.safetensors --out $(RUN)/masks
+	$(BIN)/monet ablate --model $(RUN)/export --data $(DATA) --masks $(RUN)/masks --out $(RUN)/ablation --seq_len 256
+	$(BIN)/monet report --result $(RUN)/ablation --out $(RUN)/report
+	@echo "all of it lies in $(RUN); make clean-demo forgets it"
+
+clean-demo:
+	rm -rf $(RUN) $(DATA) $(DATA).partial
+
 test: .venv/.ready
 	$(BIN)/python -m pytest $(if $(SLOW),-m "") $(PYTEST_ARGS)
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
-	$(BIN)/pyright --warnings
+	$(BIN)/pyright --warnings --pythonpath $(BIN)/python
 
 check: lint
 	$(MAKE) test SLOW=1

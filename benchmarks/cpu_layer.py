@@ -99,15 +99,14 @@ class Inputs(NamedTuple):
     gate_upstream: tuple[Tensor, Tensor]
 
 
-def make_inputs(plan: Plan, topk: int, tokens: int, router: nn.Module) -> Inputs:
-    """Normal inputs. The router's running statistics are set to those of its logits, so that about `topk` keys act."""
+def make_inputs(plan: Plan, tokens: int, router: EinsumRouter) -> Inputs:
+    """Normal inputs. The router's running statistics are set to those of its logits, so that about k keys act."""
     generator = torch.Generator().manual_seed(tokens)
     x_BTD = torch.randn(1, tokens, plan.hidden_size, generator=generator)
     with torch.no_grad():
         for w, norm in ((router.w1, router.norm1), (router.w2, router.norm2)):
             variance_H, mean_H = torch.var_mean(w(x_BTD).unflatten(-1, (plan.heads, plan.experts)), dim=(0, 1, 3))
-            norm.running_mean.copy_(mean_H)
-            norm.running_var.copy_(variance_H)
+            norm.load_state_dict({"running_mean": mean_H, "running_var": variance_H}, strict=False)
         g1_BTHE, g2_BTHE = router.eval()(x_BTD)
     upstream = [torch.randn(shape, generator=generator) for shape in (x_BTD.shape, g1_BTHE.shape, g1_BTHE.shape)]
     return Inputs(x_BTD, (g1_BTHE, g2_BTHE), upstream[0], (upstream[1], upstream[2]))
@@ -125,8 +124,8 @@ def runner(module: nn.Module, part: str, mode: str, inputs: Inputs) -> Callable[
         output = module(x_BTD, *gates)
         if isinstance(module, MonetRouter):
             module.update_statistics(output)
-            output = (output.g1_BTHE, output.g2_BTHE)
-        return output if part == "router" else (output,)
+            return output.g1_BTHE, output.g2_BTHE
+        return output if isinstance(module, EinsumRouter) else (output,)
 
     def once() -> tuple[Tensor, ...]:
         if not learning:
@@ -159,12 +158,8 @@ def check_agreement(pair: Pair, mode: str, inputs: Inputs) -> None:
             raise AssertionError(f"router, k={pair.topk}: {int((~same_T).sum())} tokens are routed to other keys")
     compared = [("output or gradient", a[:, same_T], b[:, same_T]) for a, b in zip(ours, einsum, strict=True)]
     if bool(same_T.all()):
-        theirs = dict(pair.einsum.named_parameters())
-        compared += [
-            (name, parameter.grad, theirs[name].grad)
-            for name, parameter in pair.ours.named_parameters()
-            if parameter.grad is not None
-        ]
+        gradients = [{n: p.grad for n, p in side.named_parameters() if p.grad is not None} for side in pair[2:]]
+        compared += [(name, gradient, gradients[1][name]) for name, gradient in gradients[0].items()]
     for name, a, b in compared:
         error = ((a - b).double().square().mean() / b.double().square().mean().clamp(min=1e-300)).sqrt().item()
         if not error <= MAX_RELATIVE_RMS:
@@ -173,9 +168,9 @@ def check_agreement(pair: Pair, mode: str, inputs: Inputs) -> None:
 
 def time_rows(plan: Plan, pairs: list[Pair], dense: DenseSwiGLU) -> Iterator[dict[str, Any]]:
     """One row for each part, k, number of tokens and mode."""
-    routers = {pair.topk: pair.einsum for pair in pairs if pair.part == "router"}
+    routers = {pair.topk: pair.einsum for pair in pairs if isinstance(pair.einsum, EinsumRouter)}
     for tokens, mode in plan.settings:
-        inputs = {topk: make_inputs(plan, topk, tokens, router) for topk, router in routers.items()}
+        inputs = {topk: make_inputs(plan, tokens, router) for topk, router in routers.items()}
         runs: dict[str, Callable[[], object]] = {"dense": runner(dense, "dense", mode, inputs[plan.topks[0]])}
         for pair in pairs:
             check_agreement(pair, mode, inputs[pair.topk])
@@ -197,8 +192,8 @@ def time_rows(plan: Plan, pairs: list[Pair], dense: DenseSwiGLU) -> Iterator[dic
 
 def memory_rows(plan: Plan, pairs: list[Pair], dense: DenseSwiGLU) -> Iterator[dict[str, Any]]:
     """Megabytes kept between forward and backward, and the peak of a forward+backward; k does not change either."""
-    router = next(pair.einsum for pair in pairs if pair.part == "router")
-    inputs = make_inputs(plan, plan.topks[0], plan.memory_tokens, router)
+    router = next(pair.einsum for pair in pairs if isinstance(pair.einsum, EinsumRouter))
+    inputs = make_inputs(plan, plan.memory_tokens, router)
     of_dense = _memory(dense, "dense", inputs)
     for pair in pairs:
         if pair.topk == plan.topks[0]:

@@ -108,7 +108,9 @@ def test_default_plan_is_the_1_4b_layer():
 def test_a_wrong_weight_is_seen_before_timing(part, mode):
     pairs, _ = cpu_layer.build(cpu_layer.QUICK)
     pair = next(pair for pair in pairs if pair.part == part)
-    inputs = cpu_layer.make_inputs(cpu_layer.QUICK, pair.topk, 16, pairs[0].einsum)
+    router = pairs[0].einsum
+    assert isinstance(router, EinsumRouter)
+    inputs = cpu_layer.make_inputs(cpu_layer.QUICK, 16, router)
     cpu_layer.check_agreement(pair, mode, inputs)
     parameter = next(iter(pair.ours.parameters()))
     parameter.data = parameter.data.clone().mul_(1.001)
