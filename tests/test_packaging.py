@@ -29,14 +29,14 @@ IMPORT_EVERYTHING = """
 """
 
 # Stands for the package transformers looks for: any name it imports from there is a class or a decorator's maker.
-FAKE_HF_KERNELS = '''
+FAKE_HF_KERNELS = """
 __version__ = "0.18.2"
 def __getattr__(name):
     if name.startswith("__"):
         raise AttributeError(name)
     methods = {"__init__": lambda self, *args, **kwargs: None, "__call__": lambda self, decorated: decorated}
     return type(name, (), methods)
-'''
+"""
 
 
 def run(*command: str | Path, cwd: Path) -> str:
