@@ -56,8 +56,12 @@ def check_keep(keep: Keep, T: int, E: int, hidden: Tensor) -> None:
         raise ValueError(f"keep.weights_SEE holds {S} masks; keep.index_T must say which token uses which")
 
 
+def _is_active(g_THE: Tensor) -> Tensor:
+    return (g_THE != 0).any(1)
+
+
 def _active(g_THE: Tensor, num_active: int) -> Tensor:
-    return (g_THE.amax(1) > 0).to(torch.uint8).topk(num_active, sorted=False).indices
+    return _is_active(g_THE).to(torch.uint8).topk(num_active, sorted=False).indices
 
 
 def _gather(g_tHE: Tensor, idx_tU: Tensor) -> Tensor:
@@ -75,8 +79,8 @@ def iterate_pairs(g1_THE: Tensor, g2_THE: Tensor, keep: Keep) -> Iterator[Pairs]
     if T == 0:
         return
     exact_at_zeros = torch.is_grad_enabled() and (g1_THE.requires_grad or g2_THE.requires_grad)
-    U1 = E if exact_at_zeros else int((g1_THE.amax(1) > 0).sum(-1).max())
-    U2 = E if exact_at_zeros else int((g2_THE.amax(1) > 0).sum(-1).max())
+    U1 = E if exact_at_zeros else int(_is_active(g1_THE).sum(-1).max())
+    U2 = E if exact_at_zeros else int(_is_active(g2_THE).sum(-1).max())
     for rows in token_chunks(T, U1 * U2):
         g1_tHE, g2_tHE = g1_THE[rows], g2_THE[rows]
         idx1_tU = _active(g1_tHE, U1) if U1 < E else None
@@ -87,10 +91,10 @@ def iterate_pairs(g1_THE: Tensor, g2_THE: Tensor, keep: Keep) -> Iterator[Pairs]
         yield Pairs(rows, w_tUU * _keep_weights(keep.at(rows), idx1_tU, idx2_tU).to(w_tUU.dtype), idx1_tU, idx2_tU)
 
 
-def token_chunks(T: int, elements_per_token: int) -> list[slice]:
-    """Slices of the tokens that keep a tensor of so many elements a token within the memory bound."""
-    step = max(1, _PAIR_ELEMENTS // max(1, elements_per_token))
-    return [slice(start, min(start + step, T)) for start in range(0, T, step)]
+def token_chunks(T: int, elements_per_token: int, elements: int = _PAIR_ELEMENTS) -> list[slice]:
+    """Slices of the tokens that keep a tensor of so many elements a token within `elements`."""
+    step = max(1, elements // max(1, elements_per_token))
+    return [slice(start, min(start + step, T)) for start in range(0, max(T, 1), step)]
 
 
 def _keep_weights(keep: Keep, idx1_tU: Tensor | None, idx2_tU: Tensor | None) -> Tensor:

@@ -16,8 +16,12 @@ from torch.autograd.function import once_differentiable
 
 from monet.kernels.masked import Keep, token_chunks
 
-# Tokens whose mixing is done at a time, in elements of one hidden array: the temporaries then stay in cache.
-_CHUNK_ELEMENTS = 1 << 20
+# How much is mixed at a time, in elements of one hidden array. Forward keeps its temporaries in cache; backward, which
+# has to copy out of every chunk but a single one, only bounds them.
+_FORWARD_ELEMENTS = 1 << 20
+_BACKWARD_ELEMENTS = 1 << 22
+# Below so many elements there is nothing to save by recomputing, and autograd alone is quicker.
+_LEAN_FROM_ELEMENTS = 1 << 16
 
 
 class Term(NamedTuple):
@@ -52,9 +56,32 @@ def mix_project(
     weights = tuple(weight.to(dtype) for weight in weights)
     inputs = (*hidden, g1_THE, g2_THE, *weights)
     with torch.autocast(hidden[0].device.type, enabled=False):
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-            return _MixProject.apply(form, activation, keep, len(hidden), *inputs)
-        return _forward(form, activation, keep, hidden, g1_THE, g2_THE, weights)
+        if torch.compiler.is_compiling():
+            return reference(form, activation, keep, hidden, g1_THE, g2_THE, weights)
+        if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
+            return _forward(form, activation, keep, hidden, g1_THE, g2_THE, weights)
+        if hidden[0].numel() < _LEAN_FROM_ELEMENTS:
+            return reference(form, activation, keep, hidden, g1_THE, g2_THE, weights)
+        return _MixProject.apply(form, activation, keep, len(hidden), *inputs)
+
+
+def reference(
+    form: Form,
+    activation: Callable[[Tensor], Tensor],
+    keep: Keep | None,
+    hidden: tuple[Tensor, ...],
+    g1_THE: Tensor,
+    g2_THE: Tensor,
+    weights: tuple[Tensor, ...],
+) -> Tensor:
+    """`mix_project` as plain differentiable torch; the oracle of the lean form, all arguments in one dtype."""
+    mixed = _mix(form, [activation(h) for h in hidden], g1_THE, g2_THE, keep)
+    blocks: dict[int, Tensor] = {}
+    for term, x, weight in zip(form.terms, mixed, weights, strict=True):
+        part = x.flatten(1) @ (weight.t() if term.out_in else weight)
+        start = term.columns.start
+        blocks[start] = blocks[start] + part if start in blocks else part
+    return torch.cat([blocks[start] for start in sorted(blocks)], -1)
 
 
 def _forward(
@@ -68,7 +95,7 @@ def _forward(
 ) -> Tensor:
     T, width = hidden[0].shape[0], max(term.columns.stop for term in form.terms)
     out_TD = hidden[0].new_empty(T, width)
-    for rows in _chunks(hidden[0]):
+    for rows in _chunks(hidden[0], _FORWARD_ELEMENTS):
         activated = [activation(h[rows]) for h in hidden]
         mixed = _mix(form, activated, g1_THE[rows], g2_THE[rows], keep and keep.at(rows))
         started: set[int] = set()
@@ -96,12 +123,9 @@ def _mix(
     return tuple(x.index_copy(0, rows, y) for x, y in zip(plain, masked, strict=True))
 
 
-def _chunks(hidden_TEM: Tensor) -> list[slice]:
+def _chunks(hidden_TEM: Tensor, elements: int) -> list[slice]:
     T = hidden_TEM.shape[0]
-    if hidden_TEM.is_cuda:
-        return [slice(0, T)]
-    step = max(1, _CHUNK_ELEMENTS // hidden_TEM[0].numel()) if T else 1
-    return [slice(start, min(start + step, T)) for start in range(0, T, step)]
+    return [slice(0, T)] if hidden_TEM.is_cuda else token_chunks(T, max(1, hidden_TEM.shape[1] * hidden_TEM.shape[2]), elements)
 
 
 class _MixProject(torch.autograd.Function):
@@ -140,21 +164,22 @@ def _mix_backward(
     ctx: Any, inputs: tuple[Tensor, ...], blocks: list[Tensor], weights: tuple[Tensor, ...]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Mixed arrays as (T, features), recomputed, and the gradients of the mixing's inputs."""
+    T, E, _ = inputs[0].shape
     terms = ctx.form.terms
     dmixed = [torch.mm(d, w if term.out_in else w.t()) for term, d, w in zip(terms, blocks, weights, strict=True)]
-    mixed = [torch.empty_like(d) for d in dmixed]
-    dinputs = [torch.empty_like(tensor) for tensor in inputs]
-    E = inputs[0].shape[1]
-    chunks = _chunks(inputs[0]) if ctx.keep is None else token_chunks(inputs[0].shape[0], E * E)
+    chunks = _chunks(inputs[0], _BACKWARD_ELEMENTS) if ctx.keep is None else token_chunks(T, E * E)
+    results = None
     for rows in chunks:
         leaves = [tensor[rows].detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
             activated = [ctx.activation(leaf) for leaf in leaves[: ctx.num_hidden]]
             outputs = _mix(ctx.form, activated, *leaves[ctx.num_hidden :], ctx.keep and ctx.keep.at(rows))
         upstream = [d[rows].view_as(x) for d, x in zip(dmixed, outputs, strict=True)]
-        gradients = torch.autograd.grad(outputs, leaves, upstream)
-        for target, gradient in zip(dinputs, gradients, strict=True):
-            target[rows] = gradient
-        for target, x in zip(mixed, outputs, strict=True):
-            target[rows] = x.detach().flatten(1)
-    return mixed, dinputs
+        chunk = [*(x.detach().flatten(1) for x in outputs), *torch.autograd.grad(outputs, leaves, upstream)]
+        if len(chunks) == 1:
+            results = chunk
+            break
+        results = results or [x.new_empty(T, *x.shape[1:]) for x in chunk]
+        for whole, part in zip(results, chunk, strict=True):
+            whole[rows] = part
+    return results[: len(terms)], results[len(terms) :]

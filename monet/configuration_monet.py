@@ -95,12 +95,14 @@ class MonetConfig(LlamaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         _refuse([_missing(key) for key in REQUIRED_KEYS if getattr(self, key) is None])
         _refuse(self._problems())
+        _refuse([f"{key}: unknown key; allowed are {_MOE_KEYS}" for key in kwargs if key.startswith("moe_")])
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
+        rope_scaling = kwargs.get("rope_scaling")
+        if rope_scaling is not None and not isinstance(rope_scaling, dict):
+            raise ConfigError(f"rope_scaling={rope_scaling!r}: allowed are null or an object with rope_type")
         super().__post_init__(**kwargs)
-        rope_theta = self.rope_parameters["rope_theta"]
-        if not (isinstance(rope_theta, (int, float)) and 0 < rope_theta < math.inf):
-            raise ConfigError(f"rope_theta={rope_theta!r}: allowed are positive numbers")
+        _refuse(_rope_problems(self.rope_parameters))
 
     @property
     def num_routing_groups(self) -> int:
@@ -116,6 +118,11 @@ class MonetConfig(LlamaConfig):
             value = getattr(self, key)
             if value is not None and not (type(value) is int and 1 <= value <= largest):
                 problems.append(f"{key}={value!r}: allowed are whole numbers from 1 to {largest}")
+        for key in ("attention_bias", "tie_word_embeddings", "use_cache", "output_router_probs"):
+            if type(getattr(self, key)) is not bool:
+                problems.append(f"{key}={getattr(self, key)!r}: allowed are true and false")
+        if not (isinstance(self.initializer_range, (int, float)) and 0 <= self.initializer_range <= 1):
+            problems.append(f"initializer_range={self.initializer_range!r}: allowed are numbers from 0 to 1")
         for key in ("rms_norm_eps", "attention_dropout"):
             value = getattr(self, key)
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1):
@@ -133,6 +140,8 @@ class MonetConfig(LlamaConfig):
                 if getattr(self, key) % 2:
                     problems.append(f"{key}={getattr(self, key)!r}: the vertical decomposition halves it; use an even number")
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.head_dim is not None and self.head_dim % 2:
+            problems.append(f"head_dim={self.head_dim}: rotary embeddings need an even number")
         if self.head_dim is None and self.hidden_size % max(heads, 1):
             problems.append(f"hidden_size={self.hidden_size}: no multiple of num_attention_heads={heads}; or give head_dim")
         if kv_heads and heads % kv_heads:
@@ -145,11 +154,19 @@ class MonetConfig(LlamaConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MonetConfig:
         """Build from the content of a config.json; keys that the model's mathematics needs must be stated there."""
         given = {**config_dict, **kwargs}
-        _refuse([_missing(key) for key in REQUIRED_KEYS_OF_FILES if given.get(key) is None])
+        missing = [key for key in REQUIRED_KEYS_OF_FILES if given.get(key) is None]
+        if given.get("rope_theta") is None and "rope_theta" not in (given.get("rope_parameters") or {}):
+            missing.append("rope_theta")
+        _refuse([_missing(key) for key in missing])
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ConfigError(f"model_type={model_type!r} in the configuration: allowed is {cls.model_type!r}")
         return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: Any) -> MonetConfig:
+        """Build from a config.json, which must state what `from_dict` asks for."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def to_dict(self) -> dict[str, Any]:
         """All keys as the released files write them: `rope_theta`, `rope_scaling` and `torch_dtype` at top level."""
@@ -169,12 +186,30 @@ class MonetConfig(LlamaConfig):
         return self.to_dict()
 
 
+_ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
 # Keys that transformers adds to every configuration and the released files do not carry.
 _FOREIGN_KEYS = {"rope_parameters", "dtype"} | {
     key
     for key in PreTrainedConfig().to_dict()
     if key not in {"architectures", "bos_token_id", "eos_token_id", "tie_word_embeddings", "model_type", "transformers_version"}
 }
+
+
+_MOE_KEYS = "moe_decompose, moe_dim, moe_experts, moe_groups, moe_heads, moe_topk"
+
+
+def _rope_problems(rope: dict[str, Any]) -> list[str]:
+    problems = []
+    kind, factor = rope.get("rope_type"), rope.get("factor", 1.0)
+    if kind not in _ROPE_KINDS:
+        problems.append(f"rope_type={kind!r} in rope_scaling: allowed are {', '.join(_ROPE_KINDS)}")
+    elif kind != "default" and not {"factor", "short_factor"} & rope.keys():
+        problems.append(f"rope_scaling of type {kind!r} lacks factor")
+    for key, value in (("rope_theta", rope.get("rope_theta")), ("factor", factor)):
+        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            problems.append(f"{key}={value!r}: allowed are positive numbers")
+    return problems
 
 
 def _missing(key: str) -> str:

@@ -39,7 +39,7 @@ class ExpertMask:
     """
 
     def __init__(self, keep_REE: Tensor, provenance: Mapping[str, Any] | None = None, fingerprint: str | None = None):
-        keep_REE = torch.as_tensor(keep_REE).detach().cpu()
+        keep_REE = torch.as_tensor(keep_REE).detach().to("cpu", copy=True)
         if keep_REE.dim() != 3 or keep_REE.shape[1] != keep_REE.shape[2] or keep_REE.numel() == 0:
             raise ConfigError(f"a mask of shape {tuple(keep_REE.shape)}; wanted (routing groups, E, E)")
         if keep_REE.dtype != torch.bool:
@@ -79,7 +79,10 @@ class ExpertMask:
         for group, ids in removed.items():
             if not 0 <= group < R:
                 raise ConfigError(f"routing group {group}: the model has groups 0 to {R - 1}")
-            ids = torch.as_tensor(ids, dtype=torch.int64)
+            ids = torch.as_tensor(ids)
+            if ids.numel() and ids.dtype not in (torch.int64, torch.int32):
+                raise ConfigError(f"expert ids of dtype {ids.dtype} in group {group}: allowed are whole numbers")
+            ids = ids.long()
             outside = (ids < 0) | (ids >= E * E)
             if bool(outside.any()):
                 raise ConfigError(f"expert id {ids[outside][0].item()} in group {group}: allowed are 0 to {E * E - 1}")
@@ -123,8 +126,8 @@ class ExpertMask:
             ConfigError: more experts than there are, or a wrong number of groups.
         """
         R, E, _ = _shape(config)
-        total = isinstance(num_removed, int)
-        counts, pool = ([num_removed], R * E * E) if total else (list(num_removed), E * E)
+        total = not isinstance(num_removed, Sequence)
+        counts, pool = ([int(num_removed)], R * E * E) if total else (list(num_removed), E * E)
         if not total and len(counts) != R:
             raise ConfigError(f"num_removed names {len(counts)} groups; the model has {R}")
         generator = torch.Generator().manual_seed(seed)
@@ -283,8 +286,8 @@ class ExpertMask:
                     raise CheckpointError(f"{path}: {len(bits)} bits for a mask of shape {shape}")
                 content = torch.from_numpy(bits[:size].astype(bool))
             mask = cls(content.reshape(shape), provenance, metadata["fingerprint"] or None)
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: no such mask file") from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: no readable mask file ({error})") from None
         except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError, TypeError, ConfigError) as error:
             raise CheckpointError(f"{path}: damaged mask file ({error})") from None
         if model is not None:

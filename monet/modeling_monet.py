@@ -332,35 +332,40 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         logits = self.lm_head(hidden_states if isinstance(kept, int) else hidden_states[:, kept, :])
-        output = MonetCausalLMOutput(
+        losses: dict[str, Any] = {}
+        if with_losses:
+            if shift_labels is None:
+                shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+            lm_loss = next_token_loss(logits, shift_labels, num_items_in_batch)
+            losses = _losses(lm_loss, outputs.router_outputs, router_loss)
+        return MonetCausalLMOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_probs=outputs.router_probs,
+            **losses,
         )
-        if not with_losses:
-            return output
-        if shift_labels is None:
-            shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-        routed = outputs.router_outputs
-        output["lm_loss"] = next_token_loss(logits, shift_labels, num_items_in_batch)
-        output["uniformity_loss"] = torch.stack([router.uniformity for router in routed]).mean()
-        output["ambiguity_loss"] = torch.stack([router.ambiguity for router in routed]).mean()
-        output["router_metrics"] = tuple(router.metrics for router in routed)
-        output["loss"] = output.lm_loss
-        if router_loss is not None:
-            output["loss"] = (
-                output.lm_loss
-                + router_loss.uniformity_weight * output.uniformity_loss
-                + router_loss.ambiguity_weight * output.ambiguity_loss
-            )
-        return output
+
+
+def _losses(lm_loss: Tensor, routed: tuple[RouterOutput, ...], router_loss: RouterLoss | None) -> dict[str, Any]:
+    """The loss fields of the output; auxiliary losses are averaged over routers."""
+    uniformity = torch.stack([output.uniformity for output in routed]).mean()
+    ambiguity = torch.stack([output.ambiguity for output in routed]).mean()
+    loss = lm_loss
+    if router_loss is not None:
+        loss = lm_loss + router_loss.uniformity_weight * uniformity + router_loss.ambiguity_weight * ambiguity
+    return {
+        "loss": loss,
+        "lm_loss": lm_loss,
+        "uniformity_loss": uniformity,
+        "ambiguity_loss": ambiguity,
+        "router_metrics": tuple(output.metrics for output in routed),
+    }
 
 
 def _token_mask(attention_mask: Tensor | None, num_tokens: int) -> Tensor | None:
-    """(B, T) bool of the current tokens, or None where nothing is padding."""
+    """(B, T) bool, False at padding, of the current tokens; None where no padding is told."""
     if attention_mask is None or attention_mask.dim() != 2:
         return None
-    token_mask_BT = attention_mask[:, -num_tokens:].bool()
-    return None if bool(token_mask_BT.all()) else token_mask_BT
+    return attention_mask[:, -num_tokens:].bool()

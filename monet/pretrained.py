@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
@@ -26,20 +27,23 @@ _STRUCTURAL_KEYS = (
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
+_cached: dict[tuple[Any, ...], str] = {}
+
+
 def fingerprint(config: MonetConfig, routers: Iterable[MonetRouter]) -> str:
-    """SHA-256 over the structural keys and the routers' weights, first 32 hexadecimal digits.
+    """SHA-256 over the structural keys and the signs of the routers' weights, first 32 hexadecimal digits.
 
-    Weights enter rounded to bfloat16, so that a checkpoint loaded as float32 or as bfloat16 is the same model.
+    Signs survive every cast, so a checkpoint loaded in another dtype is still the same model.
     """
-    digest = hashlib.sha256(json.dumps([getattr(config, key) for key in _STRUCTURAL_KEYS]).encode())
-    for router in routers:
-        for weight in (router.w1.weight, router.w2.weight):
-            digest.update(_bytes(weight))
-    return digest.hexdigest()[:32]
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().reshape(-1))
+    weights = [weight for router in routers for weight in (router.w1.weight, router.w2.weight)]
+    key = tuple((id(weight), weight.data_ptr(), weight._version) for weight in weights)
+    if key not in _cached:
+        digest = hashlib.sha256(json.dumps([getattr(config, key) for key in _STRUCTURAL_KEYS]).encode())
+        for weight in weights:
+            digest.update(np.packbits(weight.detach().signbit().cpu().numpy().reshape(-1)).data)
+        _cached.clear()
+        _cached[key] = digest.hexdigest()[:32]
+    return _cached[key]
 
 
 def load_checked(
@@ -48,16 +52,28 @@ def load_checked(
     """Call transformers' `from_pretrained` as `load`, refuse what does not match, attach the stored mask.
 
     Raises:
-        ConfigError: pickled weights were asked for.
-        CheckpointError: tensors are missing, superfluous or not finite, or the stored mask does not fit.
+        ConfigError: pickled weights or missing tensors were asked for.
+        CheckpointError: the weights are absent or damaged, tensors are missing, superfluous, misshapen or not finite,
+            or the stored mask does not fit.
     """
     if kwargs.setdefault("use_safetensors", True) is not True:
         raise ConfigError("use_safetensors=False: Monet reads safetensors only; convert the checkpoint first")
+    if kwargs.pop("ignore_mismatched_sizes", False):
+        raise ConfigError("ignore_mismatched_sizes=True: misshapen tensors would be replaced by random ones")
     wants_info = kwargs.pop("output_loading_info", False)
-    model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
+    try:
+        model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
+    except (SafetensorError, RuntimeError, FileNotFoundError) as error:
+        raise CheckpointError(f"{name_or_path}: unreadable or misshapen weights ({error})") from error
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{name_or_path}: no model.safetensors; pickled weights are never read, convert them first ({error})"
+        ) from error
     if name_or_path is not None:
         _refuse_mismatches(cls, name_or_path, info)
-        _refuse_non_finite(name_or_path, model.state_dict())
+        _refuse_impossible(name_or_path, model.state_dict())
         path = _mask_path(name_or_path, kwargs)
         if path is not None:
             model.set_expert_mask(ExpertMask.load(path))
@@ -72,8 +88,10 @@ def _refuse_mismatches(cls: type, name_or_path: str | os.PathLike, info: dict[st
             raise CheckpointError(f"{name_or_path}: the checkpoint {what} {len(keys)} tensors: {listed}")
 
 
-def _refuse_non_finite(name_or_path: str | os.PathLike, state: dict[str, Tensor]) -> None:
+def _refuse_impossible(name_or_path: str | os.PathLike, state: dict[str, Tensor]) -> None:
     for name, tensor in state.items():
+        if name.endswith("running_var") and not tensor.is_meta and bool((tensor < 0).any()):
+            raise CheckpointError(f"{name_or_path}: tensor {name} holds a negative variance")
         if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name_or_path}: tensor {name} holds values that are NaN or infinite")
 

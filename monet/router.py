@@ -76,11 +76,11 @@ class RoutingStatistics(nn.Module):
     @torch.no_grad()
     def update(self, batch: BatchStatistics) -> None:
         """Move the running statistics towards a batch's, with the unbiased variance; an empty batch changes nothing."""
-        if batch.count < 2:
-            return
-        self.running_mean.lerp_(batch.mean_H.float(), _MOMENTUM)
-        self.running_var.lerp_((batch.m2_H / (batch.count - 1)).float(), _MOMENTUM)
-        self.num_batches_tracked += 1
+        counts = batch.count > 1
+        momentum = _MOMENTUM * counts.float()
+        self.running_mean.lerp_(batch.mean_H.float(), momentum)
+        self.running_var.lerp_((batch.m2_H / (batch.count - 1).clamp(min=1)).float(), momentum)
+        self.num_batches_tracked += counts
 
 
 class MonetRouter(nn.Module):
@@ -131,8 +131,8 @@ class MonetRouter(nn.Module):
         target_HE = [axis.target_HE for axis in axes]
         uniformity = paper_uniformity if target_HE[0] is None else uniformity_loss(torch.stack(target_HE))
         fired_2HE = torch.stack([axis.fired_HE for axis in axes])
-        tokens = x_BTD.shape[0] * x_BTD.shape[1] if token_mask_BT is None else token_mask_BT.sum()
-        active_per_head = fired_2HE.sum() / (2 * self.num_heads * max(int(tokens), 1))
+        tokens = torch.tensor(x_BTD[..., 0].numel()) if token_mask_BT is None else token_mask_BT.sum()
+        active_per_head = fired_2HE.sum() / (2 * self.num_heads * tokens.clamp(min=1))
         metrics = RouterMetrics(paper_uniformity.detach(), ambiguity.detach(), active_per_head, fired_2HE)
         return RouterOutput(g1_BTHE, g2_BTHE, uniformity, ambiguity, metrics, statistics)
 
@@ -181,8 +181,10 @@ class MonetRouter(nn.Module):
             return _Axis(g_BTHE, statistics)
         mean_HE = (weight_1T.to(g_TP.dtype) @ g_TP).view(H, E)
         mean_max_H = (weight_1T.to(g_TP.dtype) @ g_BTHE.amax(-1).flatten(0, 1))[0]
-        fired_THE = g_BTHE.detach().flatten(0, 1) > 0
-        fired_HE = fired_THE.sum(0) if token_mask_BT is None else fired_THE[token_mask_BT.flatten()].sum(0)
+        fired_BTHE = g_BTHE.detach() > 0
+        if token_mask_BT is not None:
+            fired_BTHE &= token_mask_BT[:, :, None, None]
+        fired_HE = fired_BTHE.sum((0, 1))
         return _Axis(g_BTHE, statistics, mean_HE, mean_max_H, fired_HE, target_HE)
 
 

@@ -11,9 +11,13 @@ from torch.autograd.function import once_differentiable
 
 from monet.kernels.checks import check_float, check_shape
 from monet.kernels.dispatch import implementation, resolve
+from monet.kernels.routing import reference
 
 # A chunk of logits stays in the last-level cache while it is compared, masked and normalised.
 _CHUNK_ELEMENTS = 1 << 19
+# While a row's maximum is so near its bound, subtracting the bound loses less than a rounding of the result, and the
+# comparison becomes torch's threshold, which is several times faster than filling by a boolean mask.
+_SAFE_SPAN = 16.0
 
 
 def thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, *, overwrite: bool = False) -> Tensor:
@@ -43,21 +47,27 @@ def thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, *, overwrite: bool = 
 def _thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, overwrite: bool) -> Tensor:
     if z_TP.dtype in (torch.float16, torch.bfloat16):
         z_TP, overwrite = z_TP.float(), True
+    if torch.compiler.is_compiling():
+        z_THE = z_TP.unflatten(1, (threshold_H.numel(), -1))
+        return reference.thresholded_softmax(z_THE, threshold_H).flatten(1)
     if torch.is_grad_enabled() and z_TP.requires_grad:
         return _ThresholdedSoftmax.apply(z_TP if overwrite else z_TP.clone(), threshold_H)
     return _softmax_in_place(z_TP if overwrite else z_TP.clone(), threshold_H)
 
 
 def _softmax_in_place(z_TP: Tensor, threshold_H: Tensor) -> Tensor:
-    H = threshold_H.numel()
-    z_THE = z_TP.view(z_TP.shape[0], H, -1)
+    T, P = z_TP.shape
+    z_THE = z_TP.view(T, threshold_H.numel(), P // threshold_H.numel())
     threshold_H1 = threshold_H.to(z_TP.dtype)[:, None]
-    # z - bound is never rounded to zero from below, so "not below the bound" is "greater than minus the tiniest".
-    below_zero = -torch.finfo(z_TP.dtype).tiny
-    chunks = [z_THE] if z_TP.is_cuda else z_THE.split(max(1, _CHUNK_ELEMENTS // z_TP.shape[1]))
-    for z_tHE in chunks:
-        z_tHE.sub_(torch.minimum(z_tHE.amax(-1, keepdim=True), threshold_H1))
-        torch.nn.functional.threshold_(z_tHE, below_zero, -math.inf)
+    for z_tHE in [z_THE] if z_TP.is_cuda else z_THE.split(max(1, _CHUNK_ELEMENTS // P)):
+        max_tH1 = z_tHE.amax(-1, keepdim=True)
+        bound_tH1 = torch.minimum(max_tH1, threshold_H1)
+        if z_TP.device.type == "cpu" and T and bool((max_tH1 - bound_tH1).max() < _SAFE_SPAN):
+            # A difference is never rounded to zero, so "not below the bound" is "greater than minus the tiniest".
+            z_tHE.sub_(bound_tH1)
+            torch.nn.functional.threshold_(z_tHE, -torch.finfo(z_TP.dtype).tiny, -math.inf)
+        else:
+            z_tHE.masked_fill_(z_tHE < bound_tH1, -math.inf)
         torch.softmax(z_tHE, -1, out=z_tHE)
     return z_TP
 
@@ -75,7 +85,7 @@ class _ThresholdedSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dg_TP: Tensor) -> tuple[Tensor, None]:
         (g_TP,) = ctx.saved_tensors
-        g_THE = g_TP.view(g_TP.shape[0], ctx.num_heads, -1)
+        g_THE = g_TP.view(g_TP.shape[0], ctx.num_heads, g_TP.shape[1] // ctx.num_heads)
         dz_THE = g_THE * dg_TP.view_as(g_THE)
         dz_THE.addcmul_(g_THE, dz_THE.sum(-1, keepdim=True), value=-1)
         return dz_THE.view_as(g_TP), None
