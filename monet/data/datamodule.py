@@ -155,7 +155,7 @@ class MonetDataModule(L.LightningDataModule):
     def train_dataloader(self) -> TrainStream:
         """The endless stream, at the position that was loaded last."""
         windows = WindowDataset(self.shards, "train", self.seq_len)
-        weights = None if self.mixture is None else [self.mixture.get(domain, 0.0) for domain in windows.chosen]
+        weights = None if self.mixture is None else {name: self.mixture.get(name, 0.0) for name in windows.chosen}
         world_size, rank = self._place()
         stream = TrainStream(
             windows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -69,26 +69,26 @@ class WindowOrder:
     domain runs through its own epochs at its own pace: within an epoch of a domain none of its windows repeats.
 
     Args:
-        counts: windows of each domain; domain d owns the window ids that follow those of domain d-1.
+        counts: windows of each domain, at least 1; domain d owns the window ids that follow those of domain d-1.
         seed: chooses the order.
-        weights: share of the windows drawn from each domain, in any unit (they are divided by their sum);
-            None draws each window equally often.
+        weights: share of the windows drawn from each domain by name, in the order of `counts` and in any unit (they
+            are divided by their sum); None draws each window equally often.
     Attributes:
         slots: draws of each domain in a block; None without weights.
     Raises:
-        ConfigError: a weight is negative, too small to be dealt, or belongs to a domain without windows.
+        ConfigError: a weight is negative or too small to be dealt.
     """
 
-    def __init__(self, counts: Sequence[int], seed: int, weights: Sequence[float] | None = None) -> None:
+    def __init__(self, counts: Sequence[int], seed: int, weights: Mapping[str, float] | None = None) -> None:
         self.counts = np.asarray(counts, dtype=np.int64)
         self.first = np.cumsum(self.counts) - self.counts
         self.num_windows = int(self.counts.sum())
         self.seed = seed
         self.slots: list[int] | None = None
         if weights is not None:
-            self.slots = self._deal(np.asarray(weights, dtype=np.float64)).tolist()
+            self.slots = self._deal(np.array(list(weights.values()), dtype=np.float64), list(weights)).tolist()
 
-    def _deal(self, weights: np.ndarray) -> np.ndarray:
+    def _deal(self, weights: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Slots of a block that each domain gets: the largest remainders take what rounding leaves."""
         if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
             raise ConfigError(f"mixture weights {weights.tolist()}: each must be 0 or more, one of them above 0")
@@ -96,9 +96,11 @@ class WindowOrder:
         slots = np.floor(exact).astype(np.int64)
         order = np.argsort(slots - exact, kind="stable")
         slots[order[: _BLOCK - int(slots.sum())]] += 1
-        for index in np.flatnonzero((weights > 0) & ((slots == 0) | (self.counts == 0))):
-            reason = "has no windows" if self.counts[index] == 0 else f"is below the smallest share, 1/{_BLOCK}"
-            raise ConfigError(f"mixture weight {weights[index]} of domain number {index}: it {reason}; set it to 0")
+        for index in np.flatnonzero((weights > 0) & (slots == 0)):
+            raise ConfigError(
+                f"mixture weight {weights[index]} of {names[int(index)]!r} is below the smallest share, 1/{_BLOCK} of "
+                "all; raise it or leave the domain out"
+            )
         return slots
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:

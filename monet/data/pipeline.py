@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from monet.data import hub
 from monet.data.report import Progress
-from monet.data.shards import FORMAT, MANIFEST, TOKENIZER, ShardWriter, dtype_for, fingerprint_of
+from monet.data.shards import MANIFEST, TOKENIZER, ShardWriter, dtype_for, write_manifest
 from monet.data.sources import Document, Skipped, TextFile, find_files, read_documents
 from monet.data.splits import SplitPlan
 from monet.data.tokenizer import Encoder, load_tokenizer, train_tokenizer
 from monet.errors import DataError
-from monet.files import atomic_directory, atomic_write_json, sha256_file
+from monet.files import atomic_directory, atomic_write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,32 +50,15 @@ class Job:
                     made.save_pretrained(str(temporary))
             encoder = Encoder(load_tokenizer(str(self.folder / TOKENIZER)), add_bos=self.settings["add_bos"])
             began, tokens = time.perf_counter(), 0
-            parts: dict[str, dict[str, Any]] = {split: {} for split in plan.shares}
+            parts: dict[str, dict[str, list[dict[str, Any]]]] = {split: {} for split in plan.shares}
             for domain, num_documents in documents.items():
                 writers = self._writers(domain, list(parts), encoder)
                 tokens += self._write(domain, num_documents, writers, plan, encoder, progress)
                 for split, writer in writers.items():
-                    parts[split][domain] = {
-                        key: sum(entry[key] for entry in writer.entries)
-                        for key in ("documents", "tokens", "text_bytes")
-                    } | {"shards": writer.entries}
+                    parts[split][domain] = writer.entries
             self.tokens_per_second = tokens / (time.perf_counter() - began)
-        manifest = {
-            "format": FORMAT,
-            "fingerprint": "",
-            "dtype": dtype_for(encoder.vocab_size).name,
-            "vocab_size": encoder.vocab_size,
-            "eos_id": encoder.eos_id,
-            "tokenizer_files": {
-                path.name: sha256_file(path) for path in sorted((self.folder / TOKENIZER).iterdir()) if path.is_file()
-            },
-            "domains": list(documents),
-            "skipped": {"counts": dict(sorted(self.skipped.counts.items())), "examples": self.skipped.messages},
-            "settings": self.settings,
-            "splits": parts,
-        }
-        manifest["fingerprint"] = fingerprint_of(manifest)
-        atomic_write_json(self.folder / MANIFEST, manifest)
+        skipped = {"counts": dict(sorted(self.skipped.counts.items())), "examples": self.skipped.messages}
+        write_manifest(self.folder, parts, encoder.vocab_size, encoder.eos_id, skipped=skipped, settings=self.settings)
 
     def _fetch(self) -> None:
         keys = ("domain_key", "text_key", "source_key", "max_documents")
@@ -111,13 +94,13 @@ class Job:
         plan = SplitPlan(self.settings["splits"], self.settings["seed"])
         places: dict[str, array[int]] = {}
         with Progress() as progress:
-            task = progress.start("reading", sum(len(listed) for listed in self.files.values()), "files")
+            task = progress.start("reading", None, "documents")
             for domain in self.files:
                 places[domain] = array("Q")
                 for document in self._documents(domain, self.skipped):
                     places[domain].append(plan.hash_of(document.source))
                     self.text_bytes += len(document.text.encode())
-                task.advance(len(self.files[domain]))
+                    task.advance(1)
         for domain in [domain for domain, listed in places.items() if not listed]:
             self.skipped.problem("empty domain", f"domain {domain!r}: no document with text in it")
             del places[domain]

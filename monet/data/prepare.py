@@ -6,6 +6,7 @@ is finished in it (fetched parts, tokenizer, shards) outlives a kill, and the sa
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -109,20 +110,23 @@ def prepare(
         "remote": remote,
         "text": inventory(files),
     }
-    partial = out.with_name(f"{out.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(partial / _LOCK, timeout=0):
-            job = None
-            if not _is_done(partial, out, settings, overwrite):
-                _begin(partial, settings, overwrite)
-                job = Job(partial, files, settings)
-                job.run(tokenizer)
-                _publish(partial, out)
-    except Timeout:
-        raise DataError(
-            f"{partial}: another preparation of {out} is running; wait for it or choose another --out"
-        ) from None
+    job = None
+    if not _is_done(out, settings, overwrite):
+        partial = out.with_name(f"{out.name}.partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(partial / _LOCK, timeout=0):
+                if _is_done(out, settings, overwrite):  # by another process in the meantime
+                    shutil.rmtree(partial)
+                else:
+                    _begin(partial, settings, overwrite)
+                    job = Job(partial, files, settings)
+                    job.run(tokenizer)
+                    _publish(partial, out)
+        except Timeout:
+            raise DataError(
+                f"{partial}: another preparation of {out} is running; wait for it or choose another --out"
+            ) from None
     shards = TokenShards(out)
     if job is None:
         print(f"{out}: already prepared with these settings, nothing to do")
@@ -157,8 +161,10 @@ def _find(
 
 def _tokenizer_identity(name: str | None) -> str | None:
     """A local tokenizer is known by its content, one of the hub by its name."""
-    path = Path(name, "tokenizer.json") if name else None
-    return f"sha256:{sha256_file(path)}" if path and path.is_file() else name
+    if name is None or not Path(name).is_dir():
+        return name
+    digests = [f"{sha256_file(path)} {path.name}\n" for path in sorted(Path(name).glob("*token*.json"))]
+    return f"sha256:{hashlib.sha256(''.join(digests).encode()).hexdigest()}"
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
@@ -179,24 +185,23 @@ def _refusal(folder: Path, old: Any, new: Any) -> ConfigError:
     )
 
 
-def _is_done(partial: Path, out: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """Whether `out` already is what is asked for; if it is, or if it must stay, `partial` goes."""
+def _is_done(out: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `out` already is what is asked for.
+
+    Raises:
+        DataError, ConfigError: it is something else, and was not to be overwritten.
+    """
     if not out.exists():
         return False
     try:
         old = TokenShards(out).manifest["settings"]
     except DataError:
-        if not overwrite:
-            shutil.rmtree(partial)
-            raise
-        old = None
-    if old == settings:
-        shutil.rmtree(partial)
-        return True
-    if not overwrite:
-        shutil.rmtree(partial)
+        if overwrite:
+            return False
+        raise
+    if old != settings and not overwrite:
         raise _refusal(out, old, settings)
-    return False
+    return old == settings
 
 
 def _begin(partial: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -227,11 +232,12 @@ def _has_work(partial: Path) -> bool:
 def _publish(partial: Path, out: Path) -> None:
     """Drop what only the work needed and give the folder its final name."""
     shutil.rmtree(partial / FETCHED, ignore_errors=True)
-    for path in [partial / _SETTINGS, partial / SCAN, partial / _LOCK, *partial.glob("*/*/shard-*.json")]:
+    for path in [partial / _SETTINGS, partial / SCAN, *partial.glob("*/*/shard-*.json")]:
         path.unlink(missing_ok=True)
     for folder, _, _ in os.walk(partial):
         fsync_path(folder)
     if out.exists():
         shutil.rmtree(out)
     os.rename(partial, out)
+    (out / _LOCK).unlink(missing_ok=True)
     fsync_path(out.parent)

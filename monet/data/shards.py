@@ -308,6 +308,37 @@ class TokenShards:
         return TokenStream(self.folder / split / domain, entries, dtype, self.vocab_size)
 
 
+def write_manifest(
+    folder: Path, parts: dict[str, dict[str, list[dict[str, Any]]]], vocab_size: int, eos_id: int, **more: Any
+) -> None:
+    """Describe finished shards; a folder without this file is no prepared data.
+
+    Args:
+        folder: holds the shards, and the tokenizer's files in tokenizer/.
+        parts: entries of the writers, by split and domain; every split has the same domains.
+        vocab_size, eos_id: of the tokenizer.
+        more: further keys, such as the settings; they do not enter the fingerprint.
+    """
+    counts = ("documents", "tokens", "text_bytes")
+    manifest = {
+        "format": FORMAT,
+        "dtype": dtype_for(vocab_size).name,
+        "vocab_size": vocab_size,
+        "eos_id": eos_id,
+        "tokenizer_files": {path.name: sha256_file(path) for path in sorted((folder / TOKENIZER).glob("*"))},
+        "domains": sorted(next(iter(parts.values()))),
+        "splits": {
+            split: {
+                domain: {key: sum(entry[key] for entry in entries) for key in counts} | {"shards": entries}
+                for domain, entries in sorted(domains.items())
+            }
+            for split, domains in parts.items()
+        },
+        **more,
+    }
+    atomic_write_json(folder / MANIFEST, {"fingerprint": fingerprint_of(manifest), **manifest})
+
+
 def fingerprint_of(manifest: dict[str, Any]) -> str:
     """SHA-256 over what the shards hold: hashes, order, vocabulary and tokenizer, not paths or times."""
     content = {key: manifest[key] for key in ("format", "dtype", "vocab_size", "eos_id", "tokenizer_files", "domains")}

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -72,7 +73,8 @@ def check_domain(domain: object, where: str) -> str:
     """
     if not isinstance(domain, str) or not domain.strip():
         raise DataError(f"{where}: domain {domain!r} is not a name; give every document a non-empty domain")
-    if domain.startswith(".") or any(sign in domain for sign in "/\\\0\n") or len(domain.encode()) > 200:
+    printable = domain.isprintable() and not domain.startswith(".") and "/" not in domain and "\\" not in domain
+    if not printable or len(domain.encode()) > 200:
         raise DataError(f"{where}: domain {domain!r} cannot be a folder's name; rename it (no '/', no leading '.')")
     return domain
 
@@ -117,10 +119,9 @@ def _files_below(folder: Path, root: Path, domain: str) -> list[TextFile]:
         for path in folder.rglob("*")
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
     ]
-    return [
-        TextFile(path, domain, path.relative_to(root).as_posix())
-        for path in sorted(found, key=lambda path: path.relative_to(root).as_posix())
-    ]
+    # file names are bytes, not always text: a name is what of them can be written down
+    named = {os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace"): path for path in found}
+    return [TextFile(path, domain, name) for name, path in sorted(named.items())]
 
 
 def inventory(files: dict[str, list[TextFile]]) -> dict[str, dict[str, Any]]:
@@ -129,7 +130,7 @@ def inventory(files: dict[str, list[TextFile]]) -> dict[str, dict[str, Any]]:
     for domain, listed in sorted(files.items()):
         digest = hashlib.sha256()
         for file in listed:
-            digest.update(f"{sha256_file(file.path)} {file.name}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{sha256_file(file.path)} {file.name}\n".encode())
         found[domain] = {"files": len(listed), "sha256": digest.hexdigest()}
     return found
 

@@ -54,7 +54,7 @@ class SplitPlan:
 
     def hash_of(self, source: str) -> int:
         """Place of an original in 0..2**64-1, uniform."""
-        digest = hashlib.blake2b(f"{self.seed}\n{source}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.seed}\n{source}".encode("utf-8", "backslashreplace"), digest_size=8).digest()
         return int.from_bytes(digest, "big")
 
     def split_of_hash(self, place: int) -> str:

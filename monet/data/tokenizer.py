@@ -66,11 +66,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
+    # damaged files raise errors of many classes, plain Exception among them
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"tokenizer {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}; give a folder with "
+            f"tokenizer {name!r} cannot be loaded: {reason}; give a folder with "
             "tokenizer.json or the name of one on the Hugging Face hub, or leave it out to train one"
         ) from None
     if not tokenizer.is_fast:
@@ -95,7 +97,8 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, add_bos: bool = False) -> None:
         if add_bos and tokenizer.bos_token_id is None:
             raise ConfigError("add_bos is set and the tokenizer has no bos_token; leave it out or choose another one")
-        self.vocab_size = len(tokenizer)
+        # some tokenizers leave holes between their ids, so that counting them is not enough
+        self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         self.eos_id = int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
         self._prefix = [int(tokenizer.bos_token_id)] if add_bos else []  # pyright: ignore[reportArgumentType]
         self._backend = tokenizer.backend_tokenizer

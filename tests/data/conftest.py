@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import random
 from pathlib import Path
 
 import pytest
 
 from monet.data.prepare import prepare
-
-SENTENCES = {
-    "english": "the river runs under a wooden bridge and people walk over it every morning to buy bread",
-    "python": "def return import self lambda yield for in range(10): print(value) class None True",
-    "italian": "il fiume scorre sotto un ponte di legno e la gente passa ogni mattina per comprare il pane",
-}
-
-
-def write_corpus(folder: Path, *, originals: int = 30, parts: int = 2, words: int = 40) -> Path:
-    """Records in one sub-folder a domain; `parts` records come from each original."""
-    for domain, sentence in SENTENCES.items():
-        generator = random.Random(domain)
-        lines = [
-            json.dumps({"text": " ".join(generator.choices(sentence.split(), k=words)), "source": f"{domain}/{number}"})
-            for number in range(originals)
-            for _ in range(parts)
-        ]
-        (folder / domain).mkdir(parents=True)
-        (folder / domain / "part-00.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Content of every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+from tests.data.samples import write_corpus
 
 
 @pytest.fixture(scope="session")

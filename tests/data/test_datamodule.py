@@ -52,7 +52,9 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(model: L.LightningModule, data: MonetDataModule, folder: Path, resume: Path | None = None) -> None:
+def fit(
+    model: L.LightningModule, data: MonetDataModule, folder: Path, resume: Path | None = None, **settings: Any
+) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     checkpoints = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=4, save_top_k=-1)
     trainer = L.Trainer(
@@ -65,6 +67,7 @@ def fit(model: L.LightningModule, data: MonetDataModule, folder: Path, resume: P
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **settings,
     )
     trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
 
@@ -78,6 +81,16 @@ def test_an_interrupted_fit_sees_the_batches_of_an_uninterrupted_one(prepared, t
     fit(resumed, make(prepared, num_workers=num_workers), tmp_path / "resumed", tmp_path / "broken" / "step=8.ckpt")
     assert len(whole.seen) == 28
     assert broken.seen == whole.seen[:19]
+    assert resumed.seen == whole.seen[16:]
+
+
+def test_short_epochs_of_the_trainer_do_not_disturb_the_stream(prepared, tmp_path):
+    whole, short, resumed = Recorder(), Recorder(), Recorder()
+    fit(whole, make(prepared), tmp_path / "whole")
+    fit(short, make(prepared), tmp_path / "short", limit_train_batches=6)
+    assert short.seen == whole.seen
+    checkpoint = tmp_path / "short" / "step=8.ckpt"
+    fit(resumed, make(prepared), tmp_path / "resumed", checkpoint, limit_train_batches=6)
     assert resumed.seen == whole.seen[16:]
 
 

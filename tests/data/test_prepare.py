@@ -1,0 +1,188 @@
+"""Preparation: disjoint splits, no-op and refusal on a second run, and restart after a real kill."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from monet.data.prepare import prepare
+from monet.data.shards import TokenShards
+from monet.data.splits import SPLITS, SplitPlan
+from monet.errors import ConfigError, DataError
+from tests.data.samples import SENTENCES, files_of, write_corpus
+
+
+def test_every_document_is_there_once_and_reads_as_it_was(corpus, prepared):
+    shards = TokenShards(prepared, full=True)
+    assert shards.splits == list(SPLITS)
+    assert shards.domains == sorted(SENTENCES)
+    tokenizer = AutoTokenizer.from_pretrained(shards.tokenizer_dir)
+    for domain in shards.domains:
+        lines = (corpus / domain / "part-00.jsonl").read_text(encoding="utf-8").splitlines()
+        found = []
+        for split in shards.splits:
+            stream = shards.stream(split, domain)
+            starts = stream.document_starts()
+            assert len(starts) == stream.num_documents + 1
+            for number in range(stream.num_documents):
+                ids = stream.read(int(starts[number]), int(starts[number + 1])).tolist()
+                assert ids[-1] == shards.eos_id
+                assert shards.eos_id not in ids[:-1]
+                assert stream.document_at(int(starts[number])) == number
+                line = int(stream.document_name(number).rpartition(":")[2])
+                assert json.loads(lines[line - 1])["text"] == tokenizer.decode(ids[:-1])
+                found.append(line)
+        assert sorted(found) == list(range(1, len(lines) + 1))
+
+
+def test_parts_of_one_original_stay_in_one_split(corpus, prepared):
+    shards = TokenShards(prepared)
+    home: dict[str, str] = {}
+    for domain in shards.domains:
+        lines = (corpus / domain / "part-00.jsonl").read_text(encoding="utf-8").splitlines()
+        for split in shards.splits:
+            stream = shards.stream(split, domain)
+            for number in range(stream.num_documents):
+                line = int(stream.document_name(number).rpartition(":")[2])
+                assert home.setdefault(json.loads(lines[line - 1])["source"], split) == split
+    assert len(home) == 90
+
+
+def test_shares_are_kept_and_no_split_stays_empty():
+    plan = SplitPlan({"train": 0.8, "validation": 0.04, "identify": 0.08, "evaluate": 0.08}, seed=0)
+    splits = [plan.split_of(f"original {number}") for number in range(20000)]
+    assert [round(splits.count(name) / 20000, 2) for name in SPLITS] == [0.80, 0.04, 0.08, 0.08]
+    for number in range(40):
+        places = {"few": [plan.hash_of(f"{number}/{part}") for part in range(4)]}
+        plan.moved.clear()
+        plan.fill(places)
+        assert {plan.split_of_hash(place) for place in places["few"]} == set(SPLITS)
+
+
+def times_of(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_second_run_changes_nothing(corpus, tmp_path, capsys):
+    out = tmp_path / "data"
+    first = prepare(str(corpus), out, vocab_size=270)
+    before = times_of(out)
+    capsys.readouterr()
+    assert prepare(str(corpus), out, vocab_size=270).fingerprint == first.fingerprint
+    assert "nothing to do" in capsys.readouterr().out
+    assert times_of(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_other_settings_or_text_are_refused_and_replaced_only_when_asked(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", originals=12)
+    out = tmp_path / "data"
+    prepare(str(corpus), out, vocab_size=270)
+    before = files_of(out)
+    with pytest.raises(ConfigError, match=r"seed: 0 there, 7 asked for.*--overwrite"):
+        prepare(str(corpus), out, vocab_size=270, seed=7)
+    (corpus / "python" / "more.txt").write_text("print(1)\n")
+    with pytest.raises(ConfigError, match=r"text\.python\.files: 1 there, 2 asked for"):
+        prepare(str(corpus), out, vocab_size=270)
+    assert files_of(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "data"]
+    prepare(str(corpus), out, vocab_size=270, overwrite=True)
+    assert TokenShards(out).manifest["splits"]["train"]["python"]["documents"] > 0
+    assert files_of(out) != before
+
+
+def test_unreadable_items_are_skipped_and_counted_when_asked(tmp_path, capsys):
+    corpus = write_corpus(tmp_path / "corpus", originals=12)
+    (corpus / "python" / "image.png").write_bytes(b"\x89PNG\x0d\xff\xfe")
+    (corpus / "python" / "bad.jsonl").write_text('{"text": "kept"}\n{"txt": "lost"}\nnot json\n')
+    (corpus / "python" / "empty.py").write_text("\n")
+    (corpus / "void").mkdir()
+    (corpus / "LICENSE").write_text("loose")
+    shards = prepare(str(corpus), tmp_path / "data", vocab_size=270, on_error="skip")
+    assert shards.domains == sorted(SENTENCES)
+    counts = {"empty": 1, "empty domain": 1, "no text": 1, "not JSON": 1, "undecodable": 1}
+    assert shards.manifest["skipped"]["counts"] == counts
+    printed = capsys.readouterr().out
+    for word in ("image.png", "bad.jsonl:2", "bad.jsonl:3", "'void'", "LICENSE", "left out, undecodable: 1"):
+        assert word in printed
+
+
+def test_documents_can_be_limited_and_splits_left_out(corpus, tmp_path):
+    shards = prepare(
+        str(corpus), tmp_path / "data", vocab_size=270, max_documents=20, splits={"train": 0.5, "evaluate": 0.5}
+    )
+    assert shards.splits == ["train", "evaluate"]
+    assert sum(shards.stream(split, "python").num_documents for split in shards.splits) == 20
+
+
+def test_a_mapping_of_sources(corpus, tmp_path):
+    sources = {"a": str(corpus / "python"), "b": str(corpus / "italian" / "part-00.jsonl")}
+    assert prepare(sources, tmp_path / "data", vocab_size=270).domains == ["a", "b"]
+
+
+def test_a_finished_tokenizer_can_be_used_again(corpus, prepared, tmp_path):
+    shards = prepare(str(corpus), tmp_path / "data", tokenizer=str(prepared / "tokenizer"), add_bos=True)
+    assert shards.vocab_size == 300
+    stream = shards.stream("train", "python")
+    tokenizer = AutoTokenizer.from_pretrained(shards.tokenizer_dir)
+    assert stream.read(0, 1).tolist() == [tokenizer.bos_token_id]
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+import monet.data.prepare, tokenizers, transformers
+corpus, whole, broken = sys.argv[1:]
+
+def run(out):
+    monet.data.prepare.prepare(corpus, Path(out), vocab_size=300, shard_tokens=400)
+
+def finished():
+    return len(list(Path(broken + ".partial").glob("*/*/shard-*.json")))
+
+for goal in (0, 3, 9, 18):
+    child = os.fork()
+    if child == 0:
+        run(broken)
+        os._exit(3)
+    while finished() < goal or not Path(broken + ".partial", "settings.json").exists():
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, "finished before it was killed"
+    assert not Path(broken).exists()
+    print("killed with", finished())
+run(broken)
+run(whole)
+"""
+
+
+def test_a_killed_preparation_continues_to_the_same_bytes(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", originals=40)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(corpus), str(whole), str(broken)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    kept = [int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("killed with")]
+    assert len(kept) == 4
+    assert kept == sorted(kept)
+    assert kept[-1] >= 18
+    assert files_of(broken) == files_of(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "corpus", "whole"]
+
+
+def test_two_preparations_of_one_folder(corpus, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "data.partial").mkdir()
+    with FileLock(tmp_path / "data.partial" / ".lock"), pytest.raises(DataError, match=r"data\.partial: another"):
+        prepare(str(corpus), tmp_path / "data", vocab_size=270)

@@ -1,0 +1,129 @@
+"""Files of every kind, and Hugging Face datasets read from local files."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import os
+from pathlib import Path
+
+import pytest
+
+from monet.data import hub
+from monet.data.prepare import prepare
+from monet.data.sources import Skipped, TextFile, find_files, read_documents
+from monet.errors import DataError
+from tests.data.samples import files_of
+
+RECORDS = '\ufeff{"text": "one", "source": "a"}\n\n{"text": "zwei", "source": 7}\n{"text": "три"}\n{"text": " \\n"}\n'
+
+
+def read(path: Path, **keys: str) -> list[tuple[str, str, str]]:
+    file = TextFile(path, "d", path.name)
+    return [(document.text, document.source, document.name) for document in read_documents(file, Skipped(), **keys)]
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open, lzma.open, bz2.open], ids=["plain", "gz", "xz", "bz2"])
+def test_records_and_texts_plain_and_compressed(tmp_path, opener):
+    suffix = {open: "", gzip.open: ".gz", lzma.open: ".xz", bz2.open: ".bz2"}[opener]
+    records, text = tmp_path / f"r.jsonl{suffix}", tmp_path / f"code.py{suffix}"
+    with opener(records, "wb") as file:
+        file.write(RECORDS.encode())
+    with opener(text, "wb") as file:
+        file.write("x = 'é'\n".encode())
+    name = records.name
+    assert read(records) == [
+        ("one", "a", f"{name}:1"),
+        ("zwei", "7", f"{name}:3"),
+        ("три", f"{name}:4", f"{name}:4"),
+    ]
+    assert read(text) == [("x = 'é'\n", text.name, text.name)]
+
+
+def test_keys_have_any_name(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"body": "x", "id": "i"}\n')
+    assert read(path, text_key="body", source_key="id") == [("x", "i", "r.jsonl:1")]
+
+
+def test_domains_are_folders_and_hidden_files_are_passed_over(tmp_path):
+    for name in ("b/x.py", "a/deep/y.md", "a/.git/z", ".hidden/w", "a/x.txt", "README"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    found, loose = find_files(tmp_path)
+    assert {domain: [file.name for file in files] for domain, files in found.items()} == {
+        "a": ["a/deep/y.md", "a/x.txt"],
+        "b": ["b/x.py"],
+    }
+    assert loose == ["README"]
+    assert list(find_files(tmp_path, "all")[0]) == ["all"]
+    assert list(find_files(tmp_path / "b" / "x.py")[0]) == ["x"]
+
+
+def test_names_that_are_no_text(tmp_path):
+    """File names and originals can hold bytes that UTF-8 cannot write."""
+    folder = tmp_path / "corpus" / "d"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        Path(os.fsdecode(os.fsencode(folder) + b"/\xff%d.txt" % number)).write_text("some text")
+    (folder / "r.jsonl").write_text('{"text": "record", "source": "\\ud800"}\n')
+    shards = prepare(str(tmp_path / "corpus"), tmp_path / "out", vocab_size=260)
+    streams = [shards.stream(split, "d") for split in shards.splits]
+    names = [stream.document_name(number) for stream in streams for number in range(stream.num_documents)]
+    assert sorted(names) == ["d/\\xff0.txt", "d/\\xff1.txt", "d/\\xff2.txt", "d/\\xff3.txt", "d/r.jsonl:1"]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    """A dataset of two columns and 60 rows, in the form the hub serves."""
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    rows = [{"body": f"row {number} of the set", "lang": "ab"[number % 3 == 0]} for number in range(60)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"hf://{folder}"
+
+
+def test_a_dataset_with_a_column_of_domains(dataset, tmp_path):
+    shards = prepare(dataset, tmp_path / "out", domain_key="lang", text_key="body", vocab_size=262)
+    assert shards.domains == ["a", "b"]
+    counts = [sum(shards.stream(split, name).num_documents for split in shards.splits) for name in "ab"]
+    assert counts == [40, 20]
+    assert not list((tmp_path / "out").rglob("part-*"))
+
+
+def test_a_dataset_of_one_domain_is_read_no_further_than_needed(dataset, tmp_path, monkeypatch):
+    taken = []
+    rows = hub._rows
+    monkeypatch.setattr(hub, "_rows", lambda *args: (taken.append(row) or row for row in rows(*args)))
+    prepare({"only": dataset}, tmp_path / "out", text_key="body", max_documents=12, vocab_size=262)
+    assert len(taken) == 12
+
+
+def test_a_broken_download_goes_on_where_it_stopped(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "_ROWS_A_PART", 8)
+    rows, starts = hub._rows, []
+
+    def failing(uri, first, text_key):
+        starts.append(first)
+        for number, row in enumerate(rows(uri, first, text_key), start=first):
+            if number == 21 and len(starts) == 1:
+                raise DataError("the network is gone")
+            yield row
+
+    monkeypatch.setattr(hub, "_rows", failing)
+    arguments = {"domain_key": "lang", "text_key": "body", "vocab_size": 262}
+    with pytest.raises(DataError, match="network"):
+        prepare(dataset, tmp_path / "broken", **arguments)
+    prepare(dataset, tmp_path / "broken", **arguments)
+    assert starts == [0, 16]
+    monkeypatch.setattr(hub, "_rows", rows)
+    whole = prepare(dataset, tmp_path / "whole", **arguments)
+    assert sum(whole.stream(split, name).num_documents for split in whole.splits for name in "ab") == 60
+    assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+
+
+def test_a_dataset_without_the_column_is_refused(dataset, tmp_path):
+    with pytest.raises(DataError, match=r"no column 'text' among \['body', 'lang'\]"):
+        prepare({"only": dataset}, tmp_path / "out")
