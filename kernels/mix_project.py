@@ -60,7 +60,7 @@ def mix_project(
             return reference(form, activation, keep, hidden, g1_THE, g2_THE, weights)
         if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
             return _forward(form, activation, keep, hidden, g1_THE, g2_THE, weights)
-        if hidden[0].numel() < _LEAN_FROM_ELEMENTS:
+        if hidden[0].numel() < max(1, _LEAN_FROM_ELEMENTS):
             return reference(form, activation, keep, hidden, g1_THE, g2_THE, weights)
         return _MixProject.apply(form, activation, keep, len(hidden), *inputs)
 
