@@ -1,0 +1,102 @@
+"""Paired bootstrap intervals of mean token losses: documents (or windows) are drawn again with replacement.
+
+Dims: C conditions (no mask, each mask), U units drawn together (documents or windows), Q resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monet.errors import ConfigError, DataError
+
+_BLOCK_CELLS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made.
+
+    Args:
+        resamples: draws an interval, at least 1000.
+        confidence: share of the draws inside an interval, between 0 and 1.
+        unit: what is drawn: `document` (windows that begin in one document stay together) or `window`.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    resamples: int = 2000
+    confidence: float = 0.95
+    unit: Literal["document", "window"] = "document"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resamples < 1000:
+            raise ConfigError(f"resamples must be at least 1000 for steady intervals, got {self.resamples}")
+        if not 0.0 < self.confidence < 1.0:
+            raise ConfigError(f"confidence must lie between 0 and 1, got {self.confidence}")
+        if self.unit not in ("document", "window"):
+            raise ConfigError(f"unit must be 'document' or 'window', got {self.unit!r}")
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Mean loss a token of every condition, on the data as they are and on every resample of them.
+
+    Args:
+        mean_C: float64, nats a token.
+        draws_QC: float64, the same quantity on each resample. A row uses one resample for all conditions, so
+            differences along C are paired.
+    """
+
+    mean_C: NDArray[np.float64]
+    draws_QC: NDArray[np.float64]
+
+
+def resample_means(
+    loss_sum_CU: NDArray[np.float64], tokens_U: NDArray[np.int64], num_resamples: int, seed: int | Sequence[int]
+) -> Resampled:
+    """Token-weighted mean losses under the bootstrap: sum of losses over sum of tokens of the units drawn.
+
+    A resample draws U units out of U with replacement, so long documents keep their weight and the intervals
+    widen by as much as losses of one document hang together.
+
+    Args:
+        loss_sum_CU: summed token losses (nats) of every condition on every unit.
+        tokens_U: scored tokens of every unit, all at least 1.
+        num_resamples: Q, at least 1.
+        seed: of numpy's PCG64; equal seeds give equal draws whatever the number of conditions.
+
+    Raises:
+        DataError: fewer than two units; nothing can be said about spread.
+    """
+    num_conditions, num_units = loss_sum_CU.shape
+    if num_units < 2:
+        raise DataError(
+            f"a bootstrap needs at least two documents (or windows) a domain, got {num_units}; "
+            "add text to the evaluation split, or resample windows (--unit window)"
+        )
+    generator = np.random.default_rng(seed)
+    columns_UX = np.concatenate([loss_sum_CU, tokens_U[None, :].astype(np.float64)]).T
+    share_U = np.full(num_units, 1.0 / num_units)
+    draws_QC = np.empty((num_resamples, num_conditions))
+    block = max(1, _BLOCK_CELLS // num_units)
+    for start in range(0, num_resamples, block):
+        size = min(block, num_resamples - start)
+        counts_QU = generator.multinomial(num_units, share_U, size=size).astype(np.float64)
+        sums_QX = counts_QU @ columns_UX
+        draws_QC[start : start + size] = sums_QX[:, :-1] / sums_QX[:, -1:]
+    return Resampled(loss_sum_CU.sum(axis=1) / tokens_U.sum(), draws_QC)
+
+
+def interval(draws_Q: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Central percentile interval of bootstrap draws, e.g. their 2.5 % and 97.5 % points at confidence 0.95."""
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(draws_Q, [tail, 1.0 - tail])
+    return float(low), float(high)

@@ -1,0 +1,252 @@
+"""What evaluation reads: labelled sequences in batches, and the model, both checked before use.
+
+A suite needs a `LabelledData`. `PreparedWindows` reads a folder of `monet data prepare`, `LabelledSequences` holds
+token ids in memory. Dims as in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from monet.data.shards import TokenShards
+from monet.data.windows import WindowDataset, collate
+from monet.errors import ConfigError, DataError
+
+IGNORED = -100
+
+
+class Batch(NamedTuple):
+    """Sequences of one forward.
+
+    Args:
+        input_ids_BT: int64 token ids, pads included.
+        attention_mask_BT: int64, 1 at tokens and 0 at pads; None where there is no pad.
+        targets_BT: int64, the token after each position, -100 where none is scored.
+        label_B: int64, index into the data's `labels`.
+        index_B: int64, number of the sequence, for naming it.
+        document_B: the document each sequence begins in.
+    """
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor | None
+    targets_BT: Tensor
+    label_B: Tensor
+    index_B: Tensor
+    document_B: list[str]
+
+    @property
+    def num_tokens_B(self) -> Tensor:
+        """Tokens of each sequence, pads excluded."""
+        if self.attention_mask_BT is None:
+            return torch.full((len(self.input_ids_BT),), self.input_ids_BT.shape[1], dtype=torch.int64)
+        return self.attention_mask_BT.ne(0).sum(dim=1)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuse ids that the model has no embedding for.
+
+        Raises:
+            DataError: names the first such id, its window and document.
+        """
+        wrong_BT = (self.input_ids_BT < 0) | (self.input_ids_BT >= vocab_size) | (self.targets_BT >= vocab_size)
+        if not bool(wrong_BT.any()):
+            return
+        row, column = wrong_BT.nonzero()[0].tolist()
+        found = max(int(self.input_ids_BT[row, column]), int(self.targets_BT[row, column]))
+        raise DataError(
+            f"token id {found} in window {int(self.index_B[row])} (document {self.document_B[row]}) is outside the "
+            f"model's vocabulary of {vocab_size}; prepare the text with this model's tokenizer"
+        )
+
+
+class LabelledData(Protocol):
+    """Labelled sequences that can be read again and again in the same order."""
+
+    @property
+    def labels(self) -> list[str]: ...
+
+    @property
+    def num_windows(self) -> int: ...
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Where the sequences come from and how they were cut; JSON-able."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal sequences; goes into provenance and into the keys of kept results."""
+        ...
+
+    def batches(self, batch_size: int) -> Iterator[Batch]: ...
+
+    def only(self, labels: Sequence[str]) -> LabelledData:
+        """The sequences of some of the labels, under the same label numbers."""
+        ...
+
+
+def check_labels(wanted: Sequence[str], labels: Sequence[str]) -> None:
+    """Refuse labels that the data do not have.
+
+    Raises:
+        DataError: names them and what there is.
+    """
+    if missing := [label for label in wanted if label not in labels]:
+        raise DataError(f"no text labelled {', '.join(map(repr, missing))} in the data, which has {list(labels)}")
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class LabelledSequences:
+    """Token ids in memory, padded batch by batch.
+
+    Args:
+        labels: names of the labels.
+        sequences: token ids, each of at least two tokens.
+        label_of: index into `labels` for every sequence.
+        padding_side: where pads go.
+        pad_id: id put at pads; the model does not look at it.
+
+    Raises:
+        DataError: lengths that differ, a label number out of range or a sequence too short to score.
+    """
+
+    labels: list[str]
+    sequences: list[list[int]]
+    label_of: list[int]
+    padding_side: Literal["left", "right"] = "right"
+    pad_id: int = 0
+    kept: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.sequences) != len(self.label_of):
+            raise DataError(f"{len(self.sequences)} sequences but {len(self.label_of)} labels for them")
+        for number, (sequence, label) in enumerate(zip(self.sequences, self.label_of, strict=True)):
+            if len(sequence) < 2 or not 0 <= label < len(self.labels):
+                raise DataError(
+                    f"sequence {number} has {len(sequence)} tokens and label {label}; "
+                    f"at least 2 tokens and a label below {len(self.labels)} are needed"
+                )
+
+    @property
+    def _order(self) -> list[int]:
+        return list(range(len(self.sequences))) if self.kept is None else self.kept
+
+    @property
+    def num_windows(self) -> int:
+        return len(self._order)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        content = [[self.label_of[i], self.sequences[i]] for i in self._order]
+        return {"source": "sequences", "sequences": len(content), "labels": self.labels, "sha256": _hash(content)}
+
+    @property
+    def fingerprint(self) -> str:
+        return _hash(self.description)
+
+    def only(self, labels: Sequence[str]) -> LabelledSequences:
+        """The sequences of some of the labels, under the same label numbers."""
+        check_labels(labels, self.labels)
+        wanted = {self.labels.index(label) for label in labels}
+        return replace(self, kept=[i for i in self._order if self.label_of[i] in wanted])
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        for start in range(0, self.num_windows, batch_size):
+            chosen = self._order[start : start + batch_size]
+            length = max(len(self.sequences[i]) for i in chosen)
+            ids_BT = torch.full((len(chosen), length), self.pad_id, dtype=torch.int64)
+            mask_BT = torch.zeros_like(ids_BT)
+            targets_BT = torch.full_like(ids_BT, IGNORED)
+            for row, i in enumerate(chosen):
+                tokens = torch.tensor(self.sequences[i], dtype=torch.int64)
+                begin = length - len(tokens) if self.padding_side == "left" else 0
+                end = begin + len(tokens)
+                ids_BT[row, begin:end] = tokens
+                mask_BT[row, begin:end] = 1
+                targets_BT[row, begin : end - 1] = tokens[1:]
+            label_B = torch.tensor([self.label_of[i] for i in chosen])
+            yield Batch(ids_BT, mask_BT, targets_BT, label_B, torch.tensor(chosen), [str(i) for i in chosen])
+
+
+class PreparedWindows:
+    """Windows of one split of a folder that `monet data prepare` made, domain by domain.
+
+    Args:
+        prepared: the folder, or one that is open already.
+        split: name of the split, e.g. "identify" or "evaluate".
+        seq_len: tokens that go in; as many are predicted, and no token counts twice.
+        max_windows: windows a domain, evenly spread over its text; None takes all.
+        domains: names to take; None takes all. Label numbers stay those of all domains of the folder.
+
+    Raises:
+        DataError: no prepared data, no such split or domain there, or a domain without a single window.
+        ConfigError: seq_len or max_windows below 1.
+    """
+
+    def __init__(
+        self,
+        prepared: str | Path | TokenShards,
+        split: str,
+        seq_len: int,
+        max_windows: int | None = None,
+        domains: Sequence[str] | None = None,
+    ) -> None:
+        if max_windows is not None and max_windows < 1:
+            raise ConfigError(f"max_windows {max_windows} must be at least 1; leave it out for all windows")
+        self.max_windows = max_windows
+        self.dataset = WindowDataset(prepared, split, seq_len, domains)
+        self.shards = self.dataset.shards
+        self.labels: list[str] = list(self.dataset.domains)
+        self.description: dict[str, Any] = {
+            "source": "prepared",
+            "content": self.shards.fingerprint,
+            "split": split,
+            "seq_len": seq_len,
+            "max_windows": max_windows,
+            "domains": self.dataset.chosen,
+        }
+        self._order = [
+            window for domain in self.dataset.chosen for window in _spread(self.dataset.windows_of(domain), max_windows)
+        ]
+
+    @property
+    def num_windows(self) -> int:
+        """Windows that `batches` gives."""
+        return len(self._order)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal windows of equal text, wherever it was prepared."""
+        return _hash(self.description)
+
+    def only(self, labels: Sequence[str]) -> PreparedWindows:
+        """The windows of some of the labels, under the same label numbers."""
+        check_labels(labels, self.labels)
+        return PreparedWindows(self.shards, self.dataset.split, self.dataset.seq_len, self.max_windows, labels)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Windows in their order in the text; a batch may span two domains."""
+        for start in range(0, self.num_windows, batch_size):
+            rows = collate([self.dataset[window] for window in self._order[start : start + batch_size]])
+            window_BX = rows["input_ids"]
+            documents = [str(document) for document in rows["document"].tolist()]
+            yield Batch(window_BX[:, :-1], None, window_BX[:, 1:], rows["domain"], rows["index"], documents)
+
+
+def _spread(windows: range, at_most: int | None) -> Sequence[int]:
+    """At most so many of the windows, evenly apart."""
+    if at_most is None or len(windows) <= at_most:
+        return windows
+    return [windows[i * len(windows) // at_most] for i in range(at_most)]

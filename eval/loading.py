@@ -1,0 +1,136 @@
+"""Models and prepared text for the commands, checked against each other; what results say about their origin."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import nn
+
+from monet.errors import CheckpointError, ConfigError, DataError
+from monet.eval.inputs import PreparedWindows
+
+if TYPE_CHECKING:
+    from monet.masks import ExpertMask
+    from monet.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetForCausalLM:
+    """Load a Monet model in eval mode.
+
+    Args:
+        name: Hugging Face folder or hub name.
+        device: a torch device; auto takes a GPU if there is one.
+        dtype: precision of the weights; auto keeps that of the files.
+
+    Raises:
+        CheckpointError: no such folder or model, or it is no Monet model.
+        ConfigError: the device does not exist here.
+    """
+    from monet import MonetForCausalLM
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+    try:
+        return MonetForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
+    except OSError as error:
+        raise CheckpointError(f"{name}: no model there ({str(error).splitlines()[0]})") from None
+
+
+def open_windows(
+    folder: Path, split: str, model: MonetForCausalLM, seq_len: int | None = None, max_windows: int | None = None
+) -> PreparedWindows:
+    """Windows of prepared text that fit a model.
+
+    Args:
+        folder: made by `monet data prepare`.
+        split: name of the split.
+        model: whose tokenizer, if it has one in its folder, must be the data's.
+        seq_len: tokens a window; None takes the model's `max_position_embeddings`.
+        max_windows: windows a domain, evenly spread; None takes all.
+
+    Raises:
+        DataError: another tokenizer, a larger vocabulary, no such split, a domain without a window.
+        ConfigError: a value out of range.
+    """
+    longest = cast(int, model.config.max_position_embeddings)
+    if seq_len is not None and seq_len > longest:
+        raise ConfigError(f"seq_len {seq_len} is more than the model's max_position_embeddings {longest}")
+    windows = PreparedWindows(folder, split, longest if seq_len is None else seq_len, max_windows)
+    data_size, model_size = windows.shards.vocab_size, vocab_size(model)
+    if data_size > model_size:
+        raise DataError(
+            f"{folder} was tokenized with a vocabulary of {data_size}, the model has {model_size}; "
+            "prepare the text with the model's tokenizer"
+        )
+    mine = Path(str(model.name_or_path), "tokenizer.json")
+    theirs = windows.shards.tokenizer_dir / "tokenizer.json"
+    if mine.is_file() and theirs.is_file() and _vocabulary(mine) != _vocabulary(theirs):
+        raise DataError(f"{folder} was tokenized with another tokenizer than {mine}; prepare the text with that one")
+    return windows
+
+
+def vocab_size(model: MonetPreTrainedModel) -> int:
+    """Number of ids the model has embeddings for."""
+    return cast(int, model.config.vocab_size)
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path)).get_vocab()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; the module's own mode comes back."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names, types and bytes of all tensors: unlike `model.fingerprint()` it sees every weight."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def mask_digest(mask: ExpertMask | None) -> str:
+    """SHA-256 over a mask's keep-weights; provenance plays no part, for equal weights act equally."""
+    if mask is None:
+        return "none"
+    keep_REE = mask.keep_REE.to(torch.float32)
+    return hashlib.sha256(f"{tuple(keep_REE.shape)}\n".encode() + keep_REE.numpy().tobytes()).hexdigest()
+
+
+def provenance_now() -> dict[str, Any]:
+    """Date (UTC) and versions of what computes."""
+    import monet
+
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "monet": monet.__version__,
+            "torch": torch.__version__,
+            "transformers": importlib.metadata.version("transformers"),
+        },
+    }

@@ -1,0 +1,180 @@
+"""Next-token losses of every window under a mask, kept in a folder so that a killed evaluation goes on.
+
+Dims: W windows in the order of the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monet.errors import NonFiniteError
+from monet.eval.inputs import IGNORED, LabelledData
+from monet.eval.loading import evaluating, mask_digest, vocab_size, weights_digest
+from monet.files import atomic_path
+
+if TYPE_CHECKING:
+    from monet.masks import ExpertMask
+    from monet.modeling_monet import MonetForCausalLM
+
+_LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class WindowLosses:
+    """What a model lost on every window.
+
+    Args:
+        loss_sum_W: float64, sum of the next-token losses of the window's scored tokens, nats.
+        tokens_W: int64, scored tokens.
+        label_W: int64, index into the data's labels.
+        document_W: int64, number of the document the window begins in, counted from 0 in the order of the data.
+    """
+
+    loss_sum_W: NDArray[np.float64]
+    tokens_W: NDArray[np.int64]
+    label_W: NDArray[np.int64]
+    document_W: NDArray[np.int64]
+
+
+def _loss_sums(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Summed losses of each sequence, float64; one sequence at a time, so that float32 logits exist once."""
+    return torch.stack(
+        [
+            F.cross_entropy(logits_TV.float(), targets_T, ignore_index=IGNORED, reduction="none").double().sum()
+            for logits_TV, targets_T in zip(logits_BTV, targets_BT, strict=True)
+        ]
+    )
+
+
+def window_losses(
+    model: MonetForCausalLM,
+    mask: ExpertMask | None,
+    data: LabelledData,
+    *,
+    batch_size: int = 8,
+    name: str = "no mask",
+    advance: Callable[[int], object] = lambda _: None,
+) -> WindowLosses:
+    """Score all windows under one mask.
+
+    Args:
+        model: run in eval mode; its mode is restored.
+        mask: experts to remove, beside those of a mask stored in the model; None removes none.
+        data: labelled sequences.
+        batch_size: sequences a forward.
+        name: of the mask, for messages.
+        advance: called with the number of windows done since the last call.
+
+    Raises:
+        DataError: an id beyond the model's vocabulary.
+        CheckpointError: the mask is another model's.
+        NonFiniteError: a NaN or infinite loss; names mask, domain, window and document.
+    """
+    device = model.device
+    sums: list[Tensor] = []
+    tokens: list[Tensor] = []
+    labels: list[Tensor] = []
+    documents: list[int] = []
+    number_of_document: dict[tuple[int, str], int] = {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        if mask is not None:
+            stack.enter_context(mask.applied_to(model))
+        for batch in data.batches(batch_size):
+            batch.check_vocabulary(vocab_size(model))
+            attention = batch.attention_mask_BT
+            logits_BTV = model(
+                input_ids=batch.input_ids_BT.to(device),
+                attention_mask=None if attention is None else attention.to(device),
+                use_cache=False,
+            ).logits
+            sums_B = _loss_sums(logits_BTV, batch.targets_BT.to(device)).cpu()
+            if not bool(torch.isfinite(sums_B).all()):
+                row = int((~torch.isfinite(sums_B)).nonzero()[0])
+                raise NonFiniteError(
+                    f"loss {float(sums_B[row])} under mask {name!r} in window {int(batch.index_B[row])} "
+                    f"({data.labels[int(batch.label_B[row])]}, document {batch.document_B[row]}); "
+                    "check the checkpoint's weights, or load it as float32"
+                )
+            sums.append(sums_B)
+            tokens.append(batch.targets_BT.ne(IGNORED).sum(dim=1))
+            labels.append(batch.label_B)
+            for key in zip(batch.label_B.tolist(), batch.document_B, strict=True):
+                documents.append(number_of_document.setdefault(key, len(number_of_document)))
+            advance(len(batch.document_B))
+    return WindowLosses(
+        torch.cat(sums).numpy(), torch.cat(tokens).numpy(), torch.cat(labels).numpy(), np.array(documents, np.int64)
+    )
+
+
+class LossStore:
+    """One file of window losses a mask, under a name that hashes everything the numbers depend on.
+
+    A file is whole or absent, so whatever a killed run finished is reused and nothing else is.
+
+    Args:
+        folder: where the files lie; created on the first write.
+        model: the model that is scored.
+        batch_size: sequences a forward; part of the key, for it moves the last bits.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], model: MonetForCausalLM, batch_size: int) -> None:
+        self.folder = Path(folder)
+        self.model = model
+        self.batch_size = batch_size
+        self.settings = {
+            "layout": _LAYOUT,
+            "weights": weights_digest(model),
+            "stored_mask": mask_digest(model.expert_mask),
+            "dtype": str(model.dtype),
+            "device": model.device.type,
+            "attention": model.config._attn_implementation,
+            "batch_size": batch_size,
+            "torch": torch.__version__,
+        }
+
+    def path(self, mask: ExpertMask | None, data: LabelledData) -> Path:
+        """Where the losses of this mask on these data are kept."""
+        key = {**self.settings, "mask": mask_digest(mask), "data": data.fingerprint}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.safetensors"
+
+    def losses(
+        self, mask: ExpertMask | None, data: LabelledData, name: str, advance: Callable[[int], object]
+    ) -> WindowLosses:
+        """Read the kept losses, or score the windows and keep them."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file, save_file
+
+        path = self.path(mask, data)
+        try:
+            kept = load_file(path)
+            found = WindowLosses(kept["loss_sum"], kept["tokens"], kept["label"], kept["document"])
+            if len(found.loss_sum_W) == data.num_windows:
+                advance(data.num_windows)
+                return found
+        except (FileNotFoundError, SafetensorError, KeyError):
+            pass  # scored below
+        found = window_losses(self.model, mask, data, batch_size=self.batch_size, name=name, advance=advance)
+        tensors = {
+            "loss_sum": found.loss_sum_W,
+            "tokens": found.tokens_W,
+            "label": found.label_W,
+            "document": found.document_W,
+        }
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"mask": name})
+        return found
