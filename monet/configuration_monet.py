@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig, PreTrainedConfig
@@ -76,21 +76,33 @@ class MonetConfig(LlamaConfig):
     }
     base_model_pp_plan = None
 
-    vocab_size: int | None = None
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
     intermediate_size: int | None = None
     mlp_bias: bool | None = None
     hidden_act: str = "relu2"
     rms_norm_eps: float = 1e-5
-    moe_dim: int | None = None
-    moe_heads: int | None = None
-    moe_experts: int | None = None
-    moe_topk: int | None = None
-    moe_groups: int | None = None
-    moe_decompose: str | None = None
     output_router_probs: bool = False
+    if TYPE_CHECKING:  # a configuration that exists has them all; absent ones are named and refused below
+        vocab_size: int = 0
+        hidden_size: int = 0
+        num_hidden_layers: int = 0
+        num_attention_heads: int = 0
+        moe_dim: int = 0
+        moe_heads: int = 0
+        moe_experts: int = 0
+        moe_topk: int = 0
+        moe_groups: int = 0
+        moe_decompose: str = ""
+    else:
+        vocab_size: int | None = None
+        hidden_size: int | None = None
+        num_hidden_layers: int | None = None
+        num_attention_heads: int | None = None
+        moe_dim: int | None = None
+        moe_heads: int | None = None
+        moe_experts: int | None = None
+        moe_topk: int | None = None
+        moe_groups: int | None = None
+        moe_decompose: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         _refuse([_missing(key) for key in REQUIRED_KEYS if getattr(self, key) is None])
