@@ -136,7 +136,8 @@ def test_a_finished_tokenizer_can_be_used_again(corpus, prepared, tmp_path):
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-import monet.data.prepare, tokenizers, transformers
+import monet.data.prepare, tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast  # once, not in each child
 corpus, whole, broken = sys.argv[1:]
 
 def run(out):
