@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from monet.data.datamodule import MonetDataModule
 from monet.data.loaders import TrainStream, ValidationPass
+from monet.data.order import WindowOrder
 from monet.data.windows import WindowDataset
 from monet.errors import ConfigError, DataError
 
@@ -106,6 +111,13 @@ def test_a_second_fit_begins_at_the_first_batch(prepared, tmp_path):
     fit(first, data, tmp_path / "first")
     fit(second, data, tmp_path / "second")
     assert first.seen == second.seen
+
+
+def test_what_a_trainer_fetches_ahead_does_not_count(prepared):
+    windows = WindowDataset(prepared, "train", SEQ_LEN)
+    stream = TrainStream(windows, WindowOrder(windows.counts, 0), 4, count_on_yield=False)
+    first_indices(stream, 3)
+    assert stream.state_dict()["consumed"] == 0
 
 
 def test_position_outside_a_trainer(prepared):
@@ -202,3 +214,41 @@ def test_prepare_data_makes_what_is_missing(corpus, tmp_path):
     gone = MonetDataModule(str(out), source=str(tmp_path / "gone"), seq_len=SEQ_LEN)
     gone.prepare_data()
     assert gone.fingerprint == data.fingerprint
+
+
+RANKS = """
+import json, sys, torch, lightning as L
+from monet.data.datamodule import MonetDataModule
+from tests.data.test_datamodule import Recorder
+prepared, out, devices, batch_size, steps, resume = sys.argv[1:]
+torch.set_num_threads(1)
+model = Recorder()
+trainer = L.Trainer(
+    accelerator="cpu", devices=int(devices), strategy="ddp" if devices != "1" else "auto", max_steps=int(steps),
+    logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    num_sanity_val_steps=0, val_check_interval=2, check_val_every_n_epoch=None,
+)
+data = MonetDataModule(prepared, seq_len=16, batch_size=int(batch_size), seed=3, max_val_windows=3)
+trainer.fit(model, datamodule=data, ckpt_path=resume or None, weights_only=True)
+trainer.save_checkpoint(out + ".ckpt", weights_only=False)
+json.dump([model.seen, model.validated], open(f"{out}.{trainer.global_rank}.json", "w"))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_and_then_one_see_the_order_of_one(prepared, tmp_path):
+    def run(name: str, *words: str) -> list[tuple[list[list[int]], list[int]]]:
+        command = [sys.executable, str(script), str(prepared), str(tmp_path / name), *words]
+        root = Path(__file__).parents[2]
+        subprocess.run(command, check=True, timeout=300, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
+        return [json.loads(path.read_text()) for path in sorted(tmp_path.glob(f"{name}.?.json"))]
+
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    (whole,) = run("one", "1", "8", "8", "")
+    first, second = run("two", "2", "4", "4", "")
+    assert [a + b for a, b in zip(first[0], second[0], strict=True)] == whole[0][:4]
+    assert len(first[1]) == len(second[1])
+    assert not set(first[1]) & set(second[1])
+    (after,) = run("after", "1", "8", "8", str(tmp_path / "two.ckpt"))
+    assert after[0] == whole[0][4:]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser
 from transformers import AutoTokenizer
 
 from monet.data.prepare import prepare
 from monet.data.shards import TokenShards
-from monet.data.splits import SPLITS, SplitPlan
+from monet.data.splits import DEFAULT_SHARES, SPLITS, SplitPlan, check_shares
 from monet.errors import ConfigError, DataError
 from tests.data.samples import SENTENCES, files_of, write_corpus
 
@@ -57,6 +59,9 @@ def test_shares_are_kept_and_no_split_stays_empty():
     plan = SplitPlan({"train": 0.8, "validation": 0.04, "identify": 0.08, "evaluate": 0.08}, seed=0)
     splits = [plan.split_of(f"original {number}") for number in range(20000)]
     assert [round(splits.count(name) / 20000, 2) for name in SPLITS] == [0.80, 0.04, 0.08, 0.08]
+    other = SplitPlan(plan.shares, seed=1)
+    agreeing = [other.split_of(f"original {number}") == split for number, split in enumerate(splits)]
+    assert sum(agreeing) / 20000 == pytest.approx(0.8**2 + 0.04**2 + 2 * 0.08**2, abs=0.02)
     for number in range(40):
         places = {"few": [plan.hash_of(f"{number}/{part}") for part in range(4)]}
         plan.moved.clear()
@@ -66,6 +71,15 @@ def test_shares_are_kept_and_no_split_stays_empty():
 
 def times_of(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_the_demo_settings_name_every_key_and_can_be_parsed():
+    path = Path(__file__).parents[2] / "configs" / "data" / "demo.yaml"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(prepare, as_positional=False)
+    settings = parser.parse_path(path, defaults=False).as_dict()
+    assert settings.keys() == inspect.signature(prepare).parameters.keys()
+    assert check_shares(settings["splits"]) == DEFAULT_SHARES
 
 
 def test_a_second_run_changes_nothing(corpus, tmp_path, capsys):
