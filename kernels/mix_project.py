@@ -168,12 +168,13 @@ def _mix_backward(
     terms = ctx.form.terms
     dmixed = [torch.mm(d, w if term.out_in else w.t()) for term, d, w in zip(terms, blocks, weights, strict=True)]
     chunks = _chunks(inputs[0], _BACKWARD_ELEMENTS) if ctx.keep is None else token_chunks(T, E * E)
-    results = None
+    results: list[Tensor] = []
     for rows in chunks:
         leaves = [tensor[rows].detach().requires_grad_() for tensor in inputs]
         with torch.enable_grad():
             activated = [ctx.activation(leaf) for leaf in leaves[: ctx.num_hidden]]
-            outputs = _mix(ctx.form, activated, *leaves[ctx.num_hidden :], ctx.keep and ctx.keep.at(rows))
+            g1_tHE, g2_tHE = leaves[ctx.num_hidden :]
+            outputs = _mix(ctx.form, activated, g1_tHE, g2_tHE, ctx.keep and ctx.keep.at(rows))
         upstream = [d[rows].view_as(x) for d, x in zip(dmixed, outputs, strict=True)]
         chunk = [*(x.detach().flatten(1) for x in outputs), *torch.autograd.grad(outputs, leaves, upstream)]
         if len(chunks) == 1:

@@ -114,7 +114,7 @@ class MonetConfig(LlamaConfig):
         if rope_scaling is not None and not isinstance(rope_scaling, dict):
             raise ConfigError(f"rope_scaling={rope_scaling!r}: allowed are null or an object with rope_type")
         super().__post_init__(**kwargs)
-        _refuse(_rope_problems(self.rope_parameters))
+        _refuse(_rope_problems(dict(self.rope_parameters or {})))
 
     @property
     def num_routing_groups(self) -> int:
@@ -184,7 +184,7 @@ class MonetConfig(LlamaConfig):
         """All keys as the released files write them: `rope_theta`, `rope_scaling` and `torch_dtype` at top level."""
         content = super().to_dict()
         own = {key: value for key, value in content.items() if key not in _FOREIGN_KEYS and not key.startswith("_")}
-        rope = dict(self.rope_parameters or {})
+        rope: dict[str, Any] = dict(self.rope_parameters or {})
         own["rope_theta"] = float(rope.pop("rope_theta", 10000.0))
         own["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
         own["torch_dtype"] = content.get("dtype")

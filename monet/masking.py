@@ -14,7 +14,7 @@ from monet.kernels.masked import Keep
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from monet.modeling_monet import MonetPreTrainedModel
 
 MaskArgument = ExpertMask | Sequence[ExpertMask | None] | None
 
@@ -31,7 +31,7 @@ class ActiveMasks:
         self._last: tuple[list[Any], list[Keep | None]] | None = None
 
     def resolve(
-        self, model: PreTrainedModel, call: MaskArgument, B: int, T: int, device: torch.device
+        self, model: MonetPreTrainedModel, call: MaskArgument, B: int, T: int, device: torch.device
     ) -> list[Keep | None]:
         """Keep-weights of each routing group for B sequences of T tokens; None where nothing is removed.
 

@@ -230,7 +230,8 @@ class ExpertMask:
             CheckpointError: the mask belongs to another model or has another shape.
         """
         self.check_fits(model)
-        applied = model.base_model.active_masks.applied
+        body: Any = model.base_model
+        applied = body.active_masks.applied
         applied.append(self)
         try:
             yield model

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -90,6 +90,7 @@ class MonetDecoderLayer(GradientCheckpointingLayer):
         if self.router is not None:
             routed = self.router(x_BTD, **(router_options or {}))
             routing = (routed.g1_BTHE, routed.g2_BTHE)
+        assert routing is not None, "a layer without a router comes after one that has it"
         return hidden_states + self.moe(x_BTD, *routing, keep), routed
 
 
@@ -131,9 +132,13 @@ class MonetPreTrainedModel(PreTrainedModel):
         options = getattr(gradient_checkpointing_func, "keywords", {}) | {"use_reentrant": False}
         super()._set_gradient_checkpointing(enable, partial(checkpoint, **options), **kwargs)
 
+    @property
+    def _body(self) -> Any:
+        return self.base_model
+
     def routers(self) -> list[MonetRouter]:
         """The routers in the order of their routing groups."""
-        return [layer.router for layer in self.base_model.layers if layer.router is not None]
+        return [layer.router for layer in self._body.layers if layer.router is not None]
 
     def freeze_router(self) -> None:
         """Stop learning in every router: weights get no gradient, running statistics stay as they are, also in training."""
@@ -147,7 +152,7 @@ class MonetPreTrainedModel(PreTrainedModel):
     @property
     def expert_mask(self) -> ExpertMask | None:
         """The stored mask: applied in every forward and saved with the model."""
-        return self.base_model.active_masks.stored
+        return self._body.active_masks.stored
 
     def set_expert_mask(self, mask: ExpertMask | None) -> None:
         """Store a mask in the model, or remove it with None.
@@ -157,7 +162,7 @@ class MonetPreTrainedModel(PreTrainedModel):
         """
         if mask is not None:
             mask.check_fits(self)
-        self.base_model.active_masks.stored = mask
+        self._body.active_masks.stored = mask
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save as transformers does; a stored mask lies beside the weights as expert_mask.safetensors."""
@@ -226,7 +231,7 @@ class MonetModel(MonetPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
+            inputs_embeds = cast(Tensor, self.embed_tokens(input_ids))
         B, T, _ = inputs_embeds.shape
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -252,7 +257,7 @@ class MonetModel(MonetPreTrainedModel):
         hidden_states, routing = inputs_embeds, None
         probs: list[tuple[Tensor, Tensor] | None] = []
         outputs: list[RouterOutput] = []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(cast(list[MonetDecoderLayer], self.layers)):
             hidden_states, routed = layer(
                 hidden_states,
                 routing,
@@ -260,7 +265,7 @@ class MonetModel(MonetPreTrainedModel):
                 router_options=router_options,
                 **attention_arguments,
             )
-            if routed is not None:
+            if routed is not None and layer.router is not None:
                 layer.router.update_statistics(routed)
                 routing = (routed.g1_BTHE, routed.g2_BTHE)
                 outputs.append(routed)
@@ -329,15 +334,15 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
             with_losses=with_losses,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
+        hidden_states = cast(Tensor, outputs.last_hidden_state)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         logits = self.lm_head(hidden_states if isinstance(kept, int) else hidden_states[:, kept, :])
         losses: dict[str, Any] = {}
         if with_losses:
             if shift_labels is None:
-                shift_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+                shift_labels = nn.functional.pad(cast(Tensor, labels), (0, 1), value=-100)[:, 1:]
             lm_loss = next_token_loss(logits, shift_labels, num_items_in_batch)
-            losses = _losses(lm_loss, outputs.router_outputs, router_loss)
+            losses = _losses(lm_loss, outputs.router_outputs or (), router_loss)
         return MonetCausalLMOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -350,8 +355,8 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
 
 def _losses(lm_loss: Tensor, routed: tuple[RouterOutput, ...], router_loss: RouterLoss | None) -> dict[str, Any]:
     """The loss fields of the output; auxiliary losses are averaged over routers."""
-    uniformity = torch.stack([output.uniformity for output in routed]).mean()
-    ambiguity = torch.stack([output.ambiguity for output in routed]).mean()
+    uniformity = torch.stack([output.uniformity for output in routed if output.uniformity is not None]).mean()
+    ambiguity = torch.stack([output.ambiguity for output in routed if output.ambiguity is not None]).mean()
     loss = lm_loss
     if router_loss is not None:
         loss = lm_loss + router_loss.uniformity_weight * uniformity + router_loss.ambiguity_weight * ambiguity

@@ -120,17 +120,22 @@ class MonetRouter(nn.Module):
             with_losses: also return the auxiliary losses and metrics.
             router_loss: chooses what the uniformity loss is computed on; None is the paper's.
         """
-        axes = [self._axis(x_BTD, w, norm, token_mask_BT, with_losses, router_loss)
-                for w, norm in ((self.w1, self.norm1), (self.w2, self.norm2))]  # fmt: skip
-        g1_BTHE, g2_BTHE = (axis.g_BTHE for axis in axes)
-        statistics = (axes[0].statistics, axes[1].statistics) if self.is_learning else None
-        if not with_losses:
+        first, second = (
+            self._axis(x_BTD, w, norm, token_mask_BT, with_losses, router_loss)
+            for w, norm in ((self.w1, self.norm1), (self.w2, self.norm2))
+        )
+        g1_BTHE, g2_BTHE = first.g_BTHE, second.g_BTHE
+        statistics = None
+        if first.statistics is not None and second.statistics is not None:
+            statistics = (first.statistics, second.statistics)
+        if first.sums is None or second.sums is None:
             return RouterOutput(g1_BTHE, g2_BTHE, statistics=statistics)
-        paper_uniformity = uniformity_loss(torch.stack([axis.mean_HE for axis in axes]))
-        ambiguity = ambiguity_loss(torch.stack([axis.mean_max_H for axis in axes]))
-        target_HE = [axis.target_HE for axis in axes]
-        uniformity = paper_uniformity if target_HE[0] is None else uniformity_loss(torch.stack(target_HE))
-        fired_2HE = torch.stack([axis.fired_HE for axis in axes])
+        sums = (first.sums, second.sums)
+        paper_uniformity = uniformity_loss(torch.stack([axis.mean_HE for axis in sums]))
+        ambiguity = ambiguity_loss(torch.stack([axis.mean_max_H for axis in sums]))
+        targets = [axis.target_HE for axis in sums if axis.target_HE is not None]
+        uniformity = uniformity_loss(torch.stack(targets)) if targets else paper_uniformity
+        fired_2HE = torch.stack([axis.fired_HE for axis in sums])
         tokens = torch.tensor(x_BTD[..., 0].numel()) if token_mask_BT is None else token_mask_BT.sum()
         active_per_head = fired_2HE.sum() / (2 * self.num_heads * tokens.clamp(min=1))
         metrics = RouterMetrics(paper_uniformity.detach(), ambiguity.detach(), active_per_head, fired_2HE)
@@ -163,12 +168,11 @@ class MonetRouter(nn.Module):
         else:
             mean_H, var_H = norm.running_mean, norm.running_var
         threshold_H = raw_threshold(mean_H, var_H, self.quantile, _EPS)
-        target = None if router_loss is None or not with_losses else router_loss.uniformity_on
         weight_1T = _token_weights(token_mask_BT, B * T, x_BTD.device) if with_losses else None
         target_HE = None
-        if target in ("softmax", "firing"):
+        if weight_1T is not None and router_loss is not None and router_loss.uniformity_on != "routing":
             logits_THE = z_TP.float().view(B * T, H, E)
-            if target == "softmax":
+            if router_loss.uniformity_on == "softmax":
                 probability_THE = logits_THE.softmax(-1)
             else:
                 width_H1 = router_loss.firing_width * (var_H + _EPS).sqrt().float()[:, None]
@@ -177,7 +181,7 @@ class MonetRouter(nn.Module):
             target_HE = mean_HE / mean_HE.sum(-1, keepdim=True)
         g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=target_HE is None)
         g_BTHE = g_TP.view(B, T, H, E)
-        if not with_losses:
+        if weight_1T is None:
             return _Axis(g_BTHE, statistics)
         mean_HE = (weight_1T.to(g_TP.dtype) @ g_TP).view(H, E)
         mean_max_H = (weight_1T.to(g_TP.dtype) @ g_BTHE.amax(-1).flatten(0, 1))[0]
@@ -185,16 +189,20 @@ class MonetRouter(nn.Module):
         if token_mask_BT is not None:
             fired_BTHE &= token_mask_BT[:, :, None, None]
         fired_HE = fired_BTHE.sum((0, 1))
-        return _Axis(g_BTHE, statistics, mean_HE, mean_max_H, fired_HE, target_HE)
+        return _Axis(g_BTHE, statistics, _AxisSums(mean_HE, mean_max_H, fired_HE, target_HE))
+
+
+class _AxisSums(NamedTuple):
+    mean_HE: Tensor
+    mean_max_H: Tensor
+    fired_HE: Tensor
+    target_HE: Tensor | None
 
 
 class _Axis(NamedTuple):
     g_BTHE: Tensor
     statistics: BatchStatistics | None
-    mean_HE: Tensor | None = None
-    mean_max_H: Tensor | None = None
-    fired_HE: Tensor | None = None
-    target_HE: Tensor | None = None
+    sums: _AxisSums | None = None
 
 
 def _token_weights(token_mask_BT: Tensor | None, num_tokens: int, device: torch.device) -> Tensor:

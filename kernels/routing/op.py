@@ -65,7 +65,7 @@ def _softmax_in_place(z_TP: Tensor, threshold_H: Tensor) -> Tensor:
         if z_TP.device.type == "cpu" and T and bool((max_tH1 - bound_tH1).max() < _SAFE_SPAN):
             # A difference is never rounded to zero, so "not below the bound" is "greater than minus the tiniest".
             z_tHE.sub_(bound_tH1)
-            torch.nn.functional.threshold_(z_tHE, -torch.finfo(z_TP.dtype).tiny, -math.inf)
+            torch.threshold_(z_tHE, -torch.finfo(z_TP.dtype).tiny, -math.inf)
         else:
             z_tHE.masked_fill_(z_tHE < bound_tH1, -math.inf)
         torch.softmax(z_tHE, -1, out=z_tHE)
