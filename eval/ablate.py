@@ -7,32 +7,26 @@ bootstraps: documents of a domain are drawn again with replacement, the same dra
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from monet.errors import ConfigError, DataError
-from monet.eval.bootstrap import Bootstrap, interval, resample_means
+from monet.eval.bootstrap import Bootstrap
 from monet.eval.inputs import LabelledData, check_labels
-from monet.eval.loading import DType, load_model, open_windows, provenance_now
+from monet.eval.loading import DType, check_batch_size, load_model, open_windows, provenance_now
 from monet.eval.losses import LossStore, WindowLosses
-from monet.eval.results import RESULT_NAME, AblationResult, Baseline, Estimate, Verdict
+from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import check_mask, load_masks
+from monet.eval.verdicts import Condition, check_spread, summarise
 from monet.files import atomic_write_json
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM
-
-# The mask of a label, or the random mask of that size and seed.
-_Condition = tuple[str, int | None]
 
 
 def _check_masks(model: MonetForCausalLM, masks: Mapping[str, ExpertMask], data: LabelledData) -> None:
@@ -45,6 +39,13 @@ def _check_masks(model: MonetForCausalLM, masks: Mapping[str, ExpertMask], data:
         )
     for label, mask in masks.items():
         check_mask(label, mask, model)
+
+
+def _chosen_on(mask: ExpertMask, data: LabelledData) -> bool:
+    """Whether the mask's own notes say that it was chosen on these data."""
+    parts = mask.provenance.get("statistics", {}).get("parts", [])
+    keys = ("content", "split") if "content" in data.description else tuple(data.description)
+    return any(all(part.get(key) == data.description[key] for key in keys) for part in parts)
 
 
 def random_like(mask: ExpertMask, seed: int) -> ExpertMask:
@@ -88,7 +89,7 @@ def ablate(
     Raises:
         DataError: a label missing in the data, one domain only, a domain with fewer than two documents.
         CheckpointError: a mask of another model or size.
-        ConfigError: no or repeated random seeds.
+        ConfigError: no or repeated random seeds, or batch_size below 1.
         NonFiniteError: a NaN or infinite loss.
     """
     from tqdm.auto import tqdm
@@ -96,9 +97,10 @@ def ablate(
     bootstrap = bootstrap or Bootstrap()
     if not random_seeds or len(set(random_seeds)) != len(random_seeds):
         raise ConfigError(f"random_seeds must name at least one seed and none twice, got {list(random_seeds)}")
+    check_batch_size(batch_size)
     _check_masks(model, masks, data)
     store = LossStore(Path(out) / "losses", model, batch_size)
-    passes: dict[_Condition, tuple[ExpertMask, LabelledData]] = {}
+    passes: dict[Condition, tuple[ExpertMask, LabelledData]] = {}
     for label, mask in masks.items():
         if not mask.num_removed:
             continue
@@ -107,10 +109,11 @@ def ablate(
         for seed in random_seeds:
             passes[label, seed] = (random_like(mask, seed), control_data)
 
-    losses: dict[_Condition, WindowLosses] = {}
+    losses: dict[Condition, WindowLosses] = {}
     windows = data.num_windows + sum(part.num_windows for _, part in passes.values())
     with tqdm(total=windows, desc="no mask", unit="window", disable=not progress) as bar:
         whole = store.losses(None, data, "no mask", bar.update)
+        check_spread(data.labels, whole, bootstrap)
         for (label, seed), (mask, part) in passes.items():
             name = label if seed is None else f"random {seed} like {label}"
             bar.set_description(name)
@@ -121,125 +124,15 @@ def ablate(
         "data_fingerprint": data.fingerprint,
         "data": data.description,
         "masks": {label: mask.provenance for label, mask in masks.items()},
+        "held_out": not any(_chosen_on(mask, data) for mask in masks.values()),
         "random_seeds": list(random_seeds),
         "random_on": random_on,
         "bootstrap": dataclasses.asdict(bootstrap),
         "losses": store.settings,
     }
-    result = _summarise(masks, data.labels, _resample(data.labels, whole, losses, bootstrap), provenance, bootstrap)
+    result = summarise(masks, data.labels, whole, losses, bootstrap, provenance)
     atomic_write_json(Path(out) / RESULT_NAME, result.to_json())
     return result
-
-
-@dataclass(frozen=True)
-class _Resampled:
-    """Losses under the bootstrap: of each domain's whole model, and differences to it for each condition."""
-
-    baseline: list[Baseline]
-    delta: dict[tuple[_Condition, str], float]
-    draws: dict[tuple[_Condition, str], NDArray[np.float64]]
-
-
-def _resample(
-    domains: Sequence[str], whole: WindowLosses, losses: Mapping[_Condition, WindowLosses], bootstrap: Bootstrap
-) -> _Resampled:
-    """Draw each domain's documents again, the same draws for all masks; domains are drawn independently."""
-    found = _Resampled([], {}, {})
-    for number, domain in enumerate(domains):
-        rows_W = whole.label_W == number
-        unit_W = whole.document_W[rows_W] if bootstrap.unit == "document" else np.arange(rows_W.sum())
-        unit_W = np.unique(unit_W, return_inverse=True)[1]
-        num_units = int(unit_W.max(initial=-1)) + 1
-        measured = {key: kept for key, kept in losses.items() if (kept.label_W == number).any()}
-        sums_CW = [kept.loss_sum_W[kept.label_W == number] for kept in (whole, *measured.values())]
-        sums_CU = np.stack([np.bincount(unit_W, sums_W, num_units) for sums_W in sums_CW]).astype(np.float64)
-        tokens_U = np.bincount(unit_W, whole.tokens_W[rows_W], num_units)
-        if num_units < 2:
-            raise DataError(
-                f"domain {domain!r} has {num_units} {bootstrap.unit}s to evaluate on and an interval needs two; "
-                "add text to the evaluation split, or draw windows instead (--unit window)"
-            )
-        drawn = resample_means(sums_CU, tokens_U, bootstrap.resamples, [bootstrap.seed, number])
-        loss = Estimate(float(drawn.mean_C[0]), *interval(drawn.draws_QC[:, 0], bootstrap.confidence))
-        documents = len(np.unique(whole.document_W[rows_W]))
-        found.baseline.append(
-            Baseline(domain, loss, math.exp(loss.value), int(tokens_U.sum()), int(rows_W.sum()), documents)
-        )
-        for column, key in enumerate(measured, start=1):
-            found.delta[key, domain] = float(drawn.mean_C[column] - drawn.mean_C[0])
-            found.draws[key, domain] = drawn.draws_QC[:, column] - drawn.draws_QC[:, 0]
-    return found
-
-
-def _summarise(
-    masks: Mapping[str, ExpertMask],
-    domains: Sequence[str],
-    found: _Resampled,
-    provenance: dict[str, Any],
-    bootstrap: Bootstrap,
-) -> AblationResult:
-    seeds: list[int] = provenance["random_seeds"]
-    nothing = np.zeros(bootstrap.resamples)
-
-    def estimate(label: str, domain: str) -> Estimate:
-        key = ((label, None), domain)
-        return Estimate(found.delta.get(key, 0.0), *interval(found.draws.get(key, nothing), bootstrap.confidence))
-
-    def control(label: str, domain: str) -> Estimate | None:
-        if not masks[label].num_removed:
-            return Estimate(0.0, 0.0, 0.0)
-        keys: list[tuple[_Condition, str]] = [((label, seed), domain) for seed in seeds]
-        if keys[0] not in found.delta:
-            return None
-        one_of = np.random.default_rng([bootstrap.seed, len(seeds)]).integers(len(seeds), size=bootstrap.resamples)
-        draws_QS = np.stack([found.draws[key] for key in keys], axis=1)
-        draws_Q = draws_QS[np.arange(bootstrap.resamples), one_of]
-        return Estimate(float(np.mean([found.delta[key] for key in keys])), *interval(draws_Q, bootstrap.confidence))
-
-    def verdict(label: str) -> Verdict:
-        mask = masks[label]
-        target, random = estimate(label, label), control(label, label)
-        assert random is not None, "random masks are always measured on their target"
-        others = {domain: estimate(label, domain).value for domain in domains if domain != label}
-        others_max_name = max(others, key=others.__getitem__)
-        others_draws_Q = np.mean([found.draws.get(((label, None), domain), nothing) for domain in others], axis=0)
-        reasons = []
-        if not mask.num_removed:
-            reasons.append("no expert belongs to it")
-        elif target.value <= others[others_max_name]:
-            reasons.append(f"{others_max_name} lost as much or more")
-        if mask.num_removed and target.low <= random.high:
-            reasons.append("within the interval of random masks")
-        return Verdict(
-            name=label,
-            target_delta=target.value,
-            target_interval=(target.low, target.high),
-            others_max_delta=others[others_max_name],
-            others_max_name=others_max_name,
-            others_mean_delta=float(np.mean(list(others.values()))),
-            others_mean_interval=interval(others_draws_Q, bootstrap.confidence),
-            random_delta=random.value,
-            random_interval=(random.low, random.high),
-            random_per_seed=[found.delta.get(((label, seed), label), 0.0) for seed in seeds],
-            experts=mask.num_removed,
-            experts_per_group=mask.removed_per_group,
-            share=mask.num_removed / mask.num_experts,
-            passes=not reasons,
-            reason="; ".join(reasons),
-        )
-
-    delta = [[estimate(label, domain) for domain in domains] for label in masks]
-    return AblationResult(
-        domains=[verdict(label) for label in masks],
-        evaluated=found.baseline,
-        delta=delta,
-        perplexity=[
-            [math.exp(before.loss.value + cell.value) for before, cell in zip(found.baseline, row, strict=True)]
-            for row in delta
-        ],
-        random=[[control(label, domain) for domain in domains] for label in masks],
-        provenance=provenance,
-    )
 
 
 def run(

@@ -93,6 +93,16 @@ def _vocabulary(path: Path) -> dict[str, int]:
     return Tokenizer.from_file(str(path)).get_vocab()
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a batch of no sequence.
+
+    Raises:
+        ConfigError: below 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size {batch_size} must be at least 1")
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; the module's own mode comes back."""

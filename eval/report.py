@@ -127,6 +127,9 @@ def markdown(result: AblationResult) -> str:
         f"{level} bootstrap intervals over {bootstrap['unit']}s ({bootstrap['resamples']} draws, paired before and "
         "after removal). An interval of random masks is that of one such mask: it holds the spread over masks "
         f"(seeds {', '.join(map(str, provenance['random_seeds']))}) and over {bootstrap['unit']}s.",
+        "The masks were chosen on other text than this."
+        if result.provenance["held_out"]
+        else "**The masks were chosen on the text they are evaluated on**, which flatters them.",
         "## Verdicts",
         _table(_VERDICT_HEADER, _verdict_rows(result)),
         "## Loss increase by domain",

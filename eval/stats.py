@@ -20,7 +20,16 @@ from torch import Tensor
 
 from monet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from monet.eval.inputs import Batch, LabelledData
-from monet.eval.loading import DType, evaluating, load_model, mask_digest, open_windows, provenance_now, vocab_size
+from monet.eval.loading import (
+    DType,
+    check_batch_size,
+    evaluating,
+    load_model,
+    mask_digest,
+    open_windows,
+    provenance_now,
+    vocab_size,
+)
 from monet.files import atomic_path
 
 if TYPE_CHECKING:
@@ -213,11 +222,13 @@ def collect(
         progress: show a bar on standard error.
 
     Raises:
+        ConfigError: batch_size below 1.
         DataError: no token at all, or an id beyond the model's vocabulary.
         NonFiniteError: a router gave NaN or infinite probabilities; the first window of the batch is named.
     """
     from tqdm.auto import tqdm
 
+    check_batch_size(batch_size)
     routers = model.routers()
     device = model.device
     num_labels = len(data.labels)

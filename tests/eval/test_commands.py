@@ -1,0 +1,140 @@
+"""The four verbs on prepared text, folder to folder, as a user runs them."""
+
+import inspect
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from monet import MonetForCausalLM
+from monet.cli import main
+from monet.data.prepare import prepare
+from monet.eval import ablate, report, selection, stats
+from monet.eval.inputs import PreparedWindows
+from monet.eval.results import AblationResult
+from tests.data.samples import write_corpus
+from tests.eval.conftest import config
+
+ROOT = Path(__file__).resolve().parents[2]
+VERBS = {"stats": stats.run, "select": selection.run, "ablate": ablate.run, "report": report.run}
+
+
+@pytest.fixture(scope="session")
+def road(tmp_path_factory) -> Path:
+    """Prepared text of three domains, and a model with the data's tokenizer."""
+    folder = tmp_path_factory.mktemp("road")
+    corpus = write_corpus(folder / "corpus")
+    shards = prepare(
+        str(corpus), folder / "data", vocab_size=300, splits={"train": 0.4, "identify": 0.3, "evaluate": 0.3}
+    )
+    torch.manual_seed(0)
+    MonetForCausalLM(config(vocab_size=300, initializer_range=0.3)).save_pretrained(folder / "model")
+    for file in shards.tokenizer_dir.iterdir():
+        (folder / "model" / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def words(verb: str, road: Path, out: Path) -> list[str]:
+    source = ["--model", str(road / "model"), "--data", str(road / "data"), "--seq_len", "16", "--progress", "false"]
+    return {
+        "stats": ["stats", *source, "--out", str(out / "statistics.safetensors")],
+        "select": ["select", "--statistics", str(out / "statistics.safetensors"), "--out", str(out / "masks"),
+                   "--ratio", "1.2"],
+        "ablate": ["ablate", *source, "--masks", str(out / "masks"), "--out", str(out / "ablation"),
+                   "--random_seeds", "[5, 6]"],
+        "report": ["report", "--result", str(out / "ablation"), "--out", str(out / "report")],
+    }[verb]  # fmt: skip
+
+
+def test_folder_to_folder(road, tmp_path, capsys):
+    for verb in VERBS:
+        assert main(words(verb, road, tmp_path)) == 0, capsys.readouterr()
+    shown = capsys.readouterr().out
+    result = AblationResult.load(tmp_path / "report" / "report.json")
+    assert [verdict.name for verdict in result.domains] == ["english", "italian", "python"]
+    assert result == AblationResult.load(tmp_path / "ablation")
+    assert result.provenance["random_seeds"] == [5, 6] and result.provenance["held_out"]
+    summary = json.loads((tmp_path / "masks" / "summary.json").read_text())
+    for verdict in result.domains:
+        assert verdict.experts == summary["labels"][verdict.name]["experts"] > 0
+        assert f"{verdict.experts_per_group[0]}" in shown
+    assert str(tmp_path / "report" / "heatmap.png") in shown.replace("\n", "")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "heatmap.png"}
+
+
+def test_evaluating_on_the_identification_split_is_told(road, tmp_path):
+    for verb in ("stats", "select"):
+        assert main(words(verb, road, tmp_path)) == 0
+    assert main([*words("ablate", road, tmp_path), "--split", "identify"]) == 0
+    result = AblationResult.load(tmp_path / "ablation")
+    assert not result.provenance["held_out"]
+    assert "chosen on the text they are evaluated on" in report.markdown(result)
+
+
+def test_a_refusal_is_one_line_and_an_exit_code(road, tmp_path, capsys):
+    assert main(words("select", road, tmp_path)) == 4
+    error = capsys.readouterr().err
+    assert error.startswith("monet: error: ") and "monet stats" in error and error.count("\n") == 1
+    assert main([*words("stats", road, tmp_path), "--split", "nowhere"]) == 3
+    assert main([*words("stats", road, tmp_path), "--max_windows", "0"]) == 2
+
+
+def test_windows_cover_each_domain_evenly_and_never_twice(road):
+    everything = PreparedWindows(road / "data", "evaluate", 16)
+    some = PreparedWindows(road / "data", "evaluate", 16, max_windows=7)
+    assert some.num_windows == 21 < everything.num_windows
+    assert some.fingerprint != everything.fingerprint
+    for label in range(3):
+        indices = [
+            torch.cat([batch.index_B[batch.label_B == label] for batch in data.batches(4)]).tolist()
+            for data in (everything, some)
+        ]
+        assert set(indices[1]) < set(indices[0]) and len(set(indices[1])) == 7
+        gaps = [b - a for a, b in itertools.pairwise(indices[1])]
+        assert max(gaps) - min(gaps) <= 1
+    only = everything.only(["python"])
+    assert {int(label) for batch in only.batches(8) for label in batch.label_B} == {everything.labels.index("python")}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_configs_name_every_option_with_its_default(verb):
+    content = yaml.safe_load((ROOT / "configs" / "eval" / f"{verb}.yaml").read_text())
+    parameters = inspect.signature(VERBS[verb]).parameters
+    assert list(content) == list(parameters)
+    demo = {"model", "data", "out", "statistics", "masks", "result", "seq_len"}
+    for name, parameter in parameters.items():
+        assert name in demo or content[name] == parameter.default, name
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_give_the_same_numbers(road, tmp_path):
+    for verb in ("stats", "select"):
+        assert main(words(verb, road, tmp_path)) == 0
+    options = ["--random_seeds", str(list(range(12))), "--max_windows", "20"]
+    for name in ("whole", "killed"):
+        command = [*words("ablate", road, tmp_path), *options, "--out", str(tmp_path / name)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        arguments = [sys.executable, "-m", "monet", *command]
+        if name == "killed":
+            process = subprocess.Popen(arguments, cwd=ROOT, env=environment)
+            deadline = time.monotonic() + 120
+            while len(list((tmp_path / name).glob("losses/*.safetensors"))) < 5 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert not (tmp_path / name / "result.json").exists()
+            kept = len(list((tmp_path / name).glob("losses/*.safetensors")))
+            assert 5 <= kept < 1 + 3 * 13
+        subprocess.run(arguments, cwd=ROOT, env=environment, check=True)
+    contents = [AblationResult.load(tmp_path / name).to_json() for name in ("whole", "killed")]
+    for content in contents:
+        del content["provenance"]["date"]
+    assert contents[0] == contents[1]
