@@ -29,6 +29,7 @@ class Provenance:
     checkpoint_manifest_sha256: str
     step: int
     tokens_seen: int
+    data_fingerprint: str | None
     validation: dict[str, Any] | None
     dtype: str
     monet_version: str
@@ -177,15 +178,15 @@ def _provenance(folder: Path, dtype: str) -> Provenance:
     import torch
     import transformers
 
-    from monet.training.checkpoint import FolderCheckpointIO, step_of
+    from monet.training.checkpoint import read_entry, step_of
 
-    state = FolderCheckpointIO().load_checkpoint(folder)
-    step = step_of(folder)
+    step, data = step_of(folder), read_entry(folder, "MonetDataModule") or {}
     return Provenance(
         checkpoint=f"{folder.parent.parent.name}/{folder.parent.name}/{folder.name}",
         checkpoint_manifest_sha256=sha256_file(folder / MANIFEST_NAME),
         step=step,
-        tokens_seen=state["monet"]["tokens_seen"],
+        tokens_seen=read_entry(folder, "monet")["tokens_seen"],
+        data_fingerprint=data.get("fingerprint"),
         validation=_validation_at(folder.parent.parent, step),
         dtype=dtype,
         monet_version=__version__,
@@ -216,6 +217,7 @@ def model_card(model: MonetForCausalLM, provenance: Provenance) -> str:
         f" {c.num_routing_groups} routers ({c.moe_groups} layers each)",
         "vocabulary": f"{c.vocab_size:,}",
         "trained for": f"{provenance.step:,} steps, {provenance.tokens_seen:,} tokens",
+        "data": f"fingerprint `{provenance.data_fingerprint}`",
         "exported from": f"`{provenance.checkpoint}`, manifest SHA-256 `{provenance.checkpoint_manifest_sha256}`",
         "software": f"monet {provenance.monet_version}, torch {provenance.torch_version},"
         f" transformers {provenance.transformers_version}, Python {provenance.python_version}",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import override
@@ -151,6 +151,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return _read_tensors(folder / WEIGHTS)
 
 
+def read_entry(folder: Path, key: str) -> Any:
+    """One top-level entry of a checkpoint's trainer state, without reading the others' tensors; None if absent."""
+    state = _read_state(folder)
+    if key not in state:
+        return None
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(f"{key}.")}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / TENSORS}: cannot be read: {error}") from None
+    return tree.decode(state[key], tensors)
+
+
 class FolderCheckpointIO(CheckpointIO):
     """Lightning's checkpoint dictionary <-> a checkpoint folder.
 
@@ -188,12 +201,7 @@ class FolderCheckpointIO(CheckpointIO):
         """Read a folder back. Sizes are checked here; hashes by `newest_valid`, which chooses the folder."""
         folder = Path(path)
         verify_checkpoint(folder, full=False)
-        stored = _read_json(folder / STATE)
-        if (version := stored.get("format_version")) != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{folder / STATE}: format_version {version!r}; this version of monet reads {FORMAT_VERSION}"
-            )
-        checkpoint = tree.decode(stored["state"], _read_tensors(folder / TENSORS))
+        checkpoint = tree.decode(_read_state(folder), _read_tensors(folder / TENSORS))
         checkpoint["config"] = read_config(folder)
         weights = read_weights(folder)
         if checkpoint["config"].get("tie_word_embeddings"):
@@ -227,6 +235,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a JSON object")
     return content
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    stored = _read_json(folder / STATE)
+    version, state = stored.get("format_version"), stored.get("state")
+    if version != FORMAT_VERSION or not isinstance(state, dict):
+        raise CheckpointError(f"{folder / STATE}: format_version {version!r}; this monet reads {FORMAT_VERSION}")
+    return state
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

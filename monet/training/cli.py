@@ -30,7 +30,7 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 10,
-    "deterministic": True,
+    "deterministic": "warn",  # exact repeats on the CPU; on a GPU some operations only warn
     "enable_progress_bar": False,  # MetricsLog prints a line every log_every_n_steps
     "enable_model_summary": False,
 }
@@ -43,7 +43,7 @@ class RunConfig(SaveConfigCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if trainer.is_global_zero:
             path = f"{trainer.default_root_dir}/{self.config_filename}"
-            self.parser.save(self.config, path, skip_none=False, overwrite=True)
+            self.parser.save(self.config, path, overwrite=True)
 
 
 class MonetCLI(LightningCLI):
@@ -116,6 +116,8 @@ class MonetCLI(LightningCLI):
                 raise ConfigError(f"trainer.{name} cannot be set here; use run_dir and loggers")
         if config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
+        if (algorithm := config.trainer.gradient_clip_algorithm) not in (None, "norm"):
+            raise ConfigError(f"trainer.gradient_clip_algorithm = {algorithm}: gradients are clipped by norm only")
         model_config = ModelShape(**config.model.shape.as_dict()).config()
         config.trainer.default_root_dir = config.run_dir
         self.run_directory = RunDirectory(config.run_dir)
@@ -143,7 +145,10 @@ class MonetCLI(LightningCLI):
         ]
         self.trainer_defaults["callbacks"] = callbacks
         plugins = [*_as_list(config.trainer.plugins), FolderCheckpointIO()]
-        return super().instantiate_trainer(logger=self._loggers(config), plugins=plugins, **kwargs)
+        try:
+            return super().instantiate_trainer(logger=self._loggers(config), plugins=plugins, **kwargs)
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise ConfigError(f"trainer: {error}") from error
 
     def _loggers(self, config: Any) -> list[Logger]:
         # each continuation logs to a folder of its own, because the CSV logger deletes what it finds
@@ -192,14 +197,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     try:
         MonetCLI(None if argv is None else words)
-    except (MonetError, MisconfigurationException, OSError) as error:
+    except (MonetError, OSError) as error:
         if "--debug" in words:
             traceback.print_exc()
         else:
             print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        if isinstance(error, MonetError):
-            return error.exit_code
-        return 1 if isinstance(error, OSError) else ConfigError.exit_code
+        return error.exit_code if isinstance(error, MonetError) else 1
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends an interrupted run with 1
             return 130

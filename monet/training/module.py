@@ -64,7 +64,9 @@ class MonetLightningModule(LightningModule):
         self.model = MonetForCausalLM._from_config(shape.config(), attn_implementation=attention)
         self.model.config.architectures = [type(self.model).__name__]
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            # the old name warns where the new one exists
+            enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
+            enable()
         self.router_health = RouterHealth(dead_window_steps)
         self.tokens_seen = 0
         self.validation_result: dict[str, Any] | None = None
@@ -146,8 +148,7 @@ class MonetLightningModule(LightningModule):
         Raises:
             NonFiniteError: before the update; names the step, the windows, their domains and the parameters.
         """
-        if gradient_clip_algorithm not in (None, "norm"):
-            raise ConfigError(f"trainer.gradient_clip_algorithm = {gradient_clip_algorithm}: only norm is supported")
+        assert gradient_clip_algorithm in (None, "norm")
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         total = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         norm = float(total)
@@ -193,6 +194,10 @@ class MonetLightningModule(LightningModule):
         tokens_C = self.trainer.strategy.reduce(self._tokens_C, reduce_op="sum").tolist()
         names = self.domains or ["all"]
         losses = {name: nll / n for name, nll, n in zip(names, nll_C, tokens_C, strict=True) if n}
+        if bad := [name for name, loss in losses.items() if not math.isfinite(loss)]:
+            raise NonFiniteError(
+                f"step {self.trainer.global_step}: the validation loss is {losses[bad[0]]} on {', '.join(bad)}"
+            )
         mean = sum(losses.values()) / len(losses)
         self.validation_result = {
             "loss": mean,

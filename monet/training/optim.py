@@ -83,12 +83,16 @@ class ScheduleSettings:
         Raises:
             ConfigError: warm-up and decay do not fit into `total_steps`.
         """
+        if self.warmup_steps > total_steps:
+            raise ConfigError(
+                f"schedule.warmup_steps = {self.warmup_steps} is more than the run's trainer.max_steps = {total_steps}"
+            )
         decay_steps = 0
         if self.name == "cosine":
             decay_steps = total_steps - self.warmup_steps
         elif self.name == "wsd":
             decay_steps = self.decay_steps or max(1, total_steps // 10)
-        if self.warmup_steps > total_steps or self.warmup_steps + decay_steps > total_steps:
+        if self.warmup_steps + decay_steps > total_steps:
             raise ConfigError(
                 f"schedule.warmup_steps = {self.warmup_steps} and {decay_steps} steps of decay do not fit into"
                 f" trainer.max_steps = {total_steps}"
