@@ -109,7 +109,9 @@ def _keep_weights(keep: Keep, idx1_tU: Tensor | None, idx2_tU: Tensor | None) ->
 
 def take(hidden_tEM: Tensor, idx_tU: Tensor | None) -> Tensor:
     """Rows of the hidden units at the active keys, (t, U, M)."""
-    return hidden_tEM if idx_tU is None else hidden_tEM.gather(1, idx_tU[:, :, None].expand(-1, -1, hidden_tEM.shape[2]))
+    return (
+        hidden_tEM if idx_tU is None else hidden_tEM.gather(1, idx_tU[:, :, None].expand(-1, -1, hidden_tEM.shape[2]))
+    )
 
 
 def place(values_tUX: Tensor, idx_tU: Tensor | None, E: int) -> Tensor:

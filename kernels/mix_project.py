@@ -108,9 +108,7 @@ def _forward(
     return out_TD
 
 
-def _mix(
-    form: Form, activated: list[Tensor], g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None
-) -> tuple[Tensor, ...]:
+def _mix(form: Form, activated: list[Tensor], g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None) -> tuple[Tensor, ...]:
     """Mix with a mask, but bitwise as without one for the tokens it exempts."""
     if keep is None or keep.index_T is None or bool((keep.index_T >= 0).all()):
         return form.mix(*activated, g1_THE, g2_THE, keep)
@@ -125,7 +123,11 @@ def _mix(
 
 def _chunks(hidden_TEM: Tensor, elements: int) -> list[slice]:
     T = hidden_TEM.shape[0]
-    return [slice(0, T)] if hidden_TEM.is_cuda else token_chunks(T, max(1, hidden_TEM.shape[1] * hidden_TEM.shape[2]), elements)
+    return (
+        [slice(0, T)]
+        if hidden_TEM.is_cuda
+        else token_chunks(T, max(1, hidden_TEM.shape[1] * hidden_TEM.shape[2]), elements)
+    )
 
 
 class _MixProject(torch.autograd.Function):

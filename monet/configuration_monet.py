@@ -146,20 +146,28 @@ class MonetConfig(LlamaConfig):
         if not 1 <= self.moe_topk <= self.moe_experts:
             problems.append(f"moe_topk={self.moe_topk!r}: allowed are 1 to moe_experts={self.moe_experts}")
         if self.moe_decompose not in DECOMPOSITIONS:
-            problems.append(f"moe_decompose={self.moe_decompose!r}: allowed are {' and '.join(map(repr, DECOMPOSITIONS))}")
+            problems.append(
+                f"moe_decompose={self.moe_decompose!r}: allowed are {' and '.join(map(repr, DECOMPOSITIONS))}"
+            )
         if self.moe_decompose == "vertical":
             for key in ("hidden_size", "moe_dim"):
                 if getattr(self, key) % 2:
-                    problems.append(f"{key}={getattr(self, key)!r}: the vertical decomposition halves it; use an even number")
+                    problems.append(
+                        f"{key}={getattr(self, key)!r}: the vertical decomposition halves it; use an even number"
+                    )
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if self.head_dim is not None and self.head_dim % 2:
             problems.append(f"head_dim={self.head_dim}: rotary embeddings need an even number")
         if self.head_dim is None and self.hidden_size % max(heads, 1):
-            problems.append(f"hidden_size={self.hidden_size}: no multiple of num_attention_heads={heads}; or give head_dim")
+            problems.append(
+                f"hidden_size={self.hidden_size}: no multiple of num_attention_heads={heads}; or give head_dim"
+            )
         if kv_heads and heads % kv_heads:
             problems.append(f"num_key_value_heads={kv_heads}: must divide num_attention_heads={heads}")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            problems.append(f"pad_token_id={self.pad_token_id!r}: allowed are 0 to vocab_size-1={self.vocab_size - 1}, or null")
+            problems.append(
+                f"pad_token_id={self.pad_token_id!r}: allowed are 0 to vocab_size-1={self.vocab_size - 1}, or null"
+            )
         return problems
 
     @classmethod
@@ -204,7 +212,15 @@ _ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 _FOREIGN_KEYS = {"rope_parameters", "dtype"} | {
     key
     for key in PreTrainedConfig().to_dict()
-    if key not in {"architectures", "bos_token_id", "eos_token_id", "tie_word_embeddings", "model_type", "transformers_version"}
+    if key
+    not in {
+        "architectures",
+        "bos_token_id",
+        "eos_token_id",
+        "tie_word_embeddings",
+        "model_type",
+        "transformers_version",
+    }
 }
 
 

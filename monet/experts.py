@@ -70,7 +70,14 @@ class VerticalExperts(nn.Module):
         p2_TEM = F.linear(x_TD, self.u2.weight, self.u2.bias).unflatten(-1, (self.num_keys, -1))
         projections = (self.v11.weight, self.v12.weight, self.v21.weight, self.v22.weight)
         out_TD = vertical_experts(
-            p1_TEM, p2_TEM, g1_BTHE.flatten(0, 1), g2_BTHE.flatten(0, 1), projections, (self.b1, self.b2), self.act_fn, keep
+            p1_TEM,
+            p2_TEM,
+            g1_BTHE.flatten(0, 1),
+            g2_BTHE.flatten(0, 1),
+            projections,
+            (self.b1, self.b2),
+            self.act_fn,
+            keep,
         )
         return out_TD.unflatten(0, (B, T))
 

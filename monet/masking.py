@@ -45,7 +45,9 @@ class ActiveMasks:
         calls = list(call) if isinstance(call, Sequence) else [call]
         key = [*common, None, *calls, B, T, device]
         if self._last is not None and len(self._last[0]) == len(key):
-            if all(a is b or (not isinstance(a, ExpertMask) and a == b) for a, b in zip(self._last[0], key, strict=True)):
+            if all(
+                a is b or (not isinstance(a, ExpertMask) and a == b) for a, b in zip(self._last[0], key, strict=True)
+            ):
                 return self._last[1]
         for mask in calls:
             if mask is not None:

@@ -172,9 +172,13 @@ class ExpertMask:
             raise ConfigError(f"masks of shapes {tuple(self.keep_REE.shape)} and {tuple(other.keep_REE.shape)}")
         fingerprints = {self.fingerprint, other.fingerprint} - {None}
         if len(fingerprints) > 1:
-            raise CheckpointError(f"masks of two models ({' and '.join(sorted(map(str, fingerprints)))}) cannot be combined")
+            raise CheckpointError(
+                f"masks of two models ({' and '.join(sorted(map(str, fingerprints)))}) cannot be combined"
+            )
         both_hard = self.is_hard and other.is_hard
-        keep_REE = hard(self.keep_REE, other.keep_REE) if both_hard else soft(self.keep_REE.float(), other.keep_REE.float())
+        keep_REE = (
+            hard(self.keep_REE, other.keep_REE) if both_hard else soft(self.keep_REE.float(), other.keep_REE.float())
+        )
         notes = {"made_by": name, "of": [self.provenance, other.provenance]}
         return ExpertMask(keep_REE, notes, next(iter(fingerprints), None))
 
