@@ -1,0 +1,148 @@
+"""Generation: every way to decode gives the tokens that plain forwards give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model.tiny import FORMS, tiny_model, tokens
+
+GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
+
+
+def greedy_by_hand(model, ids: Tensor, steps: int = 6) -> Tensor:
+    for _ in range(steps):
+        logits = model(ids, use_cache=False).logits[:, -1]
+        logits[:, model.config.eos_token_id] = -torch.inf
+        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
+    return ids
+
+
+def mask_of(ids: Tensor) -> Tensor:
+    return torch.ones_like(ids)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_greedy(form):
+    model, ids = tiny_model(form), tokens()
+    wanted = greedy_by_hand(model, ids)
+    for options in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
+        got = model.generate(ids, attention_mask=mask_of(ids), **GREEDY, **options)
+        assert torch.equal(got, wanted), options
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_static_cache_with_either_attention(attention):
+    model, ids = tiny_model(attn_implementation=attention), tokens(1)
+    wanted = greedy_by_hand(model, ids)
+    got = model.generate(ids, attention_mask=mask_of(ids), cache_implementation="static", **GREEDY)
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_left_padded_batch_equals_one_by_one(cached):
+    model = tiny_model()
+    rows = [tokens(1, length, seed=length) for length in (4, 9, 7)]
+    ids = torch.cat([torch.nn.functional.pad(row, (9 - row.shape[1], 0)) for row in rows])
+    attention_mask = torch.stack([(torch.arange(9) >= 9 - row.shape[1]).long() for row in rows])
+    together = model.generate(ids, attention_mask=attention_mask, use_cache=cached, **GREEDY)
+    for row, got in zip(rows, together, strict=True):
+        assert torch.equal(got[-6:], greedy_by_hand(model, row)[0, -6:])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_beam_search(form):
+    """With as many beams as continuations the best of two steps is found: compare with all pairs."""
+    model, ids = tiny_model(form, vocab_size=61), tokens(1)
+    first = model(ids).logits[0, -1].log_softmax(-1)
+    first[2] = -torch.inf
+    best = (-torch.inf, None)
+    for token in range(61):
+        if token == 2:
+            continue
+        second = model(torch.cat([ids, torch.tensor([[token]])], 1)).logits[0, -1].log_softmax(-1)
+        second[2] = -torch.inf
+        score, last = (first[token] + second).max(-1)
+        best = max(best, (score.item(), (token, last.item())))
+    got = model.generate(
+        ids, attention_mask=mask_of(ids), num_beams=61, max_new_tokens=2, min_new_tokens=2, do_sample=False,
+        pad_token_id=0,
+    )  # fmt: skip
+    assert tuple(got[0, -2:].tolist()) == best[1]
+
+
+def test_beams_of_a_batch_do_not_mix():
+    model, ids = tiny_model(), tokens(3)
+    together = model.generate(ids, attention_mask=mask_of(ids), num_beams=4, **GREEDY)
+    for b in range(3):
+        alone = model.generate(ids[b : b + 1], attention_mask=mask_of(ids[:1]), num_beams=4, **GREEDY)
+        assert torch.equal(alone[0], together[b])
+
+
+def test_sampling_follows_the_seed():
+    model, ids = tiny_model(), tokens(1)
+    options = {"do_sample": True, "max_new_tokens": 8, "num_return_sequences": 3, "pad_token_id": 0}
+    runs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        runs.append(model.generate(ids, attention_mask=mask_of(ids), **options))
+    assert runs[0].shape[0] == 3
+    assert torch.equal(runs[0], runs[1])
+    assert runs[0].shape != runs[2].shape or not torch.equal(runs[0], runs[2])
+
+
+def test_sampling_draws_from_the_models_distribution():
+    model, ids = tiny_model(), tokens(1)
+    wanted = model(ids).logits[0, -1].softmax(-1)
+    drawn = model.generate(
+        ids, attention_mask=mask_of(ids), do_sample=True, top_k=0, max_new_tokens=1, num_return_sequences=4000,
+        pad_token_id=0,
+    )[:, -1]  # fmt: skip
+    frequency = torch.bincount(drawn, minlength=61) / 4000
+    assert (frequency - wanted).abs().max() < 4 * (0.25 / 4000) ** 0.5
+
+
+def test_generation_stops_at_the_end_token():
+    model, ids = tiny_model(), tokens()
+    whole = greedy_by_hand(model, ids)
+    new = whole[0, 9:].tolist()
+    end = next(token for token in new[1:] if token not in whole[1, 9:])
+    stop = new.index(end)
+    got = model.generate(
+        ids, attention_mask=mask_of(ids), do_sample=False, max_new_tokens=6, eos_token_id=[end], pad_token_id=0,
+        bad_words_ids=[[2]],
+    )  # fmt: skip
+    assert torch.equal(got[1], whole[1])
+    assert got[0, 9:].tolist() == new[: stop + 1] + [0] * (5 - stop)
+
+
+def test_from_embeddings():
+    model, ids = tiny_model(), tokens(1)
+    wanted = greedy_by_hand(model, ids)[:, 9:]
+    embedded = model.get_input_embeddings()(ids)
+    assert torch.equal(model.generate(inputs_embeds=embedded, attention_mask=mask_of(ids), **GREEDY), wanted)
+
+
+def test_router_probabilities_of_generated_tokens():
+    model, ids = tiny_model(), tokens(1)
+    out = model.generate(
+        ids, attention_mask=mask_of(ids), return_dict_in_generate=True, output_logits=True, output_router_probs=True,
+        **GREEDY,
+    )  # fmt: skip
+    assert torch.equal(out.sequences, greedy_by_hand(model, ids))
+    assert len(out.logits) == 6
+
+
+def test_a_cache_can_be_continued():
+    model, ids = tiny_model(), tokens(1)
+    wanted = greedy_by_hand(model, ids)
+    first = model.generate(
+        ids, attention_mask=mask_of(ids), do_sample=False, max_new_tokens=3, min_new_tokens=3, pad_token_id=0,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    rest = model.generate(
+        first.sequences, attention_mask=mask_of(first.sequences), past_key_values=first.past_key_values,
+        do_sample=False, max_new_tokens=3, min_new_tokens=3, pad_token_id=0,
+    )  # fmt: skip
+    assert torch.equal(rest, wanted)
