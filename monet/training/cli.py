@@ -15,6 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from monet.data.datamodule import MonetDataModule
 from monet.errors import ConfigError, MonetError
@@ -203,6 +204,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code if isinstance(error, MonetError) else 1
+    except SIGTERMException:
+        return 143
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends an interrupted run with 1
             return 130

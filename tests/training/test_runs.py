@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from monet.training.checkpoint import list_checkpoints, step_of
+from monet.training.metrics import MetricsLog
 from monet.training.run import StepCheckpoint
 from tests.training.runs import losses, read_log
 
@@ -74,6 +76,25 @@ def test_a_crashed_run_continues_bit_for_bit(train, crash_after, step):
     for name in ("model.safetensors", "trainer.safetensors"):
         last = "step-00000012"
         assert (run.checkpoints / last / name).read_bytes() == (whole.checkpoints / last / name).read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_with_its_code_and_the_run_continues(train, monkeypatch, number, code):
+    before = MetricsLog.on_train_batch_end
+
+    def send(self, trainer, *args):
+        before(self, trainer, *args)
+        if trainer.global_step == 6:
+            signal.raise_signal(number)
+
+    whole = train("whole")
+    handler = signal.getsignal(signal.SIGINT)  # Lightning ignores further interrupts while it ends
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "on_train_batch_end", send)
+        assert train().code == code
+    signal.signal(signal.SIGINT, handler)
+    run = train()
+    assert losses(run.run_dir) == losses(whole.run_dir)
 
 
 def test_gradient_checkpointing_changes_no_bit(train):
