@@ -17,7 +17,7 @@ import torch
 from monet.errors import ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.inputs import LabelledData, check_labels
-from monet.eval.loading import DType, check_batch_size, load_model, open_windows, provenance_now
+from monet.eval.loading import DType, check_batch_size, load_model, open_windows, provenance_now, windows_bar
 from monet.eval.losses import LossStore, WindowLosses
 from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import check_mask, load_masks
@@ -92,8 +92,6 @@ def ablate(
         ConfigError: no or repeated random seeds, or batch_size below 1.
         NonFiniteError: a NaN or infinite loss.
     """
-    from tqdm.auto import tqdm
-
     bootstrap = bootstrap or Bootstrap()
     if not random_seeds or len(set(random_seeds)) != len(random_seeds):
         raise ConfigError(f"random_seeds must name at least one seed and none twice, got {list(random_seeds)}")
@@ -111,12 +109,12 @@ def ablate(
 
     losses: dict[Condition, WindowLosses] = {}
     windows = data.num_windows + sum(part.num_windows for _, part in passes.values())
-    with tqdm(total=windows, desc="no mask", unit="window", disable=not progress) as bar:
+    with windows_bar(windows, "no mask", progress) as bar:
         whole = store.losses(None, data, "no mask", bar.update)
         check_spread(data.labels, whole, bootstrap)
         for (label, seed), (mask, part) in passes.items():
             name = label if seed is None else f"random {seed} like {label}"
-            bar.set_description(name)
+            bar.set_description(name, refresh=False)
             losses[label, seed] = store.losses(mask, part, name, bar.update)
     provenance = {
         **provenance_now(),

@@ -6,12 +6,14 @@ import contextlib
 import datetime
 import hashlib
 import importlib.metadata
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.inputs import PreparedWindows
@@ -91,6 +93,12 @@ def _vocabulary(path: Path) -> dict[str, int]:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(path)).get_vocab()
+
+
+def windows_bar(total: int, description: str, shown: bool) -> tqdm:
+    """Progress bar over windows on standard error; rare lines where that is no terminal."""
+    calm = {} if sys.stderr.isatty() else {"mininterval": 30.0, "ascii": True, "ncols": 100}
+    return tqdm(total=total, desc=description, unit="window", disable=not shown, **calm)
 
 
 def check_batch_size(batch_size: int) -> None:

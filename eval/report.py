@@ -30,6 +30,10 @@ def _estimate(value: float, low: float, high: float) -> str:
     return f"{_signed(value, 3)} [{_signed(low, 3)}, {_signed(high, 3)}]"
 
 
+def _range(low: float, high: float) -> str:
+    return f"{round(low, 2) + 0.0:.2f} to {round(high, 2) + 0.0:.2f}"
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown table; the first column is text, the others numbers."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
@@ -62,22 +66,29 @@ def print_result(result: AblationResult) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    names = [baseline.name for baseline in result.evaluated]
     console = Console(highlight=False)
+    # A file gets whole column names; a terminal gets folded ones, and whole numbers however narrow it is.
+    columns = [7 if console.is_terminal else max(7, len(name) + 2) for name in names]
+    console.width = max(console.width, max(len(verdict.name) for verdict in result.domains) + sum(columns) + 3)
     matrix = Table(
-        "removed",
-        *(escape(baseline.name) for baseline in result.evaluated),
-        title="increase of mean loss, nats a token (column: evaluated domain)",
+        title="increase of mean loss, nats a token, by evaluated domain",
         box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
+    matrix.add_column("removed", no_wrap=True)
+    for name in names:
+        matrix.add_column(escape(name), min_width=5, overflow="fold", justify="right")
     for verdict, row in zip(result.domains, result.delta, strict=True):
         cells = [
-            f"[bold]{_signed(cell.value)}[/bold]" if baseline.name == verdict.name else _signed(cell.value)
-            for cell, baseline in zip(row, result.evaluated, strict=True)
+            f"[bold]{_signed(cell.value)}[/bold]" if name == verdict.name else _signed(cell.value)
+            for cell, name in zip(row, names, strict=True)
         ]
         matrix.add_row(escape(verdict.name), *cells)
     level = f"{result.provenance['bootstrap']['confidence']:.0%}"
     verdicts = Table(
-        *("removed", f"on itself, {level}", "others at most", f"random, {level}", "experts", "passes"),
+        *("removed", f"itself, {level}", "others at most", f"random, {level}", "experts", "passes"),
         title="each domain under its own mask, beside random masks of equal size",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -85,18 +96,21 @@ def print_result(result: AblationResult) -> None:
     for verdict in result.domains:
         verdicts.add_row(
             escape(verdict.name),
-            " to ".join(map(_signed, verdict.target_interval)),
+            _range(*verdict.target_interval),
             f"{_signed(verdict.others_max_delta)} {escape(verdict.others_max_name)}",
-            " to ".join(map(_signed, verdict.random_interval)),
+            _range(*verdict.random_interval),
             f"{verdict.share:.1%}",
             "yes" if verdict.passes else "no",
         )
     console.print(matrix, verdicts)
     for verdict in result.domains:
         if not verdict.passes:
-            console.print(f"{escape(verdict.name)} does not pass: {escape(verdict.reason)}")
+            console.print(f"{escape(verdict.name)} does not pass: {escape(verdict.reason)}", soft_wrap=True)
     passed = sum(verdict.passes for verdict in result.domains)
-    console.print(f"{passed} of {len(result.domains)} masks hit their own domain hardest, and harder than random masks")
+    console.print(
+        f"{passed} of {len(result.domains)} masks hit their own domain hardest, and harder than random masks",
+        soft_wrap=True,
+    )
 
 
 def markdown(result: AblationResult) -> str:

@@ -29,6 +29,7 @@ from monet.eval.loading import (
     open_windows,
     provenance_now,
     vocab_size,
+    windows_bar,
 )
 from monet.files import atomic_path
 
@@ -226,8 +227,6 @@ def collect(
         DataError: no token at all, or an id beyond the model's vocabulary.
         NonFiniteError: a router gave NaN or infinite probabilities; the first window of the batch is named.
     """
-    from tqdm.auto import tqdm
-
     check_batch_size(batch_size)
     routers = model.routers()
     device = model.device
@@ -237,9 +236,7 @@ def collect(
     last_document: dict[int, str] = {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        bar = stack.enter_context(
-            tqdm(total=data.num_windows, desc="routing statistics", unit="window", disable=not progress)
-        )
+        bar = stack.enter_context(windows_bar(data.num_windows, "routing statistics", progress))
         for group, router in enumerate(routers):
             handle = router.register_forward_hook(lambda _, __, output, group=group: total.add(group, output))
             stack.callback(handle.remove)
