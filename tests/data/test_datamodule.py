@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -18,7 +19,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from monet.data.datamodule import MonetDataModule
 from monet.data.loaders import TrainStream, ValidationPass
-from monet.data.order import WindowOrder
 from monet.data.windows import WindowDataset
 from monet.errors import ConfigError, DataError
 
@@ -114,10 +114,12 @@ def test_a_second_fit_begins_at_the_first_batch(prepared, tmp_path):
 
 
 def test_what_a_trainer_fetches_ahead_does_not_count(prepared):
-    windows = WindowDataset(prepared, "train", SEQ_LEN)
-    stream = TrainStream(windows, WindowOrder(windows.counts, 0), 4, count_on_yield=False)
-    first_indices(stream, 3)
-    assert stream.state_dict()["consumed"] == 0
+    data = make(prepared)
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0)
+    batches = list(itertools.islice(data.train_dataloader(), 3))
+    assert data.state_dict()["consumed"] == 0
+    data.on_before_batch_transfer(batches[0], 0)
+    assert data.state_dict()["consumed"] == 1
 
 
 def test_position_outside_a_trainer(prepared):
@@ -183,6 +185,11 @@ def test_validation_batches_hold_one_domain_and_are_bounded(prepared):
     assert counts.tolist() == [3, 3, 3]
     assert batches[0]["input_ids"].shape == (2, SEQ_LEN + 1)
     assert "number" not in batches[0]
+    windows = WindowDataset(prepared, "validation", SEQ_LEN)
+    for label, domain in enumerate(windows.domains):
+        taken = [index for batch in batches for index in batch["index"][batch["domain"] == label].tolist()]
+        own = windows.windows_of(domain)
+        assert taken == [own[0], own[len(own) // 3], own[len(own) * 2 // 3]]
 
 
 def test_validation_is_shared_by_ranks_without_overlap(prepared):
