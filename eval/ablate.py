@@ -141,6 +141,7 @@ def run(
     split: str = "evaluate",
     seq_len: int | None = None,
     max_windows: int | None = None,
+    domains: list[str] | None = None,
     random_seeds: list[int] = [0, 1, 2],  # noqa: B006 - shown in --help, never changed
     random_on: Literal["all", "target"] = "all",
     resamples: int = 2000,
@@ -165,6 +166,7 @@ def run(
         split: split of DATA to evaluate on; choose masks on another.
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
+        domains: domains of DATA to take; without it all.
         random_seeds: one random mask per domain and seed, of as many experts of every routing group.
         random_on: measure random masks on all domains, or on their target only, which is cheaper.
         resamples: bootstrap draws an interval, at least 1000.
@@ -186,7 +188,7 @@ def run(
 
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
     loaded = load_model(model, device, dtype)
-    windows = open_windows(data, split, loaded, seq_len, max_windows)
+    windows = open_windows(data, split, loaded, seq_len, max_windows, domains)
     result = ablate(
         loaded,
         load_masks(masks, model=loaded),

@@ -6,6 +6,7 @@ token ids in memory. Dims as in docs/architecture.md.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -188,11 +189,11 @@ class PreparedWindows:
         split: name of the split, e.g. "identify" or "evaluate".
         seq_len: tokens that go in; as many are predicted, and no token counts twice.
         max_windows: windows a domain, evenly spread over its text; None takes all.
-        domains: names to take; None takes all. Label numbers stay those of all domains of the folder.
+        domains: the labels, in this order; None takes all domains of the folder.
 
     Raises:
         DataError: no prepared data, no such split or domain there, or a domain without a single window.
-        ConfigError: seq_len or max_windows below 1.
+        ConfigError: seq_len or max_windows below 1, or no domain named.
     """
 
     def __init__(
@@ -205,26 +206,23 @@ class PreparedWindows:
     ) -> None:
         if max_windows is not None and max_windows < 1:
             raise ConfigError(f"max_windows {max_windows} must be at least 1; leave it out for all windows")
-        self.max_windows = max_windows
         self.dataset = WindowDataset(prepared, split, seq_len, domains)
         self.shards = self.dataset.shards
-        self.labels: list[str] = list(self.dataset.domains)
+        self.labels: list[str] = self.dataset.chosen
         self.description: dict[str, Any] = {
             "source": "prepared",
             "content": self.shards.fingerprint,
             "split": split,
             "seq_len": seq_len,
             "max_windows": max_windows,
-            "domains": self.dataset.chosen,
+            "domains": self.labels,
         }
-        self._order = [
-            window for domain in self.dataset.chosen for window in _spread(self.dataset.windows_of(domain), max_windows)
-        ]
+        self._windows = {label: _spread(self.dataset.windows_of(label), max_windows) for label in self.labels}
 
     @property
     def num_windows(self) -> int:
         """Windows that `batches` gives."""
-        return len(self._order)
+        return sum(map(len, self._windows.values()))
 
     @property
     def fingerprint(self) -> str:
@@ -234,15 +232,20 @@ class PreparedWindows:
     def only(self, labels: Sequence[str]) -> PreparedWindows:
         """The windows of some of the labels, under the same label numbers."""
         check_labels(labels, self.labels)
-        return PreparedWindows(self.shards, self.dataset.split, self.dataset.seq_len, self.max_windows, labels)
+        part = copy.copy(self)
+        part.description = {**self.description, "only": list(labels)}
+        part._windows = {label: self._windows[label] for label in labels}
+        return part
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Windows in their order in the text; a batch may span two domains."""
-        for start in range(0, self.num_windows, batch_size):
-            rows = collate([self.dataset[window] for window in self._order[start : start + batch_size]])
+        order = [(window, self.labels.index(label)) for label, chosen in self._windows.items() for window in chosen]
+        for start in range(0, len(order), batch_size):
+            windows, labels = zip(*order[start : start + batch_size], strict=True)
+            rows = collate([self.dataset[window] for window in windows])
             window_BX = rows["input_ids"]
             documents = [str(document) for document in rows["document"].tolist()]
-            yield Batch(window_BX[:, :-1], None, window_BX[:, 1:], rows["domain"], rows["index"], documents)
+            yield Batch(window_BX[:, :-1], None, window_BX[:, 1:], torch.tensor(labels), rows["index"], documents)
 
 
 def _spread(windows: range, at_most: int | None) -> Sequence[int]:

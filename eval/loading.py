@@ -52,7 +52,12 @@ def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetF
 
 
 def open_windows(
-    folder: Path, split: str, model: MonetForCausalLM, seq_len: int | None = None, max_windows: int | None = None
+    folder: Path,
+    split: str,
+    model: MonetForCausalLM,
+    seq_len: int | None = None,
+    max_windows: int | None = None,
+    domains: list[str] | None = None,
 ) -> PreparedWindows:
     """Windows of prepared text that fit a model.
 
@@ -62,15 +67,16 @@ def open_windows(
         model: whose tokenizer, if it has one in its folder, must be the data's.
         seq_len: tokens a window; None takes the model's `max_position_embeddings`.
         max_windows: windows a domain, evenly spread; None takes all.
+        domains: names to take; None takes all.
 
     Raises:
-        DataError: another tokenizer, a larger vocabulary, no such split, a domain without a window.
+        DataError: another tokenizer, a larger vocabulary, no such split or domain, a domain without a window.
         ConfigError: a value out of range.
     """
     longest = cast(int, model.config.max_position_embeddings)
     if seq_len is not None and seq_len > longest:
         raise ConfigError(f"seq_len {seq_len} is more than the model's max_position_embeddings {longest}")
-    windows = PreparedWindows(folder, split, longest if seq_len is None else seq_len, max_windows)
+    windows = PreparedWindows(folder, split, longest if seq_len is None else seq_len, max_windows, domains)
     data_size, model_size = windows.shards.vocab_size, vocab_size(model)
     if data_size > model_size:
         raise DataError(

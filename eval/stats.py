@@ -199,12 +199,12 @@ class _Accumulator:
         g1_BTHE, g2_BTHE = output.g1_BTHE.detach().float(), output.g2_BTHE.detach().float()
         for label, chosen_BT in self.tokens_of_label.items():
             g1_XE, g2_XE = (
-                (g_BTHE if chosen_BT is None else g_BTHE[chosen_BT]).reshape(-1, g_BTHE.shape[-1])
+                (g_BTHE if chosen_BT is None else g_BTHE[chosen_BT.to(g_BTHE.device)]).reshape(-1, g_BTHE.shape[-1])
                 for g_BTHE in (g1_BTHE, g2_BTHE)
             )
             with _full_float32(g1_XE.device):
                 sums_EE = g1_XE.T @ g2_XE
-            self.finite &= torch.isfinite(sums_EE).all()
+            self.finite &= torch.isfinite(sums_EE).all().to(self.finite.device)
             self.sums_CREE[label, group] += sums_EE.to(self.device, torch.float64)
 
 
@@ -284,6 +284,7 @@ def run(
     split: str = "identify",
     seq_len: int | None = None,
     max_windows: int | None = None,
+    domains: list[str] | None = None,
     batch_size: int = 8,
     device: str = "auto",
     dtype: DType = "auto",
@@ -300,6 +301,7 @@ def run(
         split: split of DATA to read; evaluate masks on another.
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
+        domains: domains of DATA to take; without it all.
         batch_size: windows a forward; it does not change the result beyond float32 rounding.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
@@ -314,7 +316,7 @@ def run(
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; name a file, e.g. {out / 'statistics.safetensors'}")
     loaded = load_model(model, device, dtype)
-    windows = open_windows(data, split, loaded, seq_len, max_windows)
+    windows = open_windows(data, split, loaded, seq_len, max_windows, domains)
     statistics = collect(loaded, windows, batch_size=batch_size, progress=progress)
     statistics.save(out)
     for label, tokens, documents in zip(

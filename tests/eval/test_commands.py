@@ -104,6 +104,19 @@ def test_windows_cover_each_domain_evenly_and_never_twice(road):
     assert {int(label) for batch in only.batches(8) for label in batch.label_B} == {everything.labels.index("python")}
 
 
+def test_some_domains_of_the_folder(road, tmp_path):
+    for verb in VERBS:
+        chosen = ["--domains", "[python, english]"] if verb in ("stats", "ablate") else []
+        assert main([*words(verb, road, tmp_path), *chosen]) == 0
+    result = AblationResult.load(tmp_path / "ablation")
+    assert [verdict.name for verdict in result.domains] == ["python", "english"]
+    assert [baseline.name for baseline in result.evaluated] == ["python", "english"]
+    whole = PreparedWindows(road / "data", "evaluate", 16)
+    python = next(iter(whole.only(["python"]).batches(1000)))
+    assert result.evaluated[0].windows == len(python.label_B)
+    assert set(python.label_B.tolist()) == {2}
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_configs_name_every_option_with_its_default(verb):
     content = yaml.safe_load((ROOT / "configs" / "eval" / f"{verb}.yaml").read_text())
