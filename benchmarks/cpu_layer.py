@@ -145,8 +145,9 @@ def runner(module: nn.Module, part: str, mode: str, inputs: Inputs) -> Callable[
 def check_agreement(pair: Pair, mode: str, inputs: Inputs) -> None:
     """Raise unless both formulations give the same outputs and gradients.
 
-    A logit within rounding of the threshold may fall on either side of it (torch's BatchNorm sums this layout in float32,
-    so its batch variance is good to about four digits). Such tokens are left out for the router; they must be few.
+    A logit within rounding of the threshold may fall on either side of it (torch's BatchNorm sums this layout in
+    float32, so its batch variance is good to about four digits). Such tokens are left out for the router; they must
+    be few.
     """
     for module in (pair.ours, pair.einsum):
         module.zero_grad(set_to_none=True)
