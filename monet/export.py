@@ -75,6 +75,8 @@ def export(
     with atomic_directory(out) as target:
         model.save_pretrained(target)
         shutil.copytree(tokenizer, target, dirs_exist_ok=True)
+        for path in target.glob("*.safetensors"):  # safetensors lets nobody else read what it writes
+            path.chmod((target / "config.json").stat().st_mode)
         _check_written(model, target)
         card = model_card(model, provenance)
         (target / "README.md").write_text(card, encoding="utf-8")

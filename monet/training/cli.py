@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -161,9 +162,7 @@ class MonetCLI(LightningCLI):
             elif name == "tensorboard":
                 loggers.append(TensorBoardLogger(logs, name="tensorboard", version="", purge_step=self.selection.step))
             else:
-                from lightning.pytorch.loggers import WandbLogger
-
-                loggers.append(WandbLogger(project=config.wandb_project, save_dir=logs))
+                loggers.append(_wandb(config.wandb_project, logs))
         return loggers
 
     def fit(self, model: MonetLightningModule, datamodule: MonetDataModule, **kwargs: Any) -> None:
@@ -176,6 +175,15 @@ class MonetCLI(LightningCLI):
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=folder, **kwargs)
         if self.trainer.is_global_zero:
             print(f"finished {self.trainer.global_step} steps; next: monet export --run {self.run_directory.path}")
+
+
+def _wandb(project: str, folder: Path) -> Logger:
+    from lightning.pytorch.loggers import WandbLogger
+
+    try:
+        return WandbLogger(project=project, save_dir=folder)
+    except ModuleNotFoundError:
+        raise ConfigError("loggers: wandb is not installed; install it, or leave it out") from None
 
 
 def _as_list(value: Any) -> list[Any]:
