@@ -3,16 +3,18 @@
 # make check   what CI runs: lint, types, all tests
 # make clean-demo   forget the demo's run, to start it over
 #
-# PYTHON picks the interpreter of the new environment, TORCH the build of torch it gets.
+# PYTHON picks the interpreter of the new environment, TORCH the build of torch it gets; SEED repeats the demo with
+# another seed beside the first run.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 SLOW ?=
 PYTEST_ARGS ?=
+SEED ?= 0
 
 BIN := .venv/bin
 DATA := data/demo
-RUN := runs/demo
+RUN := runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
 .PHONY: demo test check lint clean-demo
 .DELETE_ON_ERROR:
@@ -26,12 +28,14 @@ RUN := runs/demo
 # Every step keeps what it has finished, so a second `make demo` only repeats what is quick.
 demo: .venv/.ready
 	$(BIN)/monet data prepare --config configs/data/demo.yaml --out $(DATA)
-	$(BIN)/python train.py fit --config configs/demo.yaml --run_dir $(RUN)
+	$(BIN)/python train.py fit --config configs/demo.yaml --run_dir $(RUN) \
+		--seed_everything $(SEED) --data.seed $(SEED)
 	test -e $(RUN)/export || $(BIN)/monet export --run $(RUN) --out $(RUN)/export
 	$(BIN)/monet generate --model $(RUN)/export --prompt "def " --max_new_tokens 60
 	$(BIN)/monet stats --model $(RUN)/export --data $(DATA) --out $(RUN)/statistics.safetensors --seq_len 256
 	$(BIN)/monet select --statistics $(RUN)/statistics.safetensors --out $(RUN)/masks
-	$(BIN)/monet ablate --model $(RUN)/export --data $(DATA) --masks $(RUN)/masks --out $(RUN)/ablation --seq_len 256
+	$(BIN)/monet ablate --model $(RUN)/export --data $(DATA) --masks $(RUN)/masks --out $(RUN)/ablation --seq_len 256 \
+		--max_windows 64 --random_on target
 	$(BIN)/monet report --result $(RUN)/ablation --out $(RUN)/report
 	@echo "all of it lies in $(RUN); make clean-demo forgets it"
 
