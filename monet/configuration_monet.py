@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, PreTrainedConfig
 
 from monet.errors import ConfigError
@@ -67,6 +70,8 @@ class MonetConfig(LlamaConfig):
     """
 
     model_type: ClassVar[str] = "monet"
+    # Asked by transformers before 5.18, which otherwise builds a configuration without arguments to compare with.
+    has_no_defaults_at_init: ClassVar[bool] = True
     # Attention shards as Llama's; routers and experts are replicated, since every token reads all of a router.
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
@@ -156,9 +161,10 @@ class MonetConfig(LlamaConfig):
                         f"{key}={getattr(self, key)!r}: the vertical decomposition halves it; use an even number"
                     )
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        if self.head_dim is not None and self.head_dim % 2:
-            problems.append(f"head_dim={self.head_dim}: rotary embeddings need an even number")
-        if self.head_dim is None and self.hidden_size % max(heads, 1):
+        head_dim = self.head_dim or self.hidden_size // heads
+        if head_dim % 2:
+            problems.append(f"head_dim={head_dim}: rotary embeddings need an even number")
+        if self.head_dim is None and self.hidden_size % heads:
             problems.append(
                 f"hidden_size={self.hidden_size}: no multiple of num_attention_heads={heads}; or give head_dim"
             )
@@ -173,7 +179,11 @@ class MonetConfig(LlamaConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MonetConfig:
         """Build from the content of a config.json; keys that the model's mathematics needs must be stated there."""
-        given = {**config_dict, **kwargs}
+        overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in _OWN_KEYS or key.startswith("moe_")}
+        rope = dict(config_dict.get("rope_parameters") or {})
+        if rope and overrides.keys() & {"rope_theta", "rope_scaling"}:
+            overrides = {"rope_theta": rope["rope_theta"], "rope_parameters": None, **overrides}
+        given = config_dict = {**config_dict, **overrides}
         missing = [key for key in REQUIRED_KEYS_OF_FILES if given.get(key) is None]
         if given.get("rope_theta") is None and "rope_theta" not in (given.get("rope_parameters") or {}):
             missing.append("rope_theta")
@@ -205,6 +215,23 @@ class MonetConfig(LlamaConfig):
         """The same as `to_dict`: a reader must never have to guess a key from a class default."""
         return self.to_dict()
 
+
+# Values are checked as they are set, before any rule of ours: say it as our errors do.
+_checked_init = MonetConfig.__init__
+
+
+@wraps(_checked_init)
+def _init(self: MonetConfig, *args: Any, **kwargs: Any) -> None:
+    try:
+        _checked_init(self, *args, **kwargs)
+    except StrictDataclassError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+MonetConfig.__init__ = _init
+
+_OWN_KEYS = {field.name for field in fields(MonetConfig)} - {field.name for field in fields(PreTrainedConfig)}
+_OWN_KEYS |= {"rope_theta", "rope_scaling"}
 
 _ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 

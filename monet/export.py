@@ -213,8 +213,7 @@ def model_card(model: MonetForCausalLM, provenance: Provenance) -> str:
     rows = {
         "parameters": f"{model.num_parameters():,}",
         "layers, width, attention heads": f"{c.num_hidden_layers}, {c.hidden_size}, {c.num_attention_heads}",
-        "experts": f"{experts}² = {experts**2:,} a layer, {c.moe_decompose} decomposition,"
-        f" hidden width {c.moe_dim}",
+        "experts": f"{experts}² = {experts**2:,} a layer, {c.moe_decompose} decomposition, hidden width {c.moe_dim}",
         "routing": f"{c.moe_heads} heads, about {c.moe_topk} of {experts} keys a side,"
         f" {c.num_routing_groups} routers ({c.moe_groups} layers each)",
         "vocabulary": f"{c.vocab_size:,}",

@@ -28,6 +28,8 @@ class ActiveMasks:
     def __init__(self) -> None:
         self.stored: ExpertMask | None = None
         self.applied: list[ExpertMask] = []
+        # A check hashes the routers' weights; a mask that was found to fit is not checked at every forward.
+        self._checked: list[ExpertMask] = []
         self._last: tuple[list[Any], list[Keep | None]] | None = None
 
     def resolve(
@@ -50,8 +52,9 @@ class ActiveMasks:
             ):
                 return self._last[1]
         for mask in calls:
-            if mask is not None:
+            if mask is not None and not any(mask is known for known in self._checked):
                 mask.check_fits(model)
+                self._checked = [*self._checked[-63:], mask]
         if not calls or B % len(calls):
             raise ConfigError(f"{len(calls)} masks for a batch of {B} sequences; give one mask, or one a sequence")
         combined = [_combine([*common, mask] if mask is not None else common) for mask in calls]

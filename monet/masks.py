@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ class ExpertMask:
 
     Attributes:
         keep_REE: (R, E, E) bool, or float32 in [0, 1]; R routing groups, expert (i, j) at [group, i, j].
+        removed_per_group: for each routing group the number of experts whose keep-weight is below one.
         provenance: JSON-able notes on how the mask was made.
         fingerprint: `model.fingerprint()` of the model it was made for; None fits any model of its shape.
     """
@@ -48,6 +48,7 @@ class ExpertMask:
             if bool(outside.any()):
                 raise ConfigError(f"keep-weight {keep_REE[outside][0].item()}: allowed are numbers from 0 to 1")
         self.keep_REE = keep_REE.contiguous()
+        self.removed_per_group: list[int] = (self.keep_REE < 1).flatten(1).sum(1).tolist()
         self.provenance = dict(provenance or {})
         self.fingerprint = fingerprint
 
@@ -189,11 +190,6 @@ class ExpertMask:
         """Whether every expert is either kept or removed, by type."""
         return self.keep_REE.dtype == torch.bool
 
-    @cached_property
-    def removed_per_group(self) -> list[int]:
-        """For each routing group the number of experts whose keep-weight is below one."""
-        return (self.keep_REE < 1).flatten(1).sum(1).tolist()
-
     @property
     def num_experts(self) -> int:
         """R * E * E."""
@@ -240,7 +236,8 @@ class ExpertMask:
         try:
             yield model
         finally:
-            applied.pop()
+            # by identity and from the end: contexts may end in any order, and the same mask may be applied twice
+            del applied[next(index for index in reversed(range(len(applied))) if applied[index] is self)]
 
     # -- files ------------------------------------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ class MonetPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _can_compile_fullgraph = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["norm1", "norm2"]
+    _keep_in_fp32_modules_strict = ["running_mean", "running_var"]
     _can_record_outputs = {
         "hidden_states": OutputRecorder(MonetDecoderLayer, index=0),
         "attentions": OutputRecorder(LlamaAttention, index=1),
@@ -141,7 +141,7 @@ class MonetPreTrainedModel(PreTrainedModel):
         return [layer.router for layer in self._body.layers if layer.router is not None]
 
     def freeze_router(self) -> None:
-        """Stop learning in every router: weights get no gradient, running statistics stay as they are, also in training."""
+        """Stop learning in every router: no gradient for weights, running statistics unchanged, in training too."""
         for router in self.routers():
             router.requires_grad_(False)
 

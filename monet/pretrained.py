@@ -22,12 +22,16 @@ from monet.router import MonetRouter
 MASK_FILE = "expert_mask.safetensors"
 
 _STRUCTURAL_KEYS = (
-    "hidden_size", "num_hidden_layers", "moe_dim", "moe_heads", "moe_experts", "moe_topk", "moe_groups", "moe_decompose",
-)  # fmt: skip
+    "hidden_size",
+    "num_hidden_layers",
+    "moe_dim",
+    "moe_heads",
+    "moe_experts",
+    "moe_topk",
+    "moe_groups",
+    "moe_decompose",
+)
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-
-
-_cached: dict[tuple[Any, ...], str] = {}
 
 
 def fingerprint(config: MonetConfig, routers: Iterable[MonetRouter]) -> str:
@@ -35,15 +39,11 @@ def fingerprint(config: MonetConfig, routers: Iterable[MonetRouter]) -> str:
 
     Signs survive every cast, so a checkpoint loaded in another dtype is still the same model.
     """
-    weights = [weight for router in routers for weight in (router.w1.weight, router.w2.weight)]
-    key = tuple((id(weight), weight.data_ptr(), weight._version) for weight in weights)
-    if key not in _cached:
-        digest = hashlib.sha256(json.dumps([getattr(config, key) for key in _STRUCTURAL_KEYS]).encode())
-        for weight in weights:
+    digest = hashlib.sha256(json.dumps([getattr(config, key) for key in _STRUCTURAL_KEYS]).encode())
+    for router in routers:
+        for weight in (router.w1.weight, router.w2.weight):
             digest.update(np.packbits(weight.detach().signbit().cpu().numpy().reshape(-1)).data)
-        _cached.clear()
-        _cached[key] = digest.hexdigest()[:32]
-    return _cached[key]
+    return digest.hexdigest()[:32]
 
 
 def load_checked(

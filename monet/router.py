@@ -160,36 +160,40 @@ class MonetRouter(nn.Module):
         B, T, _ = x_BTD.shape
         H, E = self.num_heads, self.num_keys
         z_TP = w(x_BTD.flatten(0, 1))
-        statistics = None
-        if self.is_learning:
-            statistics = batch_statistics(z_TP.view(B, T, H, E), token_mask_BT)
-            var_H = statistics.m2_H / statistics.count.clamp(min=1)
-            mean_H = statistics.mean_H
-        else:
-            mean_H, var_H = norm.running_mean, norm.running_var
-        threshold_H = raw_threshold(mean_H, var_H, self.quantile, _EPS)
-        weight_1T = _token_weights(token_mask_BT, B * T, x_BTD.device) if with_losses else None
-        target_HE = None
-        if weight_1T is not None and router_loss is not None and router_loss.uniformity_on != "routing":
-            logits_THE = z_TP.float().view(B * T, H, E)
-            if router_loss.uniformity_on == "softmax":
-                probability_THE = logits_THE.softmax(-1)
-            else:
-                width_H1 = router_loss.firing_width * (var_H + _EPS).sqrt().float()[:, None]
-                probability_THE = torch.sigmoid((logits_THE - threshold_H.float()[:, None]) / width_H1)
-            mean_HE = (weight_1T @ probability_THE.flatten(1)).view(H, E)
-            target_HE = mean_HE / mean_HE.sum(-1, keepdim=True)
-        g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=target_HE is None)
-        g_BTHE = g_TP.view(B, T, H, E)
-        if weight_1T is None:
-            return _Axis(g_BTHE, statistics)
-        mean_HE = (weight_1T.to(g_TP.dtype) @ g_TP).view(H, E)
-        mean_max_H = (weight_1T.to(g_TP.dtype) @ g_BTHE.amax(-1).flatten(0, 1))[0]
+        # Autocast would take the means below to half precision, where those of rare keys vanish.
+        with torch.autocast(z_TP.device.type, enabled=False):
+            statistics, mean_H, var_H = None, norm.running_mean, norm.running_var
+            if self.is_learning:
+                statistics = batch_statistics(z_TP.view(B, T, H, E), token_mask_BT)
+                mean_H, var_H = statistics.mean_H, statistics.m2_H / statistics.count.clamp(min=1)
+            threshold_H = raw_threshold(mean_H, var_H, self.quantile, _EPS)
+            if not with_losses:
+                g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=True)
+                return _Axis(g_TP.view(B, T, H, E), statistics)
+            weight_1T = _token_weights(token_mask_BT, B * T, x_BTD.device)
+            target_HE = None
+            if router_loss is not None and router_loss.uniformity_on != "routing":
+                share_THE = _smooth_share(z_TP.view(B * T, H, E), threshold_H, var_H, router_loss)
+                mean_HE = (weight_1T.to(share_THE.dtype) @ share_THE.flatten(1)).view(H, E)
+                target_HE = mean_HE / mean_HE.sum(-1, keepdim=True).clamp(min=1e-9)
+            g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=target_HE is None)
+            g_BTHE = g_TP.view(B, T, H, E)
+            weight_1T = weight_1T.to(g_TP.dtype)
+            mean_HE = (weight_1T @ g_TP).view(H, E)
+            mean_max_H = (weight_1T @ g_BTHE.amax(-1).flatten(0, 1))[0]
         fired_BTHE = g_BTHE.detach() > 0
         if token_mask_BT is not None:
             fired_BTHE &= token_mask_BT[:, :, None, None]
-        fired_HE = fired_BTHE.sum((0, 1))
-        return _Axis(g_BTHE, statistics, _AxisSums(mean_HE, mean_max_H, fired_HE, target_HE))
+        return _Axis(g_BTHE, statistics, _AxisSums(mean_HE, mean_max_H, fired_BTHE.sum((0, 1)), target_HE))
+
+
+def _smooth_share(z_THE: Tensor, threshold_H: Tensor, var_H: Tensor, router_loss: RouterLoss) -> Tensor:
+    """What the uniformity loss is to spread in place of the routing: something every key has a gradient of."""
+    z_THE = z_THE if z_THE.dtype == torch.float64 else z_THE.float()
+    if router_loss.uniformity_on == "softmax":
+        return z_THE.softmax(-1)
+    width_H1 = (router_loss.firing_width * (var_H.double() + _EPS).sqrt()).to(z_THE.dtype)[:, None]
+    return torch.sigmoid((z_THE - threshold_H.to(z_THE.dtype)[:, None]) / width_H1)
 
 
 class _AxisSums(NamedTuple):
