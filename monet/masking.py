@@ -46,11 +46,8 @@ class ActiveMasks:
             return [None] * model.config.num_routing_groups
         calls = list(call) if isinstance(call, Sequence) else [call]
         key = [*common, None, *calls, B, T, device]
-        if self._last is not None and len(self._last[0]) == len(key):
-            if all(
-                a is b or (not isinstance(a, ExpertMask) and a == b) for a, b in zip(self._last[0], key, strict=True)
-            ):
-                return self._last[1]
+        if self._last is not None and _same(self._last[0], key):
+            return self._last[1]
         for mask in calls:
             if mask is not None and not any(mask is known for known in self._checked):
                 mask.check_fits(model)
@@ -62,6 +59,13 @@ class ActiveMasks:
         resolved = [_keep_of_group(combined, group, B, T, device) for group in groups]
         self._last = (key, resolved)
         return resolved
+
+
+def _same(first: list[Any], second: list[Any]) -> bool:
+    """Equal lists, where masks are equal only to themselves."""
+    return len(first) == len(second) and all(
+        a is b or (not isinstance(a, ExpertMask) and a == b) for a, b in zip(first, second, strict=True)
+    )
 
 
 def _combine(masks: list[ExpertMask]) -> ExpertMask | None:

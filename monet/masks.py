@@ -212,7 +212,7 @@ class ExpertMask:
     # -- use --------------------------------------------------------------------------------------------------------
 
     def check_fits(self, model: MonetPreTrainedModel) -> None:
-        """Raise CheckpointError unless the mask has the model's shape and, if it carries a fingerprint, is the model's."""
+        """Raise CheckpointError unless the mask has the model's shape and its fingerprint, if any, is the model's."""
         wanted = _shape(model.config)
         if tuple(self.keep_REE.shape) != wanted:
             raise CheckpointError(f"a mask of shape {tuple(self.keep_REE.shape)}; the model wants {wanted}")
@@ -250,10 +250,8 @@ class ExpertMask:
         """
         if model is not None:
             self.check_fits(model)
-        if self.is_hard:
-            content = torch.from_numpy(np.packbits(self.keep_REE.numpy().reshape(-1)))
-        else:
-            content = self.keep_REE
+        packed = np.packbits(self.keep_REE.numpy().reshape(-1)) if self.is_hard else None
+        content = self.keep_REE if packed is None else torch.from_numpy(packed)
         metadata = {
             "format": _FORMAT,
             "shape": json.dumps(list(self.keep_REE.shape)),

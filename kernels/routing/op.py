@@ -24,7 +24,8 @@ def thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, *, overwrite: bool = 
     """Softmax over the keys whose logit reaches min(row maximum, threshold of the head).
 
     Args:
-        z_TP: logits of T tokens (a whole batch, flattened), P = H*E with the head as the slow index; any floating dtype, contiguous.
+        z_TP: logits of T tokens (a whole batch, flattened), P = H*E with the head as the slow index; any floating
+            dtype, contiguous.
         threshold_H: threshold on raw logits per head, see `monet.kernels.routing.reference.raw_threshold`.
         overwrite: the caller gives `z_TP` up; float32 logits are then turned into the result in place.
     Returns:
