@@ -30,7 +30,7 @@ demo: .venv/.ready
 	$(BIN)/monet data prepare --config configs/data/demo.yaml --out $(DATA)
 	$(BIN)/python train.py fit --config configs/demo.yaml --run_dir $(RUN) \
 		--seed_everything $(SEED) --data.seed $(SEED)
-	test -e $(RUN)/export || $(BIN)/monet export --run $(RUN) --out $(RUN)/export
+	rm -rf $(RUN)/export && $(BIN)/monet export --run $(RUN) --out $(RUN)/export
 	$(BIN)/monet generate --model $(RUN)/export --prompt "def " --max_new_tokens 60
 	$(BIN)/monet stats --model $(RUN)/export --data $(DATA) --out $(RUN)/statistics.safetensors --seq_len 256
 	$(BIN)/monet select --statistics $(RUN)/statistics.safetensors --out $(RUN)/masks
