@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+import torch
 
 _IMPLEMENTATIONS: dict[tuple[str, str], Callable[..., Any]] = {}
 _BACKENDS = ("auto", "torch")
@@ -39,6 +42,12 @@ def chosen_backend() -> str:
     if wanted not in _BACKENDS:
         raise ValueError(f"MONET_KERNELS={wanted!r} names no backend; use one of {', '.join(_BACKENDS)}")
     return "torch" if wanted == "auto" else wanted
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Context in which the ops choose their own precision; devices without autocast (meta) need none."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def resolve(op: str) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from monet.kernels.dispatch import without_autocast
 from monet.kernels.masked import Keep, token_chunks
 
 # How much is mixed at a time, in elements of one hidden array. Forward keeps its temporaries in cache; backward, which
@@ -55,7 +56,7 @@ def mix_project(
     g1_THE, g2_THE = g1_THE.to(dtype), g2_THE.to(dtype)
     weights = tuple(weight.to(dtype) for weight in weights)
     inputs = (*hidden, g1_THE, g2_THE, *weights)
-    with torch.autocast(hidden[0].device.type, enabled=False):
+    with without_autocast(hidden[0].device):
         if torch.compiler.is_compiling():
             return reference(form, activation, keep, hidden, g1_THE, g2_THE, weights)
         if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
@@ -153,7 +154,7 @@ class _MixProject(torch.autograd.Function):
         mixed_inputs, weights = inputs[:num_mixed], inputs[num_mixed:]
         blocks = [dout_TD[:, term.columns] for term in ctx.form.terms]
         needed_weights = ctx.needs_input_grad[4 + num_mixed :]
-        with torch.autocast(dout_TD.device.type, enabled=False):
+        with without_autocast(dout_TD.device):
             mixed, dinputs = _mix_backward(ctx, mixed_inputs, blocks, weights)
             dweights = [
                 None if not needed else (torch.mm(d.t(), x) if term.out_in else torch.mm(x.t(), d))

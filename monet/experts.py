@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -28,7 +27,10 @@ def activation_of(config: MonetConfig) -> Callable[[Tensor], Tensor]:
 
 
 class HorizontalExperts(nn.Module):
-    """Expert (i, j) is x -> V_j act(U_i x + u_i) + b_j (arXiv 2412.04139, eq. 10-12)."""
+    """Expert (i, j) is x -> V_j act(U_i x + u_i) + b_j (arXiv 2412.04139, eq. 10-12).
+
+    `u` is called as a module; `v` and `b` only hold weights that the mixing reads, so a hook on `v` never fires.
+    """
 
     def __init__(self, config: MonetConfig) -> None:
         super().__init__()
@@ -42,7 +44,7 @@ class HorizontalExperts(nn.Module):
     def forward(self, x_BTD: Tensor, g1_BTHE: Tensor, g2_BTHE: Tensor, keep: Keep | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts."""
         B, T, _ = x_BTD.shape
-        p_TEM = F.linear(x_BTD.flatten(0, 1), self.u.weight, self.u.bias).unflatten(-1, (self.num_keys, -1))
+        p_TEM = self.u(x_BTD.flatten(0, 1)).unflatten(-1, (self.num_keys, -1))
         out_TD = horizontal_experts(
             p_TEM, g1_BTHE.flatten(0, 1), g2_BTHE.flatten(0, 1), self.v.weight, self.b, self.act_fn, keep
         )
@@ -50,7 +52,11 @@ class HorizontalExperts(nn.Module):
 
 
 class VerticalExperts(nn.Module):
-    """Expert (i, j) joins a half that belongs to i and a half that belongs to j (arXiv 2412.04139, eq. 13-29)."""
+    """Expert (i, j) joins a half that belongs to i and a half that belongs to j (arXiv 2412.04139, eq. 13-29).
+
+    `u1` and `u2` are called as modules; the four `v` only hold weights that the mixing reads, so hooks on them never
+    fire.
+    """
 
     def __init__(self, config: MonetConfig) -> None:
         super().__init__()
@@ -66,8 +72,8 @@ class VerticalExperts(nn.Module):
         """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts."""
         B, T, _ = x_BTD.shape
         x_TD = x_BTD.flatten(0, 1)
-        p1_TEM = F.linear(x_TD, self.u1.weight, self.u1.bias).unflatten(-1, (self.num_keys, -1))
-        p2_TEM = F.linear(x_TD, self.u2.weight, self.u2.bias).unflatten(-1, (self.num_keys, -1))
+        p1_TEM = self.u1(x_TD).unflatten(-1, (self.num_keys, -1))
+        p2_TEM = self.u2(x_TD).unflatten(-1, (self.num_keys, -1))
         projections = (self.v11.weight, self.v12.weight, self.v21.weight, self.v22.weight)
         out_TD = vertical_experts(
             p1_TEM,

@@ -91,7 +91,7 @@ def stream(
         )
     sampling = {"do_sample": temperature > 0}
     if temperature > 0:
-        sampling |= {"temperature": temperature, "top_p": top_p}
+        sampling |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
     masked = {} if expert_mask is None else {"expert_mask": expert_mask}
     ids = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
         **inputs,

@@ -2,4 +2,10 @@
 
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
 
-__all__ = ["LlamaAttention", "LlamaRMSNorm", "LlamaRotaryEmbedding"]
+from monet.float32_buffers import Float32Buffers
+
+__all__ = ["LlamaAttention", "LlamaRMSNorm", "RotaryEmbedding"]
+
+
+class RotaryEmbedding(Float32Buffers, LlamaRotaryEmbedding):
+    """Llama's rotary embedding with frequencies in float32 also after a cast, as after loading in that dtype."""

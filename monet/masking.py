@@ -28,7 +28,7 @@ class ActiveMasks:
     def __init__(self) -> None:
         self.stored: ExpertMask | None = None
         self.applied: list[ExpertMask] = []
-        # A check hashes the routers' weights; a mask that was found to fit is not checked at every forward.
+        # A check hashes the model's weights; a mask that was found to fit is not checked at every forward.
         self._checked: list[ExpertMask] = []
         self._last: tuple[list[Any], list[Keep | None]] | None = None
 
@@ -38,7 +38,7 @@ class ActiveMasks:
         """Keep-weights of each routing group for B sequences of T tokens; None where nothing is removed.
 
         Raises:
-            ConfigError: the number of masks does not divide the batch.
+            ConfigError: a sequence of masks, but not one for each sequence of the batch.
             CheckpointError: a mask of the call has another shape or belongs to another model.
         """
         common = [mask for mask in (self.stored, *self.applied) if mask is not None]
@@ -48,15 +48,18 @@ class ActiveMasks:
         key = [*common, None, *calls, B, T, device]
         if self._last is not None and _same(self._last[0], key):
             return self._last[1]
-        for mask in calls:
+        if isinstance(call, Sequence) and len(calls) != B:
+            raise ConfigError(f"{len(calls)} masks for a batch of {B} sequences; give one mask, or one a sequence")
+        distinct = list({id(mask): mask for mask in calls}.values())
+        for mask in distinct:
             if mask is not None and not any(mask is known for known in self._checked):
                 mask.check_fits(model)
                 self._checked = [*self._checked[-63:], mask]
-        if not calls or B % len(calls):
-            raise ConfigError(f"{len(calls)} masks for a batch of {B} sequences; give one mask, or one a sequence")
-        combined = [_combine([*common, mask] if mask is not None else common) for mask in calls]
+        combined = [_combine([*common, mask] if mask is not None else common) for mask in distinct]
+        numbers = {id(mask): number for number, mask in enumerate(distinct)}
+        mask_of_token = [numbers[id(mask)] for mask in calls for _ in range(T)]
         groups = range(model.config.num_routing_groups)
-        resolved = [_keep_of_group(combined, group, B, T, device) for group in groups]
+        resolved = [_keep_of_group(combined, mask_of_token, group, device) for group in groups]
         self._last = (key, resolved)
         return resolved
 
@@ -72,8 +75,10 @@ def _combine(masks: list[ExpertMask]) -> ExpertMask | None:
     return reduce(and_, masks) if masks else None
 
 
-def _keep_of_group(masks: list[ExpertMask | None], group: int, B: int, T: int, device: torch.device) -> Keep | None:
-    """Stack the masks that remove something in this group; the other sequences are exempt (index -1)."""
+def _keep_of_group(
+    masks: list[ExpertMask | None], mask_of_token: list[int], group: int, device: torch.device
+) -> Keep | None:
+    """Stack the masks that remove something in this group; tokens of the other masks are exempt (index -1)."""
     rows = [None if mask is None or mask.removed_per_group[group] == 0 else mask.keep_REE[group] for mask in masks]
     removing = [row for row in rows if row is not None]
     if not removing:
@@ -83,5 +88,5 @@ def _keep_of_group(masks: list[ExpertMask | None], group: int, B: int, T: int, d
     if len(masks) == 1:
         return Keep(weights_SEE)
     numbers = iter(range(len(removing)))
-    index_S = torch.tensor([-1 if row is None else next(numbers) for row in rows], device=device)
-    return Keep(weights_SEE, index_S.repeat_interleave(B // len(masks) * T))
+    stacked_at = torch.tensor([-1 if row is None else next(numbers) for row in rows], device=device)
+    return Keep(weights_SEE, stacked_at[torch.tensor(mask_of_token, device=device)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,7 +129,13 @@ class ExpertMask:
         """
         R, E, _ = _shape(config)
         total = not isinstance(num_removed, Sequence)
-        counts, pool = ([int(num_removed)], R * E * E) if total else (list(num_removed), E * E)
+        counts, pool = ([num_removed], R * E * E) if total else (list(num_removed), E * E)
+        try:
+            counts = [operator.index(count) for count in counts]
+        except TypeError:
+            raise ConfigError(
+                f"num_removed={num_removed!r}: allowed are whole numbers of experts, not shares"
+            ) from None
         if not total and len(counts) != R:
             raise ConfigError(f"num_removed names {len(counts)} groups; the model has {R}")
         generator = torch.Generator().manual_seed(seed)
@@ -288,7 +295,9 @@ class ExpertMask:
             mask = cls(content.reshape(shape), provenance, metadata["fingerprint"] or None)
         except OSError as error:
             raise CheckpointError(f"{path}: no readable mask file ({error})") from None
-        except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError, TypeError, ConfigError) as error:
+        except CheckpointError:
+            raise
+        except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: damaged mask file ({error})") from None
         if model is not None:
             mask.check_fits(model)

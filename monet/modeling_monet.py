@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from monet.configuration_monet import MonetConfig
 from monet.experts import EXPERTS
 from monet.kernels.masked import Keep
-from monet.llama_parts import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
+from monet.llama_parts import LlamaAttention, LlamaRMSNorm, RotaryEmbedding
 from monet.losses import RouterLoss, next_token_loss
 from monet.masking import ActiveMasks, MaskArgument
 from monet.masks import ExpertMask
@@ -55,10 +55,10 @@ class MonetCausalLMOutput(CausalLMOutputWithPast):
     router_metrics: one `RouterMetrics` a routing group.
     """
 
+    router_probs: tuple[tuple[Tensor, Tensor] | None, ...] | None = None
     lm_loss: Tensor | None = None
     uniformity_loss: Tensor | None = None
     ambiguity_loss: Tensor | None = None
-    router_probs: tuple[tuple[Tensor, Tensor] | None, ...] | None = None
     router_metrics: tuple[RouterMetrics, ...] | None = None
 
 
@@ -146,8 +146,8 @@ class MonetPreTrainedModel(PreTrainedModel):
             router.requires_grad_(False)
 
     def fingerprint(self) -> str:
-        """Hash that identifies the routing of this model, whatever its dtype; masks and statistics carry it."""
-        return fingerprint(self.config, self.routers())
+        """Hash that identifies this model's body, whatever its dtype; masks and statistics carry it."""
+        return fingerprint(self.config, self.base_model)
 
     @property
     def expert_mask(self) -> ExpertMask | None:
@@ -155,23 +155,25 @@ class MonetPreTrainedModel(PreTrainedModel):
         return self._body.active_masks.stored
 
     def set_expert_mask(self, mask: ExpertMask | None) -> None:
-        """Store a mask in the model, or remove it with None.
+        """Store a mask in the model, or remove it with None. From then on it is this model's, also if that learns on.
 
         Raises:
             CheckpointError: the mask belongs to another model or has another shape.
         """
         if mask is not None:
             mask.check_fits(self)
-        self._body.active_masks.stored = mask
+            mask = ExpertMask(mask.keep_REE, mask.provenance)
+        self.base_model.active_masks.stored = mask
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save as transformers does; a stored mask lies beside the weights as expert_mask.safetensors."""
-        super().save_pretrained(save_directory, **kwargs)
         path = Path(save_directory) / MASK_FILE
-        if self.expert_mask is not None:
+        # First the mask: a folder whose writing was cut short must not load as the unmasked model.
+        if is_main_process and self.expert_mask is not None:
             self.expert_mask.save(path, model=self)
-        else:
+        elif is_main_process:
             path.unlink(missing_ok=True)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
@@ -195,7 +197,7 @@ class MonetModel(MonetPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList(MonetDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.rotary_emb = RotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.active_masks = ActiveMasks()
         self.post_init()
@@ -291,6 +293,13 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Also repeat per-sequence masks, as beams and several returned sequences repeat their prompts."""
+        masks = kwargs.get("expert_mask")
+        if isinstance(masks, Sequence):
+            kwargs["expert_mask"] = [mask for mask in masks for _ in range(expand_size)]
+        return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
 
     @can_return_tuple
     def forward(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils.hub import cached_file
 
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.masks import ExpertMask
-from monet.router import MonetRouter
 
 MASK_FILE = "expert_mask.safetensors"
 
@@ -34,15 +34,14 @@ _STRUCTURAL_KEYS = (
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
-def fingerprint(config: MonetConfig, routers: Iterable[MonetRouter]) -> str:
-    """SHA-256 over the structural keys and the signs of the routers' weights, first 32 hexadecimal digits.
+def fingerprint(config: MonetConfig, model: nn.Module) -> str:
+    """SHA-256 over the structural keys and the signs of all weights, first 32 hexadecimal digits.
 
     Signs survive every cast, so a checkpoint loaded in another dtype is still the same model.
     """
     digest = hashlib.sha256(json.dumps([getattr(config, key) for key in _STRUCTURAL_KEYS]).encode())
-    for router in routers:
-        for weight in (router.w1.weight, router.w2.weight):
-            digest.update(np.packbits(weight.detach().signbit().cpu().numpy().reshape(-1)).data)
+    for weight in model.parameters():
+        digest.update(np.packbits(weight.detach().signbit().cpu().numpy().reshape(-1)).data)
     return digest.hexdigest()[:32]
 
 
@@ -63,6 +62,8 @@ def load_checked(
     wants_info = kwargs.pop("output_loading_info", False)
     try:
         model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
     except (SafetensorError, RuntimeError, FileNotFoundError) as error:
         raise CheckpointError(f"{name_or_path}: unreadable or misshapen weights ({error})") from error
     except OSError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from monet.configuration_monet import MonetConfig
+from monet.float32_buffers import Float32Buffers
+from monet.kernels.dispatch import without_autocast
 from monet.kernels.routing.op import thresholded_softmax
 from monet.kernels.routing.reference import BatchStatistics, batch_statistics, normal_quantile, raw_threshold
 from monet.losses import RouterLoss, ambiguity_loss, uniformity_loss
@@ -48,7 +49,7 @@ class RouterOutput(NamedTuple):
     statistics: tuple[BatchStatistics, BatchStatistics] | None = None
 
 
-class RoutingStatistics(nn.Module):
+class RoutingStatistics(Float32Buffers):
     """Running mean and variance of one axis' logits per head, under the names of the released BatchNorm.
 
     They stay float32 whatever the model is cast to: the threshold that is computed from them decides which experts act.
@@ -63,15 +64,6 @@ class RoutingStatistics(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_heads, dtype=torch.float32))
         self.register_buffer("running_var", torch.ones(num_heads, dtype=torch.float32))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.int64))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoutingStatistics:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self._buffers[name]
-            if new is not None and old is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
-        return self
 
     @torch.no_grad()
     def update(self, batch: BatchStatistics) -> None:
@@ -103,7 +95,7 @@ class MonetRouter(nn.Module):
     @property
     def is_learning(self) -> bool:
         """Whether the batch's own statistics set the threshold and move the running ones."""
-        return self.training and (self.w1.weight.requires_grad or self.w2.weight.requires_grad)
+        return self.training and self.w1.weight.requires_grad and self.w2.weight.requires_grad
 
     def forward(
         self,
@@ -160,15 +152,17 @@ class MonetRouter(nn.Module):
         B, T, _ = x_BTD.shape
         H, E = self.num_heads, self.num_keys
         z_TP = w(x_BTD.flatten(0, 1))
+        # Whoever hooks the linear keeps the logits; otherwise they become the probabilities in place.
+        overwrite = not w._forward_hooks
         # Autocast would take the means below to half precision, where those of rare keys vanish.
-        with torch.autocast(z_TP.device.type, enabled=False):
+        with without_autocast(z_TP.device):
             statistics, mean_H, var_H = None, norm.running_mean, norm.running_var
             if self.is_learning:
                 statistics = batch_statistics(z_TP.view(B, T, H, E), token_mask_BT)
                 mean_H, var_H = statistics.mean_H, statistics.m2_H / statistics.count.clamp(min=1)
             threshold_H = raw_threshold(mean_H, var_H, self.quantile, _EPS)
             if not with_losses:
-                g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=True)
+                g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=overwrite)
                 return _Axis(g_TP.view(B, T, H, E), statistics)
             weight_1T = _token_weights(token_mask_BT, B * T, x_BTD.device)
             target_HE = None
@@ -176,7 +170,7 @@ class MonetRouter(nn.Module):
                 share_THE = _smooth_share(z_TP.view(B * T, H, E), threshold_H, var_H, router_loss)
                 mean_HE = (weight_1T.to(share_THE.dtype) @ share_THE.flatten(1)).view(H, E)
                 target_HE = mean_HE / mean_HE.sum(-1, keepdim=True).clamp(min=1e-9)
-            g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=target_HE is None)
+            g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=overwrite and target_HE is None)
             g_BTHE = g_TP.view(B, T, H, E)
             weight_1T = weight_1T.to(g_TP.dtype)
             mean_HE = (weight_1T @ g_TP).view(H, E)

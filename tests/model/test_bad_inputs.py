@@ -88,6 +88,27 @@ def test_configurations(changes, message, tmp_path):
             assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"moe_topk": 99}, "moe_topk=99: allowed are 1 to moe_experts=6"),
+        ({"moe_topk": 0}, "moe_topk=0: allowed are 1 to moe_experts=6"),
+        ({"moe_decompose": "x"}, "moe_decompose='x': allowed are 'vertical' and 'horizontal'"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps=-1.0: allowed are"),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0: allowed are positive numbers"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "lacks factor"),
+        ({"moe_topkk": 3}, "moe_topkk: unknown key"),
+    ],
+    ids=str,
+)
+def test_overrides_at_loading_are_checked_too(changes, message, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    for load in (AutoConfig.from_pretrained, AutoModelForCausalLM.from_pretrained, MonetForCausalLM.from_pretrained):
+        with pytest.raises(ConfigError) as caught:
+            load(tmp_path, **changes)
+        assert message in str(caught.value)
+
+
 def test_an_unknown_activation_is_refused():
     with pytest.raises(ConfigError, match=r"hidden_act='relu3': allowed are .*relu2"):
         MonetForCausalLM(tiny_config(hidden_act="relu3"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -95,6 +96,27 @@ def test_every_value_is_read_back(tmp_path, changes):
     assert {**again.to_dict(), "transformers_version": None} == {**config.to_dict(), "transformers_version": None}
     assert MonetConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
     assert MonetConfig.from_json_file(tmp_path / "config.json").to_dict() == again.to_dict()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"moe_topk": 3},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_theta": 5000.0},
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "rope_theta": 5000.0},
+    ],
+    ids=str,
+)
+def test_overrides_at_loading(tmp_path, changes):
+    """A longer context, another threshold: the same model as one built with these values."""
+    tiny_model(max_position_embeddings=16).save_pretrained(tmp_path)
+    wanted = tiny_model(max_position_embeddings=16, **copy.deepcopy(changes))
+    for load in (AutoModelForCausalLM.from_pretrained, MonetForCausalLM.from_pretrained):
+        got = load(tmp_path, **copy.deepcopy(changes))
+        assert got.config.rope_parameters == wanted.config.rope_parameters
+        assert got.config.moe_topk == wanted.config.moe_topk
+        assert torch.equal(got(tokens(1, 30)).logits, wanted(tokens(1, 30)).logits)
 
 
 def test_a_released_file_is_accepted(tmp_path):

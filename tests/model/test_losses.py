@@ -114,7 +114,7 @@ def test_bad_weights(arguments, message):
 @pytest.mark.parametrize("training", [False, True])
 def test_the_pieces_add_up(form, training):
     model = tiny_model(form).train(training)
-    out = model(tokens(), labels=tokens(), router_loss=RouterLoss(0.3, 0.7))
+    out = model(tokens(), labels=tokens(), router_loss=RouterLoss(0.3, 0.7, "routing"))
     total = out.lm_loss + 0.3 * out.uniformity_loss + 0.7 * out.ambiguity_loss
     torch.testing.assert_close(out.loss, total, rtol=0, atol=0)
     wanted = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), tokens()[:, 1:].flatten())

@@ -9,7 +9,7 @@ from monet.losses import RouterLoss
 from tests.model.tiny import FORMS, tiny_model, tokens
 from tests.tolerances import relative_rms
 
-LOSS = RouterLoss(0.01, 0.01)
+LOSS = RouterLoss(0.01, 0.01, "routing")
 
 
 @pytest.mark.parametrize("form", FORMS)
