@@ -86,12 +86,12 @@ class Selection:
         return 0 if self.folder is None else step_of(self.folder)
 
 
-def newest_valid(checkpoints: Path, *, full: bool = True) -> Selection:
-    """Find the newest checkpoint whose manifest holds, hashes included unless `full` is False."""
+def newest_valid(checkpoints: Path) -> Selection:
+    """Find the newest checkpoint whose manifest holds, hashes included."""
     rejected: list[tuple[Path, str]] = []
     for folder in reversed(list_checkpoints(checkpoints)):
         try:
-            verify_checkpoint(folder, full=full)
+            verify_checkpoint(folder, full=True)
         except (CheckpointError, OSError) as error:
             rejected.append((folder, str(error)))
         else:

@@ -29,6 +29,7 @@ from monet.training.settings import ModelShape, refuse_structural_change
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the loader is endless: runs end by max_steps
     "check_val_every_n_epoch": None,
+    "val_check_interval": 1000,  # batches; an endless loader would else never be validated
     "num_sanity_val_steps": 0,
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 10,
@@ -36,6 +37,7 @@ TRAINER_DEFAULTS = {
     "enable_progress_bar": False,  # MetricsLog prints a line every log_every_n_steps
     "enable_model_summary": False,
 }
+PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed", "bf16-true", "64", "64-true")  # those that scale no loss
 USAGE = "train.py fit --config FILE --run_dir DIR [--KEY VALUE ...]"
 
 
@@ -120,8 +122,12 @@ class MonetCLI(LightningCLI):
             torch.set_num_threads(config.cpu_threads)
         if (algorithm := config.trainer.gradient_clip_algorithm) not in (None, "norm"):
             raise ConfigError(f"trainer.gradient_clip_algorithm = {algorithm}: gradients are clipped by norm only")
+        if (precision := config.trainer.precision) is not None and str(precision) not in PRECISIONS:
+            raise ConfigError(
+                f"trainer.precision = {precision}: gradients of a scaled loss cannot be clipped and checked here; take"
+                " bf16-mixed or 32-true"
+            )
         model_config = ModelShape(**config.model.shape.as_dict()).config()
-        config.trainer.default_root_dir = config.run_dir
         self.run_directory = RunDirectory(config.run_dir)
         if rank_zero_only.rank == 0:
             self.run_directory.acquire()
@@ -148,9 +154,17 @@ class MonetCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         plugins = [*_as_list(config.trainer.plugins), FolderCheckpointIO()]
         try:
-            return super().instantiate_trainer(logger=self._loggers(config), plugins=plugins, **kwargs)
+            trainer = super().instantiate_trainer(
+                logger=self._loggers(config), plugins=plugins, default_root_dir=config.run_dir, **kwargs
+            )
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise ConfigError(f"trainer: {error}") from error
+        if (processes := trainer.num_devices * trainer.num_nodes) > 1:
+            raise ConfigError(
+                f"trainer.devices x trainer.num_nodes = {processes}: losses, router statistics and the check for"
+                " non-finite numbers are those of one process so far; set --trainer.devices 1 --trainer.num_nodes 1"
+            )
+        return trainer
 
     def _loggers(self, config: Any) -> list[Logger]:
         # each continuation logs to a folder of its own, because the CSV logger deletes what it finds

@@ -73,6 +73,7 @@ class MonetLightningModule(LightningModule):
         self._micro_batches: list[dict[str, Tensor]] = []
         self._micro_metrics: list[dict[str, float]] = []
         self._update_metrics: dict[str, float] = {}
+        self._accumulating_after = -1  # the optimiser step that the micro-batches above follow
 
     @property
     def domains(self) -> list[str]:
@@ -105,6 +106,14 @@ class MonetLightningModule(LightningModule):
             for special in (self.model.config, self.model.generation_config):
                 for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
                     setattr(special, key, getattr(tokenizer, key))
+
+    @override
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        # MetricsLog takes the numbers of a step, but a plain Trainer has no such callback
+        if self.trainer.global_step != self._accumulating_after:
+            self._accumulating_after = self.trainer.global_step
+            self._micro_batches.clear()
+            self._micro_metrics.clear()
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -227,11 +236,21 @@ class MonetLightningModule(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config_json()
-        checkpoint["monet"] = {"tokens_seen": self.tokens_seen, "router_health": self.router_health.state_dict()}
+        checkpoint["monet"] = {
+            "tokens_seen": self.tokens_seen,
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "router_health": self.router_health.state_dict(),
+        }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         refuse_structural_change(checkpoint["config"], self.config_json())
+        now = self.trainer.accumulate_grad_batches
+        if (stored := checkpoint["monet"].get("accumulate_grad_batches", now)) != now:
+            raise ConfigError(
+                f"trainer.accumulate_grad_batches = {now} differs from the run's {stored}, and with it the windows of"
+                " a step; set it back, or start a new run_dir"
+            )
         self.tokens_seen = checkpoint["monet"]["tokens_seen"]
         self.router_health.load_state_dict(checkpoint["monet"]["router_health"])
 

@@ -186,6 +186,18 @@ class StepCheckpoint(Checkpoint):
         if not trainer.sanity_checking and self._is_due(trainer):
             self._save(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # max_time, an early stop or the like ends runs between two multiples
+        if trainer.global_step == self.saved_step:
+            return
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            rank_zero_warn(
+                f"the run was stopped inside a step; its newest checkpoint is that of step {self.saved_step}, and the"
+                f" steps to {trainer.global_step} are done again when it continues"
+            )
+        else:
+            self._save(trainer)
+
     def _is_due(self, trainer: Trainer) -> bool:
         step = trainer.global_step
         passed_multiple = step // self.every_n_steps > self.saved_step // self.every_n_steps
