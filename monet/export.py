@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from monet import MonetForCausalLM
 
 TOKENIZER_FILE = "tokenizer.json"
+# a tokenizer's folder may hold a whole other model
+_TOKENIZER_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
+                       "chat_template*")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,22 +63,23 @@ def export(
     """
     import torch
 
-    from monet.training.checkpoint import verify_checkpoint
-
     folder = _choose(run, checkpoint)
     if out.exists():
         raise ConfigError(f"out = {out} exists already; choose another name or remove it first")
-    verify_checkpoint(folder, full=True)
     tokenizer = tokenizer or folder.parent.parent / "tokenizer"
     if not (tokenizer / TOKENIZER_FILE).is_file():
         raise CheckpointError(f"{tokenizer}: no {TOKENIZER_FILE} there; name the tokenizer's folder with --tokenizer")
     model = load_checkpoint_model(folder)
+    _check_vocabulary(tokenizer, model.config.vocab_size)
     if dtype != "float32":
         model.to(getattr(torch, dtype))
+        if large := [name for name, tensor in released_tensors(model).items() if not tensor.isfinite().all()]:
+            raise ConfigError(f"dtype {dtype} cannot hold the weights of {_some(large)}; take bfloat16 or float32")
     provenance = _provenance(folder, dtype)
     with atomic_directory(out) as target:
         model.save_pretrained(target)
-        shutil.copytree(tokenizer, target, dirs_exist_ok=True)
+        for path in (path for pattern in _TOKENIZER_PATTERNS for path in tokenizer.glob(pattern) if path.is_file()):
+            shutil.copyfile(path, target / path.name)
         for path in target.glob("*.safetensors"):  # safetensors lets nobody else read what it writes
             path.chmod((target / "config.json").stat().st_mode)
         _check_written(model, target)
@@ -136,7 +141,7 @@ def copy_strictly(source: dict[str, Tensor], target: dict[str, Tensor], what: st
 
 
 def _choose(run: Path | None, checkpoint: Path | None) -> Path:
-    from monet.training.checkpoint import newest_valid, step_of
+    from monet.training.checkpoint import newest_valid, step_of, verify_checkpoint
 
     if (run is None) == (checkpoint is None):
         raise ConfigError(f"give either run or checkpoint: got run = {run}, checkpoint = {checkpoint}")
@@ -144,13 +149,23 @@ def _choose(run: Path | None, checkpoint: Path | None) -> Path:
         step_of(checkpoint)
         if not checkpoint.is_dir():
             raise CheckpointError(f"checkpoint {checkpoint} is not there")
+        verify_checkpoint(checkpoint, full=True)
         return checkpoint
     assert run is not None
-    selection = newest_valid(run / "checkpoints", full=False)
+    selection = newest_valid(run / "checkpoints")
     if selection.folder is None:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in selection.rejected)
         raise CheckpointError(f"run {run} has no valid checkpoint{': ' + reasons if reasons else ''}")
+    for passed_over, reason in selection.rejected:
+        warnings.warn(f"checkpoint {passed_over.name} is not valid and is passed over: {reason}", stacklevel=3)
     return selection.folder
+
+
+def _check_vocabulary(tokenizer: Path, rows: int) -> None:
+    from tokenizers import Tokenizer
+
+    if (found := Tokenizer.from_file(str(tokenizer / TOKENIZER_FILE)).get_vocab_size()) > rows:
+        raise ConfigError(f"tokenizer {tokenizer} has {found} ids, the model {rows}; name the one it was trained with")
 
 
 def _check_written(model: MonetForCausalLM, target: Path) -> None:
@@ -202,8 +217,15 @@ def _validation_at(run: Path, step: int) -> dict[str, Any] | None:
     path = run / "validation.jsonl"
     if not path.is_file():
         return None
-    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return next((entry for entry in reversed(entries) if entry["step"] == step), None)
+    found = None
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # torn by a kill; the run writes it again when it continues
+            continue
+        if entry["step"] == step:
+            found = entry
+    return found
 
 
 def model_card(model: MonetForCausalLM, provenance: Provenance) -> str:
