@@ -14,6 +14,8 @@ from monet.data.shards import MANIFEST, TokenShards
 from monet.data.windows import WindowDataset
 from monet.errors import ConfigError, DataError
 
+_HASHED_BELOW_BYTES = 10**9  # hashing a gigabyte takes a second or two at every start
+
 
 class MonetDataModule(L.LightningDataModule):
     """Batches of token windows with a domain label.
@@ -88,7 +90,8 @@ class MonetDataModule(L.LightningDataModule):
             DataError: they are not there or damaged.
         """
         if self._shards is None:
-            self._shards = TokenShards(self.data_dir)
+            size = sum(path.stat().st_size for path in self.data_dir.rglob("*.bin"))
+            self._shards = TokenShards(self.data_dir, full=size < _HASHED_BELOW_BYTES)
         return self._shards
 
     @property
