@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -41,11 +41,21 @@ def _check_masks(model: MonetForCausalLM, masks: Mapping[str, ExpertMask], data:
         check_mask(label, mask, model)
 
 
-def _chosen_on(mask: ExpertMask, data: LabelledData) -> bool:
-    """Whether the mask's own notes say that it was chosen on these data."""
-    parts = mask.provenance.get("statistics", {}).get("parts", [])
+def _held_out(masks: Iterable[ExpertMask], data: LabelledData) -> bool | None:
+    """Whether all masks were chosen on other text than `data`; None: some mask's notes do not say on which."""
     keys = ("content", "split") if "content" in data.description else tuple(data.description)
-    return any(all(part.get(key) == data.description[key] for key in keys) for part in parts)
+    parts = [part for mask in masks for part in _parts_of(mask.provenance)]
+    if any(part is not None and all(part.get(key) == data.description[key] for key in keys) for part in parts):
+        return False
+    return None if None in parts else True
+
+
+def _parts_of(notes: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """The texts a mask was chosen on; None stands for one that is not known."""
+    if "of" in notes:  # made from other masks
+        sources = notes["of"] if isinstance(notes["of"], list) else [notes["of"]]
+        return [part for source in sources for part in _parts_of(source)]
+    return list(notes.get("statistics", {}).get("parts", [])) or [None]
 
 
 def random_like(mask: ExpertMask, seed: int) -> ExpertMask:
@@ -122,7 +132,7 @@ def ablate(
         "data_fingerprint": data.fingerprint,
         "data": data.description,
         "masks": {label: mask.provenance for label, mask in masks.items()},
-        "held_out": not any(_chosen_on(mask, data) for mask in masks.values()),
+        "held_out": _held_out(masks.values(), data),
         "random_seeds": list(random_seeds),
         "random_on": random_on,
         "bootstrap": dataclasses.asdict(bootstrap),

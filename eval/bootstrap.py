@@ -43,6 +43,8 @@ class Bootstrap:
             raise ConfigError(f"confidence must lie between 0 and 1, got {self.confidence}")
         if self.unit not in ("document", "window"):
             raise ConfigError(f"unit must be 'document' or 'window', got {self.unit!r}")
+        if self.seed < 0:
+            raise ConfigError(f"seed of the draws must be at least 0, got {self.seed}")
 
 
 @dataclass(frozen=True)

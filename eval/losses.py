@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monet.errors import NonFiniteError
+from monet.errors import ConfigError, NonFiniteError
 from monet.eval.inputs import IGNORED, LabelledData
-from monet.eval.loading import evaluating, mask_digest, vocab_size, weights_digest
+from monet.eval.loading import evaluating, mask_digest, provenance_now, vocab_size, weights_digest
 from monet.files import atomic_path
 
 if TYPE_CHECKING:
@@ -129,12 +129,20 @@ class LossStore:
         folder: where the files lie; created on the first write.
         model: the model that is scored.
         batch_size: sequences a forward; part of the key, for it moves the last bits.
+
+    Raises:
+        ConfigError: a `with mask.applied_to(model)` block is open.
     """
 
     def __init__(self, folder: str | os.PathLike[str], model: MonetForCausalLM, batch_size: int) -> None:
         self.folder = Path(folder)
         self.model = model
         self.batch_size = batch_size
+        if model.base_model.active_masks.applied:
+            raise ConfigError(
+                "a mask is already applied to the model, and losses are kept under the masks given here only; leave its"
+                " `with` block first, or store it with model.set_expert_mask"
+            )
         self.settings = {
             "layout": _LAYOUT,
             "weights": weights_digest(model),
@@ -143,7 +151,7 @@ class LossStore:
             "device": model.device.type,
             "attention": model.config._attn_implementation,
             "batch_size": batch_size,
-            "torch": torch.__version__,
+            **provenance_now()["versions"],
         }
 
     def path(self, mask: ExpertMask | None, data: LabelledData) -> Path:

@@ -34,10 +34,10 @@ def _range(low: float, high: float) -> str:
     return f"{round(low, 2) + 0.0:.2f} to {round(high, 2) + 0.0:.2f}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown table; the first column is text, the others numbers."""
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "---:") -> str:
+    """Markdown table; the first column is text, the others are numbers unless `align` says otherwise."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    rule = ["---"] + ["---:"] * (len(header) - 1)
+    rule = ["---"] + [align] * (len(header) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in (cells[0], rule, *cells[1:]))
 
 
@@ -113,6 +113,13 @@ def print_result(result: AblationResult) -> None:
     )
 
 
+_ORIGIN = {
+    True: "The masks were chosen on another split, or on text prepared apart from this.",
+    False: "**The masks were chosen on the text they are evaluated on**, which flatters them.",
+    None: "**It is not recorded what text the masks were chosen on**; if it is this one, that flatters them.",
+}
+
+
 def markdown(result: AblationResult) -> str:
     """The whole report as Markdown; the figure is named, not embedded."""
     bootstrap = result.provenance["bootstrap"]
@@ -141,9 +148,7 @@ def markdown(result: AblationResult) -> str:
         f"{level} bootstrap intervals over {bootstrap['unit']}s ({bootstrap['resamples']} draws, paired before and "
         "after removal). An interval of random masks is that of one such mask: it holds the spread over masks "
         f"(seeds {', '.join(map(str, provenance['random_seeds']))}) and over {bootstrap['unit']}s.",
-        "The masks were chosen on other text than this."
-        if result.provenance["held_out"]
-        else "**The masks were chosen on the text they are evaluated on**, which flatters them.",
+        _ORIGIN[result.provenance["held_out"]],
         "## Verdicts",
         _table(_VERDICT_HEADER, _verdict_rows(result)),
         "## Loss increase by domain",
@@ -194,6 +199,7 @@ def markdown(result: AblationResult) -> str:
                 *([name, f"`{value}`"] for name, value in provenance["versions"].items()),
                 ["date", provenance["date"]],
             ],
+            align="---",
         ),
     ]
     return "\n\n".join(parts) + "\n"
@@ -244,7 +250,8 @@ def figure(result: AblationResult) -> Figure:
     heat.set_ylabel("domain whose experts are removed")
     _heat(control, random_RC, limit, rows, columns)
     seeds = len(result.provenance["random_seeds"])
-    control.set_title(f"as many random experts removed\n(mean of {seeds} masks)", fontsize=11)
+    measured = "mean of" if np.isfinite(random_RC).all() else "same domain only, mean of"
+    control.set_title(f"as many random experts removed\n({measured} {seeds} masks)", fontsize=11)
 
     shares = [100 * verdict.share for verdict in result.domains]
     bars.barh(range(len(rows)), shares, color="0.45", height=0.6)

@@ -67,7 +67,7 @@ def _resample(
         sums_CW = [kept.loss_sum_W[kept.label_W == number] for kept in (whole, *measured.values())]
         sums_CU = np.stack([np.bincount(unit_W, sums_W, num_units) for sums_W in sums_CW]).astype(np.float64)
         tokens_U = np.bincount(unit_W, whole.tokens_W[rows_W], num_units)
-        drawn = resample_means(sums_CU, tokens_U, bootstrap.resamples, [bootstrap.seed, number])
+        drawn = resample_means(sums_CU, tokens_U, bootstrap.resamples, [bootstrap.seed, 0, number])
         loss = Estimate(float(drawn.mean_C[0]), *interval(drawn.draws_QC[:, 0], bootstrap.confidence))
         documents = len(np.unique(whole.document_W[rows_W]))
         found.baseline.append(
@@ -114,7 +114,7 @@ def summarise(
         keys: list[tuple[Condition, str]] = [((label, seed), domain) for seed in seeds]
         if keys[0] not in found.delta:
             return None
-        one_of = np.random.default_rng([bootstrap.seed, len(seeds)]).integers(len(seeds), size=bootstrap.resamples)
+        one_of = np.random.default_rng([bootstrap.seed, 1]).integers(len(seeds), size=bootstrap.resamples)
         draws_QS = np.stack([found.draws[key] for key in keys], axis=1)
         draws_Q = draws_QS[np.arange(bootstrap.resamples), one_of]
         return Estimate(float(np.mean([found.delta[key] for key in keys])), *interval(draws_Q, bootstrap.confidence))

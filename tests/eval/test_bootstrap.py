@@ -53,7 +53,10 @@ def test_one_unit_has_no_spread():
         resample_means(np.ones((1, 1)), np.ones(1, np.int64), 1000, seed=0)
 
 
-@pytest.mark.parametrize("wrong", [{"resamples": 999}, {"confidence": 1.0}, {"confidence": 0.0}, {"unit": "token"}])
+WRONG = [{"resamples": 999}, {"confidence": 1.0}, {"confidence": 0.0}, {"unit": "token"}, {"seed": -1}]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_settings_out_of_range(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Bootstrap(**wrong)
