@@ -32,11 +32,12 @@ demo: .venv/.ready
 		--seed_everything $(SEED) --data.seed $(SEED)
 	rm -rf $(RUN)/export && $(BIN)/monet export --run $(RUN) --out $(RUN)/export
 	$(BIN)/monet generate --model $(RUN)/export --prompt "def " --max_new_tokens 60
-	$(BIN)/monet stats --model $(RUN)/export --data $(DATA) --out $(RUN)/statistics.safetensors --seq_len 256
-	$(BIN)/monet select --statistics $(RUN)/statistics.safetensors --out $(RUN)/masks
-	$(BIN)/monet ablate --model $(RUN)/export --data $(DATA) --masks $(RUN)/masks --out $(RUN)/ablation --seq_len 256 \
-		--max_windows 64 --random_on target
-	$(BIN)/monet report --result $(RUN)/ablation --out $(RUN)/report
+	$(BIN)/monet stats --config configs/eval/stats.yaml --model $(RUN)/export --data $(DATA) \
+		--out $(RUN)/statistics.safetensors
+	$(BIN)/monet select --config configs/eval/select.yaml --statistics $(RUN)/statistics.safetensors --out $(RUN)/masks
+	$(BIN)/monet ablate --config configs/eval/ablate.yaml --model $(RUN)/export --data $(DATA) \
+		--masks $(RUN)/masks --out $(RUN)/ablation
+	$(BIN)/monet report --config configs/eval/report.yaml --result $(RUN)/ablation --out $(RUN)/report
 	@echo "all of it lies in $(RUN); make clean-demo forgets it"
 
 clean-demo:
