@@ -1,11 +1,11 @@
 """Checkpoints as folders without pickle: released weight names, everything else as JSON and tensors, a manifest.
 
-    step-00000120/
-      model.safetensors    weights and statistics under their released names (a tied lm_head is absent)
-      config.json          MonetConfig, so that the folder also loads as a Hugging Face model
-      trainer.safetensors  tensors of everything else: optimiser, random states, ...
-      state.json           the tree those tensors hang in: loops, schedule, data position, callbacks
-      MANIFEST.json        size and SHA-256 of the files above; a folder without it was never finished
+step-00000120/
+  model.safetensors    weights and statistics under their released names (a tied lm_head is absent)
+  config.json          MonetConfig, so that the folder also loads as a Hugging Face model
+  trainer.safetensors  tensors of everything else: optimiser, random states, ...
+  state.json           the tree those tensors hang in: loops, schedule, data position, callbacks
+  MANIFEST.json        size and SHA-256 of the files above; a folder without it was never finished
 """
 
 from __future__ import annotations

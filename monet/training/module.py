@@ -93,9 +93,7 @@ class MonetLightningModule(LightningModule):
         config = self.model.config
         rows = self.model.model.embed_tokens.num_embeddings
         if (found := getattr(data, "vocab_size", rows)) > rows:
-            raise ConfigError(
-                f"model.shape.vocab_size = {rows} is smaller than the tokenizer's {found} ids; raise it"
-            )
+            raise ConfigError(f"model.shape.vocab_size = {rows} is smaller than the tokenizer's {found} ids; raise it")
         if (length := getattr(data, "seq_len", 0)) > config.max_position_embeddings:
             raise ConfigError(
                 f"data.seq_len = {length} exceeds model.shape.max_position_embeddings ="

@@ -124,12 +124,15 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
         decays = decays and (settings.decay_embeddings or id(parameter) not in is_embedding)
         in_router = ".router." in f".{name}"
         label = ("router" if in_router else "body") + ("_decay" if decays else "_no_decay")
-        group = groups.setdefault(label, {
-            "name": label,
-            "params": [],
-            "lr": settings.learning_rate * (settings.router_lr_multiplier if in_router else 1.0),
-            "weight_decay": settings.weight_decay if decays else 0.0,
-        })
+        group = groups.setdefault(
+            label,
+            {
+                "name": label,
+                "params": [],
+                "lr": settings.learning_rate * (settings.router_lr_multiplier if in_router else 1.0),
+                "weight_decay": settings.weight_decay if decays else 0.0,
+            },
+        )
         group["params"].append(parameter)
     if not groups:
         raise ConfigError("the model has no trainable parameter")

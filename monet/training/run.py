@@ -1,11 +1,11 @@
 """A run's folder: one process at a time, what to continue from, random states, and when checkpoints are written.
 
-    run_dir/
-      config.yaml            everything the run was started with
-      metrics.jsonl          one line per optimiser step; validation.jsonl: one per validation
-      tokenizer/             the tokenizer the model is trained with
-      checkpoints/step-*/    see monet/training/checkpoint.py
-      logs/                  CSV and TensorBoard
+run_dir/
+  config.yaml            everything the run was started with
+  metrics.jsonl          one line per optimiser step; validation.jsonl: one per validation
+  tokenizer/             the tokenizer the model is trained with
+  checkpoints/step-*/    see monet/training/checkpoint.py
+  logs/                  CSV and TensorBoard
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ class RandomState(Callback):
     def __init__(self) -> None:
         self.state: dict[str, Any] | None = None
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.state is not None:
             _set_random_state(self.state)
 

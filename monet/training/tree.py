@@ -53,8 +53,11 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         return {TAG: "tensor", "name": _store(value, path, tensors)}
     if isinstance(value, np.ndarray):
-        return {TAG: "ndarray", "name": _store(torch.from_numpy(_portable(value, path)), path, tensors),
-                "dtype": value.dtype.str}
+        return {
+            TAG: "ndarray",
+            "name": _store(torch.from_numpy(_portable(value, path)), path, tensors),
+            "dtype": value.dtype.str,
+        }
     if isinstance(value, np.generic):
         return {TAG: "numpy", "dtype": value.dtype.str, "hex": value.tobytes().hex()}
     if isinstance(value, torch.Size):
