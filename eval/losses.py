@@ -138,7 +138,7 @@ class LossStore:
         self.folder = Path(folder)
         self.model = model
         self.batch_size = batch_size
-        if model.base_model.active_masks.applied:
+        if model.model.active_masks.applied:
             raise ConfigError(
                 "a mask is already applied to the model, and losses are kept under the masks given here only; leave its"
                 " `with` block first, or store it with model.set_expert_mask"
