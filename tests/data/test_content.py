@@ -23,9 +23,9 @@ def changed(prepared, tmp_path):
 
 def test_other_shards_of_equal_size_are_refused(changed):
     with pytest.raises(DataError, match=r"shard-00000\.bin: content differs"):
-        MonetDataModule(str(changed), seq_len=16).setup("fit")
+        MonetDataModule(str(changed), seq_len=16).train_dataloader()
 
 
 def test_large_data_are_not_hashed_at_every_start(changed, monkeypatch):
     monkeypatch.setattr(datamodule, "_HASHED_BELOW_BYTES", 0)
-    MonetDataModule(str(changed), seq_len=16).setup("fit")
+    MonetDataModule(str(changed), seq_len=16).train_dataloader()

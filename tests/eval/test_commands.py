@@ -122,7 +122,7 @@ def test_configs_name_every_option_with_its_default(verb):
     content = yaml.safe_load((ROOT / "configs" / "eval" / f"{verb}.yaml").read_text())
     parameters = inspect.signature(VERBS[verb]).parameters
     assert list(content) == list(parameters)
-    demo = {"model", "data", "out", "statistics", "masks", "result", "seq_len", "max_windows"}
+    demo = {"model", "data", "out", "statistics", "masks", "result", "seq_len", "max_windows", "random_on"}
     for name, parameter in parameters.items():
         assert name in demo or content[name] == parameter.default, name
 
