@@ -61,7 +61,8 @@ class Batch(NamedTuple):
         if not bool(wrong_BT.any()):
             return
         row, column = wrong_BT.nonzero()[0].tolist()
-        found = max(int(self.input_ids_BT[row, column]), int(self.targets_BT[row, column]))
+        token, target = int(self.input_ids_BT[row, column]), int(self.targets_BT[row, column])
+        found = target if 0 <= token < vocab_size else token
         raise DataError(
             f"token id {found} in window {int(self.index_B[row])} (document {self.document_B[row]}) is outside the "
             f"model's vocabulary of {vocab_size}; prepare the text with this model's tokenizer"
@@ -118,6 +119,7 @@ class LabelledSequences:
         label_of: index into `labels` for every sequence.
         padding_side: where pads go.
         pad_id: id put at pads; the model does not look at it.
+        kept: numbers of the sequences that `batches` gives; None gives all.
 
     Raises:
         DataError: lengths that differ, a label number out of range or a sequence too short to score.

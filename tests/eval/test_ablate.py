@@ -111,6 +111,17 @@ def test_a_mask_no_better_than_random_does_not_pass(random_model, random_data, t
         assert verdict.passes == (not verdict.reason)
 
 
+def test_a_mask_that_hits_another_domain_harder_does_not_pass(planted_model, planted_masks, planted_data, tmp_path):
+    swapped = {"left": planted_masks["middle"] & planted_masks["left"], "right": planted_masks["middle"]}
+    result = run(planted_model, swapped, planted_data, tmp_path, random_seeds=[1, 2])
+    both, other = result.domains
+    assert both.target_interval[0] > both.random_interval[1] and both.others_max_name == "middle"
+    assert both.passes == (both.target_delta > both.others_max_delta)
+    assert not other.passes and other.others_max_name == "middle"
+    assert other.reason == "middle lost as much or more; within the interval of random masks"
+    assert other.target_delta == pytest.approx(0.0, abs=1e-6) and other.others_max_delta > 0.1
+
+
 def test_a_mask_that_removes_nothing_is_kept_as_a_row_of_zeros(planted_model, planted_masks, planted_data, tmp_path):
     masks = {**planted_masks, "middle": ExpertMask.keep_all(planted_model.config)}
     result = run(planted_model, masks, planted_data, tmp_path)

@@ -93,6 +93,10 @@ def ids_beyond_the_vocabulary(given):
     given.collect(replace(given.data, sequences=[*given.data.sequences[:-1], [1, 24, 2]]))
 
 
+def a_negative_id(given):
+    given.collect(replace(given.data, sequences=[*given.data.sequences[:-1], [1, -5, 2]]))
+
+
 def ids_beyond_the_vocabulary_in_ablation(given):
     given.ablate(data=replace(given.data, sequences=[*given.data.sequences[:-1], [1, 2, 99]]))
 
@@ -154,6 +158,7 @@ ROWS = [
     (a_label_without_text, DataError, r"no token of 'lost' .* more documents"),
     (one_label, DataError, r"at least two, got 1"),
     (ids_beyond_the_vocabulary, DataError, r"token id 24 in window 16 .* vocabulary of 24"),
+    (a_negative_id, DataError, r"token id -5 in window 16"),
     (ids_beyond_the_vocabulary_in_ablation, DataError, r"token id 99 .* vocabulary of 24"),
     (lambda g: g.collect(batch_size=0), ConfigError, r"batch_size 0"),
     (a_nan_weight_in_a_router, NonFiniteError, r"windows \[0, 1, .*document 0"),
