@@ -74,6 +74,16 @@ def test_invariants_and_definition(logits, threshold, dtype):
     assert relative_rms(reference.thresholded_softmax(z_THE[None], threshold_H)[0], wanted) < 2e-6
 
 
+@pytest.mark.parametrize("keys", [512, 1000, 4096], ids=lambda keys: f"E{keys}")
+def test_long_rows(keys):
+    """The softmax is taken in place, and long rows are read several times."""
+    z_THE = 3 * torch.randn(5, 2, keys)
+    threshold_H = torch.tensor([3.0, 100.0], dtype=torch.float64)
+    g_THE, wanted = route(z_THE, threshold_H), from_the_definition(z_THE, threshold_H)
+    assert torch.equal(g_THE > 0, wanted > 0)
+    assert relative_rms(g_THE, wanted) < 2e-6
+
+
 def test_all_keys_kept_is_a_plain_softmax():
     z_THE = torch.randn(T, H, E)
     everything = reference.raw_threshold(torch.randn(H), torch.rand(H), normal_quantile(E, E), 1e-5)

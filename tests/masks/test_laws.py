@@ -311,6 +311,20 @@ def test_applied_masks_are_not_saved(tmp_path):
     assert loaded.expert_mask is None and torch.equal(logits(loaded), logits(model))
 
 
+def test_a_stored_mask_stays_while_the_model_learns_on(tmp_path):
+    """A mask that was made for this model is part of it from then on, whatever its weights become."""
+    model = tiny_model()
+    mask = ExpertMask(random_mask(model).keep_REE, fingerprint=model.fingerprint())
+    model.set_expert_mask(mask)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.neg_()
+    assert model.fingerprint() != mask.fingerprint
+    model.save_pretrained(tmp_path)
+    loaded = MonetForCausalLM.from_pretrained(tmp_path)
+    assert loaded.expert_mask == mask and torch.equal(logits(loaded), logits(model))
+
+
 def test_a_copied_model_has_its_own_masks():
     model = tiny_model()
     model.set_expert_mask(random_mask(model))
@@ -335,7 +349,7 @@ def test_what_is_refused():
             model(tokens(), expert_mask=[None, mask])
         with pytest.raises(CheckpointError, match=message):
             model.generate(tokens(), expert_mask=mask, **GREEDY)
-    for masks in ([random_mask(model)] * 3, []):
+    for masks in ([random_mask(model)] * 3, [random_mask(model)], []):
         with pytest.raises(ConfigError, match=f"{len(masks)} masks for a batch of 2 sequences"):
             model(tokens(), expert_mask=masks)
     assert torch.equal(logits(model), logits(tiny_model())), "a refused mask leaves no trace"

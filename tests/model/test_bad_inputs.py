@@ -311,6 +311,14 @@ MASKS: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "wrong", [ONES, "m.safetensors", [ONES, None], {0: [1]}], ids=["tensor", "path", "list", "dict"]
+)
+def test_what_is_no_mask_is_refused_by_name(wrong):
+    with pytest.raises((ConfigError, TypeError), match="ExpertMask"):
+        tiny_model()(tokens(), expert_mask=wrong)
+
+
 @pytest.mark.parametrize("case", MASKS)
 def test_masks(case):
     make, message = MASKS[case]

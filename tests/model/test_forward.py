@@ -30,6 +30,14 @@ def test_order_of_a_tuple():
     assert torch.equal(model.lm_head(base[0]), named.logits)
 
 
+def test_a_trainers_evaluation_sees_the_logits_alone():
+    """transformers' Trainer gathers every output that the configuration does not name as one to ignore."""
+    model = tiny_model()
+    out = model(tokens(), labels=tokens(), output_router_probs=True)
+    ignored = [*model.config.keys_to_ignore_at_inference, "loss"]
+    assert [key for key in out if key not in ignored] == ["logits"]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_hidden_states(form):
     model = tiny_model(form)
@@ -93,6 +101,22 @@ def test_router_hooks_see_the_probabilities():
         router.register_forward_hook(lambda module, args, output: seen.append(output.g1_BTHE))
     wanted = model(tokens(), output_router_probs=True).router_probs
     assert len(seen) == 2 and torch.equal(seen[1], wanted[2][0])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_hooks_on_the_linears_see_logits(training):
+    """Probing tools hook linears: what they keep must not be overwritten afterwards."""
+    model, seen = tiny_model().train(training), []
+    linears = [linear for router in model.routers() for linear in (router.w1, router.w2)]
+    linears += [layer.moe.u1 for layer in model.model.layers]
+    for linear in linears:
+        linear.register_forward_hook(lambda module, args, output: seen.append((output, output.detach().clone())))
+    model(tokens(), labels=tokens()).loss.backward()
+    assert len(seen) == 8
+    for kept, then in seen:
+        assert torch.equal(kept, then)
+    logits = seen[0][0]
+    assert (logits < 0).any() and not torch.allclose(logits.unflatten(-1, (3, 6)).sum(-1), torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("form", FORMS)
