@@ -165,8 +165,8 @@ def run(
 ) -> None:
     """Measure what every domain loses when each domain's experts are removed, beside random removals of equal size.
 
-    Prints one verdict a domain and writes OUT/result.json, which `monet report` turns into tables and a heat map. What
-    is finished is kept in OUT/losses, so the same command goes on after a kill.
+    Writes OUT/result.json, which `monet report` turns into tables and a heat map. What is finished is kept in
+    OUT/losses, so the same command goes on after a kill.
 
     Args:
         model: Hugging Face folder or name of the model that the masks were made for.
@@ -194,8 +194,6 @@ def run(
         DataError: no such split, a domain of the masks missing in it, or another tokenizer's data.
         NonFiniteError: a NaN or infinite loss; names mask, domain and window.
     """
-    from monet.eval.report import print_result
-
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
     loaded = load_model(model, device, dtype)
     windows = open_windows(data, split, loaded, seq_len, max_windows, domains)
@@ -210,5 +208,5 @@ def run(
         batch_size=batch_size,
         progress=progress,
     )
-    print_result(result)
-    print(f"result: {Path(out) / RESULT_NAME}")
+    print(result.sentence)
+    print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

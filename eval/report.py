@@ -106,11 +106,7 @@ def print_result(result: AblationResult) -> None:
     for verdict in result.domains:
         if not verdict.passes:
             console.print(f"{escape(verdict.name)} does not pass: {escape(verdict.reason)}", soft_wrap=True)
-    passed = sum(verdict.passes for verdict in result.domains)
-    console.print(
-        f"{passed} of {len(result.domains)} masks hit their own domain hardest, and harder than random masks",
-        soft_wrap=True,
-    )
+    console.print(result.sentence, soft_wrap=True)
 
 
 _ORIGIN = {

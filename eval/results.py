@@ -96,6 +96,12 @@ class AblationResult:
         """Every domain's mask passes."""
         return all(verdict.passes for verdict in self.domains)
 
+    @property
+    def sentence(self) -> str:
+        """How many masks pass, in words."""
+        passed = sum(verdict.passes for verdict in self.domains)
+        return f"{passed} of {len(self.domains)} masks hit their own domain hardest, and harder than random masks"
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and strings."""
         return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, allow_nan=False))

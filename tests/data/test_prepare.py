@@ -12,9 +12,11 @@ import pytest
 from jsonargparse import ArgumentParser
 from transformers import AutoTokenizer
 
+from monet.data import pipeline
 from monet.data.prepare import prepare
 from monet.data.shards import TokenShards
 from monet.data.splits import DEFAULT_SHARES, SPLITS, SplitPlan, check_shares
+from monet.data.tokenizer import train_tokenizer
 from monet.errors import ConfigError, DataError
 from tests.data.samples import SENTENCES, files_of, write_corpus
 
@@ -124,6 +126,27 @@ def test_unreadable_items_are_skipped_and_counted_when_asked(tmp_path, capsys):
     printed = capsys.readouterr().out
     for word in ("image.png", "bad.jsonl:2", "bad.jsonl:3", "'void'", "LICENSE", "left out, undecodable: 1"):
         assert word in printed
+
+
+def test_the_tokenizer_sees_training_text_only_and_equally_much_of_each_domain(corpus, tmp_path, monkeypatch):
+    seen: list[str] = []
+
+    def spy(texts, vocab_size):
+        seen.extend(texts)
+        return train_tokenizer(seen, vocab_size)
+
+    monkeypatch.setattr(pipeline, "train_tokenizer", spy)
+    prepare(str(corpus), tmp_path / "data", vocab_size=262, tokenizer_bytes=3000)
+    plan = SplitPlan(DEFAULT_SHARES, seed=0)
+    expected = []
+    for domain in sorted(SENTENCES):
+        taken = 0
+        for line in (corpus / domain / "part-00.jsonl").read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if taken < 1000 and plan.split_of(record["source"]) == "train":
+                expected.append(record["text"])
+                taken += len(record["text"])
+    assert seen == expected
 
 
 def test_documents_can_be_limited_and_splits_left_out(corpus, tmp_path):

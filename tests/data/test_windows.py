@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
 import tempfile
 from pathlib import Path
@@ -79,6 +80,14 @@ def test_no_window_is_lost_or_repeated_over_ranks_epochs_and_restarts(count, wor
             epoch = seen[start : start + count]
             assert len(set(epoch)) == len(epoch)
         assert seen == order(np.arange(len(seen))).tolist()
+
+
+def test_shards_are_filled_and_not_exceeded_but_by_one_long_document(tmp_path):
+    documents = [[5] * 4, [5] * 4, [5] * 3, [5] * 20, [5] * 2, [5] * 5]
+    make_shards(tmp_path, {"train": {"a": documents}}, shard_tokens=10)
+    shards = json.loads((tmp_path / "manifest.json").read_text())["splits"]["train"]["a"]["shards"]
+    assert [shard["tokens"] for shard in shards] == [10, 4, 21, 9]
+    assert [shard["documents"] for shard in shards] == [2, 1, 1, 2]
 
 
 def test_reading_is_a_view_of_the_file_and_survives_pickling(prepared):
