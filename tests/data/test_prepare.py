@@ -136,16 +136,16 @@ def test_the_tokenizer_sees_training_text_only_and_equally_much_of_each_domain(c
         return train_tokenizer(seen, vocab_size)
 
     monkeypatch.setattr(pipeline, "train_tokenizer", spy)
-    prepare(str(corpus), tmp_path / "data", vocab_size=262, tokenizer_bytes=3000)
-    plan = SplitPlan(DEFAULT_SHARES, seed=0)
+    shards = prepare(str(corpus), tmp_path / "data", vocab_size=262, tokenizer_bytes=3000)
     expected = []
-    for domain in sorted(SENTENCES):
-        taken = 0
-        for line in (corpus / domain / "part-00.jsonl").read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            if taken < 1000 and plan.split_of(record["source"]) == "train":
-                expected.append(record["text"])
-                taken += len(record["text"])
+    for domain in shards.domains:
+        lines = (corpus / domain / "part-00.jsonl").read_text(encoding="utf-8").splitlines()
+        stream, taken = shards.stream("train", domain), 0
+        for number in range(stream.num_documents):
+            text = json.loads(lines[int(stream.document_name(number).rpartition(":")[2]) - 1])["text"]
+            if taken < 1000:
+                expected.append(text)
+                taken += len(text)
     assert seen == expected
 
 
