@@ -163,7 +163,7 @@ class MonetPreTrainedModel(PreTrainedModel):
         if mask is not None:
             mask.check_fits(self)
             mask = ExpertMask(mask.keep_REE, mask.provenance)
-        self.base_model.active_masks.stored = mask
+        self._body.active_masks.stored = mask
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save as transformers does; a stored mask lies beside the weights as expert_mask.safetensors."""
@@ -299,7 +299,8 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
         masks = kwargs.get("expert_mask")
         if isinstance(masks, Sequence):
             kwargs["expert_mask"] = [mask for mask in masks for _ in range(expand_size)]
-        return super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        parent: Any = super()
+        return parent._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
 
     @can_return_tuple
     def forward(
