@@ -70,6 +70,15 @@ class MonetConfig(LlamaConfig):
     """
 
     model_type: ClassVar[str] = "monet"
+    # What a trainer's evaluation should not gather beside the logits.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "router_probs",
+        "lm_loss",
+        "uniformity_loss",
+        "ambiguity_loss",
+        "router_metrics",
+    ]
     # Asked by transformers before 5.18, which otherwise builds a configuration without arguments to compare with.
     has_no_defaults_at_init: ClassVar[bool] = True
     # Attention shards as Llama's; routers and experts are replicated, since every token reads all of a router.

@@ -48,6 +48,12 @@ class ActiveMasks:
         key = [*common, None, *calls, B, T, device]
         if self._last is not None and _same(self._last[0], key):
             return self._last[1]
+        for mask in calls:
+            if not isinstance(mask, ExpertMask | None):
+                raise ConfigError(
+                    f"expert_mask holds a {type(mask).__name__}; give an ExpertMask, or a sequence with one (or None) "
+                    "for each sequence of the batch"
+                )
         if isinstance(call, Sequence) and len(calls) != B:
             raise ConfigError(f"{len(calls)} masks for a batch of {B} sequences; give one mask, or one a sequence")
         distinct = list({id(mask): mask for mask in calls}.values())

@@ -51,6 +51,10 @@ class ExpertMask:
         self.keep_REE = keep_REE.contiguous()
         self.removed_per_group: list[int] = (self.keep_REE < 1).flatten(1).sum(1).tolist()
         self.provenance = dict(provenance or {})
+        try:
+            json.dumps(self.provenance)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"provenance cannot be written as JSON: {error}") from None
         self.fingerprint = fingerprint
 
     # -- building ------------------------------------------------------------------------------------------------
@@ -173,7 +177,8 @@ class ExpertMask:
             and torch.equal(self.keep_REE.float(), other.keep_REE.float())
         )
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return hash((tuple(self.keep_REE.shape), tuple(self.removed_per_group)))
 
     def _combine(self, name: str, other: ExpertMask, hard: Any, soft: Any) -> ExpertMask:
         if self.keep_REE.shape != other.keep_REE.shape:

@@ -153,7 +153,7 @@ class MonetRouter(nn.Module):
         H, E = self.num_heads, self.num_keys
         z_TP = w(x_BTD.flatten(0, 1))
         # Whoever hooks the linear keeps the logits; otherwise they become the probabilities in place.
-        overwrite = not w._forward_hooks
+        overwrite = not (w._forward_hooks or w._backward_hooks)
         # Autocast would take the means below to half precision, where those of rare keys vanish.
         with without_autocast(z_TP.device):
             statistics, mean_H, var_H = None, norm.running_mean, norm.running_var
