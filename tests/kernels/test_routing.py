@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from monet.kernels.routing import op as routing
 from monet.kernels.routing import reference
 from monet.kernels.routing.op import thresholded_softmax
 from monet.kernels.routing.reference import BatchStatistics, batch_statistics, merge_statistics, normal_quantile
@@ -52,10 +53,14 @@ THRESHOLDS = {
 }
 
 
+@pytest.mark.parametrize("span", [None, -1.0], ids=["as chosen", "general comparison"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("logits", LOGITS)
-def test_invariants_and_definition(logits, threshold, dtype):
+def test_invariants_and_definition(logits, threshold, dtype, span, monkeypatch):
+    """Both ways the op compares with the threshold: the quick one for logits near it, and the general one."""
+    if span is not None:
+        monkeypatch.setattr(routing, "_SAFE_SPAN", span)
     z_THE, threshold_H = LOGITS[logits]().to(dtype), torch.tensor(THRESHOLDS[threshold], dtype=torch.float64)
     before = z_THE.clone()
     g_THE = route(z_THE, threshold_H)
