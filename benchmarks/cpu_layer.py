@@ -168,8 +168,8 @@ def check_agreement(pair: Pair, mode: str, inputs: Inputs) -> None:
             raise AssertionError(f"{pair.part}, k={pair.topk}, {mode}: {name} differs by {error:.1e} (relative rms)")
 
 
-def time_rows(plan: Plan, pairs: list[Pair], dense: DenseSwiGLU) -> Iterator[dict[str, Any]]:
-    """One row for each part, k, number of tokens and mode."""
+def time_rows(plan: Plan, pairs: list[Pair], dense: DenseSwiGLU) -> Iterator[list[dict[str, Any]]]:
+    """For each number of tokens and mode, a row for each part and k."""
     routers = {pair.topk: pair.einsum for pair in pairs if isinstance(pair.einsum, EinsumRouter)}
     for tokens, mode in plan.settings:
         inputs = {topk: make_inputs(plan, tokens, router) for topk, router in routers.items()}
@@ -179,17 +179,21 @@ def time_rows(plan: Plan, pairs: list[Pair], dense: DenseSwiGLU) -> Iterator[dic
             runs[f"{pair.part} {pair.topk} ours"] = runner(pair.ours, pair.part, mode, inputs[pair.topk])
             runs[f"{pair.part} {pair.topk} einsum"] = runner(pair.einsum, pair.part, mode, inputs[pair.topk])
         samples = time_in_turns(runs, plan.rounds, plan.block_seconds)
+        rows = []
         for pair in pairs:
             ours, einsum = (samples[f"{pair.part} {pair.topk} {side}"] for side in ("ours", "einsum"))
-            yield {
-                **shape_fields(plan, pair, tokens),
-                "mode": mode,
-                "ms_ours": statistics.median(ours),
-                "ms_einsum": statistics.median(einsum),
-                "ms_dense": statistics.median(samples["dense"]),
-                "speedup_over_einsum": statistics.median(e / o for e, o in zip(einsum, ours, strict=True)),
-                "ratio_to_dense": statistics.median(o / d for o, d in zip(ours, samples["dense"], strict=True)),
-            }
+            rows.append(
+                {
+                    **shape_fields(plan, pair, tokens),
+                    "mode": mode,
+                    "ms_ours": statistics.median(ours),
+                    "ms_einsum": statistics.median(einsum),
+                    "ms_dense": statistics.median(samples["dense"]),
+                    "speedup_over_einsum": statistics.median(e / o for e, o in zip(einsum, ours, strict=True)),
+                    "ratio_to_dense": statistics.median(o / d for o, d in zip(ours, samples["dense"], strict=True)),
+                }
+            )
+        yield rows
 
 
 def memory_rows(plan: Plan, pairs: list[Pair], dense: DenseSwiGLU) -> Iterator[dict[str, Any]]:
@@ -269,9 +273,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     result: dict[str, Any] = {"environment": environment(plan)}
     print("  ".join(f"{key}={value}" for key, value in result["environment"].items()), end="\n\n")
     pairs, dense = build(plan)
-    result["rows"] = list(time_rows(plan, pairs, dense))
     figures = ("ms_ours", "ms_einsum", "ms_dense", "speedup_over_einsum", "ratio_to_dense")
-    print_rows(result["rows"], {"part": "", "topk": "", "tokens": "", "mode": "", **dict.fromkeys(figures, ".2f")})
+    result["rows"] = []
+    for rows in time_rows(plan, pairs, dense):
+        print_rows(rows, {"part": "", "topk": "", "tokens": "", "mode": "", **dict.fromkeys(figures, ".2f")})
+        result["rows"] += rows
     result["memory"] = list(memory_rows(plan, pairs, dense))
     megabytes = {f"{what}_mb_{side}": ".1f" for what in ("saved", "peak") for side in ("ours", "einsum", "dense")}
     print_rows(result["memory"], {"part": "", "tokens": "", **megabytes})
