@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 from monet.kernels.dispatch import without_autocast
 from monet.kernels.masked import Keep, token_chunks
 
-# How much is mixed at a time, in elements of one hidden array. Forward keeps its temporaries in cache; backward, which
-# has to copy out of every chunk but a single one, only bounds them.
-_FORWARD_ELEMENTS = 1 << 20
+# How much is mixed at a time, in elements of one hidden array: bounds the temporaries, while the projections' matrix
+# products stay large enough to be efficient.
+_FORWARD_ELEMENTS = 1 << 22
 _BACKWARD_ELEMENTS = 1 << 22
 # Below so many elements there is nothing to save by recomputing, and autograd alone is quicker.
 _LEAN_FROM_ELEMENTS = 1 << 16
