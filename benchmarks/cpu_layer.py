@@ -2,9 +2,11 @@
 
     python -m benchmarks.cpu_layer [--json FILE] [--quick]
 
-Times are medians over rounds; ratios are medians of the ratios inside each round. `speedup_over_einsum` above 1 means
-that ours is faster, `ratio_to_dense` above 1 that ours is slower than a dense MLP with as many multiply-adds as one
-expert layer. The router is timed alone; one serves four layers. Both formulations are checked to agree before timing.
+Times are medians over rounds; ratios are medians of the ratios inside each round, `speedup_low` and `speedup_high` the
+quartiles. `speedup_over_einsum` above 1 means that ours is faster, `ratio_to_dense` above 1 that ours is slower than a
+dense MLP with as many multiply-adds as one expert layer. The router is timed alone; one serves four layers. Both
+formulations are checked to agree before timing. Memory is counted for each part alone, and for a step of a routing
+group: one router and the four layers it serves, gradients of the weights not counted.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import platform
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +51,9 @@ class Plan:
         (1, FORWARD), (1, BOTH), (128, FORWARD), (128, BOTH), (512, FORWARD), (512, BOTH), (2048, FORWARD),
     )  # fmt: skip
     memory_tokens: int = 512
-    rounds: int = 5
+    step_tokens: int = 2048
+    group_layers: int = 4
+    rounds: int = 4
     block_seconds: float = 0.3
 
     def config(self, topk: int, decompose: str) -> MonetConfig:
@@ -59,7 +64,19 @@ class Plan:
         )  # fmt: skip
 
 
-QUICK = Plan(32, 16, 2, 4, 88, (2, 4), ((1, FORWARD), (16, BOTH)), memory_tokens=16, rounds=3, block_seconds=0.002)
+QUICK = Plan(
+    32,
+    16,
+    2,
+    4,
+    88,
+    (2, 4),
+    ((1, FORWARD), (16, BOTH)),
+    memory_tokens=16,
+    step_tokens=32,
+    rounds=3,
+    block_seconds=0.002,
+)
 
 
 class Pair(NamedTuple):
@@ -189,11 +206,16 @@ def time_rows(plan: Plan, pairs: list[Pair], dense: DenseSwiGLU) -> Iterator[lis
                     "ms_ours": statistics.median(ours),
                     "ms_einsum": statistics.median(einsum),
                     "ms_dense": statistics.median(samples["dense"]),
-                    "speedup_over_einsum": statistics.median(e / o for e, o in zip(einsum, ours, strict=True)),
+                    **_spread([e / o for e, o in zip(einsum, ours, strict=True)]),
                     "ratio_to_dense": statistics.median(o / d for o, d in zip(ours, samples["dense"], strict=True)),
                 }
             )
         yield rows
+
+
+def _spread(speedups: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(speedups, n=4, method="inclusive")
+    return {"speedup_over_einsum": middle, "speedup_low": low, "speedup_high": high}
 
 
 def memory_rows(plan: Plan, pairs: list[Pair], dense: DenseSwiGLU) -> Iterator[dict[str, Any]]:
@@ -223,6 +245,44 @@ def _memory(module: nn.Module, part: str, inputs: Inputs) -> tuple[int, int]:
     run = runner(module, part, BOTH, inputs)
     run()  # gradients exist from here on, as they do in a training run
     return saved, peak_bytes(run)
+
+
+class Group(nn.Module):
+    """A router and the layers it serves, each added to the residual stream."""
+
+    def __init__(self, router: nn.Module, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.router, self.layers = router, nn.ModuleList(layers)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        gates = self.router(x_BTD)[:2]
+        for layer in self.layers:
+            x_BTD = x_BTD + layer(x_BTD, *gates)
+        return x_BTD
+
+
+def step_memory_rows(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Peak megabytes of a training step of a routing group, beyond its weights and their gradients."""
+    parts: dict[str, dict[str, tuple[Any, Any]]] = {
+        "horizontal": {"ours": (MonetRouter, HorizontalExperts), "einsum": (EinsumRouter, EinsumHorizontal)},
+        "vertical": {"ours": (MonetRouter, VerticalExperts), "einsum": (EinsumRouter, EinsumVertical)},
+    }
+    for decompose, sides in parts.items():
+        config = plan.config(plan.topks[0], decompose)
+        row: dict[str, Any] = {"group": decompose, "layers": plan.group_layers, "tokens": plan.step_tokens}
+        for side, (router, experts) in sides.items():
+            group = Group(router(config), [experts(config) for _ in range(plan.group_layers)])
+            for parameter in group.parameters():
+                nn.init.normal_(parameter, std=0.02)
+                parameter.grad = torch.zeros_like(parameter)
+            x_BTD = torch.randn(1, plan.step_tokens, plan.hidden_size)
+            row[f"step_peak_mb_{side}"] = peak_bytes(partial(_step, group, x_BTD)) / 1e6
+        yield row | {"ratio": row["step_peak_mb_ours"] / row["step_peak_mb_einsum"]}
+
+
+def _step(group: Group, x_BTD: Tensor) -> None:
+    out_BTD = group(x_BTD)
+    out_BTD.backward(out_BTD.detach())
 
 
 def shape_fields(plan: Plan, pair: Pair, tokens: int) -> dict[str, Any]:
@@ -273,7 +333,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     result: dict[str, Any] = {"environment": environment(plan)}
     print("  ".join(f"{key}={value}" for key, value in result["environment"].items()), end="\n\n")
     pairs, dense = build(plan)
-    figures = ("ms_ours", "ms_einsum", "ms_dense", "speedup_over_einsum", "ratio_to_dense")
+    figures = (
+        "ms_ours",
+        "ms_einsum",
+        "ms_dense",
+        "speedup_over_einsum",
+        "speedup_low",
+        "speedup_high",
+        "ratio_to_dense",
+    )
     result["rows"] = []
     for rows in time_rows(plan, pairs, dense):
         print_rows(rows, {"part": "", "topk": "", "tokens": "", "mode": "", **dict.fromkeys(figures, ".2f")})
@@ -281,6 +349,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     result["memory"] = list(memory_rows(plan, pairs, dense))
     megabytes = {f"{what}_mb_{side}": ".1f" for what in ("saved", "peak") for side in ("ours", "einsum", "dense")}
     print_rows(result["memory"], {"part": "", "tokens": "", **megabytes})
+    result["step_memory"] = list(step_memory_rows(plan))
+    peaks = {"step_peak_mb_ours": ".1f", "step_peak_mb_einsum": ".1f", "ratio": ".2f"}
+    print_rows(result["step_memory"], {"group": "", "layers": "", "tokens": "", **peaks})
     if options.json:
         atomic_write_json(options.json, result)
     return result

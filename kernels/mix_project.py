@@ -17,10 +17,11 @@ from torch.autograd.function import once_differentiable
 from monet.kernels.dispatch import without_autocast
 from monet.kernels.masked import Keep, token_chunks
 
-# How much is mixed at a time, in elements of one hidden array: bounds the temporaries, while the projections' matrix
+# How much is done at a time, in elements of one hidden array: bounds the temporaries, while the projections' matrix
 # products stay large enough to be efficient.
-_FORWARD_ELEMENTS = 1 << 22
-_BACKWARD_ELEMENTS = 1 << 22
+_GEMM_ELEMENTS = 1 << 22
+# Within that, how much of the mixing's backward: its many temporaries stay in the cache.
+_CACHE_ELEMENTS = 1 << 18
 # Below so many elements there is nothing to save by recomputing, and autograd alone is quicker.
 _LEAN_FROM_ELEMENTS = 1 << 16
 
@@ -35,10 +36,13 @@ class Term(NamedTuple):
 class Form(NamedTuple):
     """A decomposition: how activated arrays are mixed, and where each mixed array is projected to.
 
-    mix(*activated, g1_THE, g2_THE, keep) returns one array a term, (T, E, M) or (T, E).
+    mix(*activated, g1_THE, g2_THE, keep) returns one array a term, (T, E, M) where the weight is stored [out, in]
+    and (T, E) where it is stored [in, out]; mix_backward(*activated, g1_THE, g2_THE, *dmixed) returns the gradients of
+    mix's inputs when no expert is masked.
     """
 
     mix: Callable[..., tuple[Tensor, ...]]
+    mix_backward: Callable[..., tuple[Tensor, ...]]
     terms: tuple[Term, ...]
 
 
@@ -63,7 +67,11 @@ def mix_project(
             return _forward(form, activation, keep, hidden, g1_THE, g2_THE, weights)
         if hidden[0].numel() < max(1, _LEAN_FROM_ELEMENTS):
             return reference(form, activation, keep, hidden, g1_THE, g2_THE, weights)
-        return _MixProject.apply(form, activation, keep, len(hidden), *inputs)
+        out_TD = _MixProject.apply(form, activation, keep, weights, *hidden, g1_THE, g2_THE)
+        if not any(weight.requires_grad for weight in weights):
+            return out_TD
+        constants = tuple(tensor.detach() for tensor in (*hidden, g1_THE, g2_THE))
+        return _Weights.apply(out_TD, form, activation, keep, constants, *weights)
 
 
 def reference(
@@ -96,7 +104,7 @@ def _forward(
 ) -> Tensor:
     T, width = hidden[0].shape[0], max(term.columns.stop for term in form.terms)
     out_TD = hidden[0].new_empty(T, width)
-    for rows in _chunks(hidden[0], _FORWARD_ELEMENTS):
+    for rows in _chunks(hidden[0], _GEMM_ELEMENTS):
         activated = [activation(h[rows]) for h in hidden]
         mixed = _mix(form, activated, g1_THE[rows], g2_THE[rows], keep and keep.at(rows))
         started: set[int] = set()
@@ -132,58 +140,108 @@ def _chunks(hidden_TEM: Tensor, elements: int) -> list[slice]:
 
 
 class _MixProject(torch.autograd.Function):
+    """The whole step; its backward leads gradients to the pre-activations and gates. `_Weights` serves the weights."""
+
     @staticmethod
     def forward(
         ctx: Any,
         form: Form,
         activation: Callable[[Tensor], Tensor],
         keep: Keep | None,
-        num_hidden: int,
+        weights: tuple[Tensor, ...],
         *inputs: Tensor,
     ) -> Tensor:
-        ctx.form, ctx.activation, ctx.keep, ctx.num_hidden = form, activation, keep, num_hidden
-        ctx.save_for_backward(*inputs)
-        g1_THE, g2_THE = inputs[num_hidden : num_hidden + 2]
-        return _forward(form, activation, keep, inputs[:num_hidden], g1_THE, g2_THE, inputs[num_hidden + 2 :])
+        ctx.form, ctx.activation, ctx.keep, ctx.num_inputs = form, activation, keep, len(inputs)
+        ctx.save_for_backward(*inputs, *weights)
+        return _forward(form, activation, keep, inputs[:-2], *inputs[-2:], weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Any, ...]:
-        num_mixed = ctx.num_hidden + 2
-        inputs = ctx.saved_tensors
-        mixed_inputs, weights = inputs[:num_mixed], inputs[num_mixed:]
-        blocks = [dout_TD[:, term.columns] for term in ctx.form.terms]
-        needed_weights = ctx.needs_input_grad[4 + num_mixed :]
+        inputs, weights = ctx.saved_tensors[: ctx.num_inputs], ctx.saved_tensors[ctx.num_inputs :]
+        E = inputs[0].shape[1]
+        dinputs = tuple(torch.empty_like(tensor) for tensor in inputs)
         with without_autocast(dout_TD.device):
-            mixed, dinputs = _mix_backward(ctx, mixed_inputs, blocks, weights)
-            dweights = [
-                None if not needed else (torch.mm(d.t(), x) if term.out_in else torch.mm(x.t(), d))
-                for term, x, d, needed in zip(ctx.form.terms, mixed, blocks, needed_weights, strict=True)
-            ]
-        return None, None, None, None, *dinputs, *dweights
+            for rows in _chunks(inputs[0], _GEMM_ELEMENTS):
+                dmixed = [
+                    torch.mm(dout_TD[rows, term.columns], weight if term.out_in else weight.t()).unflatten(1, (E, -1))
+                    for term, weight in zip(ctx.form.terms, weights, strict=True)
+                ]
+                dmixed = [d if term.out_in else d[..., 0] for term, d in zip(ctx.form.terms, dmixed, strict=True)]
+                _mix_backward(
+                    ctx.form,
+                    ctx.activation,
+                    ctx.keep and ctx.keep.at(rows),
+                    [tensor[rows] for tensor in inputs],
+                    dmixed,
+                    [tensor[rows] for tensor in dinputs],
+                )
+                del dmixed
+        return None, None, None, None, *dinputs
+
+
+class _Weights(torch.autograd.Function):
+    """The identity; backward recomputes the mixed arrays and leads the gradient on to the projections' weights.
+
+    A node of its own that comes first in backward, so that these gradients, the largest arrays of all, have been added
+    to the parameters' and freed before those of the mixing are made.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        out_TD: Tensor,
+        form: Form,
+        activation: Callable[[Tensor], Tensor],
+        keep: Keep | None,
+        inputs: tuple[Tensor, ...],
+        *weights: Tensor,
+    ) -> Tensor:
+        ctx.form, ctx.activation, ctx.keep = form, activation, keep
+        ctx.save_for_backward(*inputs)
+        return out_TD.view_as(out_TD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout_TD: Tensor) -> tuple[Any, ...]:
+        form, (*hidden, g1_THE, g2_THE) = ctx.form, ctx.saved_tensors
+        dweights: list[Tensor | None] = [None] * len(form.terms)
+        with without_autocast(dout_TD.device):
+            for rows in _chunks(hidden[0], _GEMM_ELEMENTS):
+                activated = [ctx.activation(h[rows]) for h in hidden]
+                mixed = list(_mix(form, activated, g1_THE[rows], g2_THE[rows], ctx.keep and ctx.keep.at(rows)))
+                del activated
+                for n, term in enumerate(form.terms):
+                    left, right = dout_TD[rows, term.columns].t(), mixed.pop(0).flatten(1)
+                    left, right = (left, right) if term.out_in else (right.t(), left.t())
+                    if ctx.needs_input_grad[5 + n]:
+                        dweights[n] = torch.mm(left, right) if rows.start == 0 else dweights[n].addmm_(left, right)
+                    del left, right
+        return dout_TD, None, None, None, None, *dweights
 
 
 def _mix_backward(
-    ctx: Any, inputs: tuple[Tensor, ...], blocks: list[Tensor], weights: tuple[Tensor, ...]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Mixed arrays as (T, features), recomputed, and the gradients of the mixing's inputs."""
+    form: Form,
+    activation: Callable[[Tensor], Tensor],
+    keep: Keep | None,
+    inputs: list[Tensor],
+    dmixed: list[Tensor],
+    dinputs: list[Tensor],
+) -> None:
+    """Write the gradients of the pre-activations, g1 and g2 into `dinputs`."""
     T, E, _ = inputs[0].shape
-    terms = ctx.form.terms
-    dmixed = [torch.mm(d, w if term.out_in else w.t()) for term, d, w in zip(terms, blocks, weights, strict=True)]
-    chunks = _chunks(inputs[0], _BACKWARD_ELEMENTS) if ctx.keep is None else token_chunks(T, E * E)
-    results: list[Tensor] = []
-    for rows in chunks:
-        leaves = [tensor[rows].detach().requires_grad_() for tensor in inputs]
+    for rows in _chunks(inputs[0], _CACHE_ELEMENTS) if keep is None else token_chunks(T, E * E):
+        leaves = [tensor[rows].detach() for tensor in inputs]
+        upstream = [d[rows] for d in dmixed]
+        hidden = [leaf.requires_grad_() for leaf in leaves[:-2]]
         with torch.enable_grad():
-            activated = [ctx.activation(leaf) for leaf in leaves[: ctx.num_hidden]]
-            g1_tHE, g2_tHE = leaves[ctx.num_hidden :]
-            outputs = _mix(ctx.form, activated, g1_tHE, g2_tHE, ctx.keep and ctx.keep.at(rows))
-        upstream = [d[rows].view_as(x) for d, x in zip(dmixed, outputs, strict=True)]
-        chunk = [*(x.detach().flatten(1) for x in outputs), *torch.autograd.grad(outputs, leaves, upstream)]
-        if len(chunks) == 1:
-            results = chunk
-            break
-        results = results or [x.new_empty(T, *x.shape[1:]) for x in chunk]
-        for whole, part in zip(results, chunk, strict=True):
+            activated = [activation(leaf) for leaf in hidden]
+            if keep is not None:
+                g1, g2 = (leaf.requires_grad_() for leaf in leaves[-2:])
+                mixed = _mix(form, activated, g1, g2, keep.at(rows))
+                parts = torch.autograd.grad(mixed, [*hidden, g1, g2], upstream)
+        if keep is None:
+            *dactivated, dg1, dg2 = form.mix_backward(*(a.detach() for a in activated), *leaves[-2:], *upstream)
+            parts = (*torch.autograd.grad(activated, hidden, dactivated), dg1, dg2)
+        for whole, part in zip(dinputs, parts, strict=True):
             whole[rows] = part
-    return results[: len(terms)], results[len(terms) :]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from monet.kernels.checks import check_routing, check_same_device, check_shape
 from monet.kernels.dispatch import implementation, resolve
-from monet.kernels.hde.reference import mix
+from monet.kernels.hde.reference import mix, mix_backward
 from monet.kernels.masked import Keep, check_keep
 from monet.kernels.mix_project import Form, Term, mix_project
 
@@ -50,5 +50,5 @@ def horizontal_experts(
 @implementation("horizontal_experts", "torch")
 def _horizontal_experts(p_TEM, g1_THE, g2_THE, v_DP, b_ED, activation, keep) -> Tensor:
     columns = slice(0, v_DP.shape[0])
-    form = Form(mix, (Term(columns, out_in=True), Term(columns, out_in=False)))
+    form = Form(mix, mix_backward, (Term(columns, out_in=True), Term(columns, out_in=False)))
     return mix_project(form, activation, keep, (p_TEM,), g1_THE, g2_THE, (v_DP, b_ED))

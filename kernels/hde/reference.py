@@ -32,3 +32,13 @@ def mix(a_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None = None)
         ys.append(place(torch.bmm(w_tUU.transpose(1, 2), take(a_TEM[rows], idx1_tU)), idx2_tU, E))
         cs.append(place(w_tUU.sum(1)[..., None], idx2_tU, E)[..., 0])
     return torch.cat(ys), torch.cat(cs)
+
+
+def mix_backward(
+    a_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, dy_TEM: Tensor, dc_TE: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a_TEM, g1_THE and g2_THE for upstream gradients of what `mix` returns without a mask."""
+    s_THM, ds_THM = torch.bmm(g1_THE, a_TEM), torch.bmm(g2_THE, dy_TEM)
+    dg1_THE = torch.bmm(ds_THM, a_TEM.transpose(1, 2))
+    dg2_THE = torch.baddbmm(dc_TE[:, None], s_THM, dy_TEM.transpose(1, 2))
+    return torch.bmm(g1_THE.transpose(1, 2), ds_THM), dg1_THE, dg2_THE

@@ -18,6 +18,8 @@ _CHUNK_ELEMENTS = 1 << 19
 # While a row's maximum is so near its bound, subtracting the bound loses less than a rounding of the result, and the
 # comparison becomes torch's threshold, which is several times faster than filling by a boolean mask.
 _SAFE_SPAN = 16.0
+# For fewer tokens finding that out costs more than it saves.
+_WORTH_CHECKING_TOKENS = 8
 
 
 def thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, *, overwrite: bool = False) -> Tensor:
@@ -63,7 +65,7 @@ def _softmax_in_place(z_TP: Tensor, threshold_H: Tensor) -> Tensor:
     for z_tHE in [z_THE] if z_TP.is_cuda else z_THE.split(max(1, _CHUNK_ELEMENTS // P)):
         max_tH1 = z_tHE.amax(-1, keepdim=True)
         bound_tH1 = torch.minimum(max_tH1, threshold_H1)
-        if z_TP.device.type == "cpu" and T and bool((max_tH1 - bound_tH1).max() < _SAFE_SPAN):
+        if z_TP.device.type == "cpu" and T >= _WORTH_CHECKING_TOKENS and bool((max_tH1 - bound_tH1).max() < _SAFE_SPAN):
             # A difference is never rounded to zero, so "not below the bound" is "greater than minus the tiniest".
             z_tHE.sub_(bound_tH1)
             torch.threshold_(z_tHE, -torch.finfo(z_TP.dtype).tiny, -math.inf)
@@ -87,6 +89,5 @@ class _ThresholdedSoftmax(torch.autograd.Function):
     def backward(ctx: Any, dg_TP: Tensor) -> tuple[Tensor, None]:
         (g_TP,) = ctx.saved_tensors
         g_THE = g_TP.view(g_TP.shape[0], ctx.num_heads, g_TP.shape[1] // ctx.num_heads)
-        dz_THE = g_THE * dg_TP.view_as(g_THE)
-        dz_THE.addcmul_(g_THE, dz_THE.sum(-1, keepdim=True), value=-1)
-        return dz_THE.view_as(g_TP), None
+        dg_THE = dg_TP.contiguous().view_as(g_THE)
+        return torch.ops.aten._softmax_backward_data(dg_THE, g_THE, -1, g_THE.dtype).view_as(g_TP), None

@@ -13,6 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# Rows whose moments are taken at a time on the CPU: their deviations stay in the cache.
+_CHUNK_ELEMENTS = 1 << 19
+
 
 class BatchStatistics(NamedTuple):
     """Moments of logits per head, in the form that merges: two sets combine exactly by `merge_statistics`."""
@@ -47,13 +50,30 @@ def batch_statistics(z_BTHE: Tensor, token_mask_BT: Tensor | None = None) -> Bat
     """
     E = z_BTHE.shape[-1]
     z_BTHE = z_BTHE.detach()
-    row_var_BTH, row_mean_BTH = torch.var_mean(_at_least_float32(z_BTHE), -1, correction=0)
-    row_var_NH, row_mean_NH = row_var_BTH.flatten(0, 1).double(), row_mean_BTH.flatten(0, 1).double()
+    row_mean_NH, row_var_NH = _row_moments(z_BTHE.flatten(0, 1))
     weight_N1 = torch.ones_like(row_mean_NH[:, :1]) if token_mask_BT is None else token_mask_BT.reshape(-1, 1).double()
     rows = weight_N1.sum()
     mean_H = (weight_N1 * row_mean_NH).sum(0) / rows.clamp(min=1)
     m2_H = E * (weight_N1 * (row_var_NH + (row_mean_NH - mean_H) ** 2)).sum(0)
     return BatchStatistics(rows * E, mean_H, m2_H)
+
+
+def _row_moments(z_NHE: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each row, float64; deviations from the row's own mean, so nothing cancels."""
+    if z_NHE.is_cuda:
+        row_var_NH, row_mean_NH = torch.var_mean(_at_least_float32(z_NHE), -1, correction=0)
+        return row_mean_NH.double(), row_var_NH.double()
+    # torch's var_mean over a last dimension is not vectorised on the CPU: a few passes in the cache are 10 times as fast.
+    moments = [z_NHE.new_empty(2, 0, z_NHE.shape[1]).double()]
+    for z_nHE in z_NHE.split(max(1, _CHUNK_ELEMENTS // (z_NHE.shape[1] * z_NHE.shape[2]))):
+        z_nHE = _at_least_float32(z_nHE)
+        mean_nH1 = z_nHE.mean(-1, keepdim=True)
+        deviation_nHE = z_nHE - mean_nH1
+        shift_nH = deviation_nHE.mean(-1).double()  # what rounding took from a mean far from zero
+        square_nH = deviation_nHE.square_().mean(-1).double()
+        moments.append(torch.stack([mean_nH1[..., 0].double() + shift_nH, square_nH - shift_nH.square()]))
+    mean_NH, var_NH = torch.cat(moments, 1)
+    return mean_NH, var_NH
 
 
 def merge_statistics(first: BatchStatistics, second: BatchStatistics) -> BatchStatistics:

@@ -10,7 +10,7 @@ from monet.kernels.checks import check_routing, check_same_device, check_shape
 from monet.kernels.dispatch import implementation, resolve
 from monet.kernels.masked import Keep, check_keep
 from monet.kernels.mix_project import Form, Term, mix_project
-from monet.kernels.vde.reference import mix
+from monet.kernels.vde.reference import mix, mix_backward
 
 
 def vertical_experts(
@@ -62,5 +62,5 @@ def _vertical_experts(p1_TEM, p2_TEM, g1_THE, g2_THE, projections, biases, activ
     half = projections[0].shape[0]
     left, right = slice(0, half), slice(half, 2 * half)
     linears = tuple(Term(columns, out_in=True) for columns in (left, left, right, right))
-    form = Form(mix, (*linears, Term(left, out_in=False), Term(right, out_in=False)))
+    form = Form(mix, mix_backward, (*linears, Term(left, out_in=False), Term(right, out_in=False)))
     return mix_project(form, activation, keep, (p1_TEM, p2_TEM), g1_THE, g2_THE, (*projections, *biases))

@@ -35,6 +35,47 @@ def mix(
     return a1_TEM * r_TE[..., None], y12_TEM, y21_TEM, a2_TEM * c_TE[..., None], r_TE, c_TE
 
 
+def mix_backward(
+    a1_TEM: Tensor,
+    a2_TEM: Tensor,
+    g1_THE: Tensor,
+    g2_THE: Tensor,
+    d11_TEM: Tensor,
+    d12_TEM: Tensor,
+    d21_TEM: Tensor,
+    d22_TEM: Tensor,
+    dr_TE: Tensor,
+    dc_TE: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of a1_TEM, a2_TEM, g1_THE and g2_THE for upstream gradients of what `mix` returns without a mask."""
+    da1_TEM, dg1_THE = _axis_backward(
+        a1_TEM, g1_THE, g2_THE, torch.bmm(g2_THE, a2_TEM), d11_TEM, d12_TEM, d21_TEM, dr_TE
+    )
+    da2_TEM, dg2_THE = _axis_backward(
+        a2_TEM, g2_THE, g1_THE, torch.bmm(g1_THE, a1_TEM), d22_TEM, d21_TEM, d12_TEM, dc_TE
+    )
+    return da1_TEM, da2_TEM, dg1_THE, dg2_THE
+
+
+def _axis_backward(
+    a_TEM: Tensor,
+    g_THE: Tensor,
+    other_g_THE: Tensor,
+    other_s_THM: Tensor,
+    down_TEM: Tensor,
+    dreceived_TEM: Tensor,
+    dsent_TEM: Tensor,
+    dsum_TE: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One axis: its hidden half stays (a times the summed g) and is sent to the other axis, whose half it receives."""
+    ds_THM = torch.bmm(other_g_THE, dsent_TEM)
+    dsum_TE = dsum_TE + torch.linalg.vecdot(down_TEM, a_TEM)
+    dg_THE = torch.baddbmm(dsum_TE[:, None], ds_THM, a_TEM.transpose(1, 2))
+    dg_THE.baddbmm_(other_s_THM, dreceived_TEM.transpose(1, 2))
+    da_TEM = torch.baddbmm(down_TEM * g_THE.sum(1)[..., None], g_THE.transpose(1, 2), ds_THM)
+    return da_TEM, dg_THE
+
+
 def _masked_sums(
     a1_TEM: Tensor, a2_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

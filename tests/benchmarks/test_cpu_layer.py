@@ -138,5 +138,5 @@ def test_peak_bytes_sees_temporaries_that_are_gone_at_the_end():
 def test_contestants_take_turns():
     calls = []
     samples = time_in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, 1e-9)
-    assert "".join(calls) == "aabb" + "ab" * 3
+    assert "".join(calls) == "ab" + "ab" * 3
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3}

@@ -171,7 +171,7 @@ def set_sizes(
     """
     monkeypatch.setattr(mix_project, "_LEAN_FROM_ELEMENTS", lean_from)
     if chunk is not None:
-        monkeypatch.setattr(mix_project, "_FORWARD_ELEMENTS", chunk)
-        monkeypatch.setattr(mix_project, "_BACKWARD_ELEMENTS", chunk)
+        monkeypatch.setattr(mix_project, "_GEMM_ELEMENTS", chunk)
+        monkeypatch.setattr(mix_project, "_CACHE_ELEMENTS", max(1, chunk // 2))
     if pairs is not None:
         monkeypatch.setattr(masked.token_chunks, "__defaults__", (pairs,))
