@@ -153,7 +153,7 @@ class _MixProject(torch.autograd.Function):
     ) -> Tensor:
         ctx.form, ctx.activation, ctx.keep, ctx.num_inputs = form, activation, keep, len(inputs)
         ctx.save_for_backward(*inputs, *weights)
-        return _forward(form, activation, keep, inputs[:-2], *inputs[-2:], weights)
+        return _forward(form, activation, keep, inputs[:-2], inputs[-2], inputs[-1], weights)
 
     @staticmethod
     @once_differentiable
@@ -215,7 +215,8 @@ class _Weights(torch.autograd.Function):
                     left, right = dout_TD[rows, term.columns].t(), mixed.pop(0).flatten(1)
                     left, right = (left, right) if term.out_in else (right.t(), left.t())
                     if ctx.needs_input_grad[5 + n]:
-                        dweights[n] = torch.mm(left, right) if rows.start == 0 else dweights[n].addmm_(left, right)
+                        so_far = dweights[n]
+                        dweights[n] = torch.mm(left, right) if so_far is None else so_far.addmm_(left, right)
                     del left, right
         return dout_TD, None, None, None, None, *dweights
 
