@@ -1,47 +1,56 @@
 """The one place that decides which implementation of an op runs.
 
-`MONET_KERNELS` in the environment overrides the choice: `auto` (default) or `torch`.
+`MONET_KERNELS` in the environment overrides the choice:
+
+- `auto` (default): Triton on a CUDA device where an op has such a kernel and Triton can be imported, else plain torch;
+- `torch`: plain torch everywhere;
+- `triton`: Triton or an error, for the ops that have such a kernel. On CPU tensors it needs TRITON_INTERPRET=1, Triton's
+  slow interpreter.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
 import os
-from collections.abc import Callable
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
-_IMPLEMENTATIONS: dict[tuple[str, str], Callable[..., Any]] = {}
-_BACKENDS = ("auto", "torch")
+_log = logging.getLogger("monet.kernels")
 
-
-def implementation(op: str, backend: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: enter a function as the `backend` implementation of `op`.
-
-    Raises:
-        ValueError: the pair is taken already.
-    """
-
-    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
-        if (op, backend) in _IMPLEMENTATIONS:
-            raise ValueError(f"op {op!r} has a {backend!r} implementation already")
-        _IMPLEMENTATIONS[op, backend] = function
-        return function
-
-    return enter
+_TORCH: dict[str, Any] = {}
+# Imported on first use: nothing but these modules imports triton.
+_TRITON = {
+    "horizontal_mixing": "monet.kernels.hde.triton_mix:mixing",
+    "vertical_mixing": "monet.kernels.vde.triton_mix:mixing",
+}
+_BACKENDS = ("auto", "torch", "triton")
+_TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def chosen_backend() -> str:
-    """Name of the backend in force.
+def enter_torch(op: str, implementation: Any) -> None:
+    """Enter the plain torch implementation of `op`.
 
     Raises:
-        ValueError: `MONET_KERNELS` names no backend.
+        ValueError: the op has one already.
     """
-    wanted = os.environ.get("MONET_KERNELS", "auto")
-    if wanted not in _BACKENDS:
-        raise ValueError(f"MONET_KERNELS={wanted!r} names no backend; use one of {', '.join(_BACKENDS)}")
-    return "torch" if wanted == "auto" else wanted
+    if op in _TORCH:
+        raise ValueError(f"op {op!r} has a torch implementation already")
+    _TORCH[op] = implementation
+
+
+def resolve(op: str, tensor: Tensor) -> Any:
+    """The implementation of `op` for the device and dtype of `tensor`.
+
+    Raises:
+        ValueError: `MONET_KERNELS` names no backend, or forces Triton where it cannot run.
+    """
+    return _choose(op, tensor.device.type, tensor.dtype, os.environ.get("MONET_KERNELS", "auto"), interpreted())
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -50,6 +59,38 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
-def resolve(op: str) -> Callable[..., Any]:
-    """The implementation of `op` for the backend in force."""
-    return _IMPLEMENTATIONS[op, chosen_backend()]
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _choose(op: str, device: str, dtype: torch.dtype, wanted: str, interpreted: bool) -> Any:
+    if wanted not in _BACKENDS:
+        raise ValueError(f"MONET_KERNELS={wanted!r} names no backend; use one of {', '.join(_BACKENDS)}")
+    refusal = "MONET_KERNELS=torch" if wanted == "torch" else _why_not_triton(op, device, dtype, wanted, interpreted)
+    if not refusal:
+        module, name = _TRITON[op].split(":")
+        _log.info("%s on %s: triton", op, device)
+        return getattr(importlib.import_module(module), name)
+    if wanted == "triton" and op in _TRITON:
+        raise ValueError(f"MONET_KERNELS=triton, but {op} cannot use it: {refusal}")
+    _log.info("%s on %s: torch (%s)", op, device, refusal)
+    if wanted == "auto" and device == "cuda" and op in _TRITON and dtype in _TRITON_DTYPES:
+        warnings.warn(f"{op} runs as plain torch on this GPU, slower than with Triton: {refusal}", stacklevel=4)
+    return _TORCH[op]
+
+
+def _why_not_triton(op: str, device: str, dtype: torch.dtype, wanted: str, interpreted: bool) -> str:
+    if op not in _TRITON:
+        return "it has no Triton kernel"
+    if dtype not in _TRITON_DTYPES:
+        return f"its Triton kernel has no {dtype}; cast to float32, bfloat16 or float16"
+    if not (device == "cuda" or (device == "cpu" and wanted == "triton" and interpreted)):
+        return f"the tensors are on {device}; move them to cuda, or set TRITON_INTERPRET=1 too"
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # a broken installation must not stop the torch path
+        return f"triton cannot be imported ({error}); pip install 'triton>=3.6'"
+    return ""

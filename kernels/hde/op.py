@@ -7,10 +7,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from monet.kernels.checks import check_routing, check_same_device, check_shape
-from monet.kernels.dispatch import implementation, resolve
+from monet.kernels.dispatch import enter_torch, resolve
 from monet.kernels.hde.reference import mix, mix_backward
 from monet.kernels.masked import Keep, check_keep
-from monet.kernels.mix_project import Form, Term, mix_project
+from monet.kernels.mix_project import Step, Term, mix_project
+from monet.kernels.mixing import torch_mixing
 
 
 def horizontal_experts(
@@ -44,11 +45,10 @@ def horizontal_experts(
     check_same_device("hidden units", p_TEM, v_DP=v_DP, b_ED=b_ED)
     if keep is not None:
         check_keep(keep, T, E, p_TEM)
-    return resolve("horizontal_experts")(p_TEM, g1_THE, g2_THE, v_DP, b_ED, activation, keep)
-
-
-@implementation("horizontal_experts", "torch")
-def _horizontal_experts(p_TEM, g1_THE, g2_THE, v_DP, b_ED, activation, keep) -> Tensor:
     columns = slice(0, v_DP.shape[0])
-    form = Form(mix, mix_backward, (Term(columns, out_in=True), Term(columns, out_in=False)))
-    return mix_project(form, activation, keep, (p_TEM,), g1_THE, g2_THE, (v_DP, b_ED))
+    terms = (Term(columns, out_in=True), Term(columns, out_in=False))
+    step = Step(resolve("horizontal_mixing", p_TEM), terms, activation, keep)
+    return mix_project(step, (p_TEM, g1_THE, g2_THE), (v_DP, b_ED))
+
+
+enter_torch("horizontal_mixing", torch_mixing(mix, mix_backward))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from monet.kernels.checks import check_float, check_shape
-from monet.kernels.dispatch import implementation, resolve
+from monet.kernels.dispatch import enter_torch, resolve
 from monet.kernels.routing import reference
 
 # A chunk of logits stays in the last-level cache while it is compared, masked and normalised.
@@ -43,10 +43,9 @@ def thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, *, overwrite: bool = 
         raise ValueError(
             f"threshold_H has shape {tuple(threshold_H.shape)}; wanted (H,) with H dividing the {z_TP.shape[1]} logits"
         )
-    return resolve("thresholded_softmax")(z_TP, threshold_H, overwrite)
+    return resolve("thresholded_softmax", z_TP)(z_TP, threshold_H, overwrite)
 
 
-@implementation("thresholded_softmax", "torch")
 def _thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, overwrite: bool) -> Tensor:
     if z_TP.dtype in (torch.float16, torch.bfloat16):
         z_TP, overwrite = z_TP.float(), True
@@ -56,6 +55,9 @@ def _thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, overwrite: bool) -> 
     if torch.is_grad_enabled() and z_TP.requires_grad:
         return _ThresholdedSoftmax.apply(z_TP if overwrite else z_TP.clone(), threshold_H)
     return _softmax_in_place(z_TP if overwrite else z_TP.clone(), threshold_H)
+
+
+enter_torch("thresholded_softmax", _thresholded_softmax)
 
 
 def _softmax_in_place(z_TP: Tensor, threshold_H: Tensor) -> Tensor:

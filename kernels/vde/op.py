@@ -7,9 +7,10 @@ from collections.abc import Callable
 from torch import Tensor
 
 from monet.kernels.checks import check_routing, check_same_device, check_shape
-from monet.kernels.dispatch import implementation, resolve
+from monet.kernels.dispatch import enter_torch, resolve
 from monet.kernels.masked import Keep, check_keep
-from monet.kernels.mix_project import Form, Term, mix_project
+from monet.kernels.mix_project import Step, Term, mix_project
+from monet.kernels.mixing import torch_mixing
 from monet.kernels.vde.reference import mix, mix_backward
 
 
@@ -54,13 +55,11 @@ def vertical_experts(
         check_same_device("hidden units", p1_TEM, **{name: bias})
     if keep is not None:
         check_keep(keep, T, E, p1_TEM)
-    return resolve("vertical_experts")(p1_TEM, p2_TEM, g1_THE, g2_THE, projections, biases, activation, keep)
-
-
-@implementation("vertical_experts", "torch")
-def _vertical_experts(p1_TEM, p2_TEM, g1_THE, g2_THE, projections, biases, activation, keep) -> Tensor:
-    half = projections[0].shape[0]
     left, right = slice(0, half), slice(half, 2 * half)
     linears = tuple(Term(columns, out_in=True) for columns in (left, left, right, right))
-    form = Form(mix, mix_backward, (*linears, Term(left, out_in=False), Term(right, out_in=False)))
-    return mix_project(form, activation, keep, (p1_TEM, p2_TEM), g1_THE, g2_THE, (*projections, *biases))
+    terms = (*linears, Term(left, out_in=False), Term(right, out_in=False))
+    step = Step(resolve("vertical_mixing", p1_TEM), terms, activation, keep)
+    return mix_project(step, (p1_TEM, p2_TEM, g1_THE, g2_THE), (*projections, *biases))
+
+
+enter_torch("vertical_mixing", torch_mixing(mix, mix_backward))

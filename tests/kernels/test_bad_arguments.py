@@ -103,10 +103,22 @@ def test_bad_logits():
 
 
 def test_backends(monkeypatch):
+    hidden = torch.zeros(2)
     monkeypatch.setenv("MONET_KERNELS", "fast")
-    with pytest.raises(ValueError, match="MONET_KERNELS='fast' names no backend; use one of auto"):
-        dispatch.resolve("horizontal_experts")
+    with pytest.raises(ValueError, match="MONET_KERNELS='fast' names no backend; use one of auto, torch, triton"):
+        dispatch.resolve("horizontal_mixing", hidden)
     monkeypatch.setenv("MONET_KERNELS", "torch")
-    assert dispatch.resolve("horizontal_experts") is dispatch.resolve("horizontal_experts")
-    with pytest.raises(ValueError, match="'vertical_experts' has a 'torch' implementation already"):
-        dispatch.implementation("vertical_experts", "torch")(lambda: None)
+    torch_mixing = dispatch.resolve("horizontal_mixing", hidden)
+    monkeypatch.setenv("MONET_KERNELS", "auto")
+    assert dispatch.resolve("horizontal_mixing", hidden) is torch_mixing
+    with pytest.raises(ValueError, match="'vertical_mixing' has a torch implementation already"):
+        dispatch.enter_torch("vertical_mixing", torch_mixing)
+
+
+def test_forced_triton_is_refused_where_it_cannot_run(monkeypatch):
+    monkeypatch.setenv("MONET_KERNELS", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="horizontal_mixing cannot use it: the tensors are on cpu; move them to cuda"):
+        dispatch.resolve("horizontal_mixing", torch.zeros(2))
+    with pytest.raises(ValueError, match="no torch.float64; cast to float32"):
+        dispatch.resolve("vertical_mixing", torch.zeros(2, dtype=torch.float64))
