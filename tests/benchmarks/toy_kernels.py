@@ -1,0 +1,36 @@
+"""Kernels for the tests of benchmarks/aot.py; a module as the list there names them."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from monet.kernels.aot_case import AotCase
+
+
+@triton.jit
+def scale(x_ptr, out_ptr, factor, N, BLOCK: tl.constexpr):
+    o_n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + o_n, tl.load(x_ptr + o_n, mask=o_n < N) * factor, mask=o_n < N)
+
+
+@triton.jit
+def product(x_ptr, out_ptr, SIDE: tl.constexpr):
+    o = tl.arange(0, SIDE)[:, None] * SIDE + tl.arange(0, SIDE)[None, :]
+    x = tl.load(x_ptr + o)
+    tl.store(out_ptr + o, tl.dot(x, x).to(x.dtype))
+
+
+SCALE = AotCase(
+    "scale fp32",
+    scale,
+    {"x_ptr": "*fp32", "out_ptr": "*fp32", "factor": "fp32", "N": "i32"},
+    {"BLOCK": 1024},
+    num_warps=2,
+    divisible_by_16=("x_ptr", "out_ptr"),
+)
+PRODUCT = AotCase("product bf16", product, {"x_ptr": "*bf16", "out_ptr": "*bf16"}, {"SIDE": 64})
+# The tile alone is more than the registers one warp has.
+SPILLING = AotCase("product spilling", product, {"x_ptr": "*bf16", "out_ptr": "*bf16"}, {"SIDE": 128}, num_warps=1)
+
+AOT = [SCALE, PRODUCT]
