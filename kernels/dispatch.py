@@ -4,8 +4,8 @@
 
 - `auto` (default): Triton on a CUDA device where an op has such a kernel and Triton can be imported, else plain torch;
 - `torch`: plain torch everywhere;
-- `triton`: Triton or an error, for the ops that have such a kernel. On CPU tensors it needs TRITON_INTERPRET=1, Triton's
-  slow interpreter.
+- `triton`: Triton or an error, for the ops that have such a kernel. On CPU tensors it needs TRITON_INTERPRET=1,
+  Triton's slow interpreter.
 """
 
 from __future__ import annotations

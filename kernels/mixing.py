@@ -71,8 +71,9 @@ def torch_mixing(mix: Callable[..., tuple[Tensor, ...]], mix_backward: Callable[
                 *dactivated, dg1, dg2 = mix_backward(*(a.detach() for a in activated), *gates, *upstream)
                 parts = (*torch.autograd.grad(activated, leaves, dactivated), dg1, dg2)
             else:
+                g1_tHE, g2_tHE = (gate.requires_grad_() for gate in gates)
                 with torch.enable_grad():
-                    mixed = _mix(mix, activated, *(gate.requires_grad_() for gate in gates), keep.at(rows))
+                    mixed = _mix(mix, activated, g1_tHE, g2_tHE, keep.at(rows))
                 parts = torch.autograd.grad(mixed, [*leaves, *gates], upstream)
             for whole, part in zip(dinputs, parts, strict=True):
                 whole[rows] = part

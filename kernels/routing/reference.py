@@ -63,7 +63,7 @@ def _row_moments(z_NHE: Tensor) -> tuple[Tensor, Tensor]:
     if z_NHE.is_cuda:
         row_var_NH, row_mean_NH = torch.var_mean(_at_least_float32(z_NHE), -1, correction=0)
         return row_mean_NH.double(), row_var_NH.double()
-    # torch's var_mean over a last dimension is not vectorised on the CPU: some passes in the cache are 10 times as fast.
+    # torch's var_mean over a last dimension is not vectorised on the CPU: passes in the cache are 10 times as fast.
     moments = [z_NHE.new_empty(2, 0, z_NHE.shape[1]).double()]
     for z_nHE in z_NHE.split(max(1, _CHUNK_ELEMENTS // (z_NHE.shape[1] * z_NHE.shape[2]))):
         z_nHE = _at_least_float32(z_nHE)
