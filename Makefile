@@ -45,6 +45,8 @@ clean-demo:
 
 test: .venv/.ready
 	$(BIN)/python -m pytest $(if $(SLOW),-m "") $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted
+	$(BIN)/python -m benchmarks.aot
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

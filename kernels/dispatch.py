@@ -23,10 +23,13 @@ from torch import Tensor
 
 _log = logging.getLogger("monet.kernels")
 
-_TORCH: dict[str, Any] = {}
+_IMPLEMENTATIONS: dict[str, dict[str, Any]] = {"torch": {}, "triton": {}}
 # Imported on first use: nothing but these modules imports triton.
 _TRITON = {
+    "batch_statistics": "monet.kernels.routing.triton_op:batch_statistics",
     "horizontal_mixing": "monet.kernels.hde.triton_mix:mixing",
+    "route_with_losses": "monet.kernels.routing.triton_op:route_with_losses",
+    "thresholded_softmax": "monet.kernels.routing.triton_op:thresholded_softmax",
     "vertical_mixing": "monet.kernels.vde.triton_mix:mixing",
 }
 _BACKENDS = ("auto", "torch", "triton")
@@ -39,9 +42,9 @@ def enter_torch(op: str, implementation: Any) -> None:
     Raises:
         ValueError: the op has one already.
     """
-    if op in _TORCH:
+    if op in _IMPLEMENTATIONS["torch"]:
         raise ValueError(f"op {op!r} has a torch implementation already")
-    _TORCH[op] = implementation
+    _IMPLEMENTATIONS["torch"][op] = implementation
 
 
 def resolve(op: str, tensor: Tensor) -> Any:
@@ -50,7 +53,8 @@ def resolve(op: str, tensor: Tensor) -> Any:
     Raises:
         ValueError: `MONET_KERNELS` names no backend, or forces Triton where it cannot run.
     """
-    return _choose(op, tensor.device.type, tensor.dtype, os.environ.get("MONET_KERNELS", "auto"), interpreted())
+    backend = _choose(op, tensor.device.type, tensor.dtype, os.environ.get("MONET_KERNELS", "auto"), interpreted())
+    return _IMPLEMENTATIONS[backend][op]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -65,21 +69,26 @@ def interpreted() -> bool:
 
 
 @torch.compiler.assume_constant_result
+def _choose(op: str, device: str, dtype: torch.dtype, wanted: str, interpreted: bool) -> str:
+    return _cached_choice(op, device, dtype, wanted, interpreted)
+
+
 @functools.cache
-def _choose(op: str, device: str, dtype: torch.dtype, wanted: str, interpreted: bool) -> Any:
+def _cached_choice(op: str, device: str, dtype: torch.dtype, wanted: str, interpreted: bool) -> str:
     if wanted not in _BACKENDS:
         raise ValueError(f"MONET_KERNELS={wanted!r} names no backend; use one of {', '.join(_BACKENDS)}")
     refusal = "MONET_KERNELS=torch" if wanted == "torch" else _why_not_triton(op, device, dtype, wanted, interpreted)
     if not refusal:
         module, name = _TRITON[op].split(":")
         _log.info("%s on %s: triton", op, device)
-        return getattr(importlib.import_module(module), name)
+        _IMPLEMENTATIONS["triton"][op] = getattr(importlib.import_module(module), name)
+        return "triton"
     if wanted == "triton" and op in _TRITON:
         raise ValueError(f"MONET_KERNELS=triton, but {op} cannot use it: {refusal}")
     _log.info("%s on %s: torch (%s)", op, device, refusal)
     if wanted == "auto" and device == "cuda" and op in _TRITON and dtype in _TRITON_DTYPES:
         warnings.warn(f"{op} runs as plain torch on this GPU, slower than with Triton: {refusal}", stacklevel=4)
-    return _TORCH[op]
+    return "torch"
 
 
 def _why_not_triton(op: str, device: str, dtype: torch.dtype, wanted: str, interpreted: bool) -> str:

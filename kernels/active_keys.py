@@ -1,0 +1,59 @@
+"""Lists of each token's active keys, on a GPU: what the masked kernels go over instead of all keys."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from monet.kernels.aot_case import AotCase
+
+# Keys fit in int16 as long as there are fewer than 2^15 a side, far beyond any product-key model.
+MAX_KEYS = 1 << 15
+
+
+@triton.jit
+def active_keys_kernel(g_ptr, idx_ptr, count_ptr, H: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr):
+    """One program a token: reads g_THE, writes the keys active in any head in rising order, and how many."""
+    t = tl.program_id(0).to(tl.int64)
+    e = tl.arange(0, BLOCK_E)
+    active = tl.zeros((BLOCK_E,), tl.int32)
+    for h in range(H):
+        g = tl.load(g_ptr + t * H * E + h * E + e, mask=e < E, other=0.0)
+        active = active | (g != 0.0).to(tl.int32)
+    place = tl.cumsum(active, 0) - active
+    tl.store(idx_ptr + t * E + place, e.to(tl.int16), mask=active != 0)
+    tl.store(count_ptr + t, tl.sum(active, 0))
+
+
+def active_keys(g_THE: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys with a probability other than zero in any head.
+
+    Args:
+        g_THE: routing probabilities, contiguous.
+    Returns:
+        idx_TE int16, of which the first count_T entries of a row are written, and count_T int32.
+    Raises:
+        ValueError: E is too large for the lists' int16.
+    """
+    T, H, E = g_THE.shape
+    if E > MAX_KEYS:
+        raise ValueError(f"g_THE has {E} keys; masks on a GPU take at most {MAX_KEYS}, use MONET_KERNELS=torch")
+    idx_TE = torch.empty(T, E, dtype=torch.int16, device=g_THE.device)
+    count_T = torch.empty(T, dtype=torch.int32, device=g_THE.device)
+    if T:
+        active_keys_kernel[(T,)](g_THE, idx_TE, count_T, H, E, triton.next_power_of_2(E), num_warps=4)  # type: ignore
+    return idx_TE, count_T
+
+
+AOT = [
+    AotCase(
+        f"active_keys {dtype}",
+        active_keys_kernel,
+        {"g_ptr": f"*{dtype}", "idx_ptr": "*i16", "count_ptr": "*i32"},
+        {"H": 8, "E": 512, "BLOCK_E": 512},
+        divisible_by_16=("g_ptr", "idx_ptr", "count_ptr"),
+    )
+    for dtype in ("bf16", "fp32")
+]

@@ -1,0 +1,36 @@
+"""Triton kernels in Triton's interpreter: a process of its own, `TRITON_INTERPRET=1 pytest tests/interpreted`.
+
+A process is interpreted or it is not, so these tests are not collected beside the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from monet.kernels.dispatch import interpreted
+
+collect_ignore_glob = [] if interpreted() else ["test_*.py"]
+
+_empty, _empty_like, _new_empty = torch.empty, torch.empty_like, torch.Tensor.new_empty
+
+
+def _poison(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_floating_point():
+        return tensor.fill_(float("nan"))
+    return tensor if tensor.dtype == torch.bool else tensor.fill_(torch.iinfo(tensor.dtype).max)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Force Triton, and fill what is allocated without a value, so that an element nobody writes is seen."""
+    monkeypatch.setenv("MONET_KERNELS", "triton")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: _poison(_empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: _poison(_empty_like(*a, **k)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: _poison(_new_empty(*a, **k)))
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,154 @@
+"""Triton mixings against float64 torch: forward, gradients of everything, masks, odd tails."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.activations import ACT2FN
+
+from monet.kernels import dispatch
+from monet.kernels.masked import Keep
+from tests.kernels.explicit import DECOMPOSITIONS, Example, call_op, set_sizes
+from tests.tolerances import assert_close
+
+# T, E, M, H: nothing but tails; whole tiles; one of everything; more heads than a tile's edge.
+SHAPES = [(5, 37, 6, 3), (2, 64, 32, 8), (1, 3, 2, 1), (3, 20, 4, 17)]
+MASKS = ["none", "hard", "soft", "a mask a token"]
+
+
+def make_keep(example: Example, mask: str) -> Keep | None:
+    if mask == "none":
+        return None
+    if mask == "a mask a token":
+        return Keep(example.random_keep(S=2), torch.arange(example.T) % 3 - 1)
+    return Keep(example.random_keep(soft=mask == "soft"))
+
+
+def through_routing(dg_THE: torch.Tensor, g_THE: torch.Tensor) -> torch.Tensor:
+    """What the routing's softmax makes of a gradient: all that a gate's gradient is for.
+
+    Under a mask that is all one may compare: inactive keys get none, and for a token without a mask the torch mixing
+    uses that rows of gates sum to one, which shifts a row's gradients by a constant.
+    """
+    g_THE, dg_THE = g_THE.detach().double(), dg_THE.double()
+    return g_THE * (dg_THE - (g_THE * dg_THE).sum(-1, keepdim=True))
+
+
+def run(monkeypatch, backend, form, inputs, upstream, activation, keep, lean_from):
+    monkeypatch.setenv("MONET_KERNELS", backend)
+    set_sizes(monkeypatch, lean_from=lean_from)
+    inputs = tuple(part.clone().requires_grad_() for part in inputs)
+    out = call_op(form, inputs, activation, keep)
+    out.backward(upstream.to(out.dtype))
+    return out, [part.grad for part in inputs]
+
+
+@pytest.mark.parametrize("lean_from", [0, 1 << 60], ids=["lean", "operators"])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_outputs_and_gradients(form, shape, mask, lean_from, monkeypatch):
+    T, E, M, H = shape
+    example = Example(form, T=T, E=E, M=M, D=10, H=H, dtype=torch.float32, seed=sum(shape))
+    keep = make_keep(example, mask)
+    inputs = example.op_inputs()
+    upstream = torch.randn(T, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    relu2 = ACT2FN["relu2"]
+    out, gradients = run(monkeypatch, "triton", form, inputs, upstream, relu2, keep, lean_from)
+    doubles = tuple(part.detach().double() for part in inputs)
+    wanted, wanted_gradients = run(monkeypatch, "torch", form, doubles, upstream, relu2, keep, 1 << 60)
+    assert_close("output", out, wanted, torch.float32)
+    gates = [len(inputs) - len(example.output_weights()) - 2 + n for n in range(2)]
+    for n, (got, want) in enumerate(zip(gradients, wanted_gradients, strict=True)):
+        if keep is not None and n in gates:
+            got, want = through_routing(got, inputs[n]), through_routing(want, inputs[n])
+        assert_close(f"gradient {n}", got, want, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["relu", "silu", "gelu"])
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_activations(form, name, monkeypatch):
+    """ReLU and SiLU are fused; GELU stands for all that torch applies around the kernel."""
+    example = Example(form, T=3, E=10, M=4, D=6, H=2, dtype=torch.float32)
+    inputs, activation = example.op_inputs(), ACT2FN[name]
+    upstream = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    out, gradients = run(monkeypatch, "triton", form, inputs, upstream, activation, None, 0)
+    doubles = tuple(part.detach().double() for part in inputs)
+    wanted, wanted_gradients = run(monkeypatch, "torch", form, doubles, upstream, activation, None, 1 << 60)
+    assert_close("output", out, wanted, torch.float32)
+    for n, (got, want) in enumerate(zip(gradients, wanted_gradients, strict=True)):
+        assert_close(f"gradient {n}", got, want, torch.float32)
+
+
+@pytest.mark.parametrize("mask", ["none", "hard"])
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_half_precision_with_float32_gates(form, mask, monkeypatch):
+    example = Example(form, T=3, E=20, M=4, D=6, H=2, dtype=torch.float16)
+    p = example.pre_activations()
+    gates = tuple(g.float() for g in (example.g1_THE, example.g2_THE))
+    inputs = (*p, *gates, *example.output_weights())
+    keep = make_keep(example, mask)
+    upstream = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    out, gradients = run(monkeypatch, "triton", form, inputs, upstream, ACT2FN["relu2"], keep, 0)
+    doubles = tuple(part.detach().double() for part in inputs)
+    wanted, wanted_gradients = run(monkeypatch, "torch", form, doubles, upstream, ACT2FN["relu2"], keep, 1 << 60)
+    assert out.dtype == torch.float16
+    assert_close("output", out, wanted)
+    for n, (got, want, part) in enumerate(zip(gradients, wanted_gradients, inputs, strict=True)):
+        assert got.dtype == part.dtype
+        if keep is not None and len(p) <= n < len(p) + 2:
+            got, want = through_routing(got, part), through_routing(want, part)
+        assert_close(f"gradient {n}", got, want, torch.float16)
+
+
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_no_tokens(form, monkeypatch):
+    example = Example(form, T=0, E=5, M=4, D=6, H=2, dtype=torch.float32)
+    out, gradients = run(
+        monkeypatch, "triton", form, example.op_inputs(), torch.zeros(0, 6), ACT2FN["relu2"], None, 0
+    )  # fmt: skip
+    assert out.shape == (0, 6)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_a_mask_that_keeps_all_and_none(form, monkeypatch):
+    example = Example(form, T=4, E=11, M=4, D=6, H=2, dtype=torch.float32)
+    plain = example.op(activation=ACT2FN["relu2"])
+    everything = example.op(Keep(torch.ones(1, 11, 11, dtype=torch.bool)), ACT2FN["relu2"])
+    assert_close("all kept", everything, plain)
+    nothing = example.op(Keep(torch.zeros(1, 11, 11, dtype=torch.bool)), ACT2FN["relu2"])
+    assert torch.equal(nothing, torch.zeros_like(nothing))
+
+
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_operators_fit_torch_compile(form):
+    """Schema, fake kernel and autograd registration agree with what the operator does."""
+    dispatch.resolve(f"{form}_mixing", torch.zeros(1))
+    example = Example(form, T=2, E=6, M=4, D=6, H=2, dtype=torch.float32)
+    hidden = [p.detach().requires_grad_() for p in example.pre_activations()]
+    gates = [g.detach().requires_grad_() for g in (example.g1_THE, example.g2_THE)]
+    operator = getattr(torch.ops.monet, f"{form}_mixing").default
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(operator, (hidden, *gates, 1, None, None), test_utils=tests)
+    keep = example.random_keep()
+    torch.library.opcheck(operator, (hidden, *gates, 1, keep, None), test_utils=tests)
+
+
+@pytest.mark.parametrize("mask", ["none", "a mask a token"])
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_compiles_without_a_graph_break(form, mask):
+    example = Example(form, T=4, E=6, M=4, D=6, H=2, dtype=torch.float32)
+    keep, relu2 = make_keep(example, mask), ACT2FN["relu2"]
+
+    def step(inputs):
+        return call_op(form, inputs, relu2, keep)
+
+    results = []
+    for run_step in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        inputs = tuple(part.detach().clone().requires_grad_() for part in example.op_inputs())
+        out = run_step(inputs)
+        out.square().sum().backward()
+        results.append((out, *(part.grad for part in inputs)))
+    for n, (eager, compiled) in enumerate(zip(*results, strict=True)):
+        assert_close(f"result {n}", compiled, eager)
