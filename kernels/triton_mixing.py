@@ -203,6 +203,6 @@ def aot_cases(kernels: Kernels) -> list[AotCase]:
                     constants,
                     **launch,
                     divisible_by_16=tuple(pointers),
-                )  # fmt: skip
+                )
             )
     return cases

@@ -120,5 +120,5 @@ def test_forced_triton_is_refused_where_it_cannot_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="horizontal_mixing cannot use it: the tensors are on cpu; move them to cuda"):
         dispatch.resolve("horizontal_mixing", torch.zeros(2))
-    with pytest.raises(ValueError, match="no torch.float64; cast to float32"):
+    with pytest.raises(ValueError, match=r"no torch\.float64; cast to float32"):
         dispatch.resolve("vertical_mixing", torch.zeros(2, dtype=torch.float64))
