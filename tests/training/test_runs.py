@@ -89,6 +89,7 @@ def test_a_signal_ends_the_run_with_its_code_and_the_run_continues(train, monkey
 
     whole = train("whole")
     handler = signal.getsignal(signal.SIGINT)  # Lightning ignores further interrupts while it ends
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "on_train_batch_end", send)
         assert train().code == code
