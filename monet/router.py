@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from monet.configuration_monet import MonetConfig
 from monet.float32_buffers import Float32Buffers
 from monet.kernels.dispatch import without_autocast
-from monet.kernels.routing.op import thresholded_softmax
-from monet.kernels.routing.reference import BatchStatistics, batch_statistics, normal_quantile, raw_threshold
+from monet.kernels.routing.op import batch_statistics, route_with_losses, thresholded_softmax
+from monet.kernels.routing.reference import BatchStatistics, normal_quantile, raw_threshold
 from monet.losses import RouterLoss, ambiguity_loss, uniformity_loss
 
 _EPS = 1e-5
@@ -164,30 +164,17 @@ class MonetRouter(nn.Module):
             if not with_losses:
                 g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=overwrite)
                 return _Axis(g_TP.view(B, T, H, E), statistics)
-            weight_1T = _token_weights(token_mask_BT, B * T, x_BTD.device)
-            target_HE = None
-            if router_loss is not None and router_loss.uniformity_on != "routing":
-                share_THE = _smooth_share(z_TP.view(B * T, H, E), threshold_H, var_H, router_loss)
-                mean_HE = (weight_1T.to(share_THE.dtype) @ share_THE.flatten(1)).view(H, E)
-                target_HE = mean_HE / mean_HE.sum(-1, keepdim=True).clamp(min=1e-9)
-            g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=overwrite and target_HE is None)
-            g_BTHE = g_TP.view(B, T, H, E)
-            weight_1T = weight_1T.to(g_TP.dtype)
-            mean_HE = (weight_1T @ g_TP).view(H, E)
-            mean_max_H = (weight_1T @ g_BTHE.amax(-1).flatten(0, 1))[0]
-        fired_BTHE = g_BTHE.detach() > 0
-        if token_mask_BT is not None:
-            fired_BTHE &= token_mask_BT[:, :, None, None]
-        return _Axis(g_BTHE, statistics, _AxisSums(mean_HE, mean_max_H, fired_BTHE.sum((0, 1)), target_HE))
-
-
-def _smooth_share(z_THE: Tensor, threshold_H: Tensor, var_H: Tensor, router_loss: RouterLoss) -> Tensor:
-    """What the uniformity loss is to spread in place of the routing: something every key has a gradient of."""
-    z_THE = z_THE if z_THE.dtype == torch.float64 else z_THE.float()
-    if router_loss.uniformity_on == "softmax":
-        return z_THE.softmax(-1)
-    width_H1 = (router_loss.firing_width * (var_H.double() + _EPS).sqrt()).to(z_THE.dtype)[:, None]
-    return torch.sigmoid((z_THE - threshold_H.to(z_THE.dtype)[:, None]) / width_H1)
+            spread = "routing" if router_loss is None else router_loss.uniformity_on
+            width_H = None
+            if router_loss is not None and spread == "firing":
+                width_H = router_loss.firing_width * (var_H.double() + _EPS).sqrt()
+            weight_T = None if token_mask_BT is None else _token_weights(token_mask_BT)
+            routed = route_with_losses(z_TP, threshold_H, weight_T, width_H, spread=spread, overwrite=overwrite)
+        target_HE = None
+        if routed.share_HE is not None:
+            target_HE = routed.share_HE / routed.share_HE.sum(-1, keepdim=True).clamp(min=1e-9)
+        sums = _AxisSums(routed.mean_HE, routed.mean_max_H, routed.fired_HE, target_HE)
+        return _Axis(routed.g_TP.view(B, T, H, E), statistics, sums)
 
 
 class _AxisSums(NamedTuple):
@@ -203,9 +190,7 @@ class _Axis(NamedTuple):
     sums: _AxisSums | None = None
 
 
-def _token_weights(token_mask_BT: Tensor | None, num_tokens: int, device: torch.device) -> Tensor:
-    """(1, B*T) float32: a mean over the unmasked tokens as one matrix product."""
-    if token_mask_BT is None:
-        return torch.full((1, num_tokens), 1 / max(num_tokens, 1), device=device)
-    weight_1T = token_mask_BT.reshape(1, -1).float()
-    return weight_1T / weight_1T.sum().clamp(min=1)
+def _token_weights(token_mask_BT: Tensor) -> Tensor:
+    """(B*T,) float32: what each token counts in a mean over the unmasked ones."""
+    weight_T = token_mask_BT.flatten().float()
+    return weight_T / weight_T.sum().clamp(min=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from monet.kernels.checks import check_float, check_shape
+from monet.kernels.checks import FLOATS, check_float, check_same_device, check_shape
 from monet.kernels.dispatch import enter_torch, resolve
 from monet.kernels.routing import reference
 
@@ -22,31 +23,110 @@ _SAFE_SPAN = 16.0
 _WORTH_CHECKING_TOKENS = 8
 
 
-def thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, *, overwrite: bool = False) -> Tensor:
+def thresholded_softmax(
+    z_TP: Tensor, threshold_H: Tensor, *, overwrite: bool = False, dtype: torch.dtype | None = None
+) -> Tensor:
     """Softmax over the keys whose logit reaches min(row maximum, threshold of the head).
 
     Args:
         z_TP: logits of T tokens (a whole batch, flattened), P = H*E with the head as the slow index; any floating
-            dtype, contiguous.
+            dtype.
         threshold_H: threshold on raw logits per head, see `monet.kernels.routing.reference.raw_threshold`.
-        overwrite: the caller gives `z_TP` up; float32 logits are then turned into the result in place.
+        overwrite: the caller gives `z_TP` up; float32 logits may then be turned into the result in place.
+        dtype: of the result; None for float32 (float64 for float64 logits). The softmax is taken in float32 in any
+            case: in bfloat16 a head's entries sum to 1 within 0.4 %.
     Returns:
-        g_TP, float32 (float64 for float64 logits): exactly 0 at inactive keys, each head's E entries sum to 1.
+        g_TP: exactly 0 at inactive keys, each head's E entries sum to 1.
         Gradients flow through the active logits alone, never through the threshold.
     Raises:
         ValueError: P is no multiple of the number of heads, or a dtype is not floating.
     Source: arXiv 2412.04139, section 3; released router.
     """
+    _check_logits(z_TP, threshold_H, dtype)
+    return resolve("thresholded_softmax", z_TP)(z_TP, threshold_H, overwrite, dtype)
+
+
+def route_with_losses(
+    z_TP: Tensor,
+    threshold_H: Tensor,
+    weight_T: Tensor | None = None,
+    width_H: Tensor | None = None,
+    *,
+    spread: reference.Spread = "routing",
+    overwrite: bool = False,
+    dtype: torch.dtype | None = None,
+) -> reference.RoutingSums:
+    """Thresholded softmax together with the means over tokens that losses and metrics are made of.
+
+    Args:
+        z_TP, threshold_H, overwrite, dtype: see `thresholded_softmax`.
+        weight_T: float32, the share of each token in the means; a token of weight 0 is not counted as fired either.
+            None: every token counts 1/T.
+        width_H: width of the smooth step on raw logits per head; for "firing" only.
+        spread: also return the mean over tokens of the softmax of all keys ("softmax") or of the smooth step
+            sigmoid((z - threshold) / width) ("firing"); "routing" returns neither.
+    Returns:
+        RoutingSums. Gradients flow from g_TP, mean_HE, mean_max_H and share_HE to the logits, never to the threshold,
+        weights or width. Means are float32 (float64 for float64 logits).
+    Raises:
+        ValueError: as `thresholded_softmax`; `weight_T` or `width_H` has a wrong shape, or "firing" comes without
+            widths.
+    Source: arXiv 2412.04139, eq. 16 and 17.
+    """
+    _check_logits(z_TP, threshold_H, dtype)
+    if spread not in ("routing", "softmax", "firing"):
+        raise ValueError(f"spread={spread!r}; use 'routing', 'softmax' or 'firing'")
+    if weight_T is not None:
+        check_float("weight_T", weight_T)
+        check_shape("weight_T", weight_T, (z_TP.shape[0],))
+        check_same_device("z_TP", z_TP, weight_T=weight_T)
+    if spread == "firing":
+        if width_H is None:
+            raise ValueError("spread='firing' needs width_H, the width of the step per head")
+        check_shape("width_H", width_H, tuple(threshold_H.shape))
+    return resolve("route_with_losses", z_TP)(z_TP, threshold_H, weight_T, width_H, spread, overwrite, dtype)
+
+
+def batch_statistics(z_BTHE: Tensor, token_mask_BT: Tensor | None = None) -> reference.BatchStatistics:
+    """Per-head moments over all logits of the unmasked tokens, accumulated without cancellation.
+
+    Args:
+        z_BTHE: router logits, any floating dtype; no gradient flows through.
+        token_mask_BT: bool, True at tokens that count; None counts all.
+    Returns:
+        BatchStatistics in float64; mean and m2 are zero when no token counts.
+    Raises:
+        ValueError: a shape or dtype does not fit.
+    """
+    check_float("z_BTHE", z_BTHE)
+    check_shape("z_BTHE", z_BTHE, (None, None, None, None))
+    if token_mask_BT is not None:
+        check_shape("token_mask_BT", token_mask_BT, tuple(z_BTHE.shape[:2]))
+        if token_mask_BT.dtype != torch.bool:
+            raise ValueError(f"token_mask_BT has dtype {token_mask_BT.dtype}; wanted torch.bool")
+    return resolve("batch_statistics", z_BTHE)(z_BTHE, token_mask_BT)
+
+
+def _check_logits(z_TP: Tensor, threshold_H: Tensor, dtype: torch.dtype | None) -> None:
     check_float("z_TP", z_TP)
     check_shape("z_TP", z_TP, (None, None))
     if threshold_H.dim() != 1 or threshold_H.numel() == 0 or z_TP.shape[1] % threshold_H.numel():
         raise ValueError(
             f"threshold_H has shape {tuple(threshold_H.shape)}; wanted (H,) with H dividing the {z_TP.shape[1]} logits"
         )
-    return resolve("thresholded_softmax", z_TP)(z_TP, threshold_H, overwrite)
+    check_same_device("z_TP", z_TP, threshold_H=threshold_H)
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"dtype={dtype}; wanted one of {', '.join(map(str, FLOATS))}")
 
 
-def _thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, overwrite: bool) -> Tensor:
+def _thresholded_softmax(
+    z_TP: Tensor, threshold_H: Tensor, overwrite: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    g_TP = _at_least_float32(z_TP, threshold_H, overwrite)
+    return g_TP if dtype is None else g_TP.to(dtype)
+
+
+def _at_least_float32(z_TP: Tensor, threshold_H: Tensor, overwrite: bool) -> Tensor:
     if z_TP.dtype in (torch.float16, torch.bfloat16):
         z_TP, overwrite = z_TP.float(), True
     if torch.compiler.is_compiling():
@@ -57,7 +137,24 @@ def _thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, overwrite: bool) -> 
     return _softmax_in_place(z_TP if overwrite else z_TP.clone(), threshold_H)
 
 
+def _route_with_losses(
+    z_TP: Tensor,
+    threshold_H: Tensor,
+    weight_T: Tensor | None,
+    width_H: Tensor | None,
+    spread: reference.Spread,
+    overwrite: bool,
+    dtype: torch.dtype | None = None,
+) -> reference.RoutingSums:
+    # With a share the logits are wanted in backward.
+    softmax = functools.partial(_at_least_float32, overwrite=overwrite and spread == "routing")
+    sums = reference.route_with_losses(z_TP, threshold_H, weight_T, width_H, spread, softmax)
+    return sums if dtype is None else sums._replace(g_TP=sums.g_TP.to(dtype))
+
+
 enter_torch("thresholded_softmax", _thresholded_softmax)
+enter_torch("route_with_losses", _route_with_losses)
+enter_torch("batch_statistics", reference.batch_statistics)
 
 
 def _softmax_in_place(z_TP: Tensor, threshold_H: Tensor) -> Tensor:

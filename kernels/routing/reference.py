@@ -7,8 +7,9 @@ logit, so the test is made on raw logits against one scalar a head and no normal
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +18,33 @@ from torch import Tensor
 _CHUNK_ELEMENTS = 1 << 19
 
 
+# What the uniformity loss spreads over the keys of a head.
+Spread = Literal["routing", "softmax", "firing"]
+
+
 class BatchStatistics(NamedTuple):
     """Moments of logits per head, in the form that merges: two sets combine exactly by `merge_statistics`."""
 
     count: Tensor  # () number of logits
     mean_H: Tensor  # (H,)
     m2_H: Tensor  # (H,) sum of squared deviations from the mean
+
+
+class RoutingSums(NamedTuple):
+    """Routing probabilities, and the means over tokens that losses and metrics are made of.
+
+    g_TP: probabilities, P = H*E.
+    mean_HE: mean probability of each key.
+    mean_max_H: mean over tokens of each head's largest probability.
+    fired_HE: int64, number of tokens at which each key was active.
+    share_HE: mean of what "softmax" or "firing" spreads, not normalised; None for "routing".
+    """
+
+    g_TP: Tensor
+    mean_HE: Tensor
+    mean_max_H: Tensor
+    fired_HE: Tensor
+    share_HE: Tensor | None
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -98,3 +120,45 @@ def thresholded_softmax(z_BTHE: Tensor, threshold_H: Tensor) -> Tensor:
     z_BTHE = _at_least_float32(z_BTHE)
     bound_BTH1 = torch.minimum(z_BTHE.amax(-1, keepdim=True), threshold_H.to(z_BTHE.dtype)[:, None])
     return z_BTHE.masked_fill(z_BTHE < bound_BTH1, -math.inf).softmax(-1)
+
+
+def route_with_losses(
+    z_TP: Tensor,
+    threshold_H: Tensor,
+    weight_T: Tensor | None = None,
+    width_H: Tensor | None = None,
+    spread: Spread = "routing",
+    softmax: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> RoutingSums:
+    """Thresholded softmax and its means over tokens, see `monet.kernels.routing.op.route_with_losses`.
+
+    Args:
+        softmax: makes g_TP of z_TP and threshold_H; None takes `thresholded_softmax`. It may overwrite the logits if
+            `spread` is "routing".
+    """
+    T, H = z_TP.shape[0], threshold_H.numel()
+    every_1T = torch.full((1, T), 1 / max(T, 1), device=z_TP.device) if weight_T is None else weight_T[None]
+    share_HE = None
+    if spread != "routing":
+        z_THE = _at_least_float32(z_TP).unflatten(1, (H, -1))
+        share_THE = z_THE.softmax(-1) if spread == "softmax" else _smooth_step(z_THE, threshold_H, width_H)
+        share_HE = (every_1T.to(share_THE.dtype) @ share_THE.flatten(1)).view(H, -1)
+    if softmax is None:
+        g_TP = thresholded_softmax(z_TP.unflatten(1, (H, -1)), threshold_H).flatten(1)
+    else:
+        g_TP = softmax(z_TP, threshold_H)
+    every_1T = every_1T.to(g_TP.dtype)
+    g_THE = g_TP.unflatten(1, (H, -1))
+    mean_HE = (every_1T @ g_TP).view(H, -1)
+    mean_max_H = (every_1T @ g_THE.amax(-1))[0]
+    fired_THE = g_THE.detach() > 0
+    if weight_T is not None:
+        fired_THE &= (weight_T > 0)[:, None, None]
+    return RoutingSums(g_TP, mean_HE, mean_max_H, fired_THE.sum(0), share_HE)
+
+
+def _smooth_step(z_THE: Tensor, threshold_H: Tensor, width_H: Tensor | None) -> Tensor:
+    """Near 1 above the threshold and 0 below: unlike the routing, every key has a gradient of it."""
+    assert width_H is not None, "the op refuses a step without a width"
+    threshold_H1, width_H1 = (per_head.to(z_THE.dtype)[:, None] for per_head in (threshold_H, width_H))
+    return torch.sigmoid((z_THE - threshold_H1) / width_H1)
