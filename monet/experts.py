@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from transformers.activations import ACT2FN
 
 from monet.configuration_monet import MonetConfig
 from monet.errors import ConfigError
+from monet.kernels.decode.choice import OutputRows, is_sparse
+from monet.kernels.decode.op import active_horizontal, active_vertical
 from monet.kernels.hde.op import horizontal_experts
 from monet.kernels.masked import Keep
 from monet.kernels.vde.op import vertical_experts
@@ -26,17 +29,35 @@ def activation_of(config: MonetConfig) -> Callable[[Tensor], Tensor]:
     return ACT2FN[config.hidden_act]
 
 
-class HorizontalExperts(nn.Module):
-    """Expert (i, j) is x -> V_j act(U_i x + u_i) + b_j (arXiv 2412.04139, eq. 10-12).
-
-    `u` is called as a module; `v` and `b` only hold weights that the mixing reads, so a hook on `v` never fires.
-    """
+class Experts(nn.Module):
+    """What both decompositions share: the activation, and output weights in the form that decoding reads."""
 
     def __init__(self, config: MonetConfig) -> None:
         super().__init__()
-        D, E, M = config.hidden_size, config.moe_experts, config.moe_dim
         self.act_fn = activation_of(config)
-        self.num_keys = E
+        self.num_keys = config.moe_experts
+        self._output_rows = OutputRows()
+
+    def train(self, mode: bool = True) -> Any:
+        """As nn.Module's; copies for decoding are dropped."""
+        self._output_rows.clear()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._output_rows.clear()
+        return super()._apply(*args, **kwargs)
+
+
+class HorizontalExperts(Experts):
+    """Expert (i, j) is x -> V_j act(U_i x + u_i) + b_j (arXiv 2412.04139, eq. 10-12).
+
+    `u` is called as a module unless few keys are active in inference; `v` and `b` only hold weights that the mixing
+    reads, so a hook on `v` never fires.
+    """
+
+    def __init__(self, config: MonetConfig) -> None:
+        super().__init__(config)
+        D, E, M = config.hidden_size, config.moe_experts, config.moe_dim
         self.u = nn.Linear(D, E * M)
         self.v = nn.Linear(E * M, D, bias=False)
         self.b = nn.Parameter(torch.zeros(E, D))
@@ -44,25 +65,28 @@ class HorizontalExperts(nn.Module):
     def forward(self, x_BTD: Tensor, g1_BTHE: Tensor, g2_BTHE: Tensor, keep: Keep | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts."""
         B, T, _ = x_BTD.shape
-        p_TEM = self.u(x_BTD.flatten(0, 1)).unflatten(-1, (self.num_keys, -1))
-        out_TD = horizontal_experts(
-            p_TEM, g1_BTHE.flatten(0, 1), g2_BTHE.flatten(0, 1), self.v.weight, self.b, self.act_fn, keep
-        )
+        x_TD, g1_THE, g2_THE = (tensor.flatten(0, 1) for tensor in (x_BTD, g1_BTHE, g2_BTHE))
+        if is_sparse(x_TD, g1_THE, g2_THE, [self.u], [self.v.weight, self.b]):
+            v_PD = self._output_rows.of("v", self.v.weight)
+            out_TD = active_horizontal(
+                x_TD, g1_THE, g2_THE, self.u.weight, self.u.bias, v_PD, self.b, self.act_fn, keep
+            )
+        else:
+            p_TEM = self.u(x_TD).unflatten(-1, (self.num_keys, -1))
+            out_TD = horizontal_experts(p_TEM, g1_THE, g2_THE, self.v.weight, self.b, self.act_fn, keep)
         return out_TD.unflatten(0, (B, T))
 
 
-class VerticalExperts(nn.Module):
+class VerticalExperts(Experts):
     """Expert (i, j) joins a half that belongs to i and a half that belongs to j (arXiv 2412.04139, eq. 13-29).
 
-    `u1` and `u2` are called as modules; the four `v` only hold weights that the mixing reads, so hooks on them never
-    fire.
+    `u1` and `u2` are called as modules unless few keys are active in inference; the four `v` only hold weights that
+    the mixing reads, so hooks on them never fire.
     """
 
     def __init__(self, config: MonetConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         D, E, P = config.hidden_size, config.moe_experts, config.moe_experts * config.moe_dim // 2
-        self.act_fn = activation_of(config)
-        self.num_keys = E
         self.u1, self.u2 = nn.Linear(D, P), nn.Linear(D, P)
         self.v11, self.v12 = nn.Linear(P, D // 2, bias=False), nn.Linear(P, D // 2, bias=False)
         self.v21, self.v22 = nn.Linear(P, D // 2, bias=False), nn.Linear(P, D // 2, bias=False)
@@ -71,20 +95,20 @@ class VerticalExperts(nn.Module):
     def forward(self, x_BTD: Tensor, g1_BTHE: Tensor, g2_BTHE: Tensor, keep: Keep | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts."""
         B, T, _ = x_BTD.shape
-        x_TD = x_BTD.flatten(0, 1)
-        p1_TEM = self.u1(x_TD).unflatten(-1, (self.num_keys, -1))
-        p2_TEM = self.u2(x_TD).unflatten(-1, (self.num_keys, -1))
+        x_TD, g1_THE, g2_THE = (tensor.flatten(0, 1) for tensor in (x_BTD, g1_BTHE, g2_BTHE))
         projections = (self.v11.weight, self.v12.weight, self.v21.weight, self.v22.weight)
-        out_TD = vertical_experts(
-            p1_TEM,
-            p2_TEM,
-            g1_BTHE.flatten(0, 1),
-            g2_BTHE.flatten(0, 1),
-            projections,
-            (self.b1, self.b2),
-            self.act_fn,
-            keep,
-        )
+        biases = (self.b1, self.b2)
+        if is_sparse(x_TD, g1_THE, g2_THE, [self.u1, self.u2], [*projections, *biases]):
+            first = (self.u1.weight, self.u1.bias, self.u2.weight, self.u2.bias)
+            v11, v12, v21, v22 = (
+                self._output_rows.of(name, weight)
+                for name, weight in zip(("v11", "v12", "v21", "v22"), projections, strict=True)
+            )
+            out_TD = active_vertical(x_TD, g1_THE, g2_THE, first, (v11, v12, v21, v22), biases, self.act_fn, keep)
+        else:
+            p1_TEM = self.u1(x_TD).unflatten(-1, (self.num_keys, -1))
+            p2_TEM = self.u2(x_TD).unflatten(-1, (self.num_keys, -1))
+            out_TD = vertical_experts(p1_TEM, p2_TEM, g1_THE, g2_THE, projections, biases, self.act_fn, keep)
         return out_TD.unflatten(0, (B, T))
 
 

@@ -98,6 +98,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     wanted = {name if name.startswith("monet/") else f"monet/{name}" for name in in_tree}
     assert {name for name in names if name.endswith(".py")} == wanted
     assert "monet/py.typed" in names
+    sources = {path.name for path in (ROOT / "kernels" / "decode").iterdir() if path.suffix in (".cpp", ".h")}
+    assert sources and {f"monet/kernels/decode/{name}" for name in sources} <= set(names)
     assert all(name.startswith(("monet/", "monet-")) for name in names)
     assert any(name.endswith("LICENSE") for name in names)
 

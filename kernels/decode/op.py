@@ -1,0 +1,200 @@
+"""Expert layers that read the weights of active keys alone, for inference.
+
+The ops below exist in plain torch for every device; `build.py` adds the C++ kernels for float32 and bfloat16 on the
+CPU. None has a gradient. They are registered with torch.library, so torch.compile takes them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monet.kernels.checks import check_float, check_same_device, check_shape
+from monet.kernels.decode import reference
+from monet.kernels.decode.build import has_cpp
+from monet.kernels.masked import Keep, check_keep, token_chunks
+
+_CPP_DTYPES = (torch.float32, torch.bfloat16)
+
+_library = torch.library.Library("monet", "FRAGMENT")
+_library.define("count_active(Tensor g) -> int")
+_library.define("active_linear(Tensor x, Tensor g, Tensor w, Tensor bias) -> Tensor")
+_library.define("active_mix(Tensor a, Tensor g1, Tensor g2, Tensor? keep, Tensor? index) -> (Tensor, Tensor)")
+_library.define("active_sum(Tensor[] values, Tensor[] weights) -> Tensor")
+_library.define("thresholded_softmax_(Tensor(a!) z, Tensor threshold) -> ()")
+for _op in (
+    reference.count_active,
+    reference.active_linear,
+    reference.active_mix,
+    reference.active_sum,
+    reference.thresholded_softmax_,
+):
+    _library.impl(_op.__name__, _op, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("monet::thresholded_softmax_", lib=_library)
+def _(z: Tensor, threshold: Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("monet::active_linear", lib=_library)
+def _(x: Tensor, g: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+    return w.new_empty(x.shape[0], g.shape[2], w.shape[0] // g.shape[2])
+
+
+@torch.library.register_fake("monet::active_mix", lib=_library)
+def _(a: Tensor, g1: Tensor, g2: Tensor, keep: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    return a.new_empty(a.shape), a.new_empty(a.shape[:2])
+
+
+@torch.library.register_fake("monet::active_sum", lib=_library)
+def _(values: list[Tensor], weights: list[Tensor]) -> Tensor:
+    return weights[0].new_empty(values[0].shape[0], weights[0].shape[1])
+
+
+def active_horizontal(
+    x_TD: Tensor,
+    g1_THE: Tensor,
+    g2_THE: Tensor,
+    u_PD: Tensor,
+    u_P: Tensor,
+    v_PD: Tensor,
+    b_ED: Tensor,
+    activation: Callable[[Tensor], Tensor],
+    keep: Keep | None = None,
+) -> Tensor:
+    """`horizontal_experts` from the states on: sum_ij w[i, j] (V_j act(U_i x + u_i) + b_j) over active keys.
+
+    Args:
+        x_TD: states of T tokens, in the dtype of the weights.
+        g1_THE, g2_THE: routing probabilities; keys that are 0 in every head are not read.
+        u_PD, u_P: first weight and bias, P = E*M with the expert as the slow index.
+        v_PD: output weight transposed, as a copy with contiguous rows or as the view `v_DP.t()`; rows are read faster.
+        b_ED: output bias of each second key.
+        activation: elementwise function of the pre-activations.
+        keep: mask or None for all experts; kept weights are not renormalised.
+    Returns:
+        out_TD in the dtype of the weights, without a gradient.
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message gives both sides.
+    """
+    E, M = _check(x_TD, g1_THE, g2_THE, u_PD, u_P, keep)
+    check_shape("v_PD", v_PD, (E * M, None))
+    check_shape("b_ED", b_ED, (E, v_PD.shape[1]))
+    check_same_device("states", x_TD, v_PD=v_PD, b_ED=b_ED)
+    ops = _ops(u_PD, u_P, v_PD, b_ED)
+
+    def some(x_tD: Tensor, g1_tHE: Tensor, g2_tHE: Tensor, keep: Keep | None) -> Tensor:
+        a_tEM = activation(ops.active_linear(x_tD, g1_tHE, u_PD, u_P))
+        y_tEM, c_tE = _mix(ops, a_tEM, g1_tHE, g2_tHE, keep)
+        return ops.active_sum([y_tEM, c_tE[..., None]], [v_PD, b_ED])
+
+    return _in_chunks(some, x_TD, g1_THE, g2_THE, keep, E * M)
+
+
+def active_vertical(
+    x_TD: Tensor,
+    g1_THE: Tensor,
+    g2_THE: Tensor,
+    first: tuple[Tensor, Tensor, Tensor, Tensor],
+    projections: tuple[Tensor, Tensor, Tensor, Tensor],
+    biases: tuple[Tensor, Tensor],
+    activation: Callable[[Tensor], Tensor],
+    keep: Keep | None = None,
+) -> Tensor:
+    """`vertical_experts` from the states on, over active keys.
+
+    Args:
+        x_TD, g1_THE, g2_THE, activation, keep: see `active_horizontal`.
+        first: weights and biases of the first linears: u1 (E*M, D), its bias (E*M,), u2, its bias.
+        projections: v11, v12, v21, v22 transposed, (E*M, D/2), as copies or views.
+        biases: b1, b2, (E, D/2).
+    Returns:
+        out_TD, left half then right half, in the dtype of the weights, without a gradient.
+    Raises:
+        ValueError: a shape, dtype or device does not fit; the message gives both sides.
+    """
+    u1_PD, u1_P, u2_PD, u2_P = first
+    E, M = _check(x_TD, g1_THE, g2_THE, u1_PD, u1_P, keep)
+    check_shape("u2", u2_PD, tuple(u1_PD.shape))
+    check_shape("bias of u2", u2_P, (E * M,))
+    half = projections[0].shape[1]
+    for name, weight in zip(("v11", "v12", "v21", "v22"), projections, strict=True):
+        check_shape(name, weight, (E * M, half))
+        check_same_device("states", x_TD, **{name: weight})
+    for name, bias in zip(("b1", "b2"), biases, strict=True):
+        check_shape(name, bias, (E, half))
+        check_same_device("states", x_TD, **{name: bias})
+    ops = _ops(*first, *projections, *biases)
+    v11, v12, v21, v22 = projections
+
+    def some(x_tD: Tensor, g1_tHE: Tensor, g2_tHE: Tensor, keep: Keep | None) -> Tensor:
+        a1_tEM = activation(ops.active_linear(x_tD, g1_tHE, u1_PD, u1_P))
+        a2_tEM = activation(ops.active_linear(x_tD, g2_tHE, u2_PD, u2_P))
+        y21_tEM, c_tE = _mix(ops, a1_tEM, g1_tHE, g2_tHE, keep)
+        turned = keep and Keep(keep.weights_SEE.transpose(1, 2), keep.index_T)
+        y12_tEM, r_tE = _mix(ops, a2_tEM, g2_tHE, g1_tHE, turned)
+        r_tE1, c_tE1 = r_tE[..., None], c_tE[..., None]
+        left_tD = ops.active_sum([a1_tEM * r_tE1, y12_tEM, r_tE1], [v11, v12, biases[0]])
+        right_tD = ops.active_sum([y21_tEM, a2_tEM * c_tE1, c_tE1], [v21, v22, biases[1]])
+        return torch.cat([left_tD, right_tD], -1)
+
+    return _in_chunks(some, x_TD, g1_THE, g2_THE, keep, 2 * E * M)
+
+
+def count_active(g_THE: Tensor) -> int:
+    """Number of (token, key) pairs of one side at which any head is active."""
+    return _ops().count_active(g_THE)
+
+
+def _check(
+    x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor, u_PD: Tensor, u_P: Tensor, keep: Keep | None
+) -> tuple[int, int]:
+    check_float("x_TD", x_TD)
+    check_shape("x_TD", x_TD, (None, None))
+    T, D = x_TD.shape
+    check_shape("g1_THE", g1_THE, (T, None, None))
+    check_shape("g2_THE", g2_THE, tuple(g1_THE.shape))
+    E = g1_THE.shape[2]
+    if u_PD.dim() != 2 or u_PD.shape[1] != D or u_PD.shape[0] % E:
+        raise ValueError(f"the first weight has shape {tuple(u_PD.shape)}; wanted (a multiple of {E} keys, {D})")
+    if x_TD.dtype != u_PD.dtype:
+        raise ValueError(f"states are {x_TD.dtype}, the first weight is {u_PD.dtype}; cast one to the other")
+    check_shape("the first bias", u_P, (u_PD.shape[0],))
+    check_same_device("states", x_TD, g1_THE=g1_THE, g2_THE=g2_THE, u_PD=u_PD, u_P=u_P)
+    if keep is not None:
+        check_keep(keep, T, E, x_TD)
+    return E, u_PD.shape[0] // E
+
+
+def _in_chunks(
+    some: Callable[[Tensor, Tensor, Tensor, Keep | None], Tensor],
+    x_TD: Tensor,
+    g1_THE: Tensor,
+    g2_THE: Tensor,
+    keep: Keep | None,
+    hidden_per_token: int,
+) -> Tensor:
+    """A layer some tokens at a time, so that its hidden units stay few."""
+    if torch.compiler.is_compiling():
+        return some(x_TD, g1_THE, g2_THE, keep)
+    chunks = token_chunks(x_TD.shape[0], hidden_per_token)
+    parts = [some(x_TD[rows], g1_THE[rows], g2_THE[rows], keep and keep.at(rows)) for rows in chunks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _ops(*weights: Tensor) -> Any:
+    """The registered ops, with C++ behind them where that exists; plain torch for what it does not take."""
+    if any(weight.is_cpu and weight.dtype not in _CPP_DTYPES for weight in weights):
+        return reference
+    if not torch.compiler.is_compiling():
+        has_cpp()
+    return torch.ops.monet
+
+
+def _mix(ops: Any, a_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None) -> tuple[Tensor, Tensor]:
+    weights_SEE, index_T = keep or (None, None)
+    return ops.active_mix(a_TEM, g1_THE, g2_THE, weights_SEE, index_T)

@@ -1,0 +1,175 @@
+"""Layers over active keys alone: against the loop over all experts, in torch and in C++, and when they are used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monet.kernels.decode import build, op, reference
+from monet.kernels.masked import Keep
+from tests.kernels.explicit import DECOMPOSITIONS, Example, keep_of_tokens, relu2
+from tests.tolerances import assert_close, relative_rms
+
+forms = pytest.mark.parametrize("form", DECOMPOSITIONS)
+needs_cpp = pytest.mark.skipif(not build.has_cpp(), reason="the C++ kernels cannot be built here")
+
+
+def layer(example: Example, keep: Keep | None = None, activation=relu2, copies: bool = False) -> torch.Tensor:
+    """The op on an example's weights, output weights as views or as copies with contiguous rows."""
+    weights = example.weights
+    rows = {name: weight.t().contiguous() if copies else weight.t() for name, weight in weights.items()
+            if name.startswith("v")}  # fmt: skip
+    routing = (example.x_TD, example.g1_THE, example.g2_THE)
+    if example.form == "horizontal":
+        return op.active_horizontal(
+            *routing, weights["u.weight"], weights["u.bias"], rows["v.weight"], weights["b"], activation, keep
+        )
+    first = tuple(weights[f"u{n}.{part}"] for n in (1, 2) for part in ("weight", "bias"))
+    projections = tuple(rows[f"v{n}.weight"] for n in ("11", "12", "21", "22"))
+    return op.active_vertical(*routing, first, projections, (weights["b1"], weights["b2"]), activation, keep)
+
+
+def masks(example: Example) -> dict[str, Keep | None]:
+    T = example.T
+    return {
+        "none": None,
+        "hard": Keep(example.random_keep()),
+        "soft": Keep(example.random_keep(soft=True)),
+        "a mask a token": Keep(example.random_keep(S=3), torch.arange(T) % 4 - 1),
+        "a soft mask a token": Keep(example.random_keep(soft=True, S=3).double(), torch.arange(T) % 4 - 1),
+        "no token masked": Keep(example.random_keep(S=2), torch.full((T,), -1)),
+    }
+
+
+# M: whole lanes of 16, of 8, and rests; D: tiles of 16 and 64 and rests; T: one token, groups of four and rests
+SHAPES = [
+    dict(T=1, E=9, M=16, D=70),
+    dict(T=1, E=9, M=22, D=10),
+    dict(T=1, E=7, M=48, D=16),
+    dict(T=2, E=6, M=4, D=34),
+    dict(T=7, E=5, M=4, D=6),
+    dict(T=13, E=8, M=16, D=150),
+    dict(T=9, E=5, M=34, D=66, dense=True),
+]
+
+
+@forms
+@pytest.mark.parametrize("mask", masks(Example("horizontal")))
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["torch", "C++"])
+def test_layer_equals_the_loop(form, mask, shape, dtype):
+    example = Example(form, H=3, **shape)
+    keep = masks(example)[mask]
+    wanted = example.loop(None if keep is None else keep_of_tokens(keep, example.T))
+    example.cast(dtype)
+    for copies in (False, True):
+        assert_close(f"copies={copies}", layer(example, keep, copies=copies), wanted)
+
+
+@forms
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_no_tokens(form, dtype):
+    example = Example(form, T=0, dtype=dtype)
+    for keep in (None, Keep(example.random_keep()), Keep(example.random_keep(S=2), torch.zeros(0, dtype=torch.int64))):
+        assert layer(example, keep).shape == (0, example.D)
+
+
+@forms
+@pytest.mark.parametrize("copies", [False, True])
+def test_bfloat16(form, copies):
+    example = Example(form, T=5, E=8, H=4, M=16, D=48)
+    example.weights = {name: weight / 4 for name, weight in example.weights.items()}
+    routing = example.g1_THE, example.g2_THE
+    example.cast(torch.bfloat16)
+    example.g1_THE, example.g2_THE = (g_THE.float() for g_THE in routing)
+    got = layer(example, copies=copies)
+    assert got.dtype == torch.bfloat16
+    assert_close("bfloat16", got, layer(example.cast(torch.float64)), torch.bfloat16)
+
+
+@forms
+def test_activation_that_is_not_zero_at_zero(form):
+    example = Example(form)
+    activation = torch.sigmoid
+    assert_close("sigmoid", layer(example, activation=activation), example.loop(activation=activation))
+    assert_close("sigmoid, C++", layer(example.cast(torch.float32), activation=activation),
+                 Example(form).loop(activation=activation))  # fmt: skip
+
+
+@forms
+def test_inactive_weights_are_never_read(form):
+    """NaN at every key that no token uses does not reach the result."""
+    example = Example(form, T=1, E=6, M=4).cast(torch.float32)
+    wanted = layer(example)
+    used = [(g_THE != 0).any(0).any(0) for g_THE in (example.g1_THE, example.g2_THE)]
+    assert not (used[0].all() or used[1].all())
+    side = {"u": 0, "v": 1, "b": 1, "u1": 0, "u2": 1, "v11": 0, "v12": 0, "v21": 1, "v22": 1, "b1": 0, "b2": 1}
+    for name, weight in example.weights.items():
+        owner = name.split(".")[0]
+        keys = weight.unflatten(1, (6, -1)).transpose(0, 1) if owner.startswith("v") else weight.unflatten(0, (6, -1))
+        keys[~used[side[owner]]] = float("nan")
+    assert torch.equal(layer(example), wanted)
+    assert torch.equal(layer(example, copies=True), wanted) or relative_rms(layer(example, copies=True), wanted) < 2e-6
+
+
+@forms
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["torch", "C++"])
+def test_a_nan_is_passed_on(form, dtype):
+    example = Example(form, T=4, dtype=dtype)
+    example.x_TD[2] = float("nan")
+    nothing = Keep(torch.zeros(1, example.E, example.E, dtype=torch.bool))
+    for keep in (None, Keep(example.random_keep(), torch.tensor([0, 0, -1, 0])), nothing):
+        out = layer(example, keep)
+        assert out[2].isnan().all()
+        assert out[[0, 1, 3]].isfinite().all()
+
+
+@forms
+def test_long_batches_are_done_in_chunks(form, monkeypatch):
+    example = Example(form, T=11, dtype=torch.float32)
+    keep = Keep(example.random_keep(S=2), torch.arange(11) % 3 - 1)
+    wanted = layer(example, keep)
+    monkeypatch.setattr(op, "token_chunks", lambda T, elements: [slice(0, 4), slice(4, 8), slice(8, 11)])
+    assert_close("chunks", layer(example, keep), wanted)
+
+
+@forms
+def test_number_of_threads_changes_nothing(form):
+    example = Example(form, T=6, E=8, M=16, D=300, dtype=torch.float32)
+    one = layer(example)
+    torch.set_num_threads(2)
+    assert torch.equal(layer(example), one)
+
+
+def test_bad_arguments():
+    example = Example("horizontal", dtype=torch.float32)
+    example.weights["v.weight"] = example.weights["v.weight"][:, :-1]
+    with pytest.raises(ValueError, match=r"v_PD has shape \(19, 6\); wanted \(20, any\)"):
+        layer(example)
+    example = Example("horizontal", dtype=torch.float32)
+    example.x_TD = example.x_TD.double()
+    with pytest.raises(ValueError, match=r"states are torch.float64, the first weight is torch.float32"):
+        layer(example)
+    example = Example("vertical", dtype=torch.float32)
+    example.weights["b2"] = example.weights["b2"].bfloat16()
+    with pytest.raises(ValueError, match="weights must share a dtype"):
+        layer(example)
+    example = Example("horizontal", dtype=torch.float32)
+    with pytest.raises(ValueError, match="a mask index is beyond the masks"):
+        layer(example, Keep(example.random_keep(S=2), torch.full((7,), 2)))
+
+
+@needs_cpp
+@pytest.mark.parametrize("case", ["normal", "all kept", "one kept", "NaN", "infinite", "wide"])
+def test_softmax_in_cpp(case):
+    T, H, E = 5, 3, 37
+    z_TP = torch.randn(T, H * E) * (40 if case == "wide" else 1)
+    threshold_H = torch.tensor({"all kept": [-torch.inf] * 3, "one kept": [9.0] * 3}.get(case, [0.3, 0.9, 1.4]))
+    if case in ("NaN", "infinite"):
+        z_TP[1, 5], z_TP[3, 100] = (float(case[:3]),) * 2
+    wanted = z_TP.clone()
+    reference.thresholded_softmax_(wanted, threshold_H.double())
+    torch.ops.monet.thresholded_softmax_(z_TP, threshold_H.double())
+    assert torch.equal(z_TP == 0, wanted == 0)
+    assert torch.equal(z_TP.isnan(), wanted.isnan())
+    assert_close("softmax", z_TP.nan_to_num(), wanted.nan_to_num())
