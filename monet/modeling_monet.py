@@ -89,7 +89,7 @@ class MonetDecoderLayer(GradientCheckpointingLayer):
         routed = None
         if self.router is not None:
             routed = self.router(x_BTD, **(router_options or {}))
-            routing = (routed.g1_BTHE, routed.g2_BTHE)
+            routing = routed.gates
         assert routing is not None, "a layer without a router comes after one that has it"
         return hidden_states + self.moe(x_BTD, *routing, keep), routed
 
@@ -269,9 +269,9 @@ class MonetModel(MonetPreTrainedModel):
             )
             if routed is not None and layer.router is not None:
                 layer.router.update_statistics(routed)
-                routing = (routed.g1_BTHE, routed.g2_BTHE)
+                routing = routed.gates
                 outputs.append(routed)
-            probs.append(routing if routed is not None else None)
+            probs.append((routed.g1_BTHE, routed.g2_BTHE) if routed is not None else None)
 
         wanted = self.config.output_router_probs if output_router_probs is None else output_router_probs
         return MonetModelOutput(

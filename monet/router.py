@@ -36,6 +36,7 @@ class RouterOutput(NamedTuple):
     """Routing probabilities and by-products of one router.
 
     g1_BTHE, g2_BTHE: float32, exactly 0 at inactive keys, rows sum to one.
+    gates: both in the dtype of the logits, cast once for all layers of the group, which mix with them.
     uniformity, ambiguity: differentiable scalars, or None when no losses were asked for.
     metrics: RouterMetrics, or None likewise.
     statistics: moments of both axes' logits in this batch, or None unless the router is learning.
@@ -43,6 +44,7 @@ class RouterOutput(NamedTuple):
 
     g1_BTHE: Tensor
     g2_BTHE: Tensor
+    gates: tuple[Tensor, Tensor]
     uniformity: Tensor | None = None
     ambiguity: Tensor | None = None
     metrics: RouterMetrics | None = None
@@ -117,11 +119,12 @@ class MonetRouter(nn.Module):
             for w, norm in ((self.w1, self.norm1), (self.w2, self.norm2))
         )
         g1_BTHE, g2_BTHE = first.g_BTHE, second.g_BTHE
+        gates = (g1_BTHE.to(first.dtype), g2_BTHE.to(second.dtype))
         statistics = None
         if first.statistics is not None and second.statistics is not None:
             statistics = (first.statistics, second.statistics)
         if first.sums is None or second.sums is None:
-            return RouterOutput(g1_BTHE, g2_BTHE, statistics=statistics)
+            return RouterOutput(g1_BTHE, g2_BTHE, gates, statistics=statistics)
         sums = (first.sums, second.sums)
         paper_uniformity = uniformity_loss(torch.stack([axis.mean_HE for axis in sums]))
         ambiguity = ambiguity_loss(torch.stack([axis.mean_max_H for axis in sums]))
@@ -131,7 +134,7 @@ class MonetRouter(nn.Module):
         tokens = torch.tensor(x_BTD[..., 0].numel()) if token_mask_BT is None else token_mask_BT.sum()
         active_per_head = fired_2HE.sum() / (2 * self.num_heads * tokens.clamp(min=1))
         metrics = RouterMetrics(paper_uniformity.detach(), ambiguity.detach(), active_per_head, fired_2HE)
-        return RouterOutput(g1_BTHE, g2_BTHE, uniformity, ambiguity, metrics, statistics)
+        return RouterOutput(g1_BTHE, g2_BTHE, gates, uniformity, ambiguity, metrics, statistics)
 
     @torch.no_grad()
     def update_statistics(self, output: RouterOutput) -> None:
@@ -163,7 +166,7 @@ class MonetRouter(nn.Module):
             threshold_H = raw_threshold(mean_H, var_H, self.quantile, _EPS)
             if not with_losses:
                 g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=overwrite)
-                return _Axis(g_TP.view(B, T, H, E), statistics)
+                return _Axis(g_TP.view(B, T, H, E), z_TP.dtype, statistics)
             spread = "routing" if router_loss is None else router_loss.uniformity_on
             width_H = None
             if router_loss is not None and spread == "firing":
@@ -174,7 +177,7 @@ class MonetRouter(nn.Module):
         if routed.share_HE is not None:
             target_HE = routed.share_HE / routed.share_HE.sum(-1, keepdim=True).clamp(min=1e-9)
         sums = _AxisSums(routed.mean_HE, routed.mean_max_H, routed.fired_HE, target_HE)
-        return _Axis(routed.g_TP.view(B, T, H, E), statistics, sums)
+        return _Axis(routed.g_TP.view(B, T, H, E), z_TP.dtype, statistics, sums)
 
 
 class _AxisSums(NamedTuple):
@@ -186,6 +189,7 @@ class _AxisSums(NamedTuple):
 
 class _Axis(NamedTuple):
     g_BTHE: Tensor
+    dtype: torch.dtype  # of the logits
     statistics: BatchStatistics | None
     sums: _AxisSums | None = None
 
