@@ -30,6 +30,7 @@ from monet.kernels.aot_case import AotCase
 from monet.kernels.dispatch import interpreted
 
 MODULES = (
+    "monet.kernels.active_keys",
     "monet.kernels.hde.triton_mix",
     "monet.kernels.vde.triton_mix",
     "monet.kernels.routing.triton_op",

@@ -42,6 +42,52 @@ def time_in_turns(runs: dict[str, Callable[[], object]], rounds: int, block_seco
     return samples
 
 
+# Twice the largest L2 cache of the GPUs this is run on.
+_FLUSHED_BYTES = 128 << 20
+
+
+def time_on_device(
+    runs: dict[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int = 3
+) -> dict[str, list[float]]:
+    """Milliseconds of each call, one number a round, the contestants taking turns call by call.
+
+    On a GPU the time between two events on its stream; the L2 cache is filled with something else before each call,
+    and the calls of all rounds are queued without waiting, so that a call's launches hide behind the one before.
+
+    Args:
+        runs: contestants; each call must do the same work again.
+        device: where they run; anything but CUDA is timed by the host's clock.
+        rounds: calls timed of each contestant.
+        warmup: calls of each before that, for compilation and the allocator.
+    """
+    for run in runs.values():
+        for _ in range(warmup):
+            run()
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    if device.type != "cuda":
+        for _ in range(rounds):
+            for name, run in runs.items():
+                started = time.perf_counter()
+                run()
+                samples[name].append((time.perf_counter() - started) * 1e3)
+        return samples
+    flushed = torch.empty(_FLUSHED_BYTES, dtype=torch.uint8, device=device)
+    for _ in range(rounds):
+        events = {}
+        for name, run in runs.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            flushed.zero_()
+            start.record()
+            run()
+            end.record()
+            events[name] = (start, end)
+        # A queue that is too long would make the host wait inside some later call.
+        torch.cuda.synchronize(device)
+        for name, (start, end) in events.items():
+            samples[name].append(start.elapsed_time(end))
+    return samples
+
+
 def saved_bytes(forward: Callable[[], object], known: Iterable[Tensor]) -> int:
     """Bytes that a forward keeps for its backward beyond the storages of `known` (inputs and parameters)."""
     storages = {tensor.untyped_storage().data_ptr() for tensor in known}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +99,16 @@ def test_modules_that_give_no_launches_are_refused(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(toys, "AOT", [])
     with pytest.raises(ConfigError, match="empty"):
         aot.load_cases(TOYS)
+
+
+def test_every_list_of_launches_is_compiled():
+    root = Path(__file__).resolve().parents[2]
+    listing = {
+        f"monet.{'.'.join(path.relative_to(root).with_suffix('').parts)}"
+        for path in (root / "kernels").rglob("*.py")
+        if re.search(r"^AOT\b", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    }
+    assert listing == set(aot.MODULES)
 
 
 def test_a_launch_that_does_not_fit_its_kernel_is_refused():
