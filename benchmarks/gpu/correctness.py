@@ -43,6 +43,8 @@ class Case(NamedTuple):
 
     reference: what computes the same in float64; None for the op itself.
     learns: whether the op has gradients, which are then compared for every input.
+    is_masked: gradients of the gates are then compared as the routing's softmax passes them on. An inactive key's is
+        nothing there, and kernels leave it out; a constant of a row is nothing either.
     """
 
     op: str
@@ -50,6 +52,7 @@ class Case(NamedTuple):
     inputs: dict[str, Tensor]
     reference: Callable[..., Any] | None = None
     learns: bool = True
+    is_masked: bool = False
 
 
 # No size a power of two, and tails in every block.
@@ -115,12 +118,12 @@ def cases(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[Case
         name = "experts" if keep is None else f"experts, {mask} mask"
         weights = {"v": normal(D, E * M, scale=0.1), "b": normal(E, D)}
         inputs = {"p": normal(T, E, M), **routed, **weights}
-        yield Case(f"horizontal {name}", partial(_horizontal, keep), inputs)
+        yield Case(f"horizontal {name}", partial(_horizontal, keep), inputs, is_masked=keep is not None)
         half = M // 2
         v = {name: normal(D // 2, E * half, scale=0.1) for name in V_NAMES}
         b = {name: normal(E, D // 2) for name in B_NAMES}
         inputs = {"p1": normal(T, E, half), "p2": normal(T, E, half), **routed, **v, **b}
-        yield Case(f"vertical {name}", partial(_vertical, keep), inputs)
+        yield Case(f"vertical {name}", partial(_vertical, keep), inputs, is_masked=keep is not None)
         if keep is None or keep.index_T is None:
             yield from _sparse(size, normal, [gate[:DECODED_TOKENS] for gate in gates], keep, mask)
 
@@ -199,10 +202,13 @@ def compare(case: Case, dtype: torch.dtype) -> Row:
         upstream = {name: torch.randn_like(tensor) for name, tensor in outputs.items() if tensor.is_floating_point()}
         wanted = _outputs_and_gradients(reference, exact, upstream) if case.learns else outputs
     with unwritten_is_nan():
-        got = _outputs_and_gradients(case.run, case.inputs, upstream) if case.learns else {}
+        got: dict[str, Tensor] = _outputs_and_gradients(case.run, case.inputs, upstream) if case.learns else {}
         with torch.no_grad():
             inferred = _named(case.run(**case.inputs))
     got |= {f"{name}, inference" if case.learns else name: tensor for name, tensor in inferred.items()}
+    for gate in ("g1", "g2") if case.is_masked else ():
+        for found in (got, wanted):
+            found[f"d{gate}"] = _through_routing(found[f"d{gate}"], exact[gate])
     errors = {name: _error(tensor, wanted[name.partition(",")[0]]) for name, tensor in got.items()}
     assert errors.keys() >= wanted.keys(), f"{case.op} gives no {sorted(wanted.keys() - errors.keys())}"
     worst = max(errors, key=lambda name: errors[name])
@@ -210,6 +216,11 @@ def compare(case: Case, dtype: torch.dtype) -> Row:
     error = errors[worst] if errors[worst] < float("inf") else None
     ok = errors[worst] <= RELATIVE_RMS[dtype]
     return {"op": case.op, "dtype": str(dtype).removeprefix("torch."), "error": error, "worst": worst, "ok": ok}
+
+
+def _through_routing(dg_THE: Tensor, g_THE: Tensor) -> Tensor:
+    dg_THE = dg_THE.double()
+    return g_THE * (dg_THE - (g_THE * dg_THE).sum(-1, keepdim=True))
 
 
 def _outputs_and_gradients(
