@@ -108,7 +108,8 @@ def moments(
     partial_ptr += head * 3 * num_slots
     tl.store(partial_ptr + slot, rows.to(tl.float64))
     tl.store(partial_ptr + num_slots + slot, mean64)
-    tl.store(partial_ptr + 2 * num_slots + slot, tl.maximum(m2, 0.0).to(tl.float64))
+    m2 = tl.where(m2 < 0.0, 0.0, m2)  # a maximum would hide a NaN
+    tl.store(partial_ptr + 2 * num_slots + slot, m2.to(tl.float64))
 
 
 @triton.jit

@@ -212,10 +212,11 @@ def test_strided_logits(layout):
         strict=True,
     ):
         assert torch.equal(ours, theirs)
+    upstream = torch.randn(H * E, T).T
     leaf = z_TP.requires_grad_()
-    thresholded_softmax(leaf, threshold_H)[:, 3].sum().backward()  # an upstream gradient with strides of zero
+    thresholded_softmax(leaf, threshold_H).backward(upstream)
     other = z_TP.detach().double().contiguous().requires_grad_()
-    reference.thresholded_softmax(other.view(T, H, E), threshold_H).flatten(1)[:, 3].sum().backward()
+    reference.thresholded_softmax(other.view(T, H, E), threshold_H).flatten(1).backward(upstream.double())
     assert_close("dz", leaf.grad, other.grad)
     moments = [batch_statistics(z.unflatten(0, (2, 3)).unflatten(2, (H, E))) for z in (z_TP, z_TP.contiguous())]
     for ours, theirs in zip(*moments, strict=True):
@@ -235,7 +236,7 @@ def test_moments(dtype, offset, mask, programs):
         "nothing counts": torch.zeros(B, T),
     }[mask].bool()
     z_BTHE[~counted_BT] = 6e4
-    z_BTHE[(~counted_BT).nonzero(as_tuple=True)[0][:1], 0, 0, 0] = math.nan if not counted_BT[:, 0].any() else 6e4
+    z_BTHE[1][~counted_BT[1]] = math.nan
     got = batch_statistics(z_BTHE, None if mask == "all tokens" else counted_BT)
     z_HN = z_BTHE.double()[counted_BT].transpose(0, 1).flatten(1)
     mean_H = z_HN.mean(1) if counted_BT.any() else torch.zeros(H, dtype=torch.float64)
@@ -243,6 +244,19 @@ def test_moments(dtype, offset, mask, programs):
     for name, ours, theirs in zip(got._fields, got, wanted, strict=True):
         assert ours.dtype == torch.float64
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_moments_of_a_mean_so_far_away_that_it_is_rounded(programs):
+    z_BTHE = torch.randn(1, 40, 2, 37) + 1e5
+    for ours, theirs in zip(batch_statistics(z_BTHE), reference.batch_statistics(z_BTHE.double()), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+def test_a_nan_shows_in_the_moments_of_its_head(programs):
+    z_BTHE = torch.randn(1, 40, 2, 5)
+    z_BTHE[0, 7, 1, 2] = math.nan
+    _, mean_H, m2_H = batch_statistics(z_BTHE)
+    assert mean_H.isnan().tolist() == m2_H.isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
