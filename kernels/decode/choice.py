@@ -3,9 +3,11 @@
 `MONET_DECODE` in the environment overrides the choice: `auto` (default), `dense` or `sparse`. Sparse layers are for
 inference; where a gradient is wanted, or a weight is not plain memory, the layer stays dense whatever is asked for.
 
-`MONET_DECODE_COPY=1` keeps a transposed copy of every output weight, whose rows are contiguous: reading is then up to
-twice as fast, and the model takes about a third more memory. A copy follows every change that torch counts; a write
-through `.data` is only noticed after `train()`, a move or a load.
+The layer reads a transposed copy of each output weight, in which an expert's rows lie together; the weight itself keeps
+the shape of the checkpoint. Copies are made at first use and take about a quarter of the model's memory on top;
+`MONET_DECODE_COPY=0` reads the weights in place instead, at up to a quarter of the speed. A copy is made anew when its
+weight changes: when torch has counted a change, after `train()`, a move or a load, and when some of its entries
+differ, as they do after writing to `.data`.
 """
 
 from __future__ import annotations
@@ -20,22 +22,34 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from monet.kernels.decode.build import has_cpp
-from monet.kernels.decode.op import count_active
+from monet.kernels.decode.op import count_active, is_transposed
 
-# Share of (token, key) pairs up to which the sparse layer is not slower, by dtype and number of tokens, in the C++ of
-# this folder on two cores with AVX-512 (E = 512, M = 16, D = 2048; milliseconds dense / sparse, weights out of cache):
-#   float32   T=1  .12: 7.4/2.7  .40: 7.1/4.4  .89: 6.4/4.1     T=4   .40: 13/6.4  .90: 14/7.0  1.0: 68/32
-#             T=64 .40: 37/35    .65: 37/27    .90: 72/83       T=256 .40: 109/91  .65: 114/112 .90: 238/358
-LIMITS: dict[torch.dtype, tuple[tuple[int, float], ...]] = {
-    torch.float32: ((4, 0.9), (1 << 62, 0.6)),
-    torch.bfloat16: ((1, 0.5), (4, 0.2), (1 << 62, 0.09)),
+# Up to how many tokens, and up to which share of (token, key) pairs, the sparse layer is the faster one: with copies
+# and in place. Measured with the C++ of this folder (E = 512, M = 16, D = 2048, AVX-512), sparse time over dense time:
+#                            share .12 (k = 8)    share .40 (k = 32)   share .65 (k = 64)   share .90
+#   float32, copies          .03 .. .32           .19 .. .60           .32 .. .66           T=4 .37  T=64 .97
+#   float32, in place        .16 .. .48           .32 .. .92           .45 .. .98           T=4 .51  T=64 1.2
+#   bfloat16, copies, T=1    .14 .. .17           .46 .. .52
+#                     T=2    .29 .. .34           .75 .. .92
+#                     T=4    .47 .. .60           1.1 .. 1.3
+#                     T=16   .82 .. 1.1           1.3 .. 1.8
+#   bfloat16, in place, T=1  .30 .. .65           .53 .. 1.8
+#                       T=2  .54 .. .70           1.3 .. 1.9
+#                       T=4  .90 .. 1.2           1.9 .. 2.6
+Limits = tuple[tuple[int, float], ...]
+LIMITS: dict[tuple[torch.dtype, bool], Limits] = {
+    (torch.float32, True): ((4, 0.9), (1 << 62, 0.65)),
+    (torch.float32, False): ((4, 0.65), (1 << 62, 0.4)),
+    (torch.bfloat16, True): ((1, 0.6), (2, 0.35), (4, 0.25)),
+    (torch.bfloat16, False): ((1, 0.2), (2, 0.15)),
 }
 # In plain torch gathered rows are copied, which pays for one token with few keys.
-LIMITS_WITHOUT_CPP = ((1, 0.15),)
-# torch.compile must not look at data. For one token reading every key is no slower, whatever is active.
+LIMITS_WITHOUT_CPP: Limits = ((1, 0.15),)
+# torch.compile must not look at data. For one token reading every key in place is no slower in float32.
 COMPILED_TOKENS = 1
-# Elements of the first weights: a smaller layer is done before the choice is.
-SMALLEST_LAYER = 1 << 20
+# Elements of the first weights. In a smaller layer what surrounds the products weighs more than they do: at 2^20 and
+# T=64 the sparse layer takes .9 (horizontal) to 1.4 (vertical) of the dense one's time, at 2^21 .5 to .8.
+SMALLEST_LAYER = 1 << 21
 
 _CHOICES = ("auto", "dense", "sparse")
 
@@ -60,14 +74,15 @@ def is_sparse(
         return False
     if wanted == "sparse":
         return True
-    if x_TD.device.type != "cpu" or x_TD.dtype not in LIMITS or os.environ.get("MONET_KERNELS") == "triton":
+    key = (x_TD.dtype, _with_copies())
+    if x_TD.device.type != "cpu" or key not in LIMITS or os.environ.get("MONET_KERNELS") == "triton":
         return False
     if sum(linear.weight.numel() for linear in linears) < SMALLEST_LAYER:  # type: ignore[union-attr]
         return False
     if torch.compiler.is_compiling():
-        return x_TD.shape[0] <= COMPILED_TOKENS and _compiled_has_cpp()
+        return x_TD.shape[0] <= COMPILED_TOKENS and x_TD.dtype == torch.float32 and _compiled_has_cpp()
     T, _, E = g1_THE.shape
-    limits = LIMITS[x_TD.dtype] if has_cpp() else LIMITS_WITHOUT_CPP
+    limits = LIMITS[key] if has_cpp() else LIMITS_WITHOUT_CPP
     limit = next((limit for tokens, limit in limits if tokens >= T), 0.0)
     return limit > 0 and count_active(g1_THE) + count_active(g2_THE) <= 2 * limit * T * E
 
@@ -108,19 +123,29 @@ class _Copy(NamedTuple):
     rows_PD: Tensor
 
 
+def _with_copies() -> bool:
+    wanted = os.environ.get("MONET_DECODE_COPY", "1")
+    if wanted not in ("0", "1"):
+        raise ValueError(f"MONET_DECODE_COPY={wanted!r}; use 1, or 0 to read output weights in place")
+    return wanted == "1" and not torch.compiler.is_compiling()
+
+
 class OutputRows:
-    """A module's output weights as [P, D]: views, or copies with contiguous rows under `MONET_DECODE_COPY=1`."""
+    """A module's output weights as [P, D]: copies with contiguous rows, or views under `MONET_DECODE_COPY=0`."""
 
     def __init__(self) -> None:
         self._copies: dict[str, _Copy] = {}
+        self._uses = 0
 
     def of(self, name: str, weight_DP: Tensor) -> Tensor:
         """The weight known as `name`, transposed."""
-        if torch.compiler.is_compiling() or os.environ.get("MONET_DECODE_COPY", "0") != "1":
+        if not _with_copies():
             return weight_DP.t()
         pointer, version = weight_DP.data_ptr(), 0 if weight_DP.is_inference() else weight_DP._version
         kept = self._copies.get(name)
-        if kept is None or kept.source() is not weight_DP or (kept.pointer, kept.version) != (pointer, version):
+        fresh = kept is not None and kept.source() is weight_DP and (kept.pointer, kept.version) == (pointer, version)
+        self._uses += 1
+        if kept is None or not fresh or not is_transposed(weight_DP, kept.rows_PD, self._uses):
             rows_PD = weight_DP.detach().t().contiguous()
             kept = self._copies[name] = _Copy(weakref.ref(weight_DP), pointer, version, rows_PD)
         return kept.rows_PD

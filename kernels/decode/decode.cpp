@@ -1,4 +1,4 @@
-// Expert layers and routing for few tokens on the CPU: only what active keys need is read, and nothing is copied.
+// Expert layers on the CPU: only what active keys need is read, and no weight is copied.
 //
 // Dims carry the project's letters: T tokens, H heads, E keys a side, M hidden units of a key, P = E * M, D model
 // width. Weights are float32 or bfloat16; every sum is accumulated in float32. reference.py has the same in torch.
@@ -7,11 +7,12 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
-#include <limits>
+#include <cstring>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "gathered.h"
@@ -104,76 +105,57 @@ std::tuple<Tensor, Tensor> active_mix(
   return {y_TEM.to(a_TEM.scalar_type()), c_TE.to(a_TEM.scalar_type())};
 }
 
-Tensor active_sum(at::TensorList values_TEM, at::TensorList weights_PD) {
-  check(!values_TEM.empty() && values_TEM.size() == weights_PD.size(), "there must be a weight for each value");
-  const int64_t T = values_TEM[0].size(0), D = weights_PD[0].size(1);
-  Tensor out_TD = at::zeros({T, D}, at::TensorOptions().dtype(at::kFloat));
+Tensor active_sum(at::TensorList values_TEM, at::TensorList weights_PD, at::IntArrayRef starts, int64_t D) {
+  check(!values_TEM.empty() && values_TEM.size() == weights_PD.size() && starts.size() == weights_PD.size(),
+        "there must be a weight and a first column for each value");
+  const int64_t T = values_TEM[0].size(0);
+  std::vector<Term> terms;
   for (size_t n = 0; n < values_TEM.size(); ++n) {
     const int64_t E = values_TEM[n].size(1), M = values_TEM[n].size(2);
     Tensor w = weights_PD[n];
-    check(values_TEM[n].size(0) == T && w.size(0) == E * M && w.size(1) == D, "shapes disagree");
+    check(values_TEM[n].size(0) == T && w.size(0) == E * M, "shapes disagree");
+    check(starts[n] >= 0 && starts[n] + w.size(1) <= D, "a weight's columns lie outside the output");
     check(w.scalar_type() == weights_PD[0].scalar_type(), "weights must share a dtype");
     if (!w.is_contiguous() && !w.t().is_contiguous()) w = w.contiguous();
     const Tensor y = as_float(values_TEM[n]);
-    const Users users = find_users(y.const_data_ptr<float>(), T, 1, E, M);
-    for_type(w, [&](auto type) { sum_into<decltype(type)>(users, y, w, out_TD); });
+    Users users = find_users(y.const_data_ptr<float>(), T, 1, E, M);
+    terms.push_back({std::move(users), y, w, starts[n]});
   }
+  Tensor out_TD = at::zeros({T, D}, at::TensorOptions().dtype(at::kFloat));
+  float* out = out_TD.mutable_data_ptr<float>();
+  for_type(weights_PD[0], [&](auto type) {
+    // Threads share the columns, so the result does not depend on their number.
+    at::parallel_for(0, (D + 63) / 64, 1, [&](int64_t begin, int64_t end) {
+      for (const Term& term : terms) add_term<decltype(type)>(term, out, D, begin * 64, std::min(D, end * 64));
+    });
+  });
   return out_TD.to(weights_PD[0].scalar_type());
 }
 
-// In place: softmax over the keys whose logit is not below min(row maximum, threshold of the head), zero elsewhere.
-void thresholded_softmax(at::Tensor z_TP, const Tensor& threshold_H) {
-  check(z_TP.scalar_type() == at::kFloat && z_TP.is_contiguous(), "logits must be contiguous float32");
-  const int64_t H = threshold_H.numel(), T = z_TP.size(0), E = H ? z_TP.size(1) / H : 0;
-  check(E * H == z_TP.size(1), "the number of heads does not divide the logits");
-  const Tensor threshold = as_float(threshold_H);
-  const float* thresholds = threshold.const_data_ptr<float>();
-  float* rows = z_TP.mutable_data_ptr<float>();
-  at::parallel_for(0, T * H, 64, [&](int64_t begin, int64_t end) {
-    std::vector<int32_t> active(E);
-    for (int64_t r = begin; r < end; ++r) {
-      float* z = rows + r * E;
-      float highest = -std::numeric_limits<float>::infinity();
-      bool broken = false;
-      for (int64_t e = 0; e < E; ++e) {
-        highest = z[e] > highest ? z[e] : highest;
-        broken |= z[e] != z[e];
-      }
-      const float threshold_h = thresholds[r % H], bound = highest < threshold_h ? highest : threshold_h;
-      int64_t count = 0;
-      for (int64_t e = 0; e < E; ++e) {
-        active[count] = static_cast<int32_t>(e);
-        count += !(z[e] < bound);
-      }
-      float sum = 0.0f;
-      for (int64_t k = 0; k < count; ++k) {
-        // The row is overwritten below; the exponentials wait in front, never ahead of what is still to be read.
-        z[k] = std::exp(z[active[k]] - highest);
-        sum += z[k];
-      }
-      if (broken || !(sum > 0.0f)) {
-        std::fill(z, z + E, std::numeric_limits<float>::quiet_NaN());
-        continue;
-      }
-      int64_t e = E;
-      for (int64_t k = count; k-- > 0;) {
-        const float g = z[k] / sum;
-        const int64_t at = active[k];
-        std::fill(z + at + 1, z + e, 0.0f);
-        z[at] = g;
-        e = at;
-      }
-      std::fill(z, z + e, 0.0f);
-    }
-  });
+// Whether `rows` is still the transpose of `w` at some entries, spread over all columns of `w`.
+bool is_transposed(const Tensor& w_DP, const Tensor& rows_PD, int64_t seed) {
+  const int64_t D = w_DP.size(0), P = w_DP.size(1), size = w_DP.element_size();
+  check(rows_PD.size(0) == P && rows_PD.size(1) == D && rows_PD.scalar_type() == w_DP.scalar_type(), "no transpose");
+  constexpr int64_t SAMPLES = 512;
+  const char* w = static_cast<const char*>(w_DP.const_data_ptr());
+  const char* rows = static_cast<const char*>(rows_PD.const_data_ptr());
+  int64_t different = 0;
+  for (int64_t k = 0; k < std::min(SAMPLES, D * P); ++k) {
+    const uint64_t mixed = static_cast<uint64_t>(seed * SAMPLES + k) * 0x9E3779B97F4A7C15u;
+    const int64_t d = static_cast<int64_t>(mixed >> 40) % D;
+    const int64_t p = (k * P / SAMPLES + static_cast<int64_t>(mixed & 0xFFFFFF) % (P / SAMPLES + 1)) % P;
+    different += std::memcmp(w + (d * w_DP.stride(0) + p * w_DP.stride(1)) * size,
+                             rows + (p * rows_PD.stride(0) + d * rows_PD.stride(1)) * size, size) != 0;
+  }
+  return different == 0;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(monet, CPU, m) {
   m.impl("count_active", count_active);
+  m.impl("is_transposed", is_transposed);
   m.impl("active_linear", active_linear);
   m.impl("active_mix", active_mix);
   m.impl("active_sum", active_sum);
-  m.impl("thresholded_softmax_", thresholded_softmax);
 }

@@ -136,7 +136,8 @@ void linear_of_users(
         else dots<1>(n, w, D, x, D, out);
         for (int i = 0; i < n; ++i)
           for (int r = 0; r < rows; ++r)
-            p_TP[tokens[start + i] * E * M + first + r] = static_cast<W>(out[r][i] + static_cast<float>(bias_P[first + r]));
+            p_TP[tokens[start + i] * E * M + first + r] =
+                static_cast<W>(out[r][i] + static_cast<float>(bias_P[first + r]));
       }
     }
   });
@@ -180,11 +181,11 @@ void add_rows(
   return add_rows<4>(w, rows, coefficients, out, width);
 }
 
-// Weight stored [P, D].
+// Weight stored [P, width]; rows of the output are D apart.
 template <typename W>
 void sum_rows(
-    const Users& users, const float* y_TP, const W* w_PD, float* out_TD, int64_t P, int64_t M, int64_t D,
-    int64_t begin, int64_t end) {
+    const Users& users, const float* y_TP, const W* w_PD, float* out_TD, int64_t P, int64_t M, int64_t width,
+    int64_t D, int64_t begin, int64_t end) {
   std::vector<float> picked(4 * M);
   std::vector<const W*> rows(M);
   for (size_t u = 0; u < users.keys.size(); ++u) {
@@ -205,7 +206,7 @@ void sum_rows(
           picked[i * M + used] = y_TP[tokens[start + i] * P + first + m];
           any |= picked[i * M + used] != 0.0f;
         }
-        rows[used] = w_PD + (first + m) * D + begin;
+        rows[used] = w_PD + (first + m) * width + begin;
         used += any;
       }
       add_rows(n, rows.data(), used, coefficients, out, end - begin);
@@ -283,21 +284,26 @@ void sum_columns(
   }
 }
 
+// One product of a sum: values (T, P) times a weight, added to output columns from `start` on.
+struct Term {
+  Users users;
+  Tensor y_TEM, w_PD;
+  int64_t start;
+};
+
+// Adds what falls into the columns [begin, end) of the output.
 template <typename W>
-void sum_into(const Users& users, const Tensor& y_TEM, const Tensor& w_PD, Tensor& out_TD) {
-  const int64_t T = y_TEM.size(0), M = y_TEM.size(2), P = w_PD.size(0), D = w_PD.size(1);
-  const float* y = y_TEM.const_data_ptr<float>();
-  const W* w = w_PD.const_data_ptr<W>();
-  float* out = out_TD.mutable_data_ptr<float>();
-  const bool by_rows = w_PD.is_contiguous();
-  // Threads share the columns, so the result does not depend on their number.
-  at::parallel_for(0, (D + 63) / 64, 4, [&](int64_t begin, int64_t end) {
-    begin *= 64;
-    end = std::min(D, end * 64);
-    if (by_rows) sum_rows<W>(users, y, w, out, P, M, D, begin, end);
-    else if (T == 1) sum_columns_of_one<W>(users, y, w, out, P, M, begin, end);
-    else sum_columns<W>(users, y, w, out, P, M, D, begin, end);
-  });
+void add_term(const Term& term, float* out_TD, int64_t D, int64_t begin, int64_t end) {
+  const int64_t T = term.y_TEM.size(0), M = term.y_TEM.size(2), P = term.w_PD.size(0), width = term.w_PD.size(1);
+  begin = std::max<int64_t>(begin - term.start, 0);
+  end = std::min(end - term.start, width);
+  if (begin >= end) return;
+  const float* y = term.y_TEM.const_data_ptr<float>();
+  const W* w = term.w_PD.const_data_ptr<W>();
+  float* out = out_TD + term.start;
+  if (term.w_PD.is_contiguous()) sum_rows<W>(term.users, y, w, out, P, M, width, D, begin, end);
+  else if (T == 1) sum_columns_of_one<W>(term.users, y, w, out, P, M, begin, end);
+  else sum_columns<W>(term.users, y, w, out, P, M, D, begin, end);
 }
 
 }  // namespace monet

@@ -21,23 +21,18 @@ _CPP_DTYPES = (torch.float32, torch.bfloat16)
 
 _library = torch.library.Library("monet", "FRAGMENT")
 _library.define("count_active(Tensor g) -> int")
+_library.define("is_transposed(Tensor w, Tensor rows, int seed) -> bool")
 _library.define("active_linear(Tensor x, Tensor g, Tensor w, Tensor bias) -> Tensor")
 _library.define("active_mix(Tensor a, Tensor g1, Tensor g2, Tensor? keep, Tensor? index) -> (Tensor, Tensor)")
-_library.define("active_sum(Tensor[] values, Tensor[] weights) -> Tensor")
-_library.define("thresholded_softmax_(Tensor(a!) z, Tensor threshold) -> ()")
+_library.define("active_sum(Tensor[] values, Tensor[] weights, int[] starts, SymInt width) -> Tensor")
 for _op in (
     reference.count_active,
+    reference.is_transposed,
     reference.active_linear,
     reference.active_mix,
     reference.active_sum,
-    reference.thresholded_softmax_,
 ):
     _library.impl(_op.__name__, _op, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("monet::thresholded_softmax_", lib=_library)
-def _(z: Tensor, threshold: Tensor) -> None:
-    return None
 
 
 @torch.library.register_fake("monet::active_linear", lib=_library)
@@ -51,8 +46,8 @@ def _(a: Tensor, g1: Tensor, g2: Tensor, keep: Tensor | None, index: Tensor | No
 
 
 @torch.library.register_fake("monet::active_sum", lib=_library)
-def _(values: list[Tensor], weights: list[Tensor]) -> Tensor:
-    return weights[0].new_empty(values[0].shape[0], weights[0].shape[1])
+def _(values: list[Tensor], weights: list[Tensor], starts: list[int], width: int) -> Tensor:
+    return weights[0].new_empty(values[0].shape[0], width)
 
 
 def active_horizontal(
@@ -90,7 +85,7 @@ def active_horizontal(
     def some(x_tD: Tensor, g1_tHE: Tensor, g2_tHE: Tensor, keep: Keep | None) -> Tensor:
         a_tEM = activation(ops.active_linear(x_tD, g1_tHE, u_PD, u_P))
         y_tEM, c_tE = _mix(ops, a_tEM, g1_tHE, g2_tHE, keep)
-        return ops.active_sum([y_tEM, c_tE[..., None]], [v_PD, b_ED])
+        return ops.active_sum([y_tEM, c_tE[..., None]], [v_PD, b_ED], [0, 0], b_ED.shape[1])
 
     return _in_chunks(some, x_TD, g1_THE, g2_THE, keep, E * M)
 
@@ -138,9 +133,9 @@ def active_vertical(
         turned = keep and Keep(keep.weights_SEE.transpose(1, 2), keep.index_T)
         y12_tEM, r_tE = _mix(ops, a2_tEM, g2_tHE, g1_tHE, turned)
         r_tE1, c_tE1 = r_tE[..., None], c_tE[..., None]
-        left_tD = ops.active_sum([a1_tEM * r_tE1, y12_tEM, r_tE1], [v11, v12, biases[0]])
-        right_tD = ops.active_sum([y21_tEM, a2_tEM * c_tE1, c_tE1], [v21, v22, biases[1]])
-        return torch.cat([left_tD, right_tD], -1)
+        values = [a1_tEM * r_tE1, y12_tEM, r_tE1, y21_tEM, a2_tEM * c_tE1, c_tE1]
+        weights = [v11, v12, biases[0], v21, v22, biases[1]]
+        return ops.active_sum(values, weights, [0, 0, 0, half, half, half], 2 * half)
 
     return _in_chunks(some, x_TD, g1_THE, g2_THE, keep, 2 * E * M)
 
@@ -148,6 +143,11 @@ def active_vertical(
 def count_active(g_THE: Tensor) -> int:
     """Number of (token, key) pairs of one side at which any head is active."""
     return _ops().count_active(g_THE)
+
+
+def is_transposed(w_DP: Tensor, rows_PD: Tensor, seed: int) -> bool:
+    """Whether `rows_PD` is still the transpose of `w_DP` at some hundred entries that `seed` picks."""
+    return _ops(w_DP).is_transposed(w_DP, rows_PD, seed)
 
 
 def _check(

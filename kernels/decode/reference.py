@@ -10,12 +10,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from monet.kernels.routing.reference import thresholded_softmax
-
 
 def count_active(g_THE: Tensor) -> int:
     """Number of (token, key) pairs at which any head is active."""
     return int((g_THE != 0).any(1).sum())
+
+
+def is_transposed(w_DP: Tensor, rows_PD: Tensor, seed: int) -> bool:
+    """Whether `rows_PD` is the transpose of `w_DP` at entries picked by `seed`, some in every part of the columns."""
+    D, P = w_DP.shape
+    p = (torch.linspace(0, P - 1, min(P, 512)).long() + seed) % P
+    d = (p * 40503 + seed * 2654435761) % D
+    p, d = p.to(w_DP.device), d.to(w_DP.device)
+    return bool(torch.equal(w_DP[d, p], rows_PD[p, d]))
 
 
 def active_linear(x_TD: Tensor, g_THE: Tensor, w_PD: Tensor, bias_P: Tensor) -> Tensor:
@@ -69,24 +76,21 @@ def active_mix(
     return empty_TEM.index_copy(1, keys2, y_TUM), empty_TE.index_copy(1, keys2, c_TU)
 
 
-def active_sum(values_TEM: Sequence[Tensor], weights_PD: Sequence[Tensor]) -> Tensor:
-    """Sum of `values.flatten(1) @ weight` over the pairs, reading only the rows whose values are not all zero.
+def active_sum(values_TEM: Sequence[Tensor], weights_PD: Sequence[Tensor], starts: Sequence[int], width: int) -> Tensor:
+    """Sum of products `value.flatten(1) @ weight`, reading only the rows whose values are not all zero.
 
     Args:
         values_TEM: arrays (T, E, M).
         weights_PD: a weight (E*M, D) for each.
+        starts: the first output column of each product.
+        width: number of output columns.
     Returns:
         out_TD in the dtype of the weights.
     """
-    parts = []
-    for value_TEM, w_PD in zip(values_TEM, weights_PD, strict=True):
+    out_TD = weights_PD[0].new_zeros(values_TEM[0].shape[0], width)
+    for value_TEM, w_PD, start in zip(values_TEM, weights_PD, starts, strict=True):
         value_TP = value_TEM.flatten(1).to(w_PD.dtype)
         rows = (value_TP != 0).any(0).nonzero()[:, 0]
-        parts.append(value_TP.index_select(1, rows) @ w_PD.index_select(0, rows))
-    return torch.stack(parts).sum(0)
-
-
-def thresholded_softmax_(z_TP: Tensor, threshold_H: Tensor) -> None:
-    """Turn logits into `monet.kernels.routing.reference.thresholded_softmax` of them, in place."""
-    z_THE = z_TP.unflatten(1, (threshold_H.numel(), -1))
-    z_THE.copy_(thresholded_softmax(z_THE, threshold_H))
+        product_TD = value_TP.index_select(1, rows) @ w_PD.index_select(0, rows)
+        out_TD[:, start : start + w_PD.shape[1]] += product_TD
+    return out_TD

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from monet.kernels.decode import build, op, reference
+from monet.kernels.decode import op
 from monet.kernels.masked import Keep
 from tests.kernels.explicit import DECOMPOSITIONS, Example, keep_of_tokens, relu2
 from tests.tolerances import assert_close, relative_rms
 
 forms = pytest.mark.parametrize("form", DECOMPOSITIONS)
-needs_cpp = pytest.mark.skipif(not build.has_cpp(), reason="the C++ kernels cannot be built here")
 
 
 def layer(example: Example, keep: Keep | None = None, activation=relu2, copies: bool = False) -> torch.Tensor:
@@ -159,17 +158,17 @@ def test_bad_arguments():
         layer(example, Keep(example.random_keep(S=2), torch.full((7,), 2)))
 
 
-@needs_cpp
-@pytest.mark.parametrize("case", ["normal", "all kept", "one kept", "NaN", "infinite", "wide"])
-def test_softmax_in_cpp(case):
-    T, H, E = 5, 3, 37
-    z_TP = torch.randn(T, H * E) * (40 if case == "wide" else 1)
-    threshold_H = torch.tensor({"all kept": [-torch.inf] * 3, "one kept": [9.0] * 3}.get(case, [0.3, 0.9, 1.4]))
-    if case in ("NaN", "infinite"):
-        z_TP[1, 5], z_TP[3, 100] = (float(case[:3]),) * 2
-    wanted = z_TP.clone()
-    reference.thresholded_softmax_(wanted, threshold_H.double())
-    torch.ops.monet.thresholded_softmax_(z_TP, threshold_H.double())
-    assert torch.equal(z_TP == 0, wanted == 0)
-    assert torch.equal(z_TP.isnan(), wanted.isnan())
-    assert_close("softmax", z_TP.nan_to_num(), wanted.nan_to_num())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["torch", "C++"])
+@pytest.mark.parametrize("shape", [(40, 1000), (3, 5), (1000, 40), (1, 1)], ids=str)
+def test_an_outdated_copy_is_seen(dtype, shape):
+    w_DP = torch.randn(shape, dtype=dtype)
+    w_DP[0, 0] = float("nan") if dtype == torch.float32 else 0
+    rows_PD = w_DP.t().contiguous()
+    assert all(op.is_transposed(w_DP, rows_PD, seed) for seed in range(20))
+    assert not op.is_transposed(w_DP + 1e-3, rows_PD, 1) or shape == (1, 1)
+    # one expert of two changed, of sixteen columns if there are so many
+    w_DP[:, -16:] += 1
+    assert not all(op.is_transposed(w_DP, rows_PD, seed) for seed in range(3)) or shape == (1, 1)
+    w_DP[:, -16:] -= 1
+    w_DP[shape[0] // 2] += 1  # one row: found in time
+    assert not all(op.is_transposed(w_DP, rows_PD, seed) for seed in range(200)) or shape == (1, 1)

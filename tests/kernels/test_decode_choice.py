@@ -57,22 +57,22 @@ def test_module_gives_the_dense_layers_result(form, mask, calls, monkeypatch):
         monkeypatch.setenv("MONET_DECODE", "sparse")
         assert_close("sparse", module(*inputs, keep), wanted)
         assert calls == [f"active_{form}"]
-        monkeypatch.setenv("MONET_DECODE_COPY", "1")
-        assert_close("with copies", module(*inputs, keep), wanted)
+        monkeypatch.setenv("MONET_DECODE_COPY", "0")
+        assert_close("in place", module(*inputs, keep), wanted)
 
 
 @needs_cpp
 def test_choice_follows_the_share_of_active_keys(calls, monkeypatch):
     module, (x_BTD, g1, g2) = module_and_input(T=8)
     everything = torch.full_like(g1, 1 / 16)
-    monkeypatch.setattr(choice, "LIMITS", {torch.float32: ((8, 0.9),)})
+    monkeypatch.setattr(choice, "LIMITS", {(torch.float32, True): ((8, 0.9),)})
     with torch.no_grad():
         module(x_BTD, g1, g2)
         assert len(calls) == 1
         module(x_BTD, everything, everything)
         module(*(part.repeat(1, 2, *[1] * (part.dim() - 2)) for part in (x_BTD, g1, g2)))
         assert len(calls) == 1
-    monkeypatch.setattr(choice, "SMALLEST_LAYER", 1 << 20)
+    monkeypatch.setattr(choice, "SMALLEST_LAYER", 1 << 21)
     with torch.no_grad():
         module(x_BTD, g1, g2)
     assert len(calls) == 1
@@ -107,6 +107,10 @@ def test_unknown_choice_is_refused(monkeypatch):
     monkeypatch.setenv("MONET_DECODE", "fast")
     with pytest.raises(ValueError, match=r"MONET_DECODE='fast'; use one of auto, dense, sparse"):
         module(*inputs)
+    monkeypatch.setenv("MONET_DECODE", "sparse")
+    monkeypatch.setenv("MONET_DECODE_COPY", "yes")
+    with torch.no_grad(), pytest.raises(ValueError, match=r"MONET_DECODE_COPY='yes'; use 1, or 0"):
+        module(*inputs)
 
 
 @forms
@@ -130,12 +134,19 @@ def test_copies_follow_the_weights(form, calls, monkeypatch):
         assert module._output_rows._copies[name].rows_PD is kept
         linear.weight.mul_(2)
         check("changed in place")
+        for entry in range(5):
+            linear.weight[entry, entry * 7] += 1
+            check("a single entry changed in place")
         linear.weight.data = torch.randn_like(linear.weight)
         check("another storage")
         linear.weight = torch.nn.Parameter(torch.randn_like(linear.weight))
         check("another parameter")
         module.load_state_dict({key: value * 3 for key, value in module.state_dict().items()})
         check("loaded")
+        linear.weight.data[:, -1] += 1
+        check("one key's entries written through .data")
+        linear.weight.data *= 2
+        check("all entries written through .data")
         module.train()
         assert not module._output_rows._copies
         linear.weight.data.mul_(2)
@@ -150,7 +161,6 @@ def test_copies_follow_the_weights(form, calls, monkeypatch):
 @forms
 def test_inference_mode(form, calls, monkeypatch):
     monkeypatch.setenv("MONET_DECODE", "sparse")
-    monkeypatch.setenv("MONET_DECODE_COPY", "1")
     module, inputs = module_and_input(form)
     with torch.no_grad():
         wanted = module(*inputs)
