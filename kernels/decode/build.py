@@ -13,7 +13,10 @@ import logging
 import os
 import platform
 import re
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -44,7 +47,7 @@ def has_cpp() -> bool:
     except Exception as error:  # a compiler fails in many ways, and none of them may stop the model
         reason = str(error).strip().splitlines() or [type(error).__name__]
         warnings.warn(
-            f"Monet's C++ kernels could not be built, so decoding on the CPU is slower: {reason[0]}. They need g++ and "
+            f"Monet's C++ kernels could not be built, so decoding on the CPU is slower: {reason[0][:200]}. They need g++ and "
             "ninja (pip install ninja); MONET_CPP=0 silences this warning.",
             stacklevel=2,
         )
@@ -68,7 +71,19 @@ def _load() -> None:
         if not (folder / f"{name}.so").exists():
             _log.info("building the C++ kernels in %s", folder)
         sources = [str(_FOLDER / source) for source in _SOURCES]
-        cpp_extension.load(name, sources, extra_cflags=flags, with_cuda=False, is_python_module=False)
+        with _own_programs_on_path():
+            cpp_extension.load(name, sources, extra_cflags=flags, with_cuda=False, is_python_module=False)
+
+
+@contextmanager
+def _own_programs_on_path() -> Iterator[None]:
+    """Lets torch find the ninja of an environment that was not activated."""
+    before = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = f"{before}{os.pathsep}{Path(sys.executable).parent}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 def _name(capability: str, flags: list[str]) -> str:
