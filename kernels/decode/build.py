@@ -47,8 +47,8 @@ def has_cpp() -> bool:
     except Exception as error:  # a compiler fails in many ways, and none of them may stop the model
         reason = str(error).strip().splitlines() or [type(error).__name__]
         warnings.warn(
-            f"Monet's C++ kernels could not be built, so decoding on the CPU is slower: {reason[0][:200]}. They need g++ "
-            "and ninja (pip install ninja); MONET_CPP=0 silences this warning.",
+            f"Monet's C++ kernels could not be built, so decoding on the CPU is slower: {reason[0][:200]}. They need "
+            "g++ and ninja (pip install ninja); MONET_CPP=0 silences this warning.",
             stacklevel=2,
         )
         return False
