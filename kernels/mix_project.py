@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from monet.kernels.dispatch import without_autocast
@@ -43,6 +43,10 @@ class Step(NamedTuple):
     activation: Activation
     keep: Keep | None
 
+    def mask_tensors(self) -> tuple[Tensor, ...]:
+        """What a mask is made of: saved for backward, so that a mask changed in between is noticed."""
+        return () if self.keep is None else tuple(tensor for tensor in self.keep if tensor is not None)
+
     def mix(self, inputs: tuple[Tensor, ...], rows: slice) -> tuple[Tensor, ...]:
         """The mixed arrays of some tokens; `inputs` are the pre-activations, g1 and g2 of all."""
         *hidden, g1_tHE, g2_tHE = (tensor[rows] for tensor in inputs)
@@ -63,14 +67,21 @@ def mix_project(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, .
     with without_autocast(inputs[0].device):
         if torch.compiler.is_compiling():
             return reference(step, inputs, weights)
-        if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *weights))):
+        learns = _learns(step.activation)
+        wanted = learns or any(tensor.requires_grad for tensor in (*inputs, *weights))
+        if not (torch.is_grad_enabled() and wanted):
             return _forward(step, inputs, weights)
-        if inputs[0].numel() < max(1, _LEAN_FROM_ELEMENTS):
+        if learns or inputs[0].numel() < max(1, _LEAN_FROM_ELEMENTS):
             return reference(step, inputs, weights)
         out_TD = _MixProject.apply(step, weights, *inputs)
         if not any(weight.requires_grad for weight in weights):
             return out_TD
         return _Weights.apply(out_TD, step, tuple(tensor.detach() for tensor in inputs), *weights)
+
+
+def _learns(activation: Activation) -> bool:
+    """Whether an activation has parameters that want a gradient, which the lean form does not give."""
+    return isinstance(activation, nn.Module) and any(weight.requires_grad for weight in activation.parameters())
 
 
 def reference(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
@@ -111,15 +122,15 @@ class _MixProject(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, step: Step, weights: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
-        ctx.step, ctx.num_inputs = step, len(inputs)
-        ctx.save_for_backward(*inputs, *weights)
+        ctx.step, ctx.num_inputs, ctx.num_weights = step, len(inputs), len(weights)
+        ctx.save_for_backward(*inputs, *weights, *step.mask_tensors())
         return _forward(step, inputs, weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Any, ...]:
-        step = ctx.step
-        inputs, weights = ctx.saved_tensors[: ctx.num_inputs], ctx.saved_tensors[ctx.num_inputs :]
+        step, saved = ctx.step, ctx.saved_tensors  # once: activation checkpointing allows no second reading
+        inputs, weights = saved[: ctx.num_inputs], saved[ctx.num_inputs : ctx.num_inputs + ctx.num_weights]
         E = inputs[0].shape[1]
         dinputs = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
         with without_autocast(dout_TD.device):
@@ -147,14 +158,15 @@ class _Weights(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, out_TD: Tensor, step: Step, inputs: tuple[Tensor, ...], *weights: Tensor) -> Tensor:
-        ctx.step = step
-        ctx.save_for_backward(*inputs)
-        return out_TD.view_as(out_TD)
+        ctx.step, ctx.num_inputs = step, len(inputs)
+        ctx.save_for_backward(*inputs, *step.mask_tensors())
+        ctx.mark_dirty(out_TD)
+        return out_TD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Any, ...]:
-        step, inputs = ctx.step, ctx.saved_tensors
+        step, inputs = ctx.step, ctx.saved_tensors[: ctx.num_inputs]
         dweights: list[Tensor | None] = [None] * len(step.terms)
         with without_autocast(dout_TD.device):
             for rows in _chunks(inputs[0]):

@@ -163,12 +163,12 @@ def _register(kernels: Kernels) -> Any:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
         hidden, g1, g2, act, keep, index = inputs
-        ctx.act, ctx.keep, ctx.index = act, keep, index
-        ctx.save_for_backward(*hidden, g1, g2)
+        ctx.act = act
+        ctx.save_for_backward(keep, index, *hidden, g1, g2)
 
     def differentiate(ctx: Any, dmixed: list[Tensor]) -> tuple[Any, ...]:
-        *hidden, g1, g2 = ctx.saved_tensors
-        *dhidden, dg1, dg2 = backward_op(hidden, g1, g2, ctx.act, ctx.keep, ctx.index, list(dmixed))
+        keep, index, *hidden, g1, g2 = ctx.saved_tensors
+        *dhidden, dg1, dg2 = backward_op(hidden, g1, g2, ctx.act, keep, index, list(dmixed))
         return dhidden, dg1, dg2, None, None, None
 
     forward_op.register_autograd(differentiate, setup_context=setup_context)

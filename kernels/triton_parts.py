@@ -17,7 +17,9 @@ DOT_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat
 
 
 def fused_activation(activation: Activation) -> int | None:
-    """The kernels' own number of an activation, or None."""
+    """The kernels' own number of an activation; None for others, and for one whose call a hook watches."""
+    if getattr(activation, "_forward_hooks", None) or getattr(activation, "_forward_pre_hooks", None):
+        return None
     return _FUSED.get(type(activation).__name__)
 
 
@@ -31,10 +33,10 @@ def activate(p, ACT: tl.constexpr):
     """Activation in float32."""
     p = p.to(tl.float32)
     if ACT == 1:
-        r = tl.maximum(p, 0.0)
+        r = tl.maximum(p, 0.0, propagate_nan=tl.PropagateNan.ALL)
         return r * r
     elif ACT == 2:
-        return tl.maximum(p, 0.0)
+        return tl.maximum(p, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACT == 3:
         return p / (1.0 + tl.exp(-p))
     else:
@@ -46,7 +48,7 @@ def slope(p, ACT: tl.constexpr):
     """Derivative of `activate`, in float32."""
     p = p.to(tl.float32)
     if ACT == 1:
-        return 2.0 * tl.maximum(p, 0.0)
+        return 2.0 * tl.maximum(p, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACT == 2:
         return tl.where(p > 0.0, 1.0, 0.0)
     elif ACT == 3:

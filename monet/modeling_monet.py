@@ -257,6 +257,7 @@ class MonetModel(MonetPreTrainedModel):
         keep_R = self.active_masks.resolve(self, expert_mask, B, T, inputs_embeds.device)
 
         hidden_states, routing = inputs_embeds, None
+        wanted = self.config.output_router_probs if output_router_probs is None else output_router_probs
         probs: list[tuple[Tensor, Tensor] | None] = []
         outputs: list[RouterOutput] = []
         for index, layer in enumerate(cast(list[MonetDecoderLayer], self.layers)):
@@ -270,10 +271,9 @@ class MonetModel(MonetPreTrainedModel):
             if routed is not None and layer.router is not None:
                 layer.router.update_statistics(routed)
                 routing = routed.gates
-                outputs.append(routed)
-            probs.append((routed.g1_BTHE, routed.g2_BTHE) if routed is not None else None)
+                outputs.extend([routed] if with_losses else [])
+            probs.append((routed.g1_BTHE, routed.g2_BTHE) if routed is not None and wanted else None)
 
-        wanted = self.config.output_router_probs if output_router_probs is None else output_router_probs
         return MonetModelOutput(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values,

@@ -152,3 +152,28 @@ def test_compiles_without_a_graph_break(form, mask):
         results.append((out, *(part.grad for part in inputs)))
     for n, (eager, compiled) in enumerate(zip(*results, strict=True)):
         assert_close(f"result {n}", compiled, eager)
+
+
+@pytest.mark.parametrize("name", ["relu2", "relu", "silu"])
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_not_a_number_is_handed_on(form, name):
+    """A diverging model must not look healthy: maximum(nan, 0) is 0 on a GPU unless it is told otherwise."""
+    example = Example(form, T=3, E=10, M=4, D=6, H=2, dense=True, dtype=torch.float32)
+    inputs = list(example.op_inputs())
+    inputs[0] = inputs[0].clone()
+    inputs[0][1, 2, 0] = float("nan")
+    out = call_op(form, tuple(inputs), ACT2FN[name])
+    assert torch.isnan(out[1]).any()
+    assert torch.isfinite(out[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_a_watched_activation_is_called(form):
+    example, relu2 = Example(form, T=3, E=10, M=4, D=6, H=2, dtype=torch.float32), ACT2FN["relu2"]
+    handle = relu2.register_forward_hook(lambda module, args, result: result * 0)
+    try:
+        hooked = example.op(activation=relu2)
+    finally:
+        handle.remove()
+    silent = example.op(activation=lambda x: x * 0)
+    assert_close("hooked", hooked, silent)

@@ -7,6 +7,7 @@ import torch
 
 from monet import ExpertMask, MonetConfig, MonetForCausalLM
 from monet.losses import RouterLoss
+from tests.kernels.explicit import set_sizes
 from tests.tolerances import assert_close
 
 IDS = torch.randint(0, 40, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -15,8 +16,8 @@ IDS = torch.randint(0, 40, (2, 6), generator=torch.Generator().manual_seed(0))
 def make_model(decompose: str) -> MonetForCausalLM:
     torch.manual_seed(0)
     config = MonetConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, moe_experts=10, moe_heads=2, moe_dim=4,
-        moe_topk=3, moe_groups=2, moe_decompose=decompose, initializer_range=0.3, max_position_embeddings=64,
+        vocab_size=40, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, moe_experts=10, moe_heads=2,
+        moe_dim=4, moe_topk=3, moe_groups=2, moe_decompose=decompose, initializer_range=0.3, max_position_embeddings=64,
     )  # fmt: skip
     return MonetForCausalLM(config)
 
@@ -41,6 +42,7 @@ def results(decompose: str, mask: ExpertMask | None, checkpointing: bool = False
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("decompose", ["horizontal", "vertical"])
 def test_training_step(decompose, masked, checkpointing, monkeypatch):
+    set_sizes(monkeypatch)
     mask = ExpertMask.random(make_model(decompose).config, 30, seed=1) if masked else None
     got = results(decompose, mask, checkpointing)
     monkeypatch.setenv("MONET_KERNELS", "torch")

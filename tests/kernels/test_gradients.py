@@ -10,7 +10,7 @@ from monet.kernels.masked import Keep
 from monet.kernels.routing.op import thresholded_softmax
 from monet.kernels.vde import reference as vde
 from tests.kernels.explicit import DECOMPOSITIONS, Example, call_op, keep_of_tokens, loop_over_experts, relu2, set_sizes
-from tests.tolerances import relative_rms
+from tests.tolerances import assert_close, relative_rms
 
 pytestmark = pytest.mark.parametrize("form", DECOMPOSITIONS)
 
@@ -189,3 +189,35 @@ def test_second_derivatives_are_refused_where_they_would_be_wrong(form, monkeypa
     (gradient,) = torch.autograd.grad(call_op(form, inputs).square().sum(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_an_activation_that_learns_gets_its_gradient_at_any_size(form, monkeypatch):
+    set_sizes(monkeypatch)
+    activation = torch.nn.PReLU().double()
+    example = Example(form)
+    example.op(activation=activation).sum().backward()
+    assert activation.weight.grad is not None
+    assert activation.weight.grad.abs() > 0
+
+
+def test_a_mask_changed_before_backward_is_noticed(form, monkeypatch):
+    set_sizes(monkeypatch)
+    example = Example(form)
+    keep = Keep(example.random_keep())
+    inputs = tuple(part.requires_grad_() for part in example.op_inputs())
+    out = call_op(form, inputs, keep=keep)
+    keep.weights_SEE.logical_not_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_the_output_may_be_changed_in_place(form, monkeypatch):
+    set_sizes(monkeypatch)
+    gradients = []
+    for factor in (1.0, 2.0):
+        inputs = tuple(part.detach().requires_grad_() for part in Example(form).op_inputs())
+        out = call_op(form, inputs)
+        out.mul_(factor)
+        out.sum().backward()
+        gradients.append(inputs[0].grad)
+    assert_close("gradient", gradients[1], 2 * gradients[0])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from monet import MonetForCausalLM
 from monet.losses import RouterLoss
 from monet.router import MonetRouter
+from tests.kernels.explicit import set_sizes
 from tests.model.tiny import FORMS, tiny_config, tiny_model, tokens
 from tests.tolerances import assert_close
 
@@ -199,13 +200,15 @@ def test_gradient_still_flows_through_a_frozen_router_into_the_states():
     assert x_BTD.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("lean_from", [0, 1 << 60], ids=["lean", "small"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("reentrant", [False, True], ids=["as asked", "asked for re-entrant"])
 @pytest.mark.parametrize("mode", ["learning", "frozen", "masked"])
-def test_activation_checkpointing(form, mode, reentrant):
+def test_activation_checkpointing(form, mode, reentrant, lean_from, monkeypatch):
     """Same gradients, and the statistics move once although the layer runs twice."""
     from monet import ExpertMask
 
+    set_sizes(monkeypatch, lean_from=lean_from)
     plain = tiny_model(form).train()
     if mode == "frozen":
         plain.freeze_router()
