@@ -79,9 +79,7 @@ def _cached_choice(op: str, device: str, dtype: torch.dtype, wanted: str, interp
         raise ValueError(f"MONET_KERNELS={wanted!r} names no backend; use one of {', '.join(_BACKENDS)}")
     refusal = "MONET_KERNELS=torch" if wanted == "torch" else _why_not_triton(op, device, dtype, wanted, interpreted)
     if not refusal:
-        module, name = _TRITON[op].split(":")
         _log.info("%s on %s: triton", op, device)
-        _IMPLEMENTATIONS["triton"][op] = getattr(importlib.import_module(module), name)
         return "triton"
     if wanted == "triton" and op in _TRITON:
         raise ValueError(f"MONET_KERNELS=triton, but {op} cannot use it: {refusal}")
@@ -98,8 +96,9 @@ def _why_not_triton(op: str, device: str, dtype: torch.dtype, wanted: str, inter
         return f"its Triton kernel has no {dtype}; cast to float32, bfloat16 or float16"
     if not (device == "cuda" or (device == "cpu" and wanted == "triton" and interpreted)):
         return f"the tensors are on {device}; move them to cuda, or set TRITON_INTERPRET=1 too"
+    module, name = _TRITON[op].split(":")
     try:
-        importlib.import_module("triton")
-    except Exception as error:  # a broken installation must not stop the torch path
-        return f"triton cannot be imported ({error}); pip install 'triton>=3.6'"
+        _IMPLEMENTATIONS["triton"][op] = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a broken or old installation must not stop the torch path
+        return f"its Triton kernels cannot be imported ({error}); pip install 'triton>=3.6'"
     return ""

@@ -57,7 +57,7 @@ def _step_derivative(z, threshold, slope):
 def _weights(weight_ptr, t, last, num_tokens, WEIGHTED: tl.constexpr):
     """What each token counts in the means; nothing from token `last` on."""
     if WEIGHTED:
-        return tl.load(weight_ptr + t, mask=t < last, other=0.0)
+        return tl.load(weight_ptr + t, mask=t < last, other=0.0).to(tl.float32)
     return tl.where(t < last, 1.0 / num_tokens, 0.0)
 
 

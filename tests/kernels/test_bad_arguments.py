@@ -122,3 +122,16 @@ def test_forced_triton_is_refused_where_it_cannot_run(monkeypatch):
         dispatch.resolve("horizontal_mixing", torch.zeros(2))
     with pytest.raises(ValueError, match=r"no torch\.float64; cast to float32"):
         dispatch.resolve("vertical_mixing", torch.zeros(2, dtype=torch.float64))
+
+
+def test_a_broken_triton_is_named_and_torch_goes_on(monkeypatch):
+    def broken(name: str) -> None:
+        raise ImportError("no module named triton.language")
+
+    monkeypatch.setattr(dispatch.importlib, "import_module", broken)
+    dispatch._cached_choice.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="plain torch on this GPU.*no module named triton.language.*pip install"):
+            assert dispatch._cached_choice("horizontal_mixing", "cuda", torch.bfloat16, "auto", False) == "torch"
+    finally:
+        dispatch._cached_choice.cache_clear()
