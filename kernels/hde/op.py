@@ -31,8 +31,8 @@ def horizontal_experts(
         v_DP: output weight as stored by nn.Linear, P = E*M with the expert as the slow index.
         b_ED: output bias of each second key.
         activation: elementwise function of the pre-activations.
-        keep: mask or None for all experts; kept weights are not renormalised. Under a mask the Triton kernels give inactive
-            keys no gradient: the routing would multiply it by their probability, zero.
+        keep: mask or None for all experts; kept weights are not renormalised. Under a mask the Triton kernels give
+            inactive keys no gradient: the routing would multiply it by their probability, zero.
     Returns:
         out_TD in the dtype of `p_TEM`. Only the arguments are kept for backward.
     Raises:

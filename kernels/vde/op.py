@@ -36,8 +36,8 @@ def vertical_experts(
         projections: v11, v12, v21, v22 as stored by nn.Linear, (D/2, E*M) with the expert as the slow index.
         biases: b1, b2, (E, D/2), of the left half (index i) and the right half (index j).
         activation: elementwise function of the pre-activations.
-        keep: mask or None for all experts; kept weights are not renormalised. Under a mask the Triton kernels give inactive
-            keys no gradient: the routing would multiply it by their probability, zero.
+        keep: mask or None for all experts; kept weights are not renormalised. Under a mask the Triton kernels give
+            inactive keys no gradient: the routing would multiply it by their probability, zero.
     Returns:
         out_TD, left half then right half, in the dtype of `p1_TEM`. Only the arguments are kept for backward.
     Raises:
