@@ -5,8 +5,9 @@
 A layer is its experts and a quarter of a router, since one router serves four layers. Ours is timed side by side with
 the einsum formulation and with Llama's MLP of the same model family (SwiGLU, width 5504), all in turns; a value is the
 median over rounds of the ratio inside each round, `low` and `high` are its quartiles. Both formulations are checked to
-agree before they are timed. Decoding walks through different tokens, so that weights come from memory as they do in a
-model of many layers. The exit code does not depend on the figures.
+agree before they are timed. On a busy machine threads wait for each other, and a layer's short operators for it most:
+`--threads 1` is then the fairer comparison. Decoding walks through different tokens, so that weights come from memory
+as they do in a model of many layers. The exit code does not depend on the figures.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Plan:
         (1, FORWARD), (16, FORWARD), (128, FORWARD), (512, FORWARD), (16, BOTH), (128, BOTH), (256, BOTH),
     )  # fmt: skip
     rounds: int = 7
+    # After so many seconds three rounds must do: the whole takes less than five minutes on a busy machine, too.
+    thorough_seconds: float = 100
     block_seconds: float = 0.15
 
 
@@ -75,9 +78,14 @@ class Parts:
     """The modules of both formulations, and inputs with routing of their own for each k."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+        self.plan, self._started = plan, time.monotonic()
         self.pairs, self.dense = cpu_layer.build(plan.layer)
         self._inputs: dict[tuple[int, int], Inputs] = {}
+
+    def time(self, runs: dict[str, Run]) -> dict[str, list[float]]:
+        """Milliseconds of each run, one number a round."""
+        late = time.monotonic() - self._started > self.plan.thorough_seconds
+        return time_in_turns(runs, min(3, self.plan.rounds) if late else self.plan.rounds, self.plan.block_seconds)
 
     def pair(self, part: str, topk: int) -> Pair:
         return next(pair for pair in self.pairs if (pair.part, pair.topk) == (part, topk))
@@ -154,7 +162,7 @@ def prefill_rows(parts: Parts) -> Iterator[Row]:
             pair = parts.pair(part, topk)
             cpu_layer.check_agreement(pair, FORWARD, inputs)
             runs[part] = runner(pair.ours, part, FORWARD, inputs)
-        samples = time_in_turns(runs, plan.rounds, plan.block_seconds)
+        samples = parts.time(runs)
         for name, part, must in (("C1", "horizontal", 1.10), ("C2", "vertical", 1.20)):
             ours = _layer(samples, part, "router")
             what = f"{part} prefill T={tokens} k={topk}, layer over dense"
@@ -199,7 +207,7 @@ def _decode(parts: Parts, topk: int, dtype: torch.dtype, few: int) -> Iterator[R
         enter(f"{part} einsum", pair.einsum, part)
         if part != "router":
             enter(f"{part} own dense", pair.ours, part, "dense")
-    samples = time_in_turns(runs, plan.rounds, plan.block_seconds)
+    samples = parts.time(runs)
     for part, short in SHORT.items():
         ours, einsum, own = (_layer(samples, f"{part} {side}", f"router {router}") for side, router in (
             ("ours", "ours"), ("einsum", "einsum"), ("own dense", "ours")))  # fmt: skip
@@ -248,7 +256,7 @@ def router_rows(parts: Parts) -> Iterator[Row]:
             "rest in training": lambda bare=bare, inputs=inputs: bare.train()(inputs.x_BTD),
         }
         with torch.no_grad():
-            samples = time_in_turns(runs, plan.rounds, plan.block_seconds)
+            samples = parts.time(runs)
         for name, kind in ((f"C5-{tokens}", "rest"), (f"C5-{tokens}-training", "rest in training")):
             what = f"router T={tokens} k={topk}, {'' if kind == 'rest' else 'with batch statistics, '}rest over GEMM"
             yield Row(name, what, _ratios(samples[kind], samples["gemm"]), AT_MOST, 0.25,
@@ -268,7 +276,7 @@ def masked_rows(parts: Parts) -> Iterator[Row]:
             runs[part] = runner(module, part, FORWARD, inputs)
             runs[f"{part} masked"] = _without_gradients(lambda m=module, i=inputs: m(i.x_BTD, *i.gates, keep))
         runs["router"] = runner(parts.pair("router", topk).ours, "router", FORWARD, inputs)
-        samples = time_in_turns(runs, plan.rounds, plan.block_seconds)
+        samples = parts.time(runs)
         for part, short in SHORT.items():
             plain, masked = (_layer(samples, f"{part}{kind}", "router") for kind in ("", " masked"))
             what = f"{part} T={tokens} k={topk}, half of the experts masked, over unmasked"
@@ -294,7 +302,7 @@ def einsum_rows(parts: Parts) -> Iterator[Row]:
             cpu_layer.check_agreement(pair, mode, inputs)
             for side, module in (("ours", pair.ours), ("einsum", pair.einsum)):
                 runs[f"{pair.part} {pair.topk} {side}"] = runner(module, pair.part, mode, inputs)
-        samples = time_in_turns(runs, plan.rounds, plan.block_seconds)
+        samples = parts.time(runs)
         for topk in plan.layer.topks:
             for part, short in SHORT.items():
                 ours, einsum = (
