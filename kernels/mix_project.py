@@ -74,9 +74,12 @@ def mix_project(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, .
         if learns or inputs[0].numel() < max(1, _LEAN_FROM_ELEMENTS):
             return reference(step, inputs, weights)
         out_TD = _MixProject.apply(step, weights, *inputs)
-        if not any(weight.requires_grad for weight in weights):
+        mixed = _Mixed(step, weights)
+        if not mixed.wanted:
             return out_TD
-        return _Weights.apply(out_TD, step, tuple(tensor.detach() for tensor in inputs), *weights)
+        for n in mixed.wanted:
+            out_TD = _Weight.apply(out_TD, mixed, n, weights[n])
+        return _Remix.apply(out_TD, mixed, tuple(tensor.detach() for tensor in inputs))
 
 
 def _learns(activation: Activation) -> bool:
@@ -118,7 +121,7 @@ def _chunks(hidden_TEM: Tensor) -> list[slice]:
 
 
 class _MixProject(torch.autograd.Function):
-    """The whole step; its backward leads gradients to the pre-activations and gates. `_Weights` serves the weights."""
+    """The whole step; its backward leads gradients to the pre-activations and gates. `_Weight` serves the weights."""
 
     @staticmethod
     def forward(ctx: Any, step: Step, weights: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
@@ -149,33 +152,72 @@ class _MixProject(torch.autograd.Function):
         return None, None, *dinputs
 
 
-class _Weights(torch.autograd.Function):
-    """The identity; backward recomputes the mixed arrays and leads the gradient on to the projections' weights.
+class _Mixed:
+    """The mixed arrays of one backward, each until its weight's gradient is made of it.
 
-    A node of its own that comes first in backward, so that these gradients, the largest arrays of all, have been added
-    to the parameters' and freed before those of the mixing are made.
+    `_Remix` fills `arrays` when all tokens are one chunk, or else `gradients`; the `_Weight` nodes take from them.
+    """
+
+    def __init__(self, step: Step, weights: tuple[Tensor, ...]) -> None:
+        self.step = step
+        self.wanted = [n for n, weight in enumerate(weights) if weight.requires_grad]
+        self.arrays: dict[int, Tensor] = {}
+        self.gradients: dict[int, Tensor] = {}
+
+    def remix(self, inputs: tuple[Tensor, ...], dout_TD: Tensor) -> None:
+        """Recompute what the `_Weight` nodes need."""
+        chunks = _chunks(inputs[0])
+        for rows in chunks:
+            mixed = self.step.mix(inputs, rows)
+            self.arrays = {n: mixed[n] for n in self.wanted}
+            del mixed
+            if len(chunks) > 1:
+                for n in self.wanted:
+                    self.gradients[n] = self.gradient(n, dout_TD[rows], self.gradients.get(n))
+
+    def gradient(self, n: int, dout_tD: Tensor, so_far: Tensor | None = None) -> Tensor:
+        """Gradient of weight `n` from the tokens that were mixed last, added to `so_far`."""
+        term = self.step.terms[n]
+        left, right = dout_tD[:, term.columns].t(), self.arrays.pop(n).flatten(1)
+        left, right = (left, right) if term.out_in else (right.t(), left.t())
+        return torch.mm(left, right) if so_far is None else so_far.addmm_(left, right)
+
+
+class _Weight(torch.autograd.Function):
+    """The identity; backward leads the gradient on to one projection's weight.
+
+    A node for each weight, so that one gradient, the largest array of all, has been added to the parameter's and freed
+    before the next is made, and all of them before those of the mixing.
     """
 
     @staticmethod
-    def forward(ctx: Any, out_TD: Tensor, step: Step, inputs: tuple[Tensor, ...], *weights: Tensor) -> Tensor:
-        ctx.step, ctx.num_inputs = step, len(inputs)
-        ctx.save_for_backward(*inputs, *step.mask_tensors())
+    def forward(ctx: Any, out_TD: Tensor, mixed: _Mixed, n: int, weight: Tensor) -> Tensor:
+        ctx.mixed, ctx.n = mixed, n
         ctx.mark_dirty(out_TD)
         return out_TD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Any, ...]:
-        step, inputs = ctx.step, ctx.saved_tensors[: ctx.num_inputs]
-        dweights: list[Tensor | None] = [None] * len(step.terms)
+        ready = ctx.mixed.gradients.pop(ctx.n, None)
         with without_autocast(dout_TD.device):
-            for rows in _chunks(inputs[0]):
-                mixed = list(step.mix(inputs, rows))
-                for n, term in enumerate(step.terms):
-                    left, right = dout_TD[rows, term.columns].t(), mixed.pop(0).flatten(1)
-                    left, right = (left, right) if term.out_in else (right.t(), left.t())
-                    if ctx.needs_input_grad[3 + n]:
-                        so_far = dweights[n]
-                        dweights[n] = torch.mm(left, right) if so_far is None else so_far.addmm_(left, right)
-                    del left, right
-        return dout_TD, None, None, *dweights
+            return dout_TD, None, None, ctx.mixed.gradient(ctx.n, dout_TD) if ready is None else ready
+
+
+class _Remix(torch.autograd.Function):
+    """The identity; the first node in backward, which recomputes the mixed arrays for the `_Weight` nodes behind it."""
+
+    @staticmethod
+    def forward(ctx: Any, out_TD: Tensor, mixed: _Mixed, inputs: tuple[Tensor, ...]) -> Tensor:
+        ctx.mixed, ctx.num_inputs = mixed, len(inputs)
+        ctx.save_for_backward(*inputs, *mixed.step.mask_tensors())
+        ctx.mark_dirty(out_TD)
+        return out_TD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout_TD: Tensor) -> tuple[Any, ...]:
+        inputs = ctx.saved_tensors[: ctx.num_inputs]
+        with without_autocast(dout_TD.device):
+            ctx.mixed.remix(inputs, dout_TD)
+        return dout_TD, None, None
