@@ -30,7 +30,7 @@ from monet.losses import RouterLoss, next_token_loss
 from monet.masking import ActiveMasks, MaskArgument
 from monet.masks import ExpertMask
 from monet.pretrained import MASK_FILE, fingerprint, load_checked
-from monet.router import MonetRouter, RouterMetrics, RouterOutput, RoutingStatistics
+from monet.router import MonetRouter, RouterLosses, RouterMetrics, RouterOutput, RoutingStatistics
 
 
 @dataclass
@@ -38,11 +38,11 @@ class MonetModelOutput(BaseModelOutputWithPast):
     """Output of MonetModel.
 
     router_probs: one entry a layer: (g1_BTHE, g2_BTHE) in float32 where the layer owns a router, else None.
-    router_outputs: one `RouterOutput` a routing group; with losses and metrics if they were asked for.
+    router_losses: one `RouterLosses` a routing group, if losses were asked for.
     """
 
     router_probs: tuple[tuple[Tensor, Tensor] | None, ...] | None = None
-    router_outputs: tuple[RouterOutput, ...] | None = None
+    router_losses: tuple[RouterLosses, ...] | None = None
 
 
 @dataclass
@@ -88,7 +88,10 @@ class MonetDecoderLayer(GradientCheckpointingLayer):
         x_BTD = self.post_attention_layernorm(hidden_states)
         routed = None
         if self.router is not None:
-            routed = self.router(x_BTD, **(router_options or {}))
+            options = dict(router_options or {})
+            if self.router._forward_hooks:  # whoever watches the router sees float32
+                options["float32_probs"] = True
+            routed = self.router(x_BTD, **options)
             routing = routed.gates
         assert routing is not None, "a layer without a router comes after one that has it"
         return hidden_states + self.moe(x_BTD, *routing, keep), routed
@@ -251,15 +254,17 @@ class MonetModel(MonetPreTrainedModel):
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids=position_ids),
             **kwargs,
         }
-        router_options: dict[str, Any] = {"with_losses": with_losses, "router_loss": router_loss}
+        wanted = self.config.output_router_probs if output_router_probs is None else output_router_probs
+        router_options: dict[str, Any] = {
+            "with_losses": with_losses, "router_loss": router_loss, "float32_probs": wanted
+        }  # fmt: skip
         if self.training or with_losses:
             router_options["token_mask_BT"] = _token_mask(attention_mask, T)
         keep_R = self.active_masks.resolve(self, expert_mask, B, T, inputs_embeds.device)
 
         hidden_states, routing = inputs_embeds, None
-        wanted = self.config.output_router_probs if output_router_probs is None else output_router_probs
         probs: list[tuple[Tensor, Tensor] | None] = []
-        outputs: list[RouterOutput] = []
+        losses: list[RouterLosses] = []
         for index, layer in enumerate(cast(list[MonetDecoderLayer], self.layers)):
             hidden_states, routed = layer(
                 hidden_states,
@@ -271,14 +276,14 @@ class MonetModel(MonetPreTrainedModel):
             if routed is not None and layer.router is not None:
                 layer.router.update_statistics(routed)
                 routing = routed.gates
-                outputs.extend([routed] if with_losses else [])
+                losses.extend([routed.losses] if routed.losses is not None else [])
             probs.append((routed.g1_BTHE, routed.g2_BTHE) if routed is not None and wanted else None)
 
         return MonetModelOutput(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values,
             router_probs=tuple(probs) if wanted else None,
-            router_outputs=tuple(outputs) if with_losses else None,
+            router_losses=tuple(losses) if with_losses else None,
         )
 
 
@@ -352,7 +357,7 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
             if shift_labels is None:
                 shift_labels = nn.functional.pad(cast(Tensor, labels), (0, 1), value=-100)[:, 1:]
             lm_loss = next_token_loss(logits, shift_labels, num_items_in_batch)
-            losses = _losses(lm_loss, outputs.router_outputs or (), router_loss)
+            losses = _losses(lm_loss, outputs.router_losses or (), router_loss)
         return MonetCausalLMOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -363,10 +368,10 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
         )
 
 
-def _losses(lm_loss: Tensor, routed: tuple[RouterOutput, ...], router_loss: RouterLoss | None) -> dict[str, Any]:
+def _losses(lm_loss: Tensor, routers: tuple[RouterLosses, ...], router_loss: RouterLoss | None) -> dict[str, Any]:
     """The loss fields of the output; auxiliary losses are averaged over routers."""
-    uniformity = torch.stack([output.uniformity for output in routed if output.uniformity is not None]).mean()
-    ambiguity = torch.stack([output.ambiguity for output in routed if output.ambiguity is not None]).mean()
+    uniformity = torch.stack([router.uniformity for router in routers]).mean()
+    ambiguity = torch.stack([router.ambiguity for router in routers]).mean()
     loss = lm_loss
     if router_loss is not None:
         loss = lm_loss + router_loss.uniformity_weight * uniformity + router_loss.ambiguity_weight * ambiguity
@@ -375,7 +380,7 @@ def _losses(lm_loss: Tensor, routed: tuple[RouterOutput, ...], router_loss: Rout
         "lm_loss": lm_loss,
         "uniformity_loss": uniformity,
         "ambiguity_loss": ambiguity,
-        "router_metrics": tuple(output.metrics for output in routed),
+        "router_metrics": tuple(router.metrics for router in routers),
     }
 
 

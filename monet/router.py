@@ -32,11 +32,19 @@ class RouterMetrics(NamedTuple):
     fired_2HE: Tensor
 
 
+class RouterLosses(NamedTuple):
+    """What a router's forward is needed for after the layers: differentiable scalars, and metrics."""
+
+    uniformity: Tensor
+    ambiguity: Tensor
+    metrics: RouterMetrics
+
+
 class RouterOutput(NamedTuple):
     """Routing probabilities and by-products of one router.
 
-    g1_BTHE, g2_BTHE: float32, exactly 0 at inactive keys, rows sum to one.
-    gates: both in the dtype of the logits, cast once for all layers of the group, which mix with them.
+    g1_BTHE, g2_BTHE: exactly 0 at inactive keys, rows sum to one; float32 where that was asked for, else `gates`.
+    gates: both in the dtype of the logits, one tensor for all layers of the group, which mix with them.
     uniformity, ambiguity: differentiable scalars, or None when no losses were asked for.
     metrics: RouterMetrics, or None likewise.
     statistics: moments of both axes' logits in this batch, or None unless the router is learning.
@@ -49,6 +57,13 @@ class RouterOutput(NamedTuple):
     ambiguity: Tensor | None = None
     metrics: RouterMetrics | None = None
     statistics: tuple[BatchStatistics, BatchStatistics] | None = None
+
+    @property
+    def losses(self) -> RouterLosses | None:
+        """The losses and metrics without the probabilities, so that nobody who keeps them keeps those."""
+        if self.uniformity is None or self.ambiguity is None or self.metrics is None:
+            return None
+        return RouterLosses(self.uniformity, self.ambiguity, self.metrics)
 
 
 class RoutingStatistics(Float32Buffers):
@@ -105,6 +120,7 @@ class MonetRouter(nn.Module):
         token_mask_BT: Tensor | None = None,
         with_losses: bool = False,
         router_loss: RouterLoss | None = None,
+        float32_probs: bool = False,
     ) -> RouterOutput:
         """Route a batch.
 
@@ -113,9 +129,11 @@ class MonetRouter(nn.Module):
             token_mask_BT: bool, False at padding, which then enters neither statistics nor losses; None for no padding.
             with_losses: also return the auxiliary losses and metrics.
             router_loss: chooses what the uniformity loss is computed on; None is the paper's.
+            float32_probs: return probabilities in float32 even for half-precision logits, as the released router does;
+                in training they are then saved beside the gates.
         """
         first, second = (
-            self._axis(x_BTD, w, norm, token_mask_BT, with_losses, router_loss)
+            self._axis(x_BTD, w, norm, token_mask_BT, with_losses, router_loss, float32_probs)
             for w, norm in ((self.w1, self.norm1), (self.w2, self.norm2))
         )
         g1_BTHE, g2_BTHE = first.g_BTHE, second.g_BTHE
@@ -151,12 +169,14 @@ class MonetRouter(nn.Module):
         token_mask_BT: Tensor | None,
         with_losses: bool,
         router_loss: RouterLoss | None,
+        float32_probs: bool,
     ) -> _Axis:
         B, T, _ = x_BTD.shape
         H, E = self.num_heads, self.num_keys
         z_TP = w(x_BTD.flatten(0, 1))
         # Whoever hooks the linear keeps the logits; otherwise they become the probabilities in place.
         overwrite = not (w._forward_hooks or w._backward_hooks)
+        dtype = None if float32_probs else z_TP.dtype
         # Autocast would take the means below to half precision, where those of rare keys vanish.
         with without_autocast(z_TP.device):
             statistics, mean_H, var_H = None, norm.running_mean, norm.running_var
@@ -165,14 +185,16 @@ class MonetRouter(nn.Module):
                 mean_H, var_H = statistics.mean_H, statistics.m2_H / statistics.count.clamp(min=1)
             threshold_H = raw_threshold(mean_H, var_H, self.quantile, _EPS)
             if not with_losses:
-                g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=overwrite)
+                g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=overwrite, dtype=dtype)
                 return _Axis(g_TP.view(B, T, H, E), z_TP.dtype, statistics)
             spread = "routing" if router_loss is None else router_loss.uniformity_on
             width_H = None
             if router_loss is not None and spread == "firing":
                 width_H = router_loss.firing_width * (var_H.double() + _EPS).sqrt()
             weight_T = None if token_mask_BT is None else _token_weights(token_mask_BT)
-            routed = route_with_losses(z_TP, threshold_H, weight_T, width_H, spread=spread, overwrite=overwrite)
+            routed = route_with_losses(
+                z_TP, threshold_H, weight_T, width_H, spread=spread, overwrite=overwrite, dtype=dtype
+            )
         target_HE = None
         if routed.share_HE is not None:
             target_HE = routed.share_HE / routed.share_HE.sum(-1, keepdim=True).clamp(min=1e-9)

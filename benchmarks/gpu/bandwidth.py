@@ -101,7 +101,7 @@ def _routing(plan: Plan) -> Iterator[Operation]:
     threshold_H = raw_threshold(statistics.mean_H, var_H, normal_quantile(plan.topk, E), 1e-5)
 
     def in_training() -> Any:
-        return route_with_losses(z_TP, threshold_H, width_H=var_H.sqrt(), spread="firing")
+        return route_with_losses(z_TP, threshold_H, width_H=var_H.sqrt(), spread="firing", dtype=z_TP.dtype)
 
     routed = in_training()
     learned = (routed.g_TP, routed.mean_max_H, routed.share_HE)
@@ -113,7 +113,7 @@ def _routing(plan: Plan) -> Iterator[Operation]:
 
     @torch.no_grad()
     def in_inference() -> object:
-        return thresholded_softmax(z_TP, threshold_H)
+        return thresholded_softmax(z_TP, threshold_H, dtype=z_TP.dtype)
 
     def backward() -> object:
         return torch.autograd.grad(learned, z_TP, upstream, retain_graph=True)
@@ -122,7 +122,7 @@ def _routing(plan: Plan) -> Iterator[Operation]:
     yield Operation("routing statistics", "moments", moments, total_bytes([z_TP]), "G7")
     yield Operation("routing forward, inference", "forward", in_inference, through, "G7")
     yield Operation("routing forward, training", "forward", in_training, through, "G7")
-    yield Operation("routing backward", "backward", backward, through + total_bytes([routed.g_TP, z_TP]), "G7")
+    yield Operation("routing backward", "backward", backward, through + total_bytes([z_TP]), "G7")
 
 
 def kernel_times(run: Callable[[], object], device: torch.device) -> dict[str, float]:

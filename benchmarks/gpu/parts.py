@@ -78,7 +78,7 @@ def make_inputs(plan: Plan, shape: Shape, router: Pair, tokens: int, settle: boo
         variance_H, mean_H = torch.var_mean(z_BTHE.float(), dim=(0, 1, 3))
         norm.running_mean.copy_(mean_H)
         norm.running_var.copy_(variance_H)
-    routed = ours.eval()(x_BTD)
+    routed = ours.eval()(x_BTD, float32_probs=True)
     gates = (routed.g1_BTHE, routed.g2_BTHE)
     upstream = (torch.randn_like(gates[0]), torch.randn_like(gates[1]))
     return Inputs(x_BTD, gates, torch.randn_like(x_BTD), upstream)

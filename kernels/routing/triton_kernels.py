@@ -197,12 +197,13 @@ def backward(
     saved_ptr, dg_ptr, threshold_ptr, weight_ptr, width_ptr, dsums_ptr, dz_ptr, num_tokens, saved_stride, num_heads,
     tokens,
     E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_T: tl.constexpr,
-    SUMS: tl.constexpr, WEIGHTED: tl.constexpr, SHARE: tl.constexpr, STAGES: tl.constexpr,
+    SUMS: tl.constexpr, WEIGHTED: tl.constexpr, SHARE: tl.constexpr, FROM_LOGITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the logits: that of the probabilities, and with SUMS those of the sums, in one pass.
 
-    `saved` holds the probabilities, or with a SHARE the logits, from which the probabilities are made again. Reads it
-    and dg once, writes dz once; `dsums` is one row of the forward's `sums`.
+    `saved` holds the probabilities, or with FROM_LOGITS the logits, from which the probabilities are made again, in
+    float32 whatever they were stored in; a SHARE takes the logits. Reads it and dg once, writes dz once; `dsums` is one
+    row of the forward's `sums`.
     """
     pid = tl.program_id(0)
     head, part = pid % num_heads, pid // num_heads
@@ -225,11 +226,11 @@ def backward(
         t = start + tl.arange(0, BLOCK_T)
         row = tl.minimum(t, num_tokens - 1)
         dg = _load(dg_ptr, row, P, e, E, BLOCK_E, 0.0)
-        if SHARE == 0:
-            g = _load(saved_ptr, row, saved_stride, e, E, BLOCK_E, 0.0)
-        else:
+        if FROM_LOGITS:
             z = _load(saved_ptr, row, saved_stride, e, E, BLOCK_E, -float("inf"))
             g, _ = _thresholded(z, threshold)
+        else:
+            g = _load(saved_ptr, row, saved_stride, e, E, BLOCK_E, 0.0)
         if SUMS:
             weight = _weights(weight_ptr, t, last, num_tokens, WEIGHTED)[:, None]
             is_max = (g == tl.max(g, 1)[:, None]).to(tl.float32)  # keys that tie share the maximum's gradient

@@ -189,7 +189,7 @@ def _empty_sums(z: Tensor, H: int, with_sums: bool, share: int) -> Tensor:
     "monet::routing_backward",
     mutates_args=(),
     schema="(Tensor saved, Tensor dg, Tensor threshold, Tensor? weight, Tensor? width, Tensor? dsums, int share,"
-    " ScalarType dtype) -> Tensor",
+    " bool from_logits, ScalarType dtype) -> Tensor",
 )
 def _routing_backward(
     saved: Tensor,
@@ -199,6 +199,7 @@ def _routing_backward(
     width: Tensor | None,
     dsums: Tensor | None,
     share: int,
+    from_logits: bool,
     dtype: torch.dtype,
 ) -> Tensor:
     (T, P), H = saved.shape, threshold.numel()
@@ -213,7 +214,8 @@ def _routing_backward(
         kernels.backward, triton.cdiv(T, tokens) * H, saved, dg.contiguous(), threshold.contiguous(),
         saved if weight is None else weight.contiguous(), saved if width is None else width.contiguous(),
         saved if dsums is None else dsums.contiguous(), dz, T, saved.stride(0), H, tokens,
-        SUMS=dsums is not None, WEIGHTED=weight is not None, SHARE=share, **launch.options(E, "backward"),
+        SUMS=dsums is not None, WEIGHTED=weight is not None, SHARE=share, FROM_LOGITS=from_logits,
+        **launch.options(E, "backward"),
     )  # fmt: skip
     return dz
 
@@ -227,22 +229,25 @@ def _(
     width: Tensor | None,
     dsums: Tensor | None,
     share: int,
+    from_logits: bool,
     dtype: torch.dtype,
 ) -> Tensor:
     return saved.new_empty(saved.shape, dtype=dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    z, threshold, weight, width, ctx.with_sums, ctx.share, _ = inputs
-    # Whoever mixes keeps the probabilities anyway. A share's gradient needs the logits, from which they follow.
-    ctx.save_for_backward(output[0] if ctx.share == kernels.NO_SHARE else z, threshold, weight, width)
+    z, threshold, weight, width, ctx.with_sums, ctx.share, dtype = inputs
+    # Whoever mixes keeps the probabilities anyway. A share's gradient needs the logits, from which they follow, and
+    # that of the mean maximum the probabilities as they were before rounding, which may make keys tie.
+    ctx.from_logits = ctx.share != kernels.NO_SHARE or (ctx.with_sums and dtype.itemsize < 4)
+    ctx.save_for_backward(z if ctx.from_logits else output[0], threshold, weight, width)
     ctx.dtype = z.dtype
 
 
 def _differentiate(ctx: Any, dg: Tensor, dsums: Tensor) -> tuple[Any, ...]:
     saved, threshold, weight, width = ctx.saved_tensors
     dz = torch.ops.monet.routing_backward(
-        saved, dg, threshold, weight, width, dsums if ctx.with_sums else None, ctx.share, ctx.dtype
+        saved, dg, threshold, weight, width, dsums if ctx.with_sums else None, ctx.share, ctx.from_logits, ctx.dtype
     )
     return dz, None, None, None, None, None, None
 
@@ -280,8 +285,8 @@ def _aot_cases() -> list[AotCase]:
             pair = f"{z}_{g}"
             add(f"forward_{pair}", "forward", into, "z_stride", **plain)
             add(f"forward_losses_{pair}", "forward", into, "z_stride", **firing)
-            add(f"backward_{pair}", "backward", {"saved": g, **back}, "saved_stride", **plain)
-            add(f"backward_losses_{pair}", "backward", {"saved": z, **back}, "saved_stride", **firing)
+            add(f"backward_{pair}", "backward", {"saved": g, **back}, "saved_stride", **plain, FROM_LOGITS=False)
+            add(f"backward_losses_{pair}", "backward", {"saved": z, **back}, "saved_stride", **firing, FROM_LOGITS=True)
     cases.append(
         AotCase(
             "routing_merge_moments", kernels.merge_moments,

@@ -166,6 +166,23 @@ def test_sums_of_half_precision_logits(dtype, spread):
     assert_close("dz", dz_TP, wanted_dz_TP)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rounding_the_probabilities_makes_no_keys_tie(dtype):
+    """Half gates of distinct logits may be equal; the mean maximum's gradient still belongs to the larger logit."""
+    z_TP = torch.tensor([[0.0, 2**-14, -1.0], [2**-14, 2**-14, 0.0]]).to(dtype)
+    threshold_H = torch.tensor([-3.0], dtype=torch.float64)
+
+    def gradient(z_TP: Tensor, route: Callable, **options) -> tuple[Tensor, Tensor]:
+        leaf = z_TP.clone().requires_grad_()
+        routed = route(leaf, threshold_H, **options)
+        return routed.g_TP, torch.autograd.grad(routed.mean_max_H.sum(), leaf)[0]
+
+    g_TP, got = gradient(z_TP, route_with_losses, dtype=dtype)
+    assert g_TP.dtype == dtype and g_TP[0, 0] == g_TP[0, 1] and g_TP[1, 0] == g_TP[1, 2], "the example shows nothing"
+    _, wanted = gradient(z_TP.double(), reference.route_with_losses)
+    assert_close("dz", got, wanted, dtype)
+
+
 def test_keys_that_tie_share_the_gradient_of_the_maximum():
     z_TP = torch.tensor([[1.0, 1.0, 0.5, -2.0], [2.0, 2.0, 2.0, 1.5], [0.0, 3.0, -1.0, 2.5]])
     threshold_H, width_H = torch.tensor([0.0], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
@@ -287,8 +304,12 @@ def test_operators_obey_the_rules_of_custom_operators():
     torch.library.opcheck(ops.routing.default, (z_TP, threshold_H, None, None, False, 0, torch.bfloat16))
     dsums = torch.randn(3 * 12 + 2)
     z_TP = z_TP.detach()
+    upstream = torch.randn(5, 12)
     torch.library.opcheck(
-        ops.routing_backward.default, (z_TP, torch.randn(5, 12), threshold_H, None, width_H, dsums, 2, torch.float16)
+        ops.routing_backward.default, (z_TP, upstream, threshold_H, None, width_H, dsums, 2, True, torch.float16)
+    )
+    torch.library.opcheck(
+        ops.routing_backward.default, (z_TP.abs(), upstream, threshold_H, None, None, None, 0, False, torch.float32)
     )
     for mask_T in (None, torch.arange(5) % 2 == 0):
         torch.library.opcheck(ops.routing_moments.default, (z_TP, mask_T, 2))

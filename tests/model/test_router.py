@@ -86,8 +86,12 @@ def test_rows_sum_to_one_and_are_float32_for_any_dtype():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         router = router_with_statistics().to(dtype)
         x_BTD = torch.randn(2, 5, 24, dtype=dtype)
-        for g_BTHE in router(x_BTD)[:2]:
+        lean = router(x_BTD)
+        exact = router(x_BTD, float32_probs=True)
+        for g_BTHE, gate_BTHE, lean_BTHE in zip(exact[:2], exact.gates, lean[:2], strict=True):
             assert g_BTHE.dtype == torch.float32
+            assert gate_BTHE.dtype == lean_BTHE.dtype == dtype
+            assert torch.equal(gate_BTHE, lean_BTHE)
             torch.testing.assert_close(g_BTHE.sum(-1), torch.ones(2, 5, 3))
             assert (g_BTHE == 0).any() and (g_BTHE > 0).any(-1).all()
 

@@ -1,0 +1,75 @@
+"""What a router and the layers it serves keep for backward, counted at the real shape on tensors without memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from monet import MonetConfig
+from monet.experts import EXPERTS
+from monet.losses import RouterLoss
+from monet.router import MonetRouter
+
+TOKENS, LAYERS = 16_384, 4
+# D 2048, E 512, M 16, H 8 in bfloat16, KiB a token: a state, pre-activations of a layer, one axis' logits or gates.
+STATE, HIDDEN, AXIS = 4.0, 16.0, 8.0
+
+
+def config_of(decompose: str, **changes: Any) -> MonetConfig:
+    keys = {
+        "vocab_size": 40, "hidden_size": 2048, "num_hidden_layers": LAYERS, "num_attention_heads": 16,
+        "moe_experts": 512, "moe_heads": 8, "moe_dim": 16, "moe_topk": 8, "moe_groups": LAYERS,
+        "moe_decompose": decompose,
+    }  # fmt: skip
+    return MonetConfig(**(keys | changes))
+
+
+def kib_a_token_and_layer(decompose: str, spread: str | None, **options: Any) -> float:
+    """KiB saved by a router and its layers in training, unique storages, parameters left out."""
+    saved: dict[int, int] = {}
+    alive = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        config = config_of(decompose)
+        router, layers = MonetRouter(config).train(), [EXPERTS[decompose](config).train() for _ in range(LAYERS)]
+        own = {p.untyped_storage()._cdata for module in (router, *layers) for p in module.parameters()}
+        states = [torch.randn(1, TOKENS, 2048, dtype=torch.bfloat16, requires_grad=True) for _ in layers]
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                saved[storage._cdata] = storage.nbytes()
+            alive.append(tensor)  # an address must not be used twice
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = None if spread is None else RouterLoss(uniformity_on=spread)
+            routed = router(states[0], with_losses=spread is not None, router_loss=loss, **options)
+            outputs = [layer(x_BTD, *routed.gates) for layer, x_BTD in zip(layers, states, strict=True)]
+        assert all(output.requires_grad for output in outputs)
+    return sum(saved.values()) / TOKENS / LAYERS / 1024
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_modules():
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("spread", [None, "routing", "softmax", "firing"])
+@pytest.mark.parametrize("decompose", ["horizontal", "vertical"])
+def test_saved_bytes_at_the_real_shape(decompose, spread):
+    """States and pre-activations of each layer; gates once for the group, and with losses the logits they came from."""
+    axes = 2 if spread is None else 4
+    wanted = STATE + HIDDEN + axes * AXIS / LAYERS
+    got = kib_a_token_and_layer(decompose, spread)
+    assert wanted <= got < wanted + 0.01
+    assert got < 28.01
+
+
+def test_float32_probabilities_are_saved_only_where_they_are_asked_for():
+    lean, exact = (kib_a_token_and_layer("horizontal", None, float32_probs=wanted) for wanted in (False, True))
+    assert exact - lean == pytest.approx(2 * 2 * AXIS / LAYERS, abs=0.01)
