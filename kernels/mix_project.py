@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from monet.kernels.decode.active_output import project_active, reads_active_rows
 from monet.kernels.dispatch import without_autocast
 from monet.kernels.masked import Keep, token_chunks
 from monet.kernels.mixing import Activation, Mixing
@@ -35,9 +36,10 @@ class Step(NamedTuple):
     """A decomposition at work: how it mixes, and where each mixed array is projected to.
 
     The mixing returns one array a term, (T, E, M) where the weight is stored [out, in] and (T, E) where it is stored
-    [in, out].
+    [in, out]. `name` is what the dispatch knows the mixing by.
     """
 
+    name: str
     mixing: Mixing
     terms: tuple[Term, ...]
     activation: Activation
@@ -66,15 +68,17 @@ def mix_project(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, .
     weights = tuple(weight.to(inputs[0].dtype) for weight in weights)
     with without_autocast(inputs[0].device):
         if torch.compiler.is_compiling():
-            return reference(step, inputs, weights)
-        learns = _learns(step.activation)
-        wanted = learns or any(tensor.requires_grad for tensor in (*inputs, *weights))
+            from monet.kernels.mix_project_op import traced  # which imports this module
+
+            return traced(step, inputs, weights)
+        learning = learns(step.activation)
+        wanted = learning or any(tensor.requires_grad for tensor in (*inputs, *weights))
         if not (torch.is_grad_enabled() and wanted):
-            return _forward(step, inputs, weights)
-        if learns or inputs[0].numel() < max(1, _LEAN_FROM_ELEMENTS):
+            return forward(step, inputs, weights)
+        if learning or inputs[0].numel() < max(1, _LEAN_FROM_ELEMENTS):
             return reference(step, inputs, weights)
         out_TD = _MixProject.apply(step, weights, *inputs)
-        mixed = _Mixed(step, weights)
+        mixed = _Mixed(step, [n for n, weight in enumerate(weights) if weight.requires_grad])
         if not mixed.wanted:
             return out_TD
         for n in mixed.wanted:
@@ -82,7 +86,7 @@ def mix_project(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, .
         return _Remix.apply(out_TD, mixed, tuple(tensor.detach() for tensor in inputs))
 
 
-def _learns(activation: Activation) -> bool:
+def learns(activation: Activation) -> bool:
     """Whether an activation has parameters that want a gradient, which the lean form does not give."""
     return isinstance(activation, nn.Module) and any(weight.requires_grad for weight in activation.parameters())
 
@@ -98,11 +102,16 @@ def reference(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...
     return torch.cat([blocks[start] for start in sorted(blocks)], -1)
 
 
-def _forward(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
+def forward(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
     T, width = inputs[0].shape[0], max(term.columns.stop for term in step.terms)
     out_TD = inputs[0].new_empty(T, width)
+    active = reads_active_rows(inputs[-2:], weights)
     for rows in _chunks(inputs[0]):
         mixed = step.mix(inputs, rows)
+        if active:
+            matrices = [weight.t() if term.out_in else weight for term, weight in zip(step.terms, weights, strict=True)]
+            out_TD[rows] = project_active(mixed, matrices, [term.columns.start for term in step.terms])
+            continue
         started: set[int] = set()
         for term, x, weight in zip(step.terms, mixed, weights, strict=True):
             block_tD = out_TD[rows, term.columns]
@@ -127,29 +136,43 @@ class _MixProject(torch.autograd.Function):
     def forward(ctx: Any, step: Step, weights: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
         ctx.step, ctx.num_inputs, ctx.num_weights = step, len(inputs), len(weights)
         ctx.save_for_backward(*inputs, *weights, *step.mask_tensors())
-        return _forward(step, inputs, weights)
+        return forward(step, inputs, weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Any, ...]:
-        step, saved = ctx.step, ctx.saved_tensors  # once: activation checkpointing allows no second reading
+        saved = ctx.saved_tensors  # once: activation checkpointing allows no second reading
         inputs, weights = saved[: ctx.num_inputs], saved[ctx.num_inputs : ctx.num_inputs + ctx.num_weights]
-        E = inputs[0].shape[1]
-        dinputs = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
         with without_autocast(dout_TD.device):
-            for rows in _chunks(inputs[0]):
-                dmixed = [
-                    torch.mm(dout_TD[rows, term.columns], weight).unflatten(1, (E, -1))
-                    if term.out_in
-                    else torch.mm(dout_TD[rows, term.columns], weight.t())
-                    for term, weight in zip(step.terms, weights, strict=True)
-                ]
-                *hidden, g1_tHE, g2_tHE = (tensor[rows] for tensor in inputs)
-                keep = step.keep and step.keep.at(rows)
-                parts = [tensor[rows] for tensor in dinputs]
-                step.mixing.backward(tuple(hidden), g1_tHE, g2_tHE, step.activation, keep, dmixed, parts)
-                del dmixed
-        return None, None, *dinputs
+            return None, None, *input_gradients(ctx.step, inputs, weights, dout_TD)
+
+
+def input_gradients(
+    step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...], dout_TD: Tensor
+) -> list[Tensor]:
+    """Gradients of pre-activations and gates for an upstream gradient of the output."""
+    E = inputs[0].shape[1]
+    dinputs = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
+    for rows in _chunks(inputs[0]):
+        dmixed = [
+            torch.mm(dout_TD[rows, term.columns], weight).unflatten(1, (E, -1))
+            if term.out_in
+            else torch.mm(dout_TD[rows, term.columns], weight.t())
+            for term, weight in zip(step.terms, weights, strict=True)
+        ]
+        *hidden, g1_tHE, g2_tHE = (tensor[rows] for tensor in inputs)
+        keep = step.keep and step.keep.at(rows)
+        parts = [tensor[rows] for tensor in dinputs]
+        step.mixing.backward(tuple(hidden), g1_tHE, g2_tHE, step.activation, keep, dmixed, parts)
+        del dmixed
+    return dinputs
+
+
+def weight_gradients(step: Step, inputs: tuple[Tensor, ...], wanted: list[int], dout_TD: Tensor) -> list[Tensor]:
+    """Gradients of the wanted output weights, by number, for an upstream gradient of the output."""
+    mixed = _Mixed(step, wanted)
+    mixed.remix(inputs, dout_TD)
+    return [mixed.gradients.pop(n) if n in mixed.gradients else mixed.gradient(n, dout_TD) for n in wanted]
 
 
 class _Mixed:
@@ -158,9 +181,8 @@ class _Mixed:
     `_Remix` fills `arrays` when all tokens are one chunk, or else `gradients`; the `_Weight` nodes take from them.
     """
 
-    def __init__(self, step: Step, weights: tuple[Tensor, ...]) -> None:
-        self.step = step
-        self.wanted = [n for n, weight in enumerate(weights) if weight.requires_grad]
+    def __init__(self, step: Step, wanted: list[int]) -> None:
+        self.step, self.wanted = step, wanted
         self.arrays: dict[int, Tensor] = {}
         self.gradients: dict[int, Tensor] = {}
 
