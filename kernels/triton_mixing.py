@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from monet.kernels.activations import IDENTITY, RELU2, number_of
 from monet.kernels.active_keys import active_keys
 from monet.kernels.aot_case import AotCase
 from monet.kernels.masked import Keep
 from monet.kernels.mixing import Activation, Mixing
-from monet.kernels.triton_parts import DOT_DTYPES, IDENTITY, RELU2, fused_activation, tile
+from monet.kernels.triton_parts import DOT_DTYPES, tile
 
 # Tiles and warps of each kind of kernel, for two-byte numbers; tiles of float32 are half as large, since its products
 # keep their operands in registers. benchmarks/gpu_suite.py --sweep tries others.
@@ -99,7 +100,7 @@ def triton_mixing(kernels: Kernels) -> Mixing:
     def forward(
         hidden: tuple[Tensor, ...], g1_THE: Tensor, g2_THE: Tensor, activation: Activation, keep: Keep | None
     ) -> tuple[Tensor, ...]:
-        act = fused_activation(activation)
+        act = number_of(activation)
         if act is None:
             act, hidden = IDENTITY, tuple(activation(h) for h in hidden)
         weights, index = (None, None) if keep is None else (keep.weights_SEE, keep.index_T)
@@ -114,7 +115,7 @@ def triton_mixing(kernels: Kernels) -> Mixing:
         dmixed: list[Tensor],
         dinputs: list[Tensor],
     ) -> None:
-        act = fused_activation(activation)
+        act = number_of(activation)
         if act is not None:
             kernels.launch("mix_backward", (*hidden, g1_THE, g2_THE), dmixed, dinputs, act, keep)
             return

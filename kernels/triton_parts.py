@@ -1,4 +1,4 @@
-"""What the Triton mixings share: activations with their slopes, launch parameters, the number format of products."""
+"""What the Triton mixings share: activations by number with their slopes, tiles, the number format of products."""
 
 from __future__ import annotations
 
@@ -6,21 +6,11 @@ import torch
 import triton
 import triton.language as tl
 
-from monet.kernels.mixing import Activation
-
-# What the kernels compute themselves, by the class transformers' ACT2FN holds; any other activation is applied by
-# torch before the kernel and differentiated by autograd after it.
-IDENTITY, RELU2, RELU, SILU = range(4)
-_FUSED = {"ReLUSquaredActivation": RELU2, "ReLU": RELU, "SiLUActivation": SILU, "SiLU": SILU}
+from monet.kernels.activations import IDENTITY as IDENTITY
+from monet.kernels.activations import RELU2 as RELU2
+from monet.kernels.activations import number_of as fused_activation  # noqa: F401
 
 DOT_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
-
-def fused_activation(activation: Activation) -> int | None:
-    """The kernels' own number of an activation; None for others, and for one whose call a hook watches."""
-    if getattr(activation, "_forward_hooks", None) or getattr(activation, "_forward_pre_hooks", None):
-        return None
-    return _FUSED.get(type(activation).__name__)
 
 
 def tile(size: int) -> int:

@@ -48,7 +48,7 @@ def horizontal_experts(
         check_keep(keep, T, E, p_TEM)
     columns = slice(0, v_DP.shape[0])
     terms = (Term(columns, out_in=True), Term(columns, out_in=False))
-    step = Step(resolve("horizontal_mixing", p_TEM), terms, activation, keep)
+    step = Step("horizontal_mixing", resolve("horizontal_mixing", p_TEM), terms, activation, keep)
     return mix_project(step, (p_TEM, g1_THE, g2_THE), (v_DP, b_ED))
 
 

@@ -59,7 +59,7 @@ def vertical_experts(
     left, right = slice(0, half), slice(half, 2 * half)
     linears = tuple(Term(columns, out_in=True) for columns in (left, left, right, right))
     terms = (*linears, Term(left, out_in=False), Term(right, out_in=False))
-    step = Step(resolve("vertical_mixing", p1_TEM), terms, activation, keep)
+    step = Step("vertical_mixing", resolve("vertical_mixing", p1_TEM), terms, activation, keep)
     return mix_project(step, (p1_TEM, p2_TEM, g1_THE, g2_THE), (*projections, *biases))
 
 

@@ -154,6 +154,25 @@ def test_compiles_without_a_graph_break(form, mask):
         assert_close(f"result {n}", compiled, eager)
 
 
+@pytest.mark.parametrize("mask", ["none", "hard"])
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_a_compiled_step_saves_its_inputs_only(form, mask):
+    """With the partitioner that decides what is saved and what is computed again."""
+    example = Example(form, T=4, E=6, M=4, D=6, H=2, dtype=torch.float32)
+    keep, relu2 = make_keep(example, mask), ACT2FN["relu2"]
+    step = torch.compile(
+        lambda inputs: call_op(form, inputs, relu2, keep), backend="aot_eager_decomp_partition", fullgraph=True
+    )
+    inputs = tuple(part.detach().clone().requires_grad_() for part in example.op_inputs())
+    known = inputs if keep is None else (*inputs, keep.weights_SEE)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        out = step(inputs)
+    own = {tensor.untyped_storage().data_ptr() for tensor in known}
+    assert saved and {tensor.untyped_storage().data_ptr() for tensor in saved} <= own
+    out.sum().backward()
+
+
 @pytest.mark.parametrize("name", ["relu2", "relu", "silu"])
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_not_a_number_is_handed_on(form, name):
