@@ -15,10 +15,9 @@ from benchmarks.measure import time_on_device
 from monet import MonetForCausalLM
 from monet.eval.inputs import Batch, LabelledSequences
 from monet.eval.stats import collect
+from monet.flops import training_flops_per_token
+from monet.hardware import peak_flops
 from monet.losses import RouterLoss, next_token_loss
-
-# bf16 without sparsity, NVIDIA's data sheets: what MFU is counted against.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
 def monet(plan: Plan, form: str, dtype: torch.dtype, **changes: Any) -> MonetForCausalLM:
@@ -89,7 +88,7 @@ def _train(plan: Plan, name: str, make: Callable[[], nn.Module], loss_of: Callab
 
 
 def _timed_training(
-    plan: Plan, name: str, model: nn.Module, loss_of: Callable[[nn.Module, Tensor], Tensor], micro: int
+    plan: Plan, name: str, model: Any, loss_of: Callable[[nn.Module, Tensor], Tensor], micro: int
 ) -> Row:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
@@ -114,27 +113,12 @@ def _timed_training(
     tokens_per_s = plan.batch * plan.seq_len / ms * 1e3
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     row: Row = {"model": name, "parameters_m": num_parameters / 1e6, "ms_a_step": ms, "tokens_per_s": tokens_per_s}
-    flops = training_flops(model, plan)
+    flops = training_flops_per_token(model.config, plan.seq_len)
     peak = peak_flops(plan.device)
     row |= {"gflop_a_token": flops / 1e9, "mfu": tokens_per_s * flops / peak if peak else None, "micro_batch": micro}
     if plan.device.type == "cuda":
         row["peak_gib"] = torch.cuda.max_memory_allocated(plan.device) / 2**30
     return row
-
-
-def training_flops(model: nn.Module, plan: Plan) -> float:
-    """Floating-point operations a token of forward and backward: six a matrix element, embeddings not counted, and
-    attention over the causal half."""
-    matrices = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed_tokens" not in n)
-    return 6 * matrices + 6 * plan.shape.layers * plan.shape.hidden_size * plan.seq_len
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """The data sheet's bf16 rate; None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for short, flops in PEAK_FLOPS.items() if short in name), None)
 
 
 class _Unpadded(LabelledSequences):

@@ -1,0 +1,63 @@
+"""Accelerators a run is planned for or measured on: rates and sizes of the makers' data sheets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One kind of GPU.
+
+    Attributes:
+        name: as people say it.
+        words: parts of torch's device name, all of which name this kind.
+        peak_flops: dense bf16 products with float32 sums, operations a second.
+        memory_bytes: what a program can address, rounded down.
+        memory_bandwidth: bytes a second between the GPU and its memory.
+        link_bandwidth: bytes a second that one GPU sends to others of its node, one direction.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    peak_flops: float
+    memory_bytes: int
+    memory_bandwidth: float
+    link_bandwidth: float
+
+
+# Where two entries fit a device's name, the first counts. Links: NVLink where the kind has it, else PCIe.
+ACCELERATORS: dict[str, Accelerator] = {
+    "b200": Accelerator("B200", ("B200",), 2250e12, 178 * _GIB, 7.7e12, 900e9),
+    "h200": Accelerator("H200", ("H200",), 989e12, 139 * _GIB, 4.8e12, 450e9),
+    "h100-pcie": Accelerator("H100 PCIe", ("H100", "PCIe"), 756e12, 79 * _GIB, 2.0e12, 64e9),
+    "h100-nvl": Accelerator("H100 NVL", ("H100", "NVL"), 835e12, 93 * _GIB, 3.9e12, 64e9),
+    "h100": Accelerator("H100 SXM", ("H100",), 989e12, 79 * _GIB, 3.35e12, 450e9),
+    "a100-40gb": Accelerator("A100 40GB", ("A100", "40GB"), 312e12, 39 * _GIB, 1.55e12, 300e9),
+    "a100": Accelerator("A100 80GB", ("A100",), 312e12, 79 * _GIB, 2.0e12, 300e9),
+    "l40s": Accelerator("L40S", ("L40S",), 362e12, 44 * _GIB, 0.86e12, 32e9),
+    "rtx4090": Accelerator("RTX 4090", ("RTX 4090",), 165e12, 23 * _GIB, 1.0e12, 32e9),
+}
+
+
+def accelerator_of(device_name: str) -> Accelerator | None:
+    """The kind of GPU that torch calls `device_name`, such as "NVIDIA H100 80GB HBM3"; None if it is not listed."""
+    name = device_name.lower()
+    kinds = ACCELERATORS.values()
+    return next((kind for kind in kinds if all(word.lower() in name for word in kind.words)), None)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 operations a second of a torch device by its data sheet; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    kind = accelerator_of(torch.cuda.get_device_name(device))
+    return None if kind is None else kind.peak_flops
