@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from monet.cpu import speed_up_cpu
 from monet.data.datamodule import MonetDataModule
 from monet.errors import ConfigError, MonetError
 from monet.training.checkpoint import FolderCheckpointIO, Selection, newest_valid, read_config
@@ -89,6 +90,10 @@ class MonetCLI(LightningCLI):
                 int | None, None,
                 "Threads of torch on the CPU, part of what makes a run repeatable; null leaves the choice to torch.",
             ),
+            "fast_cpu": (
+                bool, True,
+                "On the CPU: float32 products by oneDNN where that is exact, and freed memory kept (docs/performance.md).",
+            ),
             "wandb_project": (str, "monet", "Project name for the logger wandb."),
         }  # fmt: skip
         text = "Folder of the run: made if new, continued if it holds checkpoints."
@@ -120,6 +125,8 @@ class MonetCLI(LightningCLI):
                 raise ConfigError(f"trainer.{name} cannot be set here; use run_dir and loggers")
         if config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
+        if config.fast_cpu and (config.trainer.accelerator == "cpu" or not torch.cuda.is_available()):
+            speed_up_cpu()
         if (algorithm := config.trainer.gradient_clip_algorithm) not in (None, "norm"):
             raise ConfigError(f"trainer.gradient_clip_algorithm = {algorithm}: gradients are clipped by norm only")
         if (precision := config.trainer.precision) is not None and str(precision) not in PRECISIONS:

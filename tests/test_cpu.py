@@ -1,0 +1,50 @@
+"""Settings for the CPU: products stay float32, and a setting that would break that is taken back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monet import cpu
+
+
+@pytest.fixture(autouse=True)
+def same_precision_afterwards():
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_products_stay_float32(monkeypatch):
+    monkeypatch.setattr(cpu, "_processor", lambda: "AuthenticAMD")
+    cpu.use_onednn_products()
+    a, b = torch.randn(300, 700), torch.randn(700, 200)
+    exact = a.double() @ b.double()
+    assert ((a @ b).double() - exact).norm() / exact.norm() < 1e-6
+
+
+def test_a_product_in_bfloat16_takes_the_setting_back(monkeypatch):
+    monkeypatch.setattr(cpu, "_processor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(cpu, "products_are_float32", lambda: False)
+    assert not cpu.use_onednn_products()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_bfloat16_is_noticed(monkeypatch):
+    plain = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__",
+        lambda a, b: plain(a, b) if a.dtype == torch.float64 else plain(a.bfloat16(), b.bfloat16()).float(),
+    )  # fmt: skip
+    assert not cpu.products_are_float32()
+
+
+def test_intels_own_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(cpu, "_processor", lambda: "vendor_id : GenuineIntel")
+    assert not cpu.use_onednn_products()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: object())
+    assert not cpu.keep_freed_memory()
