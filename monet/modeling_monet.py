@@ -29,8 +29,9 @@ from monet.llama_parts import LlamaAttention, LlamaRMSNorm, RotaryEmbedding
 from monet.losses import RouterLoss, next_token_loss
 from monet.masking import ActiveMasks, MaskArgument
 from monet.masks import ExpertMask
+from monet.packing import varlen_arguments
 from monet.pretrained import MASK_FILE, fingerprint, load_checked
-from monet.router import MonetRouter, RouterLosses, RouterMetrics, RouterOutput, RoutingStatistics
+from monet.router import MonetRouter, RouterLosses, RouterMetrics, RouterOutput, RoutingStatistics, router_losses
 
 
 @dataclass
@@ -226,6 +227,8 @@ class MonetModel(MonetPreTrainedModel):
         Args:
             input_ids: (B, T) int64; or `inputs_embeds` (B, T, D).
             attention_mask: (B, T) or (B, past + T), 0 at padding; padding enters no router statistic.
+            position_ids: (B, T) int64; None counts from the cache's end. Without attention_mask and cache, a position
+                that is not 1 more than the one before begins a document, and no token attends to another document.
             expert_mask: one ExpertMask, or a sequence with one mask (or None) a sequence of the batch.
             output_router_probs: return the routing probabilities; None follows the configuration.
             router_loss: what the uniformity loss is computed on; needs `with_losses`.
@@ -238,7 +241,10 @@ class MonetModel(MonetPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = cast(Tensor, self.embed_tokens(input_ids))
         B, T, _ = inputs_embeds.shape
-        if position_ids is None:
+        if position_ids is not None and attention_mask is None and past_key_values is None:
+            if "flash" in str(self.config._attn_implementation):
+                kwargs = varlen_arguments(position_ids, B) | kwargs
+        elif position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(T, device=inputs_embeds.device) + past).unsqueeze(0)
         attention_arguments = {
@@ -264,7 +270,7 @@ class MonetModel(MonetPreTrainedModel):
 
         hidden_states, routing = inputs_embeds, None
         probs: list[tuple[Tensor, Tensor] | None] = []
-        losses: list[RouterLosses] = []
+        sums: list[Any] = []
         for index, layer in enumerate(cast(list[MonetDecoderLayer], self.layers)):
             hidden_states, routed = layer(
                 hidden_states,
@@ -276,14 +282,14 @@ class MonetModel(MonetPreTrainedModel):
             if routed is not None and layer.router is not None:
                 layer.router.update_statistics(routed)
                 routing = routed.gates
-                losses.extend([routed.losses] if routed.losses is not None else [])
+                sums.extend([routed.sums] if routed.sums is not None else [])
             probs.append((routed.g1_BTHE, routed.g2_BTHE) if routed is not None and wanted else None)
 
         return MonetModelOutput(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values,
             router_probs=tuple(probs) if wanted else None,
-            router_losses=tuple(losses) if with_losses else None,
+            router_losses=router_losses(sums, self.training and self.routers()[0].ranks) if with_losses else None,
         )
 
 

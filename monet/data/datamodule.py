@@ -36,6 +36,8 @@ class MonetDataModule(L.LightningDataModule):
         mixture: share of the training windows drawn from each domain, in any unit; a domain that is not named is not
             drawn. None draws every window equally often.
         max_val_windows: validation windows of each domain at most, spread evenly over it; None takes all.
+        document_mask: no attention across documents inside a window, and positions counted from each document's start;
+            false lets a token see all of the window before it.
         num_workers: loader processes of each rank; 0 loads in the training process.
         pin_memory: put batches in page-locked memory, which speeds up the way to a GPU.
     Raises:
@@ -54,6 +56,7 @@ class MonetDataModule(L.LightningDataModule):
         seed: int = 0,
         mixture: dict[str, float] | None = None,
         max_val_windows: int | None = 64,
+        document_mask: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
@@ -76,6 +79,7 @@ class MonetDataModule(L.LightningDataModule):
         self.seed = seed
         self.mixture = mixture
         self.max_val_windows = max_val_windows
+        self.document_mask = document_mask
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self._shards: TokenShards | None = None
@@ -157,7 +161,7 @@ class MonetDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainStream:
         """The endless stream, at the position that was loaded last."""
-        windows = WindowDataset(self.shards, "train", self.seq_len)
+        windows = WindowDataset(self.shards, "train", self.seq_len, document_mask=self.document_mask)
         weights = None if self.mixture is None else {name: self.mixture.get(name, 0.0) for name in windows.chosen}
         world_size, rank = self._place()
         stream = TrainStream(
@@ -181,7 +185,7 @@ class MonetDataModule(L.LightningDataModule):
         """Held-out windows, each batch of one domain."""
         world_size, rank = self._place()
         return ValidationPass(
-            WindowDataset(self.shards, "validation", self.seq_len),
+            WindowDataset(self.shards, "validation", self.seq_len, document_mask=self.document_mask),
             self.batch_size,
             max_windows=self.max_val_windows,
             world_size=world_size,

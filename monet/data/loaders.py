@@ -95,6 +95,7 @@ class TrainStream:
             "seed": self.order.seed,
             "seq_len": self.windows.seq_len,
             "slots": self.order.slots,
+            "document_mask": self.windows.document_mask,
             "fingerprint": self.windows.shards.fingerprint,
         }
 
@@ -106,9 +107,10 @@ class TrainStream:
 
         Raises:
             DataError: the position belongs to other data.
-            ConfigError: it belongs to another seed, window length, mixture or batch size.
+            ConfigError: it belongs to another seed, window length, mixture, batch size or use of document masks.
         """
         here = self.state_dict()
+        state = {"document_mask": False} | state  # checkpoints of earlier versions do not name it
         if missing := sorted(set(here) - set(state)):
             raise DataError(f"data position without {missing[0]!r}: it was not saved by this data loader")
         if state["fingerprint"] != here["fingerprint"]:
@@ -123,6 +125,11 @@ class TrainStream:
                     f"{name} {here[key]} differs from the run's {state[key]}, so its place in the data is lost; set it "
                     "back, or start a new run"
                 )
+        if state["document_mask"] != here["document_mask"]:
+            raise ConfigError(
+                f"document_mask {here['document_mask']} differs from the run's {state['document_mask']}; set it back, "
+                "or start a new run"
+            )
         if state["batch_size"] * state["world_size"] != self.batch_size * self.world_size:
             raise ConfigError(
                 f"batch_size {self.batch_size} on {self.world_size} rank(s) differs from the run's "

@@ -193,6 +193,19 @@ class TokenStream:
         local = int(np.searchsorted(self.shard_offsets(shard), np.uint64(token - base), side="right")) - 1
         return int(self._document_ends[shard]) - self._entries[shard]["documents"] + local
 
+    def starts_within(self, start: int, stop: int) -> np.ndarray:
+        """Tokens at which documents start, of those behind `start` and before `stop`; (any number,) int64."""
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        last = int(np.searchsorted(self._ends, stop, side="left"))
+        found = []
+        for shard in range(first, last + 1):
+            base = int(self._ends[shard]) - self._entries[shard]["tokens"]
+            starts = self.shard_offsets(shard)[:-1]
+            begin = 0 if start < base else int(np.searchsorted(starts, np.uint64(start - base), side="right"))
+            end = int(np.searchsorted(starts, np.uint64(stop - base), side="left"))
+            found.append(starts[begin:end].astype(np.int64) + base)
+        return np.concatenate(found)
+
     def document_starts(self) -> np.ndarray:
         """Token at which each document starts, and last the stream's end; (num_documents + 1,) int64, loaded."""
         starts = [

@@ -26,6 +26,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         split: "train", "validation", "identify" or "evaluate".
         seq_len: T, tokens predicted in a window, at least 1.
         domains: names to take, in this order; None takes all. Labels always count over all domains of the folder.
+        document_mask: give each window position ids that begin anew at every document.
     Attributes:
         shards: the open folder.
         domains: names of all domains of the folder; `domain` of a window is a place in this list.
@@ -38,13 +39,20 @@ class WindowDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, prepared: str | Path | TokenShards, split: str, seq_len: int, domains: Sequence[str] | None = None
+        self,
+        prepared: str | Path | TokenShards,
+        split: str,
+        seq_len: int,
+        domains: Sequence[str] | None = None,
+        *,
+        document_mask: bool = False,
     ) -> None:
         if seq_len < 1:
             raise ConfigError(f"seq_len {seq_len} must be at least 1")
         self.shards = prepared if isinstance(prepared, TokenShards) else TokenShards(prepared)
         self.split = split
         self.seq_len = seq_len
+        self.document_mask = document_mask
         self.domains = self.shards.domains
         self.chosen = list(self.domains if domains is None else domains)
         if not self.chosen:
@@ -96,21 +104,31 @@ class WindowDataset(Dataset[dict[str, Any]]):
             domain: place of the domain in `domains`.
             index: the window's number.
             document: number, inside the split and domain, of the document that holds the first token.
+            position_ids: int64 (T,), of the inputs, only with `document_mask`: 0 at the window's start and at the
+                start of each document, 1 more at each token after it.
         Raises:
             DataError: an id is outside the vocabulary; names file, offset and id.
         """
         place, start = self._place(index)
         stream = self._streams[place]
         ids = stream.read(start, start + self.seq_len + 1)
-        return {
+        window = {
             "input_ids": torch.from_numpy(ids.astype(np.int64)),
             "domain": self._labels[place],
             "index": index,
             "document": stream.document_at(start),
         }
+        if self.document_mask:
+            begins = np.zeros(self.seq_len, dtype=np.int64)
+            starts = stream.starts_within(start, start + self.seq_len) - start
+            begins[starts] = starts
+            window["position_ids"] = torch.from_numpy(np.arange(self.seq_len) - np.maximum.accumulate(begins))
+        return window
 
 
 def collate(windows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack windows: input_ids (B, T + 1), domain, index and document (B,), all int64."""
+    """Stack windows: input_ids (B, T + 1), domain, index and document (B,), position_ids (B, T) if any, all int64."""
     batch = {key: torch.tensor([window[key] for window in windows]) for key in ("domain", "index", "document")}
+    if "position_ids" in windows[0]:
+        batch["position_ids"] = torch.stack([window["position_ids"] for window in windows])
     return {"input_ids": torch.stack([window["input_ids"] for window in windows]), **batch}

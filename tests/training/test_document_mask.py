@@ -1,0 +1,44 @@
+"""Runs whose attention stays inside documents: they learn something else, and continue bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+
+from monet.training.run import StepCheckpoint
+from tests.training.runs import losses, read_log
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_crashed_run_with_document_masks_continues_bit_for_bit(train, monkeypatch, attention):
+    words = ["--data.document_mask", "true", "--model.attention", attention]
+    whole = train("whole", *words)
+    save_or_not = StepCheckpoint.on_train_batch_end
+
+    def fail(self, trainer, *args):
+        if trainer.global_step == 6:
+            raise Crash
+        save_or_not(self, trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepCheckpoint, "on_train_batch_end", fail)
+        with pytest.raises(Crash):
+            train("crashed", *words)
+    run = train("crashed", *words)
+    assert run.code == 0
+    assert losses(run.run_dir) == losses(whole.run_dir)
+    assert read_log(run.run_dir, "validation.jsonl") == read_log(whole.run_dir, "validation.jsonl")
+    for name in ("model.safetensors", "trainer.safetensors"):
+        last = "step-00000012"
+        assert (run.checkpoints / last / name).read_bytes() == (whole.checkpoints / last / name).read_bytes()
+
+
+def test_the_mask_changes_the_loss_and_cannot_change_within_a_run(train, capsys):
+    masked = train("masked", "--data.document_mask", "true", "--trainer.max_steps", "4")
+    plain = train("plain", "--trainer.max_steps", "4")
+    assert losses(masked.run_dir)[0] != losses(plain.run_dir)[0]
+    assert train("masked").code == 2
+    assert "document_mask False differs from the run's True" in capsys.readouterr().err
