@@ -31,6 +31,7 @@ from monet.kernels.dispatch import interpreted
 
 MODULES = (
     "monet.kernels.active_keys",
+    "monet.kernels.decode.triton_op",
     "monet.kernels.hde.triton_mix",
     "monet.kernels.vde.triton_mix",
     "monet.kernels.routing.triton_op",

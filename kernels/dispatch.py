@@ -26,6 +26,7 @@ _log = logging.getLogger("monet.kernels")
 _IMPLEMENTATIONS: dict[str, dict[str, Any]] = {"torch": {}, "triton": {}}
 # Imported on first use: nothing but these modules imports triton.
 _TRITON = {
+    "active_experts": "monet.kernels.decode.triton_op:active_experts",
     "batch_statistics": "monet.kernels.routing.triton_op:batch_statistics",
     "horizontal_mixing": "monet.kernels.hde.triton_mix:mixing",
     "route_with_losses": "monet.kernels.routing.triton_op:route_with_losses",
@@ -53,8 +54,16 @@ def resolve(op: str, tensor: Tensor) -> Any:
     Raises:
         ValueError: `MONET_KERNELS` names no backend, or forces Triton where it cannot run.
     """
-    backend = _choose(op, tensor.device.type, tensor.dtype, os.environ.get("MONET_KERNELS", "auto"), interpreted())
-    return _IMPLEMENTATIONS[backend][op]
+    return _IMPLEMENTATIONS[backend(op, tensor)][op]
+
+
+def backend(op: str, tensor: Tensor) -> str:
+    """Whose implementation of `op` `resolve` gives: "torch" or "triton".
+
+    Raises:
+        ValueError: as `resolve`.
+    """
+    return _choose(op, tensor.device.type, tensor.dtype, os.environ.get("MONET_KERNELS", "auto"), interpreted())
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -85,7 +94,7 @@ def _cached_choice(op: str, device: str, dtype: torch.dtype, wanted: str, interp
         raise ValueError(f"MONET_KERNELS=triton, but {op} cannot use it: {refusal}")
     _log.info("%s on %s: torch (%s)", op, device, refusal)
     if wanted == "auto" and device == "cuda" and op in _TRITON and dtype in _TRITON_DTYPES:
-        warnings.warn(f"{op} runs as plain torch on this GPU, slower than with Triton: {refusal}", stacklevel=4)
+        warnings.warn(f"{op} runs as plain torch on this GPU, slower than with Triton: {refusal}", stacklevel=5)
     return "torch"
 
 

@@ -32,10 +32,12 @@ def activation_of(config: MonetConfig) -> Callable[[Tensor], Tensor]:
 class Experts(nn.Module):
     """What both decompositions share: the activation, and output weights in the form that decoding reads."""
 
+    projections: tuple[str, ...]
+
     def __init__(self, config: MonetConfig) -> None:
         super().__init__()
         self.act_fn = activation_of(config)
-        self.num_keys = config.moe_experts
+        self.num_keys, self.topk = config.moe_experts, config.moe_topk
         self._output_rows = OutputRows()
 
     def train(self, mode: bool = True) -> Any:
@@ -55,6 +57,8 @@ class HorizontalExperts(Experts):
     reads, so a hook on `v` never fires.
     """
 
+    projections = ("v",)
+
     def __init__(self, config: MonetConfig) -> None:
         super().__init__(config)
         D, E, M = config.hidden_size, config.moe_experts, config.moe_dim
@@ -66,7 +70,7 @@ class HorizontalExperts(Experts):
         """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts."""
         B, T, _ = x_BTD.shape
         x_TD, g1_THE, g2_THE = (tensor.flatten(0, 1) for tensor in (x_BTD, g1_BTHE, g2_BTHE))
-        if is_sparse(x_TD, g1_THE, g2_THE, [self.u], [self.v.weight, self.b]):
+        if is_sparse(x_TD, g1_THE, g2_THE, [self.u], [self.v.weight], [self.b], self.topk):
             v_PD = self._output_rows.of("v", self.v.weight)
             out_TD = active_horizontal(
                 x_TD, g1_THE, g2_THE, self.u.weight, self.u.bias, v_PD, self.b, self.act_fn, keep
@@ -84,6 +88,8 @@ class VerticalExperts(Experts):
     the mixing reads, so hooks on them never fire.
     """
 
+    projections = ("v11", "v12", "v21", "v22")
+
     def __init__(self, config: MonetConfig) -> None:
         super().__init__(config)
         D, E, P = config.hidden_size, config.moe_experts, config.moe_experts * config.moe_dim // 2
@@ -98,11 +104,10 @@ class VerticalExperts(Experts):
         x_TD, g1_THE, g2_THE = (tensor.flatten(0, 1) for tensor in (x_BTD, g1_BTHE, g2_BTHE))
         projections = (self.v11.weight, self.v12.weight, self.v21.weight, self.v22.weight)
         biases = (self.b1, self.b2)
-        if is_sparse(x_TD, g1_THE, g2_THE, [self.u1, self.u2], [*projections, *biases]):
+        if is_sparse(x_TD, g1_THE, g2_THE, [self.u1, self.u2], projections, biases, self.topk):
             first = (self.u1.weight, self.u1.bias, self.u2.weight, self.u2.bias)
             v11, v12, v21, v22 = (
-                self._output_rows.of(name, weight)
-                for name, weight in zip(("v11", "v12", "v21", "v22"), projections, strict=True)
+                self._output_rows.of(name, weight) for name, weight in zip(self.projections, projections, strict=True)
             )
             out_TD = active_vertical(x_TD, g1_THE, g2_THE, first, (v11, v12, v21, v22), biases, self.act_fn, keep)
         else:
@@ -116,3 +121,20 @@ EXPERTS: dict[str, type[HorizontalExperts] | type[VerticalExperts]] = {
     "horizontal": HorizontalExperts,
     "vertical": VerticalExperts,
 }
+
+
+@torch.no_grad()
+def lay_out_for_decoding(model: nn.Module) -> None:
+    """Put the rows of each expert's output weights beside each other in memory, as decoding on a GPU reads them.
+
+    Names, shapes, values and the state dict stay. What changes is the order in memory: views of the weights and CUDA
+    graphs made before do not see the weights any more. Takes the room of one weight for a moment. For inference:
+    optimizers over flat buffers and partitioned parameters keep weights in memory of their own.
+
+    Args:
+        model: any module; its expert layers are changed in place.
+    """
+    for module in model.modules():
+        if isinstance(module, Experts):
+            for weight in (getattr(module, name).weight for name in module.projections):
+                weight.data = weight.data.t().contiguous().t()

@@ -3,11 +3,15 @@
 `MONET_DECODE` in the environment overrides the choice: `auto` (default), `dense` or `sparse`. Sparse layers are for
 inference; where a gradient is wanted, or a weight is not plain memory, the layer stays dense whatever is asked for.
 
-The layer reads a transposed copy of each output weight, in which an expert's rows lie together; the weight itself keeps
-the shape of the checkpoint. Copies are made at first use and take about a quarter of the model's memory on top;
-`MONET_DECODE_COPY=0` reads the weights in place instead, at up to a quarter of the speed. A copy is made anew when its
-weight changes: when torch has counted a change, after `train()`, a move or a load, and when some of its entries
+On the CPU the layer reads a transposed copy of each output weight, in which an expert's rows lie together; the weight
+itself keeps the shape of the checkpoint. Copies are made at first use and take about a quarter of the model's memory on
+top; `MONET_DECODE_COPY=0` reads the weights in place instead, at up to a quarter of the speed. A copy is made anew when
+its weight changes: when torch has counted a change, after `train()`, a move or a load, and when some of its entries
 differ, as they do after writing to `.data`.
+
+On a GPU there are no copies: a captured CUDA graph would go on reading them after they are outdated or gone, and to
+compare entries is to wait for the device. The layer reads the weight in place, as it lies in memory.
+`monet.experts.lay_out_for_decoding` turns it over in memory once, so that an expert's rows lie together there.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from torch.autograd import forward_ad
 
 from monet.kernels.decode.build import has_cpp
 from monet.kernels.decode.op import count_active, is_transposed
+from monet.kernels.dispatch import backend
 
 # Up to how many tokens, and up to which share of (token, key) pairs, the sparse layer is the faster one: with copies
 # and in place. Measured with the C++ of this folder (E = 512, M = 16, D = 2048, AVX-512), sparse time over dense time:
@@ -45,6 +50,14 @@ LIMITS: dict[tuple[torch.dtype, bool], Limits] = {
 }
 # In plain torch gathered rows are copied, which pays for one token with few keys.
 LIMITS_WITHOUT_CPP: Limits = ((1, 0.15),)
+# On a GPU nothing may be looked at: the host would wait, and a CUDA graph could not hold the layer. There the share of
+# active keys is taken as the router aims at it, 1 - (1 - k / E)^H, and these are the most rows that may be read, summed
+# over tokens, as a share of all. From a model, not measured on a GPU: rows that lie together are read at the bandwidth
+# of the whole weight, and what surrounds them takes as long as in the dense layer. Half of all rows leave room for
+# routers that fire more often than aimed at: at k = 8 (share .12) up to four tokens, at k = 32 (share .40) one. In
+# place a row of 16 two-byte units is scattered over pieces of 32 bytes, one sector each, and one of 8 units over halves
+# of sectors, so that twice the bytes may move.
+GPU_LIMIT_ROWS, GPU_LIMIT_IN_PLACE = 0.5, 0.25
 # torch.compile must not look at data. For one token reading every key in place is no slower in float32.
 COMPILED_TOKENS = 1
 # Elements of the first weights. In a smaller layer what surrounds the products weighs more than they do: at 2^20 and
@@ -55,7 +68,13 @@ _CHOICES = ("auto", "dense", "sparse")
 
 
 def is_sparse(
-    x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor, linears: Sequence[nn.Module], weights: Sequence[Tensor]
+    x_TD: Tensor,
+    g1_THE: Tensor,
+    g2_THE: Tensor,
+    linears: Sequence[nn.Module],
+    projections: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    topk: int,
 ) -> bool:
     """Whether the layer shall read active keys alone.
 
@@ -63,21 +82,24 @@ def is_sparse(
         x_TD: states of T tokens.
         g1_THE, g2_THE: routing probabilities.
         linears: the modules of the first weights, whose call the sparse layer leaves out.
-        weights: all other weights.
+        projections, biases: all other weights.
+        topk: number of keys a side that the router aims at for each head.
     Raises:
         ValueError: `MONET_DECODE` is none of its values.
     """
     wanted = os.environ.get("MONET_DECODE", "auto")
     if wanted not in _CHOICES:
         raise ValueError(f"MONET_DECODE={wanted!r}; use one of {', '.join(_CHOICES)}")
-    if wanted == "dense" or x_TD.shape[0] == 0 or not _is_inference(x_TD, linears, weights):
+    if wanted == "dense" or x_TD.shape[0] == 0 or not _is_inference(x_TD, linears, [*projections, *biases]):
         return False
     if wanted == "sparse":
         return True
+    if sum(linear.weight.numel() for linear in linears) < SMALLEST_LAYER:  # type: ignore[union-attr]
+        return False
+    if x_TD.device.type == "cuda":
+        return _is_sparse_on_gpu(x_TD, g1_THE, projections, topk)
     key = (x_TD.dtype, _with_copies())
     if x_TD.device.type != "cpu" or key not in LIMITS or os.environ.get("MONET_KERNELS") == "triton":
-        return False
-    if sum(linear.weight.numel() for linear in linears) < SMALLEST_LAYER:  # type: ignore[union-attr]
         return False
     if torch.compiler.is_compiling():
         return x_TD.shape[0] <= COMPILED_TOKENS and x_TD.dtype == torch.float32 and _compiled_has_cpp()
@@ -85,6 +107,14 @@ def is_sparse(
     limits = LIMITS[key] if has_cpp() else LIMITS_WITHOUT_CPP
     limit = next((limit for tokens, limit in limits if tokens >= T), 0.0)
     return limit > 0 and count_active(g1_THE) + count_active(g2_THE) <= 2 * limit * T * E
+
+
+def _is_sparse_on_gpu(x_TD: Tensor, g1_THE: Tensor, projections: Sequence[Tensor], topk: int) -> bool:
+    T, H, E = g1_THE.shape
+    in_rows = all(projection_DP.stride(0) == 1 for projection_DP in projections)
+    limit = GPU_LIMIT_ROWS if in_rows else GPU_LIMIT_IN_PLACE
+    # In plain torch the layer would wait for the device.
+    return T * (1 - (1 - topk / E) ** H) <= limit and backend("active_experts", x_TD) == "triton"
 
 
 @torch.compiler.assume_constant_result
@@ -131,7 +161,10 @@ def _with_copies() -> bool:
 
 
 class OutputRows:
-    """A module's output weights as [P, D]: copies with contiguous rows, or views under `MONET_DECODE_COPY=0`."""
+    """A module's output weights as [P, D]: views, but on the CPU copies with contiguous rows.
+
+    Views there too under `MONET_DECODE_COPY=0`.
+    """
 
     def __init__(self) -> None:
         self._copies: dict[str, _Copy] = {}
@@ -139,7 +172,7 @@ class OutputRows:
 
     def of(self, name: str, weight_DP: Tensor) -> Tensor:
         """The weight known as `name`, transposed."""
-        if not _with_copies():
+        if weight_DP.is_cuda or not _with_copies():
             return weight_DP.t()
         pointer, version = weight_DP.data_ptr(), 0 if weight_DP.is_inference() else weight_DP._version
         kept = self._copies.get(name)

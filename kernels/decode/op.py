@@ -1,13 +1,14 @@
 """Expert layers that read the weights of active keys alone, for inference.
 
-The ops below exist in plain torch for every device; `build.py` adds the C++ kernels for float32 and bfloat16 on the
-CPU. None has a gradient. They are registered with torch.library, so torch.compile takes them as they are.
+On a GPU they run in Triton (`triton_op.py`). The ops below exist in plain torch for every device; `build.py` adds the
+C++ kernels for float32 and bfloat16 on the CPU. None has a gradient. They are registered with torch.library, so
+torch.compile takes them as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from monet.kernels.checks import check_float, check_same_device, check_shape
 from monet.kernels.decode import reference
 from monet.kernels.decode.build import has_cpp
+from monet.kernels.dispatch import enter_torch, resolve
 from monet.kernels.masked import Keep, check_keep, token_chunks
 
 _CPP_DTYPES = (torch.float32, torch.bfloat16)
@@ -80,14 +82,8 @@ def active_horizontal(
     check_shape("v_PD", v_PD, (E * M, None))
     check_shape("b_ED", b_ED, (E, v_PD.shape[1]))
     check_same_device("states", x_TD, v_PD=v_PD, b_ED=b_ED)
-    ops = _ops(u_PD, u_P, v_PD, b_ED)
-
-    def some(x_tD: Tensor, g1_tHE: Tensor, g2_tHE: Tensor, keep: Keep | None) -> Tensor:
-        a_tEM = activation(ops.active_linear(x_tD, g1_tHE, u_PD, u_P))
-        y_tEM, c_tE = _mix(ops, a_tEM, g1_tHE, g2_tHE, keep)
-        return ops.active_sum([y_tEM, c_tE[..., None]], [v_PD, b_ED], [0, 0], b_ED.shape[1])
-
-    return _in_chunks(some, x_TD, g1_THE, g2_THE, keep, E * M)
+    layer = _Layer((u_PD, u_P), (v_PD,), (b_ED,), activation)
+    return _in_chunks(layer, x_TD, g1_THE, g2_THE, keep, E * M)
 
 
 def active_vertical(
@@ -123,21 +119,8 @@ def active_vertical(
     for name, bias in zip(("b1", "b2"), biases, strict=True):
         check_shape(name, bias, (E, half))
         check_same_device("states", x_TD, **{name: bias})
-    ops = _ops(*first, *projections, *biases)
-    v11, v12, v21, v22 = projections
-
-    def some(x_tD: Tensor, g1_tHE: Tensor, g2_tHE: Tensor, keep: Keep | None) -> Tensor:
-        a1_tEM = activation(ops.active_linear(x_tD, g1_tHE, u1_PD, u1_P))
-        a2_tEM = activation(ops.active_linear(x_tD, g2_tHE, u2_PD, u2_P))
-        y21_tEM, c_tE = _mix(ops, a1_tEM, g1_tHE, g2_tHE, keep)
-        turned = keep and Keep(keep.weights_SEE.transpose(1, 2), keep.index_T)
-        y12_tEM, r_tE = _mix(ops, a2_tEM, g2_tHE, g1_tHE, turned)
-        r_tE1, c_tE1 = r_tE[..., None], c_tE[..., None]
-        values = [a1_tEM * r_tE1, y12_tEM, r_tE1, y21_tEM, a2_tEM * c_tE1, c_tE1]
-        weights = [v11, v12, biases[0], v21, v22, biases[1]]
-        return ops.active_sum(values, weights, [0, 0, 0, half, half, half], 2 * half)
-
-    return _in_chunks(some, x_TD, g1_THE, g2_THE, keep, 2 * E * M)
+    layer = _Layer(first, projections, biases, activation)
+    return _in_chunks(layer, x_TD, g1_THE, g2_THE, keep, 2 * E * M)
 
 
 def count_active(g_THE: Tensor) -> int:
@@ -170,20 +153,54 @@ def _check(
     return E, u_PD.shape[0] // E
 
 
+class _Layer(NamedTuple):
+    """Weights and biases of the first linears in turns, transposed output weights, output biases, the activation."""
+
+    first: tuple[Tensor, ...]
+    projections: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    activation: Callable[[Tensor], Tensor]
+
+
 def _in_chunks(
-    some: Callable[[Tensor, Tensor, Tensor, Keep | None], Tensor],
+    layer: _Layer, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None, hidden_per_token: int
+) -> Tensor:
+    """A layer some tokens at a time, so that its hidden units stay few."""
+    run = resolve("active_experts", x_TD)
+    chunks = [slice(None)] if torch.compiler.is_compiling() else token_chunks(x_TD.shape[0], hidden_per_token)
+    if len(chunks) == 1:
+        return run(x_TD, g1_THE, g2_THE, *layer, keep)
+    parts = [run(x_TD[rows], g1_THE[rows], g2_THE[rows], *layer, keep and keep.at(rows)) for rows in chunks]
+    return torch.cat(parts)
+
+
+def _torch_experts(
     x_TD: Tensor,
     g1_THE: Tensor,
     g2_THE: Tensor,
+    first: tuple[Tensor, ...],
+    projections: tuple[Tensor, ...],
+    biases: tuple[Tensor, ...],
+    activation: Callable[[Tensor], Tensor],
     keep: Keep | None,
-    hidden_per_token: int,
 ) -> Tensor:
-    """A layer some tokens at a time, so that its hidden units stay few."""
-    if torch.compiler.is_compiling():
-        return some(x_TD, g1_THE, g2_THE, keep)
-    chunks = token_chunks(x_TD.shape[0], hidden_per_token)
-    parts = [some(x_TD[rows], g1_THE[rows], g2_THE[rows], keep and keep.at(rows)) for rows in chunks]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    """A layer made of the ops of this module; vertical if there are two first linears."""
+    ops = _ops(*first, *projections, *biases)
+    a1_TEM = activation(ops.active_linear(x_TD, g1_THE, *first[:2]))
+    y21_TEM, c_TE = _mix(ops, a1_TEM, g1_THE, g2_THE, keep)
+    c_TE1 = c_TE[..., None]
+    if len(biases) == 1:
+        return ops.active_sum([y21_TEM, c_TE1], [*projections, *biases], [0, 0], biases[0].shape[1])
+    a2_TEM = activation(ops.active_linear(x_TD, g2_THE, *first[2:]))
+    turned = keep and Keep(keep.weights_SEE.transpose(1, 2), keep.index_T)
+    y12_TEM, r_TE = _mix(ops, a2_TEM, g2_THE, g1_THE, turned)
+    r_TE1 = r_TE[..., None]
+    values = [a1_TEM * r_TE1, y12_TEM, r_TE1, y21_TEM, a2_TEM * c_TE1, c_TE1]
+    (v11, v12, v21, v22), (b1, b2), half = projections, biases, biases[0].shape[1]
+    return ops.active_sum(values, [v11, v12, b1, v21, v22, b2], [0, 0, 0, half, half, half], 2 * half)
+
+
+enter_torch("active_experts", _torch_experts)
 
 
 def _ops(*weights: Tensor) -> Any:

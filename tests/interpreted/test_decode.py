@@ -1,0 +1,179 @@
+"""Layers over active keys in Triton: against the loop over all experts in float64, and what they must never read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.activations import ACT2FN
+
+from monet import ExpertMask
+from monet.kernels.decode import triton_kernels as kernels
+from monet.kernels.decode import triton_op
+from monet.kernels.masked import Keep
+from tests.kernels.explicit import DECOMPOSITIONS, Example, keep_of_tokens
+from tests.kernels.test_decode import layer, masks
+from tests.model.tiny import tiny_model, tokens
+from tests.tolerances import assert_close
+
+RELU2 = ACT2FN["relu2"]
+forms = pytest.mark.parametrize("form", DECOMPOSITIONS)
+# Nothing but tails; one token; more tokens than a program looks after; one key a side.
+SHAPES = [
+    dict(T=3, E=11, M=6, D=10, H=3),
+    dict(T=1, E=6, M=16, D=38, H=8),
+    dict(T=18, E=3, M=2, D=6, H=1, dense=True),
+    dict(T=2, E=1, M=4, D=6, H=2),
+]
+# Small tiles, so that every loop goes round more than once and ends in a tail.
+SMALL = {
+    "hidden": {"block_d": 4, "elements": 8, "tokens": 2, "num_warps": 4},
+    "mix": {"programs": 3, "block_u": 4, "num_warps": 4},
+    "output": {"block_d": 4, "elements": 64, "num_warps": 4},
+}
+
+
+def name_of(shape: dict) -> str:
+    return "-".join(f"{key}{value}" for key, value in shape.items())
+
+
+@forms
+@pytest.mark.parametrize("mask", masks(Example("horizontal")))
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+def test_layer_equals_the_loop(form, mask, shape):
+    compare(form, mask, shape)
+
+
+@forms
+@pytest.mark.parametrize("mask", ["none", "a soft mask a token"])
+def test_layer_in_many_tiles_equals_the_loop(form, mask, monkeypatch):
+    monkeypatch.setattr(triton_op, "LAUNCH", SMALL)
+    compare(form, mask, SHAPES[0])
+
+
+def compare(form: str, mask: str, shape: dict) -> None:
+    """Output weights as copies with contiguous rows, and in place."""
+    example = Example(form, **shape)
+    keep = masks(example)[mask]
+    wanted = example.loop(None if keep is None else keep_of_tokens(keep, example.T))
+    example.cast(torch.float32)
+    for copies in (False, True):
+        got = layer(example, keep, RELU2, copies)
+        assert got.dtype == torch.float32
+        assert_close(f"copies={copies}", got, wanted)
+
+
+@forms
+@pytest.mark.parametrize("name", ["relu", "silu", "gelu", "sigmoid"])
+def test_activations(form, name):
+    """ReLU and SiLU are fused, torch applies the others; a sigmoid is not zero at zero."""
+    example, activation = Example(form, T=3, E=9), ACT2FN[name]
+    wanted = example.loop(activation=activation)
+    assert_close(name, layer(example.cast(torch.float32), activation=activation), wanted)
+
+
+@forms
+@pytest.mark.parametrize("mask", ["none", "a mask a token"])
+def test_half_precision_with_float32_gates(form, mask):
+    example = Example(form, T=3, E=11, M=6, D=22)
+    example.weights = {name: weight / 4 for name, weight in example.weights.items()}
+    gates = [g_THE.float() for g_THE in (example.g1_THE, example.g2_THE)]
+    example.cast(torch.float16)
+    example.g1_THE, example.g2_THE = gates
+    keep = masks(example)[mask]
+    got = layer(example, keep, RELU2)
+    example.cast(torch.float64)
+    assert got.dtype == torch.float16
+    assert_close("float16", got, example.loop(None if keep is None else keep_of_tokens(keep, 3)))
+
+
+@forms
+def test_no_tokens(form):
+    example = Example(form, T=0, dtype=torch.float32)
+    for keep in (None, Keep(example.random_keep(S=2), torch.zeros(0, dtype=torch.int64))):
+        assert layer(example, keep).shape == (0, example.D)
+
+
+@forms
+@pytest.mark.parametrize("copies", [False, True])
+def test_inactive_weights_are_never_read(form, copies):
+    example = Example(form, T=2, E=9, M=4).cast(torch.float32)
+    wanted = layer(example, copies=copies)
+    used = [(g_THE != 0).any(0).any(0) for g_THE in (example.g1_THE, example.g2_THE)]
+    assert not (used[0].all() or used[1].all())
+    side = {"u": 0, "v": 1, "b": 1, "u1": 0, "u2": 1, "v11": 0, "v12": 0, "v21": 1, "v22": 1, "b1": 0, "b2": 1}
+    for name, weight in example.weights.items():
+        owner = name.split(".")[0]
+        keys = weight.unflatten(1, (9, -1)).transpose(0, 1) if owner.startswith("v") else weight.unflatten(0, (9, -1))
+        keys[~used[side[owner]]] = float("nan")
+    assert torch.equal(layer(example, copies=copies), wanted)
+
+
+@forms
+def test_a_token_does_not_depend_on_the_others(form):
+    example = Example(form, T=18, E=9, dtype=torch.float32)
+    whole = layer(example, activation=RELU2)
+    for token in (0, 17):
+        alone = Example(form, T=18, E=9, dtype=torch.float32)
+        rows = slice(token, token + 1)
+        alone.x_TD, alone.g1_THE, alone.g2_THE = alone.x_TD[rows], alone.g1_THE[rows], alone.g2_THE[rows]
+        assert torch.equal(layer(alone, activation=RELU2), whole[rows])
+
+
+@forms
+def test_not_a_number_is_handed_on_to_its_token_alone(form):
+    example = Example(form, T=4, dtype=torch.float32)
+    example.x_TD[2] = float("nan")
+    nothing = Keep(torch.zeros(1, example.E, example.E, dtype=torch.bool))
+    for keep in (None, Keep(example.random_keep(), torch.tensor([0, 0, -1, 0])), nothing):
+        out = layer(example, keep, RELU2)
+        assert out[2].isnan().all()
+        assert out[[0, 1, 3]].isfinite().all()
+
+
+@forms
+def test_a_mask_number_beyond_the_masks_gives_no_number(form):
+    example = Example(form, T=3, dtype=torch.float32)
+    out = layer(example, Keep(example.random_keep(S=2), torch.tensor([1, 2, -1])), RELU2)
+    assert out[1].isnan().all()
+    assert out[[0, 2]].isfinite().all()
+
+
+@forms
+@pytest.mark.parametrize("mask", ["none", "hard", "a mask a token"])
+def test_operators_fit_torch_compile(form, mask):
+    """Schemas and fakes agree with what the operators do, and nothing in between looks at data."""
+    example = Example(form, T=3, E=6, dtype=torch.float32)
+    keep = masks(example)[mask]
+    compiled = torch.compile(lambda: layer(example, keep, RELU2), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert_close("compiled", compiled(), layer(example, keep, RELU2))
+
+
+@forms
+@pytest.mark.parametrize("masked", [False, True])
+def test_generation_gives_the_dense_models_tokens(form, masked, monkeypatch):
+    model, ids = tiny_model(form, num_hidden_layers=2), tokens(2)[:, :3]
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3,
+               "pad_token_id": 0, "cache_implementation": "static"}  # fmt: skip
+    if masked:
+        options["expert_mask"] = [ExpertMask.random(model.config, 15, seed=1), None]
+    monkeypatch.setenv("MONET_KERNELS", "torch")
+    monkeypatch.setenv("MONET_DECODE", "dense")
+    wanted = model.generate(ids, **options)
+    monkeypatch.setenv("MONET_KERNELS", "triton")
+    monkeypatch.setenv("MONET_DECODE", "sparse")
+    launches: list[tuple[int, ...]] = []
+    monkeypatch.setattr(kernels, "output_kernel", Counted(kernels.output_kernel, launches))
+    assert torch.equal(model.generate(ids, **options), wanted)
+    assert len(launches) == 3 * 2
+
+
+class Counted:
+    """A kernel whose launches are counted."""
+
+    def __init__(self, kernel, launches) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        self.launches.append(grid)
+        return self.kernel[grid]
