@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -28,7 +30,7 @@ def segmented(module, query, key, value, attention_mask, scaling=None, cu_seq_le
         assert kwargs["max_length_q"] == kwargs["max_length_k"] == int(cu_seq_lens_q.diff().max())
     parts = [
         scaled_dot_product_attention(*(s[:, :, a:b] for s in flat), is_causal=True, scale=scaling)
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2).reshape(B, T, -1, query.shape[-1]), None
 
