@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import traceback
@@ -22,6 +21,7 @@ from monet.cpu import speed_up_cpu
 from monet.data.datamodule import MonetDataModule
 from monet.errors import ConfigError, MonetError
 from monet.training.checkpoint import FolderCheckpointIO, Selection, newest_valid, read_config
+from monet.training.language_models import config_json
 from monet.training.metrics import MetricsLog
 from monet.training.module import MonetLightningModule
 from monet.training.run import RandomState, RunDirectory, StepCheckpoint, TokenizerCopy
@@ -142,7 +142,7 @@ class MonetCLI(LightningCLI):
         else:
             self.selection = newest_valid(self.run_directory.checkpoints)
         if self.selection.folder is not None:
-            refuse_structural_change(read_config(self.selection.folder), json.loads(model_config.to_json_string()))
+            refuse_structural_change(read_config(self.selection.folder), config_json(model_config))
         if self.selection.step >= config.trainer.max_steps:
             print(
                 f"{config.run_dir} is finished: its newest checkpoint is at step {self.selection.step} of"

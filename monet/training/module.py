@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from typing_extensions import override
 
 from monet.errors import ConfigError, NonFiniteError
 from monet.losses import RouterLoss
-from monet.modeling_monet import MonetForCausalLM
+from monet.training.language_models import build, config_json, freeze_routers, warm_start
 from monet.training.metrics import RouterHealth
 from monet.training.optim import (
     OptimizerSettings,
@@ -35,11 +34,13 @@ DEFAULT_SCHEDULE = ScheduleSettings()
 class MonetLightningModule(LightningModule):
     """Trains a Monet language model on windows of tokens.
 
-    Batches are dictionaries: `input_ids` (B, T+1) int64, `domain` (B,) int64, `index` (B,) int64 window ids;
-    `position_ids` (B, T) int64 that begin anew at each document, if attention shall not cross documents.
+    Batches are dictionaries: `input_ids` (B, T+1) int64, `domain` (B,) int64, `index` (B,) int64 window ids.
 
     Args:
         shape: sizes and form of the language model.
+        init_from: folder of a released or exported model, or of a checkpoint, whose weights a new run starts with; a
+            run that continues has its own. None starts with random weights.
+        freeze_router: the routers of init_from stay as they are, running statistics included.
         router_loss: weights and form of the routers' auxiliary losses.
         optimizer: AdamW and its parameter groups.
         schedule: learning rate over the run.
@@ -51,6 +52,8 @@ class MonetLightningModule(LightningModule):
     def __init__(
         self,
         shape: ModelShape,
+        init_from: str | None = None,
+        freeze_router: bool = False,
         router_loss: RouterLoss = DEFAULT_ROUTER_LOSS,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         schedule: ScheduleSettings = DEFAULT_SCHEDULE,
@@ -62,12 +65,14 @@ class MonetLightningModule(LightningModule):
         if dead_window_steps < 1:
             raise ConfigError(f"dead_window_steps must be at least 1, got {dead_window_steps}")
         self.router_loss, self.optimizer_settings, self.schedule = router_loss, optimizer, schedule
-        self.model = MonetForCausalLM._from_config(shape.config(), attn_implementation=attention)
-        self.model.config.architectures = [type(self.model).__name__]
+        self.model = build(shape.config(), attention)
+        self.init_from, self.freeze_router = init_from, freeze_router
+        if freeze_router:
+            freeze_routers(self.model, init_from)
         if gradient_checkpointing:
             # the old name warns where the new one exists
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
-            enable()
+            enable({"use_reentrant": False})
         self.router_health = RouterHealth(dead_window_steps)
         self.tokens_seen = 0
         self.validation_result: dict[str, Any] | None = None
@@ -88,6 +93,8 @@ class MonetLightningModule(LightningModule):
         Raises:
             ConfigError: the vocabulary or the longest sequence is too small.
         """
+        if self.init_from is not None and self.trainer.ckpt_path is None:
+            warm_start(self.model, self.init_from)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is None:
             return
@@ -123,28 +130,28 @@ class MonetLightningModule(LightningModule):
         """
         windows = batch["input_ids"]
         out = self.model(
-            input_ids=windows[:, :-1],
-            position_ids=batch.get("position_ids"),
-            shift_labels=windows[:, 1:],
-            router_loss=self.router_loss,
-            use_cache=False,
+            input_ids=windows[:, :-1], shift_labels=windows[:, 1:], router_loss=self.router_loss, use_cache=False
         )
         step = self.trainer.global_step + 1
         self._micro_batches.append(batch)
         values = {
             "loss": out.loss,
             "lm_loss": out.lm_loss,
-            "uniformity_loss": out.uniformity_loss,
-            "uniformity": _mean([router.uniformity for router in out.router_metrics]),
-            "ambiguity": _mean([router.ambiguity for router in out.router_metrics]),
-            "active_per_head": _mean([router.active_per_head for router in out.router_metrics]),
         }
+        if out.router_metrics:
+            values |= {
+                "uniformity_loss": out.uniformity_loss,
+                "uniformity": _mean([router.uniformity for router in out.router_metrics]),
+                "ambiguity": _mean([router.ambiguity for router in out.router_metrics]),
+                "active_per_head": _mean([router.active_per_head for router in out.router_metrics]),
+            }
         # one transfer from the device for all
         numbers = torch.stack([value.detach().double() for value in values.values()]).tolist()
         self._micro_metrics.append(dict(zip(values, numbers, strict=True)))
         if not math.isfinite(numbers[0]):
             raise NonFiniteError(f"step {step}: the loss is {numbers[0]} ({self._describe([batch])})")
-        self.router_health.update([router.fired_2HE for router in out.router_metrics], step)
+        if out.router_metrics:
+            self.router_health.update([router.fired_2HE for router in out.router_metrics], step)
         self.tokens_seen += windows[:, 1:].numel() * self.trainer.world_size
         return out.loss
 
@@ -193,8 +200,7 @@ class MonetLightningModule(LightningModule):
     @override
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         windows, domain_B = batch["input_ids"], batch["domain"]
-        positions = batch.get("position_ids")
-        logits_BTV = self.model(input_ids=windows[:, :-1], position_ids=positions, use_cache=False).logits
+        logits_BTV = self.model(input_ids=windows[:, :-1], use_cache=False).logits
         # row by row: a float32 copy of all logits is large
         rows = zip(logits_BTV, windows[:, 1:], strict=True)
         nll_B = torch.stack([F.cross_entropy(row.float(), labels, reduction="sum") for row, labels in rows])
@@ -243,6 +249,7 @@ class MonetLightningModule(LightningModule):
         checkpoint["monet"] = {
             "tokens_seen": self.tokens_seen,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "freeze_router": self.freeze_router,
             "router_health": self.router_health.state_dict(),
         }
 
@@ -255,12 +262,17 @@ class MonetLightningModule(LightningModule):
                 f"trainer.accumulate_grad_batches = {now} differs from the run's {stored}, and with it the windows of"
                 " a step; set it back, or start a new run_dir"
             )
+        if (frozen := checkpoint["monet"].get("freeze_router", False)) != self.freeze_router:
+            raise ConfigError(
+                f"model.freeze_router = {self.freeze_router} differs from the run's {frozen}, and with it what the"
+                " optimiser holds; set it back, or start a new run_dir with model.init_from"
+            )
         self.tokens_seen = checkpoint["monet"]["tokens_seen"]
         self.router_health.load_state_dict(checkpoint["monet"]["router_health"])
 
     def config_json(self) -> dict[str, Any]:
         """The model's configuration as its config.json will hold it."""
-        return json.loads(self.model.config.to_json_string())
+        return config_json(self.model.config)
 
     def _describe(self, batches: list[dict[str, Tensor]]) -> str:
         windows = [i for batch in batches for i in batch["index"].tolist()]

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
+from transformers import LlamaConfig
+from transformers.activations import ACT2FN
+
 from monet.configuration_monet import MonetConfig
 from monet.errors import ConfigError
 
@@ -24,6 +28,8 @@ class ModelShape:
         hidden_size: width D of the residual stream.
         num_hidden_layers: decoder layers L.
         num_attention_heads: attention heads; they must divide hidden_size unless head_dim is given.
+        architecture: monet, or llama for a dense model to compare it with; the moe_ settings are monet's alone.
+        intermediate_size: hidden width of llama's MLPs; None for monet.
         moe_dim: hidden width M of one expert; even for vertical.
         moe_heads: routing heads H.
         moe_experts: keys per side E; a layer has E*E experts.
@@ -35,7 +41,7 @@ class ModelShape:
         max_position_embeddings: longest sequence in tokens.
         rope_theta: base of the rotary embedding's wavelengths.
         rope_scaling: rotary scaling as Llama models configure it; None scales nothing.
-        hidden_act: activation of the experts; the released models use relu2 (relu, then square).
+        hidden_act: activation of experts or MLPs; None takes relu2 (relu, then square) for monet, silu for llama.
         rms_norm_eps: added under the root of the norms.
         initializer_range: standard deviation of the initial weights.
         attention_dropout: share of attention weights dropped in training.
@@ -47,27 +53,74 @@ class ModelShape:
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
-    moe_dim: int
-    moe_heads: int
-    moe_experts: int
-    moe_topk: int
-    moe_groups: int
-    moe_decompose: Literal["vertical", "horizontal"]
+    architecture: Literal["monet", "llama"] = "monet"
+    intermediate_size: int | None = None
+    moe_dim: int | None = None
+    moe_heads: int | None = None
+    moe_experts: int | None = None
+    moe_topk: int | None = None
+    moe_groups: int | None = None
+    moe_decompose: Literal["vertical", "horizontal"] | None = None
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     max_position_embeddings: int = 2048
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
-    hidden_act: str = "relu2"
+    hidden_act: str | None = None
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     attention_dropout: float = 0.0
     attention_bias: bool = False
     tie_word_embeddings: bool = False
 
-    def config(self) -> MonetConfig:
-        """The model's configuration; what is None here follows the configuration's own rule."""
-        return MonetConfig(**{key: value for key, value in asdict(self).items() if value is not None})
+    def config(self) -> LlamaConfig:
+        """The model's configuration; what is None here follows the configuration's own rule.
+
+        Returns:
+            a `MonetConfig`, or a plain `LlamaConfig` for llama.
+        Raises:
+            ConfigError: a setting is missing, impossible, or of the other architecture.
+        """
+        given = {key: value for key, value in asdict(self).items() if value is not None and key != "architecture"}
+        if self.architecture == "monet":
+            if self.intermediate_size is not None:
+                raise ConfigError(
+                    f"model.shape.intermediate_size = {self.intermediate_size}: it is llama's; experts take moe_dim"
+                )
+            return MonetConfig(**given)
+        if foreign := [key for key in given if key.startswith("moe_")]:
+            raise ConfigError(f"model.shape.{foreign[0]} = {given[foreign[0]]!r}: llama has no experts; leave it out")
+        if self.intermediate_size is None:
+            raise ConfigError("model.shape.intermediate_size is missing: llama needs the hidden width of its MLPs")
+        for key, value in given.items():
+            if type(value) is int and value < 1:
+                raise ConfigError(f"model.shape.{key} = {value}: allowed are whole numbers from 1")
+        if self.num_attention_heads % (self.num_key_value_heads or 1):
+            raise ConfigError(
+                f"model.shape.num_key_value_heads = {self.num_key_value_heads}: must divide num_attention_heads ="
+                f" {self.num_attention_heads}"
+            )
+        if self.hidden_act is not None and self.hidden_act not in ACT2FN:
+            raise ConfigError(f"model.shape.hidden_act = {self.hidden_act}: allowed are {', '.join(sorted(ACT2FN))}")
+        try:
+            return LlamaConfig(**given)
+        except (StrictDataclassError, ValueError) as error:
+            raise ConfigError(f"model.shape: {' '.join(str(error).split())}") from error
+
+
+def differing_keys(stored: dict[str, Any], configured: dict[str, Any], but: frozenset[str] = frozenset()) -> list[str]:
+    """What makes two config.json different models: one text a key, with both values.
+
+    Args:
+        stored, configured: config.json of a folder, and of the model that was configured.
+        but: further keys that may differ, beside `BENIGN_KEYS`.
+    """
+    keys = sorted((stored.keys() | configured.keys()) - BENIGN_KEYS - but)
+    return [
+        f"{key}: checkpoint {stored.get(key)!r}, now {configured.get(key)!r}"
+        for key in keys
+        if stored.get(key) != configured.get(key)
+    ]
 
 
 def refuse_structural_change(stored: dict[str, Any], configured: dict[str, Any]) -> None:
@@ -79,13 +132,7 @@ def refuse_structural_change(stored: dict[str, Any], configured: dict[str, Any])
     Raises:
         ConfigError: names every key that differs, with both values.
     """
-    keys = sorted((stored.keys() | configured.keys()) - BENIGN_KEYS)
-    changed = [
-        f"{key}: checkpoint {stored.get(key)!r}, now {configured.get(key)!r}"
-        for key in keys
-        if stored.get(key) != configured.get(key)
-    ]
-    if changed:
+    if changed := differing_keys(stored, configured):
         raise ConfigError(
             f"the run's checkpoint holds another model ({'; '.join(changed)}); restore the old values or start a new"
             " run_dir"

@@ -1,0 +1,152 @@
+"""The language models that train.py trains: Monet, and its dense twin, a LLaMA under the same interface."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import Tensor
+from transformers import LlamaConfig
+
+from monet.configuration_monet import MonetConfig
+from monet.errors import CheckpointError, ConfigError
+from monet.losses import RouterLoss, next_token_loss
+from monet.masks import ExpertMask
+from monet.modeling_monet import MonetCausalLMOutput, MonetForCausalLM
+from monet.pretrained import MASK_FILE, load_checked
+from monet.router import MonetRouter
+
+
+class LlamaForCausalLM(transformers.LlamaForCausalLM):
+    """transformers' LLaMA with the training interface of `MonetForCausalLM`: the dense twin of a comparison.
+
+    It has transformers' name for the class, so that a folder it saves is a LLaMA to whoever loads it.
+    """
+
+    expert_mask: ExpertMask | None = None
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        shift_labels: Tensor | None = None,
+        router_loss: RouterLoss | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits and, with labels, Monet's next-token loss.
+
+        Args:
+            input_ids: (B, T) int64.
+            shift_labels: (B, T) int64, already shifted; -100 is ignored.
+            router_loss: accepted for Monet's sake; there are no routers.
+            kwargs: as in transformers.
+        """
+        out: Any = super().forward(input_ids=input_ids, **kwargs)  # type: ignore[arg-type]
+        if shift_labels is None:
+            return out
+        loss = next_token_loss(out.logits, shift_labels)
+        return MonetCausalLMOutput(loss=loss, lm_loss=loss, logits=out.logits, router_metrics=())
+
+    def routers(self) -> list[MonetRouter]:
+        """No routers."""
+        return []
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Load with the checks of Monet's loader: safetensors only, every tensor there and finite."""
+        return load_checked(cls, super().from_pretrained, name_or_path, *args, **kwargs)
+
+
+LanguageModel = MonetForCausalLM | LlamaForCausalLM
+_MODELS: dict[str, tuple[type[Any], type[Any]]] = {
+    "monet": (MonetConfig, MonetForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+}
+# What a warm start may give another value: it changes no weight's shape or meaning.
+_MAY_DIFFER = frozenset({"max_position_embeddings"})
+
+
+def config_json(config: LlamaConfig) -> dict[str, Any]:
+    """A model's configuration as its config.json holds it."""
+    return json.loads(config.to_json_string())
+
+
+def config_of(content: dict[str, Any]) -> LlamaConfig:
+    """The configuration that a config.json of ours describes.
+
+    Raises:
+        CheckpointError: its model_type is neither monet nor llama.
+    """
+    return _classes(content)[0].from_dict(content)
+
+
+def class_of(config: LlamaConfig) -> type[Any]:
+    """`MonetForCausalLM` or `LlamaForCausalLM`."""
+    return _MODELS[config.model_type][1]
+
+
+def build(config: LlamaConfig, attention: str) -> LanguageModel:
+    """A model with random weights, float32.
+
+    Args:
+        config: as `ModelShape.config` makes it.
+        attention: attention implementation of transformers.
+    """
+    model = class_of(config)._from_config(config, attn_implementation=attention)
+    model.config.architectures = [type(model).__name__]
+    return model
+
+
+def freeze_routers(model: LanguageModel, init_from: str | None) -> None:
+    """Stop learning in every router: no gradients, running statistics as they are, nothing for the optimiser.
+
+    Raises:
+        ConfigError: there is no router, or it would stay random.
+    """
+    if not isinstance(model, MonetForCausalLM):
+        raise ConfigError("model.freeze_router = True: llama has no router; leave it out")
+    if init_from is None:
+        raise ConfigError("model.freeze_router = True: random routers would stay random; name a model.init_from")
+    model.freeze_router()
+
+
+def warm_start(model: LanguageModel, folder: str) -> None:
+    """Give a model the weights and router statistics of a released, exported or checkpoint folder.
+
+    Parameters and buffers stay the objects they are; for a moment there are two copies of the weights.
+
+    Args:
+        model: the configured model, which the folder must fit in all that gives weights shape and meaning.
+        folder: local folder with config.json and safetensors, of any floating dtype.
+    Raises:
+        ConfigError: the folder holds another model (every differing key is named) or one with removed experts.
+        CheckpointError: the folder is not there, or its weights are incomplete or damaged.
+    """
+    from monet.training.checkpoint import read_config
+    from monet.training.settings import differing_keys
+
+    if not Path(folder).is_dir():
+        raise CheckpointError(f"model.init_from = {folder}: no such folder; give one with config.json and safetensors")
+    config = config_of(read_config(Path(folder)))
+    if changed := differing_keys(config_json(config), config_json(model.config), _MAY_DIFFER):
+        raise ConfigError(
+            f"model.init_from = {folder} holds another model ({'; '.join(changed)}); give model.shape the folder's"
+            " values"
+        )
+    if (Path(folder) / MASK_FILE).exists():
+        raise ConfigError(
+            f"model.init_from = {folder} has removed experts ({MASK_FILE}), and training would neither use nor keep"
+            " that mask; start from a copy of the folder without the file"
+        )
+    loaded = type(model).from_pretrained(folder, local_files_only=True, dtype=model.dtype)
+    model.load_state_dict(loaded.state_dict())
+    print(f"weights of {folder}", flush=True)
+
+
+def _classes(content: dict[str, Any]) -> tuple[type[Any], type[Any]]:
+    kind = content.get("model_type")
+    if kind not in _MODELS:
+        raise CheckpointError(f"config.json: model_type {kind!r}; known are {' and '.join(map(repr, _MODELS))}")
+    return _MODELS[kind]
