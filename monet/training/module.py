@@ -34,7 +34,8 @@ DEFAULT_SCHEDULE = ScheduleSettings()
 class MonetLightningModule(LightningModule):
     """Trains a Monet language model on windows of tokens.
 
-    Batches are dictionaries: `input_ids` (B, T+1) int64, `domain` (B,) int64, `index` (B,) int64 window ids.
+    Batches are dictionaries: `input_ids` (B, T+1) int64, `domain` (B,) int64, `index` (B,) int64 window ids;
+    `position_ids` (B, T) int64 that begin anew at each document, if attention shall not cross documents.
 
     Args:
         shape: sizes and form of the language model.
@@ -130,7 +131,11 @@ class MonetLightningModule(LightningModule):
         """
         windows = batch["input_ids"]
         out = self.model(
-            input_ids=windows[:, :-1], shift_labels=windows[:, 1:], router_loss=self.router_loss, use_cache=False
+            input_ids=windows[:, :-1],
+            position_ids=batch.get("position_ids"),
+            shift_labels=windows[:, 1:],
+            router_loss=self.router_loss,
+            use_cache=False,
         )
         step = self.trainer.global_step + 1
         self._micro_batches.append(batch)
@@ -200,7 +205,8 @@ class MonetLightningModule(LightningModule):
     @override
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         windows, domain_B = batch["input_ids"], batch["domain"]
-        logits_BTV = self.model(input_ids=windows[:, :-1], use_cache=False).logits
+        positions = batch.get("position_ids")
+        logits_BTV = self.model(input_ids=windows[:, :-1], position_ids=positions, use_cache=False).logits
         # row by row: a float32 copy of all logits is large
         rows = zip(logits_BTV, windows[:, 1:], strict=True)
         nll_B = torch.stack([F.cross_entropy(row.float(), labels, reduction="sum") for row, labels in rows])
