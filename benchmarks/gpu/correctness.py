@@ -126,24 +126,31 @@ def cases(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[Case
         yield Case(f"vertical {name}", partial(_vertical, keep), inputs, is_masked=keep is not None)
         if keep is None or keep.index_T is None:
             yield from _sparse(size, normal, [gate[:DECODED_TOKENS] for gate in gates], keep, mask)
+        if keep is None:
+            yield from _sparse(size, normal, [gate[:1] for gate in gates], keep, mask, "one token, weights in place")
 
 
 def _sparse(
-    size: Size, normal: Callable[..., Tensor], gates: list[Tensor], keep: Keep | None, mask: str
+    size: Size,
+    normal: Callable[..., Tensor],
+    gates: list[Tensor],
+    keep: Keep | None,
+    mask: str,
+    in_place: str = "",
 ) -> Iterator[Case]:
     """The layers that read active keys alone, for a few tokens, against the ones that read all."""
     T, (_, E, _, M, D, _) = len(gates[0]), size
-    name = "sparse decode" if keep is None else f"sparse decode, {mask} mask"
+    name = ", ".join(["sparse decode", *([f"{mask} mask"] if keep is not None else []), *([in_place] * bool(in_place))])
     routed = {"x": normal(T, D), "g1": gates[0], "g2": gates[1]}
     weights = {"u": normal(E * M, D, scale=0.1), "a": normal(E * M), "v": normal(D, E * M, scale=0.1)}
     inputs = {**routed, **weights, "b": normal(E, D)}
-    dense, sparse = partial(_dense_horizontal, keep), partial(_sparse_horizontal, keep)
+    dense, sparse = partial(_dense_horizontal, keep), partial(_sparse_horizontal, keep, bool(in_place))
     yield Case(f"horizontal {name}", sparse, inputs, dense, learns=False)
     half = M // 2
     weights = {f"u{n}": normal(E * half, D, scale=0.1) for n in (1, 2)} | {f"a{n}": normal(E * half) for n in (1, 2)}
     weights |= {name: normal(D // 2, E * half, scale=0.1) for name in V_NAMES}
     inputs = {**routed, **weights, **{name: normal(E, D // 2) for name in B_NAMES}}
-    dense, sparse = partial(_dense_vertical, keep), partial(_sparse_vertical, keep)
+    dense, sparse = partial(_dense_vertical, keep), partial(_sparse_vertical, keep, bool(in_place))
     yield Case(f"vertical {name}", sparse, inputs, dense, learns=False)
 
 
@@ -151,8 +158,8 @@ def _dense_horizontal(keep: Keep | None, x, g1, g2, u, a, v, b) -> Tensor:
     return _horizontal(keep, linear(x, u, a).unflatten(1, (len(b), -1)), g1, g2, v, b)
 
 
-def _sparse_horizontal(keep: Keep | None, x, g1, g2, u, a, v, b) -> Tensor:
-    return active_horizontal(x, g1, g2, u, a, v.t().contiguous(), b, RELU2, keep)
+def _sparse_horizontal(keep: Keep | None, in_place: bool, x, g1, g2, u, a, v, b) -> Tensor:
+    return active_horizontal(x, g1, g2, u, a, v.t() if in_place else v.t().contiguous(), b, RELU2, keep)
 
 
 def _dense_vertical(keep: Keep | None, x, g1, g2, u1, u2, a1, a2, **weights: Tensor) -> Tensor:
@@ -161,8 +168,9 @@ def _dense_vertical(keep: Keep | None, x, g1, g2, u1, u2, a1, a2, **weights: Ten
     return _vertical(keep, p1, p2, g1, g2, **weights)
 
 
-def _sparse_vertical(keep: Keep | None, x, g1, g2, u1, u2, a1, a2, **weights: Tensor) -> Tensor:
-    v11, v12, v21, v22 = (weights[name].t().contiguous() for name in V_NAMES)
+def _sparse_vertical(keep: Keep | None, in_place: bool, x, g1, g2, u1, u2, a1, a2, **weights: Tensor) -> Tensor:
+    turned = (weights[name].t() for name in V_NAMES)
+    v11, v12, v21, v22 = (v if in_place else v.contiguous() for v in turned)
     biases = (weights["b1"], weights["b2"])
     return active_vertical(x, g1, g2, (u1, a1, u2, a2), (v11, v12, v21, v22), biases, RELU2, keep)
 

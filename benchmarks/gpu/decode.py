@@ -5,12 +5,14 @@ Launches of so little work take longer than the work, so each step is captured i
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import StaticCache
 
 from benchmarks.cpu_layer import FORWARD
@@ -20,9 +22,16 @@ from benchmarks.gpu.parts import build, call, cast_gates, make_inputs
 from benchmarks.gpu.plan import FORMS, Plan, Row, environment, free, medians
 from benchmarks.measure import time_on_device
 from monet import MonetForCausalLM
+from monet.experts import lay_out_for_decoding
 
-# The environment of each; the copy is what a GPU or a decoding server would have memory for.
-PATHS = {"dense": {"MONET_DECODE": "dense"}, "sparse": {"MONET_DECODE": "sparse", "MONET_DECODE_COPY": "1"}}
+Module = TypeVar("Module", bound=nn.Module)
+
+# The environment of each. Output weights are laid out for `sparse` and left as they are in the checkpoint `in place`.
+PATHS = {
+    "dense": {"MONET_DECODE": "dense"},
+    "sparse": {"MONET_DECODE": "sparse", "MONET_DECODE_COPY": "1"},
+    "in place": {"MONET_DECODE": "sparse", "MONET_DECODE_COPY": "0"},
+}
 # What runs before the timed steps: warm-up, and the calls that precede a capture.
 _SPARE_STEPS = 16
 
@@ -38,7 +47,7 @@ def rows(plan: Plan) -> Iterator[Row]:
     yield from _part_rows(plan)
     for form, short in FORMS.items():
         found: dict[str, Row] = {}
-        for path in PATHS:
+        for path in ("dense", "sparse"):
             found[path] = on_path(path, partial(_model_row, plan, form, short, path))  # type: ignore[assignment]
             yield found[path]
             free(plan.device)
@@ -46,29 +55,37 @@ def rows(plan: Plan) -> Iterator[Row]:
         yield {"form": short, "what": "model, sparse / dense", "ratio": ratio, "targets": {f"G11 {short}": ratio}}
 
 
+def prepared(path: str, module: Module) -> Module:
+    """The module with its output weights in memory as the path wants them."""
+    if path == "sparse":
+        lay_out_for_decoding(module)
+    return module
+
+
 def _part_rows(plan: Plan) -> Iterator[Row]:
     parts = build(plan, plan.shape)
     make_inputs(plan, plan.shape, parts.router, plan.seq_len)
     inputs = cast_gates(make_inputs(plan, plan.shape, parts.router, 1, settle=False))
-    ms: dict[str, float] = {}
-    graphs = {}
-    for part, pair in {"router": parts.router, **parts.experts}.items():
-        runs = {}
-        for path in PATHS:
-            run = partial(on_path, path, call(pair.ours, part, FORWARD, inputs))
-            runs[f"{path} {part}"], graphs[f"{path} {part}"] = graphed(run, plan.device)
-        ms |= medians(time_on_device(runs, plan.device, plan.rounds))
+    router, _ = graphed(call(parts.router.ours, "router", FORWARD, inputs), plan.device)
+    router_ms = medians(time_on_device({"router": router}, plan.device, plan.rounds))["router"] / GROUP_LAYERS
     for form, short in FORMS.items():
-        whole = {path: ms[f"{path} {form}"] + ms[f"{path} router"] / GROUP_LAYERS for path in PATHS}
-        ratio = whole["dense"] / whole["sparse"]
-        yield {"form": short, "what": "experts and router/4", "ms_dense": whole["dense"], "ms_sparse": whole["sparse"],
-               "graph": all(graphs[f"{path} {form}"] for path in PATHS), "ratio": ratio,
+        runs, graphs = {}, []
+        for path in PATHS:
+            experts = prepared(path, copy.deepcopy(parts.experts[form].ours))
+            runs[path], is_graph = graphed(partial(on_path, path, call(experts, form, FORWARD, inputs)), plan.device)
+            graphs.append(is_graph)
+        ms = {
+            path: taken + router_ms for path, taken in medians(time_on_device(runs, plan.device, plan.rounds)).items()
+        }
+        ratio = ms["dense"] / ms["sparse"]
+        yield {"form": short, "what": "experts and router/4", "ms_dense": ms["dense"], "ms_sparse": ms["sparse"],
+               "ms_in_place": ms["in place"], "ms_router_4": router_ms, "graph": all(graphs), "ratio": ratio,
                "targets": {f"G10 {short}": ratio}}  # fmt: skip
 
 
 def _model_row(plan: Plan, form: str, short: str, path: str) -> Row:
     length = plan.prompt + plan.decoded + _SPARE_STEPS
-    model = monet(plan, form, plan.dtype, max_position_embeddings=length)
+    model = prepared(path, monet(plan, form, plan.dtype, max_position_embeddings=length))
     step, is_graph = graphed(Decoding(model, random_tokens(plan, 1, plan.prompt), length).step, plan.device)
     ms = medians(time_on_device({"step": step}, plan.device, plan.decoded))["step"]
     return {"form": short, "what": f"model, {path}", "ms": ms, "tokens_per_s": 1e3 / ms, "graph": is_graph}

@@ -139,10 +139,10 @@ def test_a_mask_number_beyond_the_masks_gives_no_number(form):
 
 
 @forms
-@pytest.mark.parametrize("mask", ["none", "hard", "a mask a token"])
+@pytest.mark.parametrize("mask", ["none", "a mask a token"])
 def test_operators_fit_torch_compile(form, mask):
     """Schemas and fakes agree with what the operators do, and nothing in between looks at data."""
-    example = Example(form, T=3, E=6, dtype=torch.float32)
+    example = Example(form, T=2, E=4, dtype=torch.float32)
     keep = masks(example)[mask]
     compiled = torch.compile(lambda: layer(example, keep, RELU2), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
@@ -152,8 +152,8 @@ def test_operators_fit_torch_compile(form, mask):
 @forms
 @pytest.mark.parametrize("masked", [False, True])
 def test_generation_gives_the_dense_models_tokens(form, masked, monkeypatch):
-    model, ids = tiny_model(form, num_hidden_layers=2), tokens(2)[:, :3]
-    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 3, "min_new_tokens": 3,
+    model, ids = tiny_model(form, num_hidden_layers=2), tokens(2, 3)
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 2, "min_new_tokens": 2,
                "pad_token_id": 0, "cache_implementation": "static"}  # fmt: skip
     if masked:
         options["expert_mask"] = [ExpertMask.random(model.config, 15, seed=1), None]
@@ -165,7 +165,7 @@ def test_generation_gives_the_dense_models_tokens(form, masked, monkeypatch):
     launches: list[tuple[int, ...]] = []
     monkeypatch.setattr(kernels, "output_kernel", Counted(kernels.output_kernel, launches))
     assert torch.equal(model.generate(ids, **options), wanted)
-    assert len(launches) == 3 * 2
+    assert len(launches) == 2 * 2
 
 
 class Counted:
