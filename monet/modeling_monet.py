@@ -31,7 +31,7 @@ from monet.masking import ActiveMasks, MaskArgument
 from monet.masks import ExpertMask
 from monet.packing import varlen_arguments
 from monet.pretrained import MASK_FILE, fingerprint, load_checked
-from monet.router import MonetRouter, RouterLosses, RouterMetrics, RouterOutput, RoutingStatistics
+from monet.router import MonetRouter, RouterLosses, RouterMetrics, RouterOutput, RoutingStatistics, router_losses
 
 
 @dataclass
@@ -270,7 +270,7 @@ class MonetModel(MonetPreTrainedModel):
 
         hidden_states, routing = inputs_embeds, None
         probs: list[tuple[Tensor, Tensor] | None] = []
-        losses: list[RouterLosses] = []
+        sums: list[Any] = []
         for index, layer in enumerate(cast(list[MonetDecoderLayer], self.layers)):
             hidden_states, routed = layer(
                 hidden_states,
@@ -282,14 +282,14 @@ class MonetModel(MonetPreTrainedModel):
             if routed is not None and layer.router is not None:
                 layer.router.update_statistics(routed)
                 routing = routed.gates
-                losses.extend([routed.losses] if routed.losses is not None else [])
+                sums.extend([routed.sums] if routed.sums is not None else [])
             probs.append((routed.g1_BTHE, routed.g2_BTHE) if routed is not None and wanted else None)
 
         return MonetModelOutput(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values,
             router_probs=tuple(probs) if wanted else None,
-            router_losses=tuple(losses) if with_losses else None,
+            router_losses=router_losses(sums, self.training and self.routers()[0].ranks) if with_losses else None,
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,15 @@ from monet.configuration_monet import MonetConfig
 from monet.float32_buffers import Float32Buffers
 from monet.kernels.dispatch import without_autocast
 from monet.kernels.routing.op import batch_statistics, route_with_losses, thresholded_softmax
-from monet.kernels.routing.reference import BatchStatistics, normal_quantile, raw_threshold
+from monet.kernels.routing.reference import (
+    BatchStatistics,
+    RoutingSums,
+    merge_statistics,
+    normal_quantile,
+    raw_threshold,
+)
 from monet.losses import RouterLoss, ambiguity_loss, uniformity_loss
+from monet.ranks import GlobalBatch
 
 _EPS = 1e-5
 _MOMENTUM = 0.1
@@ -32,6 +40,23 @@ class RouterMetrics(NamedTuple):
     fired_2HE: Tensor
 
 
+class RouterSums(NamedTuple):
+    """Means over the tokens of a batch, from which a router's losses and metrics follow; differentiable but for counts.
+
+    mean_2HE: mean routing probability of each axis, head and key.
+    mean_max_2H: mean of each head's largest probability.
+    share_2HE: mean of what the uniformity loss is taken on, not normalised; None where that is the routing itself.
+    fired_2HE: int64, number of tokens at which each key was active.
+    tokens: int64 scalar, tokens that count.
+    """
+
+    mean_2HE: Tensor
+    mean_max_2H: Tensor
+    share_2HE: Tensor | None
+    fired_2HE: Tensor
+    tokens: Tensor
+
+
 class RouterLosses(NamedTuple):
     """What a router's forward is needed for after the layers: differentiable scalars, and metrics."""
 
@@ -40,30 +65,66 @@ class RouterLosses(NamedTuple):
     metrics: RouterMetrics
 
 
+def router_losses(
+    routers: Sequence[RouterSums], ranks: GlobalBatch | Literal[False] | None = None
+) -> tuple[RouterLosses, ...]:
+    """Losses and metrics of routers.
+
+    Args:
+        routers: what the routers saw, in their order.
+        ranks: takes the means over the batches of all ranks, by one all-reduce for all routers; None or False for
+            this batch.
+    """
+    if ranks and routers:
+        routers = [RouterSums(*sums) for sums in ranks.means(routers)]
+    return tuple(_losses(sums) for sums in routers)
+
+
+def _losses(sums: RouterSums) -> RouterLosses:
+    _, num_heads, _ = sums.mean_2HE.shape
+    paper_uniformity = uniformity_loss(sums.mean_2HE)
+    uniformity, ambiguity = paper_uniformity, ambiguity_loss(sums.mean_max_2H)
+    if sums.share_2HE is not None:
+        uniformity = uniformity_loss(sums.share_2HE / sums.share_2HE.sum(-1, keepdim=True).clamp(min=1e-9))
+    active_per_head = sums.fired_2HE.sum() / (2 * num_heads * sums.tokens.clamp(min=1))
+    metrics = RouterMetrics(paper_uniformity.detach(), ambiguity.detach(), active_per_head, sums.fired_2HE)
+    return RouterLosses(uniformity, ambiguity, metrics)
+
+
 class RouterOutput(NamedTuple):
     """Routing probabilities and by-products of one router.
 
     g1_BTHE, g2_BTHE: exactly 0 at inactive keys, rows sum to one; float32 where that was asked for, else `gates`.
     gates: both in the dtype of the logits, one tensor for all layers of the group, which mix with them.
-    uniformity, ambiguity: differentiable scalars, or None when no losses were asked for.
-    metrics: RouterMetrics, or None likewise.
+    sums: what losses and metrics are made of, or None when they were not asked for.
     statistics: moments of both axes' logits in this batch, or None unless the router is learning.
     """
 
     g1_BTHE: Tensor
     g2_BTHE: Tensor
     gates: tuple[Tensor, Tensor]
-    uniformity: Tensor | None = None
-    ambiguity: Tensor | None = None
-    metrics: RouterMetrics | None = None
+    sums: RouterSums | None = None
     statistics: tuple[BatchStatistics, BatchStatistics] | None = None
 
     @property
     def losses(self) -> RouterLosses | None:
-        """The losses and metrics without the probabilities, so that nobody who keeps them keeps those."""
-        if self.uniformity is None or self.ambiguity is None or self.metrics is None:
-            return None
-        return RouterLosses(self.uniformity, self.ambiguity, self.metrics)
+        """Losses and metrics of this batch alone."""
+        return None if self.sums is None else _losses(self.sums)
+
+    @property
+    def uniformity(self) -> Tensor | None:
+        """Differentiable scalar, or None when no losses were asked for."""
+        return None if self.losses is None else self.losses.uniformity
+
+    @property
+    def ambiguity(self) -> Tensor | None:
+        """Differentiable scalar, or None likewise."""
+        return None if self.losses is None else self.losses.ambiguity
+
+    @property
+    def metrics(self) -> RouterMetrics | None:
+        """Detached, or None likewise."""
+        return None if self.losses is None else self.losses.metrics
 
 
 class RoutingStatistics(Float32Buffers):
@@ -98,6 +159,11 @@ class MonetRouter(nn.Module):
     A learning router (train mode, weights that require gradients) takes its threshold from the batch; otherwise from
     the running statistics. `update_statistics` moves the latter and is called outside activation checkpointing, so a
     recomputed forward never counts twice.
+
+    Attributes:
+        ranks: learning routers take statistics over the batches of all ranks; None for this process's batch.
+        collects_statistics: `update_statistics` only gathers them, and `commit_statistics` moves the running ones once
+            by all that were gathered.
     """
 
     def __init__(self, config: MonetConfig) -> None:
@@ -108,6 +174,9 @@ class MonetRouter(nn.Module):
         self.w2 = nn.Linear(config.hidden_size, self.num_heads * self.num_keys, bias=False)
         self.norm1 = RoutingStatistics(self.num_heads)
         self.norm2 = RoutingStatistics(self.num_heads)
+        self.ranks: GlobalBatch | None = None
+        self.collects_statistics = False
+        self._collected: tuple[BatchStatistics, BatchStatistics] | None = None
 
     @property
     def is_learning(self) -> bool:
@@ -132,61 +201,89 @@ class MonetRouter(nn.Module):
             float32_probs: return probabilities in float32 even for half-precision logits, as the released router does;
                 in training they are then saved beside the gates.
         """
-        first, second = (
-            self._axis(x_BTD, w, norm, token_mask_BT, with_losses, router_loss, float32_probs)
-            for w, norm in ((self.w1, self.norm1), (self.w2, self.norm2))
-        )
-        g1_BTHE, g2_BTHE = first.g_BTHE, second.g_BTHE
-        gates = (g1_BTHE.to(first.dtype), g2_BTHE.to(second.dtype))
-        statistics = None
-        if first.statistics is not None and second.statistics is not None:
-            statistics = (first.statistics, second.statistics)
-        if first.sums is None or second.sums is None:
+        B, T, _ = x_BTD.shape
+        logits = [w(x_BTD.flatten(0, 1)) for w in (self.w1, self.w2)]
+        statistics: tuple[BatchStatistics, BatchStatistics] | None = None
+        if self.is_learning:
+            # Autocast would take these sums to half precision.
+            with without_autocast(x_BTD.device):
+                first, second = (
+                    batch_statistics(z_TP.view(B, T, self.num_heads, self.num_keys), token_mask_BT) for z_TP in logits
+                )
+                statistics = (first, second) if self.ranks is None else self.ranks.merge(first, second)
+        axes: list[_Axis] = []
+        for place, (w, norm) in enumerate(((self.w1, self.norm1), (self.w2, self.norm2))):
+            moments = None if statistics is None else statistics[place]
+            # popped: the logits of an axis are not needed beyond it
+            axes.append(
+                self._axis(
+                    logits.pop(0), (B, T), w, norm, moments, token_mask_BT, with_losses, router_loss, float32_probs
+                )
+            )
+        g1_BTHE, g2_BTHE = (axis.g_BTHE for axis in axes)
+        gates = (g1_BTHE.to(axes[0].dtype), g2_BTHE.to(axes[1].dtype))
+        sums = [axis.sums for axis in axes if axis.sums is not None]
+        if not sums:
             return RouterOutput(g1_BTHE, g2_BTHE, gates, statistics=statistics)
-        sums = (first.sums, second.sums)
-        paper_uniformity = uniformity_loss(torch.stack([axis.mean_HE for axis in sums]))
-        ambiguity = ambiguity_loss(torch.stack([axis.mean_max_H for axis in sums]))
-        targets = [axis.target_HE for axis in sums if axis.target_HE is not None]
-        uniformity = uniformity_loss(torch.stack(targets)) if targets else paper_uniformity
-        fired_2HE = torch.stack([axis.fired_HE for axis in sums])
-        tokens = torch.tensor(x_BTD[..., 0].numel()) if token_mask_BT is None else token_mask_BT.sum()
-        active_per_head = fired_2HE.sum() / (2 * self.num_heads * tokens.clamp(min=1))
-        metrics = RouterMetrics(paper_uniformity.detach(), ambiguity.detach(), active_per_head, fired_2HE)
-        return RouterOutput(g1_BTHE, g2_BTHE, gates, uniformity, ambiguity, metrics, statistics)
+        shares = [axis.share_HE for axis in sums if axis.share_HE is not None]
+        tokens = torch.tensor(B * T, device=x_BTD.device) if token_mask_BT is None else token_mask_BT.sum()
+        router_sums = RouterSums(
+            torch.stack([axis.mean_HE for axis in sums]),
+            torch.stack([axis.mean_max_H for axis in sums]),
+            torch.stack(shares) if shares else None,
+            torch.stack([axis.fired_HE for axis in sums]),
+            tokens,
+        )
+        return RouterOutput(g1_BTHE, g2_BTHE, gates, router_sums, statistics)
 
     @torch.no_grad()
     def update_statistics(self, output: RouterOutput) -> None:
         """Move the running statistics by what a learning forward saw; does nothing after any other forward."""
-        if output.statistics is not None:
-            self.norm1.update(output.statistics[0])
-            self.norm2.update(output.statistics[1])
+        if output.statistics is None:
+            return
+        if not self.collects_statistics:
+            self._move(output.statistics)
+        elif self._collected is None:
+            self._collected = output.statistics
+        else:
+            first, second = (merge_statistics(*pair) for pair in zip(self._collected, output.statistics, strict=True))
+            self._collected = (first, second)
+
+    @torch.no_grad()
+    def commit_statistics(self) -> None:
+        """Move the running statistics by what `update_statistics` gathered, and forget it."""
+        if self._collected is not None:
+            self._move(self._collected)
+            self._collected = None
+
+    def _move(self, statistics: tuple[BatchStatistics, BatchStatistics]) -> None:
+        self.norm1.update(statistics[0])
+        self.norm2.update(statistics[1])
 
     def _axis(
         self,
-        x_BTD: Tensor,
+        z_TP: Tensor,
+        shape_BT: tuple[int, int],
         w: nn.Linear,
         norm: RoutingStatistics,
+        statistics: BatchStatistics | None,
         token_mask_BT: Tensor | None,
         with_losses: bool,
         router_loss: RouterLoss | None,
         float32_probs: bool,
     ) -> _Axis:
-        B, T, _ = x_BTD.shape
-        H, E = self.num_heads, self.num_keys
-        z_TP = w(x_BTD.flatten(0, 1))
         # Whoever hooks the linear keeps the logits; otherwise they become the probabilities in place.
         overwrite = not (w._forward_hooks or w._backward_hooks)
         dtype = None if float32_probs else z_TP.dtype
         # Autocast would take the means below to half precision, where those of rare keys vanish.
         with without_autocast(z_TP.device):
-            statistics, mean_H, var_H = None, norm.running_mean, norm.running_var
-            if self.is_learning:
-                statistics = batch_statistics(z_TP.view(B, T, H, E), token_mask_BT)
+            mean_H, var_H = norm.running_mean, norm.running_var
+            if statistics is not None:
                 mean_H, var_H = statistics.mean_H, statistics.m2_H / statistics.count.clamp(min=1)
             threshold_H = raw_threshold(mean_H, var_H, self.quantile, _EPS)
             if not with_losses:
                 g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=overwrite, dtype=dtype)
-                return _Axis(g_TP.view(B, T, H, E), z_TP.dtype, statistics)
+                return _Axis(g_TP.view(*shape_BT, self.num_heads, self.num_keys), z_TP.dtype)
             spread = "routing" if router_loss is None else router_loss.uniformity_on
             width_H = None
             if router_loss is not None and spread == "firing":
@@ -195,25 +292,13 @@ class MonetRouter(nn.Module):
             routed = route_with_losses(
                 z_TP, threshold_H, weight_T, width_H, spread=spread, overwrite=overwrite, dtype=dtype
             )
-        target_HE = None
-        if routed.share_HE is not None:
-            target_HE = routed.share_HE / routed.share_HE.sum(-1, keepdim=True).clamp(min=1e-9)
-        sums = _AxisSums(routed.mean_HE, routed.mean_max_H, routed.fired_HE, target_HE)
-        return _Axis(routed.g_TP.view(B, T, H, E), z_TP.dtype, statistics, sums)
-
-
-class _AxisSums(NamedTuple):
-    mean_HE: Tensor
-    mean_max_H: Tensor
-    fired_HE: Tensor
-    target_HE: Tensor | None
+        return _Axis(routed.g_TP.view(*shape_BT, self.num_heads, self.num_keys), z_TP.dtype, routed)
 
 
 class _Axis(NamedTuple):
     g_BTHE: Tensor
     dtype: torch.dtype  # of the logits
-    statistics: BatchStatistics | None
-    sums: _AxisSums | None = None
+    sums: RoutingSums | None = None
 
 
 def _token_weights(token_mask_BT: Tensor) -> Tensor:
