@@ -17,7 +17,7 @@ from monet.files import MANIFEST_NAME, atomic_directory, sha256_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from monet import MonetForCausalLM
+    from monet.training.language_models import LanguageModel
 
 TOKENIZER_FILE = "tokenizer.json"
 # a tokenizer's folder may hold a whole other model
@@ -89,22 +89,22 @@ def export(
     print(f"exported step {provenance.step} of {folder} to {out}")
 
 
-def load_checkpoint_model(folder: Path) -> MonetForCausalLM:
+def load_checkpoint_model(folder: Path) -> LanguageModel:
     """The language model a checkpoint folder holds, in evaluation mode, on the CPU.
 
     Raises:
         CheckpointError: a weight is missing, unknown, or of another shape or data type; names it.
     """
-    from monet import MonetConfig, MonetForCausalLM
     from monet.training.checkpoint import read_config, read_weights
+    from monet.training.language_models import class_of, config_of
 
-    config = MonetConfig.from_dict(read_config(folder))
-    model = MonetForCausalLM(config)
+    config = config_of(read_config(folder))
+    model = class_of(config)(config)
     copy_strictly(read_weights(folder), released_tensors(model), f"checkpoint {folder}")
     return model.eval()
 
 
-def released_tensors(model: MonetForCausalLM) -> dict[str, Tensor]:
+def released_tensors(model: LanguageModel) -> dict[str, Tensor]:
     """The model's parameters and buffers under their released names; a tied output head is left out."""
     tensors = model.state_dict(keep_vars=True)
     if model.config.tie_word_embeddings:
@@ -168,7 +168,7 @@ def _check_vocabulary(tokenizer: Path, rows: int) -> None:
         raise ConfigError(f"tokenizer {tokenizer} has {found} ids, the model {rows}; name the one it was trained with")
 
 
-def _check_written(model: MonetForCausalLM, target: Path) -> None:
+def _check_written(model: LanguageModel, target: Path) -> None:
     from safetensors.torch import load_file
 
     index = target / "model.safetensors.index.json"
@@ -228,16 +228,24 @@ def _validation_at(run: Path, step: int) -> dict[str, Any] | None:
     return found
 
 
-def model_card(model: MonetForCausalLM, provenance: Provenance) -> str:
+def model_card(model: LanguageModel, provenance: Provenance) -> str:
     """README.md of an exported model: what it is, how to load it, where it comes from."""
+    from monet import MonetConfig
+
     c = model.config
-    experts = c.moe_experts or 0
+    if isinstance(c, MonetConfig):
+        square = f"{c.moe_experts}² = {c.moe_experts**2:,}"
+        parts = {
+            "experts": f"{square} a layer, {c.moe_decompose} decomposition, hidden width {c.moe_dim}",
+            "routing": f"{c.moe_heads} heads, about {c.moe_topk} of {c.moe_experts} keys a side,"
+            f" {c.num_routing_groups} routers ({c.moe_groups} layers each)",
+        }
+    else:
+        parts = {"MLPs": f"dense, intermediate size {c.intermediate_size}, {c.hidden_act}"}
     rows = {
         "parameters": f"{model.num_parameters():,}",
         "layers, width, attention heads": f"{c.num_hidden_layers}, {c.hidden_size}, {c.num_attention_heads}",
-        "experts": f"{experts}² = {experts**2:,} a layer, {c.moe_decompose} decomposition, hidden width {c.moe_dim}",
-        "routing": f"{c.moe_heads} heads, about {c.moe_topk} of {experts} keys a side,"
-        f" {c.num_routing_groups} routers ({c.moe_groups} layers each)",
+        **parts,
         "vocabulary": f"{c.vocab_size:,}",
         "trained for": f"{provenance.step:,} steps, {provenance.tokens_seen:,} tokens",
         "data": f"fingerprint `{provenance.data_fingerprint}`",
@@ -246,7 +254,8 @@ def model_card(model: MonetForCausalLM, provenance: Provenance) -> str:
         f" transformers {provenance.transformers_version}, Python {provenance.python_version}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return _CARD.format(table=table, validation=_validation_table(provenance.validation))
+    card = _CARD if isinstance(c, MonetConfig) else _TWIN_CARD
+    return card.format(table=table, validation=_validation_table(provenance.validation))
 
 
 def _validation_table(validation: dict[str, Any] | None) -> str:
@@ -291,4 +300,29 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 
 Architecture: Park, Ahn, Kim, Kang, "Monet: Mixture of Monosemantic Experts for Transformers", ICLR 2025
 (arXiv 2412.04139).
+"""
+
+_TWIN_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# A LLaMA language model
+
+The dense counterpart of a Monet model: the same trainer, data and recipe, MLPs in place of experts.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+```
+
+| | |
+| --- | --- |
+{table}
+
+## Held-out loss
+
+{validation}
 """

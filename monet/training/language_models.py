@@ -15,6 +15,7 @@ from monet.errors import CheckpointError, ConfigError
 from monet.losses import RouterLoss, next_token_loss
 from monet.masks import ExpertMask
 from monet.modeling_monet import MonetCausalLMOutput, MonetForCausalLM
+from monet.packing import varlen_arguments
 from monet.pretrained import MASK_FILE, load_checked
 from monet.router import MonetRouter
 
@@ -31,19 +32,26 @@ class LlamaForCausalLM(transformers.LlamaForCausalLM):
         self,
         input_ids: Tensor | None = None,
         *,
+        position_ids: Tensor | None = None,
         shift_labels: Tensor | None = None,
         router_loss: RouterLoss | None = None,
+        return_logits: bool = True,
         **kwargs: Any,
     ) -> Any:
         """Logits and, with labels, Monet's next-token loss.
 
         Args:
             input_ids: (B, T) int64.
+            position_ids: (B or 1, T) int64; documents that begin anew are kept apart, as in `MonetModel.forward`.
             shift_labels: (B, T) int64, already shifted; -100 is ignored.
             router_loss: accepted for Monet's sake; there are no routers.
+            return_logits: likewise; logits are always made.
             kwargs: as in transformers.
         """
-        out: Any = super().forward(input_ids=input_ids, **kwargs)  # type: ignore[arg-type]
+        if position_ids is not None and input_ids is not None and "flash" in str(self.config._attn_implementation):
+            if kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None:
+                kwargs = varlen_arguments(position_ids, len(input_ids)) | kwargs
+        out: Any = super().forward(input_ids=input_ids, position_ids=position_ids, **kwargs)  # type: ignore[arg-type]
         if shift_labels is None:
             return out
         loss = next_token_loss(out.logits, shift_labels)
