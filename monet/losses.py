@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from monet.errors import ConfigError
 
+if TYPE_CHECKING:
+    from monet.router import RouterLosses, RouterMetrics
+
 # Floor of a mean before its logarithm: a key that no token reached keeps a finite loss and gradient.
 _MEAN_FLOOR = 1e-9
+_IGNORED = -100
 
 UniformityTarget = Literal["routing", "softmax", "firing"]
 
@@ -84,5 +90,57 @@ def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tens
         scalar; 0 with zero gradient when every label is ignored.
     """
     logits_NV, labels_N = logits_BTV.flatten(0, 1).float(), labels_BT.flatten()
-    total = torch.nn.functional.cross_entropy(logits_NV, labels_N, ignore_index=-100, reduction="sum")
-    return total / ((labels_N != -100).sum().clamp(min=1) if num_items is None else num_items)
+    total = F.cross_entropy(logits_NV, labels_N, ignore_index=_IGNORED, reduction="sum")
+    return total / _divisor(labels_N, num_items)
+
+
+def projects_in_pieces(states_BTD: Tensor, lm_head: nn.Module) -> bool:
+    """Whether `projected_loss` takes these: plain float32 on the CPU, and a torch that has the operator."""
+    if not hasattr(F, "linear_cross_entropy") or type(lm_head) is not nn.Linear or lm_head.bias is not None:
+        return False
+    if lm_head._forward_hooks or lm_head._forward_pre_hooks or torch.compiler.is_compiling():
+        return False  # whoever watches the head is to see its output
+    tensors = (states_BTD, lm_head.weight)
+    if any(t.device.type != "cpu" or t.dtype != torch.float32 or t.numel() == 0 for t in tensors):
+        return False
+    return type(lm_head.weight) is nn.Parameter and not torch.is_autocast_enabled("cpu")
+
+
+def projected_loss(
+    states_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, num_items: int | Tensor | None = None
+) -> Tensor:
+    """`next_token_loss` of the logits states @ weight.T, made and used a piece of the tokens at a time.
+
+    The gradient is taken along with the loss, so there is one backward pass at most.
+
+    Args:
+        states_BTD, weight_VD: see `projects_in_pieces`.
+        labels_BT, num_items: see `next_token_loss`.
+    """
+    states_ND, labels_N = states_BTD.flatten(0, 1), labels_BT.flatten()
+    total = F.linear_cross_entropy(
+        states_ND, weight_VD, labels_N, ignore_index=_IGNORED, reduction="sum", options=nn.LinearCrossEntropyOptions()
+    )
+    return total / _divisor(labels_N, num_items)
+
+
+def _divisor(labels_N: Tensor, num_items: int | Tensor | None) -> int | Tensor:
+    return (labels_N != _IGNORED).sum().clamp(min=1) if num_items is None else num_items
+
+
+def loss_fields(
+    lm_loss: Tensor, routers: Sequence[RouterLosses], router_loss: RouterLoss | None
+) -> dict[str, Tensor | tuple[RouterMetrics, ...]]:
+    """The loss fields of a model's output; auxiliary losses are averaged over routers."""
+    uniformity = torch.stack([router.uniformity for router in routers]).mean()
+    ambiguity = torch.stack([router.ambiguity for router in routers]).mean()
+    loss = lm_loss
+    if router_loss is not None:
+        loss = lm_loss + router_loss.uniformity_weight * uniformity + router_loss.ambiguity_weight * ambiguity
+    return {
+        "loss": loss,
+        "lm_loss": lm_loss,
+        "uniformity_loss": uniformity,
+        "ambiguity_loss": ambiguity,
+        "router_metrics": tuple(router.metrics for router in routers),
+    }

@@ -26,7 +26,7 @@ from monet.configuration_monet import MonetConfig
 from monet.experts import EXPERTS
 from monet.kernels.masked import Keep
 from monet.llama_parts import LlamaAttention, LlamaRMSNorm, RotaryEmbedding
-from monet.losses import RouterLoss, next_token_loss
+from monet.losses import RouterLoss, loss_fields, next_token_loss, projected_loss, projects_in_pieces
 from monet.masking import ActiveMasks, MaskArgument
 from monet.masks import ExpertMask
 from monet.packing import varlen_arguments
@@ -329,6 +329,7 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
         router_loss: RouterLoss | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
+        return_logits: bool = True,
         **kwargs: Any,
     ) -> MonetCausalLMOutput:
         """Logits and, with labels, the losses.
@@ -340,6 +341,7 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
             router_loss: adds the weighted auxiliary losses to `loss`; None leaves `loss` the next-token loss.
             logits_to_keep: only compute the last so many positions' logits (0 for all), or those at given indices.
             num_items_in_batch: divisor of the summed next-token loss, for gradient accumulation; None for the mean.
+            return_logits: False may leave `logits` None, where the losses are quicker and smaller without them.
         """
         with_losses = labels is not None or shift_labels is not None
         outputs: MonetModelOutput = self.model(
@@ -357,13 +359,18 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
         )
         hidden_states = cast(Tensor, outputs.last_hidden_state)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
-        logits = self.lm_head(hidden_states if isinstance(kept, int) else hidden_states[:, kept, :])
+        hidden_states = hidden_states if isinstance(kept, int) else hidden_states[:, kept, :]
+        in_pieces = with_losses and not return_logits and projects_in_pieces(hidden_states, self.lm_head)
+        logits = None if in_pieces else self.lm_head(hidden_states)
         losses: dict[str, Any] = {}
         if with_losses:
             if shift_labels is None:
                 shift_labels = nn.functional.pad(cast(Tensor, labels), (0, 1), value=-100)[:, 1:]
-            lm_loss = next_token_loss(logits, shift_labels, num_items_in_batch)
-            losses = _losses(lm_loss, outputs.router_losses or (), router_loss)
+            if logits is None:
+                lm_loss = projected_loss(hidden_states, self.lm_head.weight, shift_labels, num_items_in_batch)
+            else:
+                lm_loss = next_token_loss(logits, shift_labels, num_items_in_batch)
+            losses = loss_fields(lm_loss, outputs.router_losses or (), router_loss)
         return MonetCausalLMOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -372,22 +379,6 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
             router_probs=outputs.router_probs,
             **losses,
         )
-
-
-def _losses(lm_loss: Tensor, routers: tuple[RouterLosses, ...], router_loss: RouterLoss | None) -> dict[str, Any]:
-    """The loss fields of the output; auxiliary losses are averaged over routers."""
-    uniformity = torch.stack([router.uniformity for router in routers]).mean()
-    ambiguity = torch.stack([router.ambiguity for router in routers]).mean()
-    loss = lm_loss
-    if router_loss is not None:
-        loss = lm_loss + router_loss.uniformity_weight * uniformity + router_loss.ambiguity_weight * ambiguity
-    return {
-        "loss": loss,
-        "lm_loss": lm_loss,
-        "uniformity_loss": uniformity,
-        "ambiguity_loss": ambiguity,
-        "router_metrics": tuple(router.metrics for router in routers),
-    }
 
 
 def _token_mask(attention_mask: Tensor | None, num_tokens: int) -> Tensor | None:

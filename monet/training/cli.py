@@ -92,7 +92,7 @@ class MonetCLI(LightningCLI):
             ),
             "fast_cpu": (
                 bool, True,
-                "On the CPU: float32 products by oneDNN where that is exact, and freed memory kept (docs/performance.md).",
+                "On the CPU: float32 products by oneDNN where that is exact, freed memory kept (docs/performance.md).",
             ),
             "wandb_project": (str, "monet", "Project name for the logger wandb."),
         }  # fmt: skip

@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
-from monet.losses import RouterLoss, next_token_loss
+from monet.losses import RouterLoss, next_token_loss, projected_loss, projects_in_pieces
 from monet.masks import ExpertMask
 from monet.modeling_monet import MonetCausalLMOutput, MonetForCausalLM
 from monet.packing import varlen_arguments
@@ -45,6 +45,7 @@ class LlamaForCausalLM(transformers.LlamaForCausalLM):
             position_ids: (B or 1, T) int64; documents that begin anew are kept apart, as in `MonetModel.forward`.
             shift_labels: (B, T) int64, already shifted; -100 is ignored.
             router_loss: accepted for Monet's sake; there are no routers.
+            return_logits: see `MonetForCausalLM.forward`.
             return_logits: likewise; logits are always made.
             kwargs: as in transformers.
         """

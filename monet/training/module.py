@@ -136,6 +136,7 @@ class MonetLightningModule(LightningModule):
             shift_labels=windows[:, 1:],
             router_loss=self.router_loss,
             use_cache=False,
+            return_logits=False,
         )
         step = self.trainer.global_step + 1
         self._micro_batches.append(batch)

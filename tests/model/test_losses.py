@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from monet.errors import ConfigError
-from monet.losses import RouterLoss, ambiguity_loss, next_token_loss, uniformity_loss
+from monet.losses import (
+    RouterLoss,
+    ambiguity_loss,
+    next_token_loss,
+    projected_loss,
+    projects_in_pieces,
+    uniformity_loss,
+)
 from monet.router import MonetRouter
 from tests.model.tiny import FORMS, tiny_config, tiny_model, tokens
 
@@ -166,3 +173,57 @@ def test_one_token_and_nothing_but_padding_stay_finite(target):
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
         unchanged = all(torch.equal(ours, theirs) for ours, theirs in zip(model.buffers(), before, strict=True))
         assert unchanged == (attention_mask is not None), "only padding: no statistic moves"
+
+
+needs_operator = pytest.mark.skipif(
+    not hasattr(F, "linear_cross_entropy"), reason="this torch has no linear_cross_entropy"
+)
+
+
+@needs_operator
+@pytest.mark.parametrize("num_items", [None, 5])
+def test_the_loss_in_pieces_is_the_loss_of_the_logits(num_items):
+    head = torch.nn.Linear(24, 300, bias=False)
+    states_BTD, labels_BT = torch.randn(3, 50, 24), torch.randint(0, 300, (3, 50))
+    labels_BT[0, :20] = -100
+    assert projects_in_pieces(states_BTD, head)
+    results = []
+    for run in (
+        lambda x: next_token_loss(head(x), labels_BT, num_items),
+        lambda x: projected_loss(x, head.weight, labels_BT, num_items),
+    ):
+        leaf = states_BTD.clone().requires_grad_()
+        loss = run(leaf)
+        results.append((loss.detach(), *torch.autograd.grad(loss, (leaf, head.weight))))
+    for whole, pieces in zip(*results, strict=True):
+        torch.testing.assert_close(pieces, whole)
+
+
+@needs_operator
+def test_pieces_are_for_plain_heads_on_the_cpu():
+    states_BTD, head = torch.randn(1, 4, 8), torch.nn.Linear(8, 16, bias=False)
+    assert projects_in_pieces(states_BTD, head)
+    assert not projects_in_pieces(states_BTD.bfloat16(), head)
+    assert not projects_in_pieces(states_BTD.to("meta"), head)
+    assert not projects_in_pieces(states_BTD, torch.nn.Linear(8, 16))
+    assert not projects_in_pieces(states_BTD, torch.nn.Sequential(head))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not projects_in_pieces(states_BTD, head)
+    head.register_forward_hook(lambda *_: None)
+    assert not projects_in_pieces(states_BTD, head)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_without_logits_gives_the_same_loss_and_gradients(form):
+    results = []
+    for return_logits in (True, False):
+        model = tiny_model(form).train()
+        ids = tokens(2, 9)
+        out = model(
+            input_ids=ids[:, :-1], shift_labels=ids[:, 1:], router_loss=RouterLoss(), return_logits=return_logits
+        )
+        out.loss.backward()
+        results.append([out.loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        assert return_logits == (out.logits is not None) or not hasattr(F, "linear_cross_entropy")
+    for whole, pieces in zip(*results, strict=True):
+        torch.testing.assert_close(pieces, whole)
