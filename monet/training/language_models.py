@@ -46,12 +46,18 @@ class LlamaForCausalLM(transformers.LlamaForCausalLM):
             shift_labels: (B, T) int64, already shifted; -100 is ignored.
             router_loss: accepted for Monet's sake; there are no routers.
             return_logits: see `MonetForCausalLM.forward`.
-            return_logits: likewise; logits are always made.
             kwargs: as in transformers.
         """
         if position_ids is not None and input_ids is not None and "flash" in str(self.config._attn_implementation):
             if kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None:
                 kwargs = varlen_arguments(position_ids, len(input_ids)) | kwargs
+        if shift_labels is not None and not return_logits:
+            states_BTD: Tensor = self.model(input_ids=input_ids, position_ids=position_ids, **kwargs).last_hidden_state
+            if projects_in_pieces(states_BTD, self.lm_head):
+                loss = projected_loss(states_BTD, self.lm_head.weight, shift_labels)
+            else:
+                loss = next_token_loss(self.lm_head(states_BTD), shift_labels)
+            return MonetCausalLMOutput(loss=loss, lm_loss=loss, router_metrics=())
         out: Any = super().forward(input_ids=input_ids, position_ids=position_ids, **kwargs)  # type: ignore[arg-type]
         if shift_labels is None:
             return out
