@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from monet.kernels.decode.build import has_cpp
-from monet.kernels.decode.choice import SMALLEST_LAYER
+from monet.kernels.decode.choice import SMALLEST_LAYER, onednn_products
 from monet.kernels.decode.op import count_active
 
 # Active (token, key) pairs among all up to which it pays. Time over the dense product's (E = 512, M = 16, D = 2048,
 # float32, AVX-512, T = 16 .. 512): share .12 .39 .. .54, share .2 .55 .. .77, share .3 .75 .. .87, share .4 .89 .. 1.3.
+# oneDNN's dense product takes half that time, so that nothing is won beside it.
 LARGEST_SHARE = 0.3
 
 
@@ -35,7 +36,7 @@ def reads_active_rows(gates_THE: Sequence[Tensor], weights: Sequence[Tensor]) ->
         return False
     if os.environ.get("MONET_DECODE") == "dense" or os.environ.get("MONET_KERNELS") == "triton":
         return False
-    if sum(weight.numel() for weight in weights) < SMALLEST_LAYER or not has_cpp():
+    if sum(weight.numel() for weight in weights) < SMALLEST_LAYER or onednn_products() or not has_cpp():
         return False
     T, _, E = gates_THE[0].shape
     return sum(count_active(gate_THE) for gate_THE in gates_THE) <= len(gates_THE) * LARGEST_SHARE * T * E

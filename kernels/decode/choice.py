@@ -48,6 +48,13 @@ LIMITS: dict[tuple[torch.dtype, bool], Limits] = {
     (torch.bfloat16, True): ((1, 0.6), (2, 0.35), (4, 0.25)),
     (torch.bfloat16, False): ((1, 0.2), (2, 0.15)),
 }
+# The same where torch's float32 products are oneDNN's (see `monet.cpu`), which take half the time of MKL's on an AMD
+# processor: copies, T=1 .17 .. .48; T=4 .38 .. .45 (k = 8), .72 .. .84 (k = 32), .88 .. .97 (k = 64); beyond .43 .. .69
+# (k = 8), .96 .. 1.6 (k = 32). In place T=1 .21 .. .95; T=4 .53 .. .57, 1.0, 1.2; beyond .62 .. .86, 1.2 .. 1.9.
+LIMITS_ONEDNN: dict[tuple[torch.dtype, bool], Limits] = {
+    (torch.float32, True): ((1, 0.9), (4, 0.5), (1 << 62, 0.2)),
+    (torch.float32, False): ((1, 0.5), (4, 0.3), (1 << 62, 0.15)),
+}
 # In plain torch gathered rows are copied, which pays for one token with few keys.
 LIMITS_WITHOUT_CPP: Limits = ((1, 0.15),)
 # On a GPU nothing may be looked at: the host would wait, and a CUDA graph could not hold the layer. There the share of
@@ -104,7 +111,7 @@ def is_sparse(
     if torch.compiler.is_compiling():
         return x_TD.shape[0] <= COMPILED_TOKENS and x_TD.dtype == torch.float32 and _compiled_has_cpp()
     T, _, E = g1_THE.shape
-    limits = LIMITS[key] if has_cpp() else LIMITS_WITHOUT_CPP
+    limits = (LIMITS | LIMITS_ONEDNN if onednn_products() else LIMITS)[key] if has_cpp() else LIMITS_WITHOUT_CPP
     limit = next((limit for tokens, limit in limits if tokens >= T), 0.0)
     return limit > 0 and count_active(g1_THE) + count_active(g2_THE) <= 2 * limit * T * E
 
@@ -115,6 +122,11 @@ def _is_sparse_on_gpu(x_TD: Tensor, g1_THE: Tensor, projections: Sequence[Tensor
     limit = GPU_LIMIT_ROWS if in_rows else GPU_LIMIT_IN_PLACE
     # In plain torch the layer would wait for the device.
     return T * (1 - (1 - topk / E) ** H) <= limit and backend("active_experts", x_TD) == "triton"
+
+
+def onednn_products() -> bool:
+    """Whether float32 products on the CPU are left to oneDNN (see `monet.cpu`)."""
+    return torch.get_float32_matmul_precision() == "medium"
 
 
 @torch.compiler.assume_constant_result

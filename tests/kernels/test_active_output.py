@@ -56,5 +56,8 @@ def test_chosen_for_large_float32_weights_with_few_active_keys(monkeypatch):
     assert not choose(gates(0.1), [weights[0][:-1]])
     assert not choose(gates(0.1), [weights[0].bfloat16()])
     assert not choose(gates(0.1), [weights[0].to("meta")])
+    with monkeypatch.context() as patch:
+        patch.setattr(active_output, "onednn_products", lambda: True)
+        assert not choose(gates(0.1), weights)
     monkeypatch.setenv("MONET_DECODE", "dense")
     assert not choose(gates(0.1), weights)

@@ -78,6 +78,24 @@ def test_choice_follows_the_share_of_active_keys(calls, monkeypatch):
     assert len(calls) == 1
 
 
+@needs_cpp
+def test_choice_knows_that_onednn_makes_the_dense_layer_quicker(calls, monkeypatch):
+    module, inputs = module_and_input(T=8)
+    monkeypatch.setattr(choice, "LIMITS", {(torch.float32, True): ((8, 0.9),)})
+    monkeypatch.setattr(choice, "LIMITS_ONEDNN", {(torch.float32, True): ((4, 0.9),)})
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.no_grad():
+            module(*inputs)
+        assert not calls
+    finally:
+        torch.set_float32_matmul_precision(before)
+    with torch.no_grad():
+        module(*inputs)
+    assert len(calls) == 1
+
+
 @forms
 def test_layer_stays_dense_where_sparse_would_be_wrong(form, calls, monkeypatch):
     monkeypatch.setenv("MONET_DECODE", "sparse")
