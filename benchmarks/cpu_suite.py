@@ -1,6 +1,6 @@
 """The CPU figures of one Monet layer beside their targets, in one run.
 
-    python -m benchmarks.cpu_suite [--json FILE] [--quick]
+    python -m benchmarks.cpu_suite [--json FILE] [--onednn] [--quick]
 
 A layer is its experts and a quarter of a router, since one router serves four layers. Ours is timed side by side with
 the einsum formulation and with Llama's MLP of the same model family (SwiGLU, width 5504), all in turns; a value is the
@@ -32,6 +32,7 @@ from benchmarks import cpu_layer
 from benchmarks.baseline import EinsumRouter
 from benchmarks.cpu_layer import BOTH, FORWARD, Inputs, Pair, runner
 from benchmarks.measure import saved_bytes, time_in_turns
+from monet.cpu import use_onednn_products
 from monet.files import atomic_write_json
 from monet.kernels.decode.build import has_cpp
 from monet.kernels.masked import Keep
@@ -352,13 +353,19 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--json", type=Path, help="file for the rows and the environment")
     parser.add_argument("--quick", action="store_true", help="a toy shape, to see that the suite runs")
     parser.add_argument("--threads", type=int, help="threads of torch; default: torch's own choice")
+    parser.add_argument(
+        "--onednn", action="store_true", help="all products by oneDNN, as train.py has them (monet/cpu.py)"
+    )
     options = parser.parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.onednn and not use_onednn_products():
+        parser.error("--onednn: oneDNN is not there, not exact or of no use on this processor")
     started = time.monotonic()
     plan = QUICK if options.quick else Plan()
     environment = cpu_layer.environment(plan.layer) | {
-        "rounds": plan.rounds, "block_seconds": plan.block_seconds, "cpp": has_cpp(), "shape": f"{plan.layer}",
+        "rounds": plan.rounds, "block_seconds": plan.block_seconds, "cpp": has_cpp(),
+        "onednn": options.onednn, "shape": f"{plan.layer}",
     }  # fmt: skip
     print("  ".join(f"{key}={value}" for key, value in environment.items() if key != "shape"), end="\n\n")
     parts, rows = Parts(plan), []
