@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from monet.devices import choose_device
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.inputs import PreparedWindows
 
@@ -39,14 +40,9 @@ def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetF
     """
     from monet import MonetForCausalLM
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = choose_device(device)
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
-    try:
-        return MonetForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
+        return MonetForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
     except OSError as error:
         raise CheckpointError(f"{name}: no model there ({str(error).splitlines()[0]})") from None
 

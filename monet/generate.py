@@ -21,6 +21,7 @@ def generate(
     top_p: float = 0.95,
     seed: int = 0,
     mask: Path | None = None,
+    device: str = "auto",
 ) -> None:
     """Continue a prompt and print the text as it is made.
 
@@ -32,10 +33,13 @@ def generate(
         top_p: samples among the likeliest tokens that hold this share of the probability, in (0, 1].
         seed: seed of the sampling.
         mask: expert mask file to generate under; None removes no expert.
+        device: a torch device; auto takes a GPU if there is one.
     """
     import torch
 
     from monet import ExpertMask
+    from monet.devices import choose_device
+    from monet.experts import lay_out_for_decoding
 
     if not prompt:
         raise ConfigError("prompt is empty; give some text to continue")
@@ -45,7 +49,11 @@ def generate(
         raise ConfigError(f"temperature must be 0 or more, got {temperature}")
     if not 0 < top_p <= 1:
         raise ConfigError(f"top_p must be in (0, 1], got {top_p}")
+    where = choose_device(device)
     language_model, tokenizer = load(model)
+    language_model.to(where)
+    if where.type == "cuda":
+        lay_out_for_decoding(language_model)
     expert_mask = None if mask is None else ExpertMask.load(mask, model=language_model)
     torch.manual_seed(seed)
     stream(language_model, tokenizer, prompt, max_new_tokens, temperature, top_p, expert_mask)
