@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from monet import __version__
-from monet.errors import MonetError
+from monet.errors import MonetError, recognised
 
 
 class Verb(NamedTuple):
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code.
 
     Codes: 0 done, 1 an error of the machine (disk, permissions) or a fault of ours (with a traceback), 2 usage or
-    configuration, 3 data, 4 checkpoint or mask, 5 non-finite loss, 130 interrupted.
+    configuration, 3 data, 4 checkpoint or mask, 5 non-finite loss, 6 out of memory, 130 interrupted.
 
     Args:
         argv: words after the program's name; None takes them from the process.
@@ -56,12 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         return _dispatch(words)
-    except (MonetError, OSError) as error:
+    except (MonetError, OSError, RuntimeError, MemoryError) as error:
+        known = recognised(error)
+        if known is None and not isinstance(error, OSError):
+            raise  # a fault of ours deserves its traceback
         if debug:
             traceback.print_exc()
         else:
-            print(f"monet: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code if isinstance(error, MonetError) else 1
+            print(f"monet: error: {' '.join(str(known or error).split())}", file=sys.stderr)
+        return 1 if known is None else known.exit_code
     except KeyboardInterrupt:
         print("monet: interrupted", file=sys.stderr)
         return 130

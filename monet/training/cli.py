@@ -13,19 +13,24 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from monet.cpu import speed_up_cpu
 from monet.data.datamodule import MonetDataModule
-from monet.errors import ConfigError, MonetError
-from monet.training.checkpoint import FolderCheckpointIO, Selection, newest_valid, read_config
+from monet.errors import ConfigError, MonetError, recognised
+from monet.training.background import BackgroundCheckpointIO
+from monet.training.checkpoint import Selection, newest_valid, read_config, step_of
+from monet.training.folder_io import FolderCheckpointIO
+from monet.training.history import record_start
 from monet.training.language_models import config_json
-from monet.training.metrics import MetricsLog
+from monet.training.loggers import make_loggers
+from monet.training.metrics import MetricsLog, StepClock
 from monet.training.module import MonetLightningModule
-from monet.training.run import RandomState, RunDirectory, StepCheckpoint, TokenizerCopy
+from monet.training.run import RandomState, RunDirectory, TokenizerCopy
+from monet.training.saving import FailurePolicy, StepCheckpoint
 from monet.training.settings import ModelShape, refuse_structural_change
+from monet.training.signals import StopSignals
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the loader is endless: runs end by max_steps
@@ -43,12 +48,14 @@ USAGE = "train.py fit --config FILE --run_dir DIR [--KEY VALUE ...]"
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes the whole configuration to run_dir/config.yaml when training starts."""
+    """Writes the whole configuration to run_dir/config.yaml when training starts, and what changed in it."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if trainer.is_global_zero:
-            path = f"{trainer.default_root_dir}/{self.config_filename}"
-            self.parser.save(self.config, path, overwrite=True)
+            folder = Path(trainer.default_root_dir)
+            step = 0 if trainer.ckpt_path is None else step_of(Path(trainer.ckpt_path))
+            record_start(folder, self.parser.dump(self.config), step)
+            self.parser.save(self.config, str(folder / self.config_filename), overwrite=True)
 
 
 class MonetCLI(LightningCLI):
@@ -82,9 +89,17 @@ class MonetCLI(LightningCLI):
         options: dict[str, tuple[Any, Any, str]] = {
             "checkpoint_every": (int, 1000, "Optimiser steps between checkpoints; the last step always gets one."),
             "checkpoint_keep": (int, 3, "Number of newest checkpoints kept, at least 1."),
+            "checkpoint_async": (
+                bool, False,
+                "Write checkpoints beside the training, from a copy in the machine's memory; one at a time.",
+            ),
+            "checkpoint_failure": (
+                FailurePolicy, "stop",
+                "A checkpoint cannot be written: stop, or continue and try again when the next one is due.",
+            ),
             "loggers": (
                 list[known_loggers], ["csv", "tensorboard"],
-                "Where metrics go besides run_dir/metrics.jsonl; wandb must be installed.",
+                "Where metrics go besides run_dir/metrics.jsonl; one that fails or is missing is left out.",
             ),
             "cpu_threads": (
                 int | None, None,
@@ -152,17 +167,32 @@ class MonetCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config[str(self.subcommand)]
+        clock = StepClock()
+        self.signals = StopSignals(self.model.guard.requests)
         callbacks = [
             TokenizerCopy(self.run_directory),
             RandomState(),
-            MetricsLog(self.run_directory.path),
-            StepCheckpoint(self.run_directory, config.checkpoint_every, config.checkpoint_keep),
+            self.signals,
+            MetricsLog(self.run_directory.path, clock),
+            StepCheckpoint(
+                self.run_directory.checkpoints,
+                config.checkpoint_every,
+                config.checkpoint_keep,
+                config.checkpoint_failure,
+                clock,
+            ),
         ]
         self.trainer_defaults["callbacks"] = callbacks
-        plugins = [*_as_list(config.trainer.plugins), FolderCheckpointIO()]
+        io = FolderCheckpointIO()
+        plugins = [*_as_list(config.trainer.plugins), BackgroundCheckpointIO(io) if config.checkpoint_async else io]
         try:
             trainer = super().instantiate_trainer(
-                logger=self._loggers(config), plugins=plugins, default_root_dir=config.run_dir, **kwargs
+                logger=make_loggers(
+                    config.loggers, self.run_directory.path / "logs", self.selection.step, config.wandb_project
+                ),
+                plugins=plugins,
+                default_root_dir=config.run_dir,
+                **kwargs,
             )
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise ConfigError(f"trainer: {error}") from error
@@ -173,19 +203,6 @@ class MonetCLI(LightningCLI):
             )
         return trainer
 
-    def _loggers(self, config: Any) -> list[Logger]:
-        # each continuation logs to a folder of its own, because the CSV logger deletes what it finds
-        logs, version = self.run_directory.path / "logs", f"from-step-{self.selection.step:08d}"
-        loggers: list[Logger] = []
-        for name in config.loggers:
-            if name == "csv":
-                loggers.append(CSVLogger(logs, name="csv", version=version))
-            elif name == "tensorboard":
-                loggers.append(TensorBoardLogger(logs, name="tensorboard", version="", purge_step=self.selection.step))
-            else:
-                loggers.append(_wandb(config.wandb_project, logs))
-        return loggers
-
     def fit(self, model: MonetLightningModule, datamodule: MonetDataModule, **kwargs: Any) -> None:
         """Train to max_steps, from the newest valid checkpoint if the run has one."""
         folder = self.selection.folder
@@ -193,18 +210,12 @@ class MonetCLI(LightningCLI):
             print(f"continuing {self.run_directory.path} after step {self.selection.step}")
         if rank_zero_only.rank == 0:
             self.run_directory.rewind(self.selection.step)
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=folder, **kwargs)
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=folder, **kwargs)
+        finally:
+            self.signals.restore()
         if self.trainer.is_global_zero:
             print(f"finished {self.trainer.global_step} steps; next: monet export --run {self.run_directory.path}")
-
-
-def _wandb(project: str, folder: Path) -> Logger:
-    from lightning.pytorch.loggers import WandbLogger
-
-    try:
-        return WandbLogger(project=project, save_dir=folder)
-    except ModuleNotFoundError:
-        raise ConfigError("loggers: wandb is not installed; install it, or leave it out") from None
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -227,14 +238,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     try:
         MonetCLI(None if argv is None else words)
-    except (MonetError, OSError) as error:
+    except (MonetError, OSError, RuntimeError, MemoryError) as error:
+        known = recognised(error)
+        if known is None and not isinstance(error, OSError):
+            raise  # a fault of ours deserves its traceback
         if "--debug" in words:
             traceback.print_exc()
         else:
-            print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code if isinstance(error, MonetError) else 1
+            print(f"train.py: error: {' '.join(str(known or error).split())}", file=sys.stderr)
+        return 1 if known is None else known.exit_code
     except SIGTERMException:
         return 143
+    except KeyboardInterrupt:
+        return 130
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends an interrupted run with 1
             return 130

@@ -1,11 +1,12 @@
-"""What a run records: metrics.jsonl and validation.jsonl, throughput, and the health of the routers."""
+"""What a run records: metrics.jsonl, validation.jsonl and spikes.jsonl, speed, and the health of the routers."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
 from collections import deque
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from monet.errors import MonetError
 from monet.files import atomic_write_text, fsync_path
+from monet.flops import training_flops_per_token
+from monet.hardware import peak_flops
 
 if TYPE_CHECKING:
     from monet.training.module import MonetLightningModule
 
-METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
+METRICS, VALIDATION, SPIKES = "metrics.jsonl", "validation.jsonl", "spikes.jsonl"
 
 
 class RouterHealth:
@@ -33,24 +37,23 @@ class RouterHealth:
         self.window_steps = window_steps
         self.last_fired_R2HE: Tensor | None = None
 
-    def update(self, fired_2HE: Sequence[Tensor], step: int) -> None:
+    def update(self, fired_R2HE: Tensor, step: int) -> None:
         """Note the keys that fired.
 
         Args:
-            fired_2HE: for each routing group, the number of tokens at which each key fired; int64.
+            fired_R2HE: bool, for each routing group whether a token reached the key in this step.
             step: the optimiser step these tokens belong to, 1-based.
         """
-        fired_R2HE = torch.stack(tuple(fired_2HE)) > 0
         if self.last_fired_R2HE is None:
             self.last_fired_R2HE = torch.zeros_like(fired_R2HE, dtype=torch.int64)
         self.last_fired_R2HE = self.last_fired_R2HE.to(fired_R2HE.device).masked_fill(fired_R2HE, step)
 
     def dead_share(self, step: int) -> Tensor:
-        """Share of dead cells after `step`, in [0, 1]; a float64 scalar, NaN before the first update."""
+        """(R,) float64: share of dead cells of each router after `step`, in [0, 1]; empty before the first update."""
         if self.last_fired_R2HE is None:
-            return torch.tensor(float("nan"), dtype=torch.float64)
+            return torch.empty(0, dtype=torch.float64)
         dead = step - self.last_fired_R2HE >= min(self.window_steps, step)
-        return dead.double().mean()
+        return dead.flatten(1).double().mean(1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_fired_R2HE": self.last_fired_R2HE}
@@ -74,71 +77,177 @@ def truncate_log(path: Path, step: int) -> None:
     atomic_write_text(path, "".join(kept))
 
 
+class StepClock:
+    """Seconds of training, apart from those of validations and checkpoints.
+
+    A step's time runs from the end of the work before it to its own end; what passes until its batch has arrived on
+    the device is waiting for data. Clock time that jumps does not matter.
+    """
+
+    def __init__(self) -> None:
+        self._mark = time.perf_counter()
+        self._step = self._wait = 0.0
+
+    def resume(self) -> None:
+        """Something other than training has ended: forget the time it took."""
+        self._mark = time.perf_counter()
+
+    def batch_arrived(self) -> None:
+        """The loop has its next batch."""
+        self._wait += self._advance()
+
+    def batch_done(self) -> None:
+        """The batch's work has ended."""
+        self._step += self._advance()
+
+    def take(self) -> tuple[float, float]:
+        """Seconds of the optimiser step that just ended, and the part of them spent waiting for data."""
+        seconds, wait = self._step + self._wait, self._wait
+        self._step = self._wait = 0.0
+        return seconds, wait
+
+    def _advance(self) -> float:
+        before, self._mark = self._mark, time.perf_counter()
+        return self._mark - before
+
+
 class MetricsLog(Callback):
-    """Writes run_dir/metrics.jsonl, one line per optimiser step, and hands the same numbers to Lightning's loggers.
+    """Writes run_dir/metrics.jsonl, one line per optimiser step, and hands the numbers to Lightning's loggers.
 
     Every line is handed to the system when written, and on the disk before a checkpoint that covers it.
     Only the process of rank 0 writes.
 
     Args:
         run_dir: the run's folder.
+        clock: tells seconds of training; whoever interrupts training resumes it.
         throughput_steps: tokens per second is a mean over this many steps.
     """
 
-    def __init__(self, run_dir: Path, throughput_steps: int = 20) -> None:
-        self.run_dir = run_dir
-        self.finished: deque[tuple[float, int]] = deque(maxlen=throughput_steps + 1)
-        self.logged_step = 0
+    def __init__(self, run_dir: Path, clock: StepClock, throughput_steps: int = 20) -> None:
+        self.run_dir, self.clock = run_dir, clock
+        self.finished: deque[tuple[float, int]] = deque(maxlen=throughput_steps)
+        self.logged_step = self.logged_tokens = 0
+        self.flops_per_token, self.peak_flops = 0.0, None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        _module(pl_module).guard.dump_folder = self.run_dir / "nonfinite"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.logged_step = trainer.global_step
+        module = _module(pl_module)
+        self.logged_step, self.logged_tokens = trainer.global_step, module.tokens_seen
         self.finished.clear()
-        self.finished.append((time.monotonic(), _module(pl_module).tokens_seen))
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        config = module.model.config
+        seq_len = getattr(data, "seq_len", None) or config.max_position_embeddings
+        self.flops_per_token = training_flops_per_token(config, seq_len)
+        self.peak_flops = peak_flops(trainer.strategy.root_device)
+        if trainer.is_global_zero:  # there from the first moment on, whatever happens to the loggers
+            (self.run_dir / METRICS).touch()
+        self.clock.resume()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.clock.batch_arrived()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.clock.batch_done()
         if trainer.global_step == self.logged_step:  # still accumulating gradients
             return
         self.logged_step = trainer.global_step
         module = _module(pl_module)
-        self.finished.append((time.monotonic(), module.tokens_seen))
-        (start, tokens_before), (end, tokens) = self.finished[0], self.finished[-1]
+        step_seconds, wait_seconds = self.clock.take()
+        tokens_per_step, self.logged_tokens = module.tokens_seen - self.logged_tokens, module.tokens_seen
+        self.finished.append((step_seconds, tokens_per_step))
+        seconds, tokens = (sum(column) for column in zip(*self.finished, strict=True))
         metrics = module.take_step_metrics()
-        metrics["tokens_per_second"] = (tokens - tokens_before) / max(end - start, 1e-9)
-        tokens_per_step = tokens - self.finished[-2][1]
-        module.log_dict({f"train/{name}": value for name, value in metrics.items()})
-        if trainer.is_global_zero:
-            self._write(METRICS, {"step": trainer.global_step, **metrics, "tokens": module.tokens_seen})
-            if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-                print(_progress(trainer.global_step, trainer.max_steps, metrics, tokens_per_step), flush=True)
+        tokens_per_second = tokens / max(seconds, 1e-9)
+        metrics |= {
+            "tokens_per_second": tokens_per_second,
+            "mfu": self._utilisation(tokens_per_second, trainer.world_size),
+            "step_seconds": step_seconds,
+            "data_wait_share": wait_seconds / max(step_seconds, 1e-9),
+            "memory_bytes": memory_bytes(trainer.strategy.root_device),
+            "tokens_seen": module.tokens_seen,
+        }
+        if not trainer.is_global_zero:
+            return
+        self._write(METRICS, {"step": trainer.global_step, **metrics})
+        if (spike := module.guard.spike) is not None:
+            self._write(SPIKES, spike)
+            print(f"step {spike['step']}  loss {spike['loss']:.4f} stands out, see {SPIKES}", flush=True)
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            print(_progress(trainer.global_step, trainer.max_steps, metrics, tokens_per_step), flush=True)
+            _hand_on(trainer, {f"train/{name}": value for name, value in metrics.items()})
+
+    def _utilisation(self, tokens_per_second: float, world_size: int) -> float | None:
+        if self.peak_flops is None:
+            return None
+        return tokens_per_second * self.flops_per_token / (self.peak_flops * world_size)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = _module(pl_module)
         if trainer.is_global_zero and module.validation_result is not None and not trainer.sanity_checking:
             self._write(VALIDATION, {"step": trainer.global_step, **module.validation_result})
             print(_validation_line(trainer.global_step, module.validation_result), flush=True)
-        if self.finished:  # time spent in validation is not training time
-            self.finished.clear()
-            self.finished.append((time.monotonic(), module.tokens_seen))
+            _hand_on(trainer, _flat_validation(module.validation_result))
+        self.clock.resume()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        for name in (METRICS, VALIDATION):
+        for name in (METRICS, VALIDATION, SPIKES):
             if (self.run_dir / name).is_file():
                 fsync_path(self.run_dir / name)
 
     def _write(self, name: str, entry: dict[str, Any]) -> None:
-        with open(self.run_dir / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, allow_nan=False) + "\n")
+        line = json.dumps(_without_nonfinite(entry), allow_nan=False) + "\n"
+        try:
+            with open(self.run_dir / name, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise MonetError(
+                f"cannot add {len(line)} bytes to {self.run_dir / name}: {error.strerror}; the newest checkpoint is"
+                " intact, and the same command continues from it"
+            ) from error
 
 
-def _progress(step: int, max_steps: int, metrics: dict[str, float], tokens_per_step: int) -> str:
-    seconds_left = (max_steps - step) * tokens_per_step / metrics["tokens_per_second"]
-    left = timedelta(seconds=round(seconds_left))
+def memory_bytes(device: torch.device) -> int:
+    """Most bytes that tensors took on a CUDA device so far; elsewhere what the process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _without_nonfinite(value: Any) -> Any:
+    """The entry with null where a number is NaN or infinite, which JSON cannot say."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    return [_without_nonfinite(item) for item in value] if isinstance(value, list) else value
+
+
+def _hand_on(trainer: Trainer, metrics: dict[str, Any]) -> None:
+    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, step=trainer.global_step)
+
+
+def _flat_validation(result: dict[str, Any]) -> dict[str, float]:
+    flat = {f"validation/{name}": result[name] for name in ("loss", "perplexity")}
+    for name in ("loss", "perplexity"):
+        flat |= {f"validation/{name}/{domain}": value for domain, value in result[f"{name}_by_domain"].items()}
+    return flat
+
+
+def _progress(step: int, max_steps: int, metrics: dict[str, Any], tokens_per_step: int) -> str:
+    left = timedelta(seconds=round((max_steps - step) * tokens_per_step / metrics["tokens_per_second"]))
+    dead = "" if metrics["dead_share"] is None else f"  dead {metrics['dead_share']:.1%}"
+    norm = "" if metrics["grad_norm"] is None else f"  gradient {metrics['grad_norm']:.2f}"
+    mfu = "" if metrics["mfu"] is None else f"  MFU {metrics['mfu']:.1%}"
     return (
-        f"step {step}/{max_steps}  loss {metrics['loss']:.4f}  dead {metrics['dead_share']:.1%}"
-        f"  gradient {metrics['grad_norm']:.2f}  rate {metrics['learning_rate']:.2e}"
-        f"  {metrics['tokens_per_second']:,.0f} tokens/s  {left} left"
+        f"step {step}/{max_steps}  loss {metrics['loss']:.4f}{dead}{norm}  rate {metrics['learning_rate']:.2e}"
+        f"  {metrics['tokens_per_second']:,.0f} tokens/s{mfu}  {left} left"
     )
 
 

@@ -15,8 +15,11 @@ from typing_extensions import override
 
 from monet.errors import ConfigError, NonFiniteError
 from monet.losses import RouterLoss
+from monet.training.agree import any_over_ranks
+from monet.training.guard import StepGuard, gradient_norm
 from monet.training.language_models import build, config_json, freeze_routers, warm_start
 from monet.training.metrics import RouterHealth
+from monet.training.nonfinite import NonFiniteSettings
 from monet.training.optim import (
     OptimizerSettings,
     ScheduleSettings,
@@ -25,10 +28,12 @@ from monet.training.optim import (
     reapply_settings,
 )
 from monet.training.settings import ModelShape, refuse_structural_change
+from monet.training.steps import router_means
 
 DEFAULT_ROUTER_LOSS = RouterLoss()
 DEFAULT_OPTIMIZER = OptimizerSettings()
 DEFAULT_SCHEDULE = ScheduleSettings()
+DEFAULT_NONFINITE = NonFiniteSettings()
 
 
 class MonetLightningModule(LightningModule):
@@ -48,6 +53,7 @@ class MonetLightningModule(LightningModule):
         attention: attention implementation of transformers: sdpa, eager, flash_attention_2 or flex_attention.
         gradient_checkpointing: True recomputes each layer in the backward pass: less memory, about a third more time.
         dead_window_steps: optimiser steps after which a routing key that never fired counts as dead.
+        nonfinite: what happens when a loss or gradient is NaN or infinite.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class MonetLightningModule(LightningModule):
         attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa",
         gradient_checkpointing: bool = False,
         dead_window_steps: int = 50,
+        nonfinite: NonFiniteSettings = DEFAULT_NONFINITE,
     ) -> None:
         super().__init__()
         if dead_window_steps < 1:
@@ -77,10 +84,8 @@ class MonetLightningModule(LightningModule):
         self.router_health = RouterHealth(dead_window_steps)
         self.tokens_seen = 0
         self.validation_result: dict[str, Any] | None = None
-        self._micro_batches: list[dict[str, Tensor]] = []
-        self._micro_metrics: list[dict[str, float]] = []
-        self._update_metrics: dict[str, float] = {}
-        self._accumulating_after = -1  # the optimiser step that the micro-batches above follow
+        self.guard = StepGuard(self.model, nonfinite)
+        self._step_metrics: dict[str, Any] = {}
 
     @property
     def domains(self) -> list[str]:
@@ -116,19 +121,11 @@ class MonetLightningModule(LightningModule):
 
     @override
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        # MetricsLog takes the numbers of a step, but a plain Trainer has no such callback
-        if self.trainer.global_step != self._accumulating_after:
-            self._accumulating_after = self.trainer.global_step
-            self._micro_batches.clear()
-            self._micro_metrics.clear()
+        self.guard.begin(self.trainer.global_step)
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Total loss of one micro-batch; scalar.
-
-        Raises:
-            NonFiniteError: the loss is NaN or infinite; nothing has been updated.
-        """
+        """Total loss of one micro-batch; scalar. Whether it is finite is looked at before the update."""
         windows = batch["input_ids"]
         out = self.model(
             input_ids=windows[:, :-1],
@@ -138,26 +135,7 @@ class MonetLightningModule(LightningModule):
             use_cache=False,
             return_logits=False,
         )
-        step = self.trainer.global_step + 1
-        self._micro_batches.append(batch)
-        values = {
-            "loss": out.loss,
-            "lm_loss": out.lm_loss,
-        }
-        if out.router_metrics:
-            values |= {
-                "uniformity_loss": out.uniformity_loss,
-                "uniformity": _mean([router.uniformity for router in out.router_metrics]),
-                "ambiguity": _mean([router.ambiguity for router in out.router_metrics]),
-                "active_per_head": _mean([router.active_per_head for router in out.router_metrics]),
-            }
-        # one transfer from the device for all
-        numbers = torch.stack([value.detach().double() for value in values.values()]).tolist()
-        self._micro_metrics.append(dict(zip(values, numbers, strict=True)))
-        if not math.isfinite(numbers[0]):
-            raise NonFiniteError(f"step {step}: the loss is {numbers[0]} ({self._describe([batch])})")
-        if out.router_metrics:
-            self.router_health.update([router.fired_2HE for router in out.router_metrics], step)
+        self.guard.record.add(batch, out)
         self.tokens_seen += windows[:, 1:].numel() * self.trainer.world_size
         return out.loss
 
@@ -168,34 +146,36 @@ class MonetLightningModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measure the gradient's norm over all parameters, refuse a non-finite one, clip.
+        """Measure the gradient's norm over all parameters, look at the step before its update, clip.
 
         Raises:
-            NonFiniteError: before the update; names the step, the windows, their domains and the parameters.
+            NonFiniteError: a loss or gradient is NaN or infinite on some rank; raised on all, see `StepGuard.settle`.
         """
         assert gradient_clip_algorithm in (None, "norm")
+        strategy, record, step = self.trainer.strategy, self.guard.record, self.trainer.global_step + 1
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        total = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        norm = float(total)
-        if not math.isfinite(norm):
-            bad = [name for name, p in self.model.named_parameters() if not _finite(p.grad)]
-            where = f"in {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}" if bad else "its norm overflows"
-            raise NonFiniteError(
-                f"step {self.trainer.global_step + 1}: the gradient is not finite: {where}"
-                f" ({self._describe(self._micro_batches)})"
-            )
-        if gradient_clip_val:
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, total)
-        self._update_metrics = {"grad_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
+        total = gradient_norm(parameters, strategy)
+        numbers = self.guard.settle(total, self.trainer, self.domains)
+        if numbers.is_finite:
+            if gradient_clip_val and parameters and total is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, total)
+            if record.fired_R2HE is not None:
+                self.router_health.update(any_over_ranks(record.fired_R2HE, strategy), step)
+        for router, dead_share in zip(numbers.routers, self.router_health.dead_share(step).tolist(), strict=True):
+            router["dead_share"] = dead_share
+        self._step_metrics = {
+            **numbers.losses,
+            **router_means(numbers.routers),
+            "grad_norm": numbers.grad_norm,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "routers": numbers.routers,
+            "skipped": not numbers.is_finite,
+        }
 
-    def take_step_metrics(self) -> dict[str, float]:
-        """Numbers of the optimiser step that just ended, means over its micro-batches; clears them."""
-        count = len(self._micro_metrics)
-        means = {name: sum(m[name] for m in self._micro_metrics) / count for name in self._micro_metrics[0]}
-        dead_share = float(self.router_health.dead_share(self.trainer.global_step))
-        self._micro_metrics.clear()
-        self._micro_batches.clear()
-        return {**means, "dead_share": dead_share, **self._update_metrics}
+    def take_step_metrics(self) -> dict[str, Any]:
+        """Numbers of the optimiser step that just ended, means over its micro-batches and ranks."""
+        self.guard.record.clear()
+        return self._step_metrics
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -231,9 +211,7 @@ class MonetLightningModule(LightningModule):
             "loss_by_domain": losses,
             "perplexity_by_domain": {name: _perplexity(loss) for name, loss in losses.items()},
         }
-        logged = {f"validation/loss/{name}": loss for name, loss in losses.items()}
-        logged |= {f"validation/perplexity/{name}": _perplexity(loss) for name, loss in losses.items()}
-        self.log_dict(logged | {"validation/loss": mean, "validation/perplexity": _perplexity(mean)})
+        self.log("validation/loss", mean, logger=False)  # for callbacks that watch it; MetricsLog tells the loggers
 
     @override
     def configure_optimizers(self) -> Any:
@@ -258,6 +236,7 @@ class MonetLightningModule(LightningModule):
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "freeze_router": self.freeze_router,
             "router_health": self.router_health.state_dict(),
+            "guard": self.guard.state_dict(),
         }
 
     @override
@@ -276,24 +255,12 @@ class MonetLightningModule(LightningModule):
             )
         self.tokens_seen = checkpoint["monet"]["tokens_seen"]
         self.router_health.load_state_dict(checkpoint["monet"]["router_health"])
+        if (guard := checkpoint["monet"].get("guard")) is not None:
+            self.guard.load_state_dict(guard)
 
     def config_json(self) -> dict[str, Any]:
         """The model's configuration as its config.json will hold it."""
         return config_json(self.model.config)
-
-    def _describe(self, batches: list[dict[str, Tensor]]) -> str:
-        windows = [i for batch in batches for i in batch["index"].tolist()]
-        numbers = sorted({d for batch in batches for d in batch["domain"].tolist()})
-        names = [self.domains[d] if d < len(self.domains) else str(d) for d in numbers]
-        return f"window ids {', '.join(map(str, windows))}; domains {', '.join(names)}"
-
-
-def _mean(scalars: list[Tensor]) -> Tensor:
-    return torch.stack(scalars).mean()
-
-
-def _finite(gradient: Tensor | None) -> bool:
-    return gradient is None or bool(gradient.isfinite().all())
 
 
 def _perplexity(loss: float) -> float:

@@ -1,8 +1,10 @@
-"""A run's folder: one process at a time, what to continue from, random states, and when checkpoints are written.
+"""A run's folder: one process at a time, what to continue from, how it was started, random states.
 
 run_dir/
   config.yaml            everything the run was started with
+  starts.jsonl           one line per start: step, versions, settings that differ from the start before
   metrics.jsonl          one line per optimiser step; validation.jsonl: one per validation
+  spikes.jsonl           one line per step whose loss stands out; nonfinite/: one file per step that was not finite
   tokenizer/             the tokenizer the model is trained with
   checkpoints/step-*/    see monet/training/checkpoint.py
   logs/                  CSV and TensorBoard
@@ -22,20 +24,12 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from monet.errors import ConfigError
 from monet.files import atomic_directory, atomic_write_json
-from monet.training.checkpoint import (
-    Selection,
-    newest_valid,
-    prune,
-    remove_leftovers,
-    set_aside,
-    step_folder,
-)
-from monet.training.metrics import METRICS, VALIDATION, truncate_log
+from monet.training.checkpoint import Selection, newest_valid, remove_leftovers, set_aside
+from monet.training.metrics import METRICS, SPIKES, VALIDATION, truncate_log
 
 
 class RunDirectory:
@@ -84,7 +78,7 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Cut the logs back to `step`; what comes after is written again."""
-        for name in (METRICS, VALIDATION):
+        for name in (METRICS, VALIDATION, SPIKES):
             truncate_log(self.path / name, step)
 
 
@@ -155,61 +149,3 @@ def _set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-class StepCheckpoint(Checkpoint):
-    """Writes a checkpoint every few optimiser steps and at the run's last one, and deletes old ones.
-
-    Args:
-        run: the run's folder.
-        every_n_steps: optimiser steps between checkpoints.
-        keep_last: number of newest checkpoints kept; at least one of them is always valid.
-    """
-
-    def __init__(self, run: RunDirectory, every_n_steps: int, keep_last: int) -> None:
-        self.run, self.every_n_steps, self.keep_last = run, every_n_steps, keep_last
-        self.saved_step = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.saved_step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # a step that is validated is saved after its validation: a run killed in between does it again
-        if self._is_due(trainer) and not _validates_now(trainer):
-            self._save(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking and self._is_due(trainer):
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # max_time, an early stop or the like ends runs between two multiples
-        if trainer.global_step == self.saved_step:
-            return
-        if trainer.fit_loop.epoch_loop._should_accumulate():
-            rank_zero_warn(
-                f"the run was stopped inside a step; its newest checkpoint is that of step {self.saved_step}, and the"
-                f" steps to {trainer.global_step} are done again when it continues"
-            )
-        else:
-            self._save(trainer)
-
-    def _is_due(self, trainer: Trainer) -> bool:
-        step = trainer.global_step
-        passed_multiple = step // self.every_n_steps > self.saved_step // self.every_n_steps
-        return step > self.saved_step and (passed_multiple or step == trainer.max_steps)
-
-    def _save(self, trainer: Trainer) -> None:
-        self.saved_step = trainer.global_step
-        folder = step_folder(self.run.checkpoints, self.saved_step)
-        trainer.save_checkpoint(folder, weights_only=False)
-        if trainer.is_global_zero:
-            prune(self.run.checkpoints, self.keep_last)
-            print(f"checkpoint {folder}", flush=True)
-
-
-def _validates_now(trainer: Trainer) -> bool:
-    loop = trainer.fit_loop.epoch_loop
-    return loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 """Bad inputs to training, export and generation: the exit code, and a message that names the value."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -65,12 +64,6 @@ def test_a_wrong_setting_is_refused(row, train, settings, capsys, tmp_path):
     assert re.search(row.message, message.replace("\n", " ")), message
     assert "Traceback" not in message
     assert not (run.run_dir / "metrics.jsonl").exists()
-
-
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_a_logger_that_is_not_installed_is_named(train, capsys):
-    assert train("run", "--loggers=[wandb]").code == USAGE
-    assert "wandb is not installed" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(train, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from monet.training.run import StepCheckpoint
+from monet.training.saving import StepCheckpoint
 from tests.training.runs import losses, read_log
 
 

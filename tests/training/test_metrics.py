@@ -14,15 +14,15 @@ from tests.training.runs import read_log
 
 
 def fired(*alive):
-    """One group, two sides, one head, two keys: counts at the given flat places."""
-    counts = torch.zeros(4, dtype=torch.int64)
-    counts[list(alive)] = 5
-    return [counts.view(2, 1, 2)]
+    """One group, two sides, one head, two keys: those at the given flat places fired."""
+    places = torch.zeros(4, dtype=torch.bool)
+    places[list(alive)] = True
+    return places.view(1, 2, 1, 2)
 
 
 def test_a_key_is_dead_after_a_window_without_a_token():
     health = RouterHealth(window_steps=3)
-    assert math.isnan(health.dead_share(0))
+    assert health.dead_share(0).shape == (0,)
     health.update(fired(0, 1, 2), 1)
     assert health.dead_share(1) == 0.25
     health.update(fired(0), 2)

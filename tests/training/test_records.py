@@ -82,4 +82,4 @@ def test_a_plain_trainer_keeps_the_batches_of_one_step_only(data_dir, tmp_path):
     )  # fmt: skip
     trainer.fit(module, datamodule=MonetDataModule(str(data_dir), seq_len=16, batch_size=2))
     assert trainer.global_step == 3
-    assert len(module._micro_batches) == len(module._micro_metrics) == 2
+    assert len(module.guard.record.batches) == 2

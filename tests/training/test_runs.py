@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from monet.training.checkpoint import list_checkpoints, step_of
 from monet.training.metrics import MetricsLog
-from monet.training.run import StepCheckpoint
+from monet.training.saving import StepCheckpoint
 from tests.training.runs import losses, read_log
 
 
@@ -44,9 +44,10 @@ def test_a_run_writes_one_line_a_step_and_checkpoints(train):
     assert [entry["step"] for entry in log] == list(range(1, 13))
     assert set(log[0]) == {
         "step", "loss", "lm_loss", "uniformity_loss", "uniformity", "ambiguity", "active_per_head", "dead_share",
-        "grad_norm", "learning_rate", "tokens_per_second", "tokens",
+        "grad_norm", "learning_rate", "routers", "skipped", "tokens_per_second", "mfu", "step_seconds",
+        "data_wait_share", "memory_bytes", "tokens_seen",
     }  # fmt: skip
-    assert log[-1]["tokens"] == 12 * 2 * 2 * 32
+    assert log[-1]["tokens_seen"] == 12 * 2 * 2 * 32
     assert log[0]["learning_rate"] == pytest.approx(1e-3)
     assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [4, 8, 12]
     assert (run.run_dir / "tokenizer" / "tokenizer.json").is_file()

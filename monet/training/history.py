@@ -1,0 +1,73 @@
+"""What changed between two starts of a run: told, and kept in starts.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from monet import __version__
+from monet.errors import ConfigError
+
+STARTS = "starts.jsonl"
+MISSING = "(not set)"
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ between two configurations, by dotted name: value before and now."""
+    old, new = _flat(before), _flat(now)
+    names = sorted(old.keys() | new.keys())
+    pairs = {name: (old.get(name, MISSING), new.get(name, MISSING)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def record_start(run_dir: Path, config: str, step: int) -> dict[str, tuple[Any, Any]]:
+    """Add a line to starts.jsonl, and tell which settings differ from those in config.yaml, if the run has one.
+
+    Args:
+        run_dir: the run's folder, whose config.yaml is still that of the start before.
+        config: YAML of the whole configuration now.
+        step: optimiser steps the run continues from.
+    Returns:
+        The changed settings; none of those that would change the model or the data gets this far.
+    Raises:
+        ConfigError: the config.yaml that is there is not YAML.
+    """
+    path, changed = run_dir / "config.yaml", {}
+    if path.is_file():
+        try:
+            before = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}); remove it, it is written anew") from None
+        changed = changed_settings(before if isinstance(before, dict) else {}, yaml.safe_load(config))
+    entry = {
+        "step": step,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "monet": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "changed": {name: {"before": before, "now": now} for name, (before, now) in changed.items()},
+    }
+    with open(run_dir / STARTS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+    for name, (before, now) in changed.items():
+        print(f"changed since the last start: {name}: {before!r} -> {now!r}", flush=True)
+    return changed
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,51 @@
+"""Steps whose loss stands out from those before it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any, NamedTuple
+
+
+class Spike(NamedTuple):
+    """How far a loss lies above the window: its mean and standard deviation."""
+
+    mean: float
+    deviation: float
+
+
+class SpikeWindow:
+    """The latest finite losses, and the rule when the next one is a spike.
+
+    A value that is not finite is never stored: mean and deviation would be NaN, every comparison with them false, and
+    whatever hangs on the rule would stay out of order until the value left the window.
+
+    Args:
+        size: losses remembered.
+        least: losses it takes before any counts as a spike.
+        deviations: standard deviations above the mean at which a loss counts as one.
+    """
+
+    def __init__(self, size: int = 128, least: int = 32, deviations: float = 6.0) -> None:
+        self.least, self.deviations = least, deviations
+        self._losses: deque[float] = deque(maxlen=size)
+
+    def judge(self, loss: float) -> Spike | None:
+        """Compare a step's loss with the window, then let it in; None if it is no spike or not finite."""
+        if not math.isfinite(loss):
+            return None
+        spike = None
+        if (count := len(self._losses)) >= self.least:
+            mean = math.fsum(self._losses) / count
+            deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in self._losses) / count)
+            if loss > mean + self.deviations * deviation:
+                spike = Spike(mean, deviation)
+        self._losses.append(loss)
+        return spike
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": list(self._losses)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._losses.clear()
+        self._losses.extend(state["losses"])
