@@ -14,6 +14,7 @@ from monet.data.windows import WindowDataset, collate
 from monet.errors import ConfigError, DataError
 
 Batch = dict[str, torch.Tensor]
+WORKER_TIMEOUT_SECONDS = 300  # a worker that takes longer for a batch counts as hung, and ends the run
 
 
 def _loader(windows: WindowDataset, batches: Any, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
@@ -22,6 +23,7 @@ def _loader(windows: WindowDataset, batches: Any, num_workers: int, pin_memory: 
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=num_workers,
+        timeout=WORKER_TIMEOUT_SECONDS if num_workers else 0,
         pin_memory=pin_memory,
         # the default would draw a seed from torch's global generator, and with it change what a resumed run draws
         generator=torch.Generator().manual_seed(0),
