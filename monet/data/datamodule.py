@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
 from monet.data.loaders import TrainStream, ValidationPass
 from monet.data.order import WindowOrder
@@ -182,10 +183,17 @@ class MonetDataModule(L.LightningDataModule):
         return stream
 
     def val_dataloader(self) -> ValidationPass:
-        """Held-out windows, each batch of one domain."""
+        """Held-out windows, each batch of one domain. Domains whose held-out text fills no window are left out."""
         world_size, rank = self._place()
+        held_out = {name: self.shards.stream("validation", name).num_tokens for name in self.domains}
+        enough = [name for name, tokens in held_out.items() if tokens > self.seq_len * world_size]
+        if few := sorted(set(held_out) - set(enough)):
+            rank_zero_warn(
+                f"validation leaves out {', '.join(few)}: less held-out text than a window of seq_len {self.seq_len} for "
+                f"each of {world_size} rank(s)"
+            )
         return ValidationPass(
-            WindowDataset(self.shards, "validation", self.seq_len, document_mask=self.document_mask),
+            WindowDataset(self.shards, "validation", self.seq_len, enough or None, document_mask=self.document_mask),
             self.batch_size,
             max_windows=self.max_val_windows,
             world_size=world_size,

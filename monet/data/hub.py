@@ -1,4 +1,4 @@
-"""Hugging Face datasets -> local .jsonl parts, streamed, so that a broken download goes on where it stopped."""
+"""Hugging Face datasets: rows streamed from any place on, or fetched into local .jsonl parts."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from monet.data.records import MAX_DOCUMENT_BYTES, usable
 from monet.data.report import Progress
-from monet.data.sources import Skipped, check_domain
+from monet.data.sources import Document, Skipped, check_domain
 from monet.errors import ConfigError, DataError
 from monet.files import atomic_write_json, atomic_write_text
 
 SCHEME = "hf://"
-_OPTIONS = {"config": "name", "split": "split", "revision": "revision"}
+_OPTIONS = {"config": "name", "split": "split", "revision": "revision", "data_dir": "data_dir"}
 _STATE = ".state.json"
 _ROWS_A_PART = 5000
 
 
 def parse(uri: str) -> tuple[str, dict[str, Any]]:
-    """Name and keyword arguments for `datasets.load_dataset`, from hf://NAME?config=..&split=..&revision=..
+    """Name and arguments for `datasets.load_dataset`, from hf://NAME?config=..&data_dir=..&split=..&revision=..
 
     Raises:
         ConfigError: there is no name, or an option is unknown.
@@ -35,111 +36,176 @@ def parse(uri: str) -> tuple[str, dict[str, Any]]:
     return name, {"split": "train"} | {_OPTIONS[key]: value for key, value in options.items()}
 
 
-def fetch(
-    uri: str,
-    folder: Path,
-    skipped: Skipped,
-    *,
-    domain: str | None,
-    domain_key: str | None,
-    text_key: str,
-    source_key: str,
-    max_documents: int | None,
-) -> None:
-    """Stream a dataset into `folder`/DOMAIN/part-00000.jsonl, one record {text_key, source_key} a document.
+def check_labels(uri: str, domain: str | None, domain_key: str | None) -> None:
+    """Refuse a source whose domain comes from neither a name nor a column, or from both.
 
-    Progress is kept after every part; called again it skips the rows that are already there.
-
-    Args:
-        uri: see `parse`.
-        folder: where the parts go; made when missing.
-        skipped: collects rows that are left out; refuses instead unless its rule is "skip".
-        domain: one name for all rows; None takes it from the column `domain_key`.
-        text_key, source_key: columns with the text and the name of its original (the latter may be absent).
-        max_documents: rows taken of each domain at most; None takes all.
     Raises:
-        ConfigError: neither or both of domain and domain_key are given.
-        DataError: the dataset cannot be read, or a row has no usable text or domain.
+        ConfigError: see above, or as `parse` does.
     """
+    parse(uri)
     if (domain is None) == (domain_key is None):
         raise ConfigError(
             f"source {uri!r}: its domain must come either from a name (--domain, or a source that maps domains) or "
             f"from a column (--domain_key); got domain {domain!r} and domain_key {domain_key!r}"
         )
+
+
+def commit_of(uri: str) -> str | None:
+    """The commit that the source's revision names today, so that a later start can read the same rows.
+
+    None for a local folder, and for a dataset whose commit cannot be asked for.
+    """
+    name, options = parse(uri)
+    if Path(name).exists():
+        return None
+    try:
+        from huggingface_hub import HfApi
+
+        return HfApi().dataset_info(name, revision=options.get("revision"), timeout=30).sha
+    except Exception:  # offline, or without rights: opening the dataset gives the reason
+        return None
+
+
+class Rows:
+    """Documents of a dataset in its order, from any place on.
+
+    Args:
+        uri: see `parse`.
+        skipped: collects rows that are left out; refuses instead unless its rule is "skip".
+        place: where to begin, a `place()` of the same dataset; None begins at the first row.
+        commit: overrides the revision of the uri.
+        domain: name of all documents; None takes each row's from the column `domain_key`.
+        text_key, source_key: columns with the text and the name of its original (the latter may be absent).
+        max_bytes: a longer text is a fault.
+    Attributes:
+        row: rows read so far.
+    Raises:
+        DataError: the dataset cannot be opened or has no such column.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        skipped: Skipped,
+        place: dict[str, Any] | None = None,
+        *,
+        commit: str | None = None,
+        domain: str | None,
+        domain_key: str | None,
+        text_key: str,
+        source_key: str,
+        max_bytes: int = MAX_DOCUMENT_BYTES,
+    ) -> None:
+        self.uri, self.skipped = uri, skipped
+        self.domain, self.domain_key = domain, domain_key
+        self.text_key, self.source_key, self.max_bytes = text_key, source_key, max_bytes
+        self.row = 0 if place is None else place["row"]
+        self._name, options = parse(uri)
+        if commit is not None:
+            options["revision"] = commit
+        # the package and what lies behind it (files, network, decoders) raise errors of many unrelated classes
+        try:
+            from datasets import load_dataset
+
+            self._dataset = load_dataset(self._name, streaming=True, **options)
+            columns = self._dataset.column_names
+            if place is not None:
+                self._dataset.load_state_dict(place["state"])
+        except Exception as error:
+            raise DataError(
+                f"{uri}: cannot be opened ({_first_line(error)}); check name, options and network"
+            ) from error
+        if columns is not None and text_key not in columns:
+            raise DataError(f"{uri}: no column {text_key!r} among {columns}; name the right one with --text_key")
+
+    def place(self) -> dict[str, Any]:
+        """Where the next row is, JSON-able. Opening there skips whole files, so it costs no second download."""
+        return {"row": self.row, "state": self._dataset.state_dict()}
+
+    def __iter__(self) -> Iterator[Document | None]:
+        """One item a row: its document, or None where the row is left out."""
+        iterator = iter(self._dataset)
+        while True:
+            try:
+                record = next(iterator)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise DataError(
+                    f"{self.uri}: reading stopped ({_first_line(error)}); what is done is kept, run the same command "
+                    "again"
+                ) from error
+            self.row += 1
+            yield self._document(record)
+
+    def _document(self, record: dict[str, Any]) -> Document | None:
+        where = f"{self.uri} row {self.row}"
+        text = record.get(self.text_key)
+        if not isinstance(text, str):
+            return self.skipped.problem("no text", f"{where}: {self.text_key!r} is {type(text).__name__}, not text")
+        domain = self.domain
+        if domain is None:
+            try:
+                domain = check_domain(record.get(str(self.domain_key)), f"{where}, column {self.domain_key!r}")
+            except DataError as error:
+                return self.skipped.problem("no domain", str(error))
+        if not text.strip():
+            self.skipped.counts["empty"] += 1
+        elif usable(text, where, self.skipped, self.max_bytes):
+            original = record.get(self.source_key)
+            return Document(text, domain, where if original is None else str(original), f"{self._name}:{self.row}")
+        return None
+
+
+def fetch(
+    uri: str, folder: Path, skipped: Skipped, *, max_documents: int | None, domain: str | None, **options: Any
+) -> None:
+    """Stream a dataset into `folder`/DOMAIN/part-00000.jsonl, one record {text_key, source_key} a document.
+
+    Progress is kept after every part; called again it goes on behind the rows that are already there.
+
+    Args:
+        uri: see `parse`.
+        folder: where the parts go; made when missing.
+        skipped: collects rows that are left out; refuses instead unless its rule is "skip".
+        max_documents: documents taken of each domain at most; None takes all.
+        domain, options: as for `Rows`.
+    Raises:
+        DataError: the dataset cannot be read, or a row has no usable text or domain.
+    """
     path = folder / _STATE
-    state: dict[str, Any] = {"rows": 0, "parts": 0, "documents": {}, "skipped": {}, "messages": [], "done": False}
+    state: dict[str, Any] = {"place": None, "parts": 0, "documents": {}, "skipped": {}, "messages": [], "done": False}
     if path.is_file():
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state |= json.loads(path.read_text(encoding="utf-8"))
     taken, missed = Counter(state["documents"]), Skipped(skipped.on_error, Counter(state["skipped"]), state["messages"])
-    pending: dict[str, list[str]] = {}
-    row = state["rows"]
-
-    def keep(done: bool) -> None:
-        for name, lines in pending.items():
-            atomic_write_text(folder / name / f"part-{state['parts']:05d}.jsonl", "".join(lines))
-        pending.clear()
-        state.update(rows=row, parts=state["parts"] + 1, documents=dict(taken), skipped=dict(missed.counts), done=done)
-        atomic_write_json(path, state)
-
     if not state["done"]:
+        rows = Rows(uri, missed, state["place"], domain=domain, **options)
+        pending: dict[str, list[str]] = {}
+
+        def keep(done: bool) -> None:
+            for name, lines in pending.items():
+                atomic_write_text(folder / name / f"part-{state['parts']:05d}.jsonl", "".join(lines))
+            pending.clear()
+            state.update(place=rows.place(), parts=state["parts"] + 1, done=done)
+            state.update(documents=dict(taken), skipped=dict(missed.counts), messages=missed.messages)
+            atomic_write_json(path, state)
+
         with Progress() as progress:
             task = progress.start(f"fetching {uri}", None, "rows")
-            task.advance(row)
-            for record in _rows(uri, row, text_key):
-                row += 1
-                where = f"{uri} row {row}"
-                text = record.get(text_key)
-                if not isinstance(text, str):
-                    missed.problem("no text", f"{where}: {text_key!r} is {type(text).__name__}, not text")
-                elif (name := _domain_of(record, domain, domain_key, where, missed)) and taken[name] != max_documents:
-                    original = record.get(source_key)
-                    line = {text_key: text, source_key: where if original is None else str(original)}
-                    pending.setdefault(name, []).append(json.dumps(line) + "\n")
-                    taken[name] += 1
+            task.advance(rows.row)
+            for document in rows:
+                if document is not None and taken[document.domain] != max_documents:
+                    line = {rows.text_key: document.text, rows.source_key: document.source}
+                    pending.setdefault(document.domain, []).append(json.dumps(line) + "\n")
+                    taken[document.domain] += 1
                 task.advance(1)
-                if row % _ROWS_A_PART == 0:
+                if rows.row % _ROWS_A_PART == 0:
                     keep(done=False)
                 if domain is not None and taken[domain] == max_documents:
                     break
             keep(done=True)
     skipped.counts.update(missed.counts)
     skipped.messages.extend(missed.messages)
-
-
-def _domain_of(
-    record: dict[str, Any], domain: str | None, domain_key: str | None, where: str, skipped: Skipped
-) -> str | None:
-    if domain is not None:
-        return domain
-    try:
-        return check_domain(record.get(str(domain_key)), f"{where}, column {domain_key!r}")
-    except DataError as error:
-        return skipped.problem("no domain", str(error))
-
-
-def _rows(uri: str, first: int, text_key: str) -> Iterator[dict[str, Any]]:
-    """Rows of the dataset from number `first` on."""
-    name, options = parse(uri)
-    # the package and what lies behind it (files, network, decoders) raise errors of many unrelated classes
-    try:
-        from datasets import load_dataset
-
-        dataset = load_dataset(name, streaming=True, **options)
-    except Exception as error:
-        raise DataError(f"{uri}: cannot be opened ({_first_line(error)}); check name, options and network") from error
-    columns = dataset.column_names
-    if columns is not None and text_key not in columns:
-        raise DataError(f"{uri}: no column {text_key!r} among {columns}; name the right one with --text_key")
-    iterator = iter(dataset.skip(first))
-    while True:
-        try:
-            yield next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise DataError(
-                f"{uri}: reading stopped ({_first_line(error)}); what was fetched is kept, run the same command again"
-            ) from error
 
 
 def _first_line(error: Exception) -> str:

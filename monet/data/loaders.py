@@ -104,8 +104,8 @@ class TrainStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position.
 
-        Another number of ranks is accepted when all ranks together still take as many windows for a batch: the order
-        stays the same.
+        Another number of ranks or windows in a batch is accepted where a batch begins at the position: the order stays
+        the same.
 
         Raises:
             DataError: the position belongs to other data.
@@ -132,12 +132,13 @@ class TrainStream:
                 f"document_mask {here['document_mask']} differs from the run's {state['document_mask']}; set it back, "
                 "or start a new run"
             )
-        if state["batch_size"] * state["world_size"] != self.batch_size * self.world_size:
+        windows = int(state["consumed"]) * state["batch_size"] * state["world_size"]
+        if windows % (self.batch_size * self.world_size):
             raise ConfigError(
-                f"batch_size {self.batch_size} on {self.world_size} rank(s) differs from the run's "
-                f"{state['batch_size']} on {state['world_size']}; keep their product, or start a new run"
+                f"batch_size {self.batch_size} on {self.world_size} rank(s): the run has used {windows} windows, which "
+                f"is no whole number of such batches; its own were {state['batch_size']} on {state['world_size']}"
             )
-        self.consumed = int(state["consumed"])
+        self.consumed = windows // (self.batch_size * self.world_size)
 
 
 class _BatchNumbers:

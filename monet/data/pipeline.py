@@ -5,43 +5,66 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monet.data import hub
-from monet.data.report import Progress
-from monet.data.shards import MANIFEST, TOKENIZER, ShardWriter, dtype_for, write_manifest
-from monet.data.sources import Document, Skipped, TextFile, find_files, read_documents
+from monet.data.encode import encoding
+from monet.data.reader import Keys, Reader, Remote
+from monet.data.report import Progress, Task
+from monet.data.shards import MANIFEST, TOKENIZER, dtype_for, write_manifest
+from monet.data.sources import Document, Skipped, TextFile, find_files
 from monet.data.splits import SplitPlan
 from monet.data.tokenizer import Encoder, load_tokenizer, train_tokenizer
+from monet.data.writer import ShardWriter
 from monet.errors import DataError
 from monet.files import atomic_directory, atomic_write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FETCHED, SCAN = "fetched", "scan.json"
-_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 1 << 21
+FETCHED, SCAN, COMMITS, PROGRESS = "fetched", "scan.json", "commits.json", "progress.json"
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1 << 20
+_KEEP_SECONDS = 10.0  # work that a kill can cost
+_ORIGINALS_KEPT = 1 << 16
 
 
 class Job:
-    """One preparation inside its partial folder: scan, tokenizer, shards, manifest."""
+    """One preparation inside its partial folder: scan, tokenizer, shards, manifest.
 
-    def __init__(self, folder: Path, files: dict[str, list[TextFile]], settings: dict[str, Any]) -> None:
+    Args:
+        folder: the partial folder.
+        files: local text by domain.
+        settings: what the manifest records; all that decides about the result.
+        keys: how records are read.
+        processes: see `monet.data.encode.encoding`.
+    """
+
+    def __init__(
+        self, folder: Path, files: dict[str, list[TextFile]], settings: dict[str, Any], keys: Keys, processes: int
+    ) -> None:
         self.folder = folder
         self.files = {domain: list(listed) for domain, listed in files.items()}
         self.settings = settings
+        self.keys = keys
+        self.processes = processes
+        self.streamed = bool(settings.get("stream"))
         self.skipped = Skipped(settings["on_error"])
         self.text_bytes = 0
-        self.tokens_per_second = 0.0
 
     def run(self, tokenizer: str | None) -> None:
         if (self.folder / MANIFEST).is_file():
             return
-        self._fetch()
+        remotes = self._remotes()
+        if not self.streamed:
+            self._fetch(remotes)
+            remotes = []
+        elif not (self.folder / PROGRESS).is_file():
+            # a name that does not exist shall not be found after hours
+            for remote in remotes:
+                self._reader(self.skipped).open(remote)
         plan, documents = self._scan()
         with Progress() as progress:
             if not (self.folder / TOKENIZER).is_dir():
@@ -49,41 +72,66 @@ class Job:
                 with atomic_directory(self.folder / TOKENIZER) as temporary:
                     made.save_pretrained(str(temporary))
             encoder = Encoder(load_tokenizer(str(self.folder / TOKENIZER)), add_bos=self.settings["add_bos"])
-            began, tokens = time.perf_counter(), 0
-            parts: dict[str, dict[str, list[dict[str, Any]]]] = {split: {} for split in plan.shares}
-            for domain, num_documents in documents.items():
-                writers = self._writers(domain, list(parts), encoder)
-                tokens += self._write(domain, num_documents, writers, plan, encoder, progress)
-                for split, writer in writers.items():
-                    parts[split][domain] = writer.entries
-            self.tokens_per_second = tokens / (time.perf_counter() - began)
+            task = progress.start("tokens", sum(documents.values()) if documents else None, "documents")
+            parts, made = self._write(plan, encoder, list(documents), remotes, task)
         skipped = {"counts": dict(sorted(self.skipped.counts.items())), "examples": self.skipped.messages}
-        write_manifest(self.folder, parts, encoder.vocab_size, encoder.eos_id, skipped=skipped, settings=self.settings)
+        more: dict[str, Any] = {"skipped": skipped, "settings": self.settings, "throughput": made}
+        if commits := {remote.uri: remote.commit for remote in self._remotes() if remote.commit}:
+            more["commits"] = commits
+        write_manifest(self.folder, parts, encoder.vocab_size, encoder.eos_id, **more)
 
-    def _fetch(self) -> None:
-        keys = ("domain_key", "text_key", "source_key", "max_documents")
-        options = {key: self.settings[key] for key in keys}
-        for name, uri in self.settings["remote"].items():
-            folder = self.folder / FETCHED / hashlib.sha256(f"{name}\n{uri}".encode()).hexdigest()[:16]
-            hub.fetch(uri, folder, self.skipped, domain=name or None, **options)
+    def _remotes(self) -> list[Remote]:
+        """The datasets, each at the commit at which this preparation began."""
+        path = self.folder / COMMITS
+        if not path.is_file():
+            atomic_write_json(path, {uri: hub.commit_of(uri) for uri in self.settings["remote"].values()})
+        commits = json.loads(path.read_text(encoding="utf-8"))
+        return [Remote(uri, name or None, commits[uri]) for name, uri in self.settings["remote"].items()]
+
+    def _fetch(self, remotes: list[Remote]) -> None:
+        for remote in remotes:
+            # named without the commit: what an earlier start fetched is found again
+            digest = hashlib.sha256(f"{remote.domain or ''}\n{remote.uri}".encode()).hexdigest()
+            folder = self.folder / FETCHED / digest[:16]
+            hub.fetch(
+                remote.uri,
+                folder,
+                self.skipped,
+                max_documents=self.settings["max_documents"],
+                commit=remote.commit,
+                domain=remote.domain,
+                domain_key=self.keys.domain,
+                text_key=self.keys.text,
+                source_key=self.keys.source,
+                max_bytes=self.keys.max_bytes,
+            )
             if any(folder.iterdir()):
                 for domain, listed in find_files(folder)[0].items():
                     self.files.setdefault(domain, []).extend(listed)
         self.files = dict(sorted(self.files.items()))
 
-    def _documents(self, domain: str, skipped: Skipped) -> Iterator[Document]:
-        """The domain's documents in their fixed order."""
-        left = self.settings["max_documents"]
-        for file in self.files[domain]:
-            for document in read_documents(
-                file, skipped, text_key=self.settings["text_key"], source_key=self.settings["source_key"]
-            ):
-                yield document
-                if left is not None and (left := left - 1) == 0:
-                    return
+    def _reader(
+        self,
+        skipped: Skipped,
+        domains: list[str] | None = None,
+        remotes: list[Remote] | None = None,
+        place: dict[str, Any] | None = None,
+    ) -> Reader:
+        """Documents domain by domain in their fixed order, and last the streams that name theirs in a column."""
+        chosen = self.files if domains is None else domains
+        pieces: list[TextFile | Remote] = [file for domain in chosen for file in self.files[domain]]
+        streams = sorted(remotes or [], key=lambda remote: (remote.domain is None, remote.domain))
+        pieces += streams
+        return Reader(pieces, self.keys, skipped, max_documents=self.settings["max_documents"], place=place)
 
     def _scan(self) -> tuple[SplitPlan, dict[str, int]]:
-        """Read everything once: bad input is found before hours of work, and every split gets its originals."""
+        """Read everything once: bad input is found before hours of work, and every split gets its originals.
+
+        A streamed preparation reads once only, so the hash alone decides about splits, and no count is known.
+        """
+        plan = SplitPlan(self.settings["splits"], self.settings["seed"])
+        if self.streamed:
+            return plan, {}
         path = self.folder / SCAN
         if path.is_file():
             scan = json.loads(path.read_text(encoding="utf-8"))
@@ -91,23 +139,27 @@ class Job:
             self.text_bytes = scan["text_bytes"]
             moved = {int(place): split for place, split in scan["moved"].items()}
             return SplitPlan(self.settings["splits"], self.settings["seed"], moved), scan["documents"]
-        plan = SplitPlan(self.settings["splits"], self.settings["seed"])
-        places: dict[str, array[int]] = {}
+        places: dict[str, set[int]] = {domain: set() for domain in self.files}
+        seen: dict[str, set[str]] = {domain: set() for domain in self.files}
+        documents = dict.fromkeys(self.files, 0)
         with Progress() as progress:
             task = progress.start("reading", None, "documents")
-            for domain in self.files:
-                places[domain] = array("Q")
-                for document in self._documents(domain, self.skipped):
-                    places[domain].append(plan.hash_of(document.source))
-                    self.text_bytes += len(document.text.encode())
-                    task.advance(1)
-        for domain in [domain for domain, listed in places.items() if not listed]:
+            for document in self._reader(self.skipped):
+                documents[document.domain] += 1
+                place = plan.hash_of(document.source)
+                # among so many originals no split is empty, and a set of all would grow with the corpus
+                split, known = plan.split_of_hash(place), places[document.domain]
+                if len(known) < _ORIGINALS_KEPT or split not in seen[document.domain]:
+                    known.add(place)
+                    seen[document.domain].add(split)
+                self.text_bytes += len(document.text.encode())
+                task.advance(1)
+        for domain in [domain for domain, count in documents.items() if not count]:
             self.skipped.problem("empty domain", f"domain {domain!r}: no document with text in it")
-            del places[domain]
+            del places[domain], documents[domain]
         if not places:
             raise DataError("the source holds no document with text; nothing can be prepared")
         plan.fill(places)
-        documents = {domain: len(listed) for domain, listed in places.items()}
         moved = {str(place): split for place, split in sorted(plan.moved.items())}
         left_out = {"skipped": dict(sorted(self.skipped.counts.items())), "messages": self.skipped.messages}
         atomic_write_json(path, {"documents": documents, "moved": moved, "text_bytes": self.text_bytes, **left_out})
@@ -122,7 +174,7 @@ class Job:
         def texts() -> Iterator[str]:
             for domain in self.files:
                 left = budget
-                for document in self._documents(domain, Skipped(self.settings["on_error"])):
+                for document in self._reader(Skipped(self.settings["on_error"]), [domain]):
                     if plan.split_of(document.source) == "train":
                         yield document.text
                         size = len(document.text.encode())
@@ -133,48 +185,134 @@ class Job:
 
         return train_tokenizer(texts(), self.settings["vocab_size"])
 
-    def _writers(self, domain: str, splits: list[str], encoder: Encoder) -> dict[str, ShardWriter]:
-        dtype, size = dtype_for(encoder.vocab_size), self.settings["shard_tokens"]
-        return {split: ShardWriter(self.folder / split / domain, dtype, encoder.vocab_size, size) for split in splits}
-
     def _write(
-        self,
-        domain: str,
-        num_documents: int,
-        writers: dict[str, ShardWriter],
-        plan: SplitPlan,
-        encoder: Encoder,
-        progress: Progress,
-    ) -> int:
-        """Write one domain's shards of all splits; documents in shards that are there already are passed over.
+        self, plan: SplitPlan, encoder: Encoder, domains: list[str], remotes: list[Remote], task: Task
+    ) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], dict[str, Any]]:
+        """Write all shards, from where an earlier start stood.
 
         Returns:
-            tokens written now.
+            entries of the shards by split and domain, and what `_Progress` says about the speed.
         """
-        task = progress.start(f"tokens of {domain}", num_documents, "documents")
-        seen: Counter[str] = Counter()
-        batch: list[tuple[ShardWriter, Document]] = []
-        characters = tokens = 0
+        progress = _Progress(self.folder / PROGRESS, self.processes)
+        writers: dict[str, dict[str, ShardWriter]] = {split: {} for split in plan.shares}
+        dtype, size = dtype_for(encoder.vocab_size), self.settings["shard_tokens"]
 
-        def encode() -> int:
-            encoded = encoder([document.text for _, document in batch])
-            for (writer, document), ids in zip(batch, encoded, strict=True):
-                writer.add(ids, document.name, len(document.text.encode()))
-            batch.clear()
-            return sum(map(len, encoded))
+        def add_domain(domain: str) -> None:
+            for split, listed in writers.items():
+                state = progress.writers.get(f"{split}/{domain}")
+                folder = self.folder / split / domain
+                listed[domain] = ShardWriter(folder, dtype, encoder.vocab_size, size, state)
 
-        for document in self._documents(domain, Skipped(self.settings["on_error"])):
-            task.advance(1)
-            split = plan.split_of(document.source)
-            seen[split] += 1
-            if seen[split] <= writers[split].done:
-                continue
-            batch.append((writers[split], document))
-            characters += len(document.text)
-            if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-                tokens += encode()
-                characters = 0
-        tokens += encode()
-        for writer in writers.values():
-            writer.flush()
-        return tokens
+        for domain in [*domains, *sorted({key.partition("/")[2] for key in progress.writers} - {*domains})]:
+            add_domain(domain)
+        skipped = self.skipped if self.streamed else Skipped(self.settings["on_error"])
+        if self.streamed:
+            progress.restore_skipped(skipped)
+        reader = self._reader(skipped, domains if domains else None, remotes, progress.place)
+        task.advance(progress.documents)
+        with encoding(encoder, self.processes) as encode:
+            for batch, encoded in encode(_batches(reader)):
+                for (source, domain, name, text_bytes), ids in zip(batch.documents, encoded, strict=True):
+                    if domain not in writers["train"]:
+                        add_domain(domain)
+                    writers[plan.split_of(source)][domain].add(ids, name, text_bytes)
+                progress.add(batch, sum(map(len, encoded)))
+                task.advance(len(batch.documents))
+                task.describe(f"{progress.tokens:,} tokens, {progress.tokens_per_second:,.0f}/s")
+                if progress.is_due():
+                    progress.keep(writers)
+        for listed in writers.values():
+            for writer in listed.values():
+                writer.flush()
+        if not writers["train"]:
+            raise DataError("the source holds no document with text; nothing can be prepared")
+        parts = {split: {name: writer.entries for name, writer in listed.items()} for split, listed in writers.items()}
+        return parts, progress.throughput()
+
+
+class _Batch:
+    """Documents to encode together, without their texts, and where the reader stood behind them."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.documents: list[tuple[str, str, str, int]] = []
+        self.texts: list[bytes] = []
+        self._reader = reader
+
+    def add(self, document: Document) -> None:
+        self.texts.append(document.text.encode())
+        self.documents.append((document.source, document.domain, document.name, len(self.texts[-1])))
+
+    def close(self) -> tuple[list[bytes], _Batch]:
+        self.place = self._reader.place()
+        self.skipped = {"counts": dict(self._reader.skipped.counts), "messages": [*self._reader.skipped.messages]}
+        texts, self.texts = self.texts, []
+        return texts, self
+
+
+def _batches(reader: Reader) -> Iterator[tuple[list[bytes], _Batch]]:
+    batch, characters = _Batch(reader), 0
+    for document in reader:
+        batch.add(document)
+        characters += len(document.text)
+        if len(batch.documents) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch.close()
+            batch, characters = _Batch(reader), 0
+    if batch.documents:
+        yield batch.close()
+
+
+class _Progress:
+    """What is written for good: the reader's place and the state of every writer, in one file that is whole or old."""
+
+    def __init__(self, path: Path, processes: int) -> None:
+        self._path = path
+        self._processes = processes
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.place: dict[str, Any] | None = kept.get("place")
+        self.skipped: dict[str, Any] = kept.get("skipped", {"counts": {}, "messages": []})
+        self.writers: dict[str, dict[str, int]] = kept.get("writers", {})
+        self.documents: int = kept.get("documents", 0)
+        self.tokens: int = kept.get("tokens", 0)
+        self._seconds: float = kept.get("seconds", 0.0)
+        self._began = self._kept = time.perf_counter()
+
+    def restore_skipped(self, skipped: Skipped) -> None:
+        skipped.counts, skipped.messages = Counter(self.skipped["counts"]), [*self.skipped["messages"]]
+
+    def add(self, batch: _Batch, tokens: int) -> None:
+        self.place, self.skipped = batch.place, batch.skipped
+        self.documents += len(batch.documents)
+        self.tokens += tokens
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds + time.perf_counter() - self._began
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def throughput(self) -> dict[str, Any]:
+        """Tokens, and the time of reading, tokenising and writing them: of all starts, without work that was lost."""
+        return {
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "processes": self._processes,
+        }
+
+    def is_due(self) -> bool:
+        return time.perf_counter() - self._kept >= _KEEP_SECONDS
+
+    def keep(self, writers: dict[str, dict[str, ShardWriter]]) -> None:
+        states = {f"{split}/{name}": writer.state() for split, w in writers.items() for name, writer in w.items()}
+        content = {
+            "place": self.place,
+            "skipped": self.skipped,
+            "writers": states,
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
+        atomic_write_json(self._path, content)
+        self._kept = time.perf_counter()

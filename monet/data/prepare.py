@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from monet.data import hub
-from monet.data.pipeline import FETCHED, SCAN, Job
+from monet.data.pipeline import COMMITS, FETCHED, PROGRESS, SCAN, Job
+from monet.data.reader import Keys
+from monet.data.records import MAX_DOCUMENT_BYTES
 from monet.data.report import print_notes, print_table
 from monet.data.shards import FORMAT, MANIFEST, TokenShards
 from monet.data.sources import OnError, TextFile, check_domain, find_files, inventory
@@ -43,19 +45,23 @@ def prepare(
     on_error: OnError = "refuse",
     add_bos: bool = False,
     shard_tokens: int = 1 << 24,
+    stream: bool = False,
+    processes: int = 1,
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
     overwrite: bool = False,
 ) -> TokenShards:
     """Turn text into token shards with a domain label, ready for training.
 
     Prints the documents, tokens and bytes a token of every domain and split. A killed preparation goes on where it was
-    when the same command runs again, and its result is byte for byte that of an uninterrupted one. A finished one is
-    left alone when the settings and the text are the same, and refused when they differ.
+    when the same command runs again; its tokens are byte for byte those of an uninterrupted one, and do not depend on
+    the number of processes. A finished one is left alone when the settings and the text are the same, and refused when
+    they differ.
 
     Args:
         source: file, folder (each sub-folder is a domain) or Hugging Face dataset
-            (hf://OWNER/NAME?config=NAME&split=train&revision=COMMIT, or hf:// before a local folder); or a mapping
-            from domain to any of these. Files are UTF-8 text (one file is one document) or .jsonl records, each also
-            as .gz, .xz or .bz2.
+            (hf://OWNER/NAME?config=NAME&data_dir=DIR&split=train&revision=COMMIT, or hf:// before a local folder); or
+            a mapping from domain to any of these. Files are UTF-8 text (one file is one document) or .jsonl records,
+            each also as .gz, .xz, .bz2 or .zst, or .parquet tables.
         out: folder to make.
         domain: one name for everything in the source; without it sub-folders or domain_key give the names.
         tokenizer: folder or Hugging Face name of a fast tokenizer; without it a byte-level BPE is trained on the
@@ -65,13 +71,18 @@ def prepare(
         splits: share of the originals in train, validation, identify and evaluate; they add up to 1, a share of 0
             leaves the split out. Default 0.80, 0.04, 0.08 and 0.08.
         seed: chooses which originals fall in which split.
-        text_key: key of a record that holds its text.
-        source_key: key of a record that names its original; records of one original stay in one split.
+        text_key: key or column of a record that holds its text.
+        source_key: key or column of a record that names its original; records of one original stay in one split.
         domain_key: key of a Hugging Face record that names its domain.
         max_documents: documents taken from each domain at most, the first ones; without it all.
         on_error: refuse stops at the first unreadable file or record and names it; skip leaves it out and counts it.
         add_bos: put the tokenizer's bos id before each document.
         shard_tokens: tokens a shard holds at most (a longer document gets a shard to itself).
+        stream: read the source once, straight into shards, for sources too large to be read twice or kept: datasets of
+            the hub are not stored as text. It takes a `tokenizer`; faults are found where they are met, and the hash
+            alone decides about splits, so a domain of a few originals can have none in one.
+        processes: tokenising processes; 1 works in this one with a thread a core, 0 starts one a core.
+        max_document_bytes: a longer document (in .jsonl a longer line) is a fault; bounds the memory.
         overwrite: replace finished or begun data of other settings.
     Returns:
         the prepared data, opened.
@@ -82,9 +93,16 @@ def prepare(
     from filelock import FileLock, Timeout
 
     out = Path(out)
-    for name, value in {"tokenizer_bytes": tokenizer_bytes, "shard_tokens": shard_tokens}.items():
-        if value < 1:
-            raise ConfigError(f"{name} {value} must be at least 1")
+    for name, value, least in (
+        ("tokenizer_bytes", tokenizer_bytes, 1),
+        ("shard_tokens", shard_tokens, 1),
+        ("max_document_bytes", max_document_bytes, 1),
+        ("processes", processes, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{name} {value} must be at least {least}")
+    if stream and tokenizer is None:
+        raise ConfigError("stream reads the text once, so no tokenizer can be trained on it first; give a --tokenizer")
     if max_documents is not None and max_documents < 1:
         raise ConfigError(f"max_documents {max_documents} must be at least 1; leave it out for all documents")
     if text_key == source_key:
@@ -110,7 +128,15 @@ def prepare(
         "remote": remote,
         "text": inventory(files),
     }
-    job = None
+    # settings that came later are recorded where they are used, so that data of earlier versions stay what they are
+    if stream:
+        settings["stream"] = True
+    if max_document_bytes != MAX_DOCUMENT_BYTES:
+        settings["max_document_bytes"] = max_document_bytes
+    for name, uri in remote.items():
+        hub.check_labels(uri, name or None, domain_key)
+    keys = Keys(text_key, source_key, domain_key, max_document_bytes)
+    worked = False
     if not _is_done(out, settings, overwrite):
         partial = out.with_name(f"{out.name}.partial")
         partial.mkdir(parents=True, exist_ok=True)
@@ -120,19 +146,19 @@ def prepare(
                     shutil.rmtree(partial)
                 else:
                     _begin(partial, settings, overwrite)
-                    job = Job(partial, files, settings)
-                    job.run(tokenizer)
+                    Job(partial, files, settings, keys, processes or os.cpu_count() or 1).run(tokenizer)
+                    worked = True
                     _publish(partial, out)
         except Timeout:
             raise DataError(
                 f"{partial}: another preparation of {out} is running; wait for it or choose another --out"
             ) from None
     shards = TokenShards(out)
-    if job is None:
+    if not worked:
         print(f"{out}: already prepared with these settings, nothing to do")
         return shards
     print_notes(notes, shards.manifest["skipped"])
-    print_table(shards.manifest, job.tokens_per_second)
+    print_table(shards.manifest)
     print(f"prepared data: {out} (fingerprint {shards.fingerprint[:12]})")
     return shards
 
@@ -232,7 +258,7 @@ def _has_work(partial: Path) -> bool:
 def _publish(partial: Path, out: Path) -> None:
     """Drop what only the work needed and give the folder its final name."""
     shutil.rmtree(partial / FETCHED, ignore_errors=True)
-    for path in [partial / _SETTINGS, partial / SCAN, *partial.glob("*/*/shard-*.json")]:
+    for path in [*(partial / name for name in (_SETTINGS, SCAN, COMMITS, PROGRESS)), *partial.glob("*/*/shard-*.json")]:
         path.unlink(missing_ok=True)
     for folder, _, _ in os.walk(partial):
         fsync_path(folder)

@@ -42,9 +42,12 @@ class Task:
     def advance(self, amount: int) -> None:
         self._progress.advance(self._id, amount)
 
+    def describe(self, description: str) -> None:
+        self._progress.update(self._id, description=description)
 
-def print_table(manifest: dict[str, Any], tokens_per_second: float) -> None:
-    """Documents, tokens and UTF-8 bytes a token of each domain and split."""
+
+def print_table(manifest: dict[str, Any]) -> None:
+    """Documents, tokens and UTF-8 bytes a token of each domain and split, and how fast they were made."""
     splits = manifest["splits"]
     table = Table(box=box.SIMPLE, caption="documents / tokens / bytes a token")
     table.add_column("domain")
@@ -60,13 +63,15 @@ def print_table(manifest: dict[str, Any], tokens_per_second: float) -> None:
     table.add_row("all", *(_cell(total) for total in totals))
     console = Console(width=None if Console().is_terminal else 120)
     console.print(table)
-    rate = f", {tokens_per_second:,.0f} tokens/s" if tokens_per_second else ""
-    tokens = sum(total["tokens"] for total in totals)
-    console.print(f"{tokens:,} tokens of a vocabulary of {manifest['vocab_size']:,} as {manifest['dtype']}{rate}")
+    tokens, made = sum(total["tokens"] for total in totals), manifest["throughput"]
+    console.print(
+        f"{tokens:,} tokens of a vocabulary of {manifest['vocab_size']:,} as {manifest['dtype']}, "
+        f"{made['tokens_per_second']:,.0f} tokens/s with {made['processes']} process(es)"
+    )
 
 
 def _cell(part: dict[str, int]) -> str:
-    return f"{part['documents']:,} / {part['tokens']:,} / {part['text_bytes'] / part['tokens']:.2f}"
+    return f"{part['documents']:,} / {part['tokens']:,} / {part['text_bytes'] / max(part['tokens'], 1):.2f}"
 
 
 def print_notes(notes: list[str], skipped: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Token ids on disk: a writer of bounded shards, and a reader that checks them and maps them into memory.
+"""Token ids on disk: a reader of shards that checks them and maps them into memory (`monet.data.writer` makes them).
 
 A prepared folder holds
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from monet.errors import DataError
-from monet.files import atomic_write_bytes, atomic_write_json, sha256_file
+from monet.files import atomic_write_json, sha256_file
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -32,86 +32,6 @@ _SAMPLED_BOUNDARIES = 16
 def dtype_for(vocab_size: int) -> np.dtype:
     """Smallest of uint16 and uint32 (little endian) that holds every id below `vocab_size`."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-
-
-class ShardWriter:
-    """Writes the documents of one split and domain into shards of bounded size.
-
-    A shard is written whole when it is full, its entry (`shard-00000.json`) last, so after a kill the folder holds
-    finished shards and nothing that looks like one. A new writer on the same folder continues behind them:
-    `done` documents need not be added again.
-
-    Args:
-        folder: where the shards go; made when missing.
-        dtype: of the ids, see `dtype_for`.
-        vocab_size: ids must lie below.
-        max_tokens: a shard is closed before it exceeds this; only a longer document has a larger shard, to itself.
-    """
-
-    def __init__(self, folder: Path, dtype: np.dtype, vocab_size: int, max_tokens: int) -> None:
-        self.folder = folder
-        self.dtype = dtype
-        self.vocab_size = vocab_size
-        self.max_tokens = max_tokens
-        folder.mkdir(parents=True, exist_ok=True)
-        self.entries: list[dict[str, Any]] = []
-        while (entry := folder / f"shard-{len(self.entries):05d}.json").is_file():
-            self.entries.append(json.loads(entry.read_text(encoding="utf-8")))
-        self.done = sum(entry["documents"] for entry in self.entries)
-        self._start()
-
-    def _start(self) -> None:
-        self._ids: list[np.ndarray] = []
-        self._names: list[str] = []
-        self._text_bytes = 0
-        self._tokens = 0
-
-    def add(self, ids: list[int], name: str, text_bytes: int) -> None:
-        """Append one document, its eos included.
-
-        Raises:
-            DataError: an id does not lie in 0..vocab_size-1; nothing of the document is written.
-        """
-        array = np.asarray(ids, dtype=np.int64)
-        if (bad := np.flatnonzero((array < 0) | (array >= self.vocab_size))).size:
-            raise DataError(
-                f"{name}: token id {array[bad[0]]} at token {bad[0]} is outside the vocabulary of {self.vocab_size}; "
-                "the tokenizer's files do not belong together"
-            )
-        if self._tokens and self._tokens + array.size > self.max_tokens:
-            self.flush()
-        self._ids.append(array.astype(self.dtype))
-        self._names.append(name)
-        self._text_bytes += text_bytes
-        self._tokens += array.size
-
-    def flush(self) -> None:
-        """Write what was added since the last shard; does nothing when that is nothing."""
-        if not self._ids:
-            return
-        stem = f"shard-{len(self.entries):05d}"
-        ends = np.cumsum([0, *(ids.size for ids in self._ids)])
-        content = {
-            ".bin": np.concatenate(self._ids).tobytes(),
-            ".offsets": ends.astype("<u8").tobytes(),
-            ".names.jsonl": "".join(json.dumps(name, ensure_ascii=False) + "\n" for name in self._names).encode(),
-        }
-        for suffix, data in content.items():
-            atomic_write_bytes(self.folder / (stem + suffix), data)
-        entry = {
-            "stem": stem,
-            "dtype": self.dtype.name,
-            "documents": len(self._names),
-            "tokens": self._tokens,
-            "text_bytes": self._text_bytes,
-            "files": {
-                suffix: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-                for suffix, data in content.items()
-            },
-        }
-        atomic_write_json(self.folder / f"{stem}.json", entry)
-        self.entries.append(entry)
-        self._start()
 
 
 class TokenStream:
@@ -132,11 +52,11 @@ class TokenStream:
 
     @property
     def num_tokens(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if self._entries else 0
 
     @property
     def num_documents(self) -> int:
-        return int(self._document_ends[-1])
+        return int(self._document_ends[-1]) if self._entries else 0
 
     def __getstate__(self) -> dict[str, Any]:
         # a pickled memory map would carry its content into every loader process

@@ -1,16 +1,10 @@
-"""Files and folders -> documents with a domain. Hugging Face datasets come through `monet.data.hub`."""
+"""Where text lies: files of folders by domain, and what a document is. `monet.data.records` reads the files."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
-import json
-import lzma
 import os
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +14,9 @@ from monet.files import sha256_file
 
 OnError = Literal["refuse", "skip"]
 
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-_BROKEN_ARCHIVE = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error)
 _MAX_NAMED_SKIPS = 20
+_HASHED_WHOLE_BYTES = 1 << 28
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -125,103 +119,26 @@ def _files_below(folder: Path, root: Path, domain: str) -> list[TextFile]:
 
 
 def inventory(files: dict[str, list[TextFile]]) -> dict[str, dict[str, Any]]:
-    """Number of files of each domain, and one SHA-256 over their names and contents."""
+    """Number of files of each domain, and one SHA-256 over their names and contents.
+
+    Of a file above 256 MiB size and samples count: to hash a large corpus takes hours, at every start of a run.
+    """
     found: dict[str, dict[str, Any]] = {}
     for domain, listed in sorted(files.items()):
         digest = hashlib.sha256()
         for file in listed:
-            digest.update(f"{sha256_file(file.path)} {file.name}\n".encode())
+            digest.update(f"{_identity(file.path)} {file.name}\n".encode())
         found[domain] = {"files": len(listed), "sha256": digest.hexdigest()}
     return found
 
 
-def read_documents(
-    file: TextFile, skipped: Skipped, *, text_key: str = "text", source_key: str = "source"
-) -> Iterator[Document]:
-    """Documents of one file: each record of a .jsonl file, or the whole of any other file as one text.
-
-    A file may also be compressed (.gz, .xz, .bz2). Documents without any visible character are left out and counted
-    as "empty" whatever the rule for errors: an empty `__init__.py` is no fault.
-
-    Args:
-        file: the file to read, UTF-8.
-        skipped: collects what is left out; refuses instead unless its rule is "skip".
-        text_key: key of a JSON record that holds the text.
-        source_key: key of a JSON record that names its original; where it is absent each record is an original.
-    Raises:
-        DataError: names the file and, where there is one, the line or byte.
-    """
-    opener = _OPENERS.get(file.path.suffix.lower(), open)
-    suffixes = [suffix.lower() for suffix in file.path.suffixes]
-    is_jsonl = (suffixes[-2:-1] if opener is not open else suffixes[-1:]) == [".jsonl"]
-    documents = _records(file, opener, skipped, text_key, source_key) if is_jsonl else _text(file, opener, skipped)
-    for document in documents:
-        if not document.text.strip():
-            skipped.counts["empty"] += 1
-        elif (position := _first_surrogate(document.text)) is not None:
-            skipped.problem(
-                "surrogate", f"{document.name}: character {position} is half of a surrogate pair and no text"
-            )
-        else:
-            yield document
-
-
-def _first_surrogate(text: str) -> int | None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return error.start
-    return None
-
-
-def _text(file: TextFile, opener: Callable[..., Any], skipped: Skipped) -> Iterator[Document]:
-    try:
-        with opener(file.path, "rb") as stream:
-            content: bytes = stream.read()
-        text = content.decode("utf-8-sig")
-    except _BROKEN_ARCHIVE as error:
-        return skipped.problem("broken", f"{file.path}: broken or truncated archive ({error})")
-    except UnicodeDecodeError as error:
-        return skipped.problem(
-            "undecodable", f"{file.path}: byte {error.start} (0x{error.object[error.start]:02x}) is not UTF-8 text"
-        )
-    if "\0" in text:
-        return skipped.problem("undecodable", f"{file.path}: NUL at character {text.index(chr(0))}, not a text file")
-    yield Document(text, file.domain, file.name, file.name)
-
-
-def _records(
-    file: TextFile, opener: Callable[..., Any], skipped: Skipped, text_key: str, source_key: str
-) -> Iterator[Document]:
-    number = 0
-    try:
-        with opener(file.path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.strip():
-                    continue
-                where = f"{file.path}:{number}"
-                try:
-                    record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except UnicodeDecodeError as error:
-                    skipped.problem("undecodable", f"{where}: byte {error.start} of the line is not UTF-8 text")
-                    continue
-                except (json.JSONDecodeError, RecursionError) as error:
-                    skipped.problem("not JSON", f"{where}: not a JSON record ({error})")
-                    continue
-                text = record.get(text_key) if isinstance(record, dict) else None
-                if not isinstance(text, str):
-                    skipped.problem("no text", f"{where}: {_missing_text(record, text_key)}")
-                    continue
-                original = record.get(source_key)
-                name = f"{file.name}:{number}"
-                yield Document(text, file.domain, name if original is None else str(original), name)
-    except _BROKEN_ARCHIVE as error:
-        skipped.problem("broken", f"{file.path}: broken or truncated archive after line {number} ({error})")
-
-
-def _missing_text(record: object, text_key: str) -> str:
-    if not isinstance(record, dict):
-        return f"the record is {type(record).__name__}, not an object with the key {text_key!r}"
-    if text_key in record:
-        return f"the value of {text_key!r} is {type(record[text_key]).__name__}, not text"
-    return f"no key {text_key!r} among {sorted(record)[:10]}; name the right one with --text_key"
+def _identity(path: Path) -> str:
+    size = path.stat().st_size
+    if size <= _HASHED_WHOLE_BYTES:
+        return sha256_file(path)
+    digest = hashlib.sha256(f"{size}\n".encode())
+    with open(path, "rb") as file:
+        for number in range(_SAMPLES):
+            file.seek((size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

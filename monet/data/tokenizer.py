@@ -90,6 +90,9 @@ class Encoder:
     Args:
         tokenizer: a fast tokenizer with an eos token.
         add_bos: put the bos id before each document.
+    Attributes:
+        prefix: ids put before each document.
+        backend: the `tokenizers.Tokenizer` that does the work.
     Raises:
         ConfigError: add_bos with a tokenizer that has no bos token.
     """
@@ -100,12 +103,12 @@ class Encoder:
         # some tokenizers leave holes between their ids, so that counting them is not enough
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         self.eos_id = int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
-        self._prefix = [int(tokenizer.bos_token_id)] if add_bos else []  # pyright: ignore[reportArgumentType]
-        self._backend = tokenizer.backend_tokenizer
-        self._backend.encode_special_tokens = True
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self.prefix = [int(tokenizer.bos_token_id)] if add_bos else []  # pyright: ignore[reportArgumentType]
+        self.backend = tokenizer.backend_tokenizer
+        self.backend.encode_special_tokens = True
+        self.backend.no_truncation()
+        self.backend.no_padding()
 
     def __call__(self, texts: list[str]) -> list[list[int]]:
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [[*self._prefix, *encoding.ids, self.eos_id] for encoding in encodings]
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [[*self.prefix, *encoding.ids, self.eos_id] for encoding in encodings]

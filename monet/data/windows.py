@@ -59,9 +59,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
             raise ConfigError("domains []: name at least one domain, or leave it out for all of them")
         self._streams = [self.shards.stream(split, domain) for domain in self.chosen]
         self._labels = [self.domains.index(domain) for domain in self.chosen]
-        self.counts = [(stream.num_tokens - 1) // seq_len for stream in self._streams]
+        self.counts = [max(stream.num_tokens - 1, 0) // seq_len for stream in self._streams]
         self.dropped_tokens = [
-            stream.num_tokens - 1 - count * seq_len for stream, count in zip(self._streams, self.counts, strict=True)
+            max(stream.num_tokens - 1, 0) - count * seq_len
+            for stream, count in zip(self._streams, self.counts, strict=True)
         ]
         for domain, stream, count in zip(self.chosen, self._streams, self.counts, strict=True):
             if count == 0:

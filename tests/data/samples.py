@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from monet.data.shards import ShardWriter, dtype_for, write_manifest
+from monet.data.shards import dtype_for, write_manifest
+from monet.data.writer import ShardWriter
 
 SENTENCES = {
     "english": "the river runs under a wooden bridge and people walk over it every morning to buy bread",
@@ -32,8 +33,23 @@ def write_corpus(folder: Path, *, originals: int = 30, parts: int = 2, words: in
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Content of every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Content of every file below a folder; a manifest without the speed, which differs from run to run."""
+    content = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for name in content.keys() & {"manifest.json"}:
+        manifest = json.loads(content[name])
+        manifest["throughput"] = sorted(manifest["throughput"])
+        content[name] = json.dumps(manifest).encode()
+    return content
+
+
+def zstandard(content: bytes) -> bytes:
+    """A zstandard frame."""
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
 
 
 def make_shards(

@@ -13,10 +13,12 @@ import pytest
 
 from monet.data import hub
 from monet.data.prepare import prepare
-from monet.data.sources import Skipped, TextFile, find_files, read_documents
+from monet.data.records import read_documents
+from monet.data.sources import Skipped, TextFile, find_files
 from monet.errors import DataError
-from tests.data.samples import files_of
+from tests.data.samples import files_of, zstandard
 
+PACKED = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": zstandard}
 RECORDS = '\ufeff{"text": "one", "source": "a"}\n\n{"text": "zwei", "source": 7}\n{"text": "три"}\n{"text": " \\n"}\n'
 
 
@@ -25,14 +27,11 @@ def read(path: Path, **keys: str) -> list[tuple[str, str, str]]:
     return [(document.text, document.source, document.name) for document in read_documents(file, Skipped(), **keys)]
 
 
-@pytest.mark.parametrize("opener", [open, gzip.open, lzma.open, bz2.open], ids=["plain", "gz", "xz", "bz2"])
-def test_records_and_texts_plain_and_compressed(tmp_path, opener):
-    suffix = {open: "", gzip.open: ".gz", lzma.open: ".xz", bz2.open: ".bz2"}[opener]
+@pytest.mark.parametrize("suffix", PACKED)
+def test_records_and_texts_plain_and_compressed(tmp_path, suffix):
     records, text = tmp_path / f"r.jsonl{suffix}", tmp_path / f"code.py{suffix}"
-    with opener(records, "wb") as file:
-        file.write(RECORDS.encode())
-    with opener(text, "wb") as file:
-        file.write("x = 'é'\n".encode())
+    records.write_bytes(PACKED[suffix](RECORDS.encode()))
+    text.write_bytes(PACKED[suffix]("x = 'é'\n".encode()))
     name = records.name
     assert read(records) == [
         ("one", "a", f"{name}:1"),
@@ -93,32 +92,39 @@ def test_a_dataset_with_a_column_of_domains(dataset, tmp_path):
     assert not list((tmp_path / "out").rglob("part-*"))
 
 
-def test_a_dataset_of_one_domain_is_read_no_further_than_needed(dataset, tmp_path, monkeypatch):
-    taken = []
-    rows = hub._rows
-    monkeypatch.setattr(hub, "_rows", lambda *args: (taken.append(row) or row for row in rows(*args)))
+@pytest.fixture
+def rows_read(monkeypatch) -> list[int]:
+    """Numbers of the rows as they are read; one whose number is added to `fail_at` breaks the download once."""
+
+    class Watched(hub.Rows):
+        def __iter__(self):
+            for document in super().__iter__():
+                if self.row in fail_at:
+                    fail_at.remove(self.row)
+                    raise DataError("the network is gone")
+                read.append(self.row)
+                yield document
+
+    read: list[int] = []
+    fail_at: list[int] = []
+    Watched.fail_at = fail_at
+    monkeypatch.setattr(hub, "Rows", Watched)
+    return read
+
+
+def test_a_dataset_of_one_domain_is_read_no_further_than_needed(dataset, tmp_path, rows_read):
     prepare({"only": dataset}, tmp_path / "out", text_key="body", max_documents=12, vocab_size=262)
-    assert len(taken) == 12
+    assert rows_read == list(range(1, 13))
 
 
-def test_a_broken_download_goes_on_where_it_stopped(dataset, tmp_path, monkeypatch):
+def test_a_broken_download_goes_on_where_it_stopped(dataset, tmp_path, monkeypatch, rows_read):
     monkeypatch.setattr(hub, "_ROWS_A_PART", 8)
-    rows, starts = hub._rows, []
-
-    def failing(uri, first, text_key):
-        starts.append(first)
-        for number, row in enumerate(rows(uri, first, text_key), start=first):
-            if number == 21 and len(starts) == 1:
-                raise DataError("the network is gone")
-            yield row
-
-    monkeypatch.setattr(hub, "_rows", failing)
+    hub.Rows.fail_at.append(22)
     arguments = {"domain_key": "lang", "text_key": "body", "vocab_size": 262}
     with pytest.raises(DataError, match="network"):
         prepare(dataset, tmp_path / "broken", **arguments)
     prepare(dataset, tmp_path / "broken", **arguments)
-    assert starts == [0, 16]
-    monkeypatch.setattr(hub, "_rows", rows)
+    assert rows_read == [*range(1, 22), *range(17, 61)]
     whole = prepare(dataset, tmp_path / "whole", **arguments)
     assert sum(whole.stream(split, name).num_documents for split in whole.splits for name in "ab") == 60
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")

@@ -1,0 +1,129 @@
+"""Batches of texts -> batches of ids, in order, on one process or on several."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+
+from monet.data.encode_worker import receive_ids, send_texts
+from monet.data.tokenizer import Encoder
+from monet.errors import DataError
+
+_AHEAD = 2  # batches each process may have waiting
+_GRACE_SECONDS = 5.0
+Batch = TypeVar("Batch")
+Ids = list[np.ndarray]
+
+
+@contextmanager
+def encoding(
+    encoder: Encoder, processes: int
+) -> Iterator[Callable[[Iterable[tuple[list[bytes], Batch]]], Iterator[tuple[Batch, Ids]]]]:
+    """Yield a function from batches (UTF-8 texts, anything) to (anything, ids of each text), in the same order.
+
+    The ids do not depend on the number of processes. Only a few batches for each process are in memory.
+
+    Args:
+        encoder: what to encode with.
+        processes: 1 works in this process, on all cores by threads; more start so many others of one thread each.
+    Raises:
+        DataError: a process ended before its work; the others are ended too.
+    """
+    if processes == 1:
+        yield lambda batches: ((batch, _encode_here(encoder, texts)) for texts, batch in batches)
+        return
+    workers = [_Worker(encoder) for _ in range(processes)]
+    pool = ThreadPoolExecutor(processes)
+    try:
+        yield lambda batches: _in_order(pool, workers, batches)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.close()
+        pool.shutdown()
+
+
+def _encode_here(encoder: Encoder, texts: list[bytes]) -> Ids:
+    return [np.array(ids, dtype="<u4") for ids in encoder([text.decode() for text in texts])]
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, workers: list[_Worker], batches: Iterable[tuple[list[bytes], Batch]]
+) -> Iterator[tuple[Batch, Ids]]:
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def encode(texts: list[bytes]) -> Ids:
+        worker = idle.get()
+        try:
+            return worker(texts)
+        finally:
+            idle.put(worker)
+
+    waiting: deque[tuple[Any, Future[Ids]]] = deque()
+    for texts, batch in batches:
+        waiting.append((batch, pool.submit(encode, texts)))
+        if len(waiting) > _AHEAD * len(workers):
+            done, future = waiting.popleft()
+            yield done, future.result()
+    for done, future in waiting:
+        yield done, future.result()
+
+
+class _Worker:
+    """A process of `encode_worker`. A plain one: multiprocessing would run the user's main module again in each."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        # as many threads as processes were asked for, and this module's path wherever it was imported from
+        environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "monet.data.encode_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | environment,
+        )
+        settings = {"tokenizer": encoder.backend.to_str(), "prefix": encoder.prefix, "eos_id": encoder.eos_id}
+        self._exchange(lambda requests, _: send_texts(requests, [json.dumps(settings).encode()]))
+
+    def __call__(self, texts: list[bytes]) -> Ids:
+        def exchange(requests: Any, answers: Any) -> Ids:
+            send_texts(requests, texts)
+            return receive_ids(answers)
+
+        return self._exchange(exchange)
+
+    def _exchange(self, exchange: Callable[[Any, Any], Any]) -> Any:
+        try:
+            return exchange(self._process.stdin, self._process.stdout)
+        except (EOFError, BrokenPipeError, ValueError):  # ValueError: closed here meanwhile
+            try:
+                status: object = self._process.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                status = "unknown"
+            raise DataError(
+                f"tokenising process {self._process.pid} ended with status {status} before its work (negative: the "
+                "number of a signal; -9 is often a lack of memory); what is done is kept, run the same command again, "
+                "with fewer --processes if memory was short"
+            ) from None
+
+    def close(self) -> None:
+        """End the process, at once if it is still at work."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            try:
+                if stream is not None:
+                    stream.close()
+            except BrokenPipeError:
+                pass

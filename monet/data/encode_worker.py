@@ -1,0 +1,84 @@
+"""One tokenising process of `monet.data.encode`: texts come in on standard input, ids go out on standard output.
+
+Frames, little endian: first one JSON text {"tokenizer", "prefix", "eos_id"}; then for each request the number of texts,
+their lengths in bytes and their UTF-8; for each answer the same number, tokens of each and all ids as uint32. It ends
+when its input does, so none outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import sys
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+import numpy as np
+
+
+def send_texts(stream: BinaryIO, texts: list[bytes]) -> None:
+    """Write one request, or the settings as one text."""
+    lengths = np.array([len(texts), *(len(text) for text in texts)], dtype="<u8")
+    stream.write(b"".join([lengths.tobytes(), *texts]))
+    stream.flush()
+
+
+def receive_texts(stream: BinaryIO) -> list[bytes] | None:
+    """Read what `send_texts` wrote; None at the end of the input."""
+    if len(head := stream.read(8)) < 8:
+        return None
+    lengths = np.frombuffer(_exactly(stream, 8 * struct.unpack("<Q", head)[0]), dtype="<u8")
+    return [_exactly(stream, int(length)) for length in lengths]
+
+
+def send_ids(stream: BinaryIO, encoded: list[Any]) -> None:
+    """Write one answer: a list of ids for each text."""
+    lengths = np.array([len(encoded), *map(len, encoded)], dtype="<u8")
+    ids = np.concatenate([np.asarray(ids, dtype="<u4") for ids in encoded]) if encoded else np.empty(0, "<u4")
+    stream.write(lengths.tobytes())
+    stream.write(ids.tobytes())
+    stream.flush()
+
+
+def receive_ids(stream: BinaryIO) -> list[np.ndarray]:
+    """Read what `send_ids` wrote.
+
+    Raises:
+        EOFError: the writer is gone.
+    """
+    (count,) = struct.unpack("<Q", _exactly(stream, 8))
+    lengths = np.frombuffer(_exactly(stream, 8 * count), dtype="<u8").astype(np.int64)
+    ids = np.frombuffer(_exactly(stream, 4 * int(lengths.sum())), dtype="<u4")
+    return np.split(ids, np.cumsum(lengths)[:-1]) if count else []
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    if len(content := stream.read(size)) != size:
+        raise EOFError
+    return content
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process decides what an interrupt ends
+    # whatever prints must not get between the frames
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    requests = sys.stdin.buffer
+    if (first := receive_texts(requests)) is None:
+        return
+    settings = json.loads(first[0])
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(settings["tokenizer"])
+    tokenizer.encode_special_tokens = True
+    prefix, eos_id = settings["prefix"], settings["eos_id"]
+    while (texts := receive_texts(requests)) is not None:
+        encodings = tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+        send_ids(answers, [[*prefix, *encoding.ids, eos_id] for encoding in encodings])
+
+
+if __name__ == "__main__":
+    with suppress(EOFError, BrokenPipeError):  # the starting process is gone
+        main()

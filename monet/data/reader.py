@@ -1,0 +1,117 @@
+"""All documents of a preparation in one fixed order, from any place on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from monet.data import hub
+from monet.data.records import read_documents
+from monet.data.sources import Document, Skipped, TextFile
+from monet.errors import DataError
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A dataset to stream; `domain` None takes each row's domain from a column."""
+
+    uri: str
+    domain: str | None
+    commit: str | None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """How a record is read: keys of text, original and domain, and the greatest size of a text in bytes."""
+
+    text: str
+    source: str
+    domain: str | None
+    max_bytes: int
+
+
+class Reader:
+    """Documents of files and streamed datasets, one after another.
+
+    Args:
+        pieces: what to read, in this order.
+        keys: how to read it.
+        skipped: collects what is left out; refuses instead unless its rule is "skip".
+        max_documents: documents of each domain at most; None takes all.
+        place: where to go on, a `place()` of a reader with the same arguments over the same text; None begins.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[TextFile | Remote],
+        keys: Keys,
+        skipped: Skipped,
+        *,
+        max_documents: int | None = None,
+        place: dict[str, Any] | None = None,
+    ) -> None:
+        self.pieces, self.keys, self.skipped, self.max_documents = pieces, keys, skipped, max_documents
+        self._piece = 0 if place is None else place["piece"]
+        self._passed = 0 if place is None else place["documents"]
+        self._rows_place = None if place is None else place["rows"]
+        self._rows: hub.Rows | None = None
+        self._taken = Counter({} if place is None else place["taken"])
+
+    def place(self) -> dict[str, Any]:
+        """Where the next document comes from; JSON-able. Faults between here and it are not counted yet."""
+        rows = self._rows_place if self._rows is None else self._rows.place()
+        return {"piece": self._piece, "documents": self._passed, "rows": rows, "taken": dict(self._taken)}
+
+    def __iter__(self) -> Iterator[Document]:
+        while self._piece < len(self.pieces):
+            piece = self.pieces[self._piece]
+            if piece.domain is None or not self._full(piece.domain):
+                for document in self._file(piece) if isinstance(piece, TextFile) else self._stream(piece):
+                    if not self._full(document.domain):
+                        self._taken[document.domain] += 1
+                        yield document
+                    if piece.domain is not None and self._full(piece.domain):
+                        break
+            self._piece += 1
+            self._passed, self._rows, self._rows_place = 0, None, None
+
+    def _full(self, domain: str) -> bool:
+        return self._taken[domain] == self.max_documents
+
+    def _file(self, file: TextFile) -> Iterator[Document]:
+        unheard = Skipped(self.skipped.on_error)
+        documents = read_documents(
+            file, unheard, text_key=self.keys.text, source_key=self.keys.source, max_bytes=self.keys.max_bytes
+        )
+        for _ in range(self._passed):
+            if next(documents, None) is None:
+                raise DataError(f"{file.path}: fewer documents than before; the source changed, begin with --overwrite")
+        # what was left out on the way here was counted the first time
+        unheard.counts, unheard.messages = self.skipped.counts, self.skipped.messages
+        for document in documents:
+            self._passed += 1
+            yield document
+
+    def open(self, remote: Remote, place: dict[str, Any] | None = None) -> hub.Rows:
+        """The rows of a dataset.
+
+        Raises:
+            DataError: it cannot be opened, or has no such column.
+        """
+        return hub.Rows(
+            remote.uri,
+            self.skipped,
+            place,
+            commit=remote.commit,
+            domain=remote.domain,
+            domain_key=self.keys.domain if remote.domain is None else None,
+            text_key=self.keys.text,
+            source_key=self.keys.source,
+            max_bytes=self.keys.max_bytes,
+        )
+
+    def _stream(self, remote: Remote) -> Iterator[Document]:
+        self._rows = self.open(remote, self._rows_place)
+        return (document for document in self._rows if document is not None)
