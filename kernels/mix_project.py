@@ -17,6 +17,7 @@ from monet.kernels.decode.active_output import project_active, reads_active_rows
 from monet.kernels.dispatch import without_autocast
 from monet.kernels.masked import Keep, token_chunks
 from monet.kernels.mixing import Activation, Mixing
+from monet.kernels.routing import again
 
 # How much is done at a time on the CPU, in elements of one hidden array: bounds the temporaries, while the projections'
 # matrix products stay large enough to be efficient.
@@ -70,7 +71,7 @@ def mix_project(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, .
         if torch.compiler.is_compiling():
             from monet.kernels.mix_project_op import traced  # which imports this module
 
-            return traced(step, inputs, weights)
+            return traced(step, inputs, weights)  # type: ignore[arg-type]  # the same class by its other path
         learning = learns(step.activation)
         wanted = learning or any(tensor.requires_grad for tensor in (*inputs, *weights))
         if not (torch.is_grad_enabled() and wanted):
@@ -134,17 +135,31 @@ class _MixProject(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, step: Step, weights: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
-        ctx.step, ctx.num_inputs, ctx.num_weights = step, len(inputs), len(weights)
-        ctx.save_for_backward(*inputs, *weights, *step.mask_tensors())
+        ctx.step = step
+        _save(ctx, inputs, *weights, *step.mask_tensors())
         return forward(step, inputs, weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors  # once: activation checkpointing allows no second reading
-        inputs, weights = saved[: ctx.num_inputs], saved[ctx.num_inputs : ctx.num_inputs + ctx.num_weights]
+        inputs, rest = _saved(ctx)
+        weights = rest[: len(ctx.step.terms)]
         with without_autocast(dout_TD.device):
             return None, None, *input_gradients(ctx.step, inputs, weights, dout_TD)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], *rest: Tensor) -> None:
+    """Save the step's inputs and more; gates as the logits they came from, where these are saved anyway."""
+    gates, ctx.kept_gates = again.keep(inputs[-2:])
+    ctx.counts = (len(inputs) - 2, len(gates))
+    ctx.save_for_backward(*inputs[:-2], *gates, *rest)
+
+
+def _saved(ctx: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    saved = ctx.saved_tensors  # once: activation checkpointing allows no second reading
+    num_hidden, num_gates = ctx.counts
+    gates = again.restore(saved[num_hidden : num_hidden + num_gates], ctx.kept_gates)
+    return (*saved[:num_hidden], *gates), saved[num_hidden + num_gates :]
 
 
 def input_gradients(
@@ -231,15 +246,15 @@ class _Remix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, out_TD: Tensor, mixed: _Mixed, inputs: tuple[Tensor, ...]) -> Tensor:
-        ctx.mixed, ctx.num_inputs = mixed, len(inputs)
-        ctx.save_for_backward(*inputs, *mixed.step.mask_tensors())
+        ctx.mixed = mixed
+        _save(ctx, inputs, *mixed.step.mask_tensors())
         ctx.mark_dirty(out_TD)
         return out_TD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Any, ...]:
-        inputs = ctx.saved_tensors[: ctx.num_inputs]
+        inputs, _ = _saved(ctx)
         with without_autocast(dout_TD.device):
             ctx.mixed.remix(inputs, dout_TD)
         return dout_TD, None, None

@@ -10,17 +10,20 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monet.kernels.activations import IDENTITY, RELU2, number_of
 from monet.kernels.active_keys import active_keys
 from monet.kernels.aot_case import AotCase
 from monet.kernels.masked import Keep
 from monet.kernels.mixing import Activation, Mixing
+from monet.kernels.notes import nothing_noted
 from monet.kernels.triton_parts import DOT_DTYPES, tile
 
-# Tiles and warps of each kind of kernel, for two-byte numbers; tiles of float32 are half as large, since its products
-# keep their operands in registers. benchmarks/gpu_suite.py --sweep tries others.
+# Tiles and warps of each kind of kernel, for two-byte numbers. A tile with float32 among its numbers is half as large,
+# since its products keep their operands in registers; a masked one of two hidden halves then takes half the warps, with
+# twice the registers each.
+# benchmarks/gpu_suite.py --sweep tries others.
 LAUNCH: dict[str, dict[str, int]] = {
     "mix": {"block": 64, "num_warps": 4, "num_stages": 2},
     "mix_backward": {"block": 64, "num_warps": 4, "num_stages": 2},
@@ -32,8 +35,8 @@ LAUNCH: dict[str, dict[str, int]] = {
 class Kernels(NamedTuple):
     """The four kernels of a decomposition.
 
-    Pointer arguments come in one order: pre-activations, g1, g2, with a mask the lists of active keys, their counts,
-    keep-weights and mask numbers, in backward the gradients of the results, then what is written.
+    Pointer arguments come in one order: pre-activations, g1, g2, with a mask the lists of active keys, their counts and
+    keep-weights, then mask numbers, in backward the gradients of the results, then what is written.
     """
 
     name: str
@@ -63,34 +66,44 @@ class Kernels(NamedTuple):
         (T, E, M), H = inputs[0].shape, inputs[-1].shape[1]
         if T == 0:
             return
-        inputs = [tensor.contiguous() for tensor in inputs]
+        inputs, read = [[tensor.contiguous() for tensor in tensors] for tensors in (inputs, read)]
         constants: dict[str, Any] = {
             "E": E, "M": M, "H": H, "BLOCK_M": tile(M), "BLOCK_H": tile(H),
             "ACT": act, "DOT": DOT_DTYPES[inputs[0].dtype],
         }  # fmt: skip
+
+        def start(kind: str, block_name: str, *extra: Tensor, **more: bool) -> None:
+            block, parameters = _launch_parameters(kind, max(x.itemsize for x in inputs), self.num_hidden)
+            options = constants | {block_name: block} | more | parameters
+            getattr(self, kind)[(T,)](*inputs, *extra, *read, *written, **options)
+
         on_device = torch.cuda.device(inputs[0].device) if inputs[0].is_cuda else nullcontext()
         with on_device:
-            extra: list[Tensor] = []
-            if keep is not None:
-                kind = f"masked_{kind}"
-                for tensor in written:
-                    tensor.zero_()
-                (idx1_TE, count1_T), (idx2_TE, count2_T) = (active_keys(g_THE) for g_THE in inputs[-2:])
-                weights_SEE = keep.weights_SEE.contiguous()
-                weights_SEE = weights_SEE.view(torch.uint8) if weights_SEE.dtype == torch.bool else weights_SEE
-                index_T = count1_T if keep.index_T is None else keep.index_T.contiguous()
-                extra = [idx1_TE, idx2_TE, count1_T, count2_T, weights_SEE, index_T]
-                constants["PER_TOKEN"] = keep.index_T is not None
-            block, parameters = _launch_parameters(kind, inputs[0].dtype)
-            constants["BLOCK_E" if keep is None else "BLOCK_U"] = block
-            pointers = [*inputs, *extra, *(tensor.contiguous() for tensor in read), *written]
-            getattr(self, kind)[(T,)](*pointers, **constants, **parameters)
+            if keep is None:
+                start(kind, "BLOCK_E", inputs[0], EXEMPT=False)
+                return
+            for tensor in written:
+                tensor.zero_()
+            (idx1_TE, count1_T), (idx2_TE, count2_T) = (active_keys(g_THE) for g_THE in inputs[-2:])
+            weights_SEE = keep.weights_SEE.contiguous()
+            weights_SEE = weights_SEE.view(torch.uint8) if weights_SEE.dtype == torch.bool else weights_SEE
+            per_token = keep.index_T is not None
+            index_T = keep.index_T.contiguous() if keep.index_T is not None else count1_T
+            lists = (idx1_TE, idx2_TE, count1_T, count2_T)
+            start(f"masked_{kind}", "BLOCK_U", *lists, weights_SEE, index_T, PER_TOKEN=per_token)
+            if per_token:
+                start(kind, "BLOCK_E", index_T, EXEMPT=True)
 
 
-def _launch_parameters(kind: str, dtype: torch.dtype) -> tuple[int, dict[str, int]]:
+def _launch_parameters(kind: str, itemsize: int, num_hidden: int) -> tuple[int, dict[str, int]]:
+    """Tile and launch options; `itemsize`: bytes of the widest number among pre-activations and gates."""
     parameters = dict(LAUNCH[kind])
     block = parameters.pop("block")
-    return (max(16, block // 2) if dtype.itemsize == 4 else block), parameters
+    if itemsize < 4:
+        return block, parameters
+    if kind.startswith("masked") and num_hidden == 2:
+        parameters["num_warps"] = max(1, parameters["num_warps"] // 2)
+    return max(16, block // 2), parameters
 
 
 def triton_mixing(kernels: Kernels) -> Mixing:
@@ -103,6 +116,10 @@ def triton_mixing(kernels: Kernels) -> Mixing:
         act = number_of(activation)
         if act is None:
             act, hidden = IDENTITY, tuple(activation(h) for h in hidden)
+        if _is_plain((*hidden, g1_THE, g2_THE)):
+            results = kernels.results(hidden[0])
+            kernels.launch("mix", (*hidden, g1_THE, g2_THE), (), results, act, keep)
+            return tuple(results)
         weights, index = (None, None) if keep is None else (keep.weights_SEE, keep.index_T)
         return tuple(operator(list(hidden), g1_THE, g2_THE, act, weights, index))
 
@@ -130,6 +147,13 @@ def triton_mixing(kernels: Kernels) -> Mixing:
     return Mixing(forward, backward)
 
 
+def _is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether kernels can be started at once: nothing is traced or differentiated, and the tensors have memory."""
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        return False
+    return all(type(x) in (Tensor, nn.Parameter) for x in tensors)
+
+
 def _register(kernels: Kernels) -> Any:
     arguments = "Tensor[] hidden, Tensor g1, Tensor g2, int act, Tensor? keep, Tensor? index"
 
@@ -138,12 +162,14 @@ def _register(kernels: Kernels) -> Any:
 
     def forward(hidden, g1, g2, act, keep, index) -> list[Tensor]:
         results = kernels.results(hidden[0])
-        kernels.launch("mix", (*hidden, g1, g2), (), results, act, keep_of(keep, index))
+        with nothing_noted():  # a compiled graph may have called
+            kernels.launch("mix", (*hidden, g1, g2), (), results, act, keep_of(keep, index))
         return results
 
     def backward(hidden, g1, g2, act, keep, index, dmixed) -> list[Tensor]:
         dinputs = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (*hidden, g1, g2)]
-        kernels.launch("mix_backward", (*hidden, g1, g2), dmixed, dinputs, act, keep_of(keep, index))
+        with nothing_noted():
+            kernels.launch("mix_backward", (*hidden, g1, g2), dmixed, dinputs, act, keep_of(keep, index))
         return dinputs
 
     forward_op = torch.library.custom_op(
@@ -177,33 +203,43 @@ def _register(kernels: Kernels) -> Any:
 
 
 def aot_cases(kernels: Kernels) -> list[AotCase]:
-    """Launches at the 1.4B model's layer: 512 keys, 8 heads, 16 hidden units an expert; bfloat16 and float32."""
-    E, H, M = 512, 8, 16 // kernels.num_hidden
+    """Launches at the 1.4B model's layer: 512 keys, 8 heads, 16 hidden units an expert, in every kind of numbers."""
     cases = []
-    for dtype, dot in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        for kind, masked in (("mix", False), ("mix_backward", False), ("mix", True), ("mix_backward", True)):
-            name = f"masked_{kind}" if masked else kind
-            kernel = getattr(kernels, name)
-            pointers = [argument for argument in kernel.arg_names if argument.endswith("_ptr")]
-            types = {
-                "idx1_ptr": "*i16", "idx2_ptr": "*i16", "count1_ptr": "*i32", "count2_ptr": "*i32",
-                "keep_ptr": "*u8", "mask_ptr": "*i64",
-            }  # fmt: skip
-            constants: dict[str, Any] = {
-                "E": E, "M": M, "H": H, "BLOCK_M": tile(M), "BLOCK_H": tile(H),
-                "ACT": RELU2, "DOT": DOT_DTYPES[dot],
-            }  # fmt: skip
-            constants["BLOCK_U" if masked else "BLOCK_E"], launch = _launch_parameters(name, dot)
-            constants |= {"PER_TOKEN": True} if masked else {}
-            signature = {pointer: types.get(pointer, f"*{dtype}") for pointer in pointers}
-            cases.append(
-                AotCase(
-                    f"{kernels.name} {name} {dtype}",
-                    kernel,
-                    signature,
-                    constants,
-                    **launch,
-                    divisible_by_16=tuple(pointers),
-                )
-            )
+    for kind in ("mix", "mix_backward"):
+        for dtype in (torch.bfloat16, torch.float32, torch.float16):
+            cases.append(_aot_case(kernels, kind, dtype))
+            cases.append(_aot_case(kernels, f"masked_{kind}", dtype, PER_TOKEN=True))
+        cases.append(_aot_case(kernels, kind, torch.bfloat16, ", fp32 gates", gates="fp32"))
+        cases.append(_aot_case(kernels, f"masked_{kind}", torch.bfloat16, ", fp32 gates", gates="fp32", PER_TOKEN=True))
+        cases.append(_aot_case(kernels, f"masked_{kind}", torch.bfloat16, ", one fp32 mask", mask="fp32"))
+        for dtype in (torch.bfloat16, torch.float32):
+            cases.append(_aot_case(kernels, kind, dtype, ", exempt tokens", EXEMPT=True))
     return cases
+
+
+def _aot_case(
+    kernels: Kernels, kind: str, dtype: torch.dtype, suffix: str = "", gates: str = "", mask: str = "u8", **flags: bool
+) -> AotCase:
+    kernel, short = getattr(kernels, kind), {torch.float32: "fp32", torch.float16: "fp16"}.get(dtype, "bf16")
+    pointers = [argument for argument in kernel.arg_names if argument.endswith("_ptr")]
+    types = {
+        "idx1_ptr": "*i16", "idx2_ptr": "*i16", "count1_ptr": "*i32", "count2_ptr": "*i32",
+        "keep_ptr": f"*{mask}", "mask_ptr": "*i64",
+        **dict.fromkeys(("g1_ptr", "g2_ptr", "dg1_ptr", "dg2_ptr"), f"*{gates or short}"),
+    }  # fmt: skip
+    block, launch = _launch_parameters(kind, 4 if gates == "fp32" else dtype.itemsize, kernels.num_hidden)
+    E, H, M = 512, 8, 16 // kernels.num_hidden
+    constants: dict[str, Any] = {
+        "E": E, "M": M, "H": H, "BLOCK_M": tile(M), "BLOCK_H": tile(H), "ACT": RELU2, "DOT": DOT_DTYPES[dtype],
+    }  # fmt: skip
+    constants |= (
+        {"BLOCK_U": block, "PER_TOKEN": False} if kind.startswith("masked") else {"BLOCK_E": block, "EXEMPT": False}
+    )
+    return AotCase(
+        f"{kernels.name} {kind} {short}{suffix}",
+        kernel,
+        {pointer: types.get(pointer, f"*{short}") for pointer in pointers},
+        constants | flags,
+        **launch,
+        divisible_by_16=tuple(pointers),
+    )

@@ -60,7 +60,8 @@ def _milliseconds(plan: Plan, mine: list[Operation]) -> float:
 def _candidates(name: str, value: int) -> tuple[int, ...]:
     if name in CANDIDATES:
         return CANDIDATES[name]
-    return tuple(size for size in (value // 2, value * 2, value * 4) if size >= LEAST_BLOCK)
+    least = LEAST_BLOCK if name == "block" else 1
+    return tuple(size for size in (value // 2, value * 2, value * 4) if size >= least)
 
 
 @contextmanager

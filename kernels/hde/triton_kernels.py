@@ -5,7 +5,8 @@ second keys once; nothing but the results is written. Products take the dtype of
 float32. With E keys, M hidden units, H heads and b bytes a number a program moves b * (2 E M + 2 H E + E) bytes forward
 and about twice that backward.
 
-Masked forms visit only pairs of active keys, listed by `monet.kernels.active_keys`.
+Masked forms visit only pairs of active keys, listed by `monet.kernels.active_keys`. Beside them the unmasked kernels
+run with EXEMPT, for the tokens that no mask is for, which so get the very bits that they get without masks.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from monet.kernels.triton_parts import activate, slope
 
 @triton.jit
 def mix_kernel(
-    p_ptr, g1_ptr, g2_ptr, y_ptr, c_ptr,
+    p_ptr, g1_ptr, g2_ptr, mask_ptr, y_ptr, c_ptr,
     E: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
-    ACT: tl.constexpr, DOT: tl.constexpr,
+    ACT: tl.constexpr, DOT: tl.constexpr, EXEMPT: tl.constexpr,
 ):  # fmt: skip
     """Reads p_TEM, g1_THE, g2_THE; writes y_TEM and c_TE."""
     t = tl.program_id(0).to(tl.int64)
+    if EXEMPT:  # noqa: SIM102
+        if tl.load(mask_ptr + t) >= 0:
+            return
     h, m = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_M)
     in_h, in_m = h < H, m < M
     p_ptr += t * E * M
@@ -52,13 +56,16 @@ def mix_kernel(
 
 @triton.jit
 def mix_backward_kernel(
-    p_ptr, g1_ptr, g2_ptr, dy_ptr, dc_ptr, dp_ptr, dg1_ptr, dg2_ptr,
+    p_ptr, g1_ptr, g2_ptr, mask_ptr, dy_ptr, dc_ptr, dp_ptr, dg1_ptr, dg2_ptr,
     E: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
-    ACT: tl.constexpr, DOT: tl.constexpr,
+    ACT: tl.constexpr, DOT: tl.constexpr, EXEMPT: tl.constexpr,
 ):  # fmt: skip
     """Reads p_TEM, g1_THE, g2_THE, dy_TEM, dc_TE; writes dp_TEM, dg1_THE, dg2_THE."""
     t = tl.program_id(0).to(tl.int64)
+    if EXEMPT:  # noqa: SIM102
+        if tl.load(mask_ptr + t) >= 0:
+            return
     h, m = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_M)
     in_h, in_m = h < H, m < M
     s_HM = tl.zeros((BLOCK_H, BLOCK_M), tl.float32)
@@ -101,14 +108,17 @@ def masked_mix_kernel(
 ):  # fmt: skip
     """Reads the rows of active keys and their keep-weights; writes y_TEM and c_TE at active second keys.
 
-    keep_SEE holds the masks, mask_T which of them a token uses (negative: none). The rest of y and c must be zero.
+    keep_SEE holds the masks, mask_T which of them a token uses; a token without one (negative) is left out, for the
+    unmasked kernel. The rest of y and c must be zero.
     """
     t = tl.program_id(0).to(tl.int64)
     h, m, u = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_U)
     in_h, in_m = h < H, m < M
-    s = tl.load(mask_ptr + t) if PER_TOKEN else 0
-    keep_ptr += tl.maximum(s, 0).to(tl.int64) * E * E
     count1, count2 = tl.load(count1_ptr + t), tl.load(count2_ptr + t)
+    if PER_TOKEN:
+        s = tl.load(mask_ptr + t).to(tl.int64)
+        keep_ptr += tl.maximum(s, 0) * E * E
+        count1, count2 = tl.where(s < 0, 0, count1), tl.where(s < 0, 0, count2)
     for start2 in range(0, count2, BLOCK_U):
         in2 = start2 + u < count2
         j = tl.load(idx2_ptr + t * E + start2 + u, mask=in2, other=0).to(tl.int32)
@@ -121,7 +131,7 @@ def masked_mix_kernel(
             g1 = tl.load(g1_ptr + t * H * E + h[:, None] * E + i[None, :], mask=in_h[:, None] & in1[None, :], other=0.0)
             w = tl.dot(tl.trans(g2).to(DOT), g1.to(DOT), input_precision="ieee")  # second key, first key
             k = tl.load(keep_ptr + i[None, :] * E + j[:, None], mask=in1[None, :] & in2[:, None], other=0.0)
-            w = w * tl.where(s >= 0, k.to(tl.float32), 1.0)
+            w = w * k.to(tl.float32)
             at_um = in1[:, None] & in_m[None, :]
             a = activate(tl.load(p_ptr + t * E * M + i[:, None] * M + m[None, :], mask=at_um, other=0.0), ACT)
             y = tl.dot(w.to(DOT), a.to(DOT), y, input_precision="ieee")
@@ -146,9 +156,11 @@ def masked_mix_backward_kernel(
     t = tl.program_id(0).to(tl.int64)
     h, m, u = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_U)
     in_h, in_m = h < H, m < M
-    s = tl.load(mask_ptr + t) if PER_TOKEN else 0
-    keep_ptr += tl.maximum(s, 0).to(tl.int64) * E * E
     count1, count2 = tl.load(count1_ptr + t), tl.load(count2_ptr + t)
+    if PER_TOKEN:
+        s = tl.load(mask_ptr + t).to(tl.int64)
+        keep_ptr += tl.maximum(s, 0) * E * E
+        count1, count2 = tl.where(s < 0, 0, count1), tl.where(s < 0, 0, count2)
     p_ptr += t * E * M
     dp_ptr += t * E * M
     dy_ptr += t * E * M
@@ -172,7 +184,7 @@ def masked_mix_backward_kernel(
             dy = tl.load(dy_ptr + j[:, None] * M + m[None, :], mask=in2[:, None] & in_m[None, :], other=0.0).to(DOT)
             dc = tl.load(dc_ptr + t * E + j, mask=in2, other=0.0).to(tl.float32)
             k = tl.load(keep_ptr + i[:, None] * E + j[None, :], mask=in1[:, None] & in2[None, :], other=0.0)
-            k = tl.where(s >= 0, k.to(tl.float32), 1.0)
+            k = k.to(tl.float32)
             w = tl.dot(tl.trans(g1), g2, input_precision="ieee") * k
             da = tl.dot(w.to(DOT), dy, da, input_precision="ieee")
             dw = (tl.dot(a, tl.trans(dy), input_precision="ieee") + dc[None, :]) * k
@@ -194,7 +206,7 @@ def masked_mix_backward_kernel(
             at_im = in1[:, None] & in_m[None, :]
             a = activate(tl.load(p_ptr + i[:, None] * M + m[None, :], mask=at_im, other=0.0), ACT).to(DOT)
             k = tl.load(keep_ptr + i[:, None] * E + j[None, :], mask=in1[:, None] & in2[None, :], other=0.0)
-            k = tl.where(s >= 0, k.to(tl.float32), 1.0)
+            k = k.to(tl.float32)
             dw = (tl.dot(a, tl.trans(dy), input_precision="ieee") + dc[None, :]) * k
             dg2 = tl.dot(g1, dw.to(DOT), dg2, input_precision="ieee")
         tl.store(dg2_ptr + h[:, None] * E + j[None, :], dg2.to(dg2_ptr.dtype.element_ty), mask=at_hj)

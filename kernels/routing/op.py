@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import TensorWeakRef
 
 from monet.kernels.checks import FLOATS, check_float, check_same_device, check_shape
 from monet.kernels.dispatch import enter_torch, resolve
+from monet.kernels.notes import note
 from monet.kernels.routing import reference
 
 # A chunk of logits stays in the last-level cache while it is compared, masked and normalised.
@@ -84,7 +86,10 @@ def route_with_losses(
         if width_H is None:
             raise ValueError("spread='firing' needs width_H, the width of the step per head")
         check_shape("width_H", width_H, tuple(threshold_H.shape))
-    return resolve("route_with_losses", z_TP)(z_TP, threshold_H, weight_T, width_H, spread, overwrite, dtype)
+    routed = resolve("route_with_losses", z_TP)(z_TP, threshold_H, weight_T, width_H, spread, overwrite, dtype)
+    if torch.is_grad_enabled() and z_TP.requires_grad and not torch.compiler.is_compiling():
+        note(routed.g_TP, "origin", (TensorWeakRef(z_TP), z_TP._version, threshold_H))
+    return routed
 
 
 def batch_statistics(z_BTHE: Tensor, token_mask_BT: Tensor | None = None) -> reference.BatchStatistics:

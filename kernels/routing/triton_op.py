@@ -16,14 +16,21 @@ from monet.kernels.aot_case import AotCase
 from monet.kernels.routing import triton_kernels as kernels
 from monet.kernels.routing.reference import BatchStatistics, RoutingSums, Spread
 
-# Entries of a tile a warp works on: 16 a thread leave registers for the sums over tokens.
-_ENTRIES_PER_WARP = 512
+# Launch parameters of each kernel. benchmarks/gpu_suite.py --sweep tries others.
+#   entries_per_warp: of a tile; 16 a thread leave registers for the sums over tokens.
+#   programs: wanted at least.
+#   max_tokens: of a program that adds up over them and writes a row for all; max_tokens_apart: of one that does not.
+#   num_stages: tiles on their way from memory at a time.
+LAUNCH: dict[str, dict[str, int]] = {
+    "moments": {"entries_per_warp": 512, "programs": 2048, "max_tokens": 64, "num_stages": 4},
+    "forward": {
+        "entries_per_warp": 512, "programs": 2048, "max_tokens": 64, "max_tokens_apart": 8, "num_stages": 3,
+    },
+    "backward": {
+        "entries_per_warp": 512, "programs": 2048, "max_tokens": 64, "max_tokens_apart": 8, "num_stages": 3,
+    },
+}  # fmt: skip
 _MAX_WARPS = 16
-# Programs wanted at least, and tokens of a program at most: where it adds up over tokens, it writes a row for them all.
-_PROGRAMS = 2048
-_MAX_TOKENS = {"add up": 64, "write": 8}
-# Tiles on their way from memory at a time.
-_STAGES = {"moments": 4, "forward": 3, "backward": 3}
 _MERGE_BLOCK = 256
 _SHARES: dict[Spread, int] = {
     "routing": kernels.NO_SHARE,
@@ -33,29 +40,33 @@ _SHARES: dict[Spread, int] = {
 
 
 class Launch(NamedTuple):
-    """Tile and warps of the kernels for rows of E keys."""
+    """How one kernel is launched for rows of E keys."""
 
+    kind: str
+    E: int
     block_e: int
     block_t: int
     num_warps: int
 
     @classmethod
-    def of(cls, E: int) -> Launch:
-        block_e = triton.next_power_of_2(E)
-        block_t = max(1, _ENTRIES_PER_WARP // block_e)
-        return cls(block_e, block_t, min(_MAX_WARPS, max(1, block_e * block_t // _ENTRIES_PER_WARP)))
+    def of(cls, kind: str, E: int) -> Launch:
+        per_warp, block_e = LAUNCH[kind]["entries_per_warp"], triton.next_power_of_2(E)
+        block_t = max(1, per_warp // block_e)
+        return cls(kind, E, block_e, block_t, min(_MAX_WARPS, max(1, block_e * block_t // per_warp)))
 
     def tokens(self, T: int, H: int, adds_up: bool) -> int:
         """Tokens of a program: a power of two and whole tiles, few enough that the programs fill the device."""
-        wanted = triton.next_power_of_2(max(1, T * H // _PROGRAMS))
-        return max(self.block_t, min(_MAX_TOKENS["add up" if adds_up else "write"], wanted))
+        parameters = LAUNCH[self.kind]
+        wanted = triton.next_power_of_2(max(1, T * H // parameters["programs"]))
+        return max(self.block_t, min(parameters["max_tokens" if adds_up else "max_tokens_apart"], wanted))
 
-    def constants(self, E: int, kind: str) -> dict[str, Any]:
-        return {"E": E, "BLOCK_E": self.block_e, "BLOCK_T": self.block_t, "STAGES": _STAGES[kind]}
+    def constants(self) -> dict[str, Any]:
+        stages = LAUNCH[self.kind]["num_stages"]
+        return {"E": self.E, "BLOCK_E": self.block_e, "BLOCK_T": self.block_t, "STAGES": stages}
 
-    def options(self, E: int, kind: str) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """Constants and launch options by keyword."""
-        return self.constants(E, kind) | {"num_warps": self.num_warps}
+        return self.constants() | {"num_warps": self.num_warps}
 
 
 def thresholded_softmax(z_TP: Tensor, threshold_H: Tensor, overwrite: bool, dtype: torch.dtype | None = None) -> Tensor:
@@ -117,7 +128,7 @@ def _moments(z: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
     moments_3H = z.new_empty((3, H), dtype=torch.float64)
     if T == 0:
         return moments_3H.zero_()
-    z, launch = _rows(z), Launch.of(E)
+    z, launch = _rows(z), Launch.of("moments", E)
     tokens = launch.tokens(T, H, adds_up=True)
     num_parts = triton.cdiv(T, tokens)
     slots = num_parts * launch.block_t
@@ -125,7 +136,7 @@ def _moments(z: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
     mask = None if mask is None else mask.contiguous().view(torch.uint8)
     _run(
         kernels.moments, num_parts * H, z, z if mask is None else mask, partial, T, z.stride(0), H, tokens, slots,
-        MASKED=mask is not None, **launch.options(E, "moments"),
+        MASKED=mask is not None, **launch.options(),
     )  # fmt: skip
     _run(kernels.merge_moments, H, partial, moments_3H, H, slots, E=E, BLOCK=_MERGE_BLOCK)
     return moments_3H
@@ -156,14 +167,14 @@ def _routing(
     g, sums = z.new_empty((T, P), dtype=dtype), _empty_sums(z, H, with_sums, share)
     if T == 0:
         return g, sums.zero_()
-    z, launch = _rows(z), Launch.of(E)
+    z, launch = _rows(z), Launch.of("forward", E)
     tokens = launch.tokens(T, H, adds_up=with_sums)
     num_parts = triton.cdiv(T, tokens)
     partial = z.new_empty((num_parts, *sums.shape), dtype=torch.float32)
     _run(
         kernels.forward, num_parts * H, z, threshold.contiguous(), z if weight is None else weight.contiguous(),
         z if width is None else width.contiguous(), g, partial, T, z.stride(0), H, tokens,
-        SUMS=with_sums, WEIGHTED=weight is not None, SHARE=share, **launch.options(E, "forward"),
+        SUMS=with_sums, WEIGHTED=weight is not None, SHARE=share, **launch.options(),
     )  # fmt: skip
     return g, torch.sum(partial, 0) if with_sums else sums
 
@@ -207,7 +218,7 @@ def _routing_backward(
     dz = saved.new_empty((T, P), dtype=dtype)
     if T == 0:
         return dz
-    saved, launch = _rows(saved), Launch.of(E)
+    saved, launch = _rows(saved), Launch.of("backward", E)
     # Gradients of the sums are read once a program.
     tokens = launch.tokens(T, H, adds_up=dsums is not None)
     _run(
@@ -215,7 +226,7 @@ def _routing_backward(
         saved if weight is None else weight.contiguous(), saved if width is None else width.contiguous(),
         saved if dsums is None else dsums.contiguous(), dz, T, saved.stride(0), H, tokens,
         SUMS=dsums is not None, WEIGHTED=weight is not None, SHARE=share, FROM_LOGITS=from_logits,
-        **launch.options(E, "backward"),
+        **launch.options(),
     )  # fmt: skip
     return dz
 
@@ -257,36 +268,42 @@ _routing.register_autograd(_differentiate, setup_context=_save)
 
 def _aot_cases() -> list[AotCase]:
     """The launches of the 1.4B shape: 8 heads of 512 keys; training's loss is the smooth step at the threshold."""
-    E, launch = 512, Launch.of(512)
-    counts = {"num_tokens": "i32", "num_heads": "i32", "tokens": "i32"}
-    aligned = ("num_tokens", "tokens")
+    E = 512
+    counts = ("num_tokens", "num_heads", "tokens")
     cases = []
 
-    def add(name: str, kind: str, pointers: dict[str, str], stride: str, **constants: Any) -> None:
-        kernel = getattr(kernels, kind)
-        signature = {f"{pointer}_ptr": f"*{dtype}" for pointer, dtype in pointers.items()} | counts | {stride: "i32"}
-        extra = ("num_slots",) if kind == "moments" else ()
-        signature |= dict.fromkeys(extra, "i32")
-        divisible = (*(f"{pointer}_ptr" for pointer in pointers), stride, *aligned, *extra)
+    def add(name: str, kind: str, pointers: dict[str, str], stride: str, T: int = 0, **constants: Any) -> None:
+        kernel, launch = getattr(kernels, kind), Launch.of(kind, E)
+        arguments = (*counts, stride, *(("num_slots",) if kind == "moments" else ()))
+        # An argument that is 1 is a constant to Triton.
+        fixed = {"num_tokens": 1, "tokens": 1} if T == 1 else {}
+        signature = {f"{pointer}_ptr": f"*{dtype}" for pointer, dtype in pointers.items()}
+        signature |= {argument: "i32" for argument in arguments if argument not in fixed}
+        divisible = tuple(argument for argument in signature if argument != "num_heads")
         cases.append(
             AotCase(
-                f"routing_{name}", kernel, signature, launch.constants(E, kind) | constants,
+                f"routing_{name}", kernel, signature, launch.constants() | fixed | constants,
                 num_warps=launch.num_warps, divisible_by_16=divisible,
             )
         )  # fmt: skip
 
-    for z in ("bf16", "fp32"):
+    for z in ("bf16", "fp32", "fp16"):
         add(f"moments_{z}", "moments", {"z": z, "mask": "u8", "partial": "fp64"}, "z_stride", MASKED=True)
-        for g in ("fp32", "bf16") if z == "bf16" else ("fp32",):
+        for g in {"bf16": ("bf16", "fp32"), "fp32": ("fp32",), "fp16": ("fp16",)}[z]:
             ends = {"threshold": "fp64", "weight": "fp32", "width": "fp64"}
             into, back = {"z": z, **ends, "g": g, "sums": "fp32"}, {"dg": g, **ends, "dsums": "fp32", "dz": z}
+            from_g, from_z = {"saved": g, **back}, {"saved": z, **back}
             plain = {"SUMS": False, "WEIGHTED": False, "SHARE": kernels.NO_SHARE}
             firing = {"SUMS": True, "WEIGHTED": True, "SHARE": kernels.FIRING_SHARE}
+            paper = {"SUMS": True, "WEIGHTED": False, "SHARE": kernels.NO_SHARE}
             pair = f"{z}_{g}"
             add(f"forward_{pair}", "forward", into, "z_stride", **plain)
             add(f"forward_losses_{pair}", "forward", into, "z_stride", **firing)
-            add(f"backward_{pair}", "backward", {"saved": g, **back}, "saved_stride", **plain, FROM_LOGITS=False)
-            add(f"backward_losses_{pair}", "backward", {"saved": z, **back}, "saved_stride", **firing, FROM_LOGITS=True)
+            add(f"backward_{pair}", "backward", from_g, "saved_stride", **plain, FROM_LOGITS=False)
+            add(f"backward_losses_{pair}", "backward", from_z, "saved_stride", **firing, FROM_LOGITS=True)
+            if z == g == "bf16":
+                add(f"backward_paper_{pair}", "backward", from_z, "saved_stride", **paper, FROM_LOGITS=True)
+                add(f"forward_one_token_{pair}", "forward", into, "z_stride", T=1, **plain)
     cases.append(
         AotCase(
             "routing_merge_moments", kernels.merge_moments,

@@ -16,13 +16,16 @@ from monet.kernels.triton_parts import activate, slope
 
 @triton.jit
 def mix_kernel(
-    p1_ptr, p2_ptr, g1_ptr, g2_ptr, y11_ptr, y12_ptr, y21_ptr, y22_ptr, r_ptr, c_ptr,
+    p1_ptr, p2_ptr, g1_ptr, g2_ptr, mask_ptr, y11_ptr, y12_ptr, y21_ptr, y22_ptr, r_ptr, c_ptr,
     E: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
-    ACT: tl.constexpr, DOT: tl.constexpr,
+    ACT: tl.constexpr, DOT: tl.constexpr, EXEMPT: tl.constexpr,
 ):  # fmt: skip
     """Reads p1_TEM, p2_TEM, g1_THE, g2_THE; writes the four mixed halves (T, E, M) and r_TE, c_TE."""
     t = tl.program_id(0).to(tl.int64)
+    if EXEMPT:  # noqa: SIM102
+        if tl.load(mask_ptr + t) >= 0:
+            return
     h, m = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_M)
     in_h, in_m = h < H, m < M
     s1_HM = tl.zeros((BLOCK_H, BLOCK_M), tl.float32)
@@ -57,14 +60,17 @@ def mix_kernel(
 
 @triton.jit
 def mix_backward_kernel(
-    p1_ptr, p2_ptr, g1_ptr, g2_ptr, d11_ptr, d12_ptr, d21_ptr, d22_ptr, dr_ptr, dc_ptr,
+    p1_ptr, p2_ptr, g1_ptr, g2_ptr, mask_ptr, d11_ptr, d12_ptr, d21_ptr, d22_ptr, dr_ptr, dc_ptr,
     dp1_ptr, dp2_ptr, dg1_ptr, dg2_ptr,
     E: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
-    ACT: tl.constexpr, DOT: tl.constexpr,
+    ACT: tl.constexpr, DOT: tl.constexpr, EXEMPT: tl.constexpr,
 ):  # fmt: skip
     """Reads the inputs of `mix_kernel` and the gradients of its results; writes dp1, dp2, dg1 and dg2."""
     t = tl.program_id(0).to(tl.int64)
+    if EXEMPT:  # noqa: SIM102
+        if tl.load(mask_ptr + t) >= 0:
+            return
     h, m = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_M)
     in_h, in_m = h < H, m < M
     s1_HM = tl.zeros((BLOCK_H, BLOCK_M), tl.float32)

@@ -20,23 +20,29 @@ def masked_mix_kernel(
     BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
     ACT: tl.constexpr, DOT: tl.constexpr, PER_TOKEN: tl.constexpr,
 ):  # fmt: skip
-    """Writes the mixed halves and r, c at active keys; the rest of them must be zero."""
+    """Writes the mixed halves and r, c at active keys; the rest of them must be zero.
+
+    A token without a mask (negative) is left out, for the unmasked kernel.
+    """
     t = tl.program_id(0).to(tl.int64)
-    s = tl.load(mask_ptr + t) if PER_TOKEN else 0
-    keep_ptr += tl.maximum(s, 0).to(tl.int64) * E * E
+    if PER_TOKEN:
+        s = tl.load(mask_ptr + t).to(tl.int64)
+        if s < 0:
+            return
+        keep_ptr += s * E * E
     _mix_axis(
-        t, s, p1_ptr, p2_ptr, g1_ptr, g2_ptr, idx1_ptr, idx2_ptr, count1_ptr, count2_ptr, keep_ptr, E, 1,
+        t, p1_ptr, p2_ptr, g1_ptr, g2_ptr, idx1_ptr, idx2_ptr, count1_ptr, count2_ptr, keep_ptr, E, 1,
         y11_ptr, y12_ptr, r_ptr, E, M, H, BLOCK_U, BLOCK_M, BLOCK_H, ACT, DOT,
     )  # fmt: skip
     _mix_axis(
-        t, s, p2_ptr, p1_ptr, g2_ptr, g1_ptr, idx2_ptr, idx1_ptr, count2_ptr, count1_ptr, keep_ptr, 1, E,
+        t, p2_ptr, p1_ptr, g2_ptr, g1_ptr, idx2_ptr, idx1_ptr, count2_ptr, count1_ptr, keep_ptr, 1, E,
         y22_ptr, y21_ptr, c_ptr, E, M, H, BLOCK_U, BLOCK_M, BLOCK_H, ACT, DOT,
     )  # fmt: skip
 
 
 @triton.jit
 def _mix_axis(
-    t, s, p_ptr, other_p_ptr, g_ptr, other_g_ptr, idx_ptr, other_idx_ptr, count_ptr, other_count_ptr,
+    t, p_ptr, other_p_ptr, g_ptr, other_g_ptr, idx_ptr, other_idx_ptr, count_ptr, other_count_ptr,
     keep_ptr, keep_stride, other_keep_stride, stayed_ptr, received_ptr, sum_ptr,
     E: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
     BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, ACT: tl.constexpr, DOT: tl.constexpr,
@@ -59,7 +65,7 @@ def _mix_axis(
             other_g = tl.load(other_g_ptr + t * H * E + h[:, None] * E + j[None, :], mask=at_hj, other=0.0).to(DOT)
             k_at = keep_ptr + i[:, None] * keep_stride + j[None, :] * other_keep_stride
             k = tl.load(k_at, mask=inside[:, None] & other_inside[None, :], other=0.0).to(tl.float32)
-            w = tl.dot(tl.trans(g), other_g, input_precision="ieee") * tl.where(s >= 0, k, 1.0)
+            w = tl.dot(tl.trans(g), other_g, input_precision="ieee") * k
             a = activate(tl.load(other_p_ptr + t * E * M + j[:, None] * M + m[None, :], mask=at_jm, other=0.0), ACT)
             received = tl.dot(w.to(DOT), a.to(DOT), received, input_precision="ieee")
             total += tl.sum(w, 1)
@@ -82,15 +88,18 @@ def masked_mix_backward_kernel(
     Inactive keys get no gradient here: the routing multiplies it by their probability, which is zero.
     """
     t = tl.program_id(0).to(tl.int64)
-    s = tl.load(mask_ptr + t) if PER_TOKEN else 0
-    keep_ptr += tl.maximum(s, 0).to(tl.int64) * E * E
+    if PER_TOKEN:
+        s = tl.load(mask_ptr + t).to(tl.int64)
+        if s < 0:
+            return
+        keep_ptr += s * E * E
     _mix_axis_backward(
-        t, s, p1_ptr, p2_ptr, g1_ptr, g2_ptr, idx1_ptr, idx2_ptr, count1_ptr, count2_ptr, keep_ptr, E, 1,
+        t, p1_ptr, p2_ptr, g1_ptr, g2_ptr, idx1_ptr, idx2_ptr, count1_ptr, count2_ptr, keep_ptr, E, 1,
         d11_ptr, d12_ptr, dr_ptr, d22_ptr, d21_ptr, dc_ptr, dp1_ptr, dg1_ptr,
         E, M, H, BLOCK_U, BLOCK_M, BLOCK_H, ACT, DOT,
     )  # fmt: skip
     _mix_axis_backward(
-        t, s, p2_ptr, p1_ptr, g2_ptr, g1_ptr, idx2_ptr, idx1_ptr, count2_ptr, count1_ptr, keep_ptr, 1, E,
+        t, p2_ptr, p1_ptr, g2_ptr, g1_ptr, idx2_ptr, idx1_ptr, count2_ptr, count1_ptr, keep_ptr, 1, E,
         d22_ptr, d21_ptr, dc_ptr, d11_ptr, d12_ptr, dr_ptr, dp2_ptr, dg2_ptr,
         E, M, H, BLOCK_U, BLOCK_M, BLOCK_H, ACT, DOT,
     )  # fmt: skip
@@ -98,7 +107,7 @@ def masked_mix_backward_kernel(
 
 @triton.jit
 def _mix_axis_backward(
-    t, s, p_ptr, other_p_ptr, g_ptr, other_g_ptr, idx_ptr, other_idx_ptr, count_ptr, other_count_ptr,
+    t, p_ptr, other_p_ptr, g_ptr, other_g_ptr, idx_ptr, other_idx_ptr, count_ptr, other_count_ptr,
     keep_ptr, keep_stride, other_keep_stride,
     dstayed_ptr, dreceived_ptr, dsum_ptr, other_dstayed_ptr, other_dreceived_ptr, other_dsum_ptr, dp_ptr, dg_ptr,
     E: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
@@ -135,7 +144,6 @@ def _mix_axis_backward(
             other_dreceived = tl.load(other_dreceived_ptr + jm, mask=at_jm, other=0.0).to(DOT)
             k_at = keep_ptr + i[:, None] * keep_stride + j[None, :] * other_keep_stride
             k = tl.load(k_at, mask=inside[:, None] & other_inside[None, :], other=0.0).to(tl.float32)
-            k = tl.where(s >= 0, k, 1.0)
             w = tl.dot(tl.trans(g), other_g, input_precision="ieee") * k
             total += tl.sum(w, 1)
             da = tl.dot(w.to(DOT), other_dreceived, da, input_precision="ieee")

@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from monet.kernels import dispatch
+from monet.kernels import active_keys, dispatch
 from monet.kernels.masked import Keep
+from monet.kernels.notes import note
+from monet.kernels.triton_mixing import LAUNCH
 from tests.kernels.explicit import DECOMPOSITIONS, Example, call_op, set_sizes
 from tests.tolerances import assert_close
 
@@ -121,6 +123,65 @@ def test_a_mask_that_keeps_all_and_none(form, monkeypatch):
     assert torch.equal(nothing, torch.zeros_like(nothing))
 
 
+@pytest.mark.parametrize("mask", ["hard", "a mask a token"])
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_masks_over_many_tiles_of_active_keys(form, mask, monkeypatch):
+    """Dense gates of more keys than any tile holds, so that each loop over active keys runs several times."""
+    T, E = 3, 75
+    example = Example(form, T=T, E=E, M=4, D=6, H=2, dense=True, dtype=torch.float32)
+    keep, inputs = make_keep(example, mask), example.op_inputs()
+    upstream = torch.randn(T, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    out, gradients = run(monkeypatch, "triton", form, inputs, upstream, ACT2FN["relu2"], keep, 0)
+    doubles = tuple(part.detach().double() for part in inputs)
+    wanted, wanted_gradients = run(monkeypatch, "torch", form, doubles, upstream, ACT2FN["relu2"], keep, 1 << 60)
+    assert 4 * max(LAUNCH[kind]["block"] // 2 for kind in ("masked_mix", "masked_mix_backward")) < E
+    assert_close("output", out, wanted)
+    first_gate = len(example.pre_activations())
+    for n, (got, want) in enumerate(zip(gradients, wanted_gradients, strict=True)):
+        if first_gate <= n < first_gate + 2:
+            got, want = through_routing(got, inputs[n]), through_routing(want, inputs[n])
+        assert_close(f"gradient {n}", got, want, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_exempt_tokens_are_bitwise_as_without_masks(form, dtype, monkeypatch):
+    example = Example(form, T=6, E=37, M=4, D=6, H=3, dtype=dtype)
+    inputs, upstream = example.op_inputs(), torch.randn(6, 6)
+    masks = Keep(example.random_keep(S=2), torch.tensor([-1, 0, -1, 1, 1, -1]))
+    exempt = (masks.index_T < 0).nonzero()[:, 0]
+    masked, plain = (run(monkeypatch, "triton", form, inputs, upstream, ACT2FN["relu2"], k, 0) for k in (masks, None))
+    assert torch.equal(masked[0][exempt], plain[0][exempt])
+    assert not torch.equal(masked[0], plain[0])
+    per_token = len(inputs) - len(example.output_weights())
+    for got, wanted in zip(masked[1][:per_token], plain[1][:per_token], strict=True):
+        assert torch.equal(got[exempt], wanted[exempt])
+
+
+@pytest.mark.parametrize("form", DECOMPOSITIONS)
+def test_layers_of_a_group_share_the_lists_of_active_keys(form, monkeypatch):
+    set_sizes(monkeypatch)
+    example = Example(form, T=3, E=10, M=4, D=6, H=2, dtype=torch.float32)
+    keep, weights = make_keep(example, "hard"), example.output_weights()
+    *hidden, g1_THE, g2_THE = (part.detach().clone().requires_grad_() for part in example.op_inputs()[: -len(weights)])
+    gates_BTHE = [g_THE.view(1, *g_THE.shape) for g_THE in (g1_THE, g2_THE)]
+    made = []
+    monkeypatch.setattr(active_keys, "note", lambda g, *rest: (made.append(tuple(g.shape)), note(g, *rest)))
+
+    def layer() -> torch.Tensor:
+        gates = (g_BTHE.flatten(0, 1) for g_BTHE in gates_BTHE)
+        return call_op(form, (*hidden, *gates, *weights), ACT2FN["relu2"], keep)
+
+    sum(layer() for _ in range(4)).square().sum().backward()
+    assert made == [(3, 2, 10)] * 2
+    with torch.no_grad():
+        g1_THE.mul_(torch.rand(g1_THE.shape) > 0.5)
+        changed = layer()
+        assert made == [(3, 2, 10)] * 3, "gates that were written to are looked at again"
+        monkeypatch.setenv("MONET_KERNELS", "torch")
+        assert_close("after the change", changed, layer())
+
+
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_operators_fit_torch_compile(form):
     """Schema, fake kernel and autograd registration agree with what the operator does."""
@@ -129,10 +190,13 @@ def test_operators_fit_torch_compile(form):
     hidden = [p.detach().requires_grad_() for p in example.pre_activations()]
     gates = [g.detach().requires_grad_() for g in (example.g1_THE, example.g2_THE)]
     operator = getattr(torch.ops.monet, f"{form}_mixing").default
-    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(operator, (hidden, *gates, 1, None, None), test_utils=tests)
-    keep = example.random_keep()
-    torch.library.opcheck(operator, (hidden, *gates, 1, keep, None), test_utils=tests)
+    backward = getattr(torch.ops.monet, f"{form}_mixing_backward").default
+    masks = Keep(example.random_keep(S=2), torch.tensor([1, -1]))
+    for keep in ((None, None), (example.random_keep(), None), tuple(masks)):
+        torch.library.opcheck(operator, (hidden, *gates, 1, *keep))
+        plain = [p.detach() for p in hidden], *(g.detach() for g in gates)
+        dmixed = [torch.randn_like(x) for x in operator(*plain, 1, *keep)]
+        torch.library.opcheck(backward, (*plain, 1, *keep, dmixed))
 
 
 @pytest.mark.parametrize("mask", ["none", "a mask a token"])

@@ -25,7 +25,8 @@ SPREADS = ["routing", "softmax", "firing"]
 @pytest.fixture(params=[1 << 11, 4], ids=["many programs", "few programs"])
 def programs(request, monkeypatch):
     """Few programs take many tokens each, so that their loops run more than once."""
-    monkeypatch.setattr(triton_op, "_PROGRAMS", request.param)
+    for parameters in triton_op.LAUNCH.values():
+        monkeypatch.setitem(parameters, "programs", request.param)
 
 
 def head_values(H: int) -> tuple[Tensor, Tensor]:

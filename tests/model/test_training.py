@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from monet import ExpertMask
 from monet.losses import RouterLoss
+from tests.kernels.explicit import set_sizes
 from tests.model.tiny import FORMS, tiny_model, tokens
 from tests.tolerances import relative_rms
 
@@ -114,3 +116,27 @@ def test_a_nan_reaches_the_loss():
         with torch.no_grad():
             dict(model.named_parameters())[name][0] = float("nan")
         assert model(tokens(), labels=tokens(), router_loss=LOSS).loss.isnan(), name
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_checkpointing_under_autocast(form, masked, monkeypatch):
+    """float32 weights, bfloat16 arithmetic, layers computed twice: the gradients of layers computed once."""
+    set_sizes(monkeypatch)
+    gradients = []
+    for saving in (False, True):
+        model = tiny_model(form).train()
+        if saving:
+            model.gradient_checkpointing_enable()
+        mask = ExpertMask.random(model.config, 30, seed=0) if masked else None
+        gates = []
+        hook = model.model.layers[0].moe.register_forward_pre_hook(lambda _, args, seen=gates: seen.append(args[1]))
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(tokens(), labels=tokens(), router_loss=RouterLoss(), expert_mask=mask, use_cache=False)
+        out.loss.backward()
+        hook.remove()
+        assert [gate.dtype for gate in gates] == [torch.bfloat16] * (1 + saving)
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    for name, wanted in gradients[0].items():
+        assert wanted.dtype == torch.float32 and wanted.isfinite().all(), name
+        assert torch.equal(gradients[1][name], wanted), name
