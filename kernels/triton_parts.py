@@ -6,10 +6,6 @@ import torch
 import triton
 import triton.language as tl
 
-from monet.kernels.activations import IDENTITY as IDENTITY
-from monet.kernels.activations import RELU2 as RELU2
-from monet.kernels.activations import number_of as fused_activation  # noqa: F401
-
 DOT_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 

@@ -13,11 +13,11 @@ import torch
 import triton
 from torch import Tensor
 
+from monet.kernels.activations import IDENTITY, RELU2, number_of
 from monet.kernels.aot_case import AotCase
 from monet.kernels.decode import triton_kernels as kernels
 from monet.kernels.masked import Keep
 from monet.kernels.mixing import Activation
-from monet.kernels.triton_parts import IDENTITY, RELU2, fused_activation
 
 # Chosen for one token with about 60 active keys of 16 rows of 4 KiB, as in the 1.4B model at k = 8, on 132
 # multiprocessors: there `hidden` has some 240 programs with 16 KiB each and `output` 128 with 32 KiB, all of which is
@@ -81,7 +81,7 @@ def active_experts(
     Any other activation than a fused one is applied by torch to all hidden units, those of inactive keys too, which
     are whatever was in memory and are not read.
     """
-    act = fused_activation(activation)
+    act = number_of(activation)
     units, biases_of_units = list(first[::2]), list(first[1::2])
     hidden_STEM, keys_2TE, count_2T = gathered_hidden(
         x_TD, g1_THE, g2_THE, units, biases_of_units, IDENTITY if act is None else act
