@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,33 +77,61 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         FileExistsError: `path` exists already; nothing the user had is overwritten.
     """
+    temporary = begin_directory(path)
+    try:
+        yield temporary
+        publish_directory(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def begin_directory(path: str | os.PathLike[str]) -> Path:
+    """Make a temporary folder beside `path`, to be filled and then published as `path`.
+
+    Raises:
+        FileExistsError: `path` exists already.
+    """
     final = Path(path)
     if final.exists():
         raise FileExistsError(f"{final} exists already; choose another name or remove it first")
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(final)
     temporary.mkdir()
-    try:
-        yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                fsync_path(Path(folder, name))
-            fsync_path(folder)
-        os.rename(temporary, final)
-        fsync_path(final.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    return temporary
 
 
-def write_manifest(directory: str | os.PathLike[str]) -> None:
-    """Record size and SHA-256 of every file below `directory` in its MANIFEST.json."""
+def publish_directory(temporary: Path, path: str | os.PathLike[str]) -> None:
+    """Flush a filled folder to the disk and give it its final name."""
+    final = Path(path)
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            fsync_path(Path(folder, name))
+        fsync_path(folder)
+    os.rename(temporary, final)
+    fsync_path(final.parent)
+
+
+def manifest_entries(directory: str | os.PathLike[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of files of a folder, which are flushed to the disk first."""
+    root, entries = Path(directory), {}
+    for name in names:
+        fsync_path(root / name)
+        entries[name] = {"bytes": (root / name).stat().st_size, "sha256": sha256_file(root / name)}
+    return entries
+
+
+def write_manifest(directory: str | os.PathLike[str], entries: dict[str, dict[str, Any]] | None = None) -> None:
+    """Record size and SHA-256 of files below `directory` in its MANIFEST.json.
+
+    Args:
+        directory: the folder.
+        entries: as `manifest_entries` made them; None looks at every file there is.
+    """
     root = Path(directory)
-    files = {
-        str(path.relative_to(root)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME
-    }
-    atomic_write_json(root / MANIFEST_NAME, {"files": files})
+    if entries is None:
+        paths = [path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST_NAME]
+        entries = manifest_entries(root, (str(path.relative_to(root)) for path in paths))
+    atomic_write_json(root / MANIFEST_NAME, {"files": dict(sorted(entries.items()))})
 
 
 def verify_manifest(directory: str | os.PathLike[str], *, full: bool = False) -> None:

@@ -1,11 +1,16 @@
-"""Checkpoints as folders without pickle: released weight names, everything else as JSON and tensors, a manifest.
+"""Checkpoints as folders without pickle, the same for every strategy and number of ranks; newest valid first.
 
 step-00000120/
-  model.safetensors    weights and statistics under their released names (a tied lm_head is absent)
-  config.json          MonetConfig, so that the folder also loads as a Hugging Face model
-  trainer.safetensors  tensors of everything else: optimiser, random states, ...
-  state.json           the tree those tensors hang in: loops, schedule, data position, callbacks
-  MANIFEST.json        size and SHA-256 of the files above; a folder without it was never finished
+  model.safetensors      weights and statistics under their released names (a tied lm_head is absent); the float32
+                         master copy where the training keeps one
+  optimizer.safetensors  state of the optimiser, named PARAMETER/exp_avg and so on
+  config.json            the model's configuration, so that the folder also loads as a Hugging Face model
+  trainer.safetensors    tensors of everything else
+  state.json             the tree those tensors hang in: loops, schedule, data position, callbacks
+  rank-00000.safetensors what is each rank's own: its random generators
+  MANIFEST.json          size and SHA-256 of the files above; a folder without it was never finished
+
+Model and optimiser are split into numbered files with an index where they are large; every rank writes some of them.
 """
 
 from __future__ import annotations
@@ -18,21 +23,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.plugins import CheckpointIO
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
-from typing_extensions import override
 
 from monet.errors import CheckpointError
-from monet.files import MANIFEST_NAME, atomic_directory, verify_manifest, write_manifest
-from monet.training import tree
+from monet.files import MANIFEST_NAME, verify_manifest
+from monet.training import tensor_files, tree
+from monet.training.tensor_files import StoredTensors
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, CONFIG, TENSORS, STATE = "model.safetensors", "config.json", "trainer.safetensors", "state.json"
-PREFIX = "model."  # the Lightning module holds the language model as `self.model`
-FORMAT_VERSION = 1
+CONFIG, TENSORS, STATE = "config.json", "trainer.safetensors", "state.json"
+MODEL, OPTIMIZER = "model", "optimizer"  # beginnings of the names of files
+FORMAT_VERSION = 2
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
@@ -69,9 +73,12 @@ def verify_checkpoint(folder: Path, *, full: bool) -> None:
     """
     verify_manifest(folder, full=full)
     files = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
-    for name in (WEIGHTS, CONFIG, TENSORS, STATE):
+    for name in (CONFIG, TENSORS, STATE, rank_file(0)):
         if name not in files:
             raise CheckpointError(f"{folder}: {MANIFEST_NAME} does not list {name}")
+    for stem in (MODEL, OPTIMIZER):
+        if f"{stem}.safetensors" not in files and tensor_files.index_name(stem) not in files:
+            raise CheckpointError(f"{folder}: {MANIFEST_NAME} does not list {stem}.safetensors")
 
 
 @dataclass(frozen=True)
@@ -146,14 +153,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read_json(folder / CONFIG)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """A checkpoint's weights under their released names, on the CPU."""
-    return _read_tensors(folder / WEIGHTS)
+def read_weights(folder: Path) -> StoredTensors:
+    """A checkpoint's weights under their released names, on the CPU; each is read when it is asked for."""
+    return StoredTensors(folder, MODEL)
+
+
+def rank_file(rank: int) -> str:
+    """Name of the file with what is one rank's own."""
+    return f"rank-{rank:05d}.safetensors"
 
 
 def read_entry(folder: Path, key: str) -> Any:
     """One top-level entry of a checkpoint's trainer state, without reading the others' tensors; None if absent."""
-    state = _read_state(folder)
+    state = read_state(folder)
     if key not in state:
         return None
     try:
@@ -162,69 +174,6 @@ def read_entry(folder: Path, key: str) -> Any:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder / TENSORS}: cannot be read: {error}") from None
     return tree.decode(state[key], tensors)
-
-
-class FolderCheckpointIO(CheckpointIO):
-    """Lightning's checkpoint dictionary <-> a checkpoint folder.
-
-    The dictionary must hold the model's configuration as JSON-able dict under `config`, put there by the module.
-    """
-
-    @override
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write the folder and publish it by renaming it to `path`.
-
-        Raises:
-            CheckpointError: a value that cannot be stored, or a disk that does not take it (the message says why).
-        """
-        rest = dict(checkpoint)
-        weights, config = rest.pop("state_dict"), rest.pop("config")
-        document, tensors = tree.encode(rest)
-        try:
-            with atomic_directory(path) as folder:
-                save_file(_released(weights, config), folder / WEIGHTS, metadata={"format": "pt"})
-                save_file(tensors, folder / TENSORS)
-                _write_json(folder / CONFIG, config, indent=2)
-                _write_json(folder / STATE, {"format_version": FORMAT_VERSION, "state": document})
-                for name in (WEIGHTS, TENSORS):  # safetensors lets nobody else read what it writes
-                    (folder / name).chmod((folder / CONFIG).stat().st_mode)
-                write_manifest(folder)
-        except FileExistsError:
-            raise CheckpointError(f"{path} exists already; a checkpoint is never overwritten") from None
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"cannot write checkpoint {path}: {error}; earlier checkpoints are intact") from error
-
-    @override
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a folder back. Sizes are checked here; hashes by `newest_valid`, which chooses the folder."""
-        folder = Path(path)
-        verify_checkpoint(folder, full=False)
-        checkpoint = tree.decode(_read_state(folder), _read_tensors(folder / TENSORS))
-        checkpoint["config"] = read_config(folder)
-        weights = read_weights(folder)
-        if checkpoint["config"].get("tie_word_embeddings"):
-            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-        checkpoint["state_dict"] = {PREFIX + name: tensor for name, tensor in weights.items()}
-        return checkpoint
-
-    @override
-    def remove_checkpoint(self, path: str | Path) -> None:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _released(state_dict: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    if foreign := [name for name in state_dict if not name.startswith(PREFIX)]:
-        raise CheckpointError(f"weights outside the language model cannot be stored: {', '.join(sorted(foreign)[:5])}")
-    weights = {name.removeprefix(PREFIX): tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    if config.get("tie_word_embeddings"):
-        weights.pop("lm_head.weight", None)
-    return weights
-
-
-def _write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    path.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -237,15 +186,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's tree of everything but weights and moments, as `monet.training.tree` encoded it."""
     stored = _read_json(folder / STATE)
     version, state = stored.get("format_version"), stored.get("state")
     if version != FORMAT_VERSION or not isinstance(state, dict):
-        raise CheckpointError(f"{folder / STATE}: format_version {version!r}; this monet reads {FORMAT_VERSION}")
+        raise CheckpointError(
+            f"{folder / STATE}: format_version {version!r}; this monet continues from {FORMAT_VERSION}. The weights are"
+            " readable: model.init_from starts a new run with them"
+        )
     return state
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one safetensors file, on the CPU."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -20,7 +21,8 @@ from monet.cpu import speed_up_cpu
 from monet.data.datamodule import MonetDataModule
 from monet.errors import ConfigError, MonetError, recognised
 from monet.training.background import BackgroundCheckpointIO
-from monet.training.checkpoint import Selection, newest_valid, read_config, step_of
+from monet.training.checkpoint import Selection, read_config, step_of
+from monet.training.coordination import other_ranks_wait
 from monet.training.folder_io import FolderCheckpointIO
 from monet.training.history import record_start
 from monet.training.language_models import config_json
@@ -31,6 +33,7 @@ from monet.training.run import RandomState, RunDirectory, TokenizerCopy
 from monet.training.saving import FailurePolicy, StepCheckpoint
 from monet.training.settings import ModelShape, refuse_structural_change
 from monet.training.signals import StopSignals
+from monet.training.strategies import NAMES, Together, TogetherTrainer, by_name
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the loader is endless: runs end by max_steps
@@ -62,6 +65,7 @@ class MonetCLI(LightningCLI):
     """`fit` on a run folder: continues by itself from the newest valid checkpoint."""
 
     run_directory: RunDirectory
+    finished = False
 
     def __init__(self, args: ArgsType = None) -> None:
         self.selection = Selection(None, [])
@@ -69,6 +73,7 @@ class MonetCLI(LightningCLI):
             super().__init__(
                 MonetLightningModule,
                 MonetDataModule,
+                trainer_class=TogetherTrainer,
                 save_config_callback=RunConfig,
                 seed_everything_default=0,
                 parser_kwargs={"fit": {"usage": USAGE, "description": "Train, or continue, the run in run_dir."}},
@@ -151,11 +156,10 @@ class MonetCLI(LightningCLI):
             )
         model_config = ModelShape(**config.model.shape.as_dict()).config()
         self.run_directory = RunDirectory(config.run_dir)
-        if rank_zero_only.rank == 0:
-            self.run_directory.acquire()
-            self.selection = self.run_directory.choose_checkpoint()
-        else:
-            self.selection = newest_valid(self.run_directory.checkpoints)
+        if rank_zero_only.rank != 0:
+            return  # the trainer hears from rank 0 what to continue from
+        self.run_directory.acquire()
+        self.selection = self.run_directory.choose_checkpoint()
         if self.selection.folder is not None:
             refuse_structural_change(read_config(self.selection.folder), config_json(model_config))
         if self.selection.step >= config.trainer.max_steps:
@@ -163,7 +167,9 @@ class MonetCLI(LightningCLI):
                 f"{config.run_dir} is finished: its newest checkpoint is at step {self.selection.step} of"
                 f" {config.trainer.max_steps}; nothing to do"
             )
-            raise SystemExit(0)
+            if not other_ranks_wait():
+                raise SystemExit(0)
+            self.finished = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config[str(self.subcommand)]
@@ -185,22 +191,28 @@ class MonetCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         io = FolderCheckpointIO()
         plugins = [*_as_list(config.trainer.plugins), BackgroundCheckpointIO(io) if config.checkpoint_async else io]
+        options = {
+            "logger": make_loggers(
+                config.loggers, self.run_directory.path / "logs", self.selection.step, config.wandb_project
+            ),
+            "plugins": plugins,
+            "default_root_dir": config.run_dir,
+            **kwargs,
+        }
+        if isinstance(name := config.trainer.strategy, str) and name != "auto":
+            options["strategy"] = by_name(name)
         try:
-            trainer = super().instantiate_trainer(
-                logger=make_loggers(
-                    config.loggers, self.run_directory.path / "logs", self.selection.step, config.wandb_project
-                ),
-                plugins=plugins,
-                default_root_dir=config.run_dir,
-                **kwargs,
-            )
-        except (ValueError, TypeError, MisconfigurationException) as error:
+            trainer = super().instantiate_trainer(**options)
+            if type(trainer.strategy) is DDPStrategy:  # what auto means for several processes
+                trainer = super().instantiate_trainer(**options, strategy=by_name("ddp"))
+        except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
             raise ConfigError(f"trainer: {error}") from error
-        if (processes := trainer.num_devices * trainer.num_nodes) > 1:
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, Together):
             raise ConfigError(
-                f"trainer.devices x trainer.num_nodes = {processes}: losses, router statistics and the check for"
-                " non-finite numbers are those of one process so far; set --trainer.devices 1 --trainer.num_nodes 1"
+                f"trainer.strategy: {type(trainer.strategy).__name__} is not one that checkpoints are made for; allowed"
+                f" are {', '.join(NAMES)}, or a class of monet.training.strategies"
             )
+        trainer.finished = self.finished
         return trainer
 
     def fit(self, model: MonetLightningModule, datamodule: MonetDataModule, **kwargs: Any) -> None:

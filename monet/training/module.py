@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from monet.errors import ConfigError, NonFiniteError
 from monet.losses import RouterLoss
+from monet.ranks import GlobalBatch
 from monet.training.agree import any_over_ranks
 from monet.training.guard import StepGuard, gradient_norm
 from monet.training.language_models import build, config_json, freeze_routers, warm_start
@@ -25,9 +26,11 @@ from monet.training.optim import (
     ScheduleSettings,
     build_optimizer,
     build_scheduler,
+    grouped_names,
     reapply_settings,
 )
 from monet.training.settings import ModelShape, refuse_structural_change
+from monet.training.states import keep_batches_of_a_step, name_moments, number_moments
 from monet.training.steps import router_means
 
 DEFAULT_ROUTER_LOSS = RouterLoss()
@@ -53,6 +56,10 @@ class MonetLightningModule(LightningModule):
         attention: attention implementation of transformers: sdpa, eager, flash_attention_2 or flex_attention.
         gradient_checkpointing: True recomputes each layer in the backward pass: less memory, about a third more time.
         dead_window_steps: optimiser steps after which a routing key that never fired counts as dead.
+        router_statistics: global takes thresholds, running statistics and the routers' losses over the batches of all
+            ranks; local over each rank's own, of which rank 0's running statistics are saved.
+        router_statistics_every: micro_batch moves the running statistics with every accumulated batch; step once an
+            optimiser step, by all of its batches. Thresholds are each batch's own in either case.
         nonfinite: what happens when a loss or gradient is NaN or infinite.
     """
 
@@ -68,6 +75,8 @@ class MonetLightningModule(LightningModule):
         gradient_checkpointing: bool = False,
         dead_window_steps: int = 50,
         nonfinite: NonFiniteSettings = DEFAULT_NONFINITE,
+        router_statistics: Literal["global", "local"] = "global",
+        router_statistics_every: Literal["micro_batch", "step"] = "micro_batch",
     ) -> None:
         super().__init__()
         if dead_window_steps < 1:
@@ -81,6 +90,9 @@ class MonetLightningModule(LightningModule):
             # the old name warns where the new one exists
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
+        self.router_statistics = router_statistics
+        for router in self.model.routers():
+            router.collects_statistics = router_statistics_every == "step"
         self.router_health = RouterHealth(dead_window_steps)
         self.tokens_seen = 0
         self.validation_result: dict[str, Any] | None = None
@@ -101,6 +113,10 @@ class MonetLightningModule(LightningModule):
         """
         if self.init_from is not None and self.trainer.ckpt_path is None:
             warm_start(self.model, self.init_from)
+        if self.trainer.world_size > 1 and self.router_statistics == "global":
+            ranks = GlobalBatch()
+            for router in self.model.routers():
+                router.ranks = ranks
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is None:
             return
@@ -120,6 +136,11 @@ class MonetLightningModule(LightningModule):
                     setattr(special, key, getattr(tokenizer, key))
 
     @override
+    def configure_model(self) -> None:
+        if (shard := getattr(self.trainer.strategy, "shard", None)) is not None:
+            shard(self.model)
+
+    @override
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.guard.begin(self.trainer.global_step)
 
@@ -137,6 +158,9 @@ class MonetLightningModule(LightningModule):
         )
         self.guard.record.add(batch, out)
         self.tokens_seen += windows[:, 1:].numel() * self.trainer.world_size
+        if not self._accumulates():
+            for router in self.model.routers():
+                router.commit_statistics()
         return out.loss
 
     @override
@@ -152,6 +176,8 @@ class MonetLightningModule(LightningModule):
             NonFiniteError: a loss or gradient is NaN or infinite on some rank; raised on all, see `StepGuard.settle`.
         """
         assert gradient_clip_algorithm in (None, "norm")
+        if self._accumulates():  # DeepSpeed's engine is asked for every batch
+            return
         strategy, record, step = self.trainer.strategy, self.guard.record, self.trainer.global_step + 1
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         total = gradient_norm(parameters, strategy)
@@ -171,6 +197,10 @@ class MonetLightningModule(LightningModule):
             "routers": numbers.routers,
             "skipped": not numbers.is_finite,
         }
+
+    def _accumulates(self) -> bool:
+        """Whether the batch under way is not the last one of its optimiser step."""
+        return self.trainer.fit_loop.epoch_loop._should_accumulate()
 
     def take_step_metrics(self) -> dict[str, Any]:
         """Numbers of the optimiser step that just ended, means over its micro-batches and ranks."""
@@ -231,6 +261,8 @@ class MonetLightningModule(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config_json()
+        names = grouped_names(self.model, self.optimizer_settings)
+        name_moments(checkpoint, [name for group in names for name in group])
         checkpoint["monet"] = {
             "tokens_seen": self.tokens_seen,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
@@ -242,17 +274,14 @@ class MonetLightningModule(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         refuse_structural_change(checkpoint["config"], self.config_json())
-        now = self.trainer.accumulate_grad_batches
-        if (stored := checkpoint["monet"].get("accumulate_grad_batches", now)) != now:
-            raise ConfigError(
-                f"trainer.accumulate_grad_batches = {now} differs from the run's {stored}, and with it the windows of"
-                " a step; set it back, or start a new run_dir"
-            )
+        keep_batches_of_a_step(checkpoint, self.trainer)
         if (frozen := checkpoint["monet"].get("freeze_router", False)) != self.freeze_router:
             raise ConfigError(
                 f"model.freeze_router = {self.freeze_router} differs from the run's {frozen}, and with it what the"
                 " optimiser holds; set it back, or start a new run_dir with model.init_from"
             )
+        if self.trainer.strategy.lightning_restore_optimizer:
+            number_moments(checkpoint, grouped_names(self.model, self.optimizer_settings))
         self.tokens_seen = checkpoint["monet"]["tokens_seen"]
         self.router_health.load_state_dict(checkpoint["monet"]["router_health"])
         if (guard := checkpoint["monet"].get("guard")) is not None:

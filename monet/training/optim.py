@@ -120,7 +120,8 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = name.endswith(".weight") and parameter.ndim == 2
+        # a parameter that ZeRO partitions is flat, and remembers its shape
+        decays = name.endswith(".weight") and len(getattr(parameter, "ds_shape", parameter.shape)) == 2
         decays = decays and (settings.decay_embeddings or id(parameter) not in is_embedding)
         in_router = ".router." in f".{name}"
         label = ("router" if in_router else "body") + ("_decay" if decays else "_no_decay")
@@ -137,6 +138,12 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     if not groups:
         raise ConfigError("the model has no trainable parameter")
     return list(groups.values())
+
+
+def grouped_names(model: nn.Module, settings: OptimizerSettings) -> list[list[str]]:
+    """Names of the parameters in each of `parameter_groups`, in their order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in parameter_groups(model, settings)]
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:

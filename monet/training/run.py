@@ -12,6 +12,7 @@ run_dir/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -116,11 +117,20 @@ class TokenizerCopy(Callback):
 class RandomState(Callback):
     """Saves and restores torch's, numpy's and Python's generators, and keeps validation from moving them.
 
-    Each training step starts from the state the step before ended with, whatever ran in between.
+    Each training step starts from the state the step before ended with, whatever ran in between. Ranks have generators
+    of their own; a run that continues with another number of ranks seeds them anew, from its seed, step and rank.
     """
 
     def __init__(self) -> None:
         self.state: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.state is None and (trainer.world_size > 1 or trainer.global_step):
+            key = f"{torch.initial_seed()}/{trainer.global_step}/{trainer.global_rank}"
+            seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.state is not None:
@@ -131,11 +141,12 @@ class RandomState(Callback):
     ) -> None:
         self.state = _random_state()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"generators": self.state}
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rank_state"] = {"generators": self.state}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.state = state_dict["generators"]
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if (own := checkpoint.get("rank_state")) is not None:
+            self.state = own["generators"]
 
 
 def _random_state() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from monet.cli import main as monet
-from monet.training.checkpoint import CONFIG, STATE, WEIGHTS
+from monet.training.checkpoint import CONFIG, STATE
 from tests.training.runs import SHAPE
 
 USAGE, DATA, CHECKPOINT = 2, 3, 4
@@ -92,7 +92,7 @@ def test_structural_changes_at_resume_are_refused_with_both_values(train, capsys
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ("--data.batch_size=3", "batch_size 3.*run's 2"),
+    ("--data.batch_size=3", r"batch_size x processes x .* = 3 x 1 x 2 differs from the run.s 2 x 1 x 2"),
     ("--data.seq_len=16", "seq_len 16.*run's 32"),
     ("--data.seed=5", "seed 5.*run's 0"),
 ])  # fmt: skip
@@ -126,7 +126,7 @@ def damaged(run: Path, tmp_path: Path, name: str, content: bytes, *, repair_mani
     """A copy of the run whose checkpoint has another content in one file."""
     import shutil
 
-    from monet.training.checkpoint import write_manifest
+    from monet.files import write_manifest
 
     copy = shutil.copytree(run, tmp_path / "damaged")
     folder = copy / "checkpoints" / "step-00000004"
@@ -137,8 +137,8 @@ def damaged(run: Path, tmp_path: Path, name: str, content: bytes, *, repair_mani
 
 
 @pytest.mark.parametrize(("name", "content", "repair", "message"), [
-    (WEIGHTS, b"short", False, r"model\.safetensors: 5 bytes where the manifest says"),
-    (WEIGHTS, b"not safetensors at all", True, r"model\.safetensors: cannot be read"),
+    ("model.safetensors", b"short", False, r"model\.safetensors: 5 bytes where the manifest says"),
+    ("model.safetensors", b"not safetensors at all", True, r"model\.safetensors: cannot be read"),
     (CONFIG, b"[]", True, r"config\.json: holds a list"),
     (CONFIG, b'{"model_type": "monet"}', True, "hidden_size is missing"),
     (STATE, b"{", True, r"state\.json: cannot be read"),
@@ -174,7 +174,7 @@ def test_a_wrong_word_to_export_or_generate_is_refused(finished, tmp_path, capsy
 def test_weights_that_do_not_fit_are_named(finished, tmp_path, capsys):
     from safetensors.torch import load_file, save
 
-    weights = load_file(finished / "checkpoints" / "step-00000004" / WEIGHTS)
+    weights = load_file(finished / "checkpoints" / "step-00000004" / "model.safetensors")
     name = "model.layers.0.router.w1.weight"
     changes = {
         "lacks 1 weights": {key: tensor for key, tensor in weights.items() if key != name},
@@ -183,7 +183,7 @@ def test_weights_that_do_not_fit_are_named(finished, tmp_path, capsys):
         r"router\.w1\.weight.*float16.*float32": {**weights, name: weights[name].half()},
     }
     for number, (message, changed) in enumerate(changes.items()):
-        folder = damaged(finished, tmp_path / str(number), WEIGHTS, save(changed), repair_manifest=True)
+        folder = damaged(finished, tmp_path / str(number), "model.safetensors", save(changed), repair_manifest=True)
         assert monet(["export", "--checkpoint", str(folder), "--out", str(tmp_path / "out")]) == CHECKPOINT
         assert re.search(message, capsys.readouterr().err)
 

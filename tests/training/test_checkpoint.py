@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from monet.errors import CheckpointError
+from monet.files import write_manifest
 from monet.training import checkpoint as ck
+from monet.training import tensor_files
+from monet.training.folder_io import FolderCheckpointIO
+
+FILES = [
+    "model.safetensors", "optimizer.safetensors", ck.CONFIG, ck.TENSORS, ck.STATE, "rank-00000.safetensors",
+]  # fmt: skip
 
 
 def state(tied=False, value=1.0):
@@ -19,15 +26,17 @@ def state(tied=False, value=1.0):
         "state_dict": {"model.model.embed_tokens.weight": embedding, "model.lm_head.weight": head,
                        "model.model.layers.0.router.norm1.num_batches_tracked": torch.tensor(3)},
         "config": {"model_type": "monet", "tie_word_embeddings": tied},
-        "optimizer_states": [{"state": {0: {"step": torch.tensor(5.0), "exp_avg": torch.randn(4, 2)}},
-                              "param_groups": [{"betas": (0.9, 0.95), "params": [0]}]}],
+        "optimizer_states": [{"param_groups": [{"betas": (0.9, 0.95)}]}],
+        "moments": {"model.embed_tokens.weight/step": torch.tensor(5.0),
+                    "model.embed_tokens.weight/exp_avg": torch.randn(4, 2)},
+        "rank_state": {"generators": (1, torch.arange(3))},
         "loops": {"fit_loop": {"done": 5}},
     }  # fmt: skip
 
 
 def save(folder, step, **kwargs):
     path = ck.step_folder(folder, step)
-    ck.FolderCheckpointIO().save_checkpoint(state(**kwargs), path)
+    FolderCheckpointIO().save_checkpoint(state(**kwargs), path)
     return path
 
 
@@ -40,30 +49,57 @@ def flip_last_byte(path):
 def test_everything_comes_back(tmp_path):
     saved = state()
     path = ck.step_folder(tmp_path, 5)
-    ck.FolderCheckpointIO().save_checkpoint(saved, path)
-    loaded = ck.FolderCheckpointIO().load_checkpoint(path)
-    assert loaded.keys() == saved.keys()
+    FolderCheckpointIO().save_checkpoint(saved, path)
+    loaded = FolderCheckpointIO().load_checkpoint(path)
+    assert loaded.keys() == {*saved.keys(), "world_size"}
     assert loaded["config"] == saved["config"] and loaded["loops"] == saved["loops"]
     for name, tensor in saved["state_dict"].items():
         assert torch.equal(loaded["state_dict"][name], tensor)
-    optimizer, original = loaded["optimizer_states"][0], saved["optimizer_states"][0]
-    assert optimizer["param_groups"] == original["param_groups"]
-    assert torch.equal(optimizer["state"][0]["exp_avg"], original["state"][0]["exp_avg"])
+    assert loaded["optimizer_states"] == saved["optimizer_states"]
+    assert loaded["moments"].keys() == saved["moments"].keys()
+    for name, tensor in saved["moments"].items():
+        assert torch.equal(loaded["moments"][name], tensor)
+    number, tensor = loaded["rank_state"]["generators"]
+    assert number == 1 and torch.equal(tensor, torch.arange(3))
+
+
+def test_large_parts_are_split_and_hugging_face_reads_the_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_files, "FILE_BYTES", 40)
+    path = save(tmp_path, 5)
+    names = {p.name for p in path.iterdir()}
+    assert {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"} <= names
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 72 and len(index["weight_map"]) == 3
+    loaded = FolderCheckpointIO().load_checkpoint(path)
+    for name, tensor in state()["state_dict"].items():
+        assert torch.equal(loaded["state_dict"][name], tensor)
+    assert ck.newest_valid(tmp_path).step == 5
+    (path / "model-00002-of-00002.safetensors").unlink()
+    assert "model-00002-of-00002" in ck.newest_valid(tmp_path).rejected[0][1]
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd", "link.safetensors"])
+def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path, name):
+    (tmp_path / "link.safetensors").symlink_to("/etc/passwd")
+    index = {"metadata": {}, "weight_map": {"a": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="not a file of this folder"):
+        ck.read_weights(tmp_path)
 
 
 def test_folder_holds_released_names_and_no_pickle(tmp_path):
     path = save(tmp_path, 5)
     assert path.name == "step-00000005"
-    assert {p.name for p in path.iterdir()} == {ck.WEIGHTS, ck.CONFIG, ck.TENSORS, ck.STATE, "MANIFEST.json"}
-    assert set(load_file(path / ck.WEIGHTS)) == {
+    assert {p.name for p in path.iterdir()} == {*FILES, "MANIFEST.json"}
+    assert set(load_file(path / "model.safetensors")) == {
         "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.router.norm1.num_batches_tracked"
     }  # fmt: skip
 
 
 def test_a_tied_head_is_not_written_and_comes_back(tmp_path):
     path = save(tmp_path, 5, tied=True)
-    assert "lm_head.weight" not in load_file(path / ck.WEIGHTS)
-    weights = ck.FolderCheckpointIO().load_checkpoint(path)["state_dict"]
+    assert "lm_head.weight" not in load_file(path / "model.safetensors")
+    weights = FolderCheckpointIO().load_checkpoint(path)["state_dict"]
     assert torch.equal(weights["model.lm_head.weight"], weights["model.model.embed_tokens.weight"])
 
 
@@ -71,13 +107,13 @@ def test_weights_outside_the_model_are_refused(tmp_path):
     broken = state()
     broken["state_dict"]["probe.weight"] = torch.ones(1)
     with pytest.raises(CheckpointError, match=r"probe\.weight"):
-        ck.FolderCheckpointIO().save_checkpoint(broken, tmp_path / "step-00000001")
+        FolderCheckpointIO().save_checkpoint(broken, tmp_path / "step-00000001")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_value_leaves_nothing_behind(tmp_path):
     with pytest.raises(CheckpointError, match=r"callbacks\.x"):
-        ck.FolderCheckpointIO().save_checkpoint({**state(), "callbacks": {"x": object()}}, tmp_path / "step-00000001")
+        FolderCheckpointIO().save_checkpoint({**state(), "callbacks": {"x": object()}}, tmp_path / "step-00000001")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -95,14 +131,11 @@ def test_a_full_disk_is_reported_and_earlier_checkpoints_stay(tmp_path, monkeypa
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ck, "save_file", fail)
+    monkeypatch.setattr(tensor_files, "save_file", fail)
     with pytest.raises(CheckpointError, match=r"step-00000010.*No space left"):
         save(tmp_path, 10)
     assert ck.newest_valid(tmp_path).step == 5
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
-
-
-FILES = [ck.WEIGHTS, ck.CONFIG, ck.TENSORS, ck.STATE]
 
 
 @pytest.mark.parametrize(("name", "damage"), [
@@ -196,6 +229,6 @@ def test_another_format_version_is_refused(tmp_path):
     stored = json.loads((path / ck.STATE).read_text())
     (path / ck.STATE).write_text(json.dumps({**stored, "format_version": 99}))
     (path / "MANIFEST.json").unlink()
-    ck.write_manifest(path)
+    write_manifest(path)
     with pytest.raises(CheckpointError, match="format_version 99"):
-        ck.FolderCheckpointIO().load_checkpoint(path)
+        FolderCheckpointIO().load_checkpoint(path)

@@ -2,6 +2,7 @@
 
 import lightning as L
 import pytest
+from safetensors.torch import load_file
 
 from monet.data.datamodule import MonetDataModule
 from monet.training.checkpoint import list_checkpoints, step_of
@@ -52,11 +53,45 @@ def test_a_run_ended_inside_a_step_saves_no_half_step(train, monkeypatch):
 def test_another_accumulation_is_refused_when_a_run_continues(train, capsys):
     train("run", "--trainer.max_steps=4")
     assert train("run", "--trainer.accumulate_grad_batches=4").code == 2
-    assert "accumulate_grad_batches = 4 differs from the run's 2" in capsys.readouterr().err
+    message = "batch_size x processes x trainer.accumulate_grad_batches = 2 x 1 x 4 differs from the run's 2 x 1 x 2"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("batch_size", "accumulated"), [(4, 1), (1, 4)])
+def test_a_step_divided_otherwise_keeps_its_windows(train, settings, monkeypatch, batch_size, accumulated):
+    settings["model"]["shape"]["attention_dropout"] = 0.0
+    windows: dict[int, list[int]] = {}
+
+    def note(self, batch, batch_idx):
+        windows.setdefault(self.trainer.global_step, []).extend(batch["index"].tolist())
+        return step(self, batch, batch_idx)
+
+    step = MonetLightningModule.training_step
+    monkeypatch.setattr(MonetLightningModule, "training_step", note)
+    whole = train("whole")
+    expected = {number: windows.pop(number) for number in range(12)}
+    train("run", "--trainer.max_steps=4")
+    windows.clear()
+    words = [f"--data.batch_size={batch_size}", f"--trainer.accumulate_grad_batches={accumulated}"]
+    run = train("run", *words, "--model.router_statistics_every=step")
+    assert run.code == 0
+    assert windows == {number: expected[number] for number in range(4, 12)}
+    # thresholds are those of other batches
+    for (_, ours), (_, theirs) in zip(losses(run.run_dir), losses(whole.run_dir), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-2)
+
+
+def test_statistics_move_once_a_step_where_that_is_chosen(train):
+    tracked = {}
+    for name, words in (("each", []), ("once", ["--model.router_statistics_every=step"])):
+        run = train(name, "--trainer.max_steps=4", *words)
+        weights = load_file(run.checkpoints / "step-00000004" / "model.safetensors")
+        tracked[name] = int(weights["model.layers.0.router.norm1.num_batches_tracked"])
+    assert tracked == {"each": 8, "once": 4}
 
 
 @pytest.mark.parametrize(("word", "message"), [
-    ("--trainer.devices=2", "trainer.num_nodes = 2: losses, router statistics"),
+    ("--trainer.strategy=fsdp", "trainer.strategy = 'fsdp'; allowed are auto, ddp, zero1"),
     ("--trainer.precision=16-mixed", "trainer.precision = 16-mixed"),
     ("--trainer.precision=16", "trainer.precision = 16"),
 ])  # fmt: skip

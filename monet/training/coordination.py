@@ -1,0 +1,81 @@
+"""How ranks agree outside the training's collectives: small objects, a process group of their own, bounded time."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from monet.errors import MonetError
+
+T = TypeVar("T")
+
+
+def other_ranks_wait() -> bool:
+    """Whether a launcher outside (torchrun, srun, deepspeed) has started other ranks, which will wait for this one."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
+
+
+class RankError(MonetError):
+    """Another rank failed, or did not answer in time."""
+
+
+class Ranks:
+    """One process alone: what it says is what all say."""
+
+    rank, world_size = 0, 1
+
+    def broadcast(self, value: T, what: str) -> T:
+        """Rank 0's value, on every rank."""
+        return value
+
+    def gather(self, value: T, what: str) -> list[T]:
+        """Every rank's value, in the order of the ranks, on every rank."""
+        return [value]
+
+
+class ProcessRanks(Ranks):
+    """The ranks of a run, over gloo whatever the training uses. Every rank must construct it and make the same calls.
+
+    Args:
+        timeout: how long the slowest rank may take to any call.
+    """
+
+    def __init__(self, timeout: timedelta) -> None:
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.timeout = timeout
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
+
+    def broadcast(self, value: T, what: str) -> T:
+        """Rank 0's value, on every rank.
+
+        Args:
+            value: what can be pickled; it goes to processes of this run only.
+            what: for messages, what the ranks are about to do.
+        Raises:
+            RankError: names the ranks that did not come, where gloo knows them.
+        """
+        self._meet(what)
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+    def gather(self, value: T, what: str) -> list[T]:
+        """Every rank's value, in the order of the ranks, on every rank; see `broadcast`."""
+        self._meet(what)
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def _meet(self, what: str) -> None:
+        try:
+            dist.monitored_barrier(self._group, timeout=self.timeout, wait_all_ranks=True)
+        except RuntimeError as error:
+            seconds = self.timeout.total_seconds()
+            raise RankError(f"{what}: a rank died or took more than {seconds:g} s ({_first_line(error)})") from error
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,324 @@
+"""Strategies of several processes: data parallel, ZeRO 1 to 3, fully sharded; they run on the CPU too, for tests.
+
+All share one checkpoint format (monet/training/folder_io.py), so that any of them continues from any other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from typing_extensions import override
+
+from monet.errors import ConfigError
+from monet.training.coordination import ProcessRanks, Ranks
+from monet.training.folder_io import FolderCheckpointIO
+from monet.training.sharded_state import ShardedState
+from monet.training.states import gather, keep_own
+from monet.training.zero_state import ZeroState
+
+
+class Together(Strategy):
+    """What the strategies below share: a channel between the ranks, and checkpoints that all ranks write."""
+
+    ranks: Ranks = Ranks()
+    timeout: timedelta
+
+    @override
+    def setup_environment(self) -> None:
+        if self.ranks.world_size == 1:  # a second call has nothing left to do
+            self._connect()
+            self.ranks = ProcessRanks(self.timeout)
+            io = getattr(self.checkpoint_io, "io", self.checkpoint_io)
+            assert isinstance(io, FolderCheckpointIO)
+            io.ranks = self.ranks
+
+    def _connect(self) -> None:
+        super().setup_environment()
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Have every rank write its part of a checkpoint folder.
+
+        Raises:
+            CheckpointError: on all ranks, if any failed; nothing is published then.
+        """
+        self.checkpoint_io.save_checkpoint(self._part(checkpoint), filepath)
+
+    def _part(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        return keep_own(checkpoint, self.ranks)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        return self.checkpoint_io.load_checkpoint(checkpoint_path)
+
+
+class DataParallel(Together, DDPStrategy):
+    """Every rank holds the whole model and optimiser; gradients are averaged while the backward pass runs.
+
+    Args:
+        timeout_minutes: how long a rank waits for the others before it gives up.
+        bucket_megabytes: gradients that are averaged at a time.
+    """
+
+    def __init__(self, timeout_minutes: float = 30.0, bucket_megabytes: int = 25) -> None:
+        self.timeout = timedelta(minutes=timeout_minutes)
+        super().__init__(
+            timeout=self.timeout,
+            bucket_cap_mb=bucket_megabytes,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # the routers' statistics are equal already
+        )
+
+
+class Zero(Together, DeepSpeedStrategy):
+    """DeepSpeed's ZeRO: optimiser state (1), gradients too (2), parameters too (3) are partitioned over the ranks.
+
+    Args:
+        stage: 1, 2 or 3.
+        offload_optimizer: keep optimiser state in host memory and update there.
+        offload_parameters: stage 3: keep this rank's part of the parameters in host memory.
+        config: further keys of DeepSpeed's configuration, which win over what follows from the above.
+        timeout_minutes: how long a rank waits for the others before it gives up.
+    """
+
+    def __init__(
+        self,
+        stage: Literal[1, 2, 3] = 2,
+        offload_optimizer: bool = False,
+        offload_parameters: bool = False,
+        config: dict[str, Any] | None = None,
+        timeout_minutes: float = 30.0,
+    ) -> None:
+        if offload_parameters and stage != 3:
+            raise ConfigError(f"trainer.strategy: offload_parameters needs stage 3, got stage {stage}")
+        self.timeout = timedelta(minutes=timeout_minutes)
+        super().__init__(
+            stage=stage,
+            offload_optimizer=offload_optimizer,
+            offload_parameters=offload_parameters,
+            zero_force_ds_cpu_optimizer=False,  # torch's fused AdamW needs no build
+            timeout=self.timeout,
+        )
+        assert isinstance(self.config, dict)
+        # Lightning puts every option into the section of ZeRO
+        self.config["zero_force_ds_cpu_optimizer"] = self.config["zero_optimization"].pop("zero_force_ds_cpu_optimizer")
+        _merge(self.config, config or {})
+        self._state: ZeroState | None = None
+        self._restore: Callable[[], None] | None = None
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.root_device.type == "cpu"
+
+    @override
+    def _connect(self) -> None:
+        if self._on_cpu:  # Lightning refuses it
+            super(DeepSpeedStrategy, self).setup_environment()
+        else:
+            DeepSpeedStrategy.setup_environment(self)
+
+    @override
+    def setup_distributed(self) -> None:
+        if not self._on_cpu:
+            super().setup_distributed()
+            return
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @override
+    def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
+        import deepspeed
+
+        assert isinstance(self.config, dict)
+        if self.zero_stage_3:
+            if self.config.get("bf16", {}).get("enabled"):
+                model.to(torch.bfloat16)
+            # The model was made whole, as one process makes it: inside zero.Init, transformers' initialisation of
+            # weights would find empty parameters and do nothing.
+            deepspeed.zero.Init(module=model, config_dict_or_path=self.config)
+        engine, optimizer, _, _ = deepspeed.initialize(
+            config=self.config,
+            model=model,
+            model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        module = self.lightning_module
+        assert module is not None
+        self._state = ZeroState(engine, module.model)  # type: ignore[arg-type]
+        return engine, optimizer
+
+    def gradient_norm(self) -> Tensor:
+        """Norm of the averaged gradient over all parameters, infinite where it holds a NaN; all ranks call it."""
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        zero = self.model.optimizer  # type: ignore[union-attr]
+        norm = combine_grad_norm_groups(zero._get_norm_groups()) if self.zero_stage_3 else zero.scaled_global_norm()
+        return torch.as_tensor(norm)
+
+    def discard_gradients(self) -> None:
+        """Have the engine leave out the update that comes next, as it does where a gradient overflows."""
+        zero: Any = self.model.optimizer  # type: ignore[union-attr]
+        infinite = torch.tensor(float("inf"), device=self.root_device)
+        patches = {
+            "check_grad_overflow": True,
+            "scaled_global_norm": lambda *_, **__: infinite,
+            "_get_norm_groups": lambda: [infinite],
+        }
+        before = {name: zero.__dict__[name] for name in patches if name in zero.__dict__}
+
+        def restore() -> None:
+            for name in patches:
+                del zero.__dict__[name]
+            zero.__dict__.update(before)
+
+        zero.__dict__.update(patches)
+        self._restore = restore
+
+    @override
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().optimizer_step(*args, **kwargs)
+        finally:
+            if self._restore is not None:
+                self._restore()
+                self._restore = None
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return {}
+
+    @override
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        return {"state": {}, "param_groups": _plain_groups(optimizer)}
+
+    @override
+    def _part(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        assert self._state is not None
+        return checkpoint | gather(self._state, checkpoint["config"], self.ranks)
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        Together.save_checkpoint(self, checkpoint, filepath)
+
+    @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self._state is not None
+        self._state.load(checkpoint["state_dict"], checkpoint["moments"])
+
+
+class FullyShard(Together, ModelParallelStrategy):
+    """Torch's fully_shard (FSDP2): parameters, gradients and optimiser state are sharded, layer by layer.
+
+    Args:
+        reshard_after_forward: free a layer's whole parameters after its forward and gather them again for its backward.
+        timeout_minutes: how long a rank waits for the others before it gives up.
+    """
+
+    def __init__(self, reshard_after_forward: bool = True, timeout_minutes: float = 30.0) -> None:
+        self.timeout = timedelta(minutes=timeout_minutes)
+        super().__init__(tensor_parallel_size=1, timeout=self.timeout)
+        self.reshard_after_forward = reshard_after_forward
+        self._state: ShardedState | None = None
+
+    @override
+    def _connect(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        ModelParallelStrategy.setup_environment(self)
+
+    def shard(self, model: Any) -> None:
+        """Shard a language model over all ranks, in place."""
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        options: dict[str, Any] = {
+            "mesh": self.device_mesh["data_parallel"], "reshard_after_forward": self.reshard_after_forward,
+        }  # fmt: skip
+        if self.precision_plugin.precision == "bf16-mixed":
+            options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        for layer in model.model.layers:
+            fully_shard(layer, **options)
+        fully_shard(model, **options)
+
+    @override
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        return {"state": {}, "param_groups": _plain_groups(optimizer)}
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def _sharded(self) -> ShardedState:
+        module = self.lightning_module
+        assert module is not None
+        return ShardedState(module.model, self.optimizers[0])  # type: ignore[arg-type]
+
+    @override
+    def _part(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        return checkpoint | gather(self._sharded(), checkpoint["config"], self.ranks)
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        Together.save_checkpoint(self, checkpoint, filepath)
+
+    @override
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        self._sharded().load(checkpoint["state_dict"], checkpoint["moments"])
+
+
+NAMES: dict[str, Callable[[], Strategy]] = {
+    "ddp": DataParallel,
+    **{f"zero{stage}": lambda stage=stage: Zero(stage) for stage in (1, 2, 3)},
+    "zero2_offload": lambda: Zero(2, offload_optimizer=True),
+    "zero3_offload": lambda: Zero(3, offload_optimizer=True, offload_parameters=True),
+    "fsdp2": FullyShard,
+}
+
+
+def by_name(name: str) -> Strategy:
+    """The strategy with a short name.
+
+    Raises:
+        ConfigError: there is none; lists them.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"trainer.strategy = {name!r}; allowed are auto, {', '.join(NAMES)}, or a class of ours")
+    return NAMES[name]()
+
+
+class TogetherTrainer(Trainer):
+    """Lightning's trainer; with several processes, rank 0 says what all continue from."""
+
+    finished = False  # there is nothing to do, and all ranks are to end
+
+    def _run(self, model: LightningModule, ckpt_path: Any = None, **kwargs: Any) -> Any:
+        if isinstance(self.strategy, Together):
+            self.strategy.connect(model)
+            self.strategy.setup_environment()
+            choice = (ckpt_path, self.finished)
+            ckpt_path, self.finished = self.strategy.ranks.broadcast(choice, "choosing what to continue from")
+        if self.finished:
+            raise SystemExit(0)
+        # known to hooks that run before Lightning loads it
+        self._checkpoint_connector._ckpt_path = ckpt_path
+        return super()._run(model, ckpt_path=ckpt_path, **kwargs)
+
+
+def _plain_groups(optimizer: Any) -> list[dict[str, Any]]:
+    optimizer = getattr(optimizer, "_optimizer", optimizer)
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value

@@ -1,0 +1,121 @@
+"""Named tensors in safetensors files of bounded size, with an index where one file is not enough.
+
+The layout follows from names, shapes and data types alone, so every rank comes to the same one and writes its part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from monet.errors import CheckpointError
+
+FILE_BYTES = 2 << 30  # a rank holds one file's tensors in host memory while it writes
+
+
+class TensorFile(NamedTuple):
+    """One file of a layout: its name, the tensors in it, and the rank that writes it."""
+
+    name: str
+    tensors: list[str]
+    owner: int
+
+
+def plan(stem: str, tensors: Mapping[str, Tensor], world_size: int = 1, first_owner: int = 0) -> list[TensorFile]:
+    """Deal tensors, in their order, to files of at most `FILE_BYTES` (or one tensor), and files to ranks in turn.
+
+    Args:
+        stem: name of the files without ending; several get -00001-of-00002 and so on, as Hugging Face numbers them.
+        tensors: shapes and data types are looked at, not content: meta tensors will do.
+        world_size: number of ranks.
+        first_owner: rank of the first file.
+    """
+    groups: list[list[str]] = [[]]
+    room = FILE_BYTES
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if groups[-1] and size > room:
+            groups.append([])
+            room = FILE_BYTES
+        groups[-1].append(name)
+        room -= size
+    count = len(groups)
+    names = [f"{stem}-{n:05d}-of-{count:05d}.safetensors" if count > 1 else f"{stem}.safetensors"
+             for n in range(1, count + 1)]  # fmt: skip
+    return [
+        TensorFile(name, group, (first_owner + place) % world_size)
+        for place, (name, group) in enumerate(zip(names, groups, strict=True))
+    ]
+
+
+def write(folder: Path, file: TensorFile, tensors: Mapping[str, Tensor], mode: int) -> None:
+    """Write one file of a layout.
+
+    Args:
+        mode: permissions of the file: safetensors lets nobody else read what it writes.
+    """
+    content = {name: tensors[name].detach().cpu().contiguous() for name in file.tensors}
+    save_file(content, folder / file.name, metadata={"format": "pt"})
+    (folder / file.name).chmod(mode)
+
+
+def write_index(folder: Path, stem: str, files: list[TensorFile], tensors: Mapping[str, Tensor]) -> None:
+    """Write the index of a layout of several files, as Hugging Face reads it; a single file has none."""
+    if len(files) > 1:
+        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        weight_map = {name: file.name for file in files for name in file.tensors}
+        content = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / index_name(stem)).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def index_name(stem: str) -> str:
+    return f"{stem}.safetensors.index.json"
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a layout on disk; each is read when it is asked for, from mapped memory where possible.
+
+    Args:
+        folder: where the files lie; none outside it is opened.
+        stem: name of the files.
+    Raises:
+        CheckpointError: an index or file cannot be read, or names what is not in the folder.
+    """
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        self.folder = folder
+        self._files: dict[str, safe_open] = {}
+        index = folder / index_name(stem)
+        names = [f"{stem}.safetensors"]
+        if index.is_file():
+            try:
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"{index}: cannot be read: {error!r}") from None
+        self._place: dict[str, str] = {}
+        for name in names:
+            if Path(name).name != name or (folder / name).is_symlink():
+                raise CheckpointError(f"{index}: refers to {name!r}, which is not a file of this folder")
+            self._files[name] = self._open(name)
+            self._place.update(dict.fromkeys(self._files[name].keys(), name))
+
+    def _open(self, name: str) -> safe_open:
+        try:
+            return safe_open(self.folder / name, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.folder / name}: cannot be read: {error}") from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[self._place[name]].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._place)
+
+    def __len__(self) -> int:
+        return len(self._place)

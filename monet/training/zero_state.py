@@ -1,0 +1,137 @@
+"""What DeepSpeed's ZeRO optimisers hold, by parameter name; DeepSpeed's own checkpoint files are not used."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monet.training.states import MOMENTS, STEP, check_moments, load_weight, meta, persistent_buffers, stored_weight
+
+
+class ZeroState:
+    """Weights and moments under an engine of ZeRO stage 1, 2 or 3; see `monet.training.states.Partitioned`.
+
+    Args:
+        engine: DeepSpeed's engine, with its optimiser.
+        model: the language model inside.
+    """
+
+    def __init__(self, engine: Any, model: nn.Module) -> None:
+        self.zero, self.model = engine.optimizer, model
+        self.is_stage_3 = engine.zero_optimization_stage() == 3
+        self.parameters = dict(model.named_parameters())
+        self.buffers = persistent_buffers(model)
+
+    @property
+    def _partitions(self) -> list[Tensor]:
+        """This rank's flat float32 parts of the weights, which the inner optimiser updates."""
+        zero = self.zero
+        return zero.fp32_partitioned_groups_flat if self.is_stage_3 else zero.single_partition_of_fp32_groups
+
+    def shapes(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        weights, moments = {}, {}
+        has_moments = bool(self.zero.optimizer.state)
+        for name, parameter in self.parameters.items():
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            trained = parameter.requires_grad
+            weights[name] = meta(shape, torch.float32 if trained else parameter.dtype)
+            if trained and has_moments:
+                moments |= {f"{name}/{key}": meta(shape, torch.float32) for key in MOMENTS}
+                moments[f"{name}/{STEP}"] = meta((), torch.float32)
+        return weights | {name: meta(buffer.shape, buffer.dtype) for name, buffer in self.buffers.items()}, moments
+
+    @torch.no_grad()
+    def weight(self, name: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if name in self.buffers:
+            return self.buffers[name]
+        parameter = self.parameters[name]
+        if parameter.requires_grad:
+            whole = safe_get_full_fp32_param(parameter)
+            assert whole is not None, f"{name} is not DeepSpeed's"
+            return whole
+        with self._whole(parameter):
+            return parameter.detach().clone()
+
+    @torch.no_grad()
+    def moment(self, name: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        parameter, key = name.rsplit("/", 1)
+        if key == STEP:  # all are updated in every step
+            return torch.as_tensor(next(iter(self.zero.optimizer.state.values()))[STEP])
+        whole = safe_get_full_optimizer_state(self.parameters[parameter], key)
+        assert whole is not None, f"{parameter} is not DeepSpeed's"
+        return whole
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+        """Take over a checkpoint's weights and moments, in the training's own precision too.
+
+        Raises:
+            CheckpointError: one is missing or has another shape.
+        """
+        trained = [name for name, parameter in self.parameters.items() if parameter.requires_grad]
+        check_moments(moments, trained)
+        for name, buffer in self.buffers.items():
+            load_weight(buffer, name, stored_weight(weights, name))
+        if len(moments):
+            self._make_moments(float(moments[f"{trained[0]}/{STEP}"]))
+        for name, parameter in self.parameters.items():
+            value = stored_weight(weights, name)
+            with self._whole(parameter):
+                load_weight(parameter.data, name, value.to(parameter.device))
+            if parameter.requires_grad:
+                self._set(parameter, value, None)
+                for key in MOMENTS if len(moments) else ():
+                    self._set(parameter, moments[f"{name}/{key}"], key)
+
+    def _make_moments(self, step: float) -> None:
+        """Give the inner optimiser the state that its first step would have made."""
+        for flat in self._partitions:
+            self.zero.optimizer.state[flat] = {
+                STEP: torch.tensor(step, dtype=torch.float32, device=flat.device),
+                **{key: torch.zeros_like(flat) for key in MOMENTS},
+            }
+        if not self.is_stage_3:
+            self.zero._lazy_init_hp_params_optimizer_state()
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        set_weight: Callable[..., None] = safe_set_full_fp32_param
+        set_moment: Callable[..., None] = safe_set_full_optimizer_state
+        if self.is_stage_3:
+            set_weight, set_moment = safe_set_local_fp32_param, safe_set_local_optimizer_state
+            # the last parts are filled up with zeros
+            size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            start = size * self.zero._get_param_partition_rank(parameter)
+            part = torch.zeros(size, dtype=torch.float32)
+            here = value.flatten()[start : start + size].float()
+            part[: here.numel()] = here
+            value = part
+        if key is None:
+            set_weight(parameter, value.float())
+        else:
+            set_moment(parameter, value.float(), key)
+
+    @contextlib.contextmanager
+    def _whole(self, parameter: nn.Parameter) -> Iterator[None]:
+        """Inside, the parameter is whole on every rank; rank 0's content stays."""
+        if not self.is_stage_3:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            yield
