@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,17 +19,25 @@ from monet.errors import MonetError, recognised
 
 
 class Verb(NamedTuple):
-    """One command: `target` is "module:function", `summary` its line in `monet --help`."""
+    """One command: `target` is "module:function", `summary` its line in `monet --help`.
+
+    `takes_words`: arguments without a default are plain words, not options.
+    """
 
     target: str
     summary: str
+    takes_words: bool = False
 
 
 GROUPS: dict[str, dict[str, Verb]] = {
     "Data": {
         "data prepare": Verb("monet.data.prepare:prepare", "text -> tokenizer, token shards and a hashed manifest"),
     },
+    "Training": {
+        "plan": Verb("monet.plan:plan", "training configuration and GPUs -> memory, time, cost, and what fits"),
+    },
     "Models": {
+        "verify": Verb("monet.training.verify:verify", "a run's or a checkpoint's files against their manifest", True),
         "export": Verb("monet.export:export", "training checkpoint -> Hugging Face folder with tokenizer and card"),
         "generate": Verb("monet.generate:generate", "continue a prompt, with any expert mask"),
     },
@@ -103,7 +112,7 @@ def _overview(prefix: str) -> str:
         if shown:
             lines += [f"{title}:", *(f"  {name:<14}{verb.summary}" for name, verb in shown.items()), ""]
     if not prefix:
-        lines += ["Training:", "  python train.py fit --config configs/demo.yaml --run_dir runs/demo", ""]
+        lines += ["Training itself:", "  python train.py fit --config configs/demo.yaml --run_dir runs/demo", ""]
     lines += ["  --config FILE  any command: options from a YAML file; words on the command line win"]
     lines += ["  --debug        any command: the whole traceback of an error", "  --version      print the version"]
     return "\n".join(lines)
@@ -114,8 +123,36 @@ def _run(name: str, options: list[str]) -> int:
 
     module, _, function = VERBS[name].target.partition(":")
     target: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    options = _with_values(options, target)
     try:
-        auto_cli(target, args=options, prog=f"monet {name}", as_positional=False)
+        if "config" in target.__annotations__:  # a word that auto_cli keeps for files of options
+            return _run_with_config(target, options, name)
+        auto_cli(target, args=options, prog=f"monet {name}", as_positional=VERBS[name].takes_words)
     except SystemExit as stop:  # --help, or options that cannot be parsed
         return stop.code if isinstance(stop.code, int) else 2
+    return 0
+
+
+def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:
+    """Options of a yes or no get their value, so that `--full` alone means `--full=true`."""
+    parameters = inspect.signature(target).parameters.values()
+    flags = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
+    following = [*options[1:], ""]
+    return [
+        f"{word}=true" if word in flags and value not in ("true", "false") else word
+        for word, value in zip(options, following, strict=True)
+    ]
+
+
+def _run_with_config(target: Callable[..., Any], options: list[str], name: str) -> int:
+    """Run a verb whose --config names files of another kind, and may be given several times."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=f"monet {name}")
+    parser.add_function_arguments(target, as_positional=False)
+    # a list that is given again is added to where the option ends with a plus
+    words = [
+        word.replace("--config", "--config+", 1) if word.partition("=")[0] == "--config" else word for word in options
+    ]
+    target(**parser.instantiate(parser.parse_args(words)).as_dict())
     return 0

@@ -134,10 +134,11 @@ class StepCheckpoint(Checkpoint):
             print(f"checkpoint {folder}", flush=True)
 
     def _failed(self, error: Exception, trainer: Trainer, must: bool) -> None:
-        needed, free = checkpoint_bytes(trainer.lightning_module), shutil.disk_usage(self.checkpoints.parent).free
+        folder = self.checkpoints if self.checkpoints.is_dir() else self.checkpoints.parent
+        needed, free = checkpoint_bytes(trainer.lightning_module), shutil.disk_usage(folder).free
         text = (
-            f"{error}; a checkpoint takes about {needed:,} bytes, and {free:,} are free in {self.checkpoints.parent}"
-            " (a quota can leave less)"
+            f"{error}; a checkpoint takes about {needed:,} bytes, and {free:,} are free in {folder} (a quota can leave"
+            " less)"
         )
         if must or self.on_failure == "stop":
             raise CheckpointError(text) from error
