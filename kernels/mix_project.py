@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from monet.kernels.decode.active_output import project_active, reads_active_rows
 from monet.kernels.dispatch import without_autocast
 from monet.kernels.masked import Keep, token_chunks
 from monet.kernels.mixing import Activation, Mixing
+from monet.kernels.products import product, takes_onednn
 from monet.kernels.routing import again
 
 # How much is done at a time on the CPU, in elements of one hidden array: bounds the temporaries, while the projections'
@@ -106,19 +106,18 @@ def reference(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...
 def forward(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
     T, width = inputs[0].shape[0], max(term.columns.stop for term in step.terms)
     out_TD = inputs[0].new_empty(T, width)
-    active = reads_active_rows(inputs[-2:], weights)
     for rows in _chunks(inputs[0]):
         mixed = step.mix(inputs, rows)
-        if active:
-            matrices = [weight.t() if term.out_in else weight for term, weight in zip(step.terms, weights, strict=True)]
-            out_TD[rows] = project_active(mixed, matrices, [term.columns.start for term in step.terms])
-            continue
         started: set[int] = set()
         for term, x, weight in zip(step.terms, mixed, weights, strict=True):
-            block_tD = out_TD[rows, term.columns]
+            block_tD, x_tP = out_TD[rows, term.columns], x.flatten(1)
             matrix = weight.t() if term.out_in else weight
-            beta = 1 if term.columns.start in started else 0
-            torch.addmm(block_tD, x.flatten(1), matrix, beta=beta, out=block_tD)
+            if takes_onednn(x_tP, matrix):
+                part_tD = product(x_tP, matrix)
+                _ = block_tD.add_(part_tD) if term.columns.start in started else block_tD.copy_(part_tD)
+            else:
+                beta = 1 if term.columns.start in started else 0
+                torch.addmm(block_tD, x_tP, matrix, beta=beta, out=block_tD)
             started.add(term.columns.start)
     return out_TD
 
@@ -170,9 +169,9 @@ def input_gradients(
     dinputs = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
     for rows in _chunks(inputs[0]):
         dmixed = [
-            torch.mm(dout_TD[rows, term.columns], weight).unflatten(1, (E, -1))
+            product(dout_TD[rows, term.columns], weight).unflatten(1, (E, -1))
             if term.out_in
-            else torch.mm(dout_TD[rows, term.columns], weight.t())
+            else product(dout_TD[rows, term.columns], weight.t())
             for term, weight in zip(step.terms, weights, strict=True)
         ]
         *hidden, g1_tHE, g2_tHE = (tensor[rows] for tensor in inputs)
@@ -217,7 +216,9 @@ class _Mixed:
         term = self.step.terms[n]
         left, right = dout_tD[:, term.columns].t(), self.arrays.pop(n).flatten(1)
         left, right = (left, right) if term.out_in else (right.t(), left.t())
-        return torch.mm(left, right) if so_far is None else so_far.addmm_(left, right)
+        if so_far is None:
+            return product(left, right)
+        return so_far.add_(product(left, right)) if takes_onednn(left, right) else so_far.addmm_(left, right)
 
 
 class _Weight(torch.autograd.Function):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from pathlib import Path
 
 import torch
 
+from monet.kernels.products import is_float32, mkl_is_slow
+
 log = logging.getLogger(__name__)
 
-# Relative root-mean-square error a float32 product may have; bfloat16 arithmetic has about 3e-3.
-_FLOAT32_ERROR = 1e-6
-_CPUINFO = Path("/proc/cpuinfo")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc takes no more
 
@@ -36,23 +34,14 @@ def use_onednn_products() -> bool:
     Returns:
         Whether oneDNN computes the products from now on.
     """
-    if not torch.backends.mkldnn.is_available() or "GenuineIntel" in _processor():
+    if not mkl_is_slow():
         return False
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
-    if products_are_float32():
+    if is_float32(torch.mm):
         return True
     torch.set_float32_matmul_precision(before)
     return False
-
-
-def products_are_float32() -> bool:
-    """Whether a product of float32 matrices has float32's accuracy."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
-    exact = a.double() @ b.double()
-    error = ((a @ b).double() - exact).norm() / exact.norm()
-    return bool(error < _FLOAT32_ERROR)
 
 
 def keep_freed_memory() -> bool:
@@ -66,7 +55,3 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def _processor() -> str:
-    return _CPUINFO.read_text(encoding="utf-8", errors="replace") if _CPUINFO.exists() else ""

@@ -28,32 +28,37 @@ from torch.autograd import forward_ad
 from monet.kernels.decode.build import has_cpp
 from monet.kernels.decode.op import count_active, is_transposed
 from monet.kernels.dispatch import backend
+from monet.kernels.products import mkl_is_slow, onednn_products
 
 # Up to how many tokens, and up to which share of (token, key) pairs, the sparse layer is the faster one: with copies
 # and in place. Measured with the C++ of this folder (E = 512, M = 16, D = 2048, AVX-512), sparse time over dense time:
-#                            share .12 (k = 8)    share .40 (k = 32)   share .65 (k = 64)   share .90
-#   float32, copies          .03 .. .32           .19 .. .60           .32 .. .66           T=4 .37  T=64 .97
-#   float32, in place        .16 .. .48           .32 .. .92           .45 .. .98           T=4 .51  T=64 1.2
-#   bfloat16, copies, T=1    .14 .. .17           .46 .. .52
-#                     T=2    .29 .. .34           .75 .. .92
-#                     T=4    .47 .. .60           1.1 .. 1.3
-#                     T=16   .82 .. 1.1           1.3 .. 1.8
+#                            share .12 (k = 8)    share .40 (k = 32)   share .65 (k = 64)
+#   float32, copies,   T=1   .17 .. .21           .35 .. .38           .46 .. .48
+#                      T=4   .38 .. .45           .72 .. .84           .88 .. .97
+#                      T>4   .43 .. .69           .96 .. 1.6           1.3 .. 2.5
+#   float32, in place, T=1   .21 .. .37           .40 .. .66           .44 .. .95
+#                      T=4   .53 .. .57           1.0                  1.2
+#                      T>4   .62 .. .86           1.2 .. 1.9           1.5 .. 4.0
+#   bfloat16, copies,  T=1   .14 .. .17           .46 .. .52
+#                      T=2   .29 .. .34           .75 .. .92
+#                      T=4   .47 .. .60           1.1 .. 1.3
+#                      T=16  .82 .. 1.1           1.3 .. 1.8
 #   bfloat16, in place, T=1  .30 .. .65           .53 .. 1.8
 #                       T=2  .54 .. .70           1.3 .. 1.9
 #                       T=4  .90 .. 1.2           1.9 .. 2.6
 Limits = tuple[tuple[int, float], ...]
 LIMITS: dict[tuple[torch.dtype, bool], Limits] = {
-    (torch.float32, True): ((4, 0.9), (1 << 62, 0.65)),
-    (torch.float32, False): ((4, 0.65), (1 << 62, 0.4)),
+    (torch.float32, True): ((1, 0.9), (4, 0.5), (1 << 62, 0.2)),
+    (torch.float32, False): ((1, 0.5), (4, 0.3), (1 << 62, 0.15)),
     (torch.bfloat16, True): ((1, 0.6), (2, 0.35), (4, 0.25)),
     (torch.bfloat16, False): ((1, 0.2), (2, 0.15)),
 }
-# The same where torch's float32 products are oneDNN's (see `monet.cpu`), which take half the time of MKL's on an AMD
-# processor: copies, T=1 .17 .. .48; T=4 .38 .. .45 (k = 8), .72 .. .84 (k = 32), .88 .. .97 (k = 64); beyond .43 .. .69
-# (k = 8), .96 .. 1.6 (k = 32). In place T=1 .21 .. .95; T=4 .53 .. .57, 1.0, 1.2; beyond .62 .. .86, 1.2 .. 1.9.
-LIMITS_ONEDNN: dict[tuple[torch.dtype, bool], Limits] = {
-    (torch.float32, True): ((1, 0.9), (4, 0.5), (1 << 62, 0.2)),
-    (torch.float32, False): ((1, 0.5), (4, 0.3), (1 << 62, 0.15)),
+# The same where the dense layer's first products are a slow MKL's (see `monet.kernels.products`): copies .16 .. .40
+# (k = 8), .34 .. .76 (k = 32), .47 .. .52 up to four tokens and .72 .. 1.05 beyond (k = 64); in place .15 .. .54,
+# .45 .. .63 and .78 .. 1.3, .59 .. .93 and 1.0 .. 2.1.
+LIMITS_SLOW_MKL: dict[tuple[torch.dtype, bool], Limits] = {
+    (torch.float32, True): ((4, 0.9), (1 << 62, 0.5)),
+    (torch.float32, False): ((4, 0.65), (1 << 62, 0.25)),
 }
 # In plain torch gathered rows are copied, which pays for one token with few keys.
 LIMITS_WITHOUT_CPP: Limits = ((1, 0.15),)
@@ -111,7 +116,8 @@ def is_sparse(
     if torch.compiler.is_compiling():
         return x_TD.shape[0] <= COMPILED_TOKENS and x_TD.dtype == torch.float32 and _compiled_has_cpp()
     T, _, E = g1_THE.shape
-    limits = (LIMITS | LIMITS_ONEDNN if onednn_products() else LIMITS)[key] if has_cpp() else LIMITS_WITHOUT_CPP
+    slow = mkl_is_slow() and not onednn_products()
+    limits = (LIMITS | LIMITS_SLOW_MKL if slow else LIMITS)[key] if has_cpp() else LIMITS_WITHOUT_CPP
     limit = next((limit for tokens, limit in limits if tokens >= T), 0.0)
     return limit > 0 and count_active(g1_THE) + count_active(g2_THE) <= 2 * limit * T * E
 
@@ -122,11 +128,6 @@ def _is_sparse_on_gpu(x_TD: Tensor, g1_THE: Tensor, projections: Sequence[Tensor
     limit = GPU_LIMIT_ROWS if in_rows else GPU_LIMIT_IN_PLACE
     # In plain torch the layer would wait for the device.
     return T * (1 - (1 - topk / E) ** H) <= limit and backend("active_experts", x_TD) == "triton"
-
-
-def onednn_products() -> bool:
-    """Whether float32 products on the CPU are left to oneDNN (see `monet.cpu`)."""
-    return torch.get_float32_matmul_precision() == "medium"
 
 
 @torch.compiler.assume_constant_result

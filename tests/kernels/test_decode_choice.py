@@ -66,6 +66,7 @@ def test_choice_follows_the_share_of_active_keys(calls, monkeypatch):
     module, (x_BTD, g1, g2) = module_and_input(T=8)
     everything = torch.full_like(g1, 1 / 16)
     monkeypatch.setattr(choice, "LIMITS", {(torch.float32, True): ((8, 0.9),)})
+    monkeypatch.setattr(choice, "LIMITS_SLOW_MKL", {})
     with torch.no_grad():
         module(x_BTD, g1, g2)
         assert len(calls) == 1
@@ -79,19 +80,18 @@ def test_choice_follows_the_share_of_active_keys(calls, monkeypatch):
 
 
 @needs_cpp
-def test_choice_knows_that_onednn_makes_the_dense_layer_quicker(calls, monkeypatch):
+def test_choice_knows_that_a_slow_mkl_makes_the_dense_layer_slow(calls, monkeypatch):
     module, inputs = module_and_input(T=8)
-    monkeypatch.setattr(choice, "LIMITS", {(torch.float32, True): ((8, 0.9),)})
-    monkeypatch.setattr(choice, "LIMITS_ONEDNN", {(torch.float32, True): ((4, 0.9),)})
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        with torch.no_grad():
-            module(*inputs)
-        assert not calls
-    finally:
-        torch.set_float32_matmul_precision(before)
+    monkeypatch.setattr(choice, "LIMITS", {(torch.float32, True): ((4, 0.9),)})
+    monkeypatch.setattr(choice, "LIMITS_SLOW_MKL", {(torch.float32, True): ((8, 0.9),)})
+    monkeypatch.setattr(choice, "mkl_is_slow", lambda: True)
     with torch.no_grad():
+        module(*inputs)
+        assert len(calls) == 1
+        monkeypatch.setattr(choice, "onednn_products", lambda: True)
+        module(*inputs)
+        monkeypatch.setattr(choice, "onednn_products", lambda: False)
+        monkeypatch.setattr(choice, "mkl_is_slow", lambda: False)
         module(*inputs)
     assert len(calls) == 1
 

@@ -1,0 +1,78 @@
+"""Matrix products on the CPU: oneDNN's where torch's own are slow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+_CPUINFO = Path("/proc/cpuinfo")
+# Relative root-mean-square error a float32 product may have; bfloat16 arithmetic has about 3e-3.
+_FLOAT32_ERROR = 1e-6
+# Multiply-adds from which on the detour pays.
+_SMALLEST = 1 << 20
+
+
+def product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
+    """a @ b, of any strides; without a gradient.
+
+    torch's float32 products on the CPU are MKL's, which does not use AVX-512 on other makers' processors. oneDNN does
+    and takes about half the time there; torch has it behind the operator that its compiler uses for linear layers.
+    A product over columns of wider rows is copied first.
+    """
+    if takes_onednn(a_MK, b_KN):
+        return torch.ops.mkldnn._linear_pointwise(_dense(a_MK), _dense(b_KN).t(), None, "none", [], "")
+    return torch.mm(a_MK, b_KN)
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """The matrix without gaps between its rows or columns, which send oneDNN to its slowest code."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+
+
+def takes_onednn(a_MK: Tensor, b_KN: Tensor) -> bool:
+    """Whether `product` of these two is left to oneDNN by a detour."""
+    if a_MK.device.type != "cpu" or a_MK.dtype != torch.float32 or b_KN.dtype != torch.float32:
+        return False
+    if a_MK.shape[0] * a_MK.shape[1] * b_KN.shape[1] < _SMALLEST or torch.compiler.is_compiling():
+        return False
+    if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in (a_MK, b_KN)) or onednn_products():
+        return False
+    return not torch._C._are_functorch_transforms_active() and has_onednn_detour()
+
+
+def onednn_products() -> bool:
+    """Whether all of torch's float32 products on the CPU are left to oneDNN (see `monet.cpu`)."""
+    return torch.get_float32_matmul_precision() == "medium"
+
+
+@lru_cache(maxsize=1)
+def has_onednn_detour() -> bool:
+    """Whether oneDNN's operator is there, of use on this processor, and as exact as float32 can be."""
+    if not mkl_is_slow():
+        return False
+    try:
+        return is_float32(lambda a, b: torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""))
+    except (AttributeError, RuntimeError):  # another version of torch's operator
+        return False
+
+
+@lru_cache(maxsize=1)
+def mkl_is_slow() -> bool:
+    """Whether torch multiplies with MKL on an AVX-512 processor that is not Intel's, and could with oneDNN."""
+    if not torch.backends.mkl.is_available() or not torch.backends.mkldnn.is_available() or not _CPUINFO.exists():
+        return False
+    processor = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    return "avx512f" in processor and "GenuineIntel" not in processor
+
+
+def is_float32(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
+    """Whether a product of float32 matrices by `multiply` has float32's accuracy."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    exact = a.double() @ b.double()
+    error = (multiply(a, b).double() - exact).norm() / exact.norm()
+    return bool(error < _FLOAT32_ERROR)
