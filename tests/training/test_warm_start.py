@@ -1,0 +1,182 @@
+"""Warm starts: a run begins with the weights of a folder, once; a frozen router does not move."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import monet
+from monet.export import export
+from monet.training.module import MonetLightningModule
+from monet.training.optim import parameter_groups
+from monet.training.settings import ModelShape
+from tests.training.runs import SHAPE, losses
+from tests.training.test_twin import TWIN
+
+LAST = "step-00000012"
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def is_router(name: str) -> bool:
+    return ".router." in name
+
+
+@pytest.fixture
+def source(train, tmp_path):
+    """A trained and exported model."""
+    assert train("source").code == 0
+    export(tmp_path / "source-model", run=tmp_path / "source")
+    return tmp_path / "source-model"
+
+
+def test_a_run_starts_from_an_export_and_never_reads_it_again(train, settings, source, tmp_path):
+    settings["model"]["init_from"] = str(source)
+    settings["model"]["schedule"] = {"name": "constant"}
+    whole = train("whole")
+    assert whole.code == 0
+    first = weights(whole.checkpoints / "step-00000004")
+    assert not any(torch.equal(first[name], tensor) for name, tensor in weights(source).items() if "proj" in name)
+    # the source's last loss, not that of random weights
+    assert losses(whole.run_dir)[0][1] < losses(tmp_path / "source")[0][1] - 0.2
+
+    assert train("parts", "--trainer.max_steps=4").code == 0
+    shutil.rmtree(source)
+    assert train("parts").code == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    ours, theirs = (weights(tmp_path / name / "checkpoints" / LAST) for name in ("parts", "whole"))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "bfloat16"])
+def test_checkpoints_and_half_precision_exports_start_a_run_too(train, settings, source, tmp_path, kind):
+    folder = tmp_path / "source" / "checkpoints" / LAST
+    if kind == "bfloat16":
+        folder = tmp_path / "half"
+        export(folder, run=tmp_path / "source", dtype="bfloat16")
+    settings["model"] |= {"init_from": str(folder)}
+    # an update of nothing: the first checkpoint holds what was loaded
+    settings["model"]["optimizer"] = {"learning_rate": 1e-30, "weight_decay": 0.0}
+    settings["model"]["schedule"] = {"name": "constant"}
+    assert train("new", "--trainer.max_steps=1", "--checkpoint_every=1").code == 0
+    found = weights(tmp_path / "new" / "checkpoints" / "step-00000001")
+    for name, tensor in weights(folder).items():
+        if "running" not in name and "tracked" not in name:
+            assert found[name].dtype == torch.float32 and torch.equal(found[name], tensor.float()), name
+
+
+def test_a_frozen_router_does_not_move(train, settings, source, tmp_path):
+    settings["model"] |= {"init_from": str(source), "freeze_router": True}
+    run = train("frozen")
+    assert run.code == 0
+    before, after = weights(source), weights(run.checkpoints / LAST)
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in after if not is_router(name)}
+    state = json.loads((run.checkpoints / LAST / "state.json").read_text())
+    assert "router_decay" not in json.dumps(state)
+    # a continued run stays frozen, and is not thawed by mistake
+    assert train("frozen", "--trainer.max_steps=14").code == 0
+    after = weights(run.checkpoints / "step-00000014")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if is_router(name))
+    settings["model"]["freeze_router"] = False
+    assert train("frozen", "--trainer.max_steps=16").code == 2
+
+
+def test_a_frozen_router_has_no_gradient_and_no_place_in_the_optimiser(source):
+    module = MonetLightningModule(ModelShape(**SHAPE), init_from=str(source), freeze_router=True)
+    model = module.model.train()
+    windows = torch.randint(280, (2, 17))
+    model(windows[:, :-1], shift_labels=windows[:, 1:], router_loss=module.router_loss).loss.backward()
+    names = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert names == {name for name, _ in model.named_parameters() if is_router(name)} and names
+    groups = parameter_groups(model, module.optimizer_settings)
+    assert {group["name"] for group in groups} == {"body_decay", "body_no_decay"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"moe_experts": 6, "moe_heads": 1}, r"moe_experts: checkpoint 8, now 6; moe_heads: checkpoint 2, now 1"),
+        ({"moe_topk": 2}, r"moe_topk: checkpoint 3, now 2"),
+        ({**{key: None for key in SHAPE if key.startswith("moe_")}, **TWIN}, r"model_type: checkpoint 'monet'"),
+    ],
+    ids=["sizes", "threshold", "architecture"],
+)
+def test_another_models_weights_are_refused_and_every_key_named(train, settings, source, capsys, change, message):
+    settings["model"]["shape"] = {**SHAPE, **change}
+    settings["model"]["init_from"] = str(source)
+    assert train("new").code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert str(source) in error and message in error.replace("\\", "")
+
+
+def test_longer_windows_may_be_trained_on(train, settings, source):
+    settings["model"]["shape"]["max_position_embeddings"] = 128
+    settings["model"] |= {"init_from": str(source), "schedule": {"name": "constant"}}
+    assert train("new", "--data.seq_len=96", "--trainer.max_steps=1").code == 0
+
+
+def damage_nothing_there(folder):
+    shutil.rmtree(folder)
+
+
+def damage_nan(folder):
+    state = weights(folder)
+    state["model.norm.weight"][0] = float("nan")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def damage_missing(folder):
+    state = weights(folder)
+    del state["model.norm.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def damage_pickle(folder):
+    torch.save(weights(folder), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def damage_mask(folder):
+    model = monet.MonetForCausalLM.from_pretrained(folder)
+    model.set_expert_mask(monet.ExpertMask.random(model.config, 3, seed=0))
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "message"),
+    [
+        (damage_nothing_there, 4, "no such folder"),
+        (damage_nan, 4, "model.norm.weight holds values that are NaN"),
+        (damage_missing, 4, "lacks 1 tensors: model.norm.weight"),
+        (damage_pickle, 4, "pickled weights are never read"),
+        (damage_mask, 2, "has removed experts"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_damaged_sources_are_refused(train, settings, source, capsys, damage, code, message):
+    damage(source)
+    settings["model"]["init_from"] = str(source)
+    assert train("new").code == code
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_freezing_random_routers_or_none_is_refused(train, settings, capsys):
+    settings["model"]["freeze_router"] = True
+    assert train("new").code == 2
+    assert "random routers would stay random" in capsys.readouterr().err
+    settings["model"]["shape"] = dict(TWIN)
+    assert train("new").code == 2
+    assert "llama has no router" in capsys.readouterr().err
+
+
+def test_the_twin_starts_warm_too(train, settings, tmp_path):
+    settings["model"]["shape"] = dict(TWIN)
+    assert train("first").code == 0
+    settings["model"]["init_from"] = str(tmp_path / "first" / "checkpoints" / LAST)
+    assert train("second").code == 0
+    assert losses(tmp_path / "second")[0][1] < losses(tmp_path / "first")[0][1] - 0.2
