@@ -41,6 +41,9 @@ class MonetDataModule(L.LightningDataModule):
             false lets a token see all of the window before it.
         num_workers: loader processes of each rank; 0 loads in the training process.
         pin_memory: put batches in page-locked memory, which speeds up the way to a GPU.
+        full_check: hash every shard and look at every id at each start; null does so below 1 GB of ids, above that
+            names, sizes and a sample of document ends are checked.
+        loader_timeout: seconds after which a loader process that gives no batch ends the run; 0 waits for ever.
     Raises:
         ConfigError: a number is out of range.
     """
@@ -60,12 +63,15 @@ class MonetDataModule(L.LightningDataModule):
         document_mask: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
+        full_check: bool | None = None,
+        loader_timeout: float = 600.0,
     ) -> None:
         super().__init__()
         for name, value, least in (
             ("seq_len", seq_len, 1),
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
+            ("loader_timeout", loader_timeout, 0),
             ("max_val_windows", 1 if max_val_windows is None else max_val_windows, 1),
         ):
             if value < least:
@@ -83,6 +89,8 @@ class MonetDataModule(L.LightningDataModule):
         self.document_mask = document_mask
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.full_check = full_check
+        self.loader_timeout = loader_timeout
         self._shards: TokenShards | None = None
         self._stream: TrainStream | None = None
         self._position: dict[str, Any] | None = None
@@ -96,7 +104,8 @@ class MonetDataModule(L.LightningDataModule):
         """
         if self._shards is None:
             size = sum(path.stat().st_size for path in self.data_dir.rglob("*.bin"))
-            self._shards = TokenShards(self.data_dir, full=size < _HASHED_BELOW_BYTES)
+            full = size < _HASHED_BELOW_BYTES if self.full_check is None else self.full_check
+            self._shards = TokenShards(self.data_dir, full=full)
         return self._shards
 
     @property
@@ -173,6 +182,7 @@ class MonetDataModule(L.LightningDataModule):
             rank=rank,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
+            timeout=self.loader_timeout,
             # a trainer fetches one batch ahead; on_before_batch_transfer counts instead
             count_on_yield=self.trainer is None,
         )
@@ -189,8 +199,8 @@ class MonetDataModule(L.LightningDataModule):
         enough = [name for name, tokens in held_out.items() if tokens > self.seq_len * world_size]
         if few := sorted(set(held_out) - set(enough)):
             rank_zero_warn(
-                f"validation leaves out {', '.join(few)}: less held-out text than a window of seq_len {self.seq_len} for "
-                f"each of {world_size} rank(s)"
+                f"validation leaves out {', '.join(few)}: less held-out text than a window of seq_len {self.seq_len} "
+                f"for each of {world_size} rank(s)"
             )
         return ValidationPass(
             WindowDataset(self.shards, "validation", self.seq_len, enough or None, document_mask=self.document_mask),
@@ -200,6 +210,7 @@ class MonetDataModule(L.LightningDataModule):
             rank=rank,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
+            timeout=self.loader_timeout,
         )
 
     def _place(self) -> tuple[int, int]:

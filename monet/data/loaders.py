@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,60 @@ Batch = dict[str, torch.Tensor]
 WORKER_TIMEOUT_SECONDS = 300  # a worker that takes longer for a batch counts as hung, and ends the run
 
 
-def _loader(windows: WindowDataset, batches: Any, num_workers: int, pin_memory: bool) -> DataLoader[Any]:
-    return DataLoader(
+def _batches(
+    windows: WindowDataset, batches: Any, num_workers: int, pin_memory: bool, timeout: float
+) -> Generator[Batch, None, None]:
+    """Batches in order, read ahead by `num_workers` processes, none of which is left when this ends.
+
+    Raises:
+        DataError: a process raised (with its message), died, or gave nothing for `timeout` seconds.
+    """
+    loader = DataLoader(
         windows,
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=_collated,
         num_workers=num_workers,
-        timeout=WORKER_TIMEOUT_SECONDS if num_workers else 0,
-        pin_memory=pin_memory,
+        timeout=timeout if num_workers else 0,
         # the default would draw a seed from torch's global generator, and with it change what a resumed run draws
         generator=torch.Generator().manual_seed(0),
     )
+    iterator = iter(loader)
+    processes = list(getattr(iterator, "_workers", []))
+    try:
+        for arrays in iterator:
+            tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+            yield {key: tensor.pin_memory() for key, tensor in tensors.items()} if pin_memory else tensors
+    except DataError as error:
+        # torch puts the worker's traceback before the message
+        raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
+    except RuntimeError as error:
+        if not processes or "DataLoader" not in str(error):
+            raise
+        reason = " ".join(str(error).split("\n", 1)[0].split())
+        raise DataError(
+            f"data loading failed: {reason}; look for a lack of (shared) memory or a disk that does not answer, raise "
+            f"loader_timeout {timeout:g} if reading is that slow, or set num_workers 0"
+        ) from error
+    finally:
+        _end(iterator, processes)
+
+
+def _collated(windows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """A batch as arrays: a tensor would travel as a handle that only its maker can turn into memory, so a maker that
+    died or hangs would hold up those who take batches it has finished long ago."""
+    return {key: tensor.numpy() for key, tensor in collate(windows).items()}
+
+
+def _end(iterator: Any, processes: list[Any]) -> None:
+    """Wait for the loader's processes, and kill those that do not end by themselves."""
+    for process in processes:
+        process.terminate()
+    if processes:
+        iterator._shutdown_workers()  # also takes them off torch's watch, before any of them is killed
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+        process.join()
 
 
 class TrainStream:
@@ -45,6 +89,7 @@ class TrainStream:
         world_size, rank: W and this process's place.
         num_workers: loader processes; 0 loads in this one.
         pin_memory: put batches in page-locked memory.
+        timeout: seconds to wait for a batch of a loader process; 0 waits for ever.
         count_on_yield: count a batch as consumed when it is handed out; otherwise somebody else sets `consumed`,
             because batches are fetched before they are used.
     Attributes:
@@ -61,6 +106,7 @@ class TrainStream:
         rank: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        timeout: float = 0,
         count_on_yield: bool = True,
     ) -> None:
         self.windows = windows
@@ -70,6 +116,7 @@ class TrainStream:
         self.rank = rank
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.timeout = timeout
         self.count_on_yield = count_on_yield
         self.consumed = 0
 
@@ -82,11 +129,12 @@ class TrainStream:
         """Batches from `consumed` on: {"input_ids": (B, T+1), "domain": (B,), "index": (B,), "document": (B,),
         "number": ()}, all int64; "number" is n."""
         first = self.consumed
-        loader = _loader(self.windows, _BatchNumbers(self, first), self.num_workers, self.pin_memory)
-        for number, batch in enumerate(loader, start=first):
-            if self.count_on_yield:
-                self.consumed = number + 1
-            yield {**batch, "number": torch.tensor(number)}
+        numbers = _BatchNumbers(self, first)
+        with closing(_batches(self.windows, numbers, self.num_workers, self.pin_memory, self.timeout)) as batches:
+            for number, batch in enumerate(batches, start=first):
+                if self.count_on_yield:
+                    self.consumed = number + 1
+                yield {**batch, "number": torch.tensor(number)}
 
     def state_dict(self) -> dict[str, Any]:
         """Position and everything it is a position in; JSON-able."""
@@ -165,7 +213,7 @@ class ValidationPass:
         windows: the held-out windows.
         batch_size: windows in a batch at most.
         max_windows: windows of each domain over all ranks at most; None takes all.
-        world_size, rank, num_workers, pin_memory: as for `TrainStream`.
+        world_size, rank, num_workers, pin_memory, timeout: as for `TrainStream`.
     """
 
     def __init__(
@@ -178,10 +226,12 @@ class ValidationPass:
         rank: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        timeout: float = 0,
     ) -> None:
         self.windows = windows
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.timeout = timeout
         self.batches: list[list[int]] = []
         for domain, count in zip(windows.chosen, windows.counts, strict=True):
             taken = min(count, max_windows or count) // world_size * world_size
@@ -200,4 +250,4 @@ class ValidationPass:
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches as `collate` gives them."""
-        return iter(_loader(self.windows, self.batches, self.num_workers, self.pin_memory))
+        return _batches(self.windows, self.batches, self.num_workers, self.pin_memory, self.timeout)

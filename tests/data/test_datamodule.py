@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -151,7 +153,7 @@ def test_reading_batches_leaves_the_global_generator_alone(prepared):
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
 def test_a_position_of_other_settings_is_refused(prepared, changes, named):
-    state = make(prepared).train_dataloader().state_dict()
+    state = make(prepared).train_dataloader().state_dict() | {"consumed": 3}
     data = make(prepared, **changes)
     data.load_state_dict(state)
     with pytest.raises(ConfigError) as caught:
@@ -164,6 +166,23 @@ def test_a_position_in_other_data_is_refused(prepared):
     data = make(prepared)
     data.load_state_dict(state)
     with pytest.raises(DataError, match="f00df00df00d"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize(("full_check", "found"), [(None, True), (True, True), (False, False)])
+def test_large_data_can_be_checked_in_full_or_not(prepared, tmp_path, full_check, found):
+    folder = tmp_path / "data"
+    shutil.copytree(prepared, folder)
+    path = folder / "train" / "python" / "shard-00000.bin"
+    ids = np.memmap(path, dtype="<u2", mode="r+")
+    ids[3] ^= 1
+    ids.flush()
+    data = make(folder, full_check=full_check)
+    if found:
+        with pytest.raises(DataError, match=r"shard-00000\.bin: content differs"):
+            data.setup("fit")
+            data.train_dataloader()
+    else:
         data.train_dataloader()
 
 

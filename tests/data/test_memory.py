@@ -1,0 +1,193 @@
+"""Bounded memory: shards are mapped and not copied, files are read piece by piece whatever they claim to hold."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from monet.data.prepare import prepare
+from monet.data.records import read_documents
+from monet.data.shards import TokenShards
+from monet.data.sources import Skipped, TextFile
+from monet.data.windows import WindowDataset
+from monet.errors import DataError
+from tests.data.samples import EOS, make_shards, write_corpus, zstandard
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+
+
+def test_reads_share_the_memory_of_the_mapped_file(prepared):
+    stream = TokenShards(prepared).stream("train", "english")
+    whole = stream.shard_ids(0)
+    ids = stream.read(3, 40)
+    assert isinstance(whole, np.memmap)
+    assert whole.mode == "r"
+    assert np.shares_memory(ids, whole)
+    assert np.shares_memory(stream.read(10, 20), ids)
+    assert stream.shard_ids(0) is whole
+
+
+RESIDENT = """
+import sys
+from pathlib import Path
+from monet.data.windows import WindowDataset
+
+def kib(name):
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+windows = WindowDataset(sys.argv[1], "train", 256)
+windows[0]
+before = kib("Private_Dirty:"), kib("Anonymous:")
+for index in range(0, len(windows), 40):
+    windows[index]
+after = kib("Private_Dirty:"), kib("Anonymous:")
+print(windows.shards.stream("train", "a").num_tokens * 2 // 1024, *(b - a for a, b in zip(before, after)))
+"""
+
+
+def measured(script: str, *words: object) -> list[int]:
+    """Numbers that a script prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(number) for number in done.stdout.split()]
+
+
+def test_a_walk_over_all_shards_takes_no_memory_of_its_own(tmp_path):
+    """Pages of a mapped file belong to the kernel's cache; what the process owns does not grow with the data."""
+    ids = np.resize(np.arange(5, 95), 1_000_000).tolist()
+    make_shards(tmp_path, {"train": {"a": [ids] * 8}}, shard_tokens=4_000_000)
+    size, dirty, anonymous = measured(RESIDENT, tmp_path)
+    assert size > 15_000
+    assert dirty < 2_000
+    assert anonymous < 2_000
+
+
+def one_line(size: int) -> bytes:
+    return b'{"text": "' + b"a" * size + b'"}\n'
+
+
+def bomb(folder: Path, kind: str, size: int) -> Path:
+    """A small file that holds a text of `size` bytes."""
+    if kind == "parquet":
+        path = folder / "bomb.parquet"
+        text = ["word " * 200_000] * (size // 1_000_000)
+        parquet.write_table(pyarrow.table({"text": text}), path, compression="zstd", use_dictionary=False)
+        return path
+    if kind == "jsonl.zst":
+        path = folder / "bomb.jsonl.zst"
+        path.write_bytes(zstandard(one_line(size)))
+        return path
+    path = folder / f"bomb.{kind}"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(one_line(size) if kind.startswith("jsonl") else b"a" * size)
+    return path
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import pyarrow.parquet
+from monet.data.records import read_documents
+from monet.data.sources import Skipped, TextFile
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+path, skipped = Path(sys.argv[1]), Skipped("skip")
+count = sum(1 for _ in read_documents(TextFile(path, "d", path.name), skipped, max_bytes=1 << 20))
+print(count, skipped.counts["too long"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("kind", ["txt.gz", "jsonl.gz", "jsonl.zst", "parquet"])
+def test_an_archive_that_unpacks_to_much_takes_little_memory(tmp_path, kind):
+    path = bomb(tmp_path, kind, 200 * MIB)
+    assert path.stat().st_size < 2 * MIB
+    count, too_long, kib = measured(PEAK, path)
+    # a row group of 200 texts of 1 MB is no fault: it is read page by page
+    assert (count, too_long) == ((209, 0) if kind == "parquet" else (0, 1))
+    assert kib < 90 * 1024
+
+
+@pytest.mark.parametrize("kind", ["txt.gz", "jsonl.gz", "jsonl.zst", "parquet"])
+def test_what_is_too_long_is_refused_by_name(tmp_path, kind):
+    path = bomb(tmp_path, kind, 2 * MIB)
+    with pytest.raises(DataError, match=rf"{path.name}.*max_document_bytes 100000; raise that.*--on_error skip"):
+        list(read_documents(TextFile(path, "d", path.name), Skipped(), max_bytes=100_000))
+
+
+def test_a_long_line_does_not_hide_the_next(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "one"}\n' + one_line(500) + b'{"text": "two"}\n' + one_line(99)[:-1])
+    skipped = Skipped("skip")
+    documents = read_documents(TextFile(path, "d", "a"), skipped, max_bytes=100)
+    assert [(document.text, document.name) for document in documents] == [("one", "a:1"), ("two", "a:3")]
+    assert skipped.counts == {"too long": 2}
+
+
+BROKEN = {
+    "truncated": lambda content: content[:-40],
+    "overwritten": lambda content: content[:100] + bytes(200) + content[300:],
+    "something else": lambda content: b"PAR1 no table" * 9,
+    "empty": lambda content: b"",
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl.zst"])
+def test_damaged_files_are_named(tmp_path, suffix, damage):
+    path = tmp_path / f"a{suffix}"
+    lines = [f"line {number * 7919}" for number in range(500)]
+    if suffix == ".parquet":
+        parquet.write_table(pyarrow.table({"text": lines}), path, compression="zstd")
+    else:
+        path.write_bytes(zstandard("".join(f'{{"text": "{line}"}}\n' for line in lines).encode()))
+    path.write_bytes(BROKEN[damage](path.read_bytes()))
+    if (suffix, damage) == (".jsonl.zst", "empty"):
+        assert list(read_documents(TextFile(path, "d", "a"), Skipped())) == []
+        return
+    # a zstandard frame without checksum can unpack to other bytes, which then are no records
+    with pytest.raises(DataError, match=rf"{path.name}: broken or truncated|{path.name}:1: not a JSON record"):
+        list(read_documents(TextFile(path, "d", "a"), Skipped()))
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ({"body": ["x"]}, r"no column 'text' among \['body'\]; name the right one with --text_key"),
+        ({"text": [1]}, r"row 1: 'text' is int, not text"),
+        ({"text": ["x", None]}, r"row 2: 'text' is NoneType, not text"),
+    ],
+)
+def test_tables_without_text(tmp_path, table, reason):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table(table), path)
+    with pytest.raises(DataError, match=reason):
+        list(read_documents(TextFile(path, "d", "a"), Skipped()))
+
+
+def test_empty_documents_are_left_out_and_counted(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus", originals=8, parts=1, words=10)
+    (corpus / "python" / "blank.jsonl").write_text('{"text": ""}\n{"text": " \\n\\t"}\n')
+    parquet.write_table(pyarrow.table({"text": ["", "\u2003", "words"]}), corpus / "python" / "blank.parquet")
+    shards = prepare(str(corpus), tmp_path / "out", vocab_size=270)
+    assert shards.manifest["skipped"]["counts"] == {"empty": 4}
+    lengths = np.diff(shards.stream("train", "python").document_starts())
+    assert lengths.min() > 1
+
+
+def test_documents_longer_than_a_window_and_a_shard_are_whole(tmp_path):
+    make_shards(tmp_path, {"train": {"a": [list(range(2, 90)), [5]]}}, shard_tokens=20)
+    windows = WindowDataset(tmp_path, "train", 10)
+    ids = np.concatenate([windows[index]["input_ids"].numpy()[:-1] for index in range(len(windows))])
+    assert ids.tolist() == [*range(2, 90), EOS, 5][: len(ids)]
+    assert windows.shards.manifest["splits"]["train"]["a"]["shards"][0]["tokens"] == 89
