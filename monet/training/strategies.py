@@ -5,6 +5,8 @@ All share one checkpoint format (monet/training/folder_io.py), so that any of th
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from monet.errors import ConfigError
@@ -69,11 +72,11 @@ class DataParallel(Together, DDPStrategy):
 
     def __init__(self, timeout_minutes: float = 30.0, bucket_megabytes: int = 25) -> None:
         self.timeout = timedelta(minutes=timeout_minutes)
+        # the routers' statistics are equal already; torch 2.13 has a new name for it
+        known = inspect.signature(DistributedDataParallel).parameters
+        unsynced = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         super().__init__(
-            timeout=self.timeout,
-            bucket_cap_mb=bucket_megabytes,
-            gradient_as_bucket_view=True,
-            broadcast_buffers=False,  # the routers' statistics are equal already
+            timeout=self.timeout, bucket_cap_mb=bucket_megabytes, gradient_as_bucket_view=True, **{unsynced: False}
         )
 
 
@@ -103,13 +106,14 @@ class Zero(Together, DeepSpeedStrategy):
             stage=stage,
             offload_optimizer=offload_optimizer,
             offload_parameters=offload_parameters,
-            zero_force_ds_cpu_optimizer=False,  # torch's fused AdamW needs no build
             timeout=self.timeout,
         )
         assert isinstance(self.config, dict)
-        # Lightning puts every option into the section of ZeRO
-        self.config["zero_force_ds_cpu_optimizer"] = self.config["zero_optimization"].pop("zero_force_ds_cpu_optimizer")
+        self.config["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW needs no build
         _merge(self.config, config or {})
+        # the engine clips, by the norm that the module has looked at
+        warnings.filterwarnings("ignore", message="Since DeepSpeed handles gradient clipping internally")
+        warnings.filterwarnings("ignore", message=r"`torch.distributed.*` is deprecated", category=FutureWarning)
         self._state: ZeroState | None = None
         self._restore: Callable[[], None] | None = None
 
@@ -155,6 +159,11 @@ class Zero(Together, DeepSpeedStrategy):
         assert module is not None
         self._state = ZeroState(engine, module.model)  # type: ignore[arg-type]
         return engine, optimizer
+
+    @override
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        # Lightning has divided the loss by the number of accumulated batches; the engine would do it again
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def gradient_norm(self) -> Tensor:
         """Norm of the averaged gradient over all parameters, infinite where it holds a NaN; all ranks call it."""
@@ -238,6 +247,8 @@ class FullyShard(Together, ModelParallelStrategy):
         """Shard a language model over all ranks, in place."""
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+        # a routing group's gates are views; nobody writes into them
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         options: dict[str, Any] = {
             "mesh": self.device_mesh["data_parallel"], "reshard_after_forward": self.reshard_after_forward,
         }  # fmt: skip

@@ -35,6 +35,7 @@ class ZeroState:
     def shapes(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         weights, moments = {}, {}
         has_moments = bool(self.zero.optimizer.state)
+        self._link_moments()
         for name, parameter in self.parameters.items():
             shape = getattr(parameter, "ds_shape", parameter.shape)
             trained = parameter.requires_grad
@@ -98,7 +99,12 @@ class ZeroState:
                 STEP: torch.tensor(step, dtype=torch.float32, device=flat.device),
                 **{key: torch.zeros_like(flat) for key in MOMENTS},
             }
-        if not self.is_stage_3:
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        # DeepSpeed does it once, after the update of the first group, when the others have no state yet
+        if not self.is_stage_3 and self.zero.optimizer.state:
+            self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
 
     def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
