@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Choice:
     memory: dict[str, float]
     compute_seconds: float
     communication_seconds: float
-    fits: bool = field(default=False)
+    fits: bool
 
     @property
     def total_bytes(self) -> float:
@@ -123,7 +123,7 @@ def plan(
     """
     run = read_run(config)
     if tokens is not None:
-        run = Run(**{**vars(run), "steps": math.ceil(tokens / run.tokens)})
+        run = replace(run, steps=math.ceil(tokens / run.tokens))
     if gpu not in ACCELERATORS:
         raise ConfigError(f"gpu = {gpu}: known are {', '.join(sorted(ACCELERATORS))}")
     for name, value in (("gpus", gpus), ("gpus_per_node", gpus_per_node), ("mfu", mfu), ("network_gbps", network_gbps)):
@@ -248,7 +248,11 @@ def configured(run: Run, given: Assumptions) -> Choice | None:
     """The run as its configuration says, None where its micro-batch does not divide a GPU's windows."""
     if (run.windows // given.gpus) % run.micro_batch:
         return None
-    return choice(run, given, run.stage if given.gpus > 1 else 0, run.micro_batch, run.checkpointing)
+    found = choice(run, given, run.stage if given.gpus > 1 else 0, run.micro_batch, run.checkpointing)
+    if not run.offload:
+        return found
+    memory = {**found.memory, "optimiser": 0.0}
+    return replace(found, memory=memory, fits=sum(memory.values()) <= given.memory)
 
 
 def remedies(run: Run, given: Assumptions, choices: list[Choice]) -> list[str]:
@@ -262,12 +266,22 @@ def remedies(run: Run, given: Assumptions, choices: list[Choice]) -> list[str]:
         words += f" --trainer.accumulate_grad_batches {found.accumulate}"
         return [f"{words} --model.gradient_checkpointing {str(found.checkpointing).lower()}"]
     least = min(choices, key=lambda c: c.total_bytes)
-    total = sum(parameter_counts(run.config).values())
-    host = given.gpus_per_node * total * 12 / given.gpus
-    lines = [f"--trainer.strategy zero3_offload: the optimiser's {host / GIB:,.0f} GiB a node move to its memory"]
-    if least.total_bytes - least.memory["optimiser"] > given.memory:
-        lines = []
-    return [*lines, f"more GPUs, or GPUs of more than {least.total_bytes / GIB:,.0f} GiB"]
+    lines = [f"more GPUs, or GPUs of more than {least.total_bytes / GIB:,.0f} GiB"]
+    if least.total_bytes - least.memory["optimiser"] <= given.memory:
+        words = f"--trainer.strategy zero3_offload --data.batch_size {least.micro_batch}"
+        words += f" --trainer.accumulate_grad_batches {least.accumulate}"
+        host = host_bytes(run, given) / GIB
+        lines.insert(
+            0, f"{words} --model.gradient_checkpointing true, with {host:,.0f} GiB of each node's memory; slower"
+        )
+    return lines
+
+
+def host_bytes(run: Run, given: Assumptions) -> float:
+    """Memory of a node that an offloaded optimiser and master weights take."""
+    wide = widths(run.precision, 3)
+    share = min(1.0, given.gpus_per_node / given.gpus)
+    return share * (wide.master + wide.moments) * sum(parameter_counts(run.config).values())
 
 
 def as_json(run: Run, given: Assumptions, choices: list[Choice]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from monet.flops import forward_flops_per_token, parameter_counts, training_flops_per_token
-from monet.plan import GIB, NAMES, OVERLAP, Assumptions, Choice, Run, best, configured, remedies
+from monet.plan import GIB, NAMES, OVERLAP, Assumptions, Choice, Run, best, configured, host_bytes, remedies
 
 
 def show(run: Run, given: Assumptions, choices: list[Choice], console: Console | None = None) -> None:
@@ -26,6 +26,11 @@ def show(run: Run, given: Assumptions, choices: list[Choice], console: Console |
     )
     out.print(_memory(run, given, choices))
     out.print(_times(run, given, choices))
+    if run.offload:
+        out.print(
+            f"offloaded: {host_bytes(run, given) / GIB:,.0f} GiB of each node's memory; its update and the"
+            " transfers are not in the time"
+        )
     for line in remedies(run, given, choices):
         out.print(f"as configured it does not fit or cannot be dealt out; instead: {line}", soft_wrap=True)
     out.print(
@@ -55,7 +60,7 @@ def _shares(parts: dict, text) -> list[tuple[str, str, str]]:
 
 def _memory(run: Run, given: Assumptions, choices: list[Choice]) -> Table:
     sizes = sorted({choice.micro_batch for choice in choices})
-    title = f"GiB a GPU by micro-batch (windows), {run.precision}; state: weights, gradients, optimiser; (does not fit)"
+    title = f"GiB a GPU by micro-batch (windows), {run.precision}; state: weights, gradients, optimiser; (too much)"
     table = Table("strategy", "recompute", "of it state", *(str(size) for size in sizes), title=title)
     table.title_justify = "left"
     for column in table.columns[2:]:

@@ -1,0 +1,49 @@
+"""The simulated ranks run over the real stream and checkpoint code, and their checks bite."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import scale_plan
+from monet.data.windows import WindowDataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return scale_plan.make_data(tmp_path_factory.mktemp("scale"))
+
+
+def test_all_of_it_runs_on_few_ranks(tmp_path, capsys):
+    assert scale_plan.main(["--ranks", "8", "--megabytes", "3", "--json", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["tokens"]["lost"] == figures["tokens"]["repeated"] == 0
+    assert figures["tokens"]["whole_epochs"] == 2
+    # three files of tensors a rank or more, a file of each rank, six of all
+    assert figures["checkpoint"]["files"] >= 3 * 8 + 8 + 5
+    assert [row["model"] for row in figures["layouts"]] == ["monet_850m_vd", "monet_1.4b_vd", "monet_4.1b_vd"]
+    # float32 weights and both moments, and the routers' statistics
+    assert figures["layouts"][1]["GB"] == pytest.approx(12 * 1.465157632, rel=1e-3)
+    assert "lost 0, repeated 0" in capsys.readouterr().out
+
+
+def test_sixty_four_threads_read_what_one_process_reads(data):
+    batches, windows, _ = scale_plan.read_everything(data, [(64, 3), (16, 2), (64, 1)])
+    assert scale_plan.check_tokens(batches, windows)["batches"] == 6
+
+
+@pytest.mark.parametrize("fault", ["lost", "swapped", "skipped batch"])
+def test_a_fault_in_the_stream_is_seen(data, fault):
+    windows = WindowDataset(data, "train", 32)
+    size, count = scale_plan.GLOBAL_WINDOWS, len(windows) // scale_plan.GLOBAL_WINDOWS + 1
+    stream = scale_plan.TrainStream(windows, scale_plan.WindowOrder(windows.counts, seed=3), size)
+    batches = [np.array(stream.batch_windows(number)) for number in range(count)]
+    scale_plan.check_tokens(batches, windows)
+    if fault == "lost":
+        batches[2][5] = batches[2][6]
+    elif fault == "swapped":
+        batches[0][0], batches[1][0] = batches[1][0], batches[0][0]
+    else:
+        del batches[1]
+    with pytest.raises(AssertionError):
+        scale_plan.check_tokens(batches, windows)
