@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from monet.kernels.checks import is_watched
+
 Activation = Callable[[Tensor], Tensor]
 
 
@@ -21,18 +23,24 @@ def _relu2(x: Tensor) -> Tensor:
 
 IDENTITY, RELU2, RELU, SILU = range(4)
 _FUNCTIONS: tuple[Activation, ...] = (_identity, _relu2, F.relu, F.silu)
-# By the class transformers' ACT2FN holds.
-_CLASSES = {"ReLUSquaredActivation": RELU2, "ReLU": RELU, "SiLUActivation": SILU, "SiLU": SILU}
+# Exactly these classes, which transformers' ACT2FN holds: another of the same name may compute something else.
+_CLASSES = {
+    "transformers.activations.ReLUSquaredActivation": RELU2,
+    "torch.nn.modules.activation.ReLU": RELU,
+    "transformers.activations.SiLUActivation": SILU,
+    "torch.nn.modules.activation.SiLU": SILU,
+}
 
 
 def number_of(activation: Activation) -> int | None:
     """The number of an activation; None for others, and for one whose call a hook watches."""
-    if getattr(activation, "_forward_hooks", None) or getattr(activation, "_forward_pre_hooks", None):
+    if is_watched(activation):
         return None
     for number, function in enumerate(_FUNCTIONS):
         if activation is function:
             return number
-    return _CLASSES.get(type(activation).__name__)
+    kind = type(activation)
+    return _CLASSES.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
 def by_number(number: int) -> Activation:

@@ -42,3 +42,9 @@ def check_routing(g1_THE: Tensor, g2_THE: Tensor, hidden_TEM: Tensor) -> None:
     check_float("g1_THE", g1_THE)
     check_float("g2_THE", g2_THE)
     check_same_device("hidden units", hidden_TEM, g1_THE=g1_THE, g2_THE=g2_THE)
+
+
+def is_watched(function: object) -> bool:
+    """Whether somebody hooked into a module, and is to see it called."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(function, name, None) for name in hooks)

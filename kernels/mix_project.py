@@ -202,6 +202,7 @@ class _Mixed:
 
     def remix(self, inputs: tuple[Tensor, ...], dout_TD: Tensor) -> None:
         """Recompute what the `_Weight` nodes need."""
+        self.arrays, self.gradients = {}, {}  # a backward for some of the weights alone leaves those of the others
         chunks = _chunks(inputs[0])
         for rows in chunks:
             mixed = self.step.mix(inputs, rows)

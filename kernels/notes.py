@@ -2,8 +2,8 @@
 
 The layers of a routing group get the same gates, each as a view of its own, so the views' memory carries the note: it
 goes when that memory goes, and counts for nothing once torch has counted a write to it. Compiled graphs hand memory
-from one tensor to the next without counting, so under torch.compile, and in operators that a graph calls, nothing is
-noted or read.
+from one tensor to the next without counting, so under torch.compile, in operators that a graph calls, and while a CUDA
+graph is captured, nothing is noted or read.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def _key(tensor: Tensor) -> tuple[Any, ...] | None:
     """Which values of the memory a dense tensor is, whatever its shape; None if writes to it go uncounted."""
     if torch.compiler.is_compiling() or getattr(_local, "off", False) or tensor.is_inference():
         return None
-    if not tensor.is_contiguous():
+    # What a CUDA graph captures is run again with other values; what it makes has no values before it is run.
+    if not tensor.is_contiguous() or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
         return None
     return tensor._version, tensor.storage_offset(), tensor.numel(), tensor.dtype

@@ -46,7 +46,10 @@ def takes_onednn(a_MK: Tensor, b_KN: Tensor) -> bool:
 
 def onednn_products() -> bool:
     """Whether all of torch's float32 products on the CPU are left to oneDNN (see `monet.cpu`)."""
-    return torch.get_float32_matmul_precision() == "medium"
+    try:
+        return torch.get_float32_matmul_precision() == "medium"
+    except RuntimeError:  # set through torch's newer names, a backend at a time
+        return torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=1)

@@ -36,7 +36,10 @@ def use_onednn_products() -> bool:
     """
     if not mkl_is_slow():
         return False
-    before = torch.get_float32_matmul_precision()
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # somebody chose a precision for each backend: theirs it is
+        return False
     torch.set_float32_matmul_precision("medium")
     if is_float32(torch.mm):
         return True

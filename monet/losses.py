@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monet.errors import ConfigError
+from monet.kernels.checks import is_watched
 
 if TYPE_CHECKING:
     from monet.router import RouterLosses, RouterMetrics
@@ -98,8 +99,8 @@ def projects_in_pieces(states_BTD: Tensor, lm_head: nn.Module) -> bool:
     """Whether `projected_loss` takes these: plain float32 on the CPU, and a torch that has the operator."""
     if not hasattr(F, "linear_cross_entropy") or type(lm_head) is not nn.Linear or lm_head.bias is not None:
         return False
-    if lm_head._forward_hooks or lm_head._forward_pre_hooks or torch.compiler.is_compiling():
-        return False  # whoever watches the head is to see its output
+    if torch.compiler.is_compiling() or is_watched(lm_head):
+        return False
     tensors = (states_BTD, lm_head.weight)
     if any(t.device.type != "cpu" or t.dtype != torch.float32 or t.numel() == 0 for t in tensors):
         return False

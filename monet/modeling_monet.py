@@ -341,7 +341,8 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
             router_loss: adds the weighted auxiliary losses to `loss`; None leaves `loss` the next-token loss.
             logits_to_keep: only compute the last so many positions' logits (0 for all), or those at given indices.
             num_items_in_batch: divisor of the summed next-token loss, for gradient accumulation; None for the mean.
-            return_logits: False may leave `logits` None, where the losses are quicker and smaller without them.
+            return_logits: False may leave `logits` None, where the losses are quicker and smaller without them; they
+                then take one backward pass.
         """
         with_losses = labels is not None or shift_labels is not None
         outputs: MonetModelOutput = self.model(

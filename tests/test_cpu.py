@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from monet import cpu
+from monet.kernels import products
 
 
 @pytest.fixture(autouse=True)
@@ -13,6 +14,13 @@ def same_precision_afterwards():
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
+
+
+def test_the_setting_is_taken(monkeypatch):
+    monkeypatch.setattr(cpu, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(cpu, "is_float32", lambda multiply: torch.get_float32_matmul_precision() == "medium")
+    assert cpu.use_onednn_products()
+    assert torch.get_float32_matmul_precision() == "medium" and products.onednn_products()
 
 
 def test_products_stay_float32(monkeypatch):
@@ -39,3 +47,15 @@ def test_a_processor_that_mkl_serves_is_left_alone(monkeypatch):
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: object())
     assert not cpu.keep_freed_memory()
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch has no precision for each backend")
+def test_a_precision_chosen_for_each_backend_is_left_alone(monkeypatch):
+    def mixed() -> str:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(cpu, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
+    assert not cpu.use_onednn_products()
+    assert not products.onednn_products()
+    monkeypatch.undo()

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from monet.kernels.checks import is_watched
 from monet.kernels.decode.build import has_cpp
 from monet.kernels.decode.op import count_active, is_transposed
 from monet.kernels.dispatch import backend
@@ -141,7 +142,7 @@ def _is_inference(x_TD: Tensor, linears: Sequence[nn.Module], weights: Sequence[
     everything = [x_TD, *weights]
     for linear in linears:
         # Whoever replaced, wrapped or watches the linear is to be called.
-        if type(linear) is not nn.Linear or linear.bias is None or linear._forward_hooks or linear._forward_pre_hooks:
+        if type(linear) is not nn.Linear or linear.bias is None or is_watched(linear):
             return False
         everything += [linear.weight, linear.bias]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in everything):

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import TensorWeakRef
 
 from monet.kernels.checks import FLOATS, check_float, check_same_device, check_shape
-from monet.kernels.dispatch import enter_torch, resolve
+from monet.kernels.dispatch import backend, enter_torch, resolve
 from monet.kernels.notes import note
 from monet.kernels.routing import reference
 
@@ -87,7 +87,8 @@ def route_with_losses(
             raise ValueError("spread='firing' needs width_H, the width of the step per head")
         check_shape("width_H", width_H, tuple(threshold_H.shape))
     routed = resolve("route_with_losses", z_TP)(z_TP, threshold_H, weight_T, width_H, spread, overwrite, dtype)
-    if torch.is_grad_enabled() and z_TP.requires_grad and not torch.compiler.is_compiling():
+    # The torch implementation keeps no logits, and may have made the gates in their place.
+    if backend("route_with_losses", z_TP) == "triton" and torch.is_grad_enabled() and z_TP.requires_grad:
         note(routed.g_TP, "origin", (TensorWeakRef(z_TP), z_TP._version, threshold_H))
     return routed
 

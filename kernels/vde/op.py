@@ -39,7 +39,8 @@ def vertical_experts(
         keep: mask or None for all experts; kept weights are not renormalised. Under a mask the Triton kernels give
             inactive keys no gradient: the routing would multiply it by their probability, zero.
     Returns:
-        out_TD, left half then right half, in the dtype of `p1_TEM`. Only the arguments are kept for backward.
+        out_TD, left half then right half, in the dtype of `p1_TEM`. Only the arguments are kept
+        for backward, or in place of gates the logits they were made of.
     Raises:
         ValueError: a shape, dtype or device does not fit; the message gives both sides.
     Source: arXiv 2412.04139, eq. 13-29.

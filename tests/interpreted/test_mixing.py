@@ -260,3 +260,9 @@ def test_a_watched_activation_is_called(form):
         handle.remove()
     silent = example.op(activation=lambda x: x * 0)
     assert_close("hooked", hooked, silent)
+
+
+def test_bfloat16_is_refused_where_the_interpreter_has_it_wrong(monkeypatch):
+    monkeypatch.setenv("MONET_KERNELS", "triton")
+    with pytest.raises(ValueError, match="interpreter computes products of bfloat16 wrongly"):
+        dispatch.resolve("horizontal_mixing", torch.zeros(1, dtype=torch.bfloat16))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from monet.kernels import mix_project_op
+from monet.kernels import activations, mix_project_op
 from monet.kernels.masked import Keep
 from tests.kernels.explicit import DECOMPOSITIONS, Example, call_op
 from tests.tolerances import assert_close
@@ -124,3 +124,20 @@ def test_operators_obey_the_rules_of_custom_operators(form, mask):
     torch.library.opcheck(ops.mix_project_inputs.default, (dout, *plain, *step))
     wanted = list(range(len(weights)))[::-1]
     torch.library.opcheck(ops.mix_project_weights.default, (dout, *plain, wanted, *step))
+
+
+def test_an_activation_is_known_by_its_class_and_not_its_name():
+    class SiLU(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    assert activations.number_of(SiLU()) is None
+    for name in ("relu", "relu2", "silu"):
+        module = ACT2FN[name]
+        number = activations.number_of(module)
+        assert number is not None
+        x = torch.randn(50)
+        assert torch.equal(activations.by_number(number)(x), module(x))
+    watched = torch.nn.SiLU()
+    watched.register_full_backward_hook(lambda *_: None)
+    assert activations.number_of(watched) is None

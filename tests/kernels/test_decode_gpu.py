@@ -118,7 +118,7 @@ def test_launches_depend_on_shapes_alone(form, T, monkeypatch):
     assert keys.shape == (2, T, E), "a list has room for every key"
 
 
-def chosen(form: str, T: int, topk: int, rows: bool = True, width: int = 2048, monkeypatch=None) -> bool:
+def chosen(form: str, T: int, topk: int, rows: bool = True, width: int = 2048) -> bool:
     """The choice for a layer of E = 512, H = 8, M = 16 on a GPU, from tensors without data."""
     config = tiny_config(form, moe_experts=512, moe_heads=8, moe_dim=16, moe_topk=topk, hidden_size=width)
     with torch.device("meta"):
@@ -171,8 +171,7 @@ def test_without_triton_a_gpu_stays_dense(monkeypatch):
         dispatch._cached_choice.cache_clear()
 
 
-@forms
-def test_weights_on_a_gpu_are_read_where_they_lie(form, monkeypatch):
+def test_weights_on_a_gpu_are_read_where_they_lie(monkeypatch):
     monkeypatch.setenv("MONET_DECODE_COPY", "1")
     with FakeTensorMode(), torch.no_grad():
         weight_DP = torch.nn.Parameter(torch.empty(6, 10, device="cuda"))

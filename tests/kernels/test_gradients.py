@@ -221,3 +221,17 @@ def test_the_output_may_be_changed_in_place(form, monkeypatch):
         out.sum().backward()
         gradients.append(inputs[0].grad)
     assert_close("gradient", gradients[1], 2 * gradients[0])
+
+
+@pytest.mark.parametrize("chunk", [None, 40], ids=["one chunk", "chunks"])
+def test_a_gradient_of_one_weight_leaves_nothing_for_the_next_backward(form, chunk, monkeypatch):
+    example = Example(form, T=13)
+    set_sizes(monkeypatch, chunk=chunk)
+    leaves = [tensor.detach().requires_grad_() for tensor in example.op_inputs()]
+    loss = call_op(form, tuple(leaves)).square().sum()
+    whole = torch.autograd.grad(loss, leaves, retain_graph=True)
+    for n in (-1, -2):
+        (one,) = torch.autograd.grad(loss, leaves[n : n + 1 or None], retain_graph=True)
+        assert torch.equal(one, whole[n])
+    for first, second in zip(whole, torch.autograd.grad(loss, leaves), strict=True):
+        assert torch.equal(first, second)

@@ -209,8 +209,10 @@ def test_pieces_are_for_plain_heads_on_the_cpu():
     assert not projects_in_pieces(states_BTD, torch.nn.Sequential(head))
     with torch.autocast("cpu", torch.bfloat16):
         assert not projects_in_pieces(states_BTD, head)
-    head.register_forward_hook(lambda *_: None)
-    assert not projects_in_pieces(states_BTD, head)
+    for watch in (head.register_forward_hook, head.register_full_backward_hook):
+        hook = watch(lambda *_: None)
+        assert not projects_in_pieces(states_BTD, head)
+        hook.remove()
 
 
 @pytest.mark.parametrize("form", FORMS)
