@@ -241,7 +241,8 @@ class MonetLightningModule(LightningModule):
             "loss_by_domain": losses,
             "perplexity_by_domain": {name: _perplexity(loss) for name, loss in losses.items()},
         }
-        self.log("validation/loss", mean, logger=False)  # for callbacks that watch it; MetricsLog tells the loggers
+        # for callbacks that watch it; MetricsLog tells the loggers
+        self.log("validation/loss", mean, logger=False, sync_dist=True)
 
     @override
     def configure_optimizers(self) -> Any:

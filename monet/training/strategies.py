@@ -124,6 +124,10 @@ class Zero(Together, DeepSpeedStrategy):
     @override
     def _connect(self) -> None:
         if self._on_cpu:  # Lightning refuses it
+            import deepspeed
+
+            # gloo will do: DeepSpeed's own transport for CPUs would be compiled here, for minutes
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
             super(DeepSpeedStrategy, self).setup_environment()
         else:
             DeepSpeedStrategy.setup_environment(self)

@@ -1,51 +1,64 @@
-"""Two processes of a test, connected over gloo."""
+"""Commands run as two real processes over gloo, and runs of train.py to compare them with."""
 
 from __future__ import annotations
 
-import os
-import socket
+import copy
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.ranks import run_ranks
+from tests.training.conftest import data_dir, train  # noqa: F401
+from tests.training.runs import SHAPE
+
 TIMEOUT_SECONDS = 600  # a loaded machine needs minutes where a quiet one needs seconds
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+Ranks = Callable[..., list[subprocess.CompletedProcess[str]]]
 
 
 @pytest.fixture
-def ranks(tmp_path) -> Callable[..., list[subprocess.CompletedProcess[str]]]:
-    """Runs a command as several ranks, with the environment torchrun gives them; returns what each came to."""
+def ranks(tmp_path) -> Ranks:
+    """Runs a Python command as two ranks."""
+    return lambda words, **environment: run_ranks(words, 2, tmp_path, TIMEOUT_SECONDS, environment)
 
-    def run(command: list[str], world_size: int = 2, **environment: str) -> list[subprocess.CompletedProcess[str]]:
-        common = os.environ | {
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
-            "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **environment,
-        }  # fmt: skip
-        started, logs = [], []
-        for rank in range(world_size):
-            logs.append((tmp_path / f"rank-{rank}.out", tmp_path / f"rank-{rank}.err"))
-            with open(logs[-1][0], "w") as out, open(logs[-1][1], "w") as err:
-                own = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                started.append(subprocess.Popen([sys.executable, *command], cwd=ROOT, env=own, stdout=out, stderr=err))
-        try:
-            codes = [process.wait(TIMEOUT_SECONDS) for process in started]
-        finally:
-            for process in started:
-                process.kill()
-                process.wait()
-        return [
-            subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())
-            for code, (out, err) in zip(codes, logs, strict=True)
-        ]
+
+@pytest.fixture
+def settings(data_dir) -> dict[str, Any]:  # noqa: F811
+    """Six steps of two micro-batches of four windows in all, a checkpoint every three; without dropout."""
+    return {
+        "seed_everything": 1, "checkpoint_every": 3, "cpu_threads": 1, "loggers": [],
+        "model": {
+            "shape": {**SHAPE, "attention_dropout": 0.0},
+            "optimizer": {"learning_rate": 3e-3, "router_lr_multiplier": 2.0},
+            "schedule": {"name": "constant", "warmup_steps": 3},
+        },
+        "data": {"data_dir": str(data_dir), "seq_len": 32, "batch_size": 4, "max_val_windows": 4},
+        "trainer": {
+            "max_steps": 6, "accumulate_grad_batches": 2, "val_check_interval": 6, "accelerator": "cpu", "devices": 1,
+            "deterministic": True,
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def train_ranks(tmp_path, settings, ranks) -> Callable[..., SimpleNamespace]:
+    """Runs train.py as two ranks that share the batch; arguments are a run's name, a strategy and further words."""
+
+    def run(name: str, strategy: Any, *words: str, command: tuple[str, ...] = ("train.py",)) -> SimpleNamespace:
+        config = copy.deepcopy(settings)
+        config["data"]["batch_size"] //= 2
+        config["trainer"] |= {"devices": 2, "strategy": strategy}
+        path = tmp_path / f"{name}-ranks.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        run_dir: Path = tmp_path / name
+        done = ranks([*command, "fit", "--config", str(path), "--run_dir", str(run_dir), *words])
+        return SimpleNamespace(
+            codes=[rank.returncode for rank in done], errors=[rank.stderr for rank in done], run_dir=run_dir,
+            checkpoints=run_dir / "checkpoints", out=done[0].stdout,
+        )  # fmt: skip
 
     return run

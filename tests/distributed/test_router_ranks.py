@@ -24,4 +24,4 @@ def test_two_ranks_are_one_batch(ranks, tmp_path):
             )
     first, second = (load_file(tmp_path / f"local-{rank}.safetensors") for rank in (0, 1))
     own = "buffer.model.layers.0.router.norm1.running_var"
-    assert not torch.allclose(first[own], second[own], rtol=1e-3), "local statistics are each rank's own"
+    assert not torch.allclose(first[own], second[own], rtol=1e-5), "local statistics are each rank's own"

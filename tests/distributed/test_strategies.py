@@ -1,0 +1,105 @@
+"""Two real processes under each strategy against one with the same global batch, and runs that change hands."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from monet.training.checkpoint import newest_valid, read_weights
+from monet.training.tensor_files import StoredTensors
+from tests.training.runs import read_log
+
+# float32 sums in another order: 7e-7 in the losses, 1e-6 in the weights were seen
+TOLERANCE = 1e-5
+# stage 3 keeps small parameters whole unless it is told otherwise
+ZERO_3 = {
+    "class_path": "monet.training.strategies.Zero",
+    "init_args": {"stage": 3, "config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}},
+}
+STRATEGIES = {"ddp": "ddp", "fsdp2": "fsdp2", "zero1": "zero1", "zero2": "zero2", "zero3": ZERO_3}
+LOGGED = ("loss", "lm_loss", "uniformity", "ambiguity", "active_per_head", "dead_share", "grad_norm", "learning_rate")
+
+
+def assert_same_numbers(run_dir, wanted_dir, first_step=1):
+    got, wanted = read_log(run_dir), read_log(wanted_dir)
+    assert [entry["step"] for entry in got] == [entry["step"] for entry in wanted]
+    for ours, theirs in zip(got[first_step - 1 :], wanted[first_step - 1 :], strict=True):
+        for key in LOGGED:
+            assert ours[key] == pytest.approx(theirs[key], abs=TOLERANCE), f"{key} at step {ours['step']}"
+
+
+def assert_same_state(checkpoint, wanted, tolerance):
+    for stem in ("model", "optimizer"):
+        ours, theirs = StoredTensors(checkpoint, stem), StoredTensors(wanted, stem)
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            assert ours[name].dtype == theirs[name].dtype
+            torch.testing.assert_close(
+                ours[name], theirs[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_two_ranks_are_one_process_and_continue_bit_for_bit(name, train, train_ranks, tmp_path):
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    whole = train("whole")
+    run = train_ranks("run", STRATEGIES[name])
+    assert run.codes == [0, 0], run.errors
+    assert_same_numbers(run.run_dir, whole.run_dir)
+    last = "step-00000006"
+    assert_same_state(run.checkpoints / last, whole.checkpoints / last, TOLERANCE)
+    validation = [read_log(folder, "validation.jsonl")[-1]["loss"] for folder in (run.run_dir, whole.run_dir)]
+    assert validation[0] == pytest.approx(validation[1], abs=TOLERANCE)
+    # the same again from its middle, as if it had been killed
+    shutil.copytree(run.run_dir, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / last)
+    again = train_ranks("again", STRATEGIES[name])
+    assert again.codes == [0, 0], again.errors
+    assert "after step 3" in again.out
+    assert [entry["loss"] for entry in read_log(again.run_dir)] == [entry["loss"] for entry in read_log(run.run_dir)]
+    assert_same_state(again.checkpoints / last, run.checkpoints / last, 0)
+
+
+def test_a_run_goes_from_two_ranks_to_one_and_back(train, train_ranks, tmp_path):
+    """ZeRO 3 on two ranks, one process, two ranks with ZeRO 2: the order of the windows stays, and so do the losses."""
+    pytest.importorskip("deepspeed")
+    whole = train("whole", "--trainer.max_steps=9")
+    assert train_ranks("run", ZERO_3, "--trainer.max_steps=3").codes == [0, 0]
+    assert train("run", "--trainer.max_steps=6").code == 0
+    run = train_ranks("run", "zero2", "--trainer.max_steps=9")
+    assert run.codes == [0, 0], run.errors
+    assert_same_numbers(run.run_dir, whole.run_dir)
+    assert [entry["tokens_seen"] for entry in read_log(run.run_dir)] == [
+        entry["tokens_seen"] for entry in read_log(whole.run_dir)
+    ]
+    done = train_ranks("run", "zero2", "--trainer.max_steps=9")
+    assert done.codes == [0, 0], "a finished run ends on all ranks"
+    assert "nothing to do" in done.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1"])
+def test_checkpoints_of_every_strategy_export_to_the_same_model(name, train_ranks, tmp_path):
+    from monet.export import export
+
+    run = train_ranks("run", STRATEGIES[name], "--trainer.max_steps=3")
+    assert run.codes == [0, 0], run.errors
+    export(tmp_path / "model", run=run.run_dir)
+    weights = read_weights(run.checkpoints / "step-00000003")
+    exported = StoredTensors(tmp_path / "model", "model")
+    assert all(torch.equal(exported[key], weights[key]) for key in weights)
+
+
+def test_a_rank_that_dies_in_a_save_leaves_no_checkpoint_and_is_named(train, train_ranks):
+    strategy = {"class_path": "monet.training.strategies.DataParallel", "init_args": {"timeout_minutes": 0.5}}
+    run = train_ranks("run", strategy, command=("-m", "tests.distributed.dying_rank"))
+    assert run.codes == [4, -9], run.errors
+    assert "Rank 1" in run.errors[0] and "step-00000006" in run.errors[0]
+    assert newest_valid(run.checkpoints).step == 3
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000003"]
+    whole = train("whole")
+    assert train_ranks("run", "ddp").codes == [0, 0]
+    assert_same_numbers(run.run_dir, whole.run_dir)
