@@ -88,7 +88,8 @@ def route_with_losses(
         check_shape("width_H", width_H, tuple(threshold_H.shape))
     routed = resolve("route_with_losses", z_TP)(z_TP, threshold_H, weight_T, width_H, spread, overwrite, dtype)
     # The torch implementation keeps no logits, and may have made the gates in their place.
-    if backend("route_with_losses", z_TP) == "triton" and torch.is_grad_enabled() and z_TP.requires_grad:
+    on_triton = not torch.compiler.is_compiling() and backend("route_with_losses", z_TP) == "triton"
+    if on_triton and torch.is_grad_enabled() and z_TP.requires_grad:
         note(routed.g_TP, "origin", (TensorWeakRef(z_TP), z_TP._version, threshold_H))
     return routed
 
