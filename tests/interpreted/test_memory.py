@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monet import MonetConfig
 from monet.experts import EXPERTS
+from monet.kernels import dispatch
 from monet.kernels.routing import again
 from monet.losses import RouterLoss
 from monet.router import MonetRouter
@@ -55,10 +56,14 @@ def kib_a_token_and_layer(decompose: str, spread: str | None, **options: Any) ->
 
 
 @pytest.fixture(autouse=True)
-def bfloat16_modules():
+def bfloat16_modules(monkeypatch):
+    """Nothing is computed here, so the interpreter cannot compute it wrongly."""
+    monkeypatch.setattr(dispatch, "_WRONG_IN_BFLOAT16", ())
+    dispatch._cached_choice.cache_clear()
     torch.set_default_dtype(torch.bfloat16)
     yield
     torch.set_default_dtype(torch.float32)
+    dispatch._cached_choice.cache_clear()
 
 
 @pytest.mark.parametrize("spread", [None, "routing", "softmax", "firing"])
