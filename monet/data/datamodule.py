@@ -64,7 +64,7 @@ class MonetDataModule(L.LightningDataModule):
         num_workers: int = 0,
         pin_memory: bool = False,
         full_check: bool | None = None,
-        loader_timeout: float = 600.0,
+        loader_timeout: int = 600,
     ) -> None:
         super().__init__()
         for name, value, least in (

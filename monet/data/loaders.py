@@ -19,7 +19,7 @@ WORKER_TIMEOUT_SECONDS = 300  # a worker that takes longer for a batch counts as
 
 
 def _batches(
-    windows: WindowDataset, batches: Any, num_workers: int, pin_memory: bool, timeout: float
+    windows: WindowDataset, batches: Any, num_workers: int, pin_memory: bool, timeout: int
 ) -> Generator[Batch, None, None]:
     """Batches in order, read ahead by `num_workers` processes, none of which is left when this ends.
 
@@ -50,7 +50,7 @@ def _batches(
         reason = " ".join(str(error).split("\n", 1)[0].split())
         raise DataError(
             f"data loading failed: {reason}; look for a lack of (shared) memory or a disk that does not answer, raise "
-            f"loader_timeout {timeout:g} if reading is that slow, or set num_workers 0"
+            f"loader_timeout {timeout} if reading is that slow, or set num_workers 0"
         ) from error
     finally:
         _end(iterator, processes)
@@ -106,7 +106,7 @@ class TrainStream:
         rank: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
-        timeout: float = 0,
+        timeout: int = 0,
         count_on_yield: bool = True,
     ) -> None:
         self.windows = windows
@@ -226,7 +226,7 @@ class ValidationPass:
         rank: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
-        timeout: float = 0,
+        timeout: int = 0,
     ) -> None:
         self.windows = windows
         self.num_workers = num_workers

@@ -40,7 +40,7 @@ def data(tmp_path, monkeypatch):
             return read(self, index)
 
         monkeypatch.setattr(WindowDataset, "__getitem__", faulty)
-        settings = {"num_workers": 2, "loader_timeout": 2.0} | settings
+        settings = {"num_workers": 2, "loader_timeout": 2} | settings
         return MonetDataModule(str(tmp_path / "data"), seq_len=8, batch_size=1, max_val_windows=None, **settings)
 
     return make
@@ -49,8 +49,8 @@ def data(tmp_path, monkeypatch):
 FAULTS = {
     "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), r"killed by signal: Killed|exited unexpectedly", 1.0),
     "exits": (lambda: os._exit(7), r"exited unexpectedly|exit code 7", 1.0),
-    "hangs": (lambda: time.sleep(1000), r"timed out after 2.0 seconds", 2.0),
-    "is stopped": (lambda: os.kill(os.getpid(), signal.SIGSTOP), r"timed out after 2.0 seconds", 2.0),
+    "hangs": (lambda: time.sleep(1000), r"timed out after 2 seconds", 2.0),
+    "is stopped": (lambda: os.kill(os.getpid(), signal.SIGSTOP), r"timed out after 2 seconds", 2.0),
 }
 
 

@@ -7,6 +7,8 @@ import pytest
 from monet.training.saving import StepCheckpoint
 from tests.training.runs import losses, read_log
 
+MANY_TOKENS = ["--data.seq_len", "64", "--data.batch_size", "8"]  # the text's documents have hundreds of tokens each
+
 
 class Crash(Exception):
     pass
@@ -14,7 +16,7 @@ class Crash(Exception):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_crashed_run_with_document_masks_continues_bit_for_bit(train, monkeypatch, attention):
-    words = ["--data.document_mask", "true", "--model.attention", attention]
+    words = ["--data.document_mask", "true", "--model.attention", attention, *MANY_TOKENS]
     whole = train("whole", *words)
     save_or_not = StepCheckpoint.on_train_batch_end
 
@@ -37,8 +39,9 @@ def test_a_crashed_run_with_document_masks_continues_bit_for_bit(train, monkeypa
 
 
 def test_the_mask_changes_the_loss_and_cannot_change_within_a_run(train, capsys):
-    masked = train("masked", "--data.document_mask", "true", "--trainer.max_steps", "4")
-    plain = train("plain", "--trainer.max_steps", "4")
-    assert losses(masked.run_dir)[0] != losses(plain.run_dir)[0]
-    assert train("masked").code == 2
+    words = ["--trainer.max_steps", "4", *MANY_TOKENS]
+    masked = train("masked", "--data.document_mask", "true", *words)
+    plain = train("plain", *words)
+    assert losses(masked.run_dir) != losses(plain.run_dir)
+    assert train("masked", *MANY_TOKENS).code == 2
     assert "document_mask False differs from the run's True" in capsys.readouterr().err

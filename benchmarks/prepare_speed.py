@@ -1,0 +1,126 @@
+"""How fast `monet data prepare` turns text into token shards: one process, and several.
+
+    python -m benchmarks.prepare_speed [--processes 1 2] [--copies 4] [--rounds 3] [--vocab_size 8192] [--json FILE]
+
+The corpus of the repository, several times over, is written as a parquet table, which is then prepared in one pass with
+a byte-level BPE trained on it before. Each way runs in a process of its own, in turns; the figure is the median of the
+tokens a second that the preparation itself reports: reading, splitting, tokenising and writing, without the start.
+"1 thread" is one process whose tokeniser may use one core, "1" one whose tokeniser uses all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import markdown
+from monet.files import atomic_write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+PREPARE = """
+import sys
+from pathlib import Path
+from monet.data.prepare import prepare
+source, out, tokenizer, processes = sys.argv[1:]
+prepare({"text": source}, Path(out), tokenizer=tokenizer, stream=True, processes=int(processes))
+"""
+
+
+def write_source(folder: Path, copies: int) -> tuple[Path, int]:
+    """The corpus as one parquet table; returns its path and the bytes of its text."""
+    import pyarrow
+    from pyarrow import parquet
+
+    from monet.data.records import read_documents
+    from monet.data.sources import Skipped, find_files
+
+    files = [file for listed in find_files(ROOT / "corpus" / "text")[0].values() for file in listed]
+    documents = [document for file in files for document in read_documents(file, Skipped())]
+    path = folder / "corpus.parquet"
+    schema = pyarrow.schema([("text", pyarrow.string()), ("source", pyarrow.string())])
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for copy in range(copies):
+            rows = [{"text": document.text, "source": f"{copy}/{document.source}"} for document in documents]
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+    return path, copies * sum(len(document.text.encode()) for document in documents)
+
+
+def one_run(source: Path, tokenizer: Path, folder: Path, way: str) -> dict[str, Any]:
+    """What a preparation in a process of its own writes about its speed."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        out = Path(temporary, "out")
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "true"}
+        if way == "1 thread":
+            environment["TOKENIZERS_PARALLELISM"] = "false"
+        words = [str(source), str(out), str(tokenizer), way.split()[0]]
+        subprocess.run([sys.executable, "-c", PREPARE, *words], check=True, env=environment, capture_output=True)
+        return json.loads((out / "manifest.json").read_text(encoding="utf-8"))["throughput"]
+
+
+def measure(processes: list[int], copies: int, rounds: int, vocab_size: int) -> dict[str, Any]:
+    """Tokens a second of each way, in turns, and what they were measured on."""
+    from monet.data.prepare import prepare
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source, size = write_source(folder, copies)
+        corpus = str(ROOT / "corpus" / "text")
+        tokenizer = prepare(corpus, folder / "tokenizer", vocab_size=vocab_size).tokenizer_dir
+        ways = ["1 thread", *map(str, processes)]
+        found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+        load = os.getloadavg()[0]
+        for _ in range(rounds):
+            for way in ways:
+                found[way].append(one_run(source, tokenizer, folder, way))
+    rows = []
+    for way, runs in found.items():
+        speeds = [run["tokens_per_second"] for run in runs]
+        middle = statistics.median(speeds)
+        rows.append({
+            "processes": way,
+            "tokens/s": middle,
+            "lowest": min(speeds),
+            "highest": max(speeds),
+            "MB of text/s": middle * size / runs[0]["tokens"] / 1e6,
+        })  # fmt: skip
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "load average before": round(load, 2),
+        "text bytes": size,
+        "tokens": found[ways[0]][0]["tokens"],
+        "vocabulary": vocab_size,
+        "rounds": rounds,
+    }
+    return {"about": about, "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of tokenising processes")
+    parser.add_argument("--copies", type=int, default=4, help="how often the corpus is read")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each way")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="ids of the tokenizer")
+    parser.add_argument("--json", type=Path, help="also write the figures there")
+    arguments = parser.parse_args()
+    result = measure(arguments.processes, arguments.copies, arguments.rounds, arguments.vocab_size)
+    print("\n" + ", ".join(f"{key} {value}" for key, value in result["about"].items()) + "\n")
+    columns = {"processes": "", "tokens/s": ",.0f", "lowest": ",.0f", "highest": ",.0f", "MB of text/s": ".2f"}
+    print(markdown(result["rows"], columns))
+    if arguments.json is not None:
+        atomic_write_json(arguments.json, result)
+
+
+if __name__ == "__main__":
+    main()
