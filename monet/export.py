@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,8 +52,9 @@ def export(
 ) -> None:
     """Turn a training checkpoint into a Hugging Face model folder.
 
-    Every weight is mapped by name in both directions, or nothing is written. The folder holds config.json,
-    model.safetensors, generation_config.json, the tokenizer, README.md (model card) and provenance.json.
+    Every weight is mapped by name in both directions, or nothing is written. Weights are read, cast and written one
+    file at a time: the model is never in memory as a whole. The folder holds config.json, model.safetensors,
+    generation_config.json, the tokenizer, README.md (model card) and provenance.json.
 
     Args:
         out: folder to make; it must not exist yet.
@@ -63,26 +65,36 @@ def export(
     """
     import torch
 
+    from monet.training import tensor_files
+    from monet.training.checkpoint import read_weights
+
     folder = _choose(run, checkpoint)
     if out.exists():
         raise ConfigError(f"out = {out} exists already; choose another name or remove it first")
     tokenizer = tokenizer or folder.parent.parent / "tokenizer"
     if not (tokenizer / TOKENIZER_FILE).is_file():
         raise CheckpointError(f"{tokenizer}: no {TOKENIZER_FILE} there; name the tokenizer's folder with --tokenizer")
-    model = load_checkpoint_model(folder)
+    with torch.device("meta"):  # names, shapes and data types without content
+        model = _class_and_config(folder)
     _check_vocabulary(tokenizer, model.config.vocab_size)
-    if dtype != "float32":
-        model.to(getattr(torch, dtype))
-        if large := [name for name, tensor in released_tensors(model).items() if not tensor.isfinite().all()]:
-            raise ConfigError(f"dtype {dtype} cannot hold the weights of {_some(large)}; take bfloat16 or float32")
+    stored = read_weights(folder)
+    check_fit(stored, released_tensors(model), f"checkpoint {folder}")
+    weights = _Cast(stored, {name for name, _ in model.named_parameters()}, getattr(torch, dtype))
+    if dtype != "float32" and (large := [name for name, tensor in weights.items() if not tensor.isfinite().all()]):
+        raise ConfigError(f"dtype {dtype} cannot hold the weights of {_some(large)}; take bfloat16 or float32")
     provenance = _provenance(folder, dtype)
     with atomic_directory(out) as target:
-        model.save_pretrained(target)
+        model.config.dtype, model.config.architectures = getattr(torch, dtype), [type(model).__name__]
+        model.config.save_pretrained(target)
+        model.generation_config.save_pretrained(target)
+        mode = (target / "config.json").stat().st_mode
+        files = tensor_files.plan("model", weights)
+        for file in files:
+            tensor_files.write(target, file, weights, mode)
+        tensor_files.write_index(target, "model", files, weights)
         for path in (path for pattern in _TOKENIZER_PATTERNS for path in tokenizer.glob(pattern) if path.is_file()):
             shutil.copyfile(path, target / path.name)
-        for path in target.glob("*.safetensors"):  # safetensors lets nobody else read what it writes
-            path.chmod((target / "config.json").stat().st_mode)
-        _check_written(model, target)
+        _check_written(weights, target)
         card = model_card(model, provenance)
         (target / "README.md").write_text(card, encoding="utf-8")
         (target / "provenance.json").write_text(json.dumps(vars(provenance), indent=2) + "\n", encoding="utf-8")
@@ -95,13 +107,19 @@ def load_checkpoint_model(folder: Path) -> LanguageModel:
     Raises:
         CheckpointError: a weight is missing, unknown, or of another shape or data type; names it.
     """
-    from monet.training.checkpoint import read_config, read_weights
+    from monet.training.checkpoint import read_weights
+
+    model = _class_and_config(folder)
+    copy_strictly(read_weights(folder), released_tensors(model), f"checkpoint {folder}")
+    return model.eval()
+
+
+def _class_and_config(folder: Path) -> LanguageModel:
+    from monet.training.checkpoint import read_config
     from monet.training.language_models import class_of, config_of
 
     config = config_of(read_config(folder))
-    model = class_of(config)(config)
-    copy_strictly(read_weights(folder), released_tensors(model), f"checkpoint {folder}")
-    return model.eval()
+    return class_of(config)(config)
 
 
 def released_tensors(model: LanguageModel) -> dict[str, Tensor]:
@@ -112,32 +130,57 @@ def released_tensors(model: LanguageModel) -> dict[str, Tensor]:
     return tensors
 
 
-def copy_strictly(source: dict[str, Tensor], target: dict[str, Tensor], what: str) -> None:
-    """Copy tensors by name; names, shapes and data types must agree on both sides.
+def copy_strictly(source: Mapping[str, Tensor], target: dict[str, Tensor], what: str) -> None:
+    """Copy tensors by name, after `check_fit`.
 
     Args:
         source: tensors read from a file.
         target: the model's tensors, overwritten in place.
         what: name of the source in messages.
-    Raises:
-        CheckpointError: names up to five tensors of each kind of disagreement.
     """
     import torch
 
+    check_fit(source, target, what)
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
+
+
+def check_fit(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
+    """Names, shapes and data types must agree on both sides; all weights together may be of half precision.
+
+    Raises:
+        CheckpointError: names up to five tensors of each kind of disagreement.
+    """
     if missing := sorted(target.keys() - source.keys()):
         raise CheckpointError(f"{what} lacks {len(missing)} weights of the model: {_some(missing)}")
     if unknown := sorted(source.keys() - target.keys()):
         raise CheckpointError(f"{what} has {len(unknown)} weights the model does not know: {_some(unknown)}")
-    unlike = [
-        f"{name}: {tuple(source[name].shape)} {source[name].dtype} for {tuple(tensor.shape)} {tensor.dtype}"
-        for name, tensor in target.items()
-        if source[name].shape != tensor.shape or source[name].dtype != tensor.dtype
-    ]
+    unlike, weights = [], {source[name].dtype for name, tensor in target.items() if tensor.requires_grad}
+    for name, tensor in target.items():
+        shape, dtype = source[name].shape, source[name].dtype
+        half = tensor.requires_grad and len(weights) == 1 and str(dtype) in ("torch.bfloat16", "torch.float16")
+        if shape != tensor.shape or (dtype != tensor.dtype and not half):
+            unlike.append(f"{name}: {tuple(shape)} {dtype} for {tuple(tensor.shape)} {tensor.dtype}")
     if unlike:
         raise CheckpointError(f"{what} does not fit the model: {_some(unlike)}")
-    with torch.no_grad():
-        for name, tensor in target.items():
-            tensor.copy_(source[name])
+
+
+class _Cast(Mapping[str, "Tensor"]):
+    """Stored weights in another data type, made when asked for; other tensors as they are."""
+
+    def __init__(self, stored: Mapping[str, Tensor], weights: set[str], dtype: Any) -> None:
+        self.stored, self.weights, self.dtype = stored, weights, dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.stored[name]
+        return tensor.to(self.dtype) if name in self.weights else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
 
 
 def _choose(run: Path | None, checkpoint: Path | None) -> Path:
@@ -168,17 +211,10 @@ def _check_vocabulary(tokenizer: Path, rows: int) -> None:
         raise ConfigError(f"tokenizer {tokenizer} has {found} ids, the model {rows}; name the one it was trained with")
 
 
-def _check_written(model: LanguageModel, target: Path) -> None:
-    from safetensors.torch import load_file
+def _check_written(expected: Mapping[str, Tensor], target: Path) -> None:
+    from monet.training.checkpoint import read_weights
 
-    index = target / "model.safetensors.index.json"
-    names = {"model.safetensors"}
-    if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    written: dict[str, Tensor] = {}
-    for name in names:
-        written |= load_file(target / name)
-    expected = {name: tensor.detach() for name, tensor in released_tensors(model).items()}
+    written = read_weights(target)
     if written.keys() != expected.keys():
         raise CheckpointError(f"the export would write other names: {_some(sorted(written.keys() ^ expected.keys()))}")
     if wrong := [name for name, tensor in expected.items() if not _same(written[name], tensor)]:

@@ -6,9 +6,11 @@ import shutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from monet.errors import CheckpointError, ConfigError
-from monet.export import export, load_checkpoint_model
+from monet.export import export
+from monet.files import write_manifest
 from monet.training.cli import main
 from tests.training.runs import SHAPE
 
@@ -80,14 +82,14 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(run, tmp_path):
         export(tmp_path / "out", run=run)
 
 
-def test_weights_beyond_float16_are_refused(run, tmp_path, monkeypatch):
-    def load(folder):
-        model = load_checkpoint_model(folder)
-        with torch.no_grad():
-            model.model.norm.weight[0] = 1e5
-        return model
-
-    monkeypatch.setattr("monet.export.load_checkpoint_model", load)
+def test_weights_beyond_float16_are_refused(run, tmp_path):
+    folder = run / "checkpoints" / "step-00000002"
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = 1e5
+    save_file(weights, folder / "model.safetensors")
+    (folder / "MANIFEST.json").unlink()
+    write_manifest(folder)
     with pytest.raises(ConfigError, match=r"float16 cannot hold the weights of model\.norm\.weight"):
-        export(tmp_path / "out", run=run, dtype="float16")
-    export(tmp_path / "out", run=run, dtype="bfloat16")
+        export(tmp_path / "out", checkpoint=folder, dtype="float16")
+    export(tmp_path / "out", checkpoint=folder, dtype="bfloat16")
+    assert load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
