@@ -208,8 +208,9 @@ def choice(run: Run, given: Assumptions, stage: Stage, micro_batch: int, checkpo
     flops = training_flops_per_token(config, run.seq_len, recompute=checkpointing)
     compute = run.tokens / given.gpus * flops / (given.gpu.peak_flops * given.mfu)
     volume = communicated_bytes(config, run.precision, stage, given.gpus, accumulate)
-    # statistics and losses of each router; stage 3 gathers each layer twice and reduces its gradients
-    collectives = 2 * getattr(config, "num_routing_groups", 0) + (3 * config.num_hidden_layers if stage == 3 else 0)
+    # statistics of each router, losses of all; stage 3 gathers each layer twice and reduces its gradients
+    routers: int = getattr(config, "num_routing_groups", 0)
+    collectives = (routers + 1 if routers else 0) + (3 * config.num_hidden_layers if stage == 3 else 0)
     latency = LATENCY_SECONDS * math.log2(given.gpus) * collectives * accumulate
     communication = sum(volume.values()) / given.bandwidth + latency
     fits = sum(memory.values()) <= given.memory
@@ -237,11 +238,11 @@ def communicated_bytes(
 
 
 def best(choices: list[Choice]) -> Choice | None:
-    """The quickest that fits; among all but equals the largest micro-batch, then the least memory."""
+    """The quickest that fits; among those within one percent the largest micro-batch, then the lowest stage."""
     fitting = [choice for choice in choices if choice.fits]
     least = min((choice.step_seconds for choice in fitting), default=0.0)
     near = [choice for choice in fitting if choice.step_seconds <= 1.01 * least]
-    return min(near, key=lambda c: (c.accumulate, c.total_bytes), default=None)
+    return min(near, key=lambda c: (c.accumulate, c.stage, c.total_bytes), default=None)
 
 
 def configured(run: Run, given: Assumptions) -> Choice | None:
