@@ -39,7 +39,7 @@ class GlobalBatch:
         merged = [_merge(axis_WX) for axis_WX in all_WX.chunk(2, dim=1)]
         return merged[0], merged[1]
 
-    def means(self, routers: Sequence[Sequence[Tensor | None]]) -> list[list[Tensor | None]]:
+    def means(self, routers: Sequence[Sequence[Tensor | None]]) -> list[list[Any]]:
         """The same sums over the tokens of all ranks, by one all-reduce.
 
         Args:

@@ -202,7 +202,7 @@ class MonetCLI(LightningCLI):
         if isinstance(name := config.trainer.strategy, str) and name != "auto":
             options["strategy"] = by_name(name)
         try:
-            trainer = super().instantiate_trainer(**options)
+            trainer: Any = super().instantiate_trainer(**options)
             if type(trainer.strategy) is DDPStrategy:  # what auto means for several processes
                 trainer = super().instantiate_trainer(**options, strategy=by_name("ddp"))
         except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:

@@ -46,7 +46,7 @@ class ProcessRanks(Ranks):
     def __init__(self, timeout: timedelta) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.timeout = timeout
-        self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self._group: Any = dist.new_group(backend="gloo", timeout=timeout)
 
     def broadcast(self, value: T, what: str) -> T:
         """Rank 0's value, on every rank.

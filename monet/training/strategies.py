@@ -75,9 +75,8 @@ class DataParallel(Together, DDPStrategy):
         # the routers' statistics are equal already; torch 2.13 has a new name for it
         known = inspect.signature(DistributedDataParallel).parameters
         unsynced = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        super().__init__(
-            timeout=self.timeout, bucket_cap_mb=bucket_megabytes, gradient_as_bucket_view=True, **{unsynced: False}
-        )
+        options: dict[str, Any] = {unsynced: False, "bucket_cap_mb": bucket_megabytes, "gradient_as_bucket_view": True}
+        super().__init__(timeout=self.timeout, **options)
 
 
 class Zero(Together, DeepSpeedStrategy):
@@ -151,10 +150,11 @@ class Zero(Together, DeepSpeedStrategy):
             # The model was made whole, as one process makes it: inside zero.Init, transformers' initialisation of
             # weights would find empty parameters and do nothing.
             deepspeed.zero.Init(module=model, config_dict_or_path=self.config)
+        trained: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
         engine, optimizer, _, _ = deepspeed.initialize(
             config=self.config,
             model=model,
-            model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
+            model_parameters=trained,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             dist_init_required=False,
@@ -173,7 +173,7 @@ class Zero(Together, DeepSpeedStrategy):
         """Norm of the averaged gradient over all parameters, infinite where it holds a NaN; all ranks call it."""
         from deepspeed.runtime.utils import combine_grad_norm_groups
 
-        zero = self.model.optimizer  # type: ignore[union-attr]
+        zero: Any = self.model.optimizer  # type: ignore[union-attr]
         norm = combine_grad_norm_groups(zero._get_norm_groups()) if self.zero_stage_3 else zero.scaled_global_norm()
         return torch.as_tensor(norm)
 
