@@ -54,9 +54,14 @@ class BackgroundCheckpointIO(CheckpointIO):
         except BaseException as error:
             self._error = error
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being written; raises nothing."""
+        return self._thread is None or not self._thread.is_alive()
+
     def poll(self) -> bool:
         """Whether nothing is being written; raises what the last write failed with, once."""
-        if self._thread is not None and self._thread.is_alive():
+        if not self.is_idle:
             return False
         self._thread = None
         if (error := self._error) is not None:

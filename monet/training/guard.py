@@ -86,7 +86,8 @@ class StepGuard:
     def _refuse_or_skip(self, numbers: StepNumbers, trainer: Trainer, domains: list[str]) -> None:
         step, table, bad_batches = trainer.global_step + 1, norm_table(self.model), self.record.bad_batches()
         # every rank knows of the bad step, so all of them come here
-        bad_here = bool(bad_batches) or any(row["nonfinite_gradients"] for row in table)
+        # gradients are shared already: with a bad loss they do not tell who it was
+        bad_here = bool(bad_batches) if numbers.bad_loss else any(row["nonfinite_gradients"] for row in table)
         bad_ranks = gather_ranks(torch.tensor(bad_here), trainer.strategy).nonzero()[:, 0].tolist()
         skips, most = self.skipped_in_a_row + 1, self.settings.max_consecutive_skips
         skip = self.settings.policy == "skip" and skips <= most
@@ -97,7 +98,10 @@ class StepGuard:
             write_dump(self.dump_folder, step, trainer.global_rank, {**content, "parts": table})
         if trainer.world_size > 1:
             text += f" on rank {', '.join(map(str, bad_ranks))}"
-        text += f" ({_describe(bad_batches or self.record.batches, domains)})"
+        if numbers.bad_loss and not bad_batches:
+            text += " (this rank's own batches were good)"
+        else:
+            text += f" ({_describe(bad_batches or self.record.batches, domains)})"
         if not skip:
             raise NonFiniteError(text + (f", after {skips - 1} steps left out in a row" if skips > 1 else ""))
         rank_zero_warn(f"{text}; this update is left out, {skips} of at most {most} in a row")

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from monet.errors import CheckpointError
-from monet.training.agree import Requests
+from monet.training.agree import Requests, any_rank
 from monet.training.background import BackgroundCheckpointIO
 from monet.training.checkpoint import prune, step_folder
 from monet.training.guard import StepGuard
@@ -122,8 +122,10 @@ class StepCheckpoint(Checkpoint):
             try:
                 if wait:
                     io.finish()
-                elif not io.poll():
+                elif any_rank(not io.is_idle, trainer.strategy):  # what failed on one failed on all, after all ended
                     return
+                else:
+                    io.poll()
             except (CheckpointError, OSError) as error:
                 self._being_written, self.saved_step = None, -1
                 self._failed(error, trainer, must)

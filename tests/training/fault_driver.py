@@ -266,12 +266,10 @@ def out_of_memory(scene: Scene) -> dict[str, Any]:
 
 def worker_that(fault: str) -> Callable[[Scene], dict[str, Any]]:
     def before() -> None:
-        from monet.data import loaders
         from monet.data.windows import WindowDataset
         from monet.errors import DataError
 
         parent, read = os.getpid(), WindowDataset.__getitem__
-        loaders.WORKER_TIMEOUT_SECONDS = 3
 
         def hurt(self: Any, index: int) -> Any:
             if os.getpid() != parent and len(calls) > 8:
@@ -288,7 +286,7 @@ def worker_that(fault: str) -> Callable[[Scene], dict[str, Any]]:
 
     def scenario(scene: Scene) -> dict[str, Any]:
         begin = time.monotonic()
-        pid = scene.start("--data.num_workers=1", before=before)
+        pid = scene.start("--data.num_workers=1", "--data.loader_timeout=3", before=before)
         code = forked_runs.wait(pid, 120)
         time.sleep(0.2)
         left = [entry for entry in os.listdir("/proc") if entry.isdigit() and _parent_of(entry) in (pid, os.getpid())]

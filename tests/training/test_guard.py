@@ -2,11 +2,16 @@
 
 import json
 import math
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+import yaml
 from lightning.pytorch import Callback
 
 from monet.training import cli
@@ -14,6 +19,8 @@ from monet.training.agree import Requests
 from monet.training.checkpoint import list_checkpoints, newest_valid, step_of
 from monet.training.spikes import SpikeWindow
 from tests.training.runs import losses, read_log
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Poison(Callback):
@@ -199,8 +206,8 @@ def test_ranks_agree_on_what_only_one_of_them_saw():
         process.join(60)
     good, bad_loss, bad_gradient, stopped = zip(found[0], found[1], strict=True)
     assert good[0] == good[1] == (1.5, 0)
-    assert all(text.startswith("step 7: the loss is nan on rank 1 (window ids ") for text in bad_loss)
-    assert "window ids 12;" in bad_loss[1]
+    assert bad_loss[0] == "step 7: the loss is nan on rank 1 (this rank's own batches were good)"
+    assert bad_loss[1] == "step 7: the loss is nan on rank 1 (window ids 12; domains text)"
     assert all(text.startswith("step 7: the gradient is not finite: its norm overflows") for text in bad_gradient)
     assert stopped[0] == stopped[1] == (1.5, 15)
 
@@ -211,3 +218,25 @@ def test_requests_of_one_process_count_at_once():
     assert requests.agreed_stop == 2 and requests.agreed_save
     requests.saved()
     assert not requests.agreed_save
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("policy", "code", "newest"), [("stop", 5, 4), ("skip", 0, 12)])
+def test_two_processes_stop_or_skip_together(settings, tmp_path, policy, code, newest):
+    settings["data"]["batch_size"] = 1
+    settings["trainer"] |= {"devices": 2, "strategy": "ddp"}
+    settings["model"]["nonfinite"] = {"policy": policy}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    words = ["fit", "--config", str(tmp_path / "config.yaml"), "--run_dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "tests/training/bad_rank.py", *words],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "step 6: the loss is nan on rank 1" in done.stderr
+    assert newest_valid(tmp_path / "run" / "checkpoints").step == newest
+    reports = sorted((tmp_path / "run" / "nonfinite").iterdir())
+    assert [path.name for path in reports] == ["step-00000006.rank-0.json", "step-00000006.rank-1.json"]
+    assert all(json.loads(path.read_text())["bad_ranks"] == [1] for path in reports)
+    log = read_log(tmp_path / "run")
+    assert [entry["step"] for entry in log if entry["skipped"]] == ([6] if policy == "skip" else [])
