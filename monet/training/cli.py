@@ -218,9 +218,9 @@ class MonetCLI(LightningCLI):
     def fit(self, model: MonetLightningModule, datamodule: MonetDataModule, **kwargs: Any) -> None:
         """Train to max_steps, from the newest valid checkpoint if the run has one."""
         folder = self.selection.folder
-        if folder is not None:
+        if folder is not None and not self.finished:
             print(f"continuing {self.run_directory.path} after step {self.selection.step}")
-        if rank_zero_only.rank == 0:
+        if rank_zero_only.rank == 0 and not self.finished:
             self.run_directory.rewind(self.selection.step)
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=folder, **kwargs)

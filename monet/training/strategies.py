@@ -319,6 +319,9 @@ class TogetherTrainer(Trainer):
             self.strategy.setup_environment()
             choice = (ckpt_path, self.finished)
             ckpt_path, self.finished = self.strategy.ranks.broadcast(choice, "choosing what to continue from")
+            if self.finished:  # a rank that goes first would take the connections of the others with it
+                self.strategy.barrier()
+                torch.distributed.destroy_process_group()
         if self.finished:
             raise SystemExit(0)
         # known to hooks that run before Lightning loads it
