@@ -48,9 +48,10 @@ class LlamaForCausalLM(transformers.LlamaForCausalLM):
             return_logits: see `MonetForCausalLM.forward`.
             kwargs: as in transformers.
         """
-        if position_ids is not None and input_ids is not None and "flash" in str(self.config._attn_implementation):
-            if kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None:
-                kwargs = varlen_arguments(position_ids, len(input_ids)) | kwargs
+        flash = "flash" in str(self.config._attn_implementation)
+        plain = kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
+        if flash and plain and position_ids is not None and input_ids is not None:
+            kwargs = varlen_arguments(position_ids, len(input_ids)) | kwargs
         if shift_labels is not None and not return_logits:
             states_BTD: Tensor = self.model(input_ids=input_ids, position_ids=position_ids, **kwargs).last_hidden_state
             if projects_in_pieces(states_BTD, self.lm_head):
