@@ -12,6 +12,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from monet import __version__
@@ -137,10 +138,9 @@ def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:
     """Options of a yes or no get their value, so that `--full` alone means `--full=true`."""
     parameters = inspect.signature(target).parameters.values()
     flags = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
-    following = [*options[1:], ""]
     return [
         f"{word}=true" if word in flags and value not in ("true", "false") else word
-        for word, value in zip(options, following, strict=True)
+        for word, value in pairwise([*options, ""])
     ]
 
 

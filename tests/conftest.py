@@ -22,6 +22,7 @@ def fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    torch.set_float32_matmul_precision("highest")  # a training run in this process sets another
 
 
 @pytest.fixture(autouse=True)
