@@ -41,7 +41,10 @@ def assert_same_state(checkpoint, wanted, tolerance):
             )
 
 
-@pytest.mark.parametrize("name", list(STRATEGIES))
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp2", "zero1")]
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", *SLOW])
 def test_two_ranks_are_one_process_and_continue_bit_for_bit(name, train, train_ranks, tmp_path):
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")
