@@ -41,6 +41,7 @@ def groups(plan: Plan, topk: int, decompose: str) -> dict[str, Group]:
     for parameter in ours.parameters():
         nn.init.normal_(parameter, std=0.02)
     einsum = Group(EinsumRouter(config), [EINSUM[decompose](config) for _ in range(plan.group_layers)])
+    assert isinstance(einsum.router, EinsumRouter)
     make_inputs(plan, 256, einsum.router)  # sets its running statistics, so that about k keys act
     einsum.load_state_dict(ours.state_dict() | {n: b for n, b in einsum.state_dict().items() if "running" in n})
     ours.load_state_dict(einsum.state_dict())

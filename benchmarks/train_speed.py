@@ -70,11 +70,12 @@ def einsum_model(config: MonetConfig) -> tuple[MonetForCausalLM, list[LossRouter
     routers = []
     for layer in model.model.layers:
         experts = EinsumExperts(config)
-        experts.inner.load_state_dict(layer.moe.state_dict())
+        experts.inner.load_state_dict(layer.moe.state_dict())  # pyright: ignore[reportAttributeAccessIssue]
         layer.moe = experts
         if layer.router is not None:
             routers.append(LossRouter(config))
-            routers[-1].inner.load_state_dict(layer.router.state_dict())
+            state = layer.router.state_dict()  # pyright: ignore[reportAttributeAccessIssue]
+            routers[-1].inner.load_state_dict(state)
             layer.router = routers[-1]
     return model.train(), routers
 

@@ -51,7 +51,7 @@ def generate(
         raise ConfigError(f"top_p must be in (0, 1], got {top_p}")
     where = choose_device(device)
     language_model, tokenizer = load(model)
-    language_model.to(where)
+    language_model.to(where)  # pyright: ignore[reportArgumentType]
     if where.type == "cuda":
         lay_out_for_decoding(language_model)
     expert_mask = None if mask is None else ExpertMask.load(mask, model=language_model)
