@@ -115,10 +115,14 @@ def activation_bytes_per_token(config: LlamaConfig, wide: Widths, checkpointing:
     return {"layers": layers, "head": head if head >= work else 0.0, "work": work if work > head else 0.0}
 
 
-def copies_bytes(config: LlamaConfig, wide: Widths) -> float:
-    """Autocast's half-precision copies of the matrices, held from forward to backward."""
+def copies_bytes(config: LlamaConfig, wide: Widths, checkpointing: bool) -> float:
+    """Autocast's half-precision copies of the matrices that the backward needs, at its start.
+
+    Layers that are computed again make theirs again; the output head's is there either way.
+    """
     parts = parameter_counts(config)
-    return wide.copy * (sum(parts.values()) - parts["embedding"] - parts["norms"])
+    head = parts["lm_head"] or parts["embedding"]
+    return wide.copy * (head if checkpointing else sum(parts.values()) - parts["embedding"] - parts["norms"])
 
 
 def _norm(config: LlamaConfig, wide: Widths, readers: int) -> float:

@@ -203,7 +203,7 @@ def choice(run: Run, given: Assumptions, stage: Stage, micro_batch: int, checkpo
     memory = state_bytes(config, run.precision, stage, given.gpus)
     per_token = activation_bytes_per_token(config, wide, checkpointing)
     memory |= {name: micro_batch * run.seq_len * value for name, value in per_token.items()}
-    memory["copies"] = copies_bytes(config, wide)
+    memory["copies"] = copies_bytes(config, wide, checkpointing)
     accumulate = run.windows // given.gpus // micro_batch
     flops = training_flops_per_token(config, run.seq_len, recompute=checkpointing)
     compute = run.tokens / given.gpus * flops / (given.gpu.peak_flops * given.mfu)
