@@ -82,7 +82,9 @@ def bomb(folder: Path, kind: str, size: int) -> Path:
     if kind == "parquet":
         path = folder / "bomb.parquet"
         text = ["word " * 200_000] * (size // 1_000_000)
-        parquet.write_table(pyarrow.table({"text": text}), path, compression="zstd", use_dictionary=False)
+        # small pages, as texts of ordinary length make them; a writer looks at a page's size every so many rows
+        table, options = pyarrow.table({"text": text}), {"compression": "zstd", "use_dictionary": False}
+        parquet.write_table(table, path, write_batch_size=4, **options)
         return path
     if kind == "jsonl.zst":
         path = folder / "bomb.jsonl.zst"
@@ -95,16 +97,19 @@ def bomb(folder: Path, kind: str, size: int) -> Path:
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
 import pyarrow.parquet
 from monet.data.records import read_documents
 from monet.data.sources import Skipped, TextFile
 
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not getrusage, which goes on from the parent's
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+before = peak()
 path, skipped = Path(sys.argv[1]), Skipped("skip")
 count = sum(1 for _ in read_documents(TextFile(path, "d", path.name), skipped, max_bytes=1 << 20))
-print(count, skipped.counts["too long"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(count, skipped.counts["too long"], peak() - before)
 """
 
 
