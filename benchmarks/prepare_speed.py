@@ -62,7 +62,9 @@ def one_run(source: Path, tokenizer: Path, folder: Path, way: str) -> dict[str, 
         if way == "1 thread":
             environment["TOKENIZERS_PARALLELISM"] = "false"
         words = [str(source), str(out), str(tokenizer), way.split()[0]]
-        subprocess.run([sys.executable, "-c", PREPARE, *words], check=True, env=environment, capture_output=True)
+        done = subprocess.run([sys.executable, "-c", PREPARE, *words], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{way}: the preparation ended with {done.returncode}\n{done.stderr}")
         return json.loads((out / "manifest.json").read_text(encoding="utf-8"))["throughput"]
 
 

@@ -116,3 +116,22 @@ def test_what_changes_after_the_call_is_not_written():
     io.teardown()
     assert io.poll()
     assert torch.equal(io.io.saved["weight"], torch.ones(3)) and io.io.saved["groups"] == [{"lr": 1.0}]
+
+
+def test_one_write_at_a_time_whoever_asks():
+    class Slow:
+        now = most = 0
+        saved = []
+
+        def save_checkpoint(self, checkpoint, path):
+            self.now += 1
+            self.most = max(self.most, self.now)
+            time.sleep(0.1)
+            self.saved.append(path)
+            self.now -= 1
+
+    io = BackgroundCheckpointIO(Slow())
+    for number in range(4):
+        io.save_checkpoint({}, number)
+    io.finish()
+    assert io.io.most == 1 and io.io.saved == [0, 1, 2, 3]

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from monet.cli import main as monet
 from monet.errors import DataError, OutOfMemoryError, recognised
 from monet.files import write_manifest
+from monet.training.folder_io import FolderCheckpointIO
 from monet.training.history import changed_settings
 from monet.training.metrics import MetricsLog, StepClock
+from monet.training.module import MonetLightningModule
 from tests.training.runs import losses, read_log
 
 
@@ -84,6 +86,21 @@ def test_the_clock_leaves_out_what_is_not_training():
     clock.batch_done()
     seconds, wait = clock.take()
     assert 0.06 <= wait < 0.2 and wait + 0.02 <= seconds < 0.25
+
+
+def test_validations_and_checkpoints_are_not_training(train, monkeypatch):
+    def slowly(function):
+        def slow(*arguments, **options):
+            time.sleep(3)
+            return function(*arguments, **options)
+
+        return slow
+
+    monkeypatch.setattr(MonetLightningModule, "on_validation_epoch_end",
+                        slowly(MonetLightningModule.on_validation_epoch_end))  # fmt: skip
+    monkeypatch.setattr(FolderCheckpointIO, "save_checkpoint", slowly(FolderCheckpointIO.save_checkpoint))
+    log = read_log(train("run", "--checkpoint_every=5", "--trainer.max_steps=10").run_dir)
+    assert [entry["step"] for entry in log if entry["step_seconds"] > 2.5] == []
 
 
 def test_every_line_has_speed_memory_and_each_routers_health(train):
