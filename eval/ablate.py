@@ -10,18 +10,17 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from monet.errors import ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
+from monet.eval.conditions import check_seeds, conditions
 from monet.eval.inputs import LabelledData, check_labels
 from monet.eval.loading import DType, check_batch_size, load_model, open_windows, provenance_now, windows_bar
 from monet.eval.losses import LossStore, WindowLosses
 from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import check_mask, load_masks
-from monet.eval.verdicts import Condition, check_spread, summarise
+from monet.eval.verdicts import Measured, check_spread, summarise
 from monet.files import atomic_write_json
 from monet.masks import ExpertMask
 
@@ -56,15 +55,6 @@ def _parts_of(notes: Mapping[str, Any]) -> list[dict[str, Any] | None]:
         sources = notes["of"] if isinstance(notes["of"], list) else [notes["of"]]
         return [part for source in sources for part in _parts_of(source)]
     return list(notes.get("statistics", {}).get("parts", [])) or [None]
-
-
-def random_like(mask: ExpertMask, seed: int) -> ExpertMask:
-    """The mask's keep-weights at random places within each routing group: as many experts removed, as far removed."""
-    generator = torch.Generator().manual_seed(seed)
-    keep_RN = mask.keep_REE.flatten(1)
-    shuffled_RN = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in keep_RN])
-    notes = {"made_by": "random_like", "seed": seed, "of": mask.provenance}
-    return ExpertMask(shuffled_RN.view_as(mask.keep_REE), notes, mask.fingerprint)
 
 
 def ablate(
@@ -103,29 +93,27 @@ def ablate(
         NonFiniteError: a NaN or infinite loss.
     """
     bootstrap = bootstrap or Bootstrap()
-    if not random_seeds or len(set(random_seeds)) != len(random_seeds):
-        raise ConfigError(f"random_seeds must name at least one seed and none twice, got {list(random_seeds)}")
+    if not random_seeds:
+        raise ConfigError("random_seeds must name at least one seed; a removal is judged beside random ones")
+    check_seeds(random_seeds)
     check_batch_size(batch_size)
     _check_masks(model, masks, data)
     store = LossStore(Path(out) / "losses", model, batch_size)
-    passes: dict[Condition, tuple[ExpertMask, LabelledData]] = {}
-    for label, mask in masks.items():
-        if not mask.num_removed:
-            continue
-        passes[label, None] = (mask, data)
-        control_data = data if random_on == "all" else data.only([label])
-        for seed in random_seeds:
-            passes[label, seed] = (random_like(mask, seed), control_data)
-
-    losses: dict[Condition, WindowLosses] = {}
-    windows = data.num_windows + sum(part.num_windows for _, part in passes.values())
+    control_data = {label: data if random_on == "all" else data.only([label]) for label in masks}
+    passes = [
+        (condition, data if condition.seed is None else control_data[condition.label])
+        for condition in conditions(masks, random_seeds)
+        if condition.label is not None
+    ]
+    losses: dict[Measured, WindowLosses] = {}
+    windows = data.num_windows + sum(part.num_windows for _, part in passes)
     with windows_bar(windows, "no mask", progress) as bar:
         whole = store.losses(None, data, "no mask", bar.update)
         check_spread(data.labels, whole, bootstrap)
-        for (label, seed), (mask, part) in passes.items():
-            name = label if seed is None else f"random {seed} like {label}"
-            bar.set_description(name, refresh=False)
-            losses[label, seed] = store.losses(mask, part, name, bar.update)
+        for condition, part in passes:
+            bar.set_description(condition.name, refresh=False)
+            key = (cast(str, condition.label), condition.seed)
+            losses[key] = store.losses(condition.mask, part, condition.name, bar.update)
     provenance = {
         **provenance_now(),
         "model_fingerprint": model.fingerprint(),

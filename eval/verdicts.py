@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from monet.masks import ExpertMask
 
 # The mask of a label, or the random mask of that size and seed.
-Condition = tuple[str, int | None]
+Measured = tuple[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class _Resampled:
     """Losses under the bootstrap: of each domain's whole model, and differences to it for each condition."""
 
     baseline: list[Baseline]
-    delta: dict[tuple[Condition, str], float]
-    draws: dict[tuple[Condition, str], NDArray[np.float64]]
+    delta: dict[tuple[Measured, str], float]
+    draws: dict[tuple[Measured, str], NDArray[np.float64]]
 
 
 def _units(
@@ -56,7 +56,7 @@ def check_spread(domains: Sequence[str], whole: WindowLosses, bootstrap: Bootstr
 
 
 def _resample(
-    domains: Sequence[str], whole: WindowLosses, losses: Mapping[Condition, WindowLosses], bootstrap: Bootstrap
+    domains: Sequence[str], whole: WindowLosses, losses: Mapping[Measured, WindowLosses], bootstrap: Bootstrap
 ) -> _Resampled:
     """Draw each domain's documents again, the same draws for all masks; domains are drawn independently."""
     found = _Resampled([], {}, {})
@@ -83,7 +83,7 @@ def summarise(
     masks: Mapping[str, ExpertMask],
     domains: Sequence[str],
     whole: WindowLosses,
-    losses: Mapping[Condition, WindowLosses],
+    losses: Mapping[Measured, WindowLosses],
     bootstrap: Bootstrap,
     provenance: dict[str, Any],
 ) -> AblationResult:
@@ -111,7 +111,7 @@ def summarise(
     def control(label: str, domain: str) -> Estimate | None:
         if not masks[label].num_removed:
             return Estimate(0.0, 0.0, 0.0)
-        keys: list[tuple[Condition, str]] = [((label, seed), domain) for seed in seeds]
+        keys: list[tuple[Measured, str]] = [((label, seed), domain) for seed in seeds]
         if keys[0] not in found.delta:
             return None
         one_of = np.random.default_rng([bootstrap.seed, 1]).integers(len(seeds), size=bootstrap.resamples)

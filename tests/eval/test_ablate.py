@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from monet.eval.ablate import ablate, random_like
+from monet.eval.ablate import ablate
 from monet.eval.bootstrap import Bootstrap
+from monet.eval.conditions import random_like
 from monet.eval.losses import LossStore, window_losses
 from monet.eval.results import AblationResult
 from monet.eval.selection import select

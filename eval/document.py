@@ -1,0 +1,116 @@
+"""A report as data: titled blocks of tables, heat maps, curves and text, which every renderer reads.
+
+Suites build a `Report` from their result; `monet.eval.report` writes it as HTML, Markdown, PNG and JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph.
+
+    Args:
+        text: plain words; no markup.
+        title: heading above it, or empty.
+    """
+
+    text: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells; the first column names the row, the others are numbers already formatted.
+
+    Args:
+        title: what the table shows, with units.
+        header: one word or two a column.
+        rows: as many cells as the header has.
+        note: how to read it.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A matrix of numbers, coloured; zero is neutral.
+
+    Args:
+        title: what a cell is.
+        rows, columns: names along the sides.
+        values: values[row][column]; None where nothing was measured.
+        unit: of the values, e.g. "nats a token" or "points of accuracy".
+        row_axis, column_axis: what the sides are.
+        note: how to read it.
+    """
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+    unit: str
+    row_axis: str = ""
+    column_axis: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a plot; `low` and `high` bound its interval where there is one."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Lines over one number.
+
+    Args:
+        title: what is plotted.
+        x_label, y_label: with units.
+        series: the lines.
+        log_x: logarithmic horizontal axis.
+        note: how to read it.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    log_x: bool = False
+    note: str = ""
+
+
+Block = Text | Table | Heatmap | Curve
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a renderer needs.
+
+    Args:
+        title: of the page.
+        summary: one sentence: what was found.
+        blocks: in the order of reading.
+        provenance: model, masks, data, settings, versions, date; JSON-able.
+        numbers: the suite's whole result, JSON-able, for report.json.
+    """
+
+    title: str
+    summary: str
+    blocks: Sequence[Block]
+    provenance: dict[str, Any]
+    numbers: dict[str, Any] = field(default_factory=dict)
