@@ -57,6 +57,9 @@ def main(out: str) -> None:
         loss_of_half(model, dist.get_rank()).backward()
         gradients = {name: weight.grad for name, weight in model.module.named_parameters() if weight.grad is not None}
         save_file(gradients, os.path.join(out, f"{name}-{dist.get_rank()}.safetensors"))
+        # Where DDP outlives the group, torch can wait for a gloo thread that itself waits for the interpreter's lock.
+        del model
+    dist.barrier()
     dist.destroy_process_group()
 
 
