@@ -1,6 +1,6 @@
 """Tokens a second of the demo's training beside the same model in the einsum formulation under a plain loop.
 
-    python -m benchmarks.train_speed [--rounds 3] [--steps 20] [--json FILE]
+    python -m benchmarks.train_speed [--rounds 3] [--steps 50] [--json FILE]
 
 Each round runs both, each in a process of its own: `train.py fit` as a user runs it, logging and checks included, and a
 loop of forward, backward, clipping and AdamW over `benchmarks/baseline.py`'s modules with torch as it comes. The figure
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs/demo.yaml", help="the run; default: the demo's")
     parser.add_argument("--rounds", type=int, default=3, help="turns of both; default: %(default)s")
-    parser.add_argument("--steps", type=int, default=20, help="optimiser steps of each turn; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=50, help="optimiser steps of each turn; default: %(default)s")
     parser.add_argument("--json", type=Path, help="file for the rows and the environment")
     parser.add_argument("--loop", action="store_true", help="run the plain loop in this process and print its figure")
     options = parser.parse_args(argv)
