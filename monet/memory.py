@@ -41,11 +41,14 @@ class Widths:
 _FLOAT32 = Widths(weight=4, gradient=4, master=0, moments=8, copy=0, activation=4, residual=4)
 _AUTOCAST = Widths(weight=4, gradient=4, master=0, moments=8, copy=2, activation=2, residual=4)
 _HALF = Widths(weight=2, gradient=2, master=0, moments=4, copy=0, activation=2, residual=2)
-_ZERO_HALF = Widths(weight=2, gradient=2, master=4, moments=8, copy=0, activation=2, residual=2)
+_ZERO_HALF = Widths(weight=2, gradient=4, master=4, moments=8, copy=0, activation=2, residual=2)
 
 
 def widths(precision: str, stage: Stage) -> Widths:
-    """Widths under trainer.precision; ZeRO (stages 1 to 3) keeps half-precision weights and a float32 master."""
+    """Widths under trainer.precision; ZeRO (stages 1 to 3) keeps half-precision weights and a float32 master.
+
+    It adds gradients up, and reduces them, in float32.
+    """
     if not precision.startswith("bf16"):
         return _FLOAT32
     if stage:

@@ -234,15 +234,17 @@ def communicated_bytes(
         return {"gradients": 2 * gradients, "weights": 0.0}
     if stage == 3:
         return {"gradients": accumulate * gradients, "weights": accumulate * 2 * weights}
-    return {"gradients": (accumulate if stage == 2 else 1) * gradients, "weights": weights}
+    # DeepSpeed's default: buckets of many ranks' gradients are reduced on all ranks, each keeps its own
+    return {"gradients": (2 * accumulate if stage == 2 else 2) * gradients, "weights": weights}
 
 
 def best(choices: list[Choice]) -> Choice | None:
-    """The quickest that fits; among those within one percent the largest micro-batch, then the lowest stage."""
+    """The quickest that fits; among those within one percent one without recomputation, then the largest micro-batch,
+    then the lowest stage."""
     fitting = [choice for choice in choices if choice.fits]
     least = min((choice.step_seconds for choice in fitting), default=0.0)
     near = [choice for choice in fitting if choice.step_seconds <= 1.01 * least]
-    return min(near, key=lambda c: (c.accumulate, c.stage, c.total_bytes), default=None)
+    return min(near, key=lambda c: (c.checkpointing, c.accumulate, c.stage, c.total_bytes), default=None)
 
 
 def configured(run: Run, given: Assumptions) -> Choice | None:

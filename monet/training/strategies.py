@@ -5,9 +5,10 @@ All share one checkpoint format (monet/training/folder_io.py), so that any of th
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -144,21 +145,26 @@ class Zero(Together, DeepSpeedStrategy):
         import deepspeed
 
         assert isinstance(self.config, dict)
+        if is_half := self.config.get("bf16", {}).get("enabled", False):
+            # over micro-batches and over ranks: in bfloat16 a sum soon takes no notice of what is added to it
+            self.config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+            self.config.setdefault("communication_data_type", "fp32")
         if self.zero_stage_3:
-            if self.config.get("bf16", {}).get("enabled"):
+            if is_half:
                 model.to(torch.bfloat16)
             # The model was made whole, as one process makes it: inside zero.Init, transformers' initialisation of
             # weights would find empty parameters and do nothing.
             deepspeed.zero.Init(module=model, config_dict_or_path=self.config)
         trained: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        engine, optimizer, _, _ = deepspeed.initialize(
-            config=self.config,
-            model=model,
-            model_parameters=trained,
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            dist_init_required=False,
-        )
+        with _one_optimizer_class():
+            engine, optimizer, _, _ = deepspeed.initialize(
+                config=self.config,
+                model=model,
+                model_parameters=trained,
+                optimizer=optimizer,
+                lr_scheduler=lr_scheduler,
+                dist_init_required=False,
+            )
         module = self.lightning_module
         assert module is not None
         self._state = ZeroState(engine, module.model)  # type: ignore[arg-type]
@@ -327,6 +333,23 @@ class TogetherTrainer(Trainer):
         # known to hooks that run before Lightning loads it
         self._checkpoint_connector._ckpt_path = ckpt_path
         return super()._run(model, ckpt_path=ckpt_path, **kwargs)
+
+
+@contextlib.contextmanager
+def _one_optimizer_class() -> Iterator[None]:
+    """Inside, stage 1 with float32 accumulation of bfloat16 gradients gets the optimiser of all other cases.
+
+    DeepSpeed has another one for it, which reduces gradients only after the backward pass, all at once.
+    """
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    engine: Any = DeepSpeedEngine
+    before = engine._configure_bf16_optimizer
+    engine._configure_bf16_optimizer = engine._configure_zero_optimizer
+    try:
+        yield
+    finally:
+        engine._configure_bf16_optimizer = before
 
 
 def _plain_groups(optimizer: Any) -> list[dict[str, Any]]:
