@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 MIN_DOCUMENT_BYTES = 700
 MAX_DOCUMENT_BYTES = 8_000
@@ -122,27 +123,55 @@ def _cut(text: str, source: str) -> str:
     return "".join(parts[2 * first : 2 * last]).strip("\n") + "\n" if last > first else ""
 
 
-def _shuffled(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
-    return iter(sorted(candidates, key=lambda each: hashlib.sha256(each.source.encode()).hexdigest()))
+def _all_stretches(text: str) -> list[str]:
+    """The text in stretches of whole paragraphs, each as long as MAX_DOCUMENT_BYTES allows."""
+    parts = _PARAGRAPH_BREAK.split(text)
+    stretches, size = [""], 0
+    for at in range(0, len(parts), 2):
+        piece = "".join(parts[at : at + 2])
+        if size and size + len(piece.encode()) > MAX_DOCUMENT_BYTES:
+            stretches.append("")
+            size = 0
+        stretches[-1] += piece
+        size += len(piece.encode())
+    return [stretch.strip("\n") + "\n" for stretch in stretches]
+
+
+def _stretches(candidate: Candidate, whole: bool) -> Iterator[Candidate]:
+    texts = _all_stretches(candidate.text) if whole else [_cut(candidate.text, candidate.source)]
+    return (Candidate(candidate.source, text, candidate.copyright_lines) for text in texts)
+
+
+def shuffled(sources: Iterable[str]) -> list[str]:
+    """Names of files in the order of their hashes: the same one on every machine, related files far apart."""
+    return sorted(sources, key=lambda source: hashlib.sha256(source.encode()).hexdigest())
 
 
 def assemble(
-    pools: dict[str, tuple[float, list[Candidate]]], budget_bytes: int, max_lost_share: float
+    pools: dict[str, tuple[float, Iterable[Candidate]]],
+    budget_bytes: int,
+    max_lost_share: float,
+    whole: bool = False,
 ) -> list[Candidate]:
     """Choose the documents of one domain.
 
     Args:
-        pools: package -> (wanted share of the bytes, its cleaned files).
+        pools: package -> (wanted share of the bytes, its cleaned files in the order to take them). No more of them are
+            read than are needed.
         budget_bytes: UTF-8 bytes of text to collect; the last document may overshoot it.
         max_lost_share: largest part of a document that may be repetition of earlier ones; it is taken out. Prose
             bears gaps, code does not.
+        whole: take every stretch of a file, as documents of one source, in place of one stretch.
 
     Returns:
         Documents sorted by source, each of MIN_DOCUMENT_BYTES to MAX_DOCUMENT_BYTES, without repeated paragraphs.
         Fewer bytes than the budget if the pools run dry.
     """
     seen = Deduplicator(max_lost_share)
-    queues = {package: _shuffled(candidates) for package, (_, candidates) in pools.items()}
+    queues = {
+        package: chain.from_iterable(_stretches(each, whole) for each in candidates)
+        for package, (_, candidates) in pools.items()
+    }
     taken = dict.fromkeys(pools, 0)
     chosen: list[Candidate] = []
     while queues and sum(taken.values()) < budget_bytes:
@@ -151,7 +180,7 @@ def assemble(
         if candidate is None:
             del queues[package]
             continue
-        text = seen.filter(_cut(candidate.text, candidate.source))
+        text = seen.filter(candidate.text)
         size = len(text.encode()) if text else 0
         if text is None or not MIN_DOCUMENT_BYTES <= size <= MAX_DOCUMENT_BYTES:
             continue

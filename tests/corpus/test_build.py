@@ -2,15 +2,19 @@
 
 import json
 import lzma
+import re
+import zipfile
+from dataclasses import replace
 
 import pytest
 
 from corpus import build as build_module
 from corpus import fetch as fetch_module
-from corpus.assemble import Candidate, Deduplicator, assemble
+from corpus.assemble import Candidate, Deduplicator, assemble, shuffled
 from corpus.clean_code import clean_code
 from corpus.clean_text import clean_page
-from corpus.recipe import RECIPE, Source
+from corpus.evidence import EVIDENCE
+from corpus.recipe import CODE_LANGUAGES, DEMO, Recipe, Source
 from monet.errors import ConfigError, DataError
 
 
@@ -27,6 +31,12 @@ from monet.errors import ConfigError, DataError
             "<?php\n/*\n * (c) A. Person\n */\n#[Attr]\nclass A extends Base implements Other {}\n# note it\n",
             "<?php\n#[Attr]\nclass A extends Base implements Other {}\n# note it\n",
         ),
+        (
+            "java",
+            "/*\n * Copyright (c) 2001, A. Person\n */\npackage a;\n\n/**\n * {@inheritDoc}\n * @since 1.4\n */\n"
+            "@Override\nvoid f() {} // keep\n",
+            "package a;\n\n@Override\nvoid f() {} // keep\n",
+        ),
         ("lua", "--[[ Copyright 2001 B ]]\nlocal a = 'x' -- keep\n", "local a = 'x' -- keep\n"),
         (
             "javascript",
@@ -39,7 +49,7 @@ from monet.errors import ConfigError, DataError
             'def f():\n    """First."""\n    return """kept\nwhole"""\n',
         ),
     ],
-    ids=["cpp", "php", "lua", "javascript", "python"],
+    ids=["cpp", "php", "java", "lua", "javascript", "python"],
 )
 def test_code_keeps_its_statements_and_loses_its_headers(language, raw, wanted):
     cleaned = clean_code(raw, language)
@@ -120,12 +130,55 @@ def test_documents_are_bounded_unique_by_source_and_follow_the_shares():
     pools = {"small": (0.25, pool("small", 0, 2)), "large": (0.75, pool("large", 1000, 30))}
     chosen = assemble(pools, 60_000, 0.1)
     assert chosen == sorted(chosen, key=lambda each: each.source)
-    assert chosen == assemble({name: (share, each[::-1]) for name, (share, each) in pools.items()}, 60_000, 0.1)
     sizes = [len(each.text.encode()) for each in chosen]
     assert all(700 <= size <= 8_000 for size in sizes)
     assert 60_000 <= sum(sizes) <= 68_000
     small = sum(len(each.text.encode()) for each in chosen if each.source.startswith("small"))
     assert 0.15 < small / sum(sizes) < 0.35
+
+
+def test_order_of_files_is_their_names_alone():
+    names = [f"package:{at}" for at in range(50)]
+    assert shuffled(names) == shuffled(names[::-1]) != names
+
+
+def test_only_the_files_that_are_needed_are_read():
+    read = []
+
+    def files():
+        for at in range(1_000):
+            read.append(at)
+            yield Candidate(f"package:{at}", f"{paragraph(at * 3)}\n\n{paragraph(at * 3 + 1)}\n")
+
+    assert len(assemble({"package": (1.0, files())}, 20_000, 0.1)) == len(read) < 50
+
+
+def test_whole_files_give_all_their_paragraphs_as_records_of_one_source():
+    blocks = [paragraph(at) for at in range(30)]
+    pools = {"package": (1.0, [Candidate("package:file", "\n\n".join(blocks) + "\n")])}
+    (one,) = assemble(pools, 60_000, 0.1)
+    assert len(one.text.encode()) <= 8_000
+    several = assemble(pools, 60_000, 0.1, whole=True)
+    assert {each.source for each in several} == {"package:file"}
+    assert all(700 <= len(each.text.encode()) <= 8_000 for each in several)
+    assert [block for each in several for block in each.text.strip().split("\n\n")] == blocks
+
+
+def test_archive_of_a_package_is_unpacked_beside_it(tmp_path, monkeypatch):
+    def unpack(source, folder):
+        (folder / "files").mkdir()
+        with zipfile.ZipFile(folder / "files/src.zip", "w") as archive:
+            archive.writestr("module/A.java", "class A {}")
+        return "1.0"
+
+    monkeypatch.setitem(fetch_module._FETCH, "apt", unpack)
+    root, version = fetch_module.fetch(Source("demo", "MIT", 1.0, ("*",), archive="src.zip"), tmp_path)
+    assert version == "1.0"
+    assert (root / "src.zip.files/module/A.java").read_text(encoding="utf-8") == "class A {}"
+    assert not (root / "src.zip").exists()
+    with pytest.raises(DataError, match=r"other: no archive at lib/src\.zip"):
+        fetch_module.fetch(Source("other", "MIT", 1.0, ("*",), archive="lib/src.zip"), tmp_path)
+    assert not (tmp_path / "apt/other/VERSION").exists()
 
 
 def test_client_that_is_missing_or_refuses_is_named(tmp_path, monkeypatch):
@@ -150,7 +203,9 @@ def small_recipe(tmp_path, monkeypatch):
         letters = str.maketrans("0123456789", "qwertzuiop")
         body = "\n\n".join(f"f = '{paragraph(at * 9 + part)[:140].translate(letters)}'" for part in range(6))
         (files / f"f{at}.lua").write_text(f"-- Copyright 2020 Author {at}\n\n{body}\n", encoding="utf-8")
-    monkeypatch.setattr(build_module, "RECIPE", {"lua": (Source("demo", "MIT", 1.0, ("*.lua",)),)})
+    domains = {"lua": (Source("demo", "MIT", 1.0, ("*.lua",)),)}
+    monkeypatch.setitem(build_module.RECIPES, "demo", replace(DEMO, domains=domains))
+    monkeypatch.setitem(build_module.RECIPES, "evidence", replace(EVIDENCE, domains=domains))
     monkeypatch.setattr("corpus.notices.LICENCE_TEXTS", Source("texts", "", 0.0, ("licence",)))
     monkeypatch.setattr(build_module, "LICENCE_TEXTS", Source("texts", "", 0.0, ("licence",)))
     monkeypatch.setattr(build_module, "fetch", lambda source, cache: (files, "1.0"))
@@ -189,12 +244,36 @@ def test_build_refuses(small_recipe, tmp_path, arguments, error, words):
         build_module.build(tmp_path / "cache", tmp_path / "out", **arguments)
 
 
-def test_build_refuses_to_shrink_the_shipped_corpus(tmp_path):
+@pytest.mark.parametrize("arguments", [{"domains": ["lua"]}, {"recipe": "evidence"}])
+def test_build_refuses_to_replace_the_shipped_corpus_by_another(tmp_path, arguments):
     with pytest.raises(ConfigError, match="another folder"):
-        build_module.build(tmp_path, domains=["lua"])
+        build_module.build(tmp_path, **arguments)
 
 
-def test_shares_of_every_domain_sum_to_one():
-    assert {domain: round(sum(source.share for source in sources), 6) for domain, sources in RECIPE.items()} == (
-        dict.fromkeys(RECIPE, 1.0)
-    )
+def test_corpus_that_does_not_ship_has_no_notices(small_recipe, tmp_path):
+    build_module.build(tmp_path / "cache", tmp_path / "out", bytes_per_domain=5_000, recipe="evidence")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "text"]
+
+
+@pytest.mark.parametrize("recipe", [DEMO, EVIDENCE], ids=["demo", "evidence"])
+def test_shares_of_every_domain_sum_to_one(recipe: Recipe):
+    sums = {domain: round(sum(source.share for source in sources), 6) for domain, sources in recipe.domains.items()}
+    assert sums == dict.fromkeys(recipe.domains, 1.0)
+
+
+@pytest.mark.parametrize("recipe", [DEMO, EVIDENCE], ids=["demo", "evidence"])
+def test_sources_of_a_domain_are_different_packages_with_a_licence(recipe: Recipe):
+    for domain, sources in recipe.domains.items():
+        assert len({source.package for source in sources}) == len(sources), domain
+        assert all(source.licence and (source.client == "apt" or source.version) for source in sources), domain
+
+
+def test_evidence_holds_the_same_works_in_every_natural_language():
+    assert len(EVIDENCE.domains) == 12
+    works = {
+        domain: [(re.sub(r"-(en-us|en|de|fr|es|it|ru)$", "", source.package), source.share) for source in sources]
+        for domain, sources in EVIDENCE.domains.items()
+        if domain not in CODE_LANGUAGES
+    }
+    assert len(works) == 6
+    assert all(each == works["english"] for each in works.values())

@@ -111,3 +111,16 @@ def test_checks_have_teeth(tmp_path):
     part.write_bytes(b"abd")
     assert manifest_faults(tmp_path, {name: entry}) == [f"{name}: size or hash"]
     assert len(manifest_faults(tmp_path, {})) == 1
+
+
+def test_manifest_of_the_evidence_text_is_that_of_its_recipe():
+    from corpus.evidence import EVIDENCE
+
+    manifest = json.loads((CORPUS / "evidence.json").read_text(encoding="utf-8"))
+    listed = [(entry["domain"], entry["package"], entry["licence"]) for entry in manifest["packages"]]
+    wanted = {domain: EVIDENCE.domains[domain] for domain in sorted(EVIDENCE.domains)}
+    assert listed == [(domain, each.package, each.licence) for domain, sources in wanted.items() for each in sources]
+    assert all(entry["documents"] > 0 and entry["version"] for entry in manifest["packages"])
+    assert manifest["bytes_per_domain"] == EVIDENCE.bytes_per_domain
+    assert [name.split("/")[1] for name in manifest["files"]] == list(wanted)
+    assert imbalance([entry["text_bytes"] for entry in manifest["files"].values()]) < 0.1
