@@ -17,7 +17,7 @@ from monet.errors import DataError
 
 MAX_DOCUMENT_BYTES = 1 << 26
 PARQUET = ".parquet"
-_BROKEN_ARCHIVE = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error)
+_BROKEN_ARCHIVE = (EOFError, lzma.LZMAError, zlib.error, OSError)  # gzip, bz2 and Arrow raise OSError
 _ROWS_AT_A_TIME = 16  # so many texts of the greatest size must fit in memory
 _PARQUET_BUFFER = 1 << 20
 
@@ -30,7 +30,7 @@ def _open_zstandard(path: Path, mode: str) -> Any:
 
 
 class _ArrowStream(io.RawIOBase):
-    """Arrow's stream for `io`; its faults without an errno are faults of the content, not of the disk."""
+    """Arrow's stream for `io`."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -39,12 +39,7 @@ class _ArrowStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        try:
-            content = self._stream.read(len(buffer))
-        except OSError as error:
-            if error.errno is None:
-                raise EOFError(str(error)) from None
-            raise
+        content = self._stream.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
 
@@ -86,7 +81,7 @@ def read_documents(
     opener = _OPENERS.get(file.path.suffix.lower(), open)
     suffixes = [suffix.lower() for suffix in file.path.suffixes]
     if suffixes[-1:] == [PARQUET]:
-        documents = _rows(file, skipped, text_key, source_key)
+        documents = _rows(file, skipped, text_key, source_key, max_bytes)
     elif (suffixes[-2:-1] if opener is not open else suffixes[-1:]) == [".jsonl"]:
         documents = _records(file, opener, skipped, text_key, source_key, max_bytes)
     else:
@@ -114,6 +109,14 @@ def _too_long(where: str, what: str, max_bytes: int) -> str:
     return f"{where}: the {what} is longer than max_document_bytes {max_bytes}; raise that if it is meant to be"
 
 
+def _broken(file: TextFile, what: str, error: Exception, skipped: Skipped) -> None:
+    """A fault of the file's content; an OSError with an errno is one of the disk and is raised again."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    skipped.problem("broken", f"{file.path}: broken or truncated {what} ({reason})")
+
+
 def _text(file: TextFile, opener: Callable[..., Any], skipped: Skipped, max_bytes: int) -> Iterator[Document]:
     try:
         with opener(file.path, "rb") as stream:
@@ -122,7 +125,7 @@ def _text(file: TextFile, opener: Callable[..., Any], skipped: Skipped, max_byte
             return skipped.problem("too long", _too_long(str(file.path), "text", max_bytes))
         text = content.decode("utf-8-sig")
     except _BROKEN_ARCHIVE as error:
-        return skipped.problem("broken", f"{file.path}: broken or truncated archive ({error})")
+        return _broken(file, "archive", error, skipped)
     except UnicodeDecodeError as error:
         return skipped.problem(
             "undecodable", f"{file.path}: byte {error.start} (0x{error.object[error.start]:02x}) is not UTF-8 text"
@@ -158,7 +161,7 @@ def _records(
                 except UnicodeDecodeError as error:
                     skipped.problem("undecodable", f"{where}: byte {error.start} of the line is not UTF-8 text")
                     continue
-                except (json.JSONDecodeError, RecursionError) as error:
+                except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
                     skipped.problem("not JSON", f"{where}: not a JSON record ({error})")
                     continue
                 text = record.get(text_key) if isinstance(record, dict) else None
@@ -169,7 +172,7 @@ def _records(
                 name = f"{file.name}:{number}"
                 yield Document(text, file.domain, name if original is None else str(original), name)
     except _BROKEN_ARCHIVE as error:
-        skipped.problem("broken", f"{file.path}: broken or truncated archive after line {number} ({error})")
+        _broken(file, f"archive after line {number}", error, skipped)
 
 
 def _missing_text(record: object, text_key: str) -> str:
@@ -180,8 +183,8 @@ def _missing_text(record: object, text_key: str) -> str:
     return f"no key {text_key!r} among {sorted(record)[:10]}; name the right one with --text_key"
 
 
-def _rows(file: TextFile, skipped: Skipped, text_key: str, source_key: str) -> Iterator[Document]:
-    """Rows of a parquet file, read page by page: a row group of any size takes the memory of a few pages."""
+def _rows(file: TextFile, skipped: Skipped, text_key: str, source_key: str, max_bytes: int) -> Iterator[Document]:
+    """Rows of a parquet file, read page by page: a row group of any size takes the memory of its largest page."""
     import pyarrow
     from pyarrow import parquet
 
@@ -194,26 +197,29 @@ def _rows(file: TextFile, skipped: Skipped, text_key: str, source_key: str) -> I
                     f"{file.path}: no column {text_key!r} among {names}; name the right one with --text_key"
                 )
             columns = [text_key, source_key] if source_key in names else [text_key]
+            if twice := [key for key in columns if names.count(key) > 1]:
+                raise DataError(f"{file.path}: {names.count(twice[0])} columns are named {twice[0]!r}; rename one")
             batches = table.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=columns, use_threads=False)
             for batch in batches:
                 originals = batch.column(source_key) if len(columns) == 2 else [None] * len(batch)
                 for text, original in zip(batch.column(text_key), originals, strict=True):
                     number += 1
                     where = f"{file.path} row {number}"
+                    if hasattr(text, "as_buffer") and text.is_valid and text.as_buffer().size > max_bytes:
+                        skipped.problem("too long", _too_long(where, "text", max_bytes))
+                        continue
                     try:
                         value = text.as_py()
+                        source = None if original is None else original.as_py()
                     except UnicodeDecodeError as error:
-                        skipped.problem("undecodable", f"{where}: byte {error.start} of the text is not UTF-8")
+                        skipped.problem(
+                            "undecodable", f"{where}: byte {error.start} of its text or source is not UTF-8"
+                        )
                         continue
                     if not isinstance(value, str):
                         skipped.problem("no text", f"{where}: {text_key!r} is {type(value).__name__}, not text")
                         continue
                     name = f"{file.name}:{number}"
-                    source = None if original is None else original.as_py()
                     yield Document(value, file.domain, name if source is None else str(source), name)
     except (pyarrow.ArrowException, OSError) as error:
-        # Arrow's own OSError for content it cannot decode carries no errno
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        skipped.problem("broken", f"{file.path}: broken or truncated parquet file after row {number} ({reason})")
+        _broken(file, f"parquet file after row {number}", error, skipped)

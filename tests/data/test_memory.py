@@ -79,12 +79,13 @@ def one_line(size: int) -> bytes:
 
 def bomb(folder: Path, kind: str, size: int) -> Path:
     """A small file that holds a text of `size` bytes."""
-    if kind == "parquet":
-        path = folder / "bomb.parquet"
-        text = ["word " * 200_000] * (size // 1_000_000)
-        # small pages, as texts of ordinary length make them; a writer looks at a page's size every so many rows
+    if kind.endswith("parquet"):
+        path = folder / f"bomb.{kind}"
+        text = ["a" * size] if kind.startswith("text") else ["word " * 200_000] * (size // 1_000_000)
+        # a writer looks at a page's size every so many rows: texts of ordinary length make pages of a megabyte
+        rows = 4 if kind == "parquet" else 1024
         table, options = pyarrow.table({"text": text}), {"compression": "zstd", "use_dictionary": False}
-        parquet.write_table(table, path, write_batch_size=4, **options)
+        parquet.write_table(table, path, write_batch_size=rows, **options)
         return path
     if kind == "jsonl.zst":
         path = folder / "bomb.jsonl.zst"
@@ -121,6 +122,16 @@ def test_an_archive_that_unpacks_to_much_takes_little_memory(tmp_path, kind):
     # a row group of 200 texts of 1 MB is no fault: it is read page by page
     assert (count, too_long) == ((209, 0) if kind == "parquet" else (0, 1))
     assert kib < 90 * 1024
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("text.parquet", (0, 1)), ("page.parquet", (104, 0))])
+def test_a_table_takes_three_times_its_largest_page(tmp_path, kind, counts):
+    """One page of 100 MiB: a single text that is too long, or a hundred that are not."""
+    path = bomb(tmp_path, kind, 100 * MIB)
+    assert path.stat().st_size < MIB
+    count, too_long, kib = measured(PEAK, path)
+    assert (count, too_long) == counts
+    assert kib < (3 * 100 + 30) * 1024
 
 
 @pytest.mark.parametrize("kind", ["txt.gz", "jsonl.gz", "jsonl.zst", "parquet"])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import json
 import lzma
 import os
 from pathlib import Path
 
+import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from monet.data import hub
+from monet.data import hub, records
 from monet.data.prepare import prepare
 from monet.data.records import read_documents
 from monet.data.sources import Skipped, TextFile, find_files
@@ -74,6 +78,59 @@ def test_names_that_are_no_text(tmp_path):
     assert sorted(names) == ["d/\\xff0.txt", "d/\\xff1.txt", "d/\\xff2.txt", "d/\\xff3.txt", "d/r.jsonl:1"]
 
 
+def half_utf8() -> pyarrow.Array:
+    """Two strings of which the second is no UTF-8."""
+    offsets = np.array([0, 2, 4], dtype="<i4").tobytes()
+    return pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, *map(pyarrow.py_buffer, (offsets, b"ab\xff\xfe"))])
+
+
+def damaged(content: bytes) -> bytes:
+    packed = bytearray(bz2.compress(content))
+    packed[30] ^= 255
+    return bytes(packed)
+
+
+FAULTS = {
+    "digits by the thousand": ("a.jsonl", b'{"text": "x", "n": %s}\n' % (b"1" * 5000), "a.jsonl:1: not a JSON"),
+    "damaged records.bz2": ("a.jsonl.bz2", damaged(b'{"text": "x"}\n' * 99), "broken or truncated archive"),
+    "damaged text.bz2": ("a.txt.bz2", damaged(b"some text\n" * 99), "broken or truncated archive"),
+    "a source that is no UTF-8": (
+        "a.parquet", {"text": ["x", "y"], "source": half_utf8()}, "row 2: byte 0 of its text or source is not UTF-8"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named_or_counted(tmp_path, fault):
+    name, content, words = FAULTS[fault]
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        parquet.write_table(pyarrow.table(content), path)
+    with pytest.raises(DataError, match=words):
+        read(path)
+    skipped = Skipped("skip")
+    found = list(read_documents(TextFile(path, "d", name), skipped))
+    assert (len(found), skipped.counts.total()) == (int(name == "a.parquet"), 1)
+
+
+def test_a_fault_of_the_disk_is_none_of_the_content(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setitem(records._OPENERS, ".gz", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        list(read_documents(TextFile(tmp_path / "a.txt.gz", "d", "a"), Skipped("skip")))
+
+
+def test_two_columns_of_one_name(tmp_path):
+    table = pyarrow.table([["x"], ["y"]], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: 2 columns are named 'text'; rename one"):
+        read(tmp_path / "a.parquet")
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> str:
     """A dataset of two columns and 60 rows, in the form the hub serves."""
@@ -128,6 +185,22 @@ def test_a_broken_download_goes_on_where_it_stopped(dataset, tmp_path, monkeypat
     whole = prepare(dataset, tmp_path / "whole", **arguments)
     assert sum(whole.stream(split, name).num_documents for split in whole.splits for name in "ab") == 60
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+
+
+def test_parts_of_a_download_are_small_and_their_lines_may_be_longer_than_the_text(tmp_path, monkeypatch):
+    """A text that just fits has more bytes as JSON; and few rows are in memory where they are long."""
+    monkeypatch.setattr(hub, "_CHARACTERS_A_PART", 100)
+    written = []
+    monkeypatch.setattr(hub, "atomic_write_text", lambda path, text: (written.append(text), path.parent.mkdir(
+        parents=True, exist_ok=True), path.write_text(text)))  # fmt: skip
+    (tmp_path / "set").mkdir()
+    texts = ["\n\u20ac" * 10 + str(number) for number in range(10, 40)]
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    (tmp_path / "set" / "train.jsonl").write_text("".join(lines))
+    source = {"only": f"hf://{tmp_path / 'set'}"}
+    shards = prepare(source, tmp_path / "out", vocab_size=262, max_document_bytes=42)
+    assert sum(shards.stream(split, "only").num_documents for split in shards.splits) == 30
+    assert [part.count("\n") for part in written] == [5] * 6
 
 
 def test_a_dataset_without_the_column_is_refused(dataset, tmp_path):
