@@ -18,7 +18,7 @@ from monet.files import atomic_write_json, atomic_write_text
 SCHEME = "hf://"
 _OPTIONS = {"config": "name", "split": "split", "revision": "revision", "data_dir": "data_dir"}
 _STATE = ".state.json"
-_ROWS_A_PART = 5000
+_ROWS_A_PART, _CHARACTERS_A_PART = 5000, 1 << 26  # one of them is reached
 
 
 def parse(uri: str) -> tuple[str, dict[str, Any]]:
@@ -181,6 +181,7 @@ def fetch(
     if not state["done"]:
         rows = Rows(uri, missed, state["place"], domain=domain, **options)
         pending: dict[str, list[str]] = {}
+        characters = 0
 
         def keep(done: bool) -> None:
             for name, lines in pending.items():
@@ -197,10 +198,12 @@ def fetch(
                 if document is not None and taken[document.domain] != max_documents:
                     line = {rows.text_key: document.text, rows.source_key: document.source}
                     pending.setdefault(document.domain, []).append(json.dumps(line) + "\n")
+                    characters += len(document.text)
                     taken[document.domain] += 1
                 task.advance(1)
-                if rows.row % _ROWS_A_PART == 0:
+                if rows.row % _ROWS_A_PART == 0 or characters >= _CHARACTERS_A_PART:
                     keep(done=False)
+                    characters = 0
                 if domain is not None and taken[domain] == max_documents:
                     break
             keep(done=True)

@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,7 @@ class Job:
             )
             if any(folder.iterdir()):
                 for domain, listed in find_files(folder)[0].items():
-                    self.files.setdefault(domain, []).extend(listed)
+                    self.files.setdefault(domain, []).extend(replace(file, fetched=True) for file in listed)
         self.files = dict(sorted(self.files.items()))
 
     def _reader(

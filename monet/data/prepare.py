@@ -25,7 +25,7 @@ from monet.data.splits import DEFAULT_SHARES, check_shares
 from monet.errors import ConfigError, DataError
 from monet.files import atomic_write_json, fsync_path, sha256_file
 
-_SETTINGS, _LOCK = "settings.json", ".lock"
+_SETTINGS, _LOCK, _REPLACED = "settings.json", ".lock", ".replaced"
 
 
 def prepare(
@@ -143,7 +143,7 @@ def prepare(
         try:
             with FileLock(partial / _LOCK, timeout=0):
                 if _is_done(out, settings, overwrite):  # by another process in the meantime
-                    shutil.rmtree(partial)
+                    shutil.rmtree(partial, ignore_errors=True)
                 else:
                     _begin(partial, settings, overwrite)
                     Job(partial, files, settings, keys, processes or os.cpu_count() or 1).run(tokenizer)
@@ -262,8 +262,13 @@ def _publish(partial: Path, out: Path) -> None:
         path.unlink(missing_ok=True)
     for folder, _, _ in os.walk(partial):
         fsync_path(folder)
+    replaced = partial / _REPLACED
     if out.exists():
-        shutil.rmtree(out)
+        os.rename(out, replaced)  # a kill must not leave half of it under the final name
+    if replaced.is_symlink():
+        replaced.unlink()
+    elif replaced.exists():
+        shutil.rmtree(replaced)
     os.rename(partial, out)
     (out / _LOCK).unlink(missing_ok=True)
     fsync_path(out.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,8 +83,9 @@ class Reader:
 
     def _file(self, file: TextFile) -> Iterator[Document]:
         unheard = Skipped(self.skipped.on_error)
+        max_bytes = sys.maxsize - 1 if file.fetched else self.keys.max_bytes
         documents = read_documents(
-            file, unheard, text_key=self.keys.text, source_key=self.keys.source, max_bytes=self.keys.max_bytes
+            file, unheard, text_key=self.keys.text, source_key=self.keys.source, max_bytes=max_bytes
         )
         for _ in range(self._passed):
             if next(documents, None) is None:

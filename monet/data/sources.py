@@ -35,11 +35,16 @@ class Document:
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of one domain; `name` is its path inside the source, the same wherever the source lies."""
+    """A file of one domain.
+
+    `name` is its path inside the source, the same wherever the source lies.
+    `fetched`: written here from a dataset, so that its texts were found short enough; a line is longer than its text.
+    """
 
     path: Path
     domain: str
     name: str
+    fetched: bool = False
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -224,3 +225,24 @@ def test_two_preparations_of_one_folder(corpus, tmp_path):
     (tmp_path / "data.partial").mkdir()
     with FileLock(tmp_path / "data.partial" / ".lock"), pytest.raises(DataError, match=r"data\.partial: another"):
         prepare(str(corpus), tmp_path / "data", vocab_size=270)
+
+
+def test_a_kill_while_old_data_are_deleted_costs_nothing(corpus, tmp_path, monkeypatch):
+    out = tmp_path / "data"
+    prepare(str(corpus), out, vocab_size=270)
+    delete = shutil.rmtree
+
+    def killed(folder, *words, **options):
+        if (manifest := Path(folder, "manifest.json")).is_file():
+            manifest.unlink()
+            raise KeyboardInterrupt
+        delete(folder, *words, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("monet.data.prepare.shutil.rmtree", killed)
+        prepare(str(corpus), out, vocab_size=270, seed=7, overwrite=True)
+    assert not out.exists()
+    prepare(str(corpus), out, vocab_size=270, seed=7, overwrite=True)
+    prepare(str(corpus), tmp_path / "whole", vocab_size=270, seed=7)
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "whole"]
