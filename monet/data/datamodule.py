@@ -9,6 +9,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
+from monet.data.hub import SCHEME
 from monet.data.loaders import TrainStream, ValidationPass
 from monet.data.order import WindowOrder
 from monet.data.shards import MANIFEST, TokenShards
@@ -137,8 +138,8 @@ class MonetDataModule(L.LightningDataModule):
         """
         settings = self._preparation()
         source = settings.get("source")
-        there = (self.data_dir / MANIFEST).is_file()
-        if there and (not isinstance(source, str) or source.startswith("hf://") or not Path(source).exists()):
+        # prepared data outlive their text, and are used without it
+        if (self.data_dir / MANIFEST).is_file() and not _is_here(source):
             return
         if source is None:
             raise DataError(
@@ -238,6 +239,12 @@ class MonetDataModule(L.LightningDataModule):
             self._position = dict(state_dict) or None
         else:
             self._stream.load_state_dict(state_dict)
+
+
+def _is_here(source: Any) -> bool:
+    """Whether all of a preparation's text lies on this machine, so that it can be compared."""
+    parts = list(source.values()) if isinstance(source, dict) else [source]
+    return all(isinstance(part, str) and not part.startswith(SCHEME) and Path(part).exists() for part in parts)
 
 
 def _prepare(settings: dict[str, Any]) -> None:

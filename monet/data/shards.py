@@ -148,7 +148,8 @@ class TokenStream:
             DataError: names the file and what differs.
         """
         known = {self.path(shard, suffix).name for shard in range(len(self._entries)) for suffix in PARTS}
-        if foreign := sorted({path.name for path in self._folder.iterdir()} - known):
+        there = {path.name for path in self._folder.iterdir()} if self._folder.is_dir() else set()
+        if foreign := sorted(there - known):
             raise DataError(f"{self._folder / foreign[0]}: not in the manifest; remove it, or prepare the data again")
         for shard, entry in enumerate(self._entries):
             self._check_files(shard, entry, full=full)

@@ -15,6 +15,7 @@ import yaml
 
 from monet import __version__
 from monet.errors import ConfigError
+from monet.files import atomic_write_text
 
 STARTS = "starts.jsonl"
 MISSING = "(not set)"
@@ -57,8 +58,9 @@ def record_start(run_dir: Path, config: str, step: int) -> dict[str, tuple[Any, 
         "python": platform.python_version(),
         "changed": {name: {"before": before, "now": now} for name, (before, now) in changed.items()},
     }
-    with open(run_dir / STARTS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    starts = run_dir / STARTS
+    lines = starts.read_text(encoding="utf-8") if starts.is_file() else ""
+    atomic_write_text(starts, f"{lines}{json.dumps(entry)}\n")
     for name, (before, now) in changed.items():
         print(f"changed since the last start: {name}: {before!r} -> {now!r}", flush=True)
     return changed

@@ -222,6 +222,13 @@ SHARDS = [
         ("a/shard-00000.bin", "missing"),
     ),
     Bad(
+        "domain missing",
+        lambda folder: shutil.rmtree(folder / "data" / "train" / "a"),
+        opened,
+        DataError,
+        ("a/shard-00000.bin", "missing"),
+    ),
+    Bad(
         "shard truncated",
         lambda folder: (folder / f"{SHARD}.bin").write_bytes((folder / f"{SHARD}.bin").read_bytes()[:-6]),
         opened,

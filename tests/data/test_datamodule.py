@@ -237,6 +237,9 @@ def test_prepare_data_makes_what_is_missing(corpus, tmp_path):
     other = MonetDataModule(str(out), prepare_config=str(config), vocab_size=290, seq_len=SEQ_LEN)
     with pytest.raises(ConfigError, match=r"vocab_size: 280 there, 290 asked for"):
         other.prepare_data()
+    config.write_text(f"source: {{a: {corpus / 'english'}}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"was prepared with other settings"):
+        MonetDataModule(str(out), prepare_config=str(config), vocab_size=280, seq_len=SEQ_LEN).prepare_data()
     gone = MonetDataModule(str(out), source=str(tmp_path / "gone"), seq_len=SEQ_LEN)
     gone.prepare_data()
     assert gone.fingerprint == data.fingerprint
