@@ -1,0 +1,88 @@
+"""Neurons of a dense model: their activities, the rule, and what silencing does, against direct computations."""
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from monet.errors import CheckpointError, ConfigError
+from monet.eval.inputs import LabelledSequences
+from monet.eval.neurons import NeuronMask, ablate_neurons, activities, down_projections, select_neurons
+from monet.eval.results import AblationResult
+from monet.training.language_models import LlamaForCausalLM
+from tests.eval.conftest import LABELS
+
+
+@pytest.fixture
+def llama():
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=24, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=32, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def explicit_activities(model, data):
+    sums, tokens = torch.zeros(3, 2, 20, dtype=torch.float64), torch.zeros(3)
+    for sequence, label in zip(data.sequences, data.label_of, strict=True):
+        states = model.model.embed_tokens(torch.tensor([sequence]))
+        inputs: list = []
+        hooks = [
+            p.register_forward_pre_hook(lambda _, x, inputs=inputs: inputs.append(x[0]))
+            for p in down_projections(model)
+        ]
+        model.model(inputs_embeds=states, use_cache=False)
+        [hook.remove() for hook in hooks]
+        for layer, x in enumerate(inputs):
+            sums[label, layer] += x[0].abs().sum(0).double()
+        tokens[label] += len(sequence)
+    return sums / tokens[:, None, None]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_activities_are_means_over_tokens_without_pads(llama, random_data, side):
+    data = LabelledSequences(LABELS, random_data.sequences, random_data.label_of, padding_side=side)
+    found = activities(llama, data, batch_size=4, progress=False)
+    torch.testing.assert_close(found, explicit_activities(llama, data), rtol=1e-5, atol=1e-7)
+
+
+def test_neurons_follow_the_ratio_rule():
+    means = torch.ones(3, 2, 4, dtype=torch.float64)
+    means[1, 0, 2], means[2, 1, 0], means[0, 1, 3] = 2.0, 1.9, 5.0
+    masks = select_neurons(means, LABELS, ratio=2.0)
+    assert [mask.removed_per_group for mask in masks.values()] == [[0, 1], [1, 0], [0, 0]]
+    assert not masks["middle"].keep_LF[0, 2] and not masks["left"].keep_LF[1, 3]
+    first = select_neurons(means, LABELS, ratio=2.0, layers="first")
+    assert [mask.num_removed for mask in first.values()] == [0, 1, 0]
+    with pytest.raises(ConfigError, match="ratio"):
+        select_neurons(means, LABELS, ratio=0.5)
+
+
+@torch.no_grad()
+def test_a_silenced_neuron_is_a_column_of_zeros(llama):
+    ids = torch.arange(12)[None]
+    mask = NeuronMask(torch.rand(2, 20, generator=torch.Generator().manual_seed(0)) > 0.4)
+    before = llama(input_ids=ids).logits
+    with mask.applied_to(llama):
+        masked = llama(input_ids=ids).logits
+    assert torch.equal(llama(input_ids=ids).logits, before)
+    for projection, keep in zip(down_projections(llama), mask.keep_LF, strict=True):
+        projection.weight *= keep
+    torch.testing.assert_close(masked, llama(input_ids=ids).logits)
+    assert not torch.allclose(masked, before)
+    assert mask.random_like(1).removed_per_group == mask.removed_per_group
+
+
+def test_an_ablation_reads_like_an_experts_one(llama, random_data, tmp_path):
+    means = activities(llama, random_data, progress=False)
+    masks = select_neurons(means, LABELS, ratio=1.05)
+    result = ablate_neurons(llama, masks, random_data, out=tmp_path, progress=False, held_out=False)
+    assert AblationResult.load(tmp_path) == result
+    assert [verdict.experts for verdict in result.domains] == [mask.num_removed for mask in masks.values()]
+    assert any(verdict.target_delta != 0 for verdict in result.domains)
+
+
+def test_other_models_are_refused(random_model):
+    with pytest.raises(CheckpointError, match="down_proj"):
+        down_projections(random_model)
