@@ -245,7 +245,8 @@ def test_build_refuses(small_recipe, tmp_path, arguments, error, words):
 
 
 @pytest.mark.parametrize("arguments", [{"domains": ["lua"]}, {"recipe": "evidence"}])
-def test_build_refuses_to_replace_the_shipped_corpus_by_another(tmp_path, arguments):
+def test_build_refuses_to_replace_the_shipped_corpus_by_another(tmp_path, monkeypatch, arguments):
+    monkeypatch.setattr(build_module, "fetch", lambda source, cache: pytest.fail("went on to fetch"))
     with pytest.raises(ConfigError, match="another folder"):
         build_module.build(tmp_path, **arguments)
 
