@@ -20,8 +20,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from monet.cpu import speed_up_cpu
 from monet.data.datamodule import MonetDataModule
 from monet.errors import ConfigError, MonetError, recognised
+from monet.files import atomic_write_text
 from monet.training.background import BackgroundCheckpointIO
-from monet.training.checkpoint import Selection, read_config, step_of
+from monet.training.checkpoint import Selection, read_config
 from monet.training.coordination import other_ranks_wait
 from monet.training.folder_io import FolderCheckpointIO
 from monet.training.history import record_start
@@ -51,14 +52,20 @@ USAGE = "train.py fit --config FILE --run_dir DIR [--KEY VALUE ...]"
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes the whole configuration to run_dir/config.yaml when training starts, and what changed in it."""
+    """Writes the whole configuration to run_dir/config.yaml when training starts, and what changed in it.
+
+    Only then: a start that is refused, at the latest for its place in the data, leaves the run as it was.
+    """
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        pass
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
-            step = 0 if trainer.ckpt_path is None else step_of(Path(trainer.ckpt_path))
-            record_start(folder, self.parser.dump(self.config), step)
-            self.parser.save(self.config, str(folder / self.config_filename), overwrite=True)
+            text = self.parser.dump(self.config)
+            record_start(folder, text, trainer.global_step)
+            atomic_write_text(folder / self.config_filename, text)
 
 
 class MonetCLI(LightningCLI):
@@ -220,8 +227,6 @@ class MonetCLI(LightningCLI):
         folder = self.selection.folder
         if folder is not None and not self.finished:
             print(f"continuing {self.run_directory.path} after step {self.selection.step}")
-        if rank_zero_only.rank == 0 and not self.finished:
-            self.run_directory.rewind(self.selection.step)
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=folder, **kwargs)
         finally:

@@ -15,7 +15,7 @@ import yaml
 
 from monet import __version__
 from monet.errors import ConfigError
-from monet.files import atomic_write_text
+from monet.files import atomic_write_bytes
 
 STARTS = "starts.jsonl"
 MISSING = "(not set)"
@@ -59,8 +59,8 @@ def record_start(run_dir: Path, config: str, step: int) -> dict[str, tuple[Any, 
         "changed": {name: {"before": before, "now": now} for name, (before, now) in changed.items()},
     }
     starts = run_dir / STARTS
-    lines = starts.read_text(encoding="utf-8") if starts.is_file() else ""
-    atomic_write_text(starts, f"{lines}{json.dumps(entry)}\n")
+    whole_lines, _, _ = starts.read_bytes().rpartition(b"\n") if starts.is_file() else (b"", b"", b"")
+    atomic_write_bytes(starts, whole_lines + (b"\n" if whole_lines else b"") + json.dumps(entry).encode() + b"\n")
     for name, (before, now) in changed.items():
         print(f"changed since the last start: {name}: {before!r} -> {now!r}", flush=True)
     return changed

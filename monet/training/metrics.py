@@ -141,8 +141,10 @@ class MetricsLog(Callback):
         seq_len = getattr(data, "seq_len", None) or config.max_position_embeddings
         self.flops_per_token = training_flops_per_token(config, seq_len)
         self.peak_flops = peak_flops(trainer.strategy.root_device)
-        if trainer.is_global_zero:  # there from the first moment on, whatever happens to the loggers
-            (self.run_dir / METRICS).touch()
+        if trainer.is_global_zero:
+            for name in (METRICS, VALIDATION, SPIKES):  # what comes after the checkpoint is written again
+                truncate_log(self.run_dir / name, trainer.global_step)
+            (self.run_dir / METRICS).touch()  # there from the first moment on, whatever happens to the loggers
         self.clock.resume()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

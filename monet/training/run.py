@@ -27,10 +27,9 @@ from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from monet.errors import ConfigError
+from monet.errors import CheckpointError, ConfigError
 from monet.files import atomic_directory, atomic_write_json
 from monet.training.checkpoint import Selection, newest_valid, remove_leftovers, set_aside
-from monet.training.metrics import METRICS, SPIKES, VALIDATION, truncate_log
 
 
 class RunDirectory:
@@ -69,18 +68,23 @@ class RunDirectory:
         self._lock.release()
 
     def choose_checkpoint(self) -> Selection:
-        """Remove leftovers of an interrupted save, find the newest valid checkpoint, and say what was passed over."""
+        """Remove leftovers of an interrupted save, find the newest valid checkpoint, and say what was passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints, and none is valid; nothing is touched.
+        """
         remove_leftovers(self.checkpoints)
         selection = newest_valid(self.checkpoints)
+        if selection.folder is None and selection.rejected:
+            reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in selection.rejected)
+            raise CheckpointError(
+                f"run_dir {self.path} has checkpoints, and none is valid: {reasons}. Repair one, or choose another"
+                f" run_dir (or remove {self.checkpoints}) to begin anew"
+            )
         for folder, reason in selection.rejected:
             rank_zero_warn(f"checkpoint {folder.name} is not valid and is set aside: {reason}")
             set_aside(folder)
         return selection
-
-    def rewind(self, step: int) -> None:
-        """Cut the logs back to `step`; what comes after is written again."""
-        for name in (METRICS, VALIDATION, SPIKES):
-            truncate_log(self.path / name, step)
 
 
 def _describe_owner(path: Path) -> str:

@@ -97,9 +97,15 @@ def test_structural_changes_at_resume_are_refused_with_both_values(train, capsys
     ("--data.seed=5", "seed 5.*run's 0"),
 ])  # fmt: skip
 def test_changes_that_lose_the_place_in_the_data_are_refused(train, capsys, change, words):
-    train("run", "--trainer.max_steps=4")
+    """Nothing of the run changes, its log behind the last checkpoint included."""
+    run = train("run", "--trainer.max_steps=4")
+    with open(run.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 5}\n')
+    names = ("metrics.jsonl", "starts.jsonl", "config.yaml")
+    before = [(run.run_dir / name).read_bytes() for name in names]
     assert train("run", change).code == USAGE
     assert re.search(words, capsys.readouterr().err)
+    assert [(run.run_dir / name).read_bytes() for name in names] == before
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,19 @@ def test_changed_settings_are_listed_and_kept(train, capsys):
     assert len(second["changed"]) == 2
 
 
+def test_lines_cut_off_by_a_crash_are_dropped_and_the_log_goes_on(train):
+    words = ("--model.schedule.name=constant", "--model.schedule.warmup_steps=0")
+    run = train("run", "--trainer.max_steps=4", *words)
+    for name in ("metrics.jsonl", "validation.jsonl", "spikes.jsonl", "starts.jsonl"):
+        with open(run.run_dir / name, "ab") as file:
+            file.write(b'{"step": 3, "loss": 1.\xff\0')
+    assert train("run", "--trainer.max_steps=8", *words).code == 0
+    assert [entry["step"] for entry in read_log(run.run_dir)] == list(range(1, 9))
+    assert [entry["step"] for entry in read_log(run.run_dir, "validation.jsonl")] == [8]
+    assert [entry["step"] for entry in read_log(run.run_dir, "starts.jsonl")] == [0, 4]
+    assert read_log(run.run_dir, "spikes.jsonl") == []
+
+
 def test_settings_differ_by_their_dotted_names():
     assert changed_settings({"a": {"b": 1, "c": [1]}}, {"a": {"b": 2, "c": [1]}, "d": None}) == {
         "a.b": (1, 2), "d": ("(not set)", None)
