@@ -19,6 +19,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,16 +70,27 @@ def verify_checkpoint(folder: Path, *, full: bool) -> None:
     """Check a checkpoint's files against its manifest, with `full` their content too.
 
     Raises:
-        CheckpointError: names the file and what is wrong with it.
+        CheckpointError: names the file and what is wrong with it; also if a file that would be read is not listed.
     """
     verify_manifest(folder, full=full)
-    files = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
-    for name in (CONFIG, TENSORS, STATE, rank_file(0)):
-        if name not in files:
-            raise CheckpointError(f"{folder}: {MANIFEST_NAME} does not list {name}")
+    listed = _read_json(folder / MANIFEST_NAME)["files"]
+    for name in (CONFIG, TENSORS, STATE):
+        _refuse_unlisted(folder, name, listed)
+    state = _read_json(folder / STATE).get("state")
+    ranks = state.get("world_size") if isinstance(state, dict) else None
+    for rank in range(ranks if isinstance(ranks, int) else 1):
+        _refuse_unlisted(folder, rank_file(rank), listed)
     for stem in (MODEL, OPTIMIZER):
-        if f"{stem}.safetensors" not in files and tensor_files.index_name(stem) not in files:
-            raise CheckpointError(f"{folder}: {MANIFEST_NAME} does not list {stem}.safetensors")
+        index = folder / tensor_files.index_name(stem)
+        if index.exists():
+            _refuse_unlisted(folder, index.name, listed)
+        for name in tensor_files.names_of(folder, stem):
+            _refuse_unlisted(folder, name, listed)
+
+
+def _refuse_unlisted(folder: Path, name: str, listed: Container[str]) -> None:
+    if name not in listed:
+        raise CheckpointError(f"{folder}: {MANIFEST_NAME} does not list {name}")
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ class FolderCheckpointIO(CheckpointIO):
                 where = f" (rank {', '.join(map(str, failed))})" if self.ranks.world_size > 1 else ""
                 raise CheckpointError(f"{next(iter(failed.values()))}{where}")
         except RankError as raised:
-            raise CheckpointError(f"{raised}; it is not published, earlier checkpoints are intact") from raised
+            # the last rank may have died after the folder was renamed
+            raise CheckpointError(f"{raised}; it is published whole or not at all, earlier ones are intact") from raised
         finally:
             if self.ranks.rank == 0 and folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)

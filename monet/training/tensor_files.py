@@ -17,6 +17,8 @@ from torch import Tensor
 from monet.errors import CheckpointError
 
 FILE_BYTES = 2 << 30  # a rank holds one file's tensors in host memory while it writes
+# many ranks write smaller files, so that none of them waits for a few; below this size that gains nothing
+LEAST_BYTES = 256 << 20
 
 
 class TensorFile(NamedTuple):
@@ -28,7 +30,9 @@ class TensorFile(NamedTuple):
 
 
 def plan(stem: str, tensors: Mapping[str, Tensor], world_size: int = 1, first_owner: int = 0) -> list[TensorFile]:
-    """Deal tensors, in their order, to files of at most `FILE_BYTES` (or one tensor), and files to ranks in turn.
+    """Deal tensors, in their order, to files and files to ranks in turn.
+
+    A file has at most `FILE_BYTES` (or one tensor), with many ranks a rank's share, but no less than `LEAST_BYTES`.
 
     Args:
         stem: name of the files without ending; several get -00001-of-00002 and so on, as Hugging Face numbers them.
@@ -36,13 +40,14 @@ def plan(stem: str, tensors: Mapping[str, Tensor], world_size: int = 1, first_ow
         world_size: number of ranks.
         first_owner: rank of the first file.
     """
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    most = min(FILE_BYTES, max(LEAST_BYTES, sum(sizes.values()) // world_size))
     groups: list[list[str]] = [[]]
-    room = FILE_BYTES
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
+    room = most
+    for name, size in sizes.items():
         if groups[-1] and size > room:
             groups.append([])
-            room = FILE_BYTES
+            room = most
         groups[-1].append(name)
         room -= size
     count = len(groups)
@@ -78,6 +83,25 @@ def index_name(stem: str) -> str:
     return f"{stem}.safetensors.index.json"
 
 
+def names_of(folder: Path, stem: str) -> list[str]:
+    """Names of a layout's files on disk: those of the index, or the single one there is without an index.
+
+    Raises:
+        CheckpointError: the index cannot be read, or leads out of the folder.
+    """
+    index = folder / index_name(stem)
+    if not index.is_file():
+        return [f"{stem}.safetensors"]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name or (folder / name).is_symlink()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: cannot be read: {error!r}") from None
+    if outside:
+        raise CheckpointError(f"{index}: refers to {outside[0]!r}, which is not a file of this folder")
+    return names
+
+
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of a layout on disk; each is read when it is asked for, from mapped memory where possible.
 
@@ -91,17 +115,8 @@ class StoredTensors(Mapping[str, Tensor]):
     def __init__(self, folder: Path, stem: str) -> None:
         self.folder = folder
         self._files: dict[str, safe_open] = {}
-        index = folder / index_name(stem)
-        names = [f"{stem}.safetensors"]
-        if index.is_file():
-            try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CheckpointError(f"{index}: cannot be read: {error!r}") from None
         self._place: dict[str, str] = {}
-        for name in names:
-            if Path(name).name != name or (folder / name).is_symlink():
-                raise CheckpointError(f"{index}: refers to {name!r}, which is not a file of this folder")
+        for name in names_of(folder, stem):
             self._files[name] = self._open(name)
             self._place.update(dict.fromkeys(self._files[name].keys(), name))
 

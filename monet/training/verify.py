@@ -37,11 +37,14 @@ def verify(path: Path, full: bool = False) -> None:
             verify_checkpoint(folder, full=full)
             if full:
                 _refuse_nonfinite(folder)
+            size = sum(file.stat().st_size for file in folder.iterdir())
         except (CheckpointError, OSError) as error:
+            if not folder.exists():  # a run that trains keeps the newest only
+                print(f"{folder.name}  was deleted meanwhile")
+                continue
             problems.append(str(error))
             print(f"{folder.name}  NOT VALID  {error}")
         else:
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             print(f"{folder.name}  valid  {size:,} bytes, {'content' if full else 'names and sizes'} as written")
     if problems:
         valid = len(folders) - len(problems)

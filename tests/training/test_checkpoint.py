@@ -12,7 +12,9 @@ from monet.errors import CheckpointError
 from monet.files import write_manifest
 from monet.training import checkpoint as ck
 from monet.training import tensor_files
+from monet.training import verify as verify_module
 from monet.training.folder_io import FolderCheckpointIO
+from monet.training.run import RunDirectory
 
 FILES = [
     "model.safetensors", "optimizer.safetensors", ck.CONFIG, ck.TENSORS, ck.STATE, "rank-00000.safetensors",
@@ -61,6 +63,18 @@ def test_everything_comes_back(tmp_path):
         assert torch.equal(loaded["moments"][name], tensor)
     number, tensor = loaded["rank_state"]["generators"]
     assert number == 1 and torch.equal(tensor, torch.arange(3))
+
+
+@pytest.mark.parametrize(("ranks", "files", "writers"), [(1, 4, 1), (2, 4, 2), (8, 8, 8), (40, 40, 40), (1000, 40, 40)])
+def test_many_ranks_share_the_writing(monkeypatch, ranks, files, writers):
+    """Of 40 tensors of 100 bytes in files of 10 to 1,000 bytes."""
+    monkeypatch.setattr(tensor_files, "FILE_BYTES", 1000)
+    monkeypatch.setattr(tensor_files, "LEAST_BYTES", 10)
+    tensors = {f"layer.{n}": torch.empty(25, device="meta") for n in range(40)}
+    plan = tensor_files.plan("model", tensors, ranks, first_owner=3)
+    assert [name for file in plan for name in file.tensors] == list(tensors)
+    assert (len(plan), len({file.owner for file in plan})) == (files, writers)
+    assert max(len(file.tensors) for file in plan) - min(len(file.tensors) for file in plan) == 0
 
 
 def test_large_parts_are_split_and_hugging_face_reads_the_index(tmp_path, monkeypatch):
@@ -167,6 +181,79 @@ def test_a_manifest_that_forgets_a_file_is_invalid(tmp_path):
     (path / "MANIFEST.json").write_text(json.dumps(manifest))
     selection = ck.newest_valid(tmp_path)
     assert selection.folder is None and ck.TENSORS in selection.rejected[0][1]
+
+
+def test_any_damage_of_a_manifest_is_a_reason_and_no_crash(tmp_path):
+    save(tmp_path, 5)
+    manifest = save(tmp_path, 10) / "MANIFEST.json"
+    content = manifest.read_bytes()
+    flipped = [
+        content[:place] + bytes([byte ^ (1, 32)[place % 2]]) + content[place + 1 :]
+        for place, byte in enumerate(content)
+    ]
+    wrong = [b"[]", b'{"files": []}', b'{"files": {"a": 3}}', b'{"files": {"a": {"bytes": 1e999, "sha256": ""}}}']
+    for damaged in (*flipped, *wrong):
+        manifest.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="step-00000010"):
+            ck.verify_checkpoint(manifest.parent, full=True)
+    assert ck.newest_valid(tmp_path).step == 5
+
+
+def relist(path, *forgotten):
+    """Write the manifest anew, without some of the files."""
+    (path / "MANIFEST.json").unlink()
+    write_manifest(path)
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    for name in forgotten:
+        del manifest["files"][name]
+    (path / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def test_what_would_be_read_must_be_listed(tmp_path, monkeypatch):
+    """A shard, an index beside a single file, another rank's file."""
+    with monkeypatch.context() as small:
+        small.setattr(tensor_files, "FILE_BYTES", 40)
+        path = save(tmp_path, 5)
+    relist(path, "model-00002-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"does not list model-00002-of-00002\.safetensors"):
+        ck.verify_checkpoint(path, full=False)
+    path = save(tmp_path, 10)
+    (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "optimizer.safetensors"}}')
+    with pytest.raises(CheckpointError, match=r"does not list model\.safetensors\.index\.json"):
+        ck.verify_checkpoint(path, full=False)
+    path = save(tmp_path, 15)
+    stored = json.loads((path / ck.STATE).read_text())
+    stored["state"]["world_size"] = 2
+    (path / ck.STATE).write_text(json.dumps(stored))
+    relist(path)
+    with pytest.raises(CheckpointError, match=r"does not list rank-00001\.safetensors"):
+        ck.verify_checkpoint(path, full=False)
+
+
+def test_a_run_without_a_valid_checkpoint_is_not_begun_anew(tmp_path):
+    run = RunDirectory(tmp_path)
+    for step in (5, 10):
+        (save(run.checkpoints, step) / ck.STATE).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"none is valid: step-00000010: .*; step-00000005: .*another run_dir"):
+        run.choose_checkpoint()
+    assert [ck.step_of(folder) for folder in ck.list_checkpoints(run.checkpoints)] == [5, 10]
+    shutil.rmtree(run.checkpoints)
+    assert run.choose_checkpoint().folder is None
+
+
+def test_a_checkpoint_that_a_run_deletes_while_it_is_looked_at_is_no_fault(tmp_path, monkeypatch, capsys):
+    for step in (5, 10):
+        save(tmp_path / "checkpoints", step)
+    check = verify_module.verify_checkpoint
+
+    def deleted(folder, *, full):
+        if ck.step_of(folder) == 5:
+            shutil.rmtree(folder)
+        check(folder, full=full)
+
+    monkeypatch.setattr(verify_module, "verify_checkpoint", deleted)
+    verify_module.verify(tmp_path)
+    assert "step-00000005  was deleted meanwhile" in capsys.readouterr().out
 
 
 def test_steps_are_ordered_as_numbers_and_other_folders_ignored(tmp_path):
