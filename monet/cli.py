@@ -46,6 +46,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "stats": Verb("monet.eval.stats:run", "sum every expert's routing weight per domain of labelled text"),
         "select": Verb("monet.eval.selection:run", "statistics -> one expert mask a domain"),
         "ablate": Verb("monet.eval.ablate:run", "loss per domain before and after each mask, and under random masks"),
+        "eval code": Verb("monet.eval.code.evaluate:run", "pass@k in six languages under masks; runs programs shut in"),
         "report": Verb("monet.eval.report:run", "ablation results -> JSON, Markdown and a heat map"),
     },
 }

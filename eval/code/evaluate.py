@@ -1,0 +1,357 @@
+"""What a model can still program when a language's experts are removed: pass@k under masks, beside random ones.
+
+The paper's protocol (arXiv 2412.04139, section 5.2 and appendix D.2): MultiPL-E in six languages, 200 samples a problem
+at temperature 0.8, pass@100.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monet.errors import CheckpointError, ConfigError
+from monet.eval.ablate import ablate
+from monet.eval.bootstrap import Bootstrap
+from monet.eval.code.execution import check_workers, execute
+from monet.eval.code.generation import Sampler, Sampling
+from monet.eval.code.limits import Limits
+from monet.eval.code.problems import CODES, ProblemSet, language_of, read_problems
+from monet.eval.code.results import CodeResult, ConditionScores, MaskSize
+from monet.eval.code.runtimes import Runtime, find_runtimes
+from monet.eval.code.sandbox import Sandbox, open_sandbox
+from monet.eval.code.scoring import Tally, score, tally
+from monet.eval.conditions import check_seeds, conditions
+from monet.eval.loading import DType, load_model, load_tokenizer, open_windows, provenance_now, windows_bar
+from monet.eval.results import RESULT_NAME, AblationResult
+from monet.eval.selection import check_mask, load_masks
+from monet.eval.store import model_key
+from monet.files import atomic_write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from monet.masks import ExpertMask
+    from monet.modeling_monet import MonetForCausalLM
+
+KS = (1, 10, 100)
+
+
+def check_ks(ks: Sequence[int]) -> None:
+    """Refuse a k below 1, a k twice, or none.
+
+    Raises:
+        ConfigError: names them.
+    """
+    if not ks or min(ks) < 1 or len(set(ks)) != len(ks):
+        raise ConfigError(f"ks must name one or more numbers from 1 on, none twice, got {list(ks)}")
+
+
+def evaluate_code(
+    model: MonetForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    masks: Mapping[str, ExpertMask],
+    problems: ProblemSet,
+    *,
+    out: str | os.PathLike[str],
+    sandbox: Sandbox | None = None,
+    libraries: Sequence[Path] = (),
+    sampling: Sampling | None = None,
+    ks: Sequence[int] = KS,
+    random_seeds: Sequence[int] = (0, 1, 2),
+    bootstrap: Bootstrap | None = None,
+    workers: int = 1,
+    perplexity: AblationResult | None = None,
+    progress: bool = True,
+) -> CodeResult:
+    """Sample completions of every problem under every condition, run them, and score them.
+
+    Each completion and each program's outcome is kept in `out` as soon as it is known; a second call with the same
+    model, masks, problems and settings goes on from them and gives the same numbers.
+
+    Args:
+        model: the whole model.
+        tokenizer: the model's.
+        masks: per label the mask that removes its experts; may be empty.
+        problems: by language (`read_problems`).
+        out: folder for outcomes and result.json.
+        sandbox: where programs run (`open_sandbox`); None runs none, and the result says so.
+        libraries: folders with luaunit.lua and javatuples.jar, before the system's.
+        sampling: how completions are drawn.
+        ks: the k of pass@k.
+        random_seeds: one random mask a label and seed.
+        bootstrap: how intervals are made; problems are drawn again.
+        workers: programs at a time.
+        perplexity: losses on text by language, to stand in the result.
+        progress: show a bar on standard error.
+
+    Raises:
+        CheckpointError: a mask of another model or size.
+        ConfigError: a setting out of range, or another process evaluates the same.
+    """
+    bootstrap, sampling = bootstrap or Bootstrap(), sampling or Sampling()
+    check_ks(ks)
+    check_seeds(random_seeds)
+    check_workers(workers)
+    for label, mask in masks.items():
+        check_mask(label, mask, model)
+    languages = list(problems.problems)
+    runtimes: dict[str, Runtime] = {}
+    unavailable = dict(problems.missing)
+    if sandbox is not None:
+        asked = [language for language in languages if language not in unavailable]
+        runtimes, missing = find_runtimes(asked, sandbox, libraries)
+        unavailable |= missing
+    evaluated = [language for language in languages if language not in unavailable]
+    store = Path(out) / "outcomes"
+    sampler = Sampler(model, tokenizer, sampling, store, model_key(model))
+    chosen = conditions(masks, random_seeds)
+    tallies: dict[str, dict[str, Tally]] = {}
+    for condition in chosen:
+        found = tallies.setdefault(condition.name, {})
+        for language in evaluated:
+            asked_for = problems.problems[language]
+            total = len(asked_for) * sampling.num_samples
+            with windows_bar(total, f"{condition.name}: {language}, write", progress) as bar:
+                completions = sampler.completions(condition.mask, asked_for, bar.update)
+            statuses = None
+            if sandbox is not None:
+                programs = {
+                    problem.program(text) for problem in asked_for for text in completions.get(problem.name, [])
+                }
+                with windows_bar(len(programs), f"{condition.name}: {language}, run", progress) as bar:
+                    statuses = execute(sorted(programs), runtimes[language], sandbox, store, workers, bar.update)
+            found[language] = tally(asked_for, completions, statuses)
+    whole = tallies[chosen[0].name]
+    scored = [
+        ConditionScores(
+            name=condition.name,
+            label=condition.label,
+            language=None if condition.label is None else language_of(condition.label),
+            seed=condition.seed,
+            scores=[
+                score(language, found, None if condition.label is None else whole[language], ks, bootstrap, number)
+                for number, (language, found) in enumerate(tallies[condition.name].items())
+            ],
+        )
+        for condition in chosen
+    ]
+    provenance = {
+        "problems": problems.description,
+        "sampling": dataclasses.asdict(sampling),
+        "bootstrap": dataclasses.asdict(bootstrap) | {"unit": "problem"},
+        "sandbox": None if sandbox is None else _describe(sandbox),
+        "random_seeds": list(random_seeds),
+    }
+    result = CodeResult(
+        executed=sandbox is not None,
+        ks=list(ks),
+        languages={language: runtimes[language].version if language in runtimes else None for language in languages},
+        unavailable=unavailable,
+        conditions=scored,
+        masks=mask_sizes(masks),
+        perplexity=perplexity,
+        partial=_what_is_missing(scored, unavailable, sandbox),
+        provenance=_provenance(model, masks) | provenance,
+    )
+    write(result, out)
+    return result
+
+
+def losses_alone(
+    model: MonetForCausalLM,
+    masks: Mapping[str, ExpertMask],
+    perplexity: AblationResult,
+    out: str | os.PathLike[str],
+) -> CodeResult:
+    """A result of losses alone: no problem, no completion, no runtime."""
+    result = CodeResult(
+        executed=False,
+        ks=[],
+        languages={},
+        unavailable={},
+        conditions=[],
+        masks=mask_sizes(masks),
+        perplexity=perplexity,
+        partial=["pass@k was not asked for (perplexity_only)"],
+        provenance=_provenance(model, masks),
+    )
+    write(result, out)
+    return result
+
+
+def mask_sizes(masks: Mapping[str, ExpertMask]) -> list[MaskSize]:
+    """How many experts each mask removes."""
+    return [
+        MaskSize(label, mask.num_removed, mask.removed_per_group, mask.num_removed / mask.num_experts)
+        for label, mask in masks.items()
+    ]
+
+
+def write(result: CodeResult, out: str | os.PathLike[str]) -> None:
+    """Keep a result as OUT/result.json, whole or not at all."""
+    atomic_write_json(Path(out) / RESULT_NAME, json.loads(json.dumps(result.to_json(), allow_nan=False)))
+
+
+def _provenance(model: MonetForCausalLM, masks: Mapping[str, ExpertMask]) -> dict[str, Any]:
+    notes = {label: mask.provenance for label, mask in masks.items()}
+    return {**provenance_now(), "model_fingerprint": model.fingerprint(), "masks": notes}
+
+
+def _describe(sandbox: Sandbox) -> dict[str, Any]:
+    return {
+        "jail": sandbox.jail.name,
+        "missing": sandbox.missing,
+        "refused": sandbox.refused,
+        "limits": dataclasses.asdict(sandbox.limits),
+    }
+
+
+def _what_is_missing(
+    scored: Sequence[ConditionScores], unavailable: Mapping[str, str], sandbox: Sandbox | None
+) -> list[str]:
+    missing = [f"{language} was not evaluated: {reason}" for language, reason in unavailable.items()]
+    if sandbox is None:
+        missing.append("no program was executed")
+        return missing
+    for condition in scored:
+        for one in condition.scores:
+            missing += [f"{condition.name}, {one.language}, {why}: {number}" for why, number in one.unscored.items()]
+    if sandbox.missing:
+        missing.append(f"programs ran in a weak sandbox, without: {', '.join(sandbox.missing)}")
+    return missing
+
+
+def run(
+    model: str,
+    out: Path,
+    masks: Path | None = None,
+    problems: str = "nuprl/MultiPL-E",
+    benchmark: str = "humaneval",
+    languages: list[str] = list(CODES),  # noqa: B006 - shown in --help, never changed
+    limit: int | None = None,
+    allow_code_execution: bool = False,
+    allow_weak_sandbox: bool = False,
+    libraries: list[Path] = [],  # noqa: B006
+    num_samples: int = 200,
+    ks: list[int] = list(KS),  # noqa: B006
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    max_new_tokens: int = 512,
+    batch_size: int = 20,
+    seed: int = 0,
+    random_seeds: list[int] = [0, 1, 2],  # noqa: B006
+    cpu_seconds: int = 15,
+    wall_seconds: float = 60.0,
+    memory_mb: int = 1024,
+    workers: int = 1,
+    data: Path | None = None,
+    split: str = "evaluate",
+    seq_len: int | None = None,
+    max_windows: int | None = None,
+    perplexity_only: bool = False,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    device: str = "auto",
+    dtype: DType = "auto",
+    progress: bool = True,
+) -> None:
+    """Measure what a model can program before and after each language's experts are removed, beside random removals.
+
+    Writes OUT/result.json, which `monet report` turns into a page. Completions and outcomes are kept in OUT/outcomes,
+    so the same command goes on after a kill. Without --allow_code_execution programs are written and none is run.
+
+    Args:
+        model: Hugging Face folder or name, with its tokenizer.
+        out: folder for result.json and what is kept.
+        masks: folder of `monet select`; without it the model as it is, alone.
+        problems: file or folder with MultiPL-E's prompts (.json, .jsonl, .jsonl.gz, .parquet), or its name on the hub.
+        benchmark: humaneval or mbpp; chooses the hub's configurations.
+        languages: of python, cpp, java, javascript, lua, php.
+        limit: problems a language, the first ones; without it all.
+        allow_code_execution: run the generated programs, shut in: no network, no files, limits. Nobody has read them.
+        allow_weak_sandbox: run them under resource limits alone where this machine has no namespaces. They can then
+            read files and use the network.
+        libraries: folders with luaunit.lua and javatuples.jar, looked at before the system's.
+        num_samples: completions a problem.
+        ks: the k of pass@k; each needs as many samples.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: samples among the likeliest tokens that hold this share of the probability.
+        max_new_tokens: of a completion. A problem whose prompt leaves less room is left out and counted.
+        batch_size: completions of one problem a forward.
+        seed: of the sampling, and of the intervals' draws.
+        random_seeds: one random mask per mask and seed, of as many experts of every routing group.
+        cpu_seconds: processor time of a program, and of its compiler.
+        wall_seconds: wall clock of both.
+        memory_mb: MiB of a program with all its processes.
+        workers: programs at a time.
+        data: folder of `monet data prepare` with text by language, for perplexities beside pass@k.
+        split: split of DATA.
+        seq_len: tokens a window of DATA; without it the most the model was made for.
+        max_windows: windows a language of DATA; without it all.
+        perplexity_only: measure losses on DATA and nothing else: no problem is read, no runtime needed.
+        resamples: bootstrap draws an interval, at least 1000.
+        confidence: share of the draws inside an interval.
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        dtype: precision of the weights; auto keeps that of the files.
+        progress: show a bar on standard error.
+
+    Raises:
+        CheckpointError: no such model, no tokenizer in it, or masks of another model.
+        ConfigError: an option out of range, no problems there, or programs cannot be shut in on this machine.
+        DataError: a problem without one of its fields, or unusable DATA.
+    """
+    bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
+    sampling = Sampling(num_samples, temperature, top_p, max_new_tokens, batch_size, seed)
+    limits = Limits(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mb=memory_mb)
+    check_ks(ks)
+    check_workers(workers)
+    if perplexity_only and data is None:
+        raise ConfigError("perplexity_only needs data: a folder of `monet data prepare` with text by language")
+    if data is not None and masks is None:
+        raise ConfigError("data without masks: perplexities are compared before and after a mask; give --masks")
+    found = None if perplexity_only else read_problems(problems, languages, benchmark).first(limit)
+    sandbox = None
+    if allow_code_execution and not perplexity_only:
+        sandbox = open_sandbox(limits, allow_weak=allow_weak_sandbox)
+    loaded = load_model(model, device, dtype)
+    chosen = {} if masks is None else load_masks(masks, model=loaded)
+    losses = None
+    if data is not None:
+        losses = ablate(
+            loaded,
+            chosen,
+            open_windows(data, split, loaded, seq_len, max_windows),
+            out=Path(out) / "perplexity",
+            random_seeds=random_seeds,
+            bootstrap=bootstrap,
+            progress=progress,
+        )
+    if found is None:
+        assert losses is not None
+        result = losses_alone(loaded, chosen, losses, out)
+    else:
+        tokenizer = load_tokenizer(loaded)
+        if tokenizer is None:
+            raise CheckpointError(f"{model}: no tokenizer there; completions need the model's own")
+        result = evaluate_code(
+            loaded,
+            tokenizer,
+            chosen,
+            found,
+            out=out,
+            sandbox=sandbox,
+            libraries=libraries,
+            sampling=sampling,
+            ks=ks,
+            random_seeds=random_seeds,
+            bootstrap=bootstrap,
+            workers=workers,
+            perplexity=losses,
+            progress=progress,
+        )
+    print(result.sentence)
+    print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

@@ -1,0 +1,87 @@
+"""Programs run in the sandbox, several at a time; the same program runs once, and its outcome is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
+
+from monet.errors import ConfigError
+from monet.eval.code.limits import Outcome
+from monet.eval.code.runtimes import Runtime
+from monet.eval.code.sandbox import Sandbox
+from monet.eval.store import ExampleStore
+
+
+def execute(
+    programs: Iterable[str],
+    runtime: Runtime,
+    sandbox: Sandbox,
+    folder: str | os.PathLike[str],
+    workers: int = 1,
+    advance: Callable[[int], object] = lambda _: None,
+) -> dict[str, str]:
+    """Run programs and say how each ended.
+
+    Args:
+        programs: the same one may come several times.
+        runtime: of their language.
+        sandbox: shuts them in.
+        folder: where outcomes are kept; a program that could not be run is tried again next time.
+        workers: programs at a time.
+        advance: called with 1 for each different program that is done.
+
+    Returns:
+        Status by program: one of `monet.eval.code.limits.Status`.
+
+    Raises:
+        ConfigError: fewer than one worker, or another process runs the same.
+    """
+    check_workers(workers)
+    key = {
+        "suite": "code-outcomes/1",
+        "runtime": [runtime.language, runtime.version, runtime.script],
+        "sandbox": [sandbox.jail.name, sandbox.missing],
+        "limits": asdict(sandbox.limits),
+    }
+    found: dict[str, str] = {}
+    with ExampleStore(folder, key) as store, contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        waiting: dict[Future[Outcome], str] = {}
+
+        def finish(most: int) -> None:
+            while len(waiting) > most:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    program, outcome = waiting.pop(future), future.result()
+                    found[program] = outcome.status
+                    if outcome.status != "sandbox error":
+                        store.put(_name(program), {**asdict(outcome), "seconds": round(outcome.seconds, 3)})
+                    advance(1)
+
+        for program in dict.fromkeys(programs):
+            if _name(program) in store:
+                found[program] = store[_name(program)]["status"]
+                advance(1)
+                continue
+            waiting[pool.submit(runtime.run, program, sandbox)] = program
+            finish(most=2 * workers)
+        finish(most=0)
+    return found
+
+
+def check_workers(workers: int) -> None:
+    """Refuse a number of programs at a time below 1.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers {workers} must be at least 1")
+
+
+def _name(program: str) -> str:
+    return hashlib.sha256(program.encode("utf-8", errors="replace")).hexdigest()

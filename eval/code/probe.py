@@ -1,0 +1,128 @@
+"""Attacks a machine from inside a jail and tells what held, as one line of JSON. Started as a file, on its own.
+
+    python probe.py TASK.json
+
+It does no harm where an attack succeeds: it opens a connection and closes it, writes into a folder made for it, and
+takes a little more memory, disk and processes than it may, all of which it gives back.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+task = json.load(open(sys.argv[1]))  # noqa: SIM115 - the process is short
+
+
+def network() -> bool:
+    """No connection, and no interface but the loop."""
+    names = {name for _, name in socket.if_nameindex()}
+    try:
+        socket.create_connection(("127.0.0.1", task["port"]), timeout=2).close()
+    except OSError:
+        return names <= {"lo"}
+    return False
+
+
+def hidden() -> bool:
+    """Neither a file outside nor root's folder can be read."""
+    with contextlib.suppress(OSError):
+        return task["secret"] not in open(task["file"]).read()
+    return True
+
+
+def read_only() -> bool:
+    """Nothing outside the working folder can be written."""
+    open_to_all = os.path.dirname(task["file"])
+    for path in (task["file"], f"{open_to_all}/new", f"/{task['secret']}", f"/usr/{task['secret']}", __file__):
+        with contextlib.suppress(OSError), open(path, "a") as file:
+            file.write("written by a program that should not have been able to\n")
+            return False
+    return True
+
+
+def disk() -> bool:
+    """Many files together are bounded."""
+    names = []
+    try:
+        for number in range(64):
+            names.append(f"filler-{number}")
+            with open(names[-1], "wb") as file:
+                file.write(bytes(task["disk"] // 32))
+    except OSError:
+        return True
+    finally:
+        for name in names:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+    return False
+
+
+def memory() -> bool:
+    """Twice the memory cannot be had."""
+    try:
+        return len(bytearray(2 * task["memory"])) < 0
+    except MemoryError:
+        return True
+
+
+def processes() -> bool:
+    """More processes than allowed cannot be started."""
+    children = []
+    try:
+        while len(children) <= task["processes"] + 16:
+            child = os.fork()
+            if not child:
+                time.sleep(30)
+                os._exit(0)
+            children.append(child)
+    except OSError:
+        return True
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return False
+
+
+def privileges() -> bool:
+    """Not a single capability, and no program that gives one."""
+    status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)  # noqa: SIM115
+    none = all(int(status[name].strip(), 16) == 0 for name in ("CapPrm", "CapEff", "CapAmb"))
+    return none and int(status["NoNewPrivs"]) == 1
+
+
+def leave_a_straggler() -> None:
+    """A process of its own session, without a parent, that lives on."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for descriptor in range(3):
+                os.close(descriptor)
+            os.open(os.devnull, os.O_RDWR)
+            os.execv(sys.executable, [sys.executable, "-S", "-c", "import time; time.sleep(60)", task["straggler"]])
+        os._exit(0)
+
+
+held = {}
+for name, attempt in {
+    "network": network,
+    "hidden files": hidden,
+    "read-only files": read_only,
+    "disk": disk,
+    "memory": memory,
+    "processes": processes,
+    "privileges": privileges,
+}.items():
+    try:
+        held[name] = attempt()
+    except Exception as error:
+        # an attack that fails in an unforeseen way shows nothing: the protection is not taken as given
+        held[name] = False
+        print(f"{name}: {error!r}")
+leave_a_straggler()
+time.sleep(0.1)
+print(json.dumps(held), flush=True)

@@ -1,0 +1,105 @@
+"""Processes and memory of this machine, read from /proc; where there is none, nothing is known and nothing is found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A process and all its descendants, as they are at one moment.
+
+    Args:
+        resident: bytes of resident memory by process.
+        cpu_seconds: processor time that all of them have had, those that have ended included.
+        waited_seconds: time that one of them, the one with most, was ready to run and had no processor.
+    """
+
+    resident: dict[int, int]
+    cpu_seconds: float
+    waited_seconds: float
+
+    def memory(self, bound: int) -> int:
+        """Bytes of resident memory of all together.
+
+        Args:
+            bound: only above it are pages that several share split among them, which takes the kernel longer.
+        """
+        everything = sum(self.resident.values())
+        return everything if everything <= bound else sum(_share(pid, size) for pid, size in self.resident.items())
+
+
+def look_at_tree(root: int) -> Tree:
+    """What a process and its descendants use; a process that ends meanwhile is left out."""
+    fields_of: dict[int, list[str]] = {}
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            fields_of[pid] = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    tree = {root}
+    while more := {pid for pid, fields in fields_of.items() if int(fields[1]) in tree} - tree:
+        tree |= more
+    tree &= fields_of.keys()
+    page, tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
+    return Tree(
+        resident={pid: int(fields_of[pid][21]) * page for pid in tree},
+        cpu_seconds=sum(int(ticks) for pid in tree for ticks in fields_of[pid][11:15]) / tick,
+        waited_seconds=max((_waited(pid) for pid in tree), default=0.0),
+    )
+
+
+def _waited(pid: int) -> float:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int((_PROC / str(pid) / "schedstat").read_text().split()[1]) / 1e9
+    return 0.0
+
+
+def _share(pid: int, resident: int) -> int:
+    """Resident bytes of a process, of a shared page its share; all of it where the kernel does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return resident
+
+
+def wait_until_gone(pids: Iterable[int], seconds: float) -> None:
+    """Wait for processes that were killed: the kernel takes a moment for those of a namespace."""
+    deadline = time.monotonic() + seconds
+    while any(_lives(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    return False
+
+
+def available_memory() -> int:
+    """Bytes that programs can still take on this machine; a very large number where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in (_PROC / "meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return sys.maxsize
+
+
+def is_running(word: str) -> bool:
+    """Whether some process has this word on its command line."""
+    for pid in _pids():
+        with contextlib.suppress(OSError):
+            if word.encode() in (_PROC / str(pid) / "cmdline").read_bytes():
+                return True
+    return False
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir(_PROC) if name.isdigit()] if _PROC.is_dir() else []

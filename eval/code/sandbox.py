@@ -1,0 +1,255 @@
+"""Runs programs that nobody has read: shut in by a jail, watched from outside, and ended whole.
+
+The jail takes away network, files and privileges and sets limits for each process. The watch from outside ends a run by
+wall clock, by what it prints, and by the memory of all its processes together. What a machine's jail really holds back
+is tried out before the first program runs (`open_sandbox`), not taken on trust.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from monet.errors import ConfigError
+from monet.eval.code.jails import JAILS, Jail, LimitsOnly, environment
+from monet.eval.code.limits import MEBIBYTE, Limits, Outcome, Status
+from monet.eval.code.processes import available_memory, is_running, look_at_tree, wait_until_gone
+from monet.eval.code.views import python_interpreters
+
+_PROBE = Path(__file__).with_name("probe.py")
+_TICK_SECONDS = 0.02
+_LOOK_SECONDS = 0.1
+_KEEPER_SECONDS = 15.0
+COMPILE_ERROR = 101
+_BUSY = b"\nthis machine was too busy to run it within the wall clock's limit"
+_SHORT = b"\nthis machine ran short of memory"
+# What `probe.py` tries, in words for people.
+PROTECTIONS = {
+    "network": "no network, not even this machine's own",
+    "hidden files": "files of this machine cannot be read, but for the system's programs",
+    "read-only files": "nothing can be written outside a folder of its own",
+    "disk": "what it writes is bounded in all",
+    "processes": "the number of processes is bounded",
+    "memory": "memory of each process is bounded",
+    "no stragglers": "no process outlives the run",
+    "privileges": "no privilege, and no way to gain one",
+}
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A jail that was tried out on this machine.
+
+    Args:
+        jail: how programs are shut in.
+        held: by the names of `PROTECTIONS`, whether an attempt against it failed here.
+        refused: jails that do not work here, and why.
+        limits: of every run.
+    """
+
+    jail: Jail
+    held: dict[str, bool]
+    refused: dict[str, str]
+    limits: Limits
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the protections that do not hold here."""
+        return [name for name in PROTECTIONS if not self.held.get(name, False)]
+
+    def run(self, files: Mapping[str, str], script: str, view: Sequence[Path] = ()) -> Outcome:
+        """Run a shell script over some files.
+
+        Args:
+            files: content by name; they lie in the script's `$PROGRAM`, read-only where the jail can.
+            script: for sh; works in `$BOX`. Its exit code is the run's; 101 says that compiling failed.
+            view: more files and folders of this machine to show, read-only.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="monet-program-"))
+        try:
+            program = folder / "program"
+            program.mkdir()
+            for name, content in files.items():
+                (program / name).write_text(content, encoding="utf-8", errors="replace")
+            return _run(self.jail, folder, script, view, self.limits)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(jail: Jail, folder: Path, script: str, view: Sequence[Path], limits: Limits) -> Outcome:
+    places = jail.places(folder)
+    mark = f"begin {uuid.uuid4().hex}"
+    # sh stays beside the program: the first process of a namespace would be deaf to many signals
+    inside = f"PROGRAM={places.program} BOX={places.box}; echo {mark}; cd $BOX || exit 126\n{script}\nexit $?"
+    started = time.monotonic()
+    try:
+        process = subprocess.Popen(
+            jail.command(inside, folder, view, limits),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment(places),
+            cwd=folder,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return Outcome("sandbox error", None, str(error), 0.0)
+    try:
+        output, stopped = _watch(process, limits, started)
+    finally:
+        _end(process, jail)
+    seconds = time.monotonic() - started
+    head, found, rest = output.partition(mark.encode() + b"\n")
+    if not found:
+        return Outcome("sandbox error", None, _text(head) or "the sandbox did not start", seconds)
+    if stopped is not None:
+        return Outcome(stopped, None, _text(rest), seconds)
+    code = process.returncode
+    return Outcome(_status(code, seconds, limits), code, _text(rest), seconds)
+
+
+def _status(code: int, seconds: float, limits: Limits) -> Status:
+    if code == 0:
+        return "ok"
+    if code == COMPILE_ERROR:
+        return "compile error"
+    by_cpu_limit = code in {128 + signal.SIGKILL, 128 + signal.SIGXCPU, -signal.SIGKILL, -signal.SIGXCPU}
+    return "timeout" if by_cpu_limit and seconds >= limits.cpu_seconds else "failed"
+
+
+def _text(output: bytes, most: int = 2000) -> str:
+    return output[-most:].decode("utf-8", errors="replace").strip()
+
+
+def _watch(process: subprocess.Popen[bytes], limits: Limits, started: float) -> tuple[bytes, Status | None]:
+    """Read what is printed until the process ends or has to be stopped; why it has to be."""
+    assert process.stdout is not None
+    pipe, output, reading, looked = process.stdout.fileno(), bytearray(), True, started
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while True:
+            ended = process.poll() is not None
+            if reading and selector.select(0 if ended else _TICK_SECONDS):
+                piece = os.read(pipe, 65536)
+                output += piece
+                reading = bool(piece)
+            elif ended:
+                return bytes(output), None
+            elif not reading:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_TICK_SECONDS)
+            if len(output) > limits.output_kb * 1024:
+                return bytes(output), "output"
+            now = time.monotonic()
+            if now - started > limits.wall_seconds:
+                # a program that hardly got a processor has not shown that it is slow
+                tree, half = look_at_tree(process.pid), limits.wall_seconds / 2
+                starved = tree.waited_seconds > half > tree.cpu_seconds
+                return bytes(output) + _BUSY * starved, "sandbox error" if starved else "timeout"
+            if now - looked >= _LOOK_SECONDS:
+                looked, most = now, limits.memory_mb * MEBIBYTE
+                if look_at_tree(process.pid).memory(most) > most:
+                    return bytes(output), "memory"
+                if available_memory() < most // 4:
+                    return bytes(output) + _SHORT, "sandbox error"
+
+
+def _end(process: subprocess.Popen[bytes], jail: Jail) -> None:
+    """Leave nothing of a run behind: its namespace ends with its first process, else the keeper kills what it finds."""
+    left = [] if process.poll() is not None else list(look_at_tree(process.pid).resident)
+    if left and jail.keeps:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_KEEPER_SECONDS)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_until_gone(left, _KEEPER_SECONDS)
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def open_sandbox(limits: Limits | None = None, *, allow_weak: bool = False) -> Sandbox:
+    """The strongest jail that works here, after attempts against each of its protections.
+
+    Args:
+        limits: of every run to come; the attempts have smaller ones.
+        allow_weak: take what there is where no jail holds everything back.
+
+    Raises:
+        ConfigError: nothing here holds everything back and `allow_weak` is false; names what is missing and why.
+    """
+    limits = limits or Limits()
+    refused: dict[str, str] = {}
+    found: list[Sandbox] = []
+    for kind in (*JAILS, *([LimitsOnly] if allow_weak else [])):
+        jail = kind()
+        held, error = _attempts(jail)
+        if error:
+            refused[jail.name] = error
+            continue
+        found.append(Sandbox(jail, held, refused, limits))
+        if not found[-1].missing:
+            return found[-1]
+    if found and allow_weak:
+        return min(found, key=lambda sandbox: len(sandbox.missing))
+    reasons = {**refused, **{sandbox.jail.name: f"does not hold: {', '.join(sandbox.missing)}" for sandbox in found}}
+    raise ConfigError(
+        "programs cannot be shut in on this machine ("
+        + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        + "). Install bubblewrap, or allow user namespaces (in a container: --security-opt seccomp=unconfined and"
+        " apparmor=unconfined, or --privileged); or give --allow_weak_sandbox to run them under resource limits"
+        " alone, on a machine that may come to harm"
+    )
+
+
+def _attempts(jail: Jail) -> tuple[dict[str, bool], str]:
+    """Attack this machine from inside a jail; which protections held, or why the jail does not work at all."""
+    secret = uuid.uuid4().hex
+    limits = Limits(cpu_seconds=20, wall_seconds=300, memory_mb=256, processes=48, file_mb=4, disk_mb=16)
+    with (
+        tempfile.TemporaryDirectory(prefix="monet-attempts-") as name,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        folder = Path(name)
+        folder.chmod(0o777)
+        target = folder / "secret"
+        target.write_text(secret)
+        target.chmod(0o666)
+        task = {
+            "port": server.getsockname()[1],
+            "file": str(target),
+            "secret": secret,
+            "processes": limits.processes,
+            "memory": limits.memory_mb * MEBIBYTE,
+            "disk": limits.disk_mb * MEBIBYTE,
+            "straggler": f"{secret}-straggler",
+        }
+        reasons = []
+        for python in python_interpreters():
+            files = {"probe.py": _PROBE.read_text(encoding="utf-8"), "task.json": json.dumps(task)}
+            sandbox = Sandbox(jail, {}, {}, limits)
+            outcome = sandbox.run(files, f"{python.command} -I -S $PROGRAM/probe.py $PROGRAM/task.json", python.view)
+            line = next((line for line in outcome.output.splitlines() if line.startswith("{")), None)
+            if line is not None:
+                held = {key: bool(value) for key, value in json.loads(line).items()}
+                time.sleep(0.05)
+                held["no stragglers"] = not is_running(task["straggler"])
+                held["read-only files"] &= target.read_text() == secret and len(list(folder.iterdir())) == 1
+                return held, ""
+            reasons.append(
+                f"{outcome.status}: {outcome.output.splitlines()[-1] if outcome.output else outcome.exit_code}"
+            )
+        return {}, "; ".join(dict.fromkeys(reasons))

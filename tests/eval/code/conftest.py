@@ -1,0 +1,86 @@
+"""Sandboxes of this machine, a small model, problems with right and wrong bodies, libraries that their tests need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from monet import MonetForCausalLM
+from monet.errors import ConfigError
+from monet.eval.code.jails import LimitsOnly
+from monet.eval.code.limits import Limits
+from monet.eval.code.problems import CODES, ProblemSet, read_problems
+from monet.eval.code.sandbox import Sandbox, open_sandbox
+from monet.eval.code.views import find_command
+from tests.eval.conftest import config
+
+DATA = Path(__file__).parent / "data"
+# A machine that runs many other things may take minutes for a second's work.
+PATIENT = Limits(cpu_seconds=30, wall_seconds=300)
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Sandbox:
+    """What holds everything back; there is none where namespaces are forbidden."""
+    try:
+        return open_sandbox(PATIENT)
+    except ConfigError as error:
+        pytest.skip(f"no full sandbox here: {error}")
+
+
+@pytest.fixture(scope="session")
+def weak() -> Sandbox:
+    """Resource limits alone; what it holds is not tried out."""
+    return Sandbox(LimitsOnly(), {}, {}, PATIENT)
+
+
+@pytest.fixture(scope="session")
+def problems() -> ProblemSet:
+    return read_problems(DATA / "problems", list(CODES))
+
+
+@pytest.fixture(scope="session")
+def bodies() -> dict[str, dict[str, dict[str, str]]]:
+    """By our language name and problem a `right` and a `wrong` completion."""
+    content = json.loads((DATA / "solutions.json").read_text())
+    return {language: content[code] for language, code in CODES.items()}
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory) -> Path:
+    """A folder with luaunit.lua and javatuples.jar: as much of them as the problems here use."""
+    folder = tmp_path_factory.mktemp("libraries")
+    (folder / "luaunit.lua").write_text((DATA / "luaunit.lua").read_text())
+    compiler = find_command("javac")
+    if compiler is not None:
+        subprocess.run([compiler.path, "-d", folder, DATA / "Pair.java"], check=True)
+        with zipfile.ZipFile(folder / "javatuples.jar", "w") as jar:
+            jar.write(folder / "org/javatuples/Pair.class", "org/javatuples/Pair.class")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level, with few merges."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    backend.train_from_iterator(["def f(x):\n    return x\n" * 3], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer) -> MonetForCausalLM:
+    """Small, and at random."""
+    torch.manual_seed(3)
+    return MonetForCausalLM(config(vocab_size=len(tokenizer), initializer_range=0.3, max_position_embeddings=64)).eval()

@@ -1,0 +1,292 @@
+"""Real attacks by real programs: each must end, harm nothing, and leave nothing behind."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from monet.errors import ConfigError
+from monet.eval.code import sandbox as module
+from monet.eval.code.jails import Bubblewrap, LimitsOnly, Namespaces
+from monet.eval.code.limits import Limits
+from monet.eval.code.processes import Tree, is_running, look_at_tree
+from monet.eval.code.sandbox import PROTECTIONS, Sandbox, open_sandbox
+from monet.eval.code.views import python_interpreters
+
+ROOT = Path(__file__).resolve().parents[3]
+BOMB = "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)\n"
+
+
+@pytest.fixture(scope="module")
+def python(sandbox):
+    """How an interpreter is started inside, and what has to be shown for it."""
+    for found in python_interpreters():
+        if sandbox.run({}, f"{found.command} -c 1", found.view).status == "ok":
+            return found
+    raise AssertionError("no interpreter runs in the sandbox")
+
+
+@pytest.fixture(scope="module")
+def weak_python(weak):
+    for found in python_interpreters():
+        if weak.run({}, f"{found.command} -c 1").status == "ok":
+            return found
+    pytest.skip("no interpreter that another user may run")
+
+
+def attack(sandbox, python, program, **limits):
+    """Run a Python program under other limits; its marker is on the command line of all its processes."""
+    marker = f"marker-{uuid.uuid4().hex}"
+    shut_in = replace(sandbox, limits=replace(sandbox.limits, **limits))
+    outcome = shut_in.run({"program.py": program}, f"{python.command} -S $PROGRAM/program.py {marker}", python.view)
+    assert not is_running(marker), "a process outlived its run"
+    return outcome
+
+
+def test_all_protections_hold_or_there_is_no_sandbox(sandbox):
+    assert sandbox.missing == [] and set(sandbox.held) == set(PROTECTIONS)
+
+
+def test_a_harmless_program_passes_and_a_failing_one_fails(sandbox, python):
+    assert attack(sandbox, python, "print('fine')").status == "ok"
+    failed = attack(sandbox, python, "print('bad'); raise SystemExit(3)")
+    assert (failed.status, failed.exit_code, failed.output) == ("failed", 3, "bad")
+    assert sandbox.run({}, "exit 101").status == "compile error"
+    assert sandbox.run({"x": "\udcff"}, "printf '\\377\\376'").output == "\ufffd\ufffd"
+
+
+def test_endless_loop(sandbox, python):
+    assert attack(sandbox, python, "while True: pass", cpu_seconds=1).status == "timeout"
+
+
+def test_sleeper_and_one_that_becomes_another_program(sandbox, python):
+    started = time.monotonic()
+    assert attack(sandbox, python, "import time; time.sleep(600)", wall_seconds=4).status == "timeout"
+    change = "import os; os.execv('/bin/sleep', ['sleep', '600'])"
+    assert attack(sandbox, python, change, wall_seconds=4).status == "timeout"
+    assert time.monotonic() - started < 300
+
+
+def test_fork_bomb(sandbox, python):
+    before = set(os.listdir("/proc"))
+    outcome = attack(sandbox, python, BOMB, wall_seconds=4, processes=40)
+    assert outcome.status in ("timeout", "memory", "sandbox error")
+    time.sleep(0.2)
+    assert len({name for name in os.listdir("/proc") if name.isdigit()} - before) < 30
+    shell = replace(sandbox, limits=replace(sandbox.limits, wall_seconds=4, processes=40))
+    assert shell.run({}, "bomb() { bomb | bomb & }; bomb; sleep 60").status != "sandbox error"
+
+
+def test_ten_gigabytes_at_once(sandbox, python):
+    outcome = attack(sandbox, python, "x = bytearray(10 << 30)")
+    assert outcome.status == "failed" and "MemoryError" in outcome.output
+    shared = attack(sandbox, python, "import mmap; m = mmap.mmap(-1, 10 << 30)")
+    assert shared.status == "failed" and "Cannot allocate memory" in shared.output
+
+
+def test_memory_of_many_processes_together(sandbox, python):
+    program = (
+        "import os, time\nfor _ in range(8):\n    if os.fork() == 0:\n"
+        "        x = bytearray(os.urandom(1 << 20) * 96)\n        time.sleep(200)\ntime.sleep(200)\n"
+    )
+    assert attack(sandbox, python, program, memory_mb=256).status == "memory"
+
+
+def test_shared_memory_of_one_process(sandbox, python):
+    program = (
+        "import mmap\nm = mmap.mmap(-1, 2 << 30)\nwhile m.tell() < len(m): m.write(b'x' * (1 << 20))\nimport time\n"
+    )
+    assert attack(sandbox, python, program + "time.sleep(200)", memory_mb=256).status == "memory"
+
+
+def test_network(sandbox, python):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        port = server.getsockname()[1]
+        program = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 5)"
+        assert attack(sandbox, python, program).status == "failed"
+        with pytest.raises(TimeoutError):
+            server.accept()
+    names = attack(sandbox, python, "import socket; print([name for _, name in socket.if_nameindex()])")
+    assert names.output == "['lo']"
+    resolve = attack(sandbox, python, "import socket; socket.getaddrinfo('localhost.example', 80)")
+    assert resolve.status == "failed"
+
+
+def test_abstract_sockets_of_this_machine_are_out_of_reach(sandbox, python):
+    name = f"\0{uuid.uuid4().hex}"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        server.listen()
+        outcome = attack(sandbox, python, f"import socket\nsocket.socket(socket.AF_UNIX).connect({name!r})")
+    assert outcome.status == "failed" and "refused" in outcome.output
+
+
+def test_huge_files(sandbox, python):
+    one = attack(sandbox, python, "f = open('big', 'wb')\nwhile True: f.write(bytes(1 << 20))", file_mb=8)
+    assert one.status == "failed" and "File too large" in one.output
+    many = "n = 0\nwhile True:\n    open(f'f{n}', 'wb').write(bytes(4 << 20))\n    n += 1\n"
+    full = attack(sandbox, python, many, file_mb=8, disk_mb=32)
+    assert full.status == "failed" and "No space left" in full.output
+    empty = attack(sandbox, python, "n = 0\nwhile True:\n    open(f'f{n}', 'w').close()\n    n += 1\n", disk_mb=32)
+    assert empty.status in ("failed", "timeout")
+
+
+def test_files_of_this_machine(sandbox, python, tmp_path, monkeypatch):
+    secret = tmp_path / "secret"
+    secret.write_text("a secret of this machine")
+    tmp_path.chmod(0o777)
+    home = Path.home()
+    places = [str(secret), str(home / ".profile"), "/etc/shadow", "/etc/passwd", str(ROOT / "pyproject.toml")]
+    program = f"for name in {places}:\n    try: print(open(name).read())\n    except OSError: pass\n"
+    assert attack(sandbox, python, program).output == ""
+    monkeypatch.setenv("HF_TOKEN", "a secret of the environment")
+    shown = attack(sandbox, python, "import os; print(sorted(os.environ.items()), os.getcwd())")
+    assert "secret" not in shown.output and str(home) not in shown.output
+    written = [str(tmp_path / "new"), "/usr/new", "/new", "/program/new", __file__]
+    program = f"for name in {written}:\n    try: open(name, 'w').write('x'); print(name)\n    except OSError: pass\n"
+    assert attack(sandbox, python, program).output == ""
+    assert list(tmp_path.iterdir()) == [secret]
+
+
+def test_daemon(sandbox, python):
+    program = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+        "        [os.close(n) for n in range(3)]\n        time.sleep(600)\n    os._exit(0)\n"
+        "time.sleep(0.3)\nprint('left')"
+    )
+    outcome = attack(sandbox, python, program)
+    assert outcome.status == "ok" and outcome.output == "left" and outcome.seconds < 200
+
+
+def test_printing_forever(sandbox, python):
+    outcome = attack(sandbox, python, "while True: print('x' * 1000)", output_kb=64)
+    assert outcome.status == "output" and len(outcome.output) <= 2000
+    held_open = attack(sandbox, python, "import os, time\nif os.fork() == 0: time.sleep(600)\n")
+    assert held_open.status == "ok"
+
+
+def test_signals_to_everybody(sandbox, python):
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        attack(sandbox, python, "import os\nos.kill(os.getppid(), 9)\nos.kill(-1, 9)")
+        attack(sandbox, python, f"import os\nos.kill({other.pid}, 9)")
+        attack(sandbox, python, f"import os\nos.killpg({os.getpid()}, 9)")
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_privileges(sandbox, python):
+    program = "import os\nfor n in (0, 1):\n    try: os.setuid(n)\n    except OSError: pass\nprint(open('/etc/shadow'))"
+    assert attack(sandbox, python, program).status == "failed"
+    mount = sandbox.run({}, "mount -t tmpfs x /usr; mkdir m && mount -t tmpfs x m")
+    assert mount.status == "failed"
+
+
+def test_a_killed_runner_takes_its_program_along(sandbox, python):
+    marker = f"marker-{uuid.uuid4().hex}"
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom monet.eval.code.jails import *\n"
+        "from monet.eval.code.limits import Limits\nfrom monet.eval.code.sandbox import Sandbox\n"
+        f"box = Sandbox({type(sandbox.jail).__name__}(), {{}}, {{}}, Limits(cpu_seconds=500, wall_seconds=500))\n"
+        f"box.run({{}}, '{python.command} -S -c \"import time; time.sleep(500)\" {marker}x', "
+        f"[Path(p) for p in {[str(path) for path in python.view]}])"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 200
+    while not is_running(f"500) {marker}x".split()[1]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    runner.send_signal(signal.SIGKILL)
+    runner.wait()
+    while is_running(f"{marker}x") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(f"{marker}x")
+
+
+def test_nothing_is_left_in_the_temporary_folder(sandbox, python, tmp_path, monkeypatch):
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert attack(sandbox, python, "open('x', 'w').write('y')").status == "ok"
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestLimitsOnly:
+    """What holds without namespaces, so that a weak sandbox is not a broken one."""
+
+    def test_limits_and_stragglers(self, weak, weak_python):
+        assert attack(weak, weak_python, "print(1)").output == "1"
+        assert attack(weak, weak_python, "while True: pass", cpu_seconds=1).status == "timeout"
+        assert attack(weak, weak_python, "import time; time.sleep(600)", wall_seconds=4).status == "timeout"
+        assert "MemoryError" in attack(weak, weak_python, "x = bytearray(10 << 30)").output
+        assert attack(weak, weak_python, "while True: print('x' * 1000)", output_kb=64).status == "output"
+        daemon = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(600)\n"
+        assert attack(weak, weak_python, daemon).status == "ok"
+
+    def test_fork_bomb(self, weak, weak_python):
+        assert attack(weak, weak_python, BOMB, wall_seconds=4, processes=40).status != "ok"
+
+
+def test_a_machine_without_a_sandbox_is_refused_unless_told(monkeypatch):
+    monkeypatch.setattr(module, "JAILS", ())
+    with pytest.raises(ConfigError, match=r"cannot be shut in .* --allow_weak_sandbox"):
+        open_sandbox()
+    found = open_sandbox(allow_weak=True)
+    assert isinstance(found.jail, LimitsOnly) and {"network", "hidden files"} <= set(found.missing)
+
+
+def test_a_jail_that_leaks_is_not_taken(monkeypatch):
+    class Leaking(LimitsOnly):
+        name = "a jail that promises much"
+
+    monkeypatch.setattr(module, "JAILS", (Leaking,))
+    with pytest.raises(ConfigError, match="a jail that promises much: does not hold: network"):
+        open_sandbox()
+
+
+@pytest.mark.parametrize("kind", [Bubblewrap, Namespaces, LimitsOnly])
+def test_a_jail_that_does_not_start_says_nothing_about_a_program(kind, monkeypatch):
+    monkeypatch.setattr(kind, "command", lambda *_: ["/bin/sh", "-c", "echo no such thing; exit 0"])
+    outcome = Sandbox(kind(), {}, {}, Limits(wall_seconds=30)).run({}, "exit 0")
+    assert (outcome.status, outcome.output) == ("sandbox error", "no such thing")
+    monkeypatch.setattr(kind, "command", lambda *_: ["no-such-program-anywhere"])
+    assert Sandbox(kind(), {}, {}, Limits()).run({}, "exit 0").status == "sandbox error"
+
+
+def test_a_starved_program_has_no_outcome(weak, monkeypatch):
+    short = replace(weak, limits=replace(weak.limits, wall_seconds=1))
+    for tree, status in [(Tree({}, 0.1, 0.9), "sandbox error"), (Tree({}, 0.9, 0.9), "timeout")]:
+        monkeypatch.setattr(module, "look_at_tree", lambda _, tree=tree: tree)
+        assert short.run({}, "sleep 60").status == status
+    monkeypatch.setattr(module, "available_memory", lambda: 0)
+    assert weak.run({}, "sleep 60").status == "sandbox error"
+
+
+def test_memory_of_a_tree_counts_children():
+    code = "import os, time\nif os.fork() == 0:\n    x = bytearray(os.urandom(1) * (64 << 20))\n"
+    child = subprocess.Popen([sys.executable, "-S", "-c", code + "time.sleep(60)"], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 100
+        while look_at_tree(child.pid).memory(0) < 64 << 20 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert 64 << 20 <= look_at_tree(child.pid).memory(0) < 200 << 20
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+@pytest.mark.parametrize("field", ["cpu_seconds", "wall_seconds", "memory_mb", "processes", "output_kb"])
+def test_limits_out_of_range(field):
+    with pytest.raises(ConfigError, match=f"limit {field} must be above 0, got 0"):
+        Limits(**{field: 0})
