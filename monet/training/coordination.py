@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -11,6 +13,7 @@ import torch.distributed as dist
 from monet.errors import MonetError
 
 T = TypeVar("T")
+ROLL_CALL_SECONDS = 10.0  # for ranks that are alive to notice a broken connection
 
 
 def other_ranks_wait() -> bool:
@@ -20,6 +23,11 @@ def other_ranks_wait() -> bool:
 
 class RankError(MonetError):
     """Another rank failed, or did not answer in time."""
+
+
+def is_broken_connection(error: RuntimeError) -> bool:
+    """Whether an error in a collective says that another rank is gone or silent, whatever the backend."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 class Ranks:
@@ -68,6 +76,30 @@ class ProcessRanks(Ranks):
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+    def lost(self, error: RuntimeError) -> RankError:
+        """What to say of a broken connection, after waiting for the others to notice it too."""
+        silent = ", ".join(map(str, self._silent()))
+        gone = f"rank {silent} died or does not answer" if silent else "the connection between the ranks broke"
+        return RankError(
+            f"{gone} ({_first_line(error)}); its own output says why, and the same command continues from the newest"
+            " checkpoint"
+        )
+
+    def _silent(self) -> list[int]:
+        """Ranks that have not noticed it: those that are gone, or wait in a call that has not failed yet."""
+        keys = {rank: f"monet/noticed/{rank}" for rank in range(self.world_size)}
+        end = time.monotonic() + ROLL_CALL_SECONDS
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            store.set(keys[self.rank], "")
+        except RuntimeError:  # it lived in rank 0
+            return [0]
+        with contextlib.suppress(RuntimeError):
+            while keys and time.monotonic() < end:
+                keys = {rank: key for rank, key in keys.items() if not store.check([key])}
+                time.sleep(0.1)
+        return list(keys)
 
     def _meet(self, what: str) -> None:
         try:

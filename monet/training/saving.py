@@ -56,9 +56,11 @@ class StepCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if _inside_step(trainer):
+            return
         self._look_after_write(trainer)
         # a step that is validated is saved after its validation: a run killed in between does it again
-        if not _inside_step(trainer) and not _validates_now(trainer):
+        if not _validates_now(trainer):
             self._after_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,8 +106,10 @@ class StepCheckpoint(Checkpoint):
         folder = step_folder(self.checkpoints, step)
         try:
             trainer.save_checkpoint(folder, weights_only=False)
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:  # on all ranks
             self._failed(error, trainer, must)
+        except OSError as error:  # before the ranks met: the others wait in a save that this one would not come to
+            self._failed(error, trainer, must or trainer.world_size > 1)
         else:
             self.saved_step, self._being_written = step, folder
             self._look_after_write(trainer, must=must)

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from monet.errors import ConfigError
-from monet.training.coordination import ProcessRanks, Ranks
+from monet.training.coordination import ProcessRanks, Ranks, is_broken_connection
 from monet.training.folder_io import FolderCheckpointIO
 from monet.training.sharded_state import ShardedState
 from monet.training.states import gather, keep_own
@@ -332,7 +332,13 @@ class TogetherTrainer(Trainer):
             raise SystemExit(0)
         # known to hooks that run before Lightning loads it
         self._checkpoint_connector._ckpt_path = ckpt_path
-        return super()._run(model, ckpt_path=ckpt_path, **kwargs)
+        try:
+            return super()._run(model, ckpt_path=ckpt_path, **kwargs)
+        except RuntimeError as error:
+            ranks = self.strategy.ranks if isinstance(self.strategy, Together) else None
+            if isinstance(ranks, ProcessRanks) and is_broken_connection(error):
+                raise ranks.lost(error) from error
+            raise
 
 
 @contextlib.contextmanager

@@ -48,14 +48,16 @@ def settings(data_dir) -> dict[str, Any]:  # noqa: F811
 def train_ranks(tmp_path, settings, ranks) -> Callable[..., SimpleNamespace]:
     """Runs train.py as two ranks that share the batch; arguments are a run's name, a strategy and further words."""
 
-    def run(name: str, strategy: Any, *words: str, command: tuple[str, ...] = ("train.py",)) -> SimpleNamespace:
+    def run(
+        name: str, strategy: Any, *words: str, command: tuple[str, ...] = ("train.py",), **environment: str
+    ) -> SimpleNamespace:
         config = copy.deepcopy(settings)
         config["data"]["batch_size"] //= 2
         config["trainer"] |= {"devices": 2, "strategy": strategy}
         path = tmp_path / f"{name}-ranks.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         run_dir: Path = tmp_path / name
-        done = ranks([*command, "fit", "--config", str(path), "--run_dir", str(run_dir), *words])
+        done = ranks([*command, "fit", "--config", str(path), "--run_dir", str(run_dir), *words], **environment)
         return SimpleNamespace(
             codes=[rank.returncode for rank in done], errors=[rank.stderr for rank in done], run_dir=run_dir,
             checkpoints=run_dir / "checkpoints", out=done[0].stdout,

@@ -98,7 +98,7 @@ def test_checkpoints_of_every_strategy_export_to_the_same_model(name, train_rank
 
 def test_a_rank_that_dies_in_a_save_leaves_no_checkpoint_and_is_named(train, train_ranks):
     strategy = {"class_path": "monet.training.strategies.DataParallel", "init_args": {"timeout_minutes": 0.5}}
-    run = train_ranks("run", strategy, command=("-m", "tests.distributed.dying_rank"))
+    run = train_ranks("run", strategy, command=("-m", "tests.distributed.dying_rank"), DIES="save")
     assert run.codes == [4, -9], run.errors
     assert "Rank 1" in run.errors[0] and "step-00000006" in run.errors[0]
     assert newest_valid(run.checkpoints).step == 3
@@ -106,3 +106,12 @@ def test_a_rank_that_dies_in_a_save_leaves_no_checkpoint_and_is_named(train, tra
     whole = train("whole")
     assert train_ranks("run", "ddp").codes == [0, 0]
     assert_same_numbers(run.run_dir, whole.run_dir)
+
+
+def test_a_rank_that_dies_in_a_step_ends_the_others_in_one_line_and_is_named(train_ranks):
+    run = train_ranks("run", "ddp", command=("-m", "tests.distributed.dying_rank"), DIES="step")
+    assert run.codes == [1, -9], run.errors
+    (line,) = [line for line in run.errors[0].splitlines() if "error:" in line]
+    assert line.startswith("train.py: error: rank 1 died or does not answer")
+    assert "Traceback" not in run.errors[0]
+    assert newest_valid(run.checkpoints).step == 3

@@ -1,0 +1,34 @@
+"""bf16-mixed under each stage of ZeRO on two real processes: a step left out, and a run that continues bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.distributed.test_strategies import STRATEGIES, assert_same_state
+from tests.training.runs import read_log
+
+HALF = "--trainer.precision=bf16-mixed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+def test_a_skipped_step_and_a_continued_run(name, train_ranks, settings, tmp_path):
+    pytest.importorskip("deepspeed")
+    settings["model"]["nonfinite"] = {"policy": "skip"}
+    settings["trainer"]["max_steps"] = 8
+    run = train_ranks("run", STRATEGIES[name], HALF, command=("tests/training/bad_rank.py",))
+    assert run.codes == [0, 0], run.errors
+    log = read_log(run.run_dir)
+    assert [entry["step"] for entry in log if entry["skipped"]] == [6]
+    assert all(0 < entry["grad_norm"] < 100 for entry in log if not entry["skipped"])
+    saved = sorted(path.name for path in run.checkpoints.iterdir())
+    shutil.copytree(run.run_dir, tmp_path / "again")
+    for later in saved[1:]:
+        shutil.rmtree(tmp_path / "again" / "checkpoints" / later)
+    again = train_ranks("again", STRATEGIES[name], HALF, command=("tests/training/bad_rank.py",))
+    assert again.codes == [0, 0], again.errors
+    assert [entry["loss"] for entry in read_log(again.run_dir)] == [entry["loss"] for entry in log]
+    assert sorted(path.name for path in again.checkpoints.iterdir()) == saved
+    assert_same_state(again.checkpoints / saved[-1], run.checkpoints / saved[-1], 0)

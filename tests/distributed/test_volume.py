@@ -1,0 +1,47 @@
+"""What two real processes send in a step, beside what plans take for it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from monet.communication import sent_bytes
+from monet.flops import parameter_counts
+from monet.training.settings import ModelShape
+
+NOTHING_KEPT = {
+    key: 0 for key in ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance")
+}
+STRATEGIES = {
+    "zero1": "zero1",
+    "zero2": "zero2",
+    "zero3": {
+        "class_path": "monet.training.strategies.Zero",
+        "init_args": {"stage": 3, "config": {"zero_optimization": NOTHING_KEPT}},
+    },
+    "fsdp2": "fsdp2",
+}
+STEPS, ACCUMULATE = 2, 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_ranks_send_what_a_plan_says(name, precision, train_ranks, settings, tmp_path):
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    # large enough for padding, norms and the routers' sums to be small beside it
+    settings["model"]["shape"] |= {"hidden_size": 96, "moe_dim": 16, "moe_experts": 16}
+    settings["trainer"]["precision"] = precision
+    settings["checkpoint_every"] = 100
+    command = ("-m", "tests.distributed.volume_ranks", str(tmp_path / "sent"))
+    run = train_ranks("run", STRATEGIES[name], "--trainer.max_steps=4", command=command)
+    assert run.codes == [0, 0], run.errors
+    config = ModelShape(**settings["model"]["shape"]).config()
+    wanted = sum(sent_bytes(config, precision, name, 2, ACCUMULATE))
+    for rank in range(2):
+        sent = json.loads((tmp_path / f"sent-{rank}.json").read_text())
+        # what routers and checks of a step exchange is float64, or as small
+        count = sum(size for dtype, size in sent.items() if dtype in ("float32", "bfloat16")) / STEPS
+        assert count == pytest.approx(wanted, rel=0.05), (sent, sum(parameter_counts(config).values()))

@@ -1,0 +1,70 @@
+"""train.py, which counts what its collectives send in the second and third optimiser step.
+
+python -m tests.distributed.volume_ranks OUT fit ..., with torchrun's environment: OUT-RANK.json gets bytes by dtype.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from torch import Tensor
+
+# the whole tensor's place among the arguments, its keywords, and how often a ring of many sends it
+COLLECTIVES: dict[str, tuple[int, tuple[str, ...], int]] = {
+    "all_reduce": (0, ("tensor",), 2),
+    "all_gather_into_tensor": (0, ("output_tensor",), 1),
+    "_allgather_base": (0, ("output_tensor",), 1),
+    "all_gather": (0, ("tensor_list",), 1),
+    "reduce_scatter_tensor": (1, ("input",), 1),
+    "reduce_scatter": (1, ("input_list",), 1),
+}
+sent: Counter[str] = Counter()
+is_counting = False
+
+
+def count(name: str) -> None:
+    """Have a collective of torch.distributed count."""
+    original = getattr(torch.distributed, name)
+    place, keywords, times = COLLECTIVES[name]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if is_counting:
+            whole = args[place] if len(args) > place else next(kwargs[key] for key in keywords)
+            tensors: list[Tensor] = whole if isinstance(whole, list) else [whole]
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            share = (torch.distributed.get_world_size() - 1) / torch.distributed.get_world_size()
+            sent[str(tensors[0].dtype).removeprefix("torch.")] += times * share * size
+        return original(*args, **kwargs)
+
+    setattr(torch.distributed, name, call)
+
+
+def main() -> int:
+    out = sys.argv.pop(1)
+    for name in COLLECTIVES:
+        if hasattr(torch.distributed, name):
+            count(name)
+    from monet.training.cli import main as train
+    from monet.training.module import MonetLightningModule
+
+    begin = MonetLightningModule.on_train_batch_start
+
+    def begin_and_count(module: MonetLightningModule, *args: Any) -> None:
+        global is_counting
+        is_counting = 1 <= module.trainer.global_step < 3
+        begin(module, *args)
+
+    MonetLightningModule.on_train_batch_start = begin_and_count  # type: ignore[method-assign]
+    code = train()
+    Path(f"{out}-{os.environ['RANK']}.json").write_text(json.dumps(sent), encoding="utf-8")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
