@@ -68,6 +68,7 @@ class MonetDataModule(L.LightningDataModule):
         loader_timeout: int = 600,
     ) -> None:
         super().__init__()
+        self.prepare_data_per_node = False  # all nodes see one data_dir
         for name, value, least in (
             ("seq_len", seq_len, 1),
             ("batch_size", batch_size, 1),

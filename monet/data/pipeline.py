@@ -71,7 +71,10 @@ class Job:
             if not (self.folder / TOKENIZER).is_dir():
                 made = load_tokenizer(tokenizer) if tokenizer else self._train(plan, progress)
                 with atomic_directory(self.folder / TOKENIZER) as temporary:
-                    made.save_pretrained(str(temporary))
+                    try:
+                        made.save_pretrained(str(temporary))
+                    except Exception as error:  # tokenizers has no type for a disk that takes no more
+                        raise OSError(f"the tokenizer cannot be written: {error}") from error
             encoder = Encoder(load_tokenizer(str(self.folder / TOKENIZER)), add_bos=self.settings["add_bos"])
             task = progress.start("tokens", sum(documents.values()) if documents else None, "documents")
             parts, made = self._write(plan, encoder, list(documents), remotes, task)

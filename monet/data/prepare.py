@@ -22,7 +22,7 @@ from monet.data.report import print_notes, print_table
 from monet.data.shards import FORMAT, MANIFEST, TokenShards
 from monet.data.sources import OnError, TextFile, check_domain, find_files, inventory
 from monet.data.splits import DEFAULT_SHARES, check_shares
-from monet.errors import ConfigError, DataError
+from monet.errors import ConfigError, DataError, MonetError
 from monet.files import atomic_write_json, fsync_path, sha256_file
 
 _SETTINGS, _LOCK, _REPLACED = "settings.json", ".lock", ".replaced"
@@ -89,6 +89,7 @@ def prepare(
     Raises:
         DataError: the text, the tokenizer or existing data cannot be used; names the file and line.
         ConfigError: a setting is out of range, or differs from those of the data in `out`.
+        MonetError: the disk takes no more.
     """
     from filelock import FileLock, Timeout
 
@@ -153,6 +154,12 @@ def prepare(
             raise DataError(
                 f"{partial}: another preparation of {out} is running; wait for it or choose another --out"
             ) from None
+        except OSError as error:
+            free = shutil.disk_usage(out.parent).free
+            raise MonetError(
+                f"{partial}: the preparation stopped: {error} ({free:,} bytes are free there, a quota can leave less); "
+                "what is done is kept, run the same command again"
+            ) from error
     shards = TokenShards(out)
     if not worked:
         print(f"{out}: already prepared with these settings, nothing to do")

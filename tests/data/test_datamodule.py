@@ -245,6 +245,11 @@ def test_prepare_data_makes_what_is_missing(corpus, tmp_path):
     assert gone.fingerprint == data.fingerprint
 
 
+def test_one_process_of_all_nodes_prepares(prepared):
+    """Several on a shared disk would find the folder locked, and end their run."""
+    assert make(prepared).prepare_data_per_node is False
+
+
 RANKS = """
 import json, sys, torch, lightning as L
 from monet.data.datamodule import MonetDataModule

@@ -246,3 +246,26 @@ def test_a_kill_while_old_data_are_deleted_costs_nothing(corpus, tmp_path, monke
     prepare(str(corpus), tmp_path / "whole", vocab_size=270, seed=7)
     assert files_of(out) == files_of(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "whole"]
+
+
+FULL_DISK = """
+import resource, sys
+from monet.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(["data", "prepare", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize("least_bytes", [100, 3000, 20000], ids=["settings", "tokenizer", "shards"])
+def test_a_disk_that_takes_no_more_is_named_and_the_work_goes_on_later(tmp_path, least_bytes):
+    corpus, out = write_corpus(tmp_path / "corpus", originals=150), tmp_path / "data"
+    words = ["--source", str(corpus), "--out", str(out), "--vocab_size", "300"]
+    command = [sys.executable, "-c", FULL_DISK, str(least_bytes), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert line.startswith(f"monet: error: {out}.partial: the preparation stopped: ")
+    assert "File too large" in line and "bytes are free" in line and "run the same command again" in line
+    assert not out.exists()
+    prepare(str(corpus), out, vocab_size=300)
+    assert files_of(out) == files_of(prepare(str(corpus), tmp_path / "whole", vocab_size=300).folder)
