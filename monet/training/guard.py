@@ -96,7 +96,7 @@ class StepGuard:
             batches = [_ids(batch, domains) for batch in self.record.batches]
             content = {"step": step, "found": text, "bad_ranks": bad_ranks, "skipped": skip, "batches": batches}
             write_dump(self.dump_folder, step, trainer.global_rank, {**content, "parts": table})
-        if trainer.world_size > 1:
+        if trainer.world_size > 1 and bad_ranks:  # of gradients that a strategy does not show nobody can tell
             text += f" on rank {', '.join(map(str, bad_ranks))}"
         if numbers.bad_loss and not bad_batches:
             text += " (this rank's own batches were good)"
@@ -135,7 +135,10 @@ def gradient_norm(parameters: list[nn.Parameter], strategy: Any) -> Tensor | Non
 def _found(numbers: StepNumbers, model: nn.Module) -> str:
     if numbers.bad_loss:
         return f"the loss is {numbers.losses['loss']}"
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    shown = {name: bool(p.grad.isfinite().all()) for name, p in model.named_parameters() if p.grad is not None}
+    if not shown:
+        return "the gradient is not finite (the strategy does not show in which parameters)"
+    bad = [name for name, is_finite in shown.items() if not is_finite]
     where = f"in {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}" if bad else "its norm overflows"
     return f"the gradient is not finite: {where}"
 
