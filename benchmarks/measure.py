@@ -13,7 +13,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 
-def time_in_turns(runs: dict[str, Callable[[], object]], rounds: int, block_seconds: float) -> dict[str, list[float]]:
+def time_in_turns(
+    runs: dict[str, Callable[[], object]],
+    rounds: int,
+    block_seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Milliseconds a call, one number a round, the contestants taking turns block by block.
 
     Speed drifts on a shared machine; what is compared inside one round saw the same weather.
@@ -22,23 +27,24 @@ def time_in_turns(runs: dict[str, Callable[[], object]], rounds: int, block_seco
         runs: contestants; those to be compared most closely should stand side by side.
         rounds: how often each one gets its turn.
         block_seconds: least duration of a turn; short calls are repeated to fill it.
+        clock: in seconds; `time.process_time` counts this process' work alone, on all threads.
     """
     calls = {}
     for name, run in runs.items():
         seconds = 0.0
         for _ in range(2):  # the first call is warm-up: pages, thread pools, packed weights
             if seconds < block_seconds:
-                started = time.perf_counter()
+                started = clock()
                 run()
-                seconds = time.perf_counter() - started
+                seconds = clock() - started
         calls[name] = max(1, math.ceil(block_seconds / seconds))
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            started = time.perf_counter()
+            started = clock()
             for _ in range(calls[name]):
                 run()
-            samples[name].append((time.perf_counter() - started) / calls[name] * 1e3)
+            samples[name].append((clock() - started) / calls[name] * 1e3)
     return samples
 
 

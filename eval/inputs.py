@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ class Batch(NamedTuple):
         label_B: int64, index into the data's `labels`.
         index_B: int64, number of the sequence, for naming it.
         document_B: the document each sequence begins in.
+        score_BT: float64, a number for every token, anything at pads; None for text without scores.
     """
 
     input_ids_BT: Tensor
@@ -43,6 +45,7 @@ class Batch(NamedTuple):
     label_B: Tensor
     index_B: Tensor
     document_B: list[str]
+    score_BT: Tensor | None = None
 
     @property
     def num_tokens_B(self) -> Tensor:
@@ -105,6 +108,27 @@ def check_labels(wanted: Sequence[str], labels: Sequence[str]) -> None:
         raise DataError(f"no text labelled {', '.join(map(repr, missing))} in the data, which has {list(labels)}")
 
 
+def check_shard(index: int, count: int) -> None:
+    """Refuse a part that a whole divided into `count` does not have.
+
+    Raises:
+        ConfigError: names both.
+    """
+    if not 0 <= index < count:
+        raise ConfigError(f"shard {index}/{count}: parts of a whole divided into {count} are 0 to {count - 1}")
+
+
+def _dealt(numbered: Sequence[tuple[int, Hashable]], index: int, count: int) -> list[int]:
+    """Numbers whose run of one document falls to this part, runs being dealt in turn."""
+    dealt, run, last = [], -1, object()
+    for number, document in numbered:
+        if document != last:
+            run, last = run + 1, document
+        if run % count == index:
+            dealt.append(number)
+    return dealt
+
+
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -120,9 +144,15 @@ class LabelledSequences:
         padding_side: where pads go.
         pad_id: id put at pads; the model does not look at it.
         kept: numbers of the sequences that `batches` gives; None gives all.
+        scores: a number for every token of every sequence; None for text without scores.
+        documents: name of the document that each sequence belongs to; None takes each for a document of its own,
+            named by its number.
+        notes: what else the description says of their origin; JSON-able.
+        described: the description, for a part of other sequences; None makes one of the content.
 
     Raises:
-        DataError: lengths that differ, a label number out of range or a sequence too short to score.
+        DataError: lengths that differ, a label number out of range, a sequence too short to predict anything in, or a
+            score that is not finite.
     """
 
     labels: list[str]
@@ -131,10 +161,23 @@ class LabelledSequences:
     padding_side: Literal["left", "right"] = "right"
     pad_id: int = 0
     kept: list[int] | None = None
+    scores: list[list[float]] | None = None
+    documents: list[str] | None = None
+    notes: dict[str, Any] | None = None
+    described: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if len(self.sequences) != len(self.label_of):
             raise DataError(f"{len(self.sequences)} sequences but {len(self.label_of)} labels for them")
+        for name in ("scores", "documents"):
+            if (given := getattr(self, name)) is not None and len(given) != len(self.sequences):
+                raise DataError(f"{len(self.sequences)} sequences but {name} for {len(given)}")
+        for number, (sequence, scores) in enumerate(zip(self.sequences, self.scores or [], strict=False)):
+            if len(sequence) != len(scores) or not all(map(math.isfinite, scores)):
+                raise DataError(
+                    f"sequence {number} has {len(sequence)} tokens and the scores {scores[:4]}...; a finite score for "
+                    "every token is needed"
+                )
         for number, (sequence, label) in enumerate(zip(self.sequences, self.label_of, strict=True)):
             if len(sequence) < 2 or not 0 <= label < len(self.labels):
                 raise DataError(
@@ -150,10 +193,18 @@ class LabelledSequences:
     def num_windows(self) -> int:
         return len(self._order)
 
-    @cached_property
+    @property
     def description(self) -> dict[str, Any]:
-        content = [[self.label_of[i], self.sequences[i]] for i in self._order]
-        return {"source": "sequences", "sequences": len(content), "labels": self.labels, "sha256": _hash(content)}
+        """Where they come from, with a hash of the content."""
+        return self._described if self.described is None else self.described
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        content: list[Any] = [[self.label_of[i], self.sequences[i]] for i in self._order]
+        if self.scores is not None:
+            content.append([self.scores[i] for i in self._order])
+        found = {"source": "sequences", "sequences": len(self._order), "labels": self.labels, "sha256": _hash(content)}
+        return found | (self.notes or {})
 
     @property
     def fingerprint(self) -> str:
@@ -163,7 +214,17 @@ class LabelledSequences:
         """The sequences of some of the labels, under the same label numbers."""
         check_labels(labels, self.labels)
         wanted = {self.labels.index(label) for label in labels}
-        return replace(self, kept=[i for i in self._order if self.label_of[i] in wanted])
+        return replace(self, kept=[i for i in self._order if self.label_of[i] in wanted], described=None)
+
+    def shard(self, index: int, count: int) -> LabelledSequences:
+        """One of `count` parts that together are the whole; a document is never divided."""
+        check_shard(index, count)
+        dealt = _dealt([(i, self._document(i)) for i in self._order], index, count)
+        # the whole's hash, so that parts of one whole are known as such
+        return replace(self, kept=dealt, described={**self.description, "shard": [index, count]})
+
+    def _document(self, number: int) -> str:
+        return str(number) if self.documents is None else self.documents[number]
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         for start in range(0, self.num_windows, batch_size):
@@ -172,6 +233,7 @@ class LabelledSequences:
             ids_BT = torch.full((len(chosen), length), self.pad_id, dtype=torch.int64)
             mask_BT = torch.zeros_like(ids_BT)
             targets_BT = torch.full_like(ids_BT, IGNORED)
+            score_BT = None if self.scores is None else torch.zeros(ids_BT.shape, dtype=torch.float64)
             for row, i in enumerate(chosen):
                 tokens = torch.tensor(self.sequences[i], dtype=torch.int64)
                 begin = length - len(tokens) if self.padding_side == "left" else 0
@@ -179,8 +241,12 @@ class LabelledSequences:
                 ids_BT[row, begin:end] = tokens
                 mask_BT[row, begin:end] = 1
                 targets_BT[row, begin : end - 1] = tokens[1:]
+                if score_BT is not None and self.scores is not None:
+                    score_BT[row, begin:end] = torch.tensor(self.scores[i], dtype=torch.float64)
             label_B = torch.tensor([self.label_of[i] for i in chosen])
-            yield Batch(ids_BT, mask_BT, targets_BT, label_B, torch.tensor(chosen), [str(i) for i in chosen])
+            names = [self._document(i) for i in chosen]
+            padding = None if bool(mask_BT.all()) else mask_BT
+            yield Batch(ids_BT, padding, targets_BT, label_B, torch.tensor(chosen), names, score_BT)
 
 
 class PreparedWindows:
@@ -237,6 +303,17 @@ class PreparedWindows:
         part = copy.copy(self)
         part.description = {**self.description, "only": list(labels)}
         part._windows = {label: self._windows[label] for label in labels}
+        return part
+
+    def shard(self, index: int, count: int) -> PreparedWindows:
+        """One of `count` parts that together are the whole; windows that begin in one document stay together."""
+        check_shard(index, count)
+        part = copy.copy(self)
+        part.description = {**self.description, "shard": [index, count]}
+        part._windows = {
+            label: _dealt([(window, self.dataset.locate(window)[2]) for window in windows], index, count)
+            for label, windows in self._windows.items()
+        }
         return part
 
     def batches(self, batch_size: int) -> Iterator[Batch]:

@@ -20,6 +20,8 @@ from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.inputs import PreparedWindows
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from monet.masks import ExpertMask
     from monet.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
 
@@ -69,10 +71,7 @@ def open_windows(
         DataError: another tokenizer, a larger vocabulary, no such split or domain, a domain without a window.
         ConfigError: a value out of range.
     """
-    longest = cast(int, model.config.max_position_embeddings)
-    if seq_len is not None and seq_len > longest:
-        raise ConfigError(f"seq_len {seq_len} is more than the model's max_position_embeddings {longest}")
-    windows = PreparedWindows(folder, split, longest if seq_len is None else seq_len, max_windows, domains)
+    windows = PreparedWindows(folder, split, window_length(model, seq_len), max_windows, domains)
     data_size, model_size = windows.shards.vocab_size, vocab_size(model)
     if data_size > model_size:
         raise DataError(
@@ -86,6 +85,28 @@ def open_windows(
     return windows
 
 
+def window_length(model: MonetPreTrainedModel, seq_len: int | None) -> int:
+    """Tokens a window: what was asked for, or the most the model was made for.
+
+    Raises:
+        ConfigError: more than the model's `max_position_embeddings`.
+    """
+    longest = cast(int, model.config.max_position_embeddings)
+    if seq_len is not None and seq_len > longest:
+        raise ConfigError(f"seq_len {seq_len} is more than the model's max_position_embeddings {longest}")
+    return longest if seq_len is None else seq_len
+
+
+def load_tokenizer(model: MonetPreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in the model's own folder, or None if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(model.name_or_path))
+    except (OSError, ValueError):
+        return None
+
+
 def vocab_size(model: MonetPreTrainedModel) -> int:
     """Number of ids the model has embeddings for."""
     return cast(int, model.config.vocab_size)
@@ -97,10 +118,10 @@ def _vocabulary(path: Path) -> dict[str, int]:
     return Tokenizer.from_file(str(path)).get_vocab()
 
 
-def windows_bar(total: int, description: str, shown: bool) -> tqdm:
-    """Progress bar over windows on standard error; rare lines where that is no terminal."""
+def windows_bar(total: int, description: str, shown: bool, unit: str = "window") -> tqdm:
+    """Progress bar over windows (or other units) on standard error; rare lines where that is no terminal."""
     calm = {} if sys.stderr.isatty() else {"mininterval": 30.0, "ascii": True, "ncols": 100}
-    return tqdm(total=total, desc=description, unit="window", disable=not shown, **calm)
+    return tqdm(total=total, desc=description, unit=unit, disable=not shown, **calm)
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -1,237 +1,75 @@
-"""Exact sums of expert weights a label, streamed through hooks on the routers.
+"""Exact routing statistics over labelled or scored text, streamed through hooks on the routers.
 
-The weight of expert (i, j) at a token is `w[i,j] = sum_h g1[h,i] * g2[h,j]`. Summed over the tokens of a label that is
-one matrix product a routing group, `G1^T G2` with token and head as the inner dimension, so no token's E x E weights
-are ever built. Dims as in docs/architecture.md, and C for labels.
+The weight of expert (i, j) at a token is `w[i,j] = sum_h g1[h,i] * g2[h,j]`. Its sums a label, and on demand moments
+with a score, counts, maxima and co-activation, are added up in float64 over all tokens but pads, and no token's E x E
+weights are ever built.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
 
-from monet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
-from monet.eval.inputs import Batch, LabelledData
+from monet.errors import ConfigError, DataError, NonFiniteError
+from monet.eval.inputs import LabelledData, LabelledSequences, PreparedWindows, check_shard
 from monet.eval.loading import (
     DType,
     check_batch_size,
     evaluating,
     load_model,
+    load_tokenizer,
     mask_digest,
     open_windows,
     provenance_now,
     vocab_size,
+    window_length,
     windows_bar,
 )
-from monet.files import atomic_path
+from monet.eval.statistics.collectors import Accumulator, Wanted
+from monet.eval.statistics.result import FORMAT, ExpertStatistics
+from monet.eval.statistics.scored import read_scored
 
 if TYPE_CHECKING:
-    from monet.modeling_monet import MonetPreTrainedModel
+    from monet.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
 
-FORMAT = "monet-expert-statistics/1"
-
-
-@dataclass(frozen=True)
-class ExpertStatistics:
-    """Summed expert weights over labelled text, for every routing group and expert.
-
-    Args:
-        labels: names along C.
-        sums_CREE: float64 on the CPU, sum over the label's tokens of `sum_h g1[h,i] * g2[h,j]`; no unit.
-        tokens_C: int64, tokens summed over, pads excluded.
-        windows_C: int64, sequences they came in.
-        documents_C: int64, documents they came from: runs of windows that begin in one document.
-        model_fingerprint: of the model that routed.
-        provenance: how it was made; `parts` names the passes that were added up.
-    """
-
-    labels: list[str]
-    sums_CREE: Tensor
-    tokens_C: Tensor
-    windows_C: Tensor
-    documents_C: Tensor
-    model_fingerprint: str
-    provenance: dict[str, Any]
-
-    def means(self) -> Tensor:
-        """Mean expert weight a token of each label, (C, R, E, E) float64; each sums to H over the experts of a group.
-
-        Raises:
-            DataError: a label without a token has no mean.
-        """
-        empty = [label for label, tokens in zip(self.labels, self.tokens_C.tolist(), strict=True) if tokens == 0]
-        if empty:
-            raise DataError(
-                f"no token of {', '.join(map(repr, empty))} in these statistics; give the domain more documents, "
-                "or raise the share of the identification split when preparing the data"
-            )
-        return self.sums_CREE / self.tokens_C[:, None, None, None]
-
-    def merge(self, other: ExpertStatistics) -> ExpertStatistics:
-        """Statistics over both passes; adding parts of a corpus gives what one pass over it gives.
-
-        Raises:
-            CheckpointError: another model, other labels or sizes, or a part that both already hold.
-        """
-        if self.model_fingerprint != other.model_fingerprint:
-            raise CheckpointError(
-                f"statistics of model {self.model_fingerprint} and of model {other.model_fingerprint} do not add up; "
-                "collect both with one model"
-            )
-        if self.labels != other.labels or self.sums_CREE.shape != other.sums_CREE.shape:
-            raise CheckpointError(
-                f"statistics over labels {self.labels} {tuple(self.sums_CREE.shape)} and over {other.labels} "
-                f"{tuple(other.sums_CREE.shape)} do not add up; collect both over the same labels"
-            )
-        mine, theirs = self.provenance.get("parts", []), other.provenance.get("parts", [])
-        if shared := [part for part in mine if part in theirs]:
-            raise CheckpointError(f"both statistics hold the part {shared[0]}; its tokens would count twice")
-        return ExpertStatistics(
-            labels=self.labels,
-            sums_CREE=self.sums_CREE + other.sums_CREE,
-            tokens_C=self.tokens_C + other.tokens_C,
-            windows_C=self.windows_C + other.windows_C,
-            documents_C=self.documents_C + other.documents_C,
-            model_fingerprint=self.model_fingerprint,
-            provenance={**self.provenance, **provenance_now(), "parts": mine + theirs},
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file with labels and provenance in its header; whole or not at all."""
-        from safetensors.torch import save_file
-
-        tensors = {
-            "sums": self.sums_CREE.contiguous(),
-            "tokens": self.tokens_C,
-            "windows": self.windows_C,
-            "documents": self.documents_C,
-        }
-        header = {
-            "format": FORMAT,
-            "labels": json.dumps(self.labels),
-            "model_fingerprint": self.model_fingerprint,
-            "provenance": json.dumps(self.provenance),
-        }
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=header)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], model: MonetPreTrainedModel | None = None) -> ExpertStatistics:
-        """Read a file that `save` wrote.
-
-        Args:
-            path: safetensors file.
-            model: if given, statistics of another model are refused.
-
-        Raises:
-            CheckpointError: missing, unreadable or inconsistent file, or another model's statistics.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") != FORMAT:
-                    raise CheckpointError(f"{path}: no expert statistics ({FORMAT}); write them with `monet stats`")
-                tensors = {name: file.get_tensor(name) for name in ("sums", "tokens", "windows", "documents")}
-            labels, provenance = json.loads(header["labels"]), json.loads(header["provenance"])
-            fingerprint = header["model_fingerprint"]
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: no such file; write it with `monet stats`") from None
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{path}: unreadable statistics ({error!r}); run `monet stats` again") from None
-        sums = tensors.pop("sums")
-        square = sums.dim() == 4 and sums.dtype == torch.float64 and sums.shape[2] == sums.shape[3]
-        counted = all(count.shape == (len(labels),) and count.dtype == torch.int64 for count in tensors.values())
-        if not (square and counted and sums.shape[0] == len(labels)):
-            raise CheckpointError(f"{path}: sums {tuple(sums.shape)} {sums.dtype} do not fit {len(labels)} labels")
-        if not bool(torch.isfinite(sums).all()) or bool((sums < 0).any()):
-            raise CheckpointError(f"{path}: sums hold NaN, infinite or negative values; run `monet stats` again")
-        if model is not None and (found := model.fingerprint()) != fingerprint:
-            raise CheckpointError(
-                f"{path} belongs to model {fingerprint}, not to this one ({found}); collect them anew"
-            )
-        return cls(labels, sums, tensors["tokens"], tensors["windows"], tensors["documents"], fingerprint, provenance)
-
-
-@contextlib.contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """Float32 products as float32: no autocast, no TF32, whatever the caller set."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-class _Accumulator:
-    """Adds up what the routers give while a batch is set; used as hooks of one pass."""
-
-    def __init__(self, num_labels: int, num_groups: int, num_keys: int, device: torch.device) -> None:
-        # MPS has no float64.
-        self.device = torch.device("cpu") if device.type == "mps" else device
-        shape = (num_labels, num_groups, num_keys, num_keys)
-        self.sums_CREE = torch.zeros(shape, dtype=torch.float64, device=self.device)
-        self.finite = torch.ones((), dtype=torch.bool, device=device)
-        self.tokens_of_label: dict[int, Tensor | None] = {}
-
-    def start(self, batch: Batch, device: torch.device) -> None:
-        """Say which tokens of the coming forward belong to which label; None where all of them do."""
-        self.tokens_of_label = {}
-        for label in batch.label_B.unique().tolist():
-            chosen_BT = (batch.label_B == label)[:, None].expand_as(batch.input_ids_BT)
-            if batch.attention_mask_BT is not None:
-                chosen_BT = chosen_BT & (batch.attention_mask_BT != 0)
-            self.tokens_of_label[label] = None if bool(chosen_BT.all()) else chosen_BT.to(device)
-
-    def add(self, group: int, output: Any) -> None:
-        """Forward hook of the group's router: one product a label, float32 inside a batch, float64 across batches."""
-        g1_BTHE, g2_BTHE = output.g1_BTHE.detach().float(), output.g2_BTHE.detach().float()
-        for label, chosen_BT in self.tokens_of_label.items():
-            g1_XE, g2_XE = (
-                (g_BTHE if chosen_BT is None else g_BTHE[chosen_BT.to(g_BTHE.device)]).reshape(-1, g_BTHE.shape[-1])
-                for g_BTHE in (g1_BTHE, g2_BTHE)
-            )
-            with _full_float32(g1_XE.device):
-                sums_EE = g1_XE.T @ g2_XE
-            self.finite &= torch.isfinite(sums_EE).all().to(self.finite.device)
-            self.sums_CREE[label, group] += sums_EE.to(self.device, torch.float64)
+__all__ = ["FORMAT", "ExpertStatistics", "Wanted", "collect", "merge", "run"]
 
 
 def collect(
-    model: MonetPreTrainedModel, data: LabelledData, *, batch_size: int = 8, progress: bool = True
+    model: MonetPreTrainedModel,
+    data: LabelledData,
+    *,
+    batch_size: int = 8,
+    wanted: Wanted | None = None,
+    progress: bool = True,
 ) -> ExpertStatistics:
     """Sum every expert's weight over the tokens of every label, in one pass.
 
-    Memory beside the model's own is (C, R, E, E) float64, however much text there is. The result does not depend on
-    the batch size or the padding side beyond float32 rounding within a batch.
+    Memory beside the model's own is (C, R, E, E) float64, however much text there is; firing counts take two or three
+    times that more, moments with scores and maxima (R, E, E) a few times. The result does not depend on the batch size
+    or the padding side beyond float32 rounding of the model's forward.
 
     Args:
         model: a Monet model (with or without head); run in eval mode, its mode is restored.
-        data: labelled sequences: `PreparedWindows` for a folder of `monet data prepare`, or `LabelledSequences`.
+        data: labelled sequences: `PreparedWindows` for a folder of `monet data prepare`, or `LabelledSequences`. If
+            they have scores, the moments of weights and scores are collected too.
         batch_size: sequences a forward.
+        wanted: what else to collect; None for nothing else.
         progress: show a bar on standard error.
 
     Raises:
-        ConfigError: batch_size below 1.
-        DataError: no token at all, or an id beyond the model's vocabulary.
+        ConfigError: batch_size below 1, or an expert that the model does not have.
+        DataError: no token at all, an id beyond the model's vocabulary, or only some sequences with scores.
         NonFiniteError: a router gave NaN or infinite probabilities; the first window of the batch is named.
     """
     check_batch_size(batch_size)
     routers = model.routers()
     device = model.device
     num_labels = len(data.labels)
-    total = _Accumulator(num_labels, len(routers), cast(int, model.config.moe_experts), device)
+    total = Accumulator(num_labels, len(routers), cast(int, model.config.moe_experts), device, wanted or Wanted())
     tokens_C, windows_C, documents_C = (torch.zeros(num_labels, dtype=torch.int64) for _ in range(3))
     last_document: dict[int, str] = {}
     with contextlib.ExitStack() as stack:
@@ -242,14 +80,14 @@ def collect(
             stack.callback(handle.remove)
         for batch in data.batches(batch_size):
             batch.check_vocabulary(vocab_size(model))
-            total.start(batch, device)
+            total.start(batch)
             mask_BT = batch.attention_mask_BT
             model.base_model(
                 input_ids=batch.input_ids_BT.to(device),
                 attention_mask=None if mask_BT is None else mask_BT.to(device),
                 use_cache=False,
             )
-            if not bool(total.finite):
+            if not bool(total.is_finite):
                 raise NonFiniteError(
                     f"routing probabilities are not finite in the batch of windows {batch.index_B.tolist()} "
                     f"(document {batch.document_B[0]}); check the checkpoint's weights, or load it as float32"
@@ -274,17 +112,24 @@ def collect(
         documents_C=documents_C,
         model_fingerprint=model.fingerprint(),
         provenance={**provenance_now(), "parts": [part]},
+        **total.extras(),
     )
 
 
 def run(
     model: str,
-    data: Path,
     out: Path,
+    data: Path | None = None,
+    scores: Path | None = None,
     split: str = "identify",
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    firing: bool = False,
+    firing_above: float | None = None,
+    maxima: bool = False,
+    coactivation: int | dict[int, list[int]] | None = None,
+    shard: str | None = None,
     batch_size: int = 8,
     device: str = "auto",
     dtype: DType = "auto",
@@ -292,16 +137,28 @@ def run(
 ) -> None:
     """Sum every expert's routing weight per domain of labelled text, exactly and in one pass.
 
-    Writes one file of sums, for `monet select` to choose each domain's experts from.
+    Writes one file of sums, for `monet select` to choose each domain's experts from. With --scores the text comes from
+    a file of records with scores, and the file also holds what the correlation of each expert with the score follows
+    from. `monet stats merge` adds files up.
 
     Args:
         model: Hugging Face folder or name of a Monet model.
-        data: folder of `monet data prepare`, made with the model's tokenizer.
         out: file to write; an earlier one is replaced.
+        data: folder of `monet data prepare`, made with the model's tokenizer.
+        scores: in place of DATA, a file of JSON lines with `text` (or `input_ids`) and `score` (or `token_scores`),
+            and perhaps `label` and `id`. Every token has the score of its text. Records with score null are left out.
         split: split of DATA to read; evaluate masks on another.
-        seq_len: tokens a window; without it the most the model was made for.
+        seq_len: tokens a window, or a piece of a longer scored text; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
+        firing: also count, per domain, the tokens at which each expert is active, and at which it is the strongest.
+        firing_above: also count the tokens at which its weight is above this number; implies --firing.
+        maxima: also keep each expert's largest weight, and the window, document and position where it was.
+        coactivation: also count the tokens at which two experts of a group are active together: for the so many
+            strongest experts of every group, which takes a pass more to find them, or for experts by group, such as
+            '{0: [17, 4], 1: [900]}' (expert (i, j) has the number i*E + j).
+        shard: i/n reads the i-th of n parts of the text, i from 0 on, for as many processes at once; add their files
+            up with `monet stats merge`. No document is divided.
         batch_size: windows a forward; it does not change the result beyond float32 rounding.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
@@ -309,18 +166,95 @@ def run(
 
     Raises:
         CheckpointError: no such model.
-        ConfigError: an option out of range, or OUT is a folder.
-        DataError: no such split, a domain without a window in it, or another tokenizer's data.
+        ConfigError: an option out of range, both or neither of DATA and SCORES, or OUT is a folder.
+        DataError: no such split, a domain without a window in it, another tokenizer's data, or a bad record.
         NonFiniteError: routing probabilities that are NaN or infinite.
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; name a file, e.g. {out / 'statistics.safetensors'}")
+    part = None if shard is None else _shard(shard)
+    if part is not None and isinstance(coactivation, int):
+        raise ConfigError("coactivation of the strongest experts differs by shard; name the experts, by group")
+    _check_source(data, scores, max_windows, domains)
     loaded = load_model(model, device, dtype)
-    windows = open_windows(data, split, loaded, seq_len, max_windows, domains)
-    statistics = collect(loaded, windows, batch_size=batch_size, progress=progress)
+    text = _open(loaded, data, scores, split, seq_len, max_windows, domains)
+    if part is not None:
+        text = text.shard(*part)
+    wanted = Wanted(firing, firing_above, maxima, coactivation if isinstance(coactivation, dict) else None)
+    if isinstance(coactivation, int):
+        if coactivation < 1:
+            raise ConfigError(f"coactivation {coactivation} must be at least 1 expert a group")
+        strongest_RN = collect(loaded, text, batch_size=batch_size, progress=progress).strongest(coactivation)
+        wanted = Wanted(firing, firing_above, maxima, dict(enumerate(strongest_RN.tolist())))
+    statistics = collect(loaded, text, batch_size=batch_size, wanted=wanted, progress=progress)
     statistics.save(out)
+    _print(statistics, out)
+
+
+def merge(files: list[Path], out: Path) -> None:
+    """Add up statistics files of one model: `monet stats merge A B ... --out C`.
+
+    The sum of two halves of a corpus is what one pass over it gives, up to rounding.
+
+    Args:
+        files: files of `monet stats`, at least two, collected with the same options over the same labels.
+        out: file to write; an earlier one is replaced.
+
+    Raises:
+        ConfigError: fewer than two files, or OUT is a folder.
+        CheckpointError: a file that cannot be read, is of another model, or holds text that another holds too.
+    """
+    if len(files) < 2:
+        raise ConfigError(f"{len(files)} file to merge; name two or more: monet stats merge A B --out C")
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder; name a file, e.g. {out / 'statistics.safetensors'}")
+    total = ExpertStatistics.load(files[0])
+    for path in files[1:]:
+        total = total.merge(ExpertStatistics.load(path))
+    total.save(out)
+    _print(total, out)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise ConfigError(f"shard {text!r}: write i/n, the i-th part of n, i from 0 on, e.g. 0/2 and 1/2")
+    check_shard(int(index), int(count))
+    return int(index), int(count)
+
+
+def _check_source(data: Path | None, scores: Path | None, max_windows: int | None, domains: list[str] | None) -> None:
+    if (data is None) == (scores is None):
+        raise ConfigError("give either data, a folder of `monet data prepare`, or scores, a file of scored text")
+    for name, value in (("max_windows", max_windows), ("domains", domains)):
+        if scores is not None and value is not None:
+            raise ConfigError(f"{name} {value} chooses among prepared text and does not go with scores")
+
+
+def _open(
+    model: MonetForCausalLM,
+    data: Path | None,
+    scores: Path | None,
+    split: str,
+    seq_len: int | None,
+    max_windows: int | None,
+    domains: list[str] | None,
+) -> LabelledSequences | PreparedWindows:
+    if scores is not None:
+        return read_scored(scores, load_tokenizer(model), window_length(model, seq_len))
+    assert data is not None
+    return open_windows(data, split, model, seq_len, max_windows, domains)
+
+
+def _print(statistics: ExpertStatistics, out: Path) -> None:
     for label, tokens, documents in zip(
         statistics.labels, statistics.tokens_C.tolist(), statistics.documents_C.tolist(), strict=True
     ):
         print(f"{label}: {tokens:,} tokens of {documents:,} documents")
-    print(f"statistics: {out}")
+    for part in statistics.provenance["parts"]:
+        left_out = {reason: part[reason] for reason in ("unscored", "too_short") if part.get(reason)}
+        if left_out:
+            counted = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items())
+            print(f"of {part['records']} records left out: {counted}")
+    also = f", with {', '.join(statistics.extras)}" if statistics.extras else ""
+    print(f"statistics{also}: {out}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,11 +24,13 @@ class Verb(NamedTuple):
     """One command: `target` is "module:function", `summary` its line in `monet --help`.
 
     `takes_words`: arguments without a default are plain words, not options.
+    `words_into`: the option that all plain words before the first option go into, as a list.
     """
 
     target: str
     summary: str
     takes_words: bool = False
+    words_into: str = ""
 
 
 GROUPS: dict[str, dict[str, Verb]] = {
@@ -44,6 +47,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
     },
     "Knowledge removal": {
         "stats": Verb("monet.eval.stats:run", "sum every expert's routing weight per domain of labelled text"),
+        "stats merge": Verb("monet.eval.stats:merge", "add up statistics of several passes", words_into="files"),
         "select": Verb("monet.eval.selection:run", "statistics -> one expert mask a domain"),
         "ablate": Verb("monet.eval.ablate:run", "loss per domain before and after each mask, and under random masks"),
         "eval code": Verb("monet.eval.code.evaluate:run", "pass@k in six languages under masks; runs programs shut in"),
@@ -125,7 +129,7 @@ def _run(name: str, options: list[str]) -> int:
 
     module, _, function = VERBS[name].target.partition(":")
     target: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    options = _with_values(options, target)
+    options = _with_values(_with_list(options, VERBS[name].words_into), target)
     try:
         if "config" in target.__annotations__:  # a word that auto_cli keeps for files of options
             return _run_with_config(target, options, name)
@@ -133,6 +137,12 @@ def _run(name: str, options: list[str]) -> int:
     except SystemExit as stop:  # --help, or options that cannot be parsed
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+def _with_list(options: list[str], name: str) -> list[str]:
+    """Plain words in front become one list option, so that `A B --out C` is `--files [A, B] --out C`."""
+    count = next((n for n, word in enumerate(options) if word.startswith("-")), len(options)) if name else 0
+    return [*([f"--{name}={json.dumps(options[:count])}"] if count else []), *options[count:]]
 
 
 def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:

@@ -1,0 +1,119 @@
+"""The experts that are active at each token and their weights, out of routing probabilities that are mostly zero.
+
+Inactive keys have a probability of exactly zero, so at E = 512, H = 8 and about 8 keys a head some 500 of the 262,144
+experts act at a token. Listing them costs less than one product over all of them, and gives each expert's own weight,
+which squares, counts and maxima need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Cells (token, expert) among which one list is kept free of repeats, 4 bytes each.
+_CELLS = {"cpu": 1 << 24, "cuda": 1 << 28}
+_TOKENS = 4096
+# Entries of one list before repeats are joined; each passes through some ten arrays of 8 bytes.
+_ENTRIES = 1 << 22
+
+
+class ActiveExperts(NamedTuple):
+    """Experts with a weight above zero, P of them over some consecutive tokens; none is listed twice at one token.
+
+    Args:
+        token_P: int64, place of the token along T.
+        expert_P: int64, expert id i*E + j.
+        weight_P: float64, `sum_h g1[h,i] * g2[h,j]`.
+    """
+
+    token_P: Tensor
+    expert_P: Tensor
+    weight_P: Tensor
+
+
+def num_pairs(g1_THE: Tensor, g2_THE: Tensor) -> int:
+    """Products of two nonzero probabilities of one head, over all tokens: how long the lists are before joining."""
+    active1_TH, active2_TH = ((g_THE != 0).sum(-1) for g_THE in (g1_THE, g2_THE))
+    return int((active1_TH * active2_TH).sum())
+
+
+class ExpertLister:
+    """Lists the active experts of every token; keeps the memory it works in.
+
+    Args:
+        num_keys: E.
+        device: where the probabilities lie.
+    """
+
+    def __init__(self, num_keys: int, device: torch.device) -> None:
+        self.num_experts = num_keys**2
+        cells = _CELLS.get(device.type, _CELLS["cpu"])
+        self.tokens_at_once = max(1, min(_TOKENS, cells // self.num_experts))
+        self._table_X = torch.empty(self.tokens_at_once * self.num_experts, dtype=torch.int32, device=device)
+        self._numbers_P = torch.empty(0, dtype=torch.int64, device=device)
+
+    def lists(self, g1_THE: Tensor, g2_THE: Tensor) -> Iterator[ActiveExperts]:
+        """Active experts, some tokens at a time.
+
+        Args:
+            g1_THE, g2_THE: routing probabilities, none negative, exactly zero at inactive keys; not NaN.
+        """
+        for start in range(0, g1_THE.shape[0], self.tokens_at_once):
+            rows = slice(start, start + self.tokens_at_once)
+            yield from self._lists(g1_THE[rows], g2_THE[rows], start)
+
+    def _lists(self, g1_THE: Tensor, g2_THE: Tensor, start: int) -> Iterator[ActiveExperts]:
+        T, H, E = g1_THE.shape
+        row1_K, key1_K, value1_K = _entries(g1_THE)
+        row2_K, key2_K, value2_K = _entries(g2_THE)
+        # an entry of the first axis meets those of the second that belong to the same token and head
+        partners_X = torch.bincount(row2_K, minlength=T * H)
+        partners_K = partners_X.index_select(0, row1_K)
+        ends_K = partners_K.cumsum(0)
+        if T > 1 and int(ends_K[-1]) > _ENTRIES:
+            yield from self._lists(g1_THE[: T // 2], g2_THE[: T // 2], start)
+            yield from self._lists(g1_THE[T // 2 :], g2_THE[T // 2 :], start + T // 2)
+            return
+        first_P = torch.repeat_interleave(partners_K)
+        begin_K = (partners_X.cumsum(0) - partners_X).index_select(0, row1_K) - (ends_K - partners_K)
+        if len(self._numbers_P) < len(first_P):
+            self._numbers_P = torch.arange(2 * len(first_P), device=first_P.device)
+        second_P = begin_K.index_select(0, first_P).add_(self._numbers_P[: len(first_P)])
+        token_K = _divided(row1_K, H)
+        cell_K = token_K * E**2 + key1_K * E
+        cell_P = cell_K.index_select(0, first_P).add_(key2_K.index_select(0, second_P))
+        weight_P = value1_K.index_select(0, first_P).mul_(value2_K.index_select(0, second_P))
+        speaks_P, weight_P = self._joined(cell_P, weight_P)
+        token_P = token_K.index_select(0, first_P.index_select(0, speaks_P))
+        expert_P = cell_P.index_select(0, speaks_P).sub_(token_P * E**2)
+        yield ActiveExperts(token_P.add_(start), expert_P, weight_P)
+
+    def _joined(self, cell_P: Tensor, weight_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Add up what several heads give one cell: places of one entry a cell, and the cells' sums."""
+        # All entries of a cell write their number there, and whichever stays speaks for the cell. Only cells that were
+        # just written are read, so the table is never cleared.
+        number_P = torch.arange(len(cell_P), dtype=torch.int32, device=cell_P.device)
+        self._table_X.scatter_(0, cell_P, number_P)
+        speaker_P = self._table_X.gather(0, cell_P)
+        sums_P = torch.zeros_like(weight_P).scatter_add_(0, speaker_P.long(), weight_P)
+        speaks_P = (speaker_P == number_P).nonzero().view(-1)
+        return speaks_P, sums_P.index_select(0, speaks_P)
+
+
+def _entries(g_THE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row (token, head), key and float64 value of what is not zero."""
+    E = g_THE.shape[-1]
+    g_X = g_THE.reshape(-1)
+    # numpy finds rare true values several times as fast as torch
+    place_K = torch.from_numpy(np.flatnonzero((g_X != 0).numpy())) if g_X.is_cpu else g_X.nonzero().view(-1)
+    row_K = _divided(place_K, E)
+    return row_K, place_K - row_K * E, g_X.index_select(0, place_K).double()
+
+
+def _divided(number_K: Tensor, divisor: int) -> Tensor:
+    """Whole quotients; numpy's division by a constant is a multiplication."""
+    return torch.from_numpy(number_K.numpy() // divisor) if number_K.is_cpu else number_K // divisor

@@ -1,0 +1,212 @@
+"""Exact sums of expert weights a label, with what else was collected in the same pass; their file and their addition.
+
+The weight of expert (i, j) at a token is `w[i,j] = sum_h g1[h,i] * g2[h,j]`. Dims as in docs/architecture.md, and C for
+labels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from monet.errors import CheckpointError, DataError
+from monet.eval.loading import provenance_now
+from monet.eval.statistics.extras import EXTRAS, Coactivation, Extra, Firing, Maxima, ScoreMoments
+from monet.files import atomic_path
+
+if TYPE_CHECKING:
+    from monet.modeling_monet import MonetPreTrainedModel
+
+FORMAT = "monet-expert-statistics/1"
+_SUMS = ("sums", "tokens", "windows", "documents")
+
+
+@dataclass(frozen=True)
+class ExpertStatistics:
+    """Summed expert weights over labelled text, for every routing group and expert.
+
+    Args:
+        labels: names along C.
+        sums_CREE: float64 on the CPU, sum over the label's tokens of `sum_h g1[h,i] * g2[h,j]`; no unit.
+        tokens_C: int64, tokens summed over, pads excluded.
+        windows_C: int64, sequences they came in.
+        documents_C: int64, documents they came from: runs of windows that begin in one document.
+        model_fingerprint: of the model that routed.
+        provenance: how it was made; `parts` names the passes that were added up.
+        scores, firing, maxima, coactivation: what else was collected; None where it was not asked for.
+    """
+
+    labels: list[str]
+    sums_CREE: Tensor
+    tokens_C: Tensor
+    windows_C: Tensor
+    documents_C: Tensor
+    model_fingerprint: str
+    provenance: dict[str, Any]
+    scores: ScoreMoments | None = None
+    firing: Firing | None = None
+    maxima: Maxima | None = None
+    coactivation: Coactivation | None = None
+
+    @property
+    def extras(self) -> dict[str, Extra]:
+        """What was collected beside the sums, by name."""
+        found = {name: getattr(self, name) for name in EXTRAS}
+        return {name: extra for name, extra in found.items() if extra is not None}
+
+    def means(self) -> Tensor:
+        """Mean expert weight a token of each label, (C, R, E, E) float64; each sums to H over the experts of a group.
+
+        Raises:
+            DataError: a label without a token has no mean.
+        """
+        empty = [label for label, tokens in zip(self.labels, self.tokens_C.tolist(), strict=True) if tokens == 0]
+        if empty:
+            raise DataError(
+                f"no token of {', '.join(map(repr, empty))} in these statistics; give the domain more documents, "
+                "or raise the share of the identification split when preparing the data"
+            )
+        return self.sums_CREE / self.tokens_C[:, None, None, None]
+
+    def correlations(self) -> Tensor:
+        """Pearson's r of every expert's weight with the tokens' score, (R, E, E) float64.
+
+        NaN where there is nothing to correlate: an expert whose weight never varies (never active, say), or all
+        experts if the score never varies.
+
+        Raises:
+            DataError: collected without scores.
+        """
+        if self.scores is None:
+            raise DataError("these statistics hold no scores; collect them with `monet stats --scores FILE.jsonl`")
+        return self.scores.correlations(self.sums_CREE.sum(0))
+
+    def strongest(self, count: int) -> Tensor:
+        """The experts of each routing group with the largest weights summed over all tokens, (R, count) int64 ids.
+
+        Of equal ones the lowest ids; fewer than `count` if a group has not as many.
+        """
+        sums_RN = self.sums_CREE.sum(0).flatten(1)
+        return sums_RN.sort(descending=True, stable=True).indices[:, :count]
+
+    def merge(self, other: ExpertStatistics) -> ExpertStatistics:
+        """Statistics over both passes; adding parts of a corpus gives what one pass over it gives.
+
+        Raises:
+            CheckpointError: another model, other labels or sizes, other things collected, or text that both hold.
+        """
+        if self.model_fingerprint != other.model_fingerprint:
+            raise CheckpointError(
+                f"statistics of model {self.model_fingerprint} and of model {other.model_fingerprint} do not add up; "
+                "collect both with one model"
+            )
+        if self.labels != other.labels or self.sums_CREE.shape != other.sums_CREE.shape:
+            raise CheckpointError(
+                f"statistics over labels {self.labels} {tuple(self.sums_CREE.shape)} and over {other.labels} "
+                f"{tuple(other.sums_CREE.shape)} do not add up; collect both over the same labels"
+            )
+        extras, others = self.extras, other.extras
+        if extras.keys() != others.keys():
+            raise CheckpointError(
+                f"statistics with {sorted(extras) or 'sums alone'} and with {sorted(others) or 'sums alone'} do not "
+                "add up; collect both with the same options"
+            )
+        mine, theirs = self.provenance.get("parts", []), other.provenance.get("parts", [])
+        if shared := [part for part in mine if any(_overlap(part, further) for further in theirs)]:
+            raise CheckpointError(f"both statistics hold text of the part {shared[0]}; its tokens would count twice")
+        merged: dict[str, Any] = {name: extra.merge(others[name], len(mine)) for name, extra in extras.items()}
+        return ExpertStatistics(
+            labels=self.labels,
+            sums_CREE=self.sums_CREE + other.sums_CREE,
+            tokens_C=self.tokens_C + other.tokens_C,
+            windows_C=self.windows_C + other.windows_C,
+            documents_C=self.documents_C + other.documents_C,
+            model_fingerprint=self.model_fingerprint,
+            provenance={**self.provenance, **provenance_now(), "parts": mine + theirs},
+            **merged,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file with labels and provenance in its header; whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            "sums": self.sums_CREE.contiguous(),
+            "tokens": self.tokens_C,
+            "windows": self.windows_C,
+            "documents": self.documents_C,
+        }
+        for name, extra in self.extras.items():
+            tensors.update({f"{name}.{key}": tensor for key, tensor in extra.tensors().items()})
+        header = {
+            "format": FORMAT,
+            "labels": json.dumps(self.labels),
+            "model_fingerprint": self.model_fingerprint,
+            "provenance": json.dumps(self.provenance),
+        }
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: MonetPreTrainedModel | None = None) -> ExpertStatistics:
+        """Read a file that `save` wrote.
+
+        Args:
+            path: safetensors file.
+            model: if given, statistics of another model are refused.
+
+        Raises:
+            CheckpointError: missing, unreadable or inconsistent file, or another model's statistics.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("format") != FORMAT:
+                    raise CheckpointError(f"{path}: no expert statistics ({FORMAT}); write them with `monet stats`")
+                tensors = {name: file.get_tensor(name) for name in _SUMS}
+                extras: dict[str, dict[str, Tensor]] = {}
+                for key in file.keys():  # noqa: SIM118 - not a dict
+                    name, dot, field = key.partition(".")
+                    if dot and name in EXTRAS:
+                        extras.setdefault(name, {})[field] = file.get_tensor(key)
+            labels, provenance = json.loads(header["labels"]), json.loads(header["provenance"])
+            fingerprint = header["model_fingerprint"]
+            collected: dict[str, Any] = {name: EXTRAS[name](**fields) for name, fields in extras.items()}
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: no such file; write it with `monet stats`") from None
+        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{path}: unreadable statistics ({error!r}); run `monet stats` again") from None
+        sums = tensors.pop("sums")
+        square = sums.dim() == 4 and sums.dtype == torch.float64 and sums.shape[2] == sums.shape[3]
+        counted = all(count.shape == (len(labels),) and count.dtype == torch.int64 for count in tensors.values())
+        if not (square and counted and sums.shape[0] == len(labels)):
+            raise CheckpointError(f"{path}: sums {tuple(sums.shape)} {sums.dtype} do not fit {len(labels)} labels")
+        if not bool(torch.isfinite(sums).all()) or bool((sums < 0).any()):
+            raise CheckpointError(f"{path}: sums hold NaN, infinite or negative values; run `monet stats` again")
+        try:
+            for extra in collected.values():
+                extra.check(*sums.shape[:3])
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        if model is not None and (found := model.fingerprint()) != fingerprint:
+            raise CheckpointError(
+                f"{path} belongs to model {fingerprint}, not to this one ({found}); collect them anew"
+            )
+        counts = (tensors["tokens"], tensors["windows"], tensors["documents"])
+        return cls(labels, sums, *counts, fingerprint, provenance, **collected)
+
+
+def _overlap(part: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two passes read some of the same text: the same data, unless they are two shards of one division."""
+    bases = [{key: value for key, value in each.items() if key not in ("shard", "data_fingerprint")}
+             for each in (part, other)]  # fmt: skip
+    mine, theirs = part.get("shard"), other.get("shard")
+    divided = mine is not None and theirs is not None and mine[1] == theirs[1] and mine[0] != theirs[0]
+    return bases[0] == bases[1] and not divided

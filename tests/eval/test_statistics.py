@@ -1,0 +1,382 @@
+"""Score moments, firing counts, maxima and co-activation against explicit loops in float64; merging and shards."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from monet.errors import CheckpointError, ConfigError, DataError
+from monet.eval.inputs import LabelledSequences, PreparedWindows
+from monet.eval.statistics import collectors, pairs
+from monet.eval.statistics.pairs import ExpertLister, num_pairs
+from monet.eval.statistics.scored import read_scored
+from monet.eval.stats import ExpertStatistics, Wanted, collect
+from tests.data.samples import make_shards
+from tests.tolerances import assert_close
+
+CHOSEN = {0: [7, 3, 24], 1: [0, 11]}
+EVERYTHING = Wanted(firing=True, firing_above=0.4, maxima=True, coactivation=CHOSEN)
+
+
+@pytest.fixture
+def scored_data(random_data) -> LabelledSequences:
+    generator = torch.Generator().manual_seed(5)
+    scores = [torch.rand(len(sequence), generator=generator).tolist() for sequence in random_data.sequences]
+    return replace(random_data, scores=scores)
+
+
+def gates(model, data):
+    """For every sequence: number, label, its tokens' scores, and for each group w (T, E*E) in float64."""
+    for number, (sequence, label) in enumerate(zip(data.sequences, data.label_of, strict=True)):
+        with torch.no_grad():
+            probs = model(torch.tensor([sequence]), output_router_probs=True).router_probs
+        weights = []
+        for g1, g2 in (pair for pair in probs if pair is not None):
+            w_TN = torch.zeros(len(sequence), g1.shape[-1] ** 2, dtype=torch.float64)
+            for t, h, i, j in itertools.product(*map(range, (*g1.shape[1:], g2.shape[-1]))):
+                w_TN[t, i * g1.shape[-1] + j] += g1[0, t, h, i].double() * g2[0, t, h, j].double()
+            weights.append(w_TN)
+        yield number, label, data.scores[number] if data.scores else None, weights
+
+
+def same(one: ExpertStatistics, other: ExpertStatistics) -> None:
+    assert_close("sums", one.sums_CREE, other.sums_CREE, torch.float32)
+    assert one.extras.keys() == other.extras.keys()
+    for name, extra in one.extras.items():
+        tensors, wanted = extra.tensors(), other.extras[name].tensors()
+        assert tensors.keys() == wanted.keys()
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point():
+                assert_close(f"{name}.{key}", tensor, wanted[key], torch.float32)
+            elif key != "place_REEP":  # tokens with one prefix have one weight, up to rounding
+                assert torch.equal(tensor, wanted[key]), f"{name}.{key}"
+    for name in ("tokens_C", "windows_C", "documents_C"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+# -- lists of active experts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cells", "entries"), [(1 << 24, 1 << 22), (60, 1 << 22), (1 << 24, 9), (1, 1)])
+def test_lists_hold_every_active_expert_once(monkeypatch, cells, entries):
+    monkeypatch.setattr(pairs, "_CELLS", {"cpu": cells})
+    monkeypatch.setattr(pairs, "_ENTRIES", entries)
+    T, H, E = 11, 3, 5
+    g1_THE, g2_THE = (torch.rand(T, H, E) * (torch.rand(T, H, E) < 0.4) for _ in range(2))
+    g1_THE[4] = 0.0  # a token at which nothing fires
+    w_TN = torch.einsum("thi,thj->tij", g1_THE.double(), g2_THE.double()).flatten(1)
+    found_TN = torch.zeros_like(w_TN)
+    lists = list(ExpertLister(E, torch.device("cpu")).lists(g1_THE, g2_THE))
+    for active in lists:
+        assert (found_TN[active.token_P, active.expert_P] == 0).all()
+        found_TN[active.token_P, active.expert_P] = active.weight_P
+    assert_close("weights", found_TN, w_TN, torch.float64)
+    listed = torch.cat([active.token_P * E**2 + active.expert_P for active in lists])
+    assert len(listed) == len(set(listed.tolist())) == int((w_TN > 0).sum())
+    assert num_pairs(g1_THE, g2_THE) == int(((g1_THE > 0).sum(-1) * (g2_THE > 0).sum(-1)).sum())
+
+
+def test_products_and_lists_add_up_to_the_same(random_model, random_data, monkeypatch):
+    found = []
+    for products_a_pair in (0, 10**9):
+        monkeypatch.setattr(collectors, "_PRODUCTS_A_PAIR", products_a_pair)
+        found.append(collect(random_model, random_data, progress=False))
+    assert not torch.equal(found[0].sums_CREE, found[1].sums_CREE)  # float32 products, float64 lists
+    same(*found)
+
+
+# -- moments and correlations -----------------------------------------------------------------------------------------
+
+
+def test_correlations_are_those_of_two_passes_over_all_tokens(random_model, scored_data):
+    statistics = collect(random_model, scored_data, batch_size=4, progress=False)
+    weights, scores = [], []
+    for _, _, token_scores, w in gates(random_model, scored_data):
+        weights.append(torch.stack(w, dim=1))
+        scores += token_scores
+    w_TRN, y_T = torch.cat(weights), torch.tensor(scores, dtype=torch.float64)
+    w_TRN = w_TRN - w_TRN.mean(0)
+    y_T = y_T - y_T.mean()
+    wanted = torch.einsum("trn,t->rn", w_TRN, y_T) / (w_TRN.square().sum(0) * y_T.square().sum()).sqrt()
+    varies = w_TRN.abs().amax(0) > 1e-6
+    found = statistics.correlations().flatten(1)
+    assert torch.equal(torch.isnan(found), ~varies)
+    assert varies.any() and found[varies].abs().max() > 0.1
+    assert_close("r", found[varies], wanted[varies], torch.float32)
+    assert statistics.scores is not None and int(statistics.scores.tokens) == len(y_T)
+    assert float(statistics.scores.score_max) == max(scores)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, 1e6])
+def test_a_constant_score_correlates_with_nothing(random_model, scored_data, value):
+    data = replace(scored_data, scores=[[value] * len(sequence) for sequence in scored_data.sequences])
+    assert collect(random_model, data, progress=False).correlations().isnan().all()
+
+
+def test_a_weight_that_never_varies_correlates_with_nothing(planted_model, planted_data):
+    """With one label's text alone its expert has the same weight at every token, and all others have none."""
+    data = planted_data.only(["left"])
+    scores = [torch.rand(len(sequence)).tolist() for sequence in planted_data.sequences]
+    statistics = collect(planted_model, replace(data, scores=scores), progress=False)
+    assert statistics.sums_CREE[0, 0, 0, 0] > 1
+    assert statistics.correlations().isnan().all()
+
+
+def test_correlation_with_a_planted_score_is_one(planted_model, planted_data):
+    scores = [[float(label == 1)] * len(ids) for ids, label in zip(planted_data.sequences, planted_data.label_of,
+                                                                   strict=True)]  # fmt: skip
+    r = collect(planted_model, replace(planted_data, scores=scores), progress=False).correlations()
+    assert r[0, 1, 1] == pytest.approx(1.0, abs=1e-12) and r[0, 0, 0] < 0 > r[0, 2, 2]
+    assert (~r.isnan()).sum() == 3
+
+
+def test_without_scores_there_is_no_correlation(random_model, random_data):
+    with pytest.raises(DataError, match="--scores"):
+        collect(random_model, random_data, progress=False).correlations()
+
+
+# -- counts, maxima, co-activation ------------------------------------------------------------------------------------
+
+
+def test_counts_maxima_and_coactivation_equal_loops(random_model, random_data):
+    statistics = collect(random_model, random_data, batch_size=4, wanted=EVERYTHING, progress=False)
+    fired, strongest, above = (torch.zeros(3, 2, 25, dtype=torch.int64) for _ in range(3))
+    together = torch.zeros(2, 3, 3, dtype=torch.int64)
+    largest = torch.zeros(2, 25, dtype=torch.float64)
+    every = {}
+    for number, label, _, weights in gates(random_model, random_data):
+        every[number] = weights
+        for group, w_TN in enumerate(weights):
+            largest[group] = torch.maximum(largest[group], w_TN.amax(0))
+            for w_N in w_TN:
+                fired[label, group] += w_N > 0
+                above[label, group] += w_N > 0.4
+                strongest[label, group, int(w_N.argmax())] += 1
+                for a, one in enumerate(CHOSEN[group]):
+                    for b, other in enumerate(CHOSEN[group]):
+                        together[group, a, b] += bool(w_N[one] > 0 and w_N[other] > 0)
+    firing, maxima, coactivation = statistics.firing, statistics.maxima, statistics.coactivation
+    assert firing is not None and maxima is not None and coactivation is not None
+    assert firing.above_CREE is not None and float(firing.threshold) == 0.4
+    assert torch.equal(firing.fired_CREE.flatten(2), fired) and fired.min() < fired.max()
+    assert torch.equal(firing.above_CREE.flatten(2), above) and 0 < above.sum() < fired.sum()
+    assert torch.equal(firing.strongest_CREE.flatten(2), strongest)
+    assert torch.equal(firing.strongest_CREE.sum(dim=(2, 3)), statistics.tokens_C[:, None].expand(3, 2))
+    assert torch.equal(coactivation.tokens_RNN, together) and together[0, 0, 1] > 0
+    assert coactivation.experts_RN.tolist() == [[7, 3, 24], [0, 11, -1]]
+    assert_close("largest", maxima.weight_REE.flatten(1), largest, torch.float32)
+    for group, expert in itertools.product(range(2), range(25)):
+        part, window, document, position = maxima.place_REEP.flatten(1, 2)[group, expert].tolist()
+        if largest[group, expert] == 0:
+            assert part == window == document == position == -1
+        else:
+            assert part == 0 and window == document
+            assert every[window][group][position, expert] == pytest.approx(float(largest[group, expert]), rel=1e-6)
+
+
+def test_the_lowest_of_equally_strong_experts_is_the_strongest():
+    active = pairs.ActiveExperts(
+        torch.tensor([0, 0, 1, 1, 1]), torch.tensor([8, 3, 2, 5, 4]), torch.tensor([0.5, 0.5, 0.1, 0.7, 0.7]).double()
+    )
+    firing = collectors._Firing(torch.zeros(1, 1, 3, 3, dtype=torch.float64), None)
+    firing.add(
+        0, active, active.expert_P, collectors.Tokens(None, torch.zeros(3, dtype=torch.int64), None, torch.zeros(3, 3))
+    )
+    assert firing.strongest_CREE.view(-1).nonzero().view(-1).tolist() == [3, 4]
+
+
+def test_the_first_of_equal_maxima_is_kept():
+    active = pairs.ActiveExperts(
+        torch.tensor([0, 1, 1, 2, 3]),
+        torch.tensor([4, 4, 2, 4, 4]),
+        torch.tensor([0.25, 0.9, 0.5, 0.9, 0.125]).double(),
+    )
+    maxima = collectors._Maxima(torch.zeros(1, 1, 3, 3, dtype=torch.float64))
+    places = torch.arange(12).view(4, 3)
+    for _ in range(2):  # again: equal is not larger
+        maxima.add(0, active, active.expert_P, collectors.Tokens(None, torch.zeros(4, dtype=torch.int64), None, places))
+        places = places + 100
+    found = maxima.result()
+    assert found.weight_REE.view(-1).tolist() == [0, 0, 0.5, 0, pytest.approx(0.9), 0, 0, 0, 0]
+    assert found.place_REEP.view(-1, 4)[[2, 4, 0]].tolist() == [[0, 3, 4, 5], [0, 3, 4, 5], [-1, -1, -1, -1]]
+
+
+def test_pairs_are_counted_exactly_under_autocast(planted_model, planted_data):
+    """bfloat16 holds no whole number above 256 but even ones."""
+    data = replace(planted_data, sequences=[[0] * 31 for _ in range(30)], label_of=[0] * 30)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = collect(planted_model, data, batch_size=30, wanted=Wanted(coactivation={0: [0]}), progress=False)
+    assert found.coactivation is not None and int(found.coactivation.tokens_RNN) == 930
+
+
+def test_the_strongest_are_named_in_order(random_model, random_data):
+    statistics = collect(random_model, random_data, progress=False)
+    ids_RN = statistics.strongest(4)
+    sums_RN = statistics.sums_CREE.sum(0).flatten(1)
+    for group in range(2):
+        chosen = sums_RN[group, ids_RN[group]].tolist()
+        assert chosen == sorted(sums_RN[group].tolist(), reverse=True)[:4]
+
+
+# -- laws -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 17])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batch_size_and_padding_side_do_not_matter(random_model, scored_data, batch_size, side):
+    whole = collect(random_model, scored_data, wanted=EVERYTHING, progress=False)
+    data = replace(scored_data, padding_side=side, pad_id=7)
+    same(collect(random_model, data, batch_size=batch_size, wanted=EVERYTHING, progress=False), whole)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_shards_add_up_to_one_pass(random_model, scored_data, count):
+    whole = collect(random_model, scored_data, wanted=EVERYTHING, progress=False)
+    shards = [
+        collect(random_model, scored_data.shard(n, count), wanted=EVERYTHING, progress=False) for n in range(count)
+    ]
+    merged = shards[0]
+    for shard in shards[1:]:
+        merged = merged.merge(shard)
+    assert merged.maxima is not None and whole.maxima is not None
+    place_REEP = merged.maxima.place_REEP
+    active = place_REEP[..., 0] >= 0
+    assert torch.equal(place_REEP[active][:, 0], place_REEP[active][:, 1] % count)
+    same(merged, whole)
+
+
+def test_what_does_not_add_up_is_refused(random_model, scored_data):
+    def part(index=0, count=2, data=scored_data, **wanted):
+        return collect(random_model, data.shard(index, count), wanted=Wanted(**wanted), progress=False)
+
+    def refuse(one, other, match):
+        with pytest.raises(CheckpointError, match=match):
+            one.merge(other)
+
+    refuse(part(0), part(0), "count twice")
+    refuse(part(0), part(1, 3), "count twice")
+    refuse(part(0), collect(random_model, scored_data, progress=False), "count twice")
+    refuse(part(0, firing=True), part(1), "same options")
+    refuse(part(0, firing_above=0.1), part(1, firing_above=0.2), "above 0.1 and above 0.2")
+    refuse(part(0, firing=True), part(1, firing_above=0.2), "above None and above 0.2")
+    refuse(part(0, coactivation={0: [1]}), part(1, coactivation={0: [2]}), "different experts")
+    refuse(part(0), part(1, data=replace(scored_data, scores=None)), "same options")
+
+
+def test_everything_survives_the_file(random_model, scored_data, tmp_path):
+    statistics = collect(random_model, scored_data, wanted=EVERYTHING, progress=False)
+    statistics.save(tmp_path / "s.safetensors")
+    loaded = ExpertStatistics.load(tmp_path / "s.safetensors", model=random_model)
+    assert set(loaded.extras) == {"scores", "firing", "maxima", "coactivation"}
+    for name, extra in statistics.extras.items():
+        for key, tensor in extra.tensors().items():
+            assert torch.equal(loaded.extras[name].tensors()[key], tensor), f"{name}.{key}"
+
+
+def test_extras_of_another_size_are_refused(random_model, random_data, tmp_path):
+    statistics = collect(random_model, random_data, wanted=Wanted(firing=True), progress=False)
+    assert statistics.firing is not None
+    cut = replace(statistics.firing, fired_CREE=statistics.firing.fired_CREE[:2])
+    replace(statistics, firing=cut).save(tmp_path / "s.safetensors")
+    with pytest.raises(CheckpointError, match="firing fired_CREE of shape"):
+        ExpertStatistics.load(tmp_path / "s.safetensors")
+
+
+def test_prepared_windows_are_dealt_by_document(tmp_path):
+    documents = {"a": [[5] * 40, [6] * 3, [7] * 25, [8] * 9], "b": [[9] * 30, [3] * 30]}
+    folder = make_shards(tmp_path / "data", {"identify": documents}, vocab_size=24)
+    whole = PreparedWindows(folder, "identify", 8)
+    shards = [whole.shard(n, 3) for n in range(3)]
+
+    def windows(data):
+        return [(int(i), name) for batch in data.batches(2) for i, name in zip(batch.index_B, batch.document_B,
+                                                                               strict=True)]  # fmt: skip
+
+    assert sorted(itertools.chain.from_iterable(map(windows, shards))) == sorted(windows(whole))
+    holders = {}
+    for number, shard in enumerate(shards):
+        for window, document in windows(shard):
+            assert holders.setdefault((whole.dataset.locate(window)[0], document), number) == number
+    assert len(set(holders.values())) == 3
+    with pytest.raises(ConfigError, match=r"shard 3/3: .* 0 to 2"):
+        whole.shard(3, 3)
+
+
+# -- reading scored text ----------------------------------------------------------------------------------------------
+
+
+class Words:
+    """A tokenizer of whitespace."""
+
+    def __call__(self, text, **options):
+        return {"input_ids": [len(word) for word in text.split()]}
+
+
+def written(folder, *records):
+    path = folder / "scores.jsonl"
+    path.write_text("\n".join(json.dumps(record) if isinstance(record, dict) else record for record in records))
+    return path
+
+
+def test_records_become_sequences_with_a_score_for_every_token(tmp_path):
+    path = written(
+        tmp_path,
+        {"text": "a bb ccc", "score": 0.25, "id": "one"},
+        "",
+        {"input_ids": [1, 2, 3, 4, 5, 6, 7], "token_scores": [0, 1, 2, 3, 4, 5, 6.5], "label": "x"},
+        {"text": "not scored", "score": None},
+        {"text": "short", "score": 1},
+    )
+    data = read_scored(path, Words(), 3)  # pyright: ignore
+    assert data.labels == ["scored", "x"] and data.label_of == [0, 1, 1, 1]
+    assert data.sequences == [[1, 2, 3], [1, 2, 3], [4, 5], [6, 7]]
+    assert data.scores == [[0.25] * 3, [0, 1, 2], [3, 4], [5, 6.5]]
+    assert data.documents == ["one", "3", "3", "3"]
+    assert {"records": 4, "unscored": 1, "too_short": 1, "cut": 1}.items() <= data.description.items()
+    batch = next(data.batches(4))
+    assert batch.score_BT is not None and batch.score_BT.tolist()[3][:2] == [5, 6.5]
+    assert data.fingerprint != replace(data, scores=[[0.5] * 3, *data.scores[1:]]).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("record", "match"),
+    [
+        ("{", "line 1 is no JSON"),
+        ({"score": 1}, "either `text` or `input_ids`"),
+        ({"text": "a b"}, "either `score`, null if"),
+        ({"text": "a b", "score": float("nan")}, "finite number, got nan"),
+        ({"text": "a b", "score": True}, "finite number, got True"),
+        ({"text": "a b", "score": "high"}, "finite number, got 'high'"),
+        ({"text": "a b", "token_scores": [1.0]}, "1 token_scores for 2 tokens"),
+        ({"text": "a b", "token_scores": [1.0, None]}, "finite number, got None"),
+        ({"text": 3, "score": 1}, "text must be a string, got 3"),
+        ({"input_ids": [1, 2.5], "score": 1}, "list of whole numbers"),
+        ({"text": "a", "score": 1}, "no record with a score among 1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_records_are_refused(tmp_path, record, match):
+    with pytest.raises(DataError, match=match):
+        read_scored(written(tmp_path, record), Words(), 8)  # pyright: ignore
+
+
+def test_ids_are_unique_and_text_needs_a_tokenizer(tmp_path):
+    with pytest.raises(DataError, match="line 2 repeats the id 'a'"):
+        read_scored(written(tmp_path, *[{"text": "a b", "score": 1, "id": "a"}] * 2), Words(), 8)  # pyright: ignore
+    with pytest.raises(DataError, match="no tokenizer; give input_ids"):
+        read_scored(written(tmp_path, {"text": "a b", "score": 1}), None, 8)
+    with pytest.raises(DataError, match=r"none\.jsonl: no readable file"):
+        read_scored(tmp_path / "none.jsonl", None, 8)
+
+
+def test_only_some_with_scores_is_refused(random_model, scored_data):
+    class Half(LabelledSequences):
+        def batches(self, batch_size):
+            for number, batch in enumerate(super().batches(batch_size)):
+                yield batch._replace(score_BT=None) if number else batch
+
+    half = Half(scored_data.labels, scored_data.sequences, scored_data.label_of, scores=scored_data.scores)
+    with pytest.raises(DataError, match="others do not, from window 8"):
+        collect(random_model, half, progress=False)
