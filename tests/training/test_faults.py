@@ -62,7 +62,9 @@ def test_a_second_signal_inside_a_save_leaves_the_checkpoint_before(results):
 def test_a_checkpoint_can_be_asked_for(results):
     result = results["sigusr1"]
     assert result["code"] == 0
-    assert result["names"] == ["step-00000003", "step-00000005"]
+    first, last = result["names"]
+    assert first in ("step-00000002", "step-00000003")  # the signal can come right behind the line of step 2
+    assert last == "step-00000005"
 
 
 def assert_killed_saves_leave_a_whole_checkpoint(rows: list[dict]) -> None:
