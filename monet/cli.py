@@ -24,12 +24,14 @@ class Verb(NamedTuple):
     """One command: `target` is "module:function", `summary` its line in `monet --help`.
 
     `takes_words`: arguments without a default are plain words, not options.
+    `all_words`: every word goes to the function as it is, which parses them and returns the exit code.
     `words_into`: the option that all plain words before the first option go into, as a list.
     """
 
     target: str
     summary: str
     takes_words: bool = False
+    all_words: bool = False
     words_into: str = ""
 
 
@@ -50,6 +52,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "stats merge": Verb("monet.eval.stats:merge", "add up statistics of several passes", words_into="files"),
         "select": Verb("monet.eval.selection:run", "statistics -> one expert mask a domain"),
         "ablate": Verb("monet.eval.ablate:run", "loss per domain before and after each mask, and under random masks"),
+        "eval general": Verb("monet.eval.harness.general:run", "eight benchmarks, 0- and 5-shot, under masks"),
+        "eval domains": Verb("monet.eval.harness.domains:run", "MMLU's 14 categories: accuracy without each one's experts"),
+        "lm-eval": Verb("monet.eval.harness.command:run", "lm-eval's own command line, with --model monet", all_words=True),
         "eval code": Verb("monet.eval.code.evaluate:run", "pass@k in six languages under masks; runs programs shut in"),
         "report": Verb("monet.eval.report:run", "ablation results -> JSON, Markdown and a heat map"),
     },
@@ -129,6 +134,8 @@ def _run(name: str, options: list[str]) -> int:
 
     module, _, function = VERBS[name].target.partition(":")
     target: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    if VERBS[name].all_words:
+        return target(options)
     options = _with_values(_with_list(options, VERBS[name].words_into), target)
     try:
         if "config" in target.__annotations__:  # a word that auto_cli keeps for files of options

@@ -1,0 +1,127 @@
+"""Right and wrong answers -> accuracies and paired differences with bootstrap intervals over questions.
+
+Dims: C conditions, U questions, Q resamples.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monet.errors import DataError
+from monet.eval.bootstrap import Bootstrap, Resampled, interval, resample_means
+from monet.eval.harness.scoring import Outcome
+from monet.eval.results import Estimate
+
+
+@dataclass(frozen=True)
+class Denominator:
+    """What an accuracy was counted over.
+
+    Args:
+        name: benchmark or category.
+        rows: rows of its data.
+        unaskable: rows that cannot be asked, by reason.
+        asked: questions put to the model; fewer than the other rows where there is a limit.
+        unscored: questions without a score, by reason.
+        cut: scored questions whose prompt lost its beginning, for it was longer than the model's context.
+        missing: tasks whose data are not there.
+        split: of the data.
+        examples_from: split of the few-shot examples; empty without any.
+        sources: where the data lie.
+    """
+
+    name: str
+    rows: int
+    unaskable: dict[str, int]
+    asked: int
+    unscored: dict[str, int]
+    cut: int
+    missing: list[str]
+    split: str
+    examples_from: str
+    sources: list[str]
+
+    @property
+    def scored(self) -> int:
+        """Questions that the accuracy is the mean over."""
+        return self.asked - sum(self.unscored.values())
+
+    @property
+    def partial(self) -> bool:
+        """Something that should have been asked has no score."""
+        return bool(self.unscored or self.unaskable or self.missing)
+
+    @property
+    def faults(self) -> str:
+        """What was left out, in words; empty if nothing was."""
+        counts = [f"{number} {reason}" for reason, number in {**self.unaskable, **self.unscored}.items()]
+        return "; ".join([*counts, *(f"no data for {name}" for name in self.missing)])
+
+
+def count_outcomes(outcomes: Sequence[Outcome]) -> tuple[dict[str, int], int]:
+    """Questions without a score by reason, and scored ones whose prompt was cut."""
+    reasons: dict[str, int] = {}
+    for outcome in outcomes:
+        if outcome.log_likelihoods is None:
+            reasons[outcome.reason] = reasons.get(outcome.reason, 0) + 1
+    return reasons, sum(outcome.cut > 0 for outcome in outcomes if outcome.log_likelihoods is not None)
+
+
+def resample(name: str, correct_CU: NDArray[np.float64], bootstrap: Bootstrap, *key: int) -> Resampled:
+    """Accuracies of all conditions under the bootstrap, the same questions drawn for each of them.
+
+    Args:
+        name: of what is asked; part of the seed, so that benchmarks are drawn independently.
+        correct_CU: 1.0 where a question is answered right, 0.0 where not, NaN without a score; the conditions have
+            NaN at the same questions.
+        bootstrap: number of draws and seed.
+        key: further parts of the seed.
+
+    Raises:
+        DataError: fewer than two questions with a score.
+    """
+    scored_U = ~np.isnan(correct_CU).any(axis=0)
+    if scored_U.sum() < 2:
+        raise DataError(
+            f"{name}: {int(scored_U.sum())} of {scored_U.size} questions have a score, and an interval needs two; "
+            "raise the limit, or let long prompts be cut (--too_long cut)"
+        )
+    values_CU = correct_CU[:, scored_U]
+    ones_U = np.ones(values_CU.shape[1], dtype=np.int64)
+    return resample_means(values_CU, ones_U, bootstrap.resamples, [bootstrap.seed, zlib.crc32(name.encode()), *key])
+
+
+def mean_of(parts: Sequence[Resampled]) -> Resampled:
+    """Unweighted mean of accuracies whose questions were drawn independently."""
+    return Resampled(
+        np.mean([part.mean_C for part in parts], axis=0), np.mean([part.draws_QC for part in parts], axis=0)
+    )
+
+
+def estimate(found: Resampled, condition: int, bootstrap: Bootstrap, against: int | None = None) -> Estimate:
+    """Accuracy under a condition, or its difference to that under another."""
+    value, draws_Q = found.mean_C[condition], found.draws_QC[:, condition]
+    if against is not None:
+        value, draws_Q = value - found.mean_C[against], draws_Q - found.draws_QC[:, against]
+    return Estimate(float(value), *interval(draws_Q, bootstrap.confidence))
+
+
+def one_of(found: Resampled, conditions: Sequence[int], bootstrap: Bootstrap, against: int) -> Estimate:
+    """Difference of a single one of several like conditions (random masks): the mean over them, and an interval that
+    holds the spread over them as well as over questions."""
+    differences_QS = found.draws_QC[:, list(conditions)] - found.draws_QC[:, [against]]
+    generator = np.random.default_rng([bootstrap.seed, 1])
+    chosen_Q = generator.integers(len(conditions), size=len(differences_QS))
+    drawn_Q = differences_QS[np.arange(len(differences_QS)), chosen_Q]
+    value = float(np.mean(found.mean_C[list(conditions)]) - found.mean_C[against])
+    return Estimate(value, *interval(drawn_Q, bootstrap.confidence))
+
+
+def estimate_from(content: Mapping[str, float] | None) -> Estimate | None:
+    """An estimate out of JSON."""
+    return None if content is None else Estimate(**content)

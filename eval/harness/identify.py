@@ -1,0 +1,178 @@
+"""Which experts serve which of MMLU's categories: routing over the questions and their options, and the ratio rule.
+
+The paper does not say which questions it routed, and seems to have taken those it then asked. The default here is
+MMLU's validation and dev splits, so that masks are chosen on other questions than they are judged by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from monet.errors import DataError
+from monet.eval.harness.catalog import TaskSpec
+from monet.eval.harness.categories import CATEGORIES, CATEGORY_OF
+from monet.eval.harness.schemas import screen
+from monet.eval.harness.sources import open_data, quiet_harness, task_manager
+from monet.eval.harness.tasks import Faults
+from monet.eval.inputs import LabelledData, LabelledSequences
+from monet.eval.loading import weights_digest
+from monet.eval.selection import save_masks, select, summarise
+from monet.eval.stats import ExpertStatistics, collect
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from monet.masks import ExpertMask
+    from monet.modeling_monet import MonetForCausalLM
+
+IdentifyOn = Literal["held_out", "same"]
+HELD_OUT_SPLITS = ("validation", "dev")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Questions with their options, by category.
+
+    Args:
+        of_category: texts; a category without one is absent.
+        splits: they come from.
+        unaskable: rows left out, by reason.
+        missing: subjects without data.
+    """
+
+    of_category: dict[str, list[str]]
+    splits: list[str]
+    unaskable: dict[str, int]
+    missing: list[str]
+
+
+def as_text(question: str, options: Sequence[str]) -> str:
+    """A question and its options, a line each: what is routed."""
+    return "\n".join([question, *options])
+
+
+def held_out_texts(specs: Sequence[TaskSpec], data: Path | None, limit: int | None, faults: Faults) -> Texts:
+    """MMLU's validation and dev questions.
+
+    Args:
+        specs: tasks of MMLU's subjects.
+        data: folder with the data sets; None takes the hub or its cache.
+        limit: at most so many a subject and split, the first ones.
+        faults: `count` leaves out rows that cannot be asked; `refuse` raises.
+
+    Raises:
+        DataError: no data, or with `refuse` a row that cannot be asked.
+    """
+    texts: dict[str, list[str]] = {category: [] for category in CATEGORIES}
+    unaskable: dict[str, int] = {}
+    missing = []
+    with quiet_harness():
+        manager = task_manager(specs)
+        for spec in specs:
+            opened = open_data(spec, manager.task_index[spec.harness_name].cfg, data, HELD_OUT_SPLITS)
+            splits = [split for split in HELD_OUT_SPLITS if opened is not None and split in opened.splits]
+            if opened is None or not splits:
+                missing.append(spec.name)
+                continue
+            for split in splits:
+                rows: Any = opened.read(split)
+                found = screen(list(rows), spec.schema, rows.column_names, f"{opened.source}, split {split!r}")
+                if found.skipped and faults == "refuse":
+                    raise DataError(f"{opened.source}, split {split!r} of {spec.name}: {found.sentence}")
+                for reason, number in found.skipped.items():
+                    unaskable[reason] = unaskable.get(reason, 0) + number
+                texts[CATEGORY_OF[str(spec.subject)]] += [
+                    as_text(spec.schema.question(rows[number]), spec.schema.options(rows[number]))
+                    for number in found.kept[:limit]
+                ]
+    if len(missing) == len(specs):
+        raise DataError(
+            f"no {' or '.join(HELD_OUT_SPLITS)} questions of MMLU {f'below {data}' if data else 'on the hub'} to find "
+            "experts on; add them, or find experts on the questions that are asked (--identify_on same)"
+        )
+    return Texts({name: found for name, found in texts.items() if found}, list(HELD_OUT_SPLITS), unaskable, missing)
+
+
+def identify(
+    model: MonetForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Texts,
+    *,
+    folder: Path,
+    ratio: float = 2.0,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> tuple[dict[str, ExpertMask], dict[str, Any]]:
+    """Statistics over the texts and the ratio rule: one removal mask a category.
+
+    Args:
+        model: the whole model.
+        tokenizer: of the model.
+        texts: at least two categories.
+        folder: gets statistics and masks. Statistics found there of the same model and texts are taken again, so that
+            masks stay the same after a kill.
+        ratio: least ratio between an expert's highest and second highest mean weight.
+        batch_size: texts a forward.
+        progress: show a bar on standard error.
+
+    Returns:
+        Masks by category, and what the texts were: numbers of texts, tokens, and texts cut at the model's context.
+
+    Raises:
+        DataError: fewer than two categories.
+        ConfigError: ratio below 1.
+    """
+    longest = int(model.config.max_position_embeddings)
+    labels = list(texts.of_category)
+    sequences: list[list[int]] = []
+    label_of: list[int] = []
+    cut = short = 0
+    for number, label in enumerate(labels):
+        for text in texts.of_category[label]:
+            tokens: list[int] = tokenizer(text)["input_ids"]  # type: ignore[assignment]
+            cut += len(tokens) > longest
+            if len(tokens) < 2:
+                short += 1
+                continue
+            sequences.append(tokens[:longest])
+            label_of.append(number)
+    sequence_data = cast(LabelledData, LabelledSequences(labels, sequences, label_of))
+    key = json.dumps([weights_digest(model), sequence_data.fingerprint, batch_size])
+    path = folder / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    notes = {
+        "splits": texts.splits,
+        "texts": len(sequences),
+        "texts_cut": cut,
+        "texts_too_short": short,
+        "unaskable": texts.unaskable,
+        "missing": texts.missing,
+    }
+    if path.exists():
+        statistics = ExpertStatistics.load(path, model)
+    else:
+        statistics = collect(model, sequence_data, batch_size=batch_size, progress=progress)
+        provenance = {**statistics.provenance, "mmlu": notes}
+        statistics = dataclasses.replace(statistics, provenance=provenance)
+        statistics.save(path)
+    masks = select(statistics, ratio)
+    save_masks(folder / "masks", masks, summarise(statistics, masks, ratio))
+    return masks, {**notes, "tokens": int(statistics.tokens_C.sum()), "ratio": ratio}
+
+
+def check_categories(masks: Mapping[str, ExpertMask]) -> None:
+    """Refuse masks whose labels are no categories.
+
+    Raises:
+        DataError: names them.
+    """
+    if strangers := [label for label in masks if label not in CATEGORIES]:
+        raise DataError(
+            f"masks of {', '.join(map(repr, strangers))}, which are none of MMLU's categories "
+            f"({', '.join(CATEGORIES)}); `monet eval general` takes masks of any name"
+        )

@@ -1,0 +1,226 @@
+"""`monet eval domains` from MMLU's files to the matrix, on held-out questions and on the same ones."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from monet.cli import main
+from monet.errors import CheckpointError, ConfigError, DataError
+from monet.eval.bootstrap import Bootstrap
+from monet.eval.conditions import Condition, random_like
+from monet.eval.document import Heatmap, Table
+from monet.eval.harness import identify
+from monet.eval.harness.accuracy import one_of, resample
+from monet.eval.harness.catalog import benchmarks
+from monet.eval.harness.categories import CATEGORIES, CATEGORY_OF, SUBJECTS
+from monet.eval.harness.domains import evaluate_domains
+from monet.eval.harness.domains_result import DomainsResult
+from monet.eval.harness.scoring import Scorer, correct, tokenizer_of
+from monet.eval.harness.tasks import load_tasks
+from monet.eval.selection import load_masks
+from tests.eval.harness.samples import mmlu_rows, write_jsonl, write_mmlu
+
+# a random model routes much alike everywhere: a low ratio gives every category some experts
+QUICK = {"progress": False, "batch_size": 8, "bootstrap": Bootstrap(resamples=1000), "ratio": 1.02}
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Three categories, of two subjects and more questions each."""
+    subjects = ["anatomy", "virology", "econometrics", "high_school_microeconomics", "prehistory"]
+    return write_mmlu(tmp_path_factory.mktemp("small"), subjects=subjects, questions=8)
+
+
+def numbers(result: DomainsResult) -> dict:
+    content = result.to_json()
+    del content["provenance"]
+    return content
+
+
+def test_folder_to_report(model_folder, mmlu, tmp_path, capsys):
+    words = ["--model", str(model_folder), "--local_data", str(mmlu), "--out", str(tmp_path), "--ratio", "1.02"]
+    words += ["--random_seeds", "[0]", "--resamples", "1000", "--progress", "false", "--batch_size", "16"]
+    assert main(["eval", "domains", *words]) == 0, capsys.readouterr()
+    shown = capsys.readouterr().out
+    result = DomainsResult.from_json(json.loads((tmp_path / "result.json").read_text()))
+    assert result.sentence in shown and "engineering: 4 questions scored of 4 rows" in shown
+    assert [category.name for category in result.categories] == list(CATEGORIES) and not result.partial
+    masks = load_masks(tmp_path / "masks")
+    assert [one.name for one in result.removals] == list(masks) == list(CATEGORIES)
+    for one in result.removals:
+        assert one.experts == masks[one.name].num_removed == sum(one.experts_per_group)
+        assert len(one.delta) == len(one.random) == 14
+        assert [cell is not None for cell in one.random] == [not one.experts or n == one.name for n in CATEGORIES]
+        others = [cell.value for cell, name in zip(one.delta, CATEGORIES, strict=True) if name != one.name]
+        assert one.others_mean.value == pytest.approx(np.mean(others))
+        assert one.target == one.delta[CATEGORIES.index(one.name)]
+    assert sum(one.experts > 0 for one in result.removals) > 7
+    report = result.report()
+    heat, verdicts, eleven, nine, questions = report.blocks[:5]
+    assert isinstance(heat, Heatmap) and np.shape(heat.values) == (14, 14)
+    assert isinstance(verdicts, Table) and len(verdicts.rows) == 14
+    assert isinstance(eleven, Table) and np.shape(eleven.rows) == (16, 16)
+    base, after = float(eleven.rows[0][1]), float(eleven.rows[0][2])
+    assert after - base == pytest.approx(heat.values[0][0], abs=0.011)
+    assert isinstance(nine, Table) and [row[0] for row in nine.rows] == ["group 1", "group 2", "total", "share"]
+    assert all(int(nine.rows[0][k]) + int(nine.rows[1][k]) == int(nine.rows[2][k]) for k in range(1, 15))
+    assert sum(int(row[3]) for row in questions.rows) == 57 * 4
+    assert DomainsResult.from_json(report.numbers) == result
+    found = result.provenance["identification"]
+    assert found["identify_on"] == "held_out" and found["texts"] == 57 * 7 and found["splits"] == ["validation", "dev"]
+
+
+def test_changes_are_counted_from_the_outcomes(model, small, tmp_path):
+    """Each cell from single questions; random masks on all categories; intervals from the same draws."""
+    result = evaluate_domains(
+        model, out=tmp_path, data=small, random_seeds=[4, 5], random_on="all", metric="acc", **QUICK
+    )
+    masks = load_masks(tmp_path / "masks")
+    scorer = Scorer(model, tokenizer_of(model, None), tmp_path / "other", batch_size=8)
+    tasks, _ = load_tasks(benchmarks("cloze", ["MMLU"])[0].tasks, 0, data=small)
+    names = ["economics", "health", "history"]
+    assert [one.name for one in result.removals] == [category.name for category in result.categories] == names
+    questions = {n: [q for t in tasks if CATEGORY_OF[t.spec.subject] == n for q in t.questions] for n in names}
+
+    def right(mask, name):
+        asked = questions[name]
+        return correct(asked, scorer.outcomes(asked, Condition("x", mask)), normalised=False)
+
+    for one in result.removals:
+        for name, cell, random in zip(names, one.delta, one.random, strict=True):
+            rows = [right(None, name), right(masks[one.name], name)]
+            rows += [right(random_like(masks[one.name], seed), name) for seed in (4, 5)]
+            means = [row.mean() for row in rows]
+            assert cell.value == pytest.approx(means[1] - means[0])
+            assert random.value == pytest.approx((means[2] + means[3]) / 2 - means[0])
+            drawn = resample(name, np.stack(rows), QUICK["bootstrap"])
+            assert random == one_of(drawn, [2, 3], QUICK["bootstrap"], against=0)
+            low, high = np.quantile(drawn.draws_QC[:, 1] - drawn.draws_QC[:, 0], [0.025, 0.975])
+            assert (cell.low, cell.high) == pytest.approx((low, high))
+    assert any(cell.value for one in result.removals for cell in one.delta)
+
+
+@pytest.mark.parametrize("identify_on", ["held_out", "same"])
+def test_experts_are_found_on_the_questions_that_are_told(identify_on, model, small, tmp_path, monkeypatch):
+    seen = []
+    collect = identify.collect
+    monkeypatch.setattr(
+        identify, "collect", lambda model, data, **keys: seen.append(data) or collect(model, data, **keys)
+    )
+    result = evaluate_domains(model, out=tmp_path, data=small, identify_on=identify_on, random_seeds=[0], **QUICK)
+    (data,) = seen
+    tokenizer = tokenizer_of(model, None)
+    texts = {
+        label: {
+            str(tokenizer.decode(s))
+            for s, k in zip(data.sequences, data.label_of, strict=True)
+            if data.labels[k] == label
+        }
+        for label in data.labels
+    }
+    wanted = {"health": ["anatomy", "virology"], "economics": ["econometrics", "high_school_microeconomics"],
+              "history": ["prehistory"]}  # fmt: skip
+    splits = {"held_out": [("validation", 2), ("dev", 5)], "same": [("test", 8)]}[identify_on]
+    for category, subjects in wanted.items():
+        rows = [row for subject in subjects for split, count in splits for row in mmlu_rows(subject, split, count)]
+        assert texts[category] == {"\n".join([str(row["question"]), *row["choices"]]) for row in rows}
+    assert texts.keys() == wanted.keys()
+    told = result.report().blocks[-1].text
+    assert ("other questions than are asked" in told) == (identify_on == "held_out")
+
+
+def test_a_stop_in_mid_pass_changes_nothing(model, small, tmp_path, monkeypatch):
+    def run(folder):
+        return evaluate_domains(model, out=tmp_path / folder, data=small, random_seeds=[0], **QUICK)
+
+    whole = run("whole")
+    original, calls = Scorer._score, []
+
+    def stops(self, questions):
+        calls.append(len(questions))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return original(self, questions)
+
+    monkeypatch.setattr(Scorer, "_score", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped")
+    (statistics,) = (tmp_path / "stopped").glob("statistics-*")
+    stamp = statistics.stat().st_mtime_ns
+    assert numbers(run("stopped")) == numbers(whole)
+    total = len(calls)
+    assert numbers(run("stopped")) == numbers(whole) and len(calls) == total, "all outcomes were kept"
+    assert list((tmp_path / "stopped").glob("statistics-*")) == [statistics]
+    assert statistics.stat().st_mtime_ns == stamp, "statistics are taken once"
+
+
+def test_categories_without_questions_are_told(model, small, tmp_path):
+    result = evaluate_domains(model, out=tmp_path, data=small, random_seeds=[0], **QUICK)
+    assert result.partial and "(partial" in result.sentence
+    assert (
+        result.without_questions
+        == result.without_masks
+        == [name for name in CATEGORIES if name not in ("economics", "health", "history")]
+    )
+    assert "law: no question" in result.counts
+    health = next(category for category in result.categories if category.name == "health")
+    assert len(health.denominator.missing) == 6 and health.denominator.scored == 16
+    assert "no data for mmlu_nutrition" in result.counts
+    assert "Left out for want of questions: biology" in result.report().blocks[-2].text
+    with pytest.raises(DataError, match="no data for mmlu_abstract_algebra"):
+        evaluate_domains(model, out=tmp_path, data=small, faults="refuse", **QUICK)
+
+
+def test_a_broken_row_is_left_out_on_both_sides(model, tmp_path):
+    write_mmlu(tmp_path / "data", subjects=["anatomy", "prehistory"], questions=6)
+    for split in ("test", "validation"):
+        path = tmp_path / "data" / "mmlu" / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[1]["choices"][2] = ""
+        write_jsonl(path, rows)
+    result = evaluate_domains(model, out=tmp_path, data=tmp_path / "data", random_seeds=[0], **QUICK)
+    health = result.categories[0].denominator
+    assert (health.rows, health.asked, health.unaskable) == (6, 5, {"a missing option": 1})
+    assert result.provenance["identification"]["unaskable"] == {"a missing option": 1}
+    assert result.provenance["identification"]["texts"] == 2 * 7 - 1
+
+
+def test_masks_may_be_given(model, mask, small, tmp_path):
+    options = {"out": tmp_path, "data": small, "random_seeds": [0], **QUICK}
+    result = evaluate_domains(model, {"history": mask}, **options)
+    assert [one.name for one in result.removals] == ["history"] and result.removals[0].experts == 24
+    assert not (tmp_path / "masks").exists() and "The masks were given." in result.report().blocks[-1].text
+    law = evaluate_domains(model, {"law": mask}, **options)
+    assert law.removals[0].target is None and law.removals[0].finding == "no questions"
+    assert law.report().blocks[1].rows[0][3] == "not asked"
+    with pytest.raises(DataError, match="masks of 'astrology', which are none of MMLU's categories"):
+        evaluate_domains(model, {"astrology": mask}, **options)
+    model.model.layers[0].router.w1.weight.data += 1.0
+    with pytest.raises(CheckpointError, match="mask for 'history'"):
+        evaluate_domains(model, {"history": mask}, **options)
+
+
+def test_a_mask_that_removes_nothing_changes_nothing(model, small, tmp_path):
+    result = evaluate_domains(model, out=tmp_path, data=small, random_seeds=[0], **{**QUICK, "ratio": 1e9})
+    assert all(one.experts == 0 and one.finding == "no expert belongs to it" for one in result.removals)
+    assert all(cell.value == cell.low == cell.high == 0 for one in result.removals for cell in one.delta)
+
+
+def test_refusals(model, small, tmp_path):
+    options = {"out": tmp_path, "data": small, **QUICK}
+    with pytest.raises(ConfigError, match="random_seeds must name at least one"):
+        evaluate_domains(model, random_seeds=[], **options)
+    with pytest.raises(ConfigError, match=r"ratio must be .* got 0\.5"):
+        evaluate_domains(model, **{**options, "ratio": 0.5})
+    write_mmlu(tmp_path / "one", subjects=["anatomy"])
+    with pytest.raises(DataError, match=r"questions of \['health'\] alone"):
+        evaluate_domains(model, **{**options, "data": tmp_path / "one"})
+    for subject in SUBJECTS[:3]:
+        write_jsonl(tmp_path / "no_held_out" / "mmlu" / subject / "test.jsonl", mmlu_rows(subject, "test", 3))
+    with pytest.raises(DataError, match=r"no validation or dev questions of MMLU below .*--identify_on same"):
+        evaluate_domains(model, **{**options, "data": tmp_path / "no_held_out"})
+    with pytest.raises(CheckpointError, match="monet eval domains"):
+        DomainsResult.from_json({"format": "monet-domains/1"})

@@ -1,0 +1,238 @@
+"""`monet eval general` from data in real schemas to a result, a report, and the same numbers after a stop."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from monet.cli import main
+from monet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from monet.eval.bootstrap import Bootstrap
+from monet.eval.conditions import Condition
+from monet.eval.document import Table
+from monet.eval.harness import domains, general
+from monet.eval.harness.catalog import benchmarks
+from monet.eval.harness.general import evaluate_general
+from monet.eval.harness.general_result import GeneralResult
+from monet.eval.harness.scoring import Scorer, correct, tokenizer_of
+from monet.eval.harness.tasks import load_tasks
+from monet.eval.selection import save_masks
+from monet.masks import ExpertMask
+from tests.eval.harness.samples import labelled_rows, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[3]
+QUICK = {"progress": False, "batch_size": 4, "bootstrap": Bootstrap(resamples=1000)}
+
+
+def without_date(result: GeneralResult) -> dict:
+    content = result.to_json()
+    del content["provenance"]["date"]
+    return content
+
+
+@pytest.fixture
+def masks_folder(model, mask, tmp_path) -> Path:
+    entry = {"experts": mask.num_removed}
+    save_masks(tmp_path / "masks", {"some": mask}, {"labels": {"some": entry}})
+    return tmp_path / "masks"
+
+
+def test_folder_to_report(model_folder, masks_folder, data, tmp_path, capsys):
+    words = ["--model", str(model_folder), "--masks", str(masks_folder), "--local_data", str(data)]
+    words += ["--out", str(tmp_path / "out"), "--shots", "[0, 2]", "--batch_size", "8", "--resamples", "1000"]
+    assert main(["eval", "general", *words, "--progress", "false"]) == 0, capsys.readouterr()
+    shown = capsys.readouterr().out
+    result = GeneralResult.from_json(json.loads((tmp_path / "out" / "result.json").read_text()))
+    assert result.sentence in shown and "0-shot MMLU: 114 questions scored of 114 rows" in shown
+    names = ["MMLU", "ARC", "WinoGrande", "PIQA", "SIQA", "OBQA", "HellaSwag", "CSQA"]
+    assert [row.condition for row in result.rows] == ["no mask", "some", "random 0 like some"] * 2
+    assert all(list(row.cells) == names for row in result.rows)
+    assert [row.experts for row in result.rows] == [0, 24, 24] * 2
+    assert not result.partial
+    for row in result.rows:
+        assert row.average.value == pytest.approx(np.mean([cell.score.value for cell in row.cells.values()]))
+        assert row.average.low <= row.average.value <= row.average.high
+        assert row.average_delta.low <= row.average_delta.value <= row.average_delta.high
+    first = result.rows[0]
+    assert all(cell.delta.value == cell.delta.low == cell.delta.high == 0 for cell in first.cells.values())
+    assert any(cell.delta.value != 0 for cell in result.rows[1].cells.values())
+    report = result.report()
+    tables = [block for block in report.blocks if isinstance(block, Table)]
+    assert [len(table.rows) for table in tables] == [3, 2, 3, 2, 16]
+    assert all(len(row) == len(table.header) for table in tables for row in table.rows)
+    assert tables[0].header == ["", *names, "average"]
+    assert GeneralResult.from_json(report.numbers) == result
+
+
+def test_numbers_are_counted_from_the_outcomes(model, mask, data, tmp_path):
+    """ARC is the mean of its parts, MMLU counts questions alike, acc_norm counts where a task has it."""
+    result = evaluate_general(
+        model,
+        {"some": mask},
+        out=tmp_path,
+        data=data,
+        names=["MMLU", "ARC", "SIQA"],
+        shots=[0],
+        random_seeds=[],
+        **QUICK,
+    )
+    scorer = Scorer(model, tokenizer_of(model, None), tmp_path / "other", batch_size=4)
+    for row, condition in zip(result.rows, [Condition("no mask"), Condition("some", mask)], strict=True):
+        for benchmark in benchmarks("cloze", ["MMLU", "ARC", "SIQA"]):
+            tasks, _ = load_tasks(benchmark.tasks, 0, data=data)
+            right = [correct(t.questions, scorer.outcomes(t.questions, condition), True) for t in tasks]
+            wanted = (
+                np.mean([part.mean() for part in right]) if benchmark.name == "ARC" else np.concatenate(right).mean()
+            )
+            assert row.cells[benchmark.name].score.value == pytest.approx(wanted)
+    plain = evaluate_general(
+        model, {}, out=tmp_path / "acc", data=data, names=["SIQA"], shots=[0], metric="acc", style="letters", **QUICK
+    )
+    assert plain.rows[0].cells["SIQA"].score.value == plain.rows[0].cells["SIQA"].acc
+    assert plain.rows[0].cells["SIQA"].acc == result.rows[0].cells["SIQA"].acc
+
+
+def test_a_stop_in_mid_pass_changes_nothing(model, mask, data, tmp_path, monkeypatch):
+    def run(folder):
+        return evaluate_general(
+            model, {"some": mask}, out=tmp_path / folder, data=data, names=["ARC", "PIQA"], shots=[0, 1], **QUICK
+        )
+
+    whole = run("whole")
+    original, calls = Scorer._score, []
+
+    def stops(self, questions):
+        calls.append(len(questions))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, questions)
+
+    monkeypatch.setattr(Scorer, "_score", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped")
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    resumed = run("stopped")
+    total = len(calls)
+    assert without_date(resumed) == without_date(whole)
+    assert without_date(run("stopped")) == without_date(whole) and len(calls) == total, "all outcomes were kept"
+    monkeypatch.setattr(Scorer, "_score", original)
+
+
+def test_half_a_block_is_scored_again_as_a_whole(model, data, tmp_path):
+    """Batches hold the same questions after a kill, so a question's last bits do not depend on it."""
+    (task,), _ = load_tasks([benchmarks("cloze", ["PIQA"])[0].tasks[0]], 0, data=data)
+    scorer = Scorer(model, tokenizer_of(model, None), tmp_path, batch_size=2)
+    whole = scorer.outcomes(task.questions, Condition("no mask"))
+    (path,) = tmp_path.glob("*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    assert scorer.outcomes(task.questions, Condition("no mask")) == whole
+    assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_give_the_same_numbers(model_folder, masks_folder, data, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    results = []
+    for name in ("whole", "killed"):
+        words = ["--model", str(model_folder), "--masks", str(masks_folder), "--local_data", str(data)]
+        words += ["--out", str(tmp_path / name), "--shots", "[0, 3]", "--batch_size", "1", "--progress", "false"]
+        arguments = [sys.executable, "-m", "monet", "eval", "general", *words]
+        if name == "killed":
+            process = subprocess.Popen(arguments, cwd=ROOT, env=environment)
+            deadline = time.monotonic() + 300
+            while len(list((tmp_path / name).glob("outcomes/*.jsonl"))) < 30 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert not (tmp_path / name / "result.json").exists()
+        subprocess.run(arguments, cwd=ROOT, env=environment, check=True)
+        results.append(GeneralResult.from_json(json.loads((tmp_path / name / "result.json").read_text())))
+    assert without_date(results[0]) == without_date(results[1])
+
+
+@pytest.mark.parametrize(("policy", "scored"), [("cut", 8), ("skip", 0)])
+def test_prompts_longer_than_the_context(policy, scored, model, data, tmp_path):
+    """Seven examples make every prompt longer than 60 tokens."""
+    model.config.max_position_embeddings = 60
+    options = {"names": ["OBQA", "HellaSwag"], "out": tmp_path, "data": data, "too_long": policy, **QUICK}
+    if policy == "skip":
+        with pytest.raises(DataError, match=r"OBQA: 0 of 8 questions have a score.*--too_long cut"):
+            evaluate_general(model, {}, shots=[7], **options)
+        return
+    result = evaluate_general(model, {}, shots=[0, 7], **options)
+    short, long = result.denominators["0"][1], result.denominators["7"][1]
+    assert (short.cut, long.cut, long.scored) == (0, 8, scored) and not result.partial
+    assert "8 with a cut prompt" in result.counts
+
+
+def test_some_questions_too_long_are_left_out_and_told(model, tmp_path):
+    rows = labelled_rows("long", 6)
+    rows[2]["question"] = "river " * 200
+    write_jsonl(tmp_path / "data" / "arc_easy" / "test.jsonl", rows)
+    write_jsonl(tmp_path / "data" / "arc_challenge" / "test.jsonl", labelled_rows("other", 6))
+    result = evaluate_general(
+        model, {}, out=tmp_path, data=tmp_path / "data", names=["ARC"], shots=[0], too_long="skip", **QUICK
+    )
+    (told,) = result.denominators["0"]
+    assert (told.asked, told.scored, told.unscored) == (12, 11, {"longer than the context": 1})
+    assert result.partial and "(partial" in result.sentence
+    assert "ARC: 11 questions scored of 12 rows, left out: 1 longer than the context" in result.counts
+    table = result.report().blocks[-2]
+    assert "1 longer than the context" in table.rows[0]
+
+
+def test_half_of_a_benchmark_is_partial(model, tmp_path):
+    write_jsonl(tmp_path / "data" / "arc_easy" / "test.jsonl", labelled_rows("a", 6))
+    options = {"out": tmp_path, "data": tmp_path / "data", "names": ["ARC"], "shots": [0], **QUICK}
+    result = evaluate_general(model, {}, **options)
+    assert result.partial and "no data for arc_challenge" in result.counts
+    with pytest.raises(DataError, match="no data for arc_challenge"):
+        evaluate_general(model, {}, faults="refuse", **options)
+
+
+def test_refusals(model, mask, data, tmp_path):
+    options = {"out": tmp_path, "data": data, "names": ["PIQA"], "shots": [0], **QUICK}
+    with pytest.raises(ConfigError, match="shots must name one number or more"):
+        evaluate_general(model, {}, **{**options, "shots": []})
+    with pytest.raises(ConfigError, match="twice"):
+        evaluate_general(model, {"a": mask}, random_seeds=[1, 1], **options)
+    with pytest.raises(ConfigError, match="batch_size 0"):
+        evaluate_general(model, {}, **{**options, "batch_size": 0})
+    with pytest.raises(CheckpointError, match="mask for 'a'"):
+        evaluate_general(model, {"a": ExpertMask(mask.keep_REE, fingerprint="another")}, **options)
+    with pytest.raises(CheckpointError, match="no tokenizer there"):
+        evaluate_general(model, {}, tokenizer=str(tmp_path), **options)
+    with pytest.raises(DataError, match="PIQA: 1 of 1 questions have a score, and an interval needs two"):
+        evaluate_general(model, {}, limit=1, **options)
+    with mask.applied_to(model), pytest.raises(ConfigError, match="already applied"):
+        evaluate_general(model, {}, **options)
+    model.lm_head.weight.data[:] = float("nan")
+    with pytest.raises(NonFiniteError, match="log-likelihood nan"):
+        evaluate_general(model, {}, **options)
+
+
+def test_a_format_of_another_kind_is_refused():
+    with pytest.raises(CheckpointError, match="monet-other/1"):
+        GeneralResult.from_json({"format": "monet-other/1"})
+    with pytest.raises(CheckpointError, match="monet eval general"):
+        GeneralResult.from_json({"format": "monet-general/1"})
+
+
+@pytest.mark.parametrize(("verb", "function"), [("general", general.run), ("domains", domains.run)])
+def test_configs_name_every_option_with_its_default(verb, function):
+    content = yaml.safe_load((ROOT / "configs" / "eval" / f"{verb}.yaml").read_text())
+    parameters = inspect.signature(function).parameters
+    assert list(content) == list(parameters)
+    for name, parameter in parameters.items():
+        assert name in ("model", "out", "masks") or content[name] == parameter.default, name
