@@ -1,29 +1,21 @@
-"""Which experts belong to which label: the paper's skewness rule on routing statistics.
+"""Masks out of routing statistics: each label's experts removed, or attenuated, as files in a folder.
 
-Expert (group, i, j) belongs to label D when its mean weight over D's tokens is at least `ratio` times its mean weight
-over any other label's tokens (arXiv 2412.04139, section 5.1 and appendix D.1; the paper's ratio is 2). What the paper
-leaves open is settled so:
-
-* an expert whose mean is zero for every label was never seen active and belongs to nobody;
-* one that is active for a single label (second highest mean zero) belongs to that label at every ratio;
-* equal highest means belong to nobody, which matters only at ratio 1.
-
-Everything else is a generalist and stays. Take the statistics from a split that is not evaluated on.
+`monet.eval.rules` says which experts belong to a label. Take the statistics from a split that is not evaluated on.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import torch
-from torch import Tensor
 
-from monet.errors import CheckpointError, ConfigError, DataError
+from monet.errors import CheckpointError, ConfigError
+from monet.eval.rules import RankedBy, Ratio, Rule, RuleName, assign, check_ratio, rule_named
 from monet.eval.stats import ExpertStatistics
 from monet.files import atomic_write_json, sha256_file
 from monet.masks import ExpertMask
@@ -31,101 +23,94 @@ from monet.masks import ExpertMask
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetPreTrainedModel
 
+__all__ = ["assign", "check_ratio", "load_masks", "save_masks", "select", "select_by", "summarise"]
+
 SUMMARY_NAME = "summary.json"
-NOBODY = -1
 
 
-def check_ratio(ratio: float) -> None:
-    """Refuse a ratio under which an expert could belong to two labels.
-
-    Raises:
-        ConfigError: not a finite number, or below 1.
-    """
-    if not math.isfinite(ratio) or ratio < 1.0:
-        raise ConfigError(f"ratio must be a finite number of at least 1 (the paper's is 2), got {ratio}")
-
-
-def assign(means_CREE: Tensor, ratio: float = 2.0) -> Tensor:
-    """Label that every expert belongs to.
-
-    Args:
-        means_CREE: (labels, R, E, E), mean expert weight a token for each label, none negative.
-        ratio: least ratio between an expert's highest and second highest mean.
-
-    Returns:
-        owner_REE, int64: index of the label, or -1 where the expert belongs to nobody.
-
-    Raises:
-        ConfigError: `ratio` below 1 or not finite.
-        DataError: fewer than two labels; a single one has nothing to be compared with.
-    """
-    check_ratio(ratio)
-    if means_CREE.shape[0] < 2:
-        raise DataError(
-            f"selection compares labels and needs at least two, got {means_CREE.shape[0]}; "
-            "collect statistics over text of two or more domains"
-        )
-    owner_REE = torch.empty(means_CREE.shape[1:], dtype=torch.int64)
-    for group in range(means_CREE.shape[1]):
-        top = means_CREE[:, group].topk(2, dim=0)
-        first_EE, second_EE = top.values
-        belongs_EE = (first_EE > second_EE) & (first_EE >= ratio * second_EE)
-        owner_REE[group] = torch.where(belongs_EE, top.indices[0], NOBODY)
-    return owner_REE
-
-
-def select(statistics: ExpertStatistics, ratio: float = 2.0) -> dict[str, ExpertMask]:
-    """One mask a label that removes the experts belonging to it; a label may own none.
+def select(statistics: ExpertStatistics, ratio: float = 2.0, *, keep: float = 0.0) -> dict[str, ExpertMask]:
+    """One mask a label that removes the experts belonging to it by the paper's ratio; a label may own none.
 
     Args:
         statistics: sums over the identification split (`monet.eval.stats.collect`).
         ratio: least ratio between an expert's highest and second highest mean weight; the paper's is 2.
+        keep: see `select_by`.
 
     Returns:
-        Masks keyed by label, in the order of `statistics.labels`, bound to the model the statistics were taken from
-        and carrying the rule, its ratio and the statistics' own provenance.
+        Masks keyed by label, in the order of `statistics.labels`; see `select_by`.
 
     Raises:
-        ConfigError: `ratio` below 1 or not finite.
+        ConfigError: `ratio` below 1 or not finite, or `keep` out of range.
         DataError: fewer than two labels, or a label without a single token.
     """
-    owner_REE = assign(statistics.means(), ratio)
+    return select_by(statistics, Ratio(ratio), keep=keep)
+
+
+def select_by(statistics: ExpertStatistics, rule: Rule, *, keep: float = 0.0) -> dict[str, ExpertMask]:
+    """One mask a label that removes the experts belonging to it; a label may own none.
+
+    Args:
+        statistics: of the identification split (`monet.eval.stats.collect`).
+        rule: which experts belong to a label.
+        keep: keep-weight of the chosen experts, from 0, which removes them, to below 1, which leaves so much of them.
+
+    Returns:
+        Masks keyed by label, bound to the model the statistics were taken from and carrying the rule, its numbers and
+        the statistics' own provenance.
+
+    Raises:
+        ConfigError: `keep` out of range.
+        DataError: the statistics do not hold what the rule needs.
+    """
+    if not 0.0 <= keep < 1.0:
+        raise ConfigError(f"keep {keep} must be at least 0, which removes experts, and below 1")
     masks = {}
-    for index, label in enumerate(statistics.labels):
-        provenance = {
-            "made_by": "select",
-            "rule": "ratio",
-            "ratio": ratio,
-            "label": label,
-            "statistics": statistics.provenance,
-        }
-        masks[label] = ExpertMask(owner_REE != index, provenance, statistics.model_fingerprint)
+    for label, chosen_REE in rule.chosen(statistics).items():
+        provenance = {"made_by": "select", **rule.settings(), "label": label, "statistics": statistics.provenance}
+        if keep:
+            keep_REE = torch.where(chosen_REE, keep, 1.0)
+            masks[label] = ExpertMask(keep_REE, {**provenance, "keep": keep}, statistics.model_fingerprint)
+        else:
+            masks[label] = ExpertMask(~chosen_REE, provenance, statistics.model_fingerprint)
     return masks
 
 
-def summarise(statistics: ExpertStatistics, masks: dict[str, ExpertMask], ratio: float) -> dict[str, Any]:
-    """Numbers and shares of experts a label and routing group, JSON-able (the layout of the paper's Table 9)."""
+def summarise(
+    statistics: ExpertStatistics, masks: Mapping[str, ExpertMask], rule: Rule | float, keep: float = 0.0
+) -> dict[str, Any]:
+    """Numbers and shares of experts a label and routing group, JSON-able (the layout of the paper's Table 9).
+
+    Args:
+        statistics: that the masks were chosen from.
+        masks: by label.
+        rule: that chose them; a number stands for that ratio.
+        keep: keep-weight of the chosen experts.
+    """
+    rule = rule if isinstance(rule, Rule) else Ratio(rule)
     num_groups, num_keys = statistics.sums_CREE.shape[1:3]
     total = num_groups * num_keys**2
-    never_active = int((statistics.sums_CREE.amax(dim=0) == 0).sum())
-    owned = sum(mask.num_removed for mask in masks.values())
+    chosen_REE = torch.zeros(statistics.sums_CREE.shape[1:], dtype=torch.bool)
+    for mask in masks.values():
+        chosen_REE |= mask.keep_REE < 1
+    tokens = dict(zip(statistics.labels, statistics.tokens_C.tolist(), strict=True))
     return {
         "format": "monet-selection/1",
-        "rule": "ratio",
-        "ratio": ratio,
+        **rule.settings(),
+        **({"keep": keep} if keep else {}),
         "model_fingerprint": statistics.model_fingerprint,
         "experts": total,
         "experts_per_group": num_keys**2,
-        "generalists": total - owned,
-        "never_active": never_active,
+        "generalists": total - int(chosen_REE.sum()),
+        "never_active": int((statistics.sums_CREE.amax(dim=0) == 0).sum()),
+        **rule.counted(statistics),
         "labels": {
             label: {
                 "experts": mask.num_removed,
                 "share": mask.num_removed / total,
                 "experts_per_group": mask.removed_per_group,
-                "tokens": int(statistics.tokens_C[index]),
+                "tokens": tokens.get(label, sum(tokens.values())),
             }
-            for index, (label, mask) in enumerate(masks.items())
+            for label, mask in masks.items()
         },
         "statistics": statistics.provenance,
     }
@@ -191,39 +176,88 @@ def check_mask(label: str, mask: ExpertMask, model: MonetPreTrainedModel) -> Non
         raise CheckpointError(f"mask for {label!r}: {error}") from None
 
 
-def run(statistics: Path, out: Path, ratio: float = 2.0) -> None:
+def run(
+    statistics: Path,
+    out: Path,
+    rule: RuleName = "ratio",
+    ratio: float = 2.0,
+    threshold: float | list[float] | None = None,
+    count: int | None = None,
+    fraction: float | None = None,
+    by: RankedBy | None = None,
+    per: Literal["group", "all"] | None = None,
+    label: str | None = None,
+    keep: float = 0.0,
+) -> None:
     """Choose the experts that belong to each domain, and write one removal mask a domain.
 
-    An expert belongs to a domain when its mean routing weight there is at least RATIO times its mean weight in any
-    other domain. Experts never seen active belong to nobody; experts seen in a single domain belong to it.
+    Rules. ratio: the domain where an expert's mean routing weight is at least RATIO times that in any other (the
+    paper's). argmax: the domain in which it is most often the strongest expert of its group. mutual_information: the
+    domain that its firing tells most about, THRESHOLD bits or more. top: the COUNT or FRACTION strongest experts of
+    each domain. pearson: one mask, of the experts whose weight correlates with the text's score, r above THRESHOLD.
+    argmax and mutual_information need `monet stats --firing`, pearson needs `--scores`. Experts that are never active
+    belong to nobody.
 
     Args:
         statistics: file written by `monet stats`.
         out: folder for DOMAIN.safetensors and summary.json; an earlier selection there is replaced.
-        ratio: least ratio between an expert's highest and second highest mean weight, at least 1; the paper's is 2.
+        rule: which experts belong to a domain.
+        ratio: of the rule ratio: least ratio between an expert's highest and second highest mean weight, at least 1;
+            the paper's is 2.
+        threshold: of pearson (0.1 if not given; the paper's are 0.2, 0.1 and 0.05) and of mutual_information (0.01). A
+            list makes one mask for each, for pearson only.
+        count: of top: experts of each domain.
+        fraction: of top, in place of count: share of a group's experts, or of all, rounded down.
+        by: of top: what ranks experts: ratio (if not given), mean, mutual_information or pearson.
+        per: of top: take so many of every routing group ("group"), or of all groups together ("all", if not given).
+        label: of pearson and top by pearson: name of the mask; "score" if not given.
+        keep: keep-weight of the chosen experts: 0 removes them, 0.3 leaves three tenths of what they add.
 
     Raises:
-        ConfigError: ratio below 1, or OUT holds something else.
+        ConfigError: an option out of range or not of this rule, or OUT holds something else.
         CheckpointError: the statistics file cannot be read.
-        DataError: statistics over fewer than two domains, or a domain without tokens.
+        DataError: statistics over fewer than two domains, a domain without tokens, or without what the rule needs.
     """
+    thresholds = threshold if isinstance(threshold, list) else [threshold]
+    if len(thresholds) != 1 and rule != "pearson":
+        raise ConfigError(f"threshold {threshold}: a list makes a mask for each, for the rule pearson only")
+    if not thresholds or len(set(thresholds)) != len(thresholds):
+        raise ConfigError(f"threshold {threshold}: name at least one, and none twice")
+    rules = [
+        rule_named(
+            rule, ratio=ratio, threshold=each, count=count, fraction=fraction, by=by, per=per,
+            label=label if len(thresholds) == 1 else f"{label or 'score'} {each}",
+        )
+        for each in thresholds
+    ]  # fmt: skip
+    loaded = ExpertStatistics.load(statistics)
+    masks: dict[str, ExpertMask] = {}
+    for each in rules:
+        masks |= select_by(loaded, each, keep=keep)
+    summary = summarise(loaded, masks, rules[0], keep)
+    if len(rules) > 1:
+        summary |= {"threshold": thresholds, "label": label or "score"}
+    save_masks(out, masks, summary)
+    _print(summary, rules[0], len(rules), out)
+
+
+def _print(summary: dict[str, Any], rule: Rule, num_rules: int, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    check_ratio(ratio)
-    loaded = ExpertStatistics.load(statistics)
-    masks = select(loaded, ratio)
-    summary = summarise(loaded, masks, ratio)
-    save_masks(out, masks, summary)
-    groups = range(len(next(iter(masks.values())).removed_per_group))
-    table = Table("domain", "experts", "share", *(f"group {group}" for group in groups), title=f"experts at {ratio}x")
+    settings = {key: value for key, value in rule.settings().items() if key not in ("rule", "label")}
+    told = "" if num_rules > 1 else " ".join(f"{key} {value}" for key, value in settings.items())
+    title = f"experts at {summary['ratio']}x" if isinstance(rule, Ratio) else f"experts by {rule.name} {told}"
+    groups = range(len(next(iter(summary["labels"].values()))["experts_per_group"]))
+    table = Table("domain", "experts", "share", *(f"group {group}" for group in groups), title=title)
     for label, entry in summary["labels"].items():
         per_group = map(str, entry["experts_per_group"])
         table.add_row(label, str(entry["experts"]), f"{entry['share']:.1%}", *per_group)
     console = Console()
     console.print(table)
+    undefined = f", {summary['undefined']} have no correlation" if "undefined" in summary else ""
     console.print(
         f"{summary['generalists']} of {summary['experts']} experts are generalists, "
-        f"{summary['never_active']} of them never active; masks: {out}",
+        f"{summary['never_active']} of them never active{undefined}; masks: {out}",
         highlight=False,
     )

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from monet.errors import CheckpointError, ConfigError, DataError
+from monet.eval.rules import Ratio
 from monet.eval.selection import assign, load_masks, save_masks, select, summarise
 from monet.eval.stats import collect
 from tests.eval.conftest import LABELS
@@ -73,14 +74,14 @@ def test_the_planted_expert_is_found_and_nothing_else(planted, planted_model):
 
 def test_summary_counts(planted):
     masks = select(planted)
-    summary = summarise(planted, masks, 2.0)
+    summary = summarise(planted, masks, Ratio(2.0))
     assert (summary["experts"], summary["generalists"], summary["never_active"]) == (256, 253, 253)
     assert summary["labels"]["left"] == {"experts": 1, "share": 1 / 256, "experts_per_group": [1], "tokens": 100}
 
 
 def test_saved_masks_load_the_same_and_are_checked(planted, planted_model, random_model, tmp_path):
     masks = select(planted)
-    save_masks(tmp_path / "m", masks, summarise(planted, masks, 2.0))
+    save_masks(tmp_path / "m", masks, summarise(planted, masks, Ratio(2.0)))
     loaded = load_masks(tmp_path / "m", model=planted_model)
     assert loaded == masks and list(loaded) == LABELS
     with pytest.raises(CheckpointError, match="left"):
@@ -92,7 +93,7 @@ def test_saved_masks_load_the_same_and_are_checked(planted, planted_model, rando
 
 def test_labels_need_not_be_file_names(planted, tmp_path):
     masks = dict(zip(["c++", "../up", "law/tax"], select(planted).values(), strict=True))
-    summary = summarise(planted, masks, 2.0)
+    summary = summarise(planted, masks, Ratio(2.0))
     save_masks(tmp_path / "m", masks, summary)
     assert load_masks(tmp_path / "m") == masks
     assert {path.parent for path in tmp_path.rglob("*.safetensors")} == {tmp_path / "m"}
@@ -100,7 +101,7 @@ def test_labels_need_not_be_file_names(planted, tmp_path):
 
 def test_an_earlier_selection_is_replaced_and_nothing_else(planted, tmp_path):
     masks = select(planted)
-    summary = summarise(planted, masks, 2.0)
+    summary = summarise(planted, masks, Ratio(2.0))
     save_masks(tmp_path / "m", masks, summary)
     save_masks(tmp_path / "m", {"left": masks["left"]}, {**summary, "labels": {"left": summary["labels"]["left"]}})
     assert list(load_masks(tmp_path / "m")) == ["left"]
@@ -112,7 +113,7 @@ def test_an_earlier_selection_is_replaced_and_nothing_else(planted, tmp_path):
 
 def test_a_killed_selection_is_not_read(planted, tmp_path):
     masks = select(planted)
-    save_masks(tmp_path / "m", masks, summarise(planted, masks, 2.0))
+    save_masks(tmp_path / "m", masks, summarise(planted, masks, Ratio(2.0)))
     summary = json.loads((tmp_path / "m" / "summary.json").read_text())
     assert summary["format"] == "monet-selection/1"
     (tmp_path / "m" / "summary.json").unlink()
