@@ -53,13 +53,13 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "select": Verb("monet.eval.selection:run", "statistics -> one expert mask a domain"),
         "ablate": Verb("monet.eval.ablate:run", "loss per domain before and after each mask, and under random masks"),
         "eval general": Verb("monet.eval.harness.general:run", "eight benchmarks, 0- and 5-shot, under masks"),
-        "eval domains": Verb(
-            "monet.eval.harness.domains:run", "MMLU's 14 categories: accuracy without each one's experts"
-        ),
-        "lm-eval": Verb(
-            "monet.eval.harness.command:run", "lm-eval's own command line, with --model monet", all_words=True
-        ),
+        "eval domains": Verb("monet.eval.harness.domains:run", "MMLU's 14 categories: accuracy without each one's experts"),
+        "lm-eval": Verb("monet.eval.harness.command:run", "lm-eval's own command line, with --model monet", all_words=True),
         "eval code": Verb("monet.eval.code.evaluate:run", "pass@k in six languages under masks; runs programs shut in"),
+        "eval toxicity": Verb(
+            "monet.eval.toxicity.evaluate:run", "toxicity of continuations under masks, with intervals"
+        ),
+        "eval toxicity-scores": Verb("monet.eval.toxicity.write_scores:run", "scored text, to correlate experts with"),
         "report": Verb("monet.eval.report:run", "ablation results -> JSON, Markdown and a heat map"),
     },
 }
@@ -122,10 +122,11 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
 
 def _overview(prefix: str) -> str:
     lines = [f"usage: monet {prefix + ' ' if prefix else ''}COMMAND [options]    (monet COMMAND --help tells them)", ""]
+    width = max(map(len, VERBS))
     for title, verbs in GROUPS.items():
         shown = {name: verb for name, verb in verbs.items() if name.startswith(prefix)}
         if shown:
-            lines += [f"{title}:", *(f"  {name:<14}{verb.summary}" for name, verb in shown.items()), ""]
+            lines += [f"{title}:", *(f"  {name:<{width}} {verb.summary}" for name, verb in shown.items()), ""]
     if not prefix:
         lines += ["Training itself:", "  python train.py fit --config configs/demo.yaml --run_dir runs/demo", ""]
     lines += ["  --config FILE  any command: options from a YAML file; words on the command line win"]

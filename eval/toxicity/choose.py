@@ -1,0 +1,42 @@
+"""The scorer that settings name."""
+
+from __future__ import annotations
+
+from monet.errors import ConfigError
+from monet.eval.toxicity.scorers import Scorer, ScorerSettings
+
+
+def make_scorer(settings: ScorerSettings) -> Scorer:
+    """The scorer that the settings name.
+
+    Raises:
+        ConfigError: a setting that it needs is missing, or no key for the Perspective API.
+        CheckpointError: no usable classifier there.
+    """
+    if settings.kind == "words":
+        from monet.eval.toxicity.words import WordsScorer
+
+        return WordsScorer()
+    if settings.kind == "classifier":
+        from monet.eval.toxicity.classifier import ClassifierScorer
+
+        if settings.model is None:
+            raise ConfigError("scorer.kind classifier needs scorer.model, a folder or hub name")
+        return ClassifierScorer(
+            settings.model,
+            label=settings.label,
+            revision=settings.revision,
+            batch_size=settings.batch_size,
+            device=settings.device,
+        )
+    from monet.eval.toxicity.perspective import PerspectiveScorer, key_from_environment
+
+    return PerspectiveScorer(
+        key_from_environment(),
+        url=settings.url,
+        attribute=settings.attribute,
+        language=settings.language,
+        requests_per_second=settings.requests_per_second,
+        attempts=settings.attempts,
+        timeout_seconds=settings.timeout_seconds,
+    )

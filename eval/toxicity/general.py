@@ -1,0 +1,78 @@
+"""Averages of other tasks, from results of `monet eval general`, to stand beside the toxicity of the same masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monet.errors import CheckpointError
+from monet.eval.conditions import Condition
+from monet.eval.results import RESULT_NAME
+from monet.files import sha256_file
+
+FORMAT = "monet-general/1"
+
+
+@dataclass(frozen=True)
+class GeneralAverages:
+    """Averages over the tasks of some results.
+
+    Args:
+        averages: by condition's name, by what was averaged ("0-shot"): accuracy from 0 to 1.
+        experts: removed, by condition's name.
+        fingerprints: of the models they were measured on.
+        description: the files; JSON-able.
+    """
+
+    averages: dict[str, dict[str, float]]
+    experts: dict[str, int]
+    fingerprints: set[str]
+    description: list[dict[str, Any]]
+
+    def check(self, fingerprint: str, asked: Iterable[Condition]) -> None:
+        """Refuse averages of another model, or of other masks under the same names.
+
+        Raises:
+            CheckpointError: names what differs.
+        """
+        if others := self.fingerprints - {fingerprint}:
+            raise CheckpointError(
+                f"the general result is of another model (fingerprint {min(others)}, this one has {fingerprint})"
+            )
+        for condition in asked:
+            experts = 0 if condition.mask is None else condition.mask.num_removed
+            if self.experts.get(condition.name, experts) != experts:
+                raise CheckpointError(
+                    f"{condition.name!r} removes {experts} experts here and {self.experts[condition.name]} in the "
+                    "general result; evaluate the same masks"
+                )
+
+
+def read_general(paths: Sequence[Path]) -> GeneralAverages:
+    """Read results of `monet eval general`, from files or the folders that hold them.
+
+    Raises:
+        CheckpointError: no such result.
+    """
+    found = GeneralAverages({}, {}, set(), [])
+    for path in paths:
+        file = path / RESULT_NAME if path.is_dir() else path
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise KeyError(f"format {content['format']!r}")
+            mark = " (partial)" if content["partial"] else ""
+            for row in content["rows"]:
+                name = str(row["condition"])
+                average = float(row["average"]["value"])
+                found.averages.setdefault(name, {})[f"{int(row['shots'])}-shot{mark}"] = average
+                found.experts[name] = int(row["experts"])
+            if fingerprint := content["provenance"].get("model_fingerprint"):
+                found.fingerprints.add(str(fingerprint))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file}: no readable result of `monet eval general` ({error!r})") from None
+        found.description.append({"sha256": sha256_file(file), "partial": bool(content["partial"])})
+    return found

@@ -1,0 +1,193 @@
+"""The suite on a planted model: what is cut out is found missing, interrupted runs end alike, nothing is made up."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from monet.errors import CheckpointError, ConfigError, DataError
+from monet.eval.toxicity.evaluate import OrdinaryText, evaluate_toxicity
+from monet.eval.toxicity.general import read_general
+from monet.eval.toxicity.prompts import Prompts
+from monet.eval.toxicity.results import ALL, ToxicityResult
+from monet.eval.toxicity.sampling import Decoding
+from monet.masks import ExpertMask
+from tests.eval.toxicity.conftest import Reader
+
+FEW = Decoding(samples=6, new_tokens=4)
+
+
+def removing(*pairs):
+    """A mask of the planted model; expert (d, d) makes the words of label d likelier, and the last label's are rude."""
+    keep_REE = torch.ones(1, 16, 16, dtype=torch.bool)
+    for pair in pairs:
+        keep_REE[(0, *pair)] = False
+    return ExpertMask(keep_REE, {"made_by": "test", "pairs": [list(pair) for pair in pairs]})
+
+
+@pytest.fixture
+def evaluate(planted_model, words_tokenizer, word_prompts, tmp_path):
+    def evaluated(reader=None, masks=None, **changes):
+        given = {"out": tmp_path / "run", "decoding": FEW, "batch_size": 12, "progress": False}
+        masks = {"rude": removing((2, 2)), "calm": removing((0, 0))} if masks is None else masks
+        prompts = changes.pop("prompts", word_prompts)
+        return evaluate_toxicity(
+            planted_model, words_tokenizer, masks, prompts, reader or Reader(), **{**given, **changes}
+        )
+
+    return evaluated
+
+
+def without_date(result: ToxicityResult) -> dict:
+    content = result.to_json()
+    del content["provenance"]["date"]
+    return content
+
+
+def test_the_planted_purge_is_found_and_its_controls_are_not(evaluate, tmp_path):
+    result = evaluate(random_seeds=(0, 1))
+    names = ["no mask", "rude", "random 0 like rude", "random 1 like rude", "calm", "random 0 like calm",
+             "random 1 like calm"]  # fmt: skip
+    assert [row.name for row in result.rows] == names
+    rows = {row.name: row.cells for row in result.rows}
+    toxic = rows["rude"]["toxic"]
+    assert rows["no mask"]["toxic"].expected_max.value > 0.7
+    assert toxic.expected_max_delta.high < -0.1 and toxic.expected_max_delta.high < toxic.random_expected_max_delta.low
+    assert abs(rows["rude"]["non-toxic"].expected_max_delta.value) < 0.1
+    assert rows["random 0 like rude"][ALL].expected_max_delta.value == 0.0
+    assert rows["calm"]["toxic"].expected_max_delta.value == 0.0
+    assert result.rows[1].experts == 1 and not result.partial and "PARTIAL" not in result.sentence
+    assert result == ToxicityResult.load(tmp_path / "run") == ToxicityResult.load(tmp_path / "run" / "result.json")
+
+
+def test_the_numbers_are_those_of_the_continuations(evaluate, tmp_path):
+    result = evaluate(masks={})
+    (kept,) = (tmp_path / "run" / "outcomes").glob("*.jsonl")
+    lines = [json.loads(line) for line in kept.read_text().splitlines()[1:]]
+    best = [max(Reader().score(line["outcome"]), key=lambda score: score.value).value for line in lines]
+    assert len(lines) == 12 and all(len(line["outcome"]) == 6 for line in lines)
+    cell = result.rows[0].cells[ALL]
+    assert cell.expected_max.value == pytest.approx(np.mean(best))
+    assert cell.probability.value == pytest.approx(np.mean([value > 0.5 for value in best]))
+
+
+def test_what_a_scorer_left_open_is_marked_and_healed(evaluate, tmp_path):
+    whole = evaluate(out=tmp_path / "whole")
+    fails = Reader(lambda text: "rate limited" if text.startswith("grim") else None)
+    partial = evaluate(fails)
+    assert partial.partial and partial.to_json()["partial"] and set(partial.missing) == {"scorer: rate limited"}
+    missing = partial.rows[0].cells[ALL].missing["scorer: rate limited"]
+    assert partial.rows[0].cells[ALL].prompts == 12 - missing < 12
+    total = sum(partial.missing.values())
+    assert f"PARTIAL: {total} of 60 outcomes are missing ({total} scorer: rate limited)" in partial.sentence
+    assert partial.provenance["texts_without_score"]["rate limited"] > 0
+    report = partial.report()
+    assert report.blocks[0].text.startswith("PARTIAL") and "without an outcome" in report.blocks[-1].title
+    healing = Reader()
+    healed = evaluate(healing)
+    assert all(text.startswith("grim") or "weather" in text for text in healing.asked)
+    assert without_date(healed) == without_date(whole)
+
+
+def test_killed_in_either_stage_it_gives_the_same_numbers(evaluate, planted_model, tmp_path, monkeypatch):
+    whole = evaluate(out=tmp_path / "whole")
+    generate, calls = planted_model.generate, []
+
+    def dies(**kwargs):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return generate(**kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(planted_model, "generate", dies)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate()
+
+    class Dies(Reader):
+        def score(self, texts):
+            if len(self.asked) > 20:
+                raise KeyboardInterrupt
+            return super().score(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Dies())
+    assert not (tmp_path / "run" / "result.json").exists()
+    last = Reader()
+    assert without_date(evaluate(last)) == without_date(whole)
+    assert len(last.asked) > 20
+
+
+def test_a_scorer_that_is_down_is_told_before_the_work(evaluate, capsys):
+    result = evaluate(Reader(lambda text: "unreachable"), masks={})
+    assert "the scorer does not answer (unreachable" in capsys.readouterr().err
+    assert result.partial and result.rows[0].cells[ALL].expected_max is None
+    assert "too few of 12 prompts have scores" in result.sentence
+    table = result.report().blocks[1]
+    assert table.rows[0][3:5] == ["0 of 12", "-"]
+
+
+def test_losses_and_general_ability_stand_beside(evaluate, planted_model, planted_data, tmp_path):
+    general = {
+        "format": "monet-general/1", "partial": False, "provenance": {"model_fingerprint": planted_model.fingerprint()},
+        "rows": [
+            {"condition": "no mask", "experts": 0, "shots": 0, "average": {"value": 0.5, "low": 0.4, "high": 0.6}},
+            {"condition": "rude", "experts": 1, "shots": 0, "average": {"value": 0.45, "low": 0.4, "high": 0.6}},
+        ],
+    }  # fmt: skip
+    (tmp_path / "general").mkdir()
+    file = tmp_path / "general" / "result.json"
+    file.write_text(json.dumps(general))
+    result = evaluate(text=OrdinaryText(planted_data), general=read_general([file.parent]))
+    rows = {row.name: row for row in result.rows}
+    assert rows["no mask"].perplexity == pytest.approx(math.exp(rows["no mask"].loss.value))
+    assert rows["rude"].loss_delta.low > 0 and rows["random 0 like rude"].loss_delta.value == pytest.approx(0, abs=1e-6)
+    assert rows["no mask"].general == {"0-shot": 0.5} and rows["rude"].general == {"0-shot": 0.45}
+    assert rows["calm"].general == {}
+    report = result.report()
+    header = list(report.blocks[1].header)
+    assert header[-3:] == ["Perplexity", "Loss change", "General average, 0-shot"]
+    assert report.blocks[1].rows[0][-1] == "0.500" and report.blocks[1].rows[3][-1] == "-"
+    curves = [block for block in report.blocks if type(block).__name__ == "Curve"]
+    assert len(curves) == 3
+    masks, random = curves[0].series
+    assert masks.x == [0.0, 100 / 256, 100 / 256] and random.name == "random masks, seed 0"
+    assert masks.low[0] < masks.y[0] < masks.high[0]
+    general["rows"][1]["experts"] = 2
+    file.write_text(json.dumps(general))
+    with pytest.raises(CheckpointError, match="'rude' removes 1 experts here and 2 in the general result"):
+        evaluate(general=read_general([file]))
+    general["provenance"]["model_fingerprint"] = "other"
+    file.write_text(json.dumps(general))
+    with pytest.raises(CheckpointError, match="another model"):
+        evaluate(general=read_general([file]))
+    file.write_text("{}")
+    with pytest.raises(CheckpointError, match="no readable result of `monet eval general`"):
+        read_general([file])
+
+
+def test_refusals(evaluate, planted_model, word_prompts, tmp_path):
+    with pytest.raises(ConfigError, match="threshold must be in"):
+        evaluate(threshold=1.0)
+    with pytest.raises(DataError, match="at least two prompts, got 1"):
+        evaluate(prompts=Prompts(word_prompts.prompts[:1]))
+    with pytest.raises(CheckpointError, match="a mask of shape"):
+        evaluate(masks={"other": ExpertMask(torch.ones(2, 5, 5, dtype=torch.bool))})
+    with pytest.raises(ConfigError, match="twice"):
+        evaluate(random_seeds=(0, 0))
+    with removing((0, 0)).applied_to(planted_model), pytest.raises(ConfigError, match="already applied"):
+        evaluate()
+    for content in ("{}", "[]", json.dumps({"format": "monet-toxicity/1"}), "nothing"):
+        (tmp_path / "result.json").write_text(content)
+        with pytest.raises(CheckpointError):
+            ToxicityResult.load(tmp_path)
+
+
+def test_soft_masks_flow_through(evaluate):
+    keep_REE = torch.ones(1, 16, 16)
+    keep_REE[0, 2, 2] = 0.2
+    result = evaluate(masks={"half": ExpertMask(keep_REE), "whole": removing((2, 2))}, random_seeds=())
+    half, whole = (row.cells["toxic"].mean for row in result.rows[1:])
+    assert whole + 0.1 < half < result.rows[0].cells["toxic"].mean
