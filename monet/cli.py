@@ -53,8 +53,13 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "select": Verb("monet.eval.selection:run", "statistics -> one expert mask a domain"),
         "ablate": Verb("monet.eval.ablate:run", "loss per domain before and after each mask, and under random masks"),
         "eval general": Verb("monet.eval.harness.general:run", "eight benchmarks, 0- and 5-shot, under masks"),
-        "eval domains": Verb("monet.eval.harness.domains:run", "MMLU's 14 categories: accuracy without each one's experts"),
-        "lm-eval": Verb("monet.eval.harness.command:run", "lm-eval's own command line, with --model monet", all_words=True),
+        "eval domains": Verb(
+            "monet.eval.harness.domains:run", "MMLU's 14 categories: accuracy without each one's experts"
+        ),
+        "lm-eval": Verb(
+            "monet.eval.harness.command:run", "lm-eval's own command line, with --model monet", all_words=True
+        ),
+        "eval neurons": Verb("monet.eval.neurons:run", "the dense baseline: loss per domain without a LLaMA's neurons"),
         "eval code": Verb("monet.eval.code.evaluate:run", "pass@k in six languages under masks; runs programs shut in"),
         "eval toxicity": Verb(
             "monet.eval.toxicity.evaluate:run", "toxicity of continuations under masks, with intervals"
