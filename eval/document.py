@@ -15,12 +15,14 @@ class Text:
     """A paragraph.
 
     Args:
-        text: plain words; no markup.
+        text: plain words, no markup; an empty line begins another paragraph.
         title: heading above it, or empty.
+        caution: something that a reader must not miss, such as a result with missing parts.
     """
 
     text: str
     title: str = ""
+    caution: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Heatmap:
         unit: of the values, e.g. "nats a token" or "points of accuracy".
         row_axis, column_axis: what the sides are.
         note: how to read it.
+        low, high: bounds of each value's interval, shaped like `values`; None where there are none.
     """
 
     title: str
@@ -60,6 +63,40 @@ class Heatmap:
     unit: str
     row_axis: str = ""
     column_axis: str = ""
+    note: str = ""
+    low: Sequence[Sequence[float | None]] | None = None
+    high: Sequence[Sequence[float | None]] | None = None
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A length for each row of a heat map, drawn beside it.
+
+    Args:
+        title: what a bar is, with its unit.
+        values: from zero up, one a row.
+        labels: written at the bars' ends.
+    """
+
+    title: str
+    values: Sequence[float]
+    labels: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Heat maps of the same rows, side by side on one scale.
+
+    Args:
+        title: what they show together.
+        panels: at least one; equal rows and units.
+        bars: beside the last.
+        note: how to read them.
+    """
+
+    title: str
+    panels: Sequence[Heatmap]
+    bars: Bars | None = None
     note: str = ""
 
 
@@ -94,7 +131,7 @@ class Curve:
     note: str = ""
 
 
-Block = Text | Table | Heatmap | Curve
+Block = Text | Table | Heatmap | Panels | Curve
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monet.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from monet.eval.document import Report
 
 FORMAT = "monet-ablation/1"
 RESULT_NAME = "result.json"
@@ -101,6 +104,12 @@ class AblationResult:
         """How many masks pass, in words."""
         passed = sum(verdict.passes for verdict in self.domains)
         return f"{passed} of {len(self.domains)} masks hit their own domain hardest, and harder than random masks"
+
+    def report(self) -> Report:
+        """Matrices, verdicts and what they were measured on."""
+        from monet.eval.ablation_report import report_of
+
+        return report_of(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and strings."""

@@ -65,7 +65,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "monet.eval.toxicity.evaluate:run", "toxicity of continuations under masks, with intervals"
         ),
         "eval toxicity-scores": Verb("monet.eval.toxicity.write_scores:run", "scored text, to correlate experts with"),
-        "report": Verb("monet.eval.report:run", "ablation results -> JSON, Markdown and a heat map"),
+        "report": Verb("monet.eval.report:run", "any result -> one page, Markdown, figures, JSON"),
     },
 }
 VERBS: dict[str, Verb] = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()}

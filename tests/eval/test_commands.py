@@ -19,6 +19,7 @@ from monet.cli import main
 from monet.data.prepare import prepare
 from monet.eval import ablate, report, selection, stats
 from monet.eval.inputs import PreparedWindows
+from monet.eval.reporting import markdown
 from monet.eval.results import AblationResult
 from tests.data.samples import write_corpus
 from tests.eval.conftest import config
@@ -66,8 +67,9 @@ def test_folder_to_folder(road, tmp_path, capsys):
     for verdict in result.domains:
         assert verdict.experts == summary["labels"][verdict.name]["experts"] > 0
         assert f"{verdict.experts_per_group[0]}" in shown
-    assert str(tmp_path / "report" / "heatmap.png") in shown.replace("\n", "")
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.md", "heatmap.png"}
+    for path in (tmp_path / "report").iterdir():
+        assert f"report: {path}" in shown
+    assert {path.suffix for path in (tmp_path / "report").iterdir()} == {".html", ".json", ".md", ".png"}
 
 
 def test_evaluating_on_the_identification_split_is_told(road, tmp_path):
@@ -76,7 +78,7 @@ def test_evaluating_on_the_identification_split_is_told(road, tmp_path):
     assert main([*words("ablate", road, tmp_path), "--split", "identify"]) == 0
     result = AblationResult.load(tmp_path / "ablation")
     assert not result.provenance["held_out"]
-    assert "chosen on the text they are evaluated on" in report.markdown(result)
+    assert "chosen on the text they are evaluated on" in markdown.render(result.report())
 
 
 def test_a_refusal_is_one_line_and_an_exit_code(road, tmp_path, capsys):

@@ -1,12 +1,17 @@
+import dataclasses
+import importlib
 import json
 import re
 
 import matplotlib.image
 import pytest
 
-from monet.errors import ConfigError
+from monet.cli import main
+from monet.errors import CheckpointError, ConfigError
 from monet.eval import report
 from monet.eval.ablate import ablate
+from monet.eval.document import Panels, Report, Table, Text
+from monet.eval.reporting import figures, markdown, terminal
 from monet.eval.results import AblationResult
 from monet.eval.selection import select
 from monet.eval.stats import collect
@@ -20,34 +25,40 @@ def result(planted_model, planted_data, tmp_path) -> AblationResult:
 
 
 def table_after(text: str, heading: str) -> list[list[str]]:
-    lines = text.split(f"## {heading}\n\n")[1].split("\n\n")[0].splitlines()
+    lines = text.split(f"# {heading}\n\n")[1].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def test_files_exist_parse_and_agree(result, tmp_path):
-    report.write(result, tmp_path / "report")
-    content = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert AblationResult.from_json(content) == result
+    folder = tmp_path / "report"
+    files = report.write(result, folder)
+    assert sorted(files) == sorted(folder.iterdir())
+    assert {path.suffix for path in files} == {".html", ".md", ".png", ".json"}
+    content = json.loads((folder / "report.json").read_text())
+    assert AblationResult.from_json(content) == report.load(folder / "report.json") == result
     assert [entry["name"] for entry in content["domains"]] == LABELS
     assert {"target_delta", "others_mean_delta", "random_delta", "target_interval"} <= content["domains"][0].keys()
 
-    text = (tmp_path / "report" / "report.md").read_text()
-    matrix = table_after(text, "Loss increase by domain")
+    text = (folder / "report.md").read_text()
+    matrix = table_after(text, "Experts of one domain removed")
     assert matrix[0][1:] == LABELS
     for row, cells in zip(matrix[2:], content["delta"], strict=True):
         numbers = [[float(number) for number in re.findall(r"[+-]\d+\.\d+", cell)] for cell in row[1:]]
         wanted = [[round(cell[key], 3) + 0.0 for key in ("value", "low", "high")] for cell in cells]
         assert numbers == wanted
-    controls = table_after(text, "Loss increase under random masks of equal size")
+    controls = table_after(text, "As many random experts removed (same domain only, mean of 3 masks)")
     assert [[bool(cell) for cell in row[1:]] for row in controls[2:]] == [[i == j for j in range(3)] for i in range(3)]
-    assert "heatmap.png" in text
 
-    height, width, _ = matplotlib.image.imread(tmp_path / "report" / "heatmap.png").shape
+    (drawn,) = folder.glob("*.png")
+    assert f"({drawn.name})" in text
+    height, width, _ = matplotlib.image.imread(drawn).shape
     assert width > 1200 and height > 500
 
 
 def test_the_figure_shows_every_value(result):
-    drawing = report.figure(result)
+    (block,) = [block for block in result.report().blocks if isinstance(block, Panels)]
+    with figures.styled():
+        drawing = figures.draw(block)
     written = {text.get_text() for axes in drawing.axes for text in axes.texts}
     assert {f"{cell.value:+.2f}".replace("-0.00", "+0.00") for row in result.delta for cell in row} <= written
     assert {label.get_text() for label in drawing.axes[0].get_xticklabels()} == set(LABELS)
@@ -55,10 +66,10 @@ def test_the_figure_shows_every_value(result):
 
 
 def test_terminal_shows_matrix_and_verdicts(result, capsys):
-    report.print_result(result)
+    terminal.show(result.report())
     shown = capsys.readouterr().out
     assert all(label in shown for label in LABELS)
-    assert f"{result.delta[0][0].value:+.2f}" in shown
+    assert f"{result.delta[0][0].value:+.2f}" in shown and f"{result.domains[0].target_interval[1]:+.3f}" in shown
     assert "3 of 3 masks" in shown
 
 
@@ -68,17 +79,76 @@ def test_markup_in_a_label_is_text(result, capsys):
     for rows in (content["domains"], content["evaluated"]):
         for row in rows:
             row["name"] = labels[row["name"]]
-    renamed = AblationResult.from_json(content)
-    report.print_result(renamed)
+    told = AblationResult.from_json(content).report()
+    terminal.show(told)
     assert "[red]x" in capsys.readouterr().out
-    assert "a\\|b" in report.markdown(renamed)
-    report.figure(renamed)
+    assert "a\\|b" in markdown.render(told)
+
+
+def test_a_domain_that_does_not_pass_says_why(result):
+    content = result.to_json()
+    content["domains"][1] |= {"passes": False, "reason": "within the interval of random masks"}
+    (verdicts,) = [
+        b for b in AblationResult.from_json(content).report().blocks if getattr(b, "title", "") == "Verdicts"
+    ]
+    assert [row[-1] for row in verdicts.rows] == ["yes", "no: within the interval of random masks", "yes"]
+
+
+def test_neurons_of_a_dense_model_are_not_called_experts(result):
+    dense = dataclasses.replace(result, provenance={**result.provenance, "removed": "MLP neurons of a dense model"})
+    text = markdown.render(dense.report())
+    assert "neurons" in text.splitlines()[0] and "xperts" not in text.split("## Provenance")[0]
 
 
 def test_an_earlier_report_is_replaced_and_a_file_is_not(result, tmp_path):
-    report.write(result, tmp_path / "report")
-    report.write(result, tmp_path / "report")
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["heatmap.png", "report.json", "report.md"]
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "mine.png").write_text("")
+    (folder / "figure-07-of-an-earlier-report.png").write_text("")
+    report.write(result, folder)
+    files = report.write(result, folder)
+    assert {path.name for path in folder.iterdir()} == {"mine.png", *(path.name for path in files)}
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"):
         report.write(result, tmp_path / "file")
+
+
+def test_only_the_forms_that_are_asked_for(result, tmp_path):
+    assert [path.name for path in report.write(result, tmp_path / "one", ["markdown"])] == ["report.md"]
+    with pytest.raises(ConfigError, match=r"no report as 'pdf'; there are html, markdown, png, json"):
+        report.write(result, tmp_path / "two", ["pdf"])
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("name", report.FORMATS)
+def test_every_format_names_a_class_that_reads_it_and_reports(name):
+    module, _, kind = report.FORMATS[name].partition(":")
+    found = getattr(importlib.import_module(module), kind)
+    assert {"from_json", "to_json", "report"} <= set(dir(found))
+    with pytest.raises(CheckpointError):
+        found.from_json({"format": name})
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"format": "monet-ablation/0"}', "format 'monet-ablation/0' where one of monet-ablation/1"),
+        ('["monet-ablation/1"]', "format None where"),
+        ('{"format": ["monet-ablation/1"]}', "format None where|where one of"),
+        ('{"format": "monet-ablation/1"}', "no ablation result"),
+        ("{", "unreadable"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path, content, message, capsys):
+    (tmp_path / "result.json").write_text(content)
+    assert main(["report", "--result", str(tmp_path), "--out", str(tmp_path / "out")]) == 4
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "result.json" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_of_any_blocks_can_be_written(tmp_path):
+    blocks = [Text("Beware.", caution=True), Table("T", ["a", "b"], [["x", "1"]])]
+    files = report.write(Report("Anything", "It works", blocks, {"date": "today"}, {"x": 1}), tmp_path)
+    assert {path.name for path in files} == {"report.html", "report.md", "report.json"}
+    assert "**Beware.**" in (tmp_path / "report.md").read_text()

@@ -1,0 +1,102 @@
+"""What the renderers share: numbers as words, names of files, which columns hold numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from monet.eval.document import Curve, Heatmap, Panels, Report, Table
+
+Figure = Heatmap | Panels | Curve
+Matrix = Sequence[Sequence[float | None]]
+
+_NUMBER = re.compile(r"[+\-−±<>~]?\s?[\d.,]+(e[+-]?\d+)?\s?%?")
+
+
+def finite(value: float | None) -> float | None:
+    """The number, or None in place of NaN and infinities."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def values_of(heatmaps: Iterable[Heatmap]) -> list[float]:
+    """Every number that was measured."""
+    found = (finite(value) for one in heatmaps for row in one.values for value in row)
+    return [value for value in found if value is not None]
+
+
+def limit_of(heatmaps: Iterable[Heatmap]) -> float:
+    """Largest size of a value, which is where the colours end; never zero."""
+    return max(map(abs, values_of(heatmaps)), default=0.0) or 1e-3
+
+
+def digits_for(limit: float) -> int:
+    """Decimals that leave about three figures of the largest value."""
+    return 0 if limit >= 100 else 1 if limit >= 10 else 2 if limit >= 0.1 else 3
+
+
+def signed(value: float, digits: int) -> str:
+    """With sign, and without a negative zero."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def with_interval(heatmap: Heatmap, row: int, column: int, digits: int) -> str:
+    """A cell's value, its interval in brackets; empty where nothing was measured."""
+    value = finite(heatmap.values[row][column])
+    if value is None:
+        return ""
+    low, high = (None if bound is None else finite(bound[row][column]) for bound in (heatmap.low, heatmap.high))
+    shown = signed(value, digits)
+    return shown if low is None or high is None else f"{shown} [{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def matrix_table(heatmap: Heatmap, digits: int) -> Table:
+    """A heat map as rows of words, with intervals."""
+    corner = " \\ ".join(filter(None, (heatmap.row_axis, heatmap.column_axis)))
+    rows = [
+        [name, *(with_interval(heatmap, row, column, digits) for column in range(len(heatmap.columns)))]
+        for row, name in enumerate(heatmap.rows)
+    ]
+    return Table(heatmap.title, [corner, *heatmap.columns], rows)
+
+
+def curve_table(curve: Curve) -> Table:
+    """A plot's points as rows of words."""
+    rows = []
+    for series in curve.series:
+        for place, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
+            bounds = [None if bound is None else bound[place] for bound in (series.low, series.high)]
+            interval = "" if None in bounds else f" [{bounds[0]:.4g}, {bounds[1]:.4g}]"
+            rows.append([series.name, f"{x:.4g}", f"{y:.4g}{interval}"])
+    return Table(curve.title, ["line", curve.x_label, curve.y_label], rows)
+
+
+def number_columns(table: Table) -> list[bool]:
+    """For each column, whether its cells are numbers (perhaps with an interval), so that they stand flush right."""
+
+    def is_number(cell: str) -> bool:
+        words = re.findall(r"[^\W\d_]{3,}", cell)
+        return cell in ("", "-", "–", "—") or (_NUMBER.match(cell) is not None and len(words) < 2)
+
+    return [
+        column > 0 and all(is_number(row[column].strip()) for row in table.rows) for column in range(len(table.header))
+    ]
+
+
+def clean(text: str) -> str:
+    """Without characters that no page, drawing or terminal can show: controls become a replacement mark."""
+    shown = (char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs") else "\ufffd" for char in text)
+    return "".join(shown)
+
+
+def slug(text: str, longest: int = 48) -> str:
+    """A name for files and anchors: lower-case letters, digits and hyphens."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:longest].strip("-") or "block"
+
+
+def figures_of(report: Report) -> list[tuple[str, Figure]]:
+    """Everything that is drawn, with the name of its file."""
+    drawn = [block for block in report.blocks if isinstance(block, (Heatmap, Panels, Curve))]
+    return [(f"figure-{number:02d}-{slug(block.title)}.png", block) for number, block in enumerate(drawn, start=1)]

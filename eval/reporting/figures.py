@@ -1,0 +1,152 @@
+"""Blocks as matplotlib figures: heat maps side by side, lines with their intervals."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monet.eval.document import Bars, Curve, Heatmap, Panels
+from monet.eval.reporting import common
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind tell apart; lines also differ by marker and dash.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#666666")
+_MARKERS, _DASHES = "osD^vPX*", ("-", "--", "-.", ":")
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The settings that every figure is made and saved under."""
+    import matplotlib
+
+    settings: dict[Any, Any] = {"font.family": "sans-serif", "font.size": 10}
+    settings |= {"svg.fonttype": "none", "svg.hashsalt": "monet"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # a script that matplotlib's font lacks: a page shows it all the same, a PNG shows boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def draw(block: Heatmap | Panels | Curve) -> Figure:
+    """A block as a figure; call inside `styled`."""
+    if isinstance(block, Curve):
+        return draw_curve(block)
+    return draw_panels(block if isinstance(block, Panels) else Panels(block.title, [block], note=block.note))
+
+
+def _new(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(width, height), layout="constrained", dpi=160)
+    FigureCanvasAgg(drawing)
+    return drawing
+
+
+def _words(text: str) -> str:
+    """As it stands: a dollar sign begins no formula."""
+    return common.clean(text).replace("$", r"\$")
+
+
+def _wrapped(title: str, inches: float) -> str:
+    """A title in lines that are no wider than what it stands above."""
+    return textwrap.fill(_words(title), max(12, int(inches / 0.088)))
+
+
+def _heat(axes: Axes, value_RC: NDArray[np.float64], limit: float, rows: Sequence[str], heatmap: Heatmap) -> Any:
+    """One heat map with its values in the cells; what was not measured stays grey and empty."""
+    image = axes.imshow(np.ma.masked_invalid(value_RC), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
+    axes.set_facecolor("0.88")
+    digits = common.digits_for(limit)
+    for (row, column), value in np.ndenumerate(value_RC):
+        if np.isfinite(value):
+            ink = "white" if abs(value) > 0.6 * limit else "black"
+            weight = "bold" if rows[row] == heatmap.columns[column] else "normal"
+            shown = common.signed(float(value), digits)
+            axes.text(column, row, shown, ha="center", va="center", color=ink, fontsize=9, weight=weight)
+    names = [_words(name) for name in heatmap.columns]
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(_words(heatmap.column_axis))
+    return image
+
+
+def _bars(axes: Axes, bars: Bars) -> None:
+    axes.barh(range(len(bars.values)), bars.values, color="0.45", height=0.6)
+    for row, (value, label) in enumerate(zip(bars.values, bars.labels, strict=True)):
+        axes.text(value, row, f" {_words(label)}", va="center", fontsize=9)
+    axes.set_xlim(0, 1.6 * max([*bars.values, 0.1]))
+    axes.set_title(_wrapped(bars.title, 2.2), fontsize=11)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", which="both", length=0, labelleft=False)
+
+
+def draw_panels(block: Panels) -> Figure:
+    """Heat maps side by side on one scale centred at zero, bars at the right."""
+    first, limit = block.panels[0], common.limit_of(block.panels)
+    rows = list(first.rows)
+    columns = max(len(panel.columns) for panel in block.panels)
+    cell = max(0.6, 2.8 / max(columns, 1))
+    longest = max((len(name) for panel in block.panels for name in panel.columns), default=0)
+    width = cell * sum(len(panel.columns) for panel in block.panels) + 0.6 + 0.085 * max(map(len, rows), default=0)
+    height = cell * len(rows) + 0.8 + 1.5 + 0.06 * longest
+    drawing = _new(max(width + (2.8 if block.bars else 0.4), 5.0), height)
+    ratios = [max(len(panel.columns), 1) for panel in block.panels]
+    grid = drawing.subplots(1, len(block.panels), sharey=True, squeeze=False, width_ratios=ratios)[0]
+    images = []
+    for axes, panel in zip(grid, block.panels, strict=True):
+        value_RC = np.array([[np.nan if value is None else value for value in row] for row in panel.values], float)
+        images.append(_heat(axes, value_RC.reshape(len(rows), len(panel.columns)), limit, rows, panel))
+        axes.set_title(_wrapped(panel.title, cell * len(panel.columns)), fontsize=11)
+    grid[0].set_yticks(range(len(rows)), [_words(name) for name in rows])
+    grid[0].set_ylabel(_words(first.row_axis))
+    if block.bars is not None:
+        # inside the last panel's frame, so that the bars stay level with its rows
+        panel_width = cell * ratios[-1]
+        bars = grid[-1].inset_axes((1.0 + 0.15 / panel_width, 0.0, 2.2 / panel_width, 1.0), sharey=grid[-1])
+        _bars(bars, block.bars)
+    colours = drawing.colorbar(images[0], ax=list(grid), location="bottom", shrink=0.7, aspect=45, pad=0.03)
+    ends = [*common.values_of(block.panels), 0.0]
+    colours.ax.set_xlim(min(ends), max(ends) if max(ends) > min(ends) else limit)
+    colours.set_label(_words(f"{block.title}, {first.unit}" if block.title else first.unit))
+    colours.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    return drawing
+
+
+def draw_curve(block: Curve) -> Figure:
+    """Lines with markers; shaded where their intervals are. Small enough to be read on a telephone."""
+    drawing = _new(4.9, 3.6 + 0.18 * ((len(block.series) + 1) // 2))
+    axes = drawing.subplots()
+    lines = []
+    for number, series in enumerate(block.series):
+        colour, dash = COLOURS[number % len(COLOURS)], _DASHES[number // len(COLOURS) % len(_DASHES)]
+        marker = _MARKERS[number % len(_MARKERS)]
+        lines += axes.plot(series.x, series.y, color=colour, linestyle=dash, marker=marker, markersize=4, linewidth=1.6)
+        if series.low is not None and series.high is not None:
+            axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0)
+    if block.log_x:
+        axes.set_xscale("log")
+    axes.set_xlabel(_words(block.x_label))
+    axes.set_ylabel(_words(block.y_label))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if lines:
+        # matplotlib leaves out names with an underscore in front: names are put in afterwards
+        legend = drawing.legend(lines, [f"line {n}" for n in range(len(lines))], loc="outside lower left", ncols=2)
+        legend.set_frame_on(False)
+        for text, series in zip(legend.get_texts(), block.series, strict=True):
+            text.set_text(_words(series.name))
+    return drawing
