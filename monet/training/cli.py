@@ -23,7 +23,7 @@ from monet.errors import ConfigError, MonetError, recognised
 from monet.files import atomic_write_text
 from monet.training.background import BackgroundCheckpointIO
 from monet.training.checkpoint import Selection, read_config
-from monet.training.coordination import other_ranks_wait
+from monet.training.coordination import launched_environment, other_ranks_wait
 from monet.training.folder_io import FolderCheckpointIO
 from monet.training.history import record_start
 from monet.training.language_models import config_json
@@ -198,6 +198,8 @@ class MonetCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = callbacks
         io = FolderCheckpointIO()
         plugins = [*_as_list(config.trainer.plugins), BackgroundCheckpointIO(io) if config.checkpoint_async else io]
+        if (environment := launched_environment()) is not None:
+            plugins.append(environment)
         options = {
             "logger": make_loggers(
                 config.loggers, self.run_directory.path / "logs", self.selection.step, config.wandb_project

@@ -9,6 +9,8 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from monet.errors import MonetError
 
@@ -19,6 +21,15 @@ ROLL_CALL_SECONDS = 10.0  # for ranks that are alive to notice a broken connecti
 def other_ranks_wait() -> bool:
     """Whether a launcher outside (torchrun, srun, deepspeed) has started other ranks, which will wait for this one."""
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
+
+
+def launched_environment() -> ClusterEnvironment | None:
+    """The ranks as torch's variables tell them, if a launcher set all of those; None leaves it to Lightning.
+
+    Lightning believes torchrun's and SLURM's only: under DeepSpeed's launcher it takes every node for the first.
+    """
+    given = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return TorchElasticEnvironment() if given else None
 
 
 class RankError(MonetError):

@@ -45,19 +45,29 @@ def settings(data_dir) -> dict[str, Any]:  # noqa: F811
 
 
 @pytest.fixture
-def train_ranks(tmp_path, settings, ranks) -> Callable[..., SimpleNamespace]:
-    """Runs train.py as two ranks that share the batch; arguments are a run's name, a strategy and further words."""
+def train_words(tmp_path, settings) -> Callable[..., list[str]]:
+    """The command of a run in which two ranks share the batch; arguments are its name, a strategy and further words."""
 
-    def run(
-        name: str, strategy: Any, *words: str, command: tuple[str, ...] = ("train.py",), **environment: str
-    ) -> SimpleNamespace:
+    def words(name: str, strategy: Any, *more: str, command: tuple[str, ...] = ("train.py",)) -> list[str]:
         config = copy.deepcopy(settings)
         config["data"]["batch_size"] //= 2
         config["trainer"] |= {"devices": 2, "strategy": strategy}
         path = tmp_path / f"{name}-ranks.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return [*command, "fit", "--config", str(path), "--run_dir", str(tmp_path / name), *more]
+
+    return words
+
+
+@pytest.fixture
+def train_ranks(tmp_path, train_words, ranks) -> Callable[..., SimpleNamespace]:
+    """Runs train.py as two ranks that share the batch; see `train_words`."""
+
+    def run(
+        name: str, strategy: Any, *words: str, command: tuple[str, ...] = ("train.py",), **environment: str
+    ) -> SimpleNamespace:
+        done = ranks(train_words(name, strategy, *words, command=command), **environment)
         run_dir: Path = tmp_path / name
-        done = ranks([*command, "fit", "--config", str(path), "--run_dir", str(run_dir), *words], **environment)
         return SimpleNamespace(
             codes=[rank.returncode for rank in done], errors=[rank.stderr for rank in done], run_dir=run_dir,
             checkpoints=run_dir / "checkpoints", out=done[0].stdout,
