@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from monet.errors import ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import check_seeds, conditions
+from monet.eval.held_out import Protocol, check_protocol, evaluation_split, held_out, texts_of
 from monet.eval.inputs import LabelledData, check_labels
 from monet.eval.loading import DType, check_batch_size, load_model, open_windows, provenance_now, windows_bar
 from monet.eval.losses import LossStore, WindowLosses
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM
 
 
-def _check_masks(model: MonetForCausalLM, masks: Mapping[str, ExpertMask], data: LabelledData) -> None:
+def check_request(
+    model: MonetForCausalLM, masks: Mapping[str, ExpertMask], data: LabelledData, random_seeds: Sequence[int]
+) -> None:
+    """Refuse what `ablate` could not measure, before anything is computed; errors as there."""
+    if not random_seeds:
+        raise ConfigError(
+            f"random_seeds must name at least one, got {list(random_seeds)}; a removal is judged beside it"
+        )
+    check_seeds(random_seeds)
     if not masks:
         raise DataError("no mask to evaluate; make masks with `monet select`")
     check_labels(list(masks), data.labels)
@@ -38,23 +47,6 @@ def _check_masks(model: MonetForCausalLM, masks: Mapping[str, ExpertMask], data:
         )
     for label, mask in masks.items():
         check_mask(label, mask, model)
-
-
-def _held_out(masks: Iterable[ExpertMask], data: LabelledData) -> bool | None:
-    """Whether all masks were chosen on other text than `data`; None: some mask's notes do not say on which."""
-    keys = ("content", "split") if "content" in data.description else tuple(data.description)
-    parts = [part for mask in masks for part in _parts_of(mask.provenance)]
-    if any(part is not None and all(part.get(key) == data.description[key] for key in keys) for part in parts):
-        return False
-    return None if None in parts else True
-
-
-def _parts_of(notes: Mapping[str, Any]) -> list[dict[str, Any] | None]:
-    """The texts a mask was chosen on; None stands for one that is not known."""
-    if "of" in notes:  # made from other masks
-        sources = notes["of"] if isinstance(notes["of"], list) else [notes["of"]]
-        return [part for source in sources for part in _parts_of(source)]
-    return list(notes.get("statistics", {}).get("parts", [])) or [None]
 
 
 def ablate(
@@ -71,7 +63,7 @@ def ablate(
 ) -> AblationResult:
     """Measure every domain before and after removing each label's experts, and after random removals of equal size.
 
-    Losses of a mask are kept in `out` as soon as they are known; a second call with the same model, masks, data and
+    Losses of a window are kept in `out` as soon as they are known; a second call with the same model, masks, data and
     settings reads them and gives the same numbers.
 
     Args:
@@ -92,13 +84,29 @@ def ablate(
         ConfigError: no or repeated random seeds, or batch_size below 1.
         NonFiniteError: a NaN or infinite loss.
     """
-    bootstrap = bootstrap or Bootstrap()
-    if not random_seeds:
-        raise ConfigError("random_seeds must name at least one seed; a removal is judged beside random ones")
-    check_seeds(random_seeds)
     check_batch_size(batch_size)
-    _check_masks(model, masks, data)
-    store = LossStore(Path(out) / "losses", model, batch_size)
+    check_request(model, masks, data, random_seeds)
+    result = measure(
+        LossStore(Path(out) / "losses", model, batch_size), masks, data, random_seeds=random_seeds,
+        random_on=random_on, bootstrap=bootstrap or Bootstrap(), progress=progress,
+    )  # fmt: skip
+    atomic_write_json(Path(out) / RESULT_NAME, result.to_json())
+    return result
+
+
+def measure(
+    store: LossStore,
+    masks: Mapping[str, ExpertMask],
+    data: LabelledData,
+    *,
+    random_seeds: Sequence[int],
+    random_on: Literal["all", "target"],
+    bootstrap: Bootstrap,
+    progress: bool,
+) -> AblationResult:
+    """What `ablate` measures, with losses kept in `store` and no result written; arguments as there."""
+    model = store.model
+    check_request(model, masks, data, random_seeds)
     control_data = {label: data if random_on == "all" else data.only([label]) for label in masks}
     passes = [
         (condition, data if condition.seed is None else control_data[condition.label])
@@ -120,15 +128,13 @@ def ablate(
         "data_fingerprint": data.fingerprint,
         "data": data.description,
         "masks": {label: mask.provenance for label, mask in masks.items()},
-        "held_out": _held_out(masks.values(), data),
+        "held_out": held_out(masks.values(), data),
         "random_seeds": list(random_seeds),
         "random_on": random_on,
         "bootstrap": dataclasses.asdict(bootstrap),
         "losses": store.settings,
     }
-    result = summarise(masks, data.labels, whole, losses, bootstrap, provenance)
-    atomic_write_json(Path(out) / RESULT_NAME, result.to_json())
-    return result
+    return summarise(masks, data.labels, whole, losses, bootstrap, provenance)
 
 
 def run(
@@ -136,7 +142,8 @@ def run(
     data: Path,
     masks: Path,
     out: Path,
-    split: str = "evaluate",
+    split: str | None = None,
+    protocol: Protocol = "held_out",
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
@@ -161,7 +168,9 @@ def run(
         data: folder of `monet data prepare`, made with the model's tokenizer.
         masks: folder of `monet select`.
         out: folder for result.json and kept losses.
-        split: split of DATA to evaluate on; choose masks on another.
+        split: split of DATA to evaluate on, "evaluate" if not given; choose masks on another.
+        protocol: held_out evaluates on SPLIT. same evaluates on the split that the masks were chosen on, as the paper
+            seems to have done; it flatters the masks, and the result says `held_out: false`.
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
@@ -184,10 +193,13 @@ def run(
     """
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
     loaded = load_model(model, device, dtype)
-    windows = open_windows(data, split, loaded, seq_len, max_windows, domains)
+    chosen = load_masks(masks, model=loaded)
+    parts = [part for mask in chosen.values() for part in texts_of(mask.provenance)]
+    windows = open_windows(data, evaluation_split(protocol, split, parts), loaded, seq_len, max_windows, domains)
+    check_protocol(protocol, parts, windows)
     result = ablate(
         loaded,
-        load_masks(masks, model=loaded),
+        chosen,
         windows,
         out=out,
         random_seeds=random_seeds,

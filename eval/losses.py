@@ -1,4 +1,4 @@
-"""Next-token losses of every window under a mask, kept in a folder so that a killed evaluation goes on.
+"""Next-token losses of every window under a mask, kept batch by batch so that a killed evaluation goes on.
 
 Dims: W windows in the order of the data.
 """
@@ -6,8 +6,6 @@ Dims: W windows in the order of the data.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,15 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monet.errors import ConfigError, NonFiniteError
-from monet.eval.inputs import IGNORED, LabelledData
+from monet.eval.inputs import IGNORED, Batch, LabelledData
 from monet.eval.loading import evaluating, mask_digest, provenance_now, vocab_size, weights_digest
-from monet.files import atomic_path
+from monet.eval.store import ExampleStore
 
 if TYPE_CHECKING:
     from monet.masks import ExpertMask
     from monet.modeling_monet import MonetForCausalLM
 
-_LAYOUT = 1
+_LAYOUT = 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,26 @@ def _loss_sums(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     )
 
 
+def _losses_of(model: MonetForCausalLM, batch: Batch, name: str, labels: list[str]) -> Tensor:
+    """Summed losses of each sequence of a batch, float64 on the CPU."""
+    batch.check_vocabulary(vocab_size(model))
+    attention = batch.attention_mask_BT
+    logits_BTV = model(
+        input_ids=batch.input_ids_BT.to(model.device),
+        attention_mask=None if attention is None else attention.to(model.device),
+        use_cache=False,
+    ).logits
+    sums_B = _loss_sums(logits_BTV, batch.targets_BT.to(model.device)).cpu()
+    if not bool(torch.isfinite(sums_B).all()):
+        row = int((~torch.isfinite(sums_B)).nonzero()[0])
+        raise NonFiniteError(
+            f"loss {float(sums_B[row])} under mask {name!r} in window {int(batch.index_B[row])} "
+            f"({labels[int(batch.label_B[row])]}, document {batch.document_B[row]}); "
+            "check the checkpoint's weights, or load it as float32"
+        )
+    return sums_B
+
+
 def window_losses(
     model: MonetForCausalLM,
     mask: ExpertMask | None,
@@ -67,6 +85,7 @@ def window_losses(
     batch_size: int = 8,
     name: str = "no mask",
     advance: Callable[[int], object] = lambda _: None,
+    kept: ExampleStore | None = None,
 ) -> WindowLosses:
     """Score all windows under one mask.
 
@@ -77,13 +96,14 @@ def window_losses(
         batch_size: sequences a forward.
         name: of the mask, for messages.
         advance: called with the number of windows done since the last call.
+        kept: holds the sums of losses of windows that are done, by number; a batch that it holds is not run, and the
+            others are put into it as they come. None keeps nothing.
 
     Raises:
         DataError: an id beyond the model's vocabulary.
         CheckpointError: the mask is another model's.
         NonFiniteError: a NaN or infinite loss; names mask, domain, window and document.
     """
-    device = model.device
     sums: list[Tensor] = []
     tokens: list[Tensor] = []
     labels: list[Tensor] = []
@@ -94,21 +114,14 @@ def window_losses(
         if mask is not None:
             stack.enter_context(mask.applied_to(model))
         for batch in data.batches(batch_size):
-            batch.check_vocabulary(vocab_size(model))
-            attention = batch.attention_mask_BT
-            logits_BTV = model(
-                input_ids=batch.input_ids_BT.to(device),
-                attention_mask=None if attention is None else attention.to(device),
-                use_cache=False,
-            ).logits
-            sums_B = _loss_sums(logits_BTV, batch.targets_BT.to(device)).cpu()
-            if not bool(torch.isfinite(sums_B).all()):
-                row = int((~torch.isfinite(sums_B)).nonzero()[0])
-                raise NonFiniteError(
-                    f"loss {float(sums_B[row])} under mask {name!r} in window {int(batch.index_B[row])} "
-                    f"({data.labels[int(batch.label_B[row])]}, document {batch.document_B[row]}); "
-                    "check the checkpoint's weights, or load it as float32"
-                )
+            numbers = list(map(str, batch.index_B.tolist()))
+            if kept is not None and all(number in kept for number in numbers):
+                sums_B = torch.tensor([kept[number] for number in numbers], dtype=torch.float64)
+            else:
+                sums_B = _losses_of(model, batch, name, data.labels)
+                for number, loss_sum in zip(numbers, sums_B.tolist(), strict=True):
+                    if kept is not None and number not in kept:
+                        kept.put(number, loss_sum)
             sums.append(sums_B)
             tokens.append(batch.targets_BT.ne(IGNORED).sum(dim=1))
             labels.append(batch.label_B)
@@ -123,7 +136,7 @@ def window_losses(
 class LossStore:
     """One file of window losses a mask, under a name that hashes everything the numbers depend on.
 
-    A file is whole or absent, so whatever a killed run finished is reused and nothing else is.
+    A window's loss is there as soon as its batch is done, so that a killed run goes on with the batch it was at.
 
     Args:
         folder: where the files lie; created on the first write.
@@ -154,35 +167,23 @@ class LossStore:
             **provenance_now()["versions"],
         }
 
+    def _kept(self, mask: ExpertMask | None, data: LabelledData) -> ExampleStore:
+        return ExampleStore(self.folder, {**self.settings, "data": data.fingerprint}, mask)
+
     def path(self, mask: ExpertMask | None, data: LabelledData) -> Path:
         """Where the losses of this mask on these data are kept."""
-        key = {**self.settings, "mask": mask_digest(mask), "data": data.fingerprint}
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return self.folder / f"{digest[:32]}.safetensors"
+        return self._kept(mask, data).path
 
     def losses(
         self, mask: ExpertMask | None, data: LabelledData, name: str, advance: Callable[[int], object]
     ) -> WindowLosses:
-        """Read the kept losses, or score the windows and keep them."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file, save_file
+        """Score the windows that are not kept yet, and keep them.
 
-        path = self.path(mask, data)
-        try:
-            kept = load_file(path)
-            found = WindowLosses(kept["loss_sum"], kept["tokens"], kept["label"], kept["document"])
-            if len(found.loss_sum_W) == data.num_windows:
-                advance(data.num_windows)
-                return found
-        except (FileNotFoundError, SafetensorError, KeyError):
-            pass  # scored below
-        found = window_losses(self.model, mask, data, batch_size=self.batch_size, name=name, advance=advance)
-        tensors = {
-            "loss_sum": found.loss_sum_W,
-            "tokens": found.tokens_W,
-            "label": found.label_W,
-            "document": found.document_W,
-        }
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"mask": name})
-        return found
+        Raises:
+            ConfigError: another process evaluates the same into the same folder.
+            DataError: a damaged file.
+        """
+        with self._kept(mask, data) as kept:
+            return window_losses(
+                self.model, mask, data, batch_size=self.batch_size, name=name, advance=advance, kept=kept
+            )

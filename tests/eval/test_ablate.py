@@ -160,34 +160,64 @@ def test_windows_of_one_document_are_drawn_together(planted_model, planted_masks
     assert by_window.delta[0][0].low != result.delta[0][0].low
 
 
-def test_a_killed_evaluation_goes_on_and_gives_the_same_numbers(
-    planted_model, planted_masks, planted_data, tmp_path, monkeypatch
+def batches_run(model, monkeypatch, die_after=None):
+    """A list that grows with every forward of the model; the forward after `die_after` dies."""
+    forward = model.forward
+    run = []
+
+    def counted(*args, **options):
+        if len(run) == die_after:
+            raise KeyboardInterrupt
+        run.append(options["input_ids"].shape)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(model, "forward", counted)
+    return run
+
+
+@pytest.mark.parametrize("died_after", [1, 3, 14, 51])
+def test_a_killed_evaluation_goes_on_with_the_next_batch(
+    planted_model, planted_masks, planted_data, tmp_path, monkeypatch, died_after
 ):
     whole = run(planted_model, planted_masks, planted_data, tmp_path / "whole")
-    score = window_losses
-    scored = []
-
-    def dies_at_the_fifth(model, mask, data, *, name, **options):
-        if len(scored) == 4:
-            raise KeyboardInterrupt
-        scored.append(name)
-        return score(model, mask, data, name=name, **options)
-
-    monkeypatch.setattr("monet.eval.losses.window_losses", dies_at_the_fifth)
-    with pytest.raises(KeyboardInterrupt):
+    # the whole model, three masks, three random masks for each, of 30 sequences in batches of 8
+    passes, batches = 13, 4
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        batches_run(planted_model, patched, died_after)
         run(planted_model, planted_masks, planted_data, tmp_path / "killed")
     assert not (tmp_path / "killed" / "result.json").exists()
-
-    def counts(model, mask, data, *, name, **options):
-        scored.append(name)
-        return score(model, mask, data, name=name, **options)
-
-    monkeypatch.setattr("monet.eval.losses.window_losses", counts)
-    resumed = run(planted_model, planted_masks, planted_data, tmp_path / "killed")
-    # the whole model, three masks, three random masks for each
-    assert len(scored) == len(set(scored)) == 13
+    with monkeypatch.context() as patched:
+        forwards = batches_run(planted_model, patched)
+        resumed = run(planted_model, planted_masks, planted_data, tmp_path / "killed")
+    assert len(forwards) == passes * batches - died_after
     undated = {"provenance": {**whole.provenance, "date": ""}}
     assert replace(resumed, **undated) == replace(whole, **undated)
+    with monkeypatch.context() as patched:
+        assert not batches_run(planted_model, patched)
+        run(planted_model, planted_masks, planted_data, tmp_path / "killed")
+
+
+def test_a_batch_cut_in_its_middle_is_run_again(random_model, random_data, tmp_path, monkeypatch):
+    store = LossStore(tmp_path, random_model, 5)
+    whole = store.losses(None, random_data, "no mask", lambda _: None)
+    path = store.path(None, random_data)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[: 1 + 7]) + lines[8][:20])  # one batch, two windows of the next, half a line
+    forwards = batches_run(random_model, monkeypatch)
+    again = store.losses(None, random_data, "no mask", lambda _: None)
+    assert len(forwards) == 3
+    for name in ("loss_sum_W", "tokens_W", "label_W", "document_W"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+
+
+def test_soft_masks_go_through_and_lie_between(planted_model, planted_data, tmp_path):
+    statistics = collect(planted_model, planted_data, progress=False)
+    results = [run(planted_model, select(statistics, keep=keep), planted_data, tmp_path) for keep in (0.0, 0.3, 0.7)]
+    for label in range(3):
+        removed, more, less = (result.domains[label].target_delta for result in results)
+        assert removed > more > less > 0
+        assert results[1].domains[label].experts == 1
+    assert results[1].provenance["masks"]["left"]["keep"] == 0.3
 
 
 def test_kept_losses_are_of_the_same_weights_mask_and_data(random_model, random_data, tmp_path):
@@ -207,7 +237,7 @@ def test_a_damaged_kept_file_is_scored_again(random_model, random_data, tmp_path
     store = LossStore(tmp_path, random_model, 8)
     whole = store.losses(None, random_data, "no mask", lambda _: None)
     path = store.path(None, random_data)
-    path.write_bytes(path.read_bytes()[:100])
+    path.write_bytes(path.read_bytes()[:100])  # within the first line
     again = store.losses(None, random_data, "no mask", lambda _: None)
     np.testing.assert_array_equal(whole.loss_sum_W, again.loss_sum_W)
 

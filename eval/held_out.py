@@ -1,0 +1,72 @@
+"""Whether masks are judged on text that they were not chosen on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from monet.errors import ConfigError, DataError
+from monet.eval.inputs import LabelledData
+from monet.masks import ExpertMask
+
+Protocol = Literal["held_out", "same"]
+EVALUATION_SPLIT = "evaluate"
+
+
+def held_out(masks: Iterable[ExpertMask], data: LabelledData) -> bool | None:
+    """Whether all masks were chosen on other text than `data`; None: some mask's notes do not say on which."""
+    return is_other_text([part for mask in masks for part in texts_of(mask.provenance)], data)
+
+
+def is_other_text(parts: Sequence[Mapping[str, Any] | None], data: LabelledData) -> bool | None:
+    """Whether none of the parts is `data`, or a part of it; None: some are not known."""
+    keys = ("content", "split") if "content" in data.description else tuple(data.description)
+    if any(part is not None and all(part.get(key) == data.description[key] for key in keys) for part in parts):
+        return False
+    return None if None in parts else True
+
+
+def texts_of(notes: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """The texts that a mask was chosen on, by its provenance; None stands for one that is not known."""
+    if "of" in notes:  # made from other masks
+        sources = notes["of"] if isinstance(notes["of"], list) else [notes["of"]]
+        return [part for source in sources for part in texts_of(source)]
+    return list(notes.get("statistics", {}).get("parts", [])) or [None]
+
+
+def evaluation_split(protocol: Protocol, split: str | None, parts: Sequence[Mapping[str, Any] | None]) -> str:
+    """The split to evaluate on.
+
+    Args:
+        protocol: "held_out" takes `split`; "same" takes the one that the masks were chosen on.
+        split: asked for, or None for "evaluate".
+        parts: texts the masks were chosen on, see `texts_of`.
+
+    Raises:
+        ConfigError: "same" with a split of its own, or with masks chosen on no split or on several.
+    """
+    if protocol == "held_out":
+        return EVALUATION_SPLIT if split is None else split
+    if split is not None:
+        raise ConfigError(f"protocol same takes the split the masks were chosen on; leave out split {split!r}")
+    splits = {None if part is None else part.get("split") for part in parts}
+    found = next(iter(splits), None)
+    if len(splits) != 1 or found is None:
+        raise ConfigError(
+            f"protocol same needs masks chosen on one split, and these were chosen on {sorted(map(str, splits))}; "
+            "name the split and leave protocol out"
+        )
+    return found
+
+
+def check_protocol(protocol: Protocol, parts: Sequence[Mapping[str, Any] | None], data: LabelledData) -> None:
+    """Refuse "same" where the masks were chosen on other text.
+
+    Raises:
+        DataError: names the split.
+    """
+    if protocol == "same" and is_other_text(parts, data) is not False:
+        raise DataError(
+            f"protocol same, and the masks were chosen on other text than split {data.description.get('split')!r} of "
+            "this folder; give the folder that `monet stats` read"
+        )
