@@ -6,14 +6,21 @@ Formulas and what they leave out: docs/scaling.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from transformers import LlamaConfig
 
 from monet.configuration_monet import MonetConfig
 from monet.flops import parameter_counts
 
-Stage = Literal[0, 1, 2, 3]
+Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+# Those that spread the optimiser, gradients too, and weights too.
+_SPREADS = {
+    "optimiser": ("zero1", "zero2", "zero3", "fsdp2"),
+    "gradients": ("zero2", "zero3", "fsdp2"),
+    "weights": ("zero3", "fsdp2"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,11 +28,12 @@ class Widths:
     """Bytes an element of what training keeps.
 
     Attributes:
-        weight, gradient: of a parameter, as the layers see them.
+        weight: of a parameter, as the process keeps it.
+        gradient: of a parameter, as micro-batches and ranks are added up.
         master: float32 copy that the optimiser updates; 0 where `weight` is that.
         moments: both of AdamW.
         copy: of a matrix, made by autocast for the length of a micro-batch.
-        activation: what layers hand on inside.
+        activation: what layers compute with and hand on inside.
         residual: the stream between layers.
     """
 
@@ -41,46 +49,87 @@ class Widths:
 _FLOAT32 = Widths(weight=4, gradient=4, master=0, moments=8, copy=0, activation=4, residual=4)
 _AUTOCAST = Widths(weight=4, gradient=4, master=0, moments=8, copy=2, activation=2, residual=4)
 _HALF = Widths(weight=2, gradient=2, master=0, moments=4, copy=0, activation=2, residual=2)
+# ZeRO's optimiser has its own copy of the weights, in float32 too
+_ZERO_FLOAT32 = Widths(weight=4, gradient=4, master=4, moments=8, copy=0, activation=4, residual=4)
 _ZERO_HALF = Widths(weight=2, gradient=4, master=4, moments=8, copy=0, activation=2, residual=2)
+# FSDP2 casts what it gathers
+_SHARDED_HALF = Widths(weight=4, gradient=4, master=0, moments=8, copy=0, activation=2, residual=2)
 
 
-def widths(precision: str, stage: Stage) -> Widths:
-    """Widths under trainer.precision; ZeRO (stages 1 to 3) keeps half-precision weights and a float32 master.
-
-    It adds gradients up, and reduces them, in float32.
-    """
-    if not precision.startswith("bf16"):
+def widths(precision: str, strategy: Strategy) -> Widths:
+    """Widths under trainer.precision; ZeRO keeps half-precision weights with a float32 master in both bf16 modes."""
+    is_half = precision.startswith("bf16")
+    if strategy.startswith("zero"):
+        return _ZERO_HALF if is_half else _ZERO_FLOAT32
+    if not is_half:
         return _FLOAT32
-    if stage:
-        return _ZERO_HALF
-    return _HALF if precision == "bf16-true" else _AUTOCAST
+    if precision == "bf16-true":
+        return _HALF
+    return _SHARDED_HALF if strategy == "fsdp2" else _AUTOCAST
 
 
-# Elements of the buffers in which ZeRO gathers and reduces, and of the parameters stage 3 holds gathered at a time.
+# Elements of a buffer in which ZeRO gathers and reduces, and of the parameters stage 3 holds gathered at a time.
 ZERO_BUCKET = 200_000_000
 ZERO_LIVE = 1_000_000_000
 
 
-def state_bytes(config: LlamaConfig, precision: str, stage: Stage, gpus: int) -> dict[str, float]:
+def state_bytes(
+    config: LlamaConfig, precision: str, strategy: Strategy, gpus: int, offload: bool = False
+) -> dict[str, float]:
     """What does not depend on the batch, of one GPU.
 
     Args:
         config: of the model.
         precision: trainer.precision.
-        stage: 0 for DDP, else ZeRO's.
-        gpus: N, over which ZeRO spreads: the optimiser (1), gradients too (2), weights too (3).
+        strategy: how the state is spread over the GPUs.
+        gpus: their number N.
+        offload: ZeRO's optimiser, with the gradients and weights that are spread, lies in host memory.
     Returns:
         `weights`, `gradients`, `optimiser` (with the master copy) and `buffers` of the communication.
     """
-    total, wide = sum(parameter_counts(config).values()), widths(precision, stage)
-    shares = [gpus if stage >= least else 1 for least in (3, 2, 1)]
-    weights, gradients = wide.weight * total / shares[0], wide.gradient * total / shares[1]
-    optimiser = (wide.master + wide.moments) * total / shares[2]
-    # DDP's buckets are the gradients themselves
-    buffers = 2.0 * wide.gradient * min(ZERO_BUCKET, total) if stage and gpus > 1 else 0.0
-    if stage == 3 and gpus > 1:
-        buffers += wide.weight * min(ZERO_LIVE, total)
-    return {"weights": weights, "gradients": gradients, "optimiser": optimiser, "buffers": buffers}
+    total, wide = sum(parameter_counts(config).values()), widths(precision, strategy)
+    parts = {
+        "weights": wide.weight * total, "gradients": wide.gradient * total,
+        "optimiser": (wide.master + wide.moments) * total,
+    }  # fmt: skip
+    held = {
+        name: 0.0 if offload and strategy in _SPREADS[name] else size / (gpus if strategy in _SPREADS[name] else 1)
+        for name, size in parts.items()
+    }
+    return {**held, "buffers": _buffers(config, wide, strategy)}
+
+
+def host_bytes(config: LlamaConfig, precision: str, strategy: Strategy, gpus: int) -> float:
+    """Host memory of one process that offloads: master weights, moments, gradients twice, what returns to the GPU."""
+    wide = widths(precision, strategy)
+    each = wide.master + wide.moments + 2 * wide.gradient + wide.weight
+    return each * sum(parameter_counts(config).values()) / gpus
+
+
+def update_bytes(config: LlamaConfig, precision: str, strategy: Strategy, gpus: int) -> float:
+    """What AdamW's update reads and writes on one GPU, gradient clipping included."""
+    wide = widths(precision, strategy)
+    weights = 2 * wide.master + wide.weight if wide.master else 2 * wide.weight
+    each = weights + 2 * wide.moments + 4 * wide.gradient  # for the norm, scaled, for the update
+    return each * sum(parameter_counts(config).values()) / (gpus if strategy in _SPREADS["optimiser"] else 1)
+
+
+def _buffers(config: LlamaConfig, wide: Widths, strategy: Strategy) -> float:
+    """Beside the layers' work: gradients on their way to the other ranks, and gathered weights."""
+    parts = parameter_counts(config)
+    total = sum(parts.values())
+    if strategy == "ddp":  # its buckets are the gradients themselves
+        return 0.0
+    if strategy == "zero1":  # filled and sent in turns, and the copy that is sent
+        return 3.0 * wide.gradient * ZERO_BUCKET
+    if strategy == "zero2":  # the same in the layers' width, and cast
+        return (3.0 * wide.weight + (wide.gradient if wide.gradient > wide.weight else 0)) * ZERO_BUCKET
+    if strategy == "zero3":
+        return 2.0 * wide.gradient * ZERO_BUCKET + wide.weight * min(ZERO_LIVE, total)
+    ends = parts["embedding"] + parts["lm_head"]
+    layer = (total - ends) / config.num_hidden_layers
+    # this layer's weights and the next one's, or the two ends'; gradients as computed and as reduced
+    return wide.activation * max(2 * layer, ends) + (wide.activation + wide.gradient) * max(layer, ends)
 
 
 def layer_bytes_per_token(config: LlamaConfig, wide: Widths) -> float:

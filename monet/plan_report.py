@@ -5,8 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from monet.communication import OVERLAP
 from monet.flops import forward_flops_per_token, parameter_counts, training_flops_per_token
-from monet.plan import GIB, NAMES, OVERLAP, Assumptions, Choice, Run, best, configured, host_bytes, remedies
+from monet.memory import STRATEGIES
+from monet.plan_choices import GIB, Assumptions, Choice, Run, best, configured, node_bytes, remedies, words
 
 
 def show(run: Run, given: Assumptions, choices: list[Choice], console: Console | None = None) -> None:
@@ -24,20 +26,37 @@ def show(run: Run, given: Assumptions, choices: list[Choice], console: Console |
         f"step: {run.windows:,} windows of {run.seq_len:,} = {run.tokens:,} tokens; run: {run.steps:,} steps ="
         f" {tokens / 1e9:,.1f} billion tokens, {tokens * training_flops_per_token(run.config, run.seq_len):.2e} FLOP\n"
     )
-    out.print(_memory(run, given, choices))
+    out.print(
+        f"GiB a GPU by micro-batch (windows of a GPU at a time), {run.precision}; (too much); state: its part of"
+        " weights, gradients, optimiser"
+    )
+    out.print(_memory(choices))
     out.print(_times(run, given, choices))
-    if run.offload:
+    now = configured(run, given)
+    if run.offload and now is not None:
         out.print(
-            f"offloaded: {host_bytes(run, given) / GIB:,.0f} GiB of each node's memory; its update and the"
+            f"offloaded: {node_bytes(run, given, now) / GIB:,.0f} GiB of each node's memory; its update and the"
             " transfers are not in the time"
         )
-    for line in remedies(run, given, choices):
-        out.print(f"as configured it does not fit or cannot be dealt out; instead: {line}", soft_wrap=True)
+    if now is not None and now.fits and (options := words(run, given, now)):
+        out.print(f"the configuration on these GPUs: {options}", soft_wrap=True)
+    if lines := remedies(run, given, choices):
+        out.print(f"{_obstacle(run, given, now)}; instead: {', or: '.join(lines)}", soft_wrap=True)
+    if not run.precision.startswith("bf16"):
+        out.print("products of float32 are slower than the rate assumed: give the --mfu of a short run")
     out.print(
-        f"assumed: {given.mfu:.0%} of {given.gpu.peak_flops / 1e12:,.0f} TFLOP/s while computing;"
-        f" {given.bandwidth / 1e9:,.0f} GB/s a GPU in collectives, {OVERLAP:.0%} of them hidden;"
-        f" {given.memory / GIB:.1f} of {given.gpu.memory_bytes / GIB:.0f} GiB usable. Formulas: docs/scaling.md"
+        f"assumed: {given.mfu:.0%} of {given.gpu.peak_flops / 1e12:,.0f} TFLOP/s (bf16) while computing;"
+        f" {given.bandwidth / 1e9:,.0f} GB/s a GPU in collectives, {OVERLAP:.0%} hidden of what can be;"
+        f" {given.memory / GIB:.1f} of {given.gpu.memory_bytes / GIB:.0f} GiB usable. Formulas: docs/scaling.md",
+        soft_wrap=True,
     )
+
+
+def _obstacle(run: Run, given: Assumptions, now: Choice | None) -> str:
+    if now is None:
+        own = run.windows // given.gpus
+        return f"as configured, {run.micro_batch} windows at a time do not divide the {own} of a GPU"
+    return f"as configured, {now.total_bytes / GIB:.1f} GiB do not fit"
 
 
 def _model(run: Run) -> Table:
@@ -58,20 +77,18 @@ def _shares(parts: dict, text) -> list[tuple[str, str, str]]:
     return [*rows, ("all", text(total), "")]
 
 
-def _memory(run: Run, given: Assumptions, choices: list[Choice]) -> Table:
+def _memory(choices: list[Choice]) -> Table:
     sizes = sorted({choice.micro_batch for choice in choices})
-    title = f"GiB a GPU by micro-batch (windows), {run.precision}; state: weights, gradients, optimiser; (too much)"
-    table = Table("strategy", "recompute", "of it state", *(str(size) for size in sizes), title=title)
-    table.title_justify = "left"
+    table = Table("strategy", "recompute", "state", *(str(size) for size in sizes))
     for column in table.columns[2:]:
         column.justify = "right"
-    by_key = {(choice.stage, choice.checkpointing, choice.micro_batch): choice for choice in choices}
-    for stage in sorted({choice.stage for choice in choices}):
+    by_key = {(choice.strategy, choice.checkpointing, choice.micro_batch): choice for choice in choices}
+    for strategy in [name for name in STRATEGIES if any(choice.strategy == name for choice in choices)]:
         for checkpointing in (False, True):
-            row = [by_key[stage, checkpointing, size] for size in sizes]
+            row = [by_key[strategy, checkpointing, size] for size in sizes]
             state = sum(row[0].memory[part] for part in ("weights", "gradients", "optimiser"))
             cells = [f"{c.total_bytes / GIB:.1f}" if c.fits else f"({c.total_bytes / GIB:.1f})" for c in row]
-            table.add_row(NAMES[stage], "on" if checkpointing else "off", f"{state / GIB:.1f}", *cells)
+            table.add_row(strategy, "on" if checkpointing else "off", f"{state / GIB:.1f}", *cells)
     return table
 
 
@@ -81,17 +98,18 @@ def _times(run: Run, given: Assumptions, choices: list[Choice]) -> Table:
     table = Table(*columns, title=title, title_justify="left")
     for column in table.columns[4:]:
         column.justify = "right"
-    for name, found in (("configured", configured(run, given)), ("quickest", best(choices))):
+    now = configured(run, given)
+    for name, found in (("configured", now), ("quickest", best(choices, now))):
         if found is None:
             table.add_row(name, "none")
             continue
         seconds = found.step_seconds
         days = run.steps * seconds / 86400
-        waiting = f"{1 - found.compute_seconds / seconds:.0%}"
+        waiting = f"{found.waiting_seconds / seconds:.0%}"
         size = f"{found.total_bytes / GIB:.1f}" if found.fits else f"({found.total_bytes / GIB:.1f})"
         table.add_row(
-            name, NAMES[found.stage], f"{found.micro_batch} x {found.accumulate}",
+            name, found.name, f"{found.micro_batch} x {found.accumulate}",
             "on" if found.checkpointing else "off", size, f"{seconds:.2f}", waiting, f"{run.tokens / seconds:,.0f}",
-            f"{days:,.1f}", f"{days * 24 * given.gpus:,.0f}",
+            f"{days:,.2f}", f"{days * 24 * given.gpus:,.0f}",
         )  # fmt: skip
     return table

@@ -6,6 +6,7 @@ import torch
 import monet.kernels.mix_project as mix_project
 from benchmarks.measure import peak_bytes
 from benchmarks.measure import saved_bytes as counted_bytes
+from monet.flops import parameter_counts
 from monet.losses import RouterLoss
 from monet.memory import (
     activation_bytes_per_token,
@@ -48,7 +49,7 @@ def test_saved_bytes_within_three_percent(kind, precision, changes):
     model = make(kind, precision, **changes)
     known = [*model.parameters(), *model.buffers()]
     counted = counted_bytes(lambda: loss_of(model, precision), known)
-    wide = widths(precision, 0)
+    wide = widths(precision, "ddp")
     predicted = ROWS * T * saved_bytes_per_token(model.config, wide) + copies_bytes(model.config, wide, False)
     assert predicted == pytest.approx(counted, rel=0.03)
 
@@ -64,7 +65,7 @@ def measured_peak(model, precision: str) -> int:
 
 
 def predicted_peak(model, precision: str, checkpointing: bool) -> float:
-    wide = widths(precision, 0)
+    wide = widths(precision, "ddp")
     parts = activation_bytes_per_token(model.config, wide, checkpointing)
     return ROWS * T * sum(parts.values()) + copies_bytes(model.config, wide, checkpointing)
 
@@ -94,7 +95,7 @@ def test_peaks_are_not_underestimated_where_a_layer_is_the_peak(small_chunks, ki
     model = make(kind, "bf16-mixed", vocab_size=100)
     if checkpointing:
         checkpoint(model)
-    parts = activation_bytes_per_token(model.config, widths("bf16-mixed", 0), checkpointing)
+    parts = activation_bytes_per_token(model.config, widths("bf16-mixed", "ddp"), checkpointing)
     assert parts["work"] > 0 or kind == "llama"
     assert predicted_peak(model, "bf16-mixed", checkpointing) > 0.85 * measured_peak(model, "bf16-mixed")
 
@@ -106,7 +107,7 @@ def test_state_is_what_a_real_optimiser_holds(precision):
     loss_of(model, precision).backward()
     optimizer.step()
     parameters = list(model.parameters())
-    parts = state_bytes(model.config, precision, 0, 8)
+    parts = state_bytes(model.config, precision, "ddp", 8)
     assert parts["weights"] == sum(p.nbytes for p in parameters)
     assert parts["gradients"] == sum(p.grad.nbytes for p in parameters)
     moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
@@ -114,12 +115,21 @@ def test_state_is_what_a_real_optimiser_holds(precision):
     assert parts["buffers"] == 0
 
 
-def test_zero_spreads_one_thing_more_a_stage():
+@pytest.mark.parametrize(
+    ("precision", "weight", "gradient", "optimiser"), [("bf16-mixed", 2, 4, 12), ("bf16-true", 2, 4, 12),
+                                                       ("32-true", 4, 4, 12)]
+)  # fmt: skip
+def test_zero_spreads_one_thing_more_a_stage(precision, weight, gradient, optimiser):
     config = make("vertical", "32-true").config
-    parts = {stage: state_bytes(config, "bf16-mixed", stage, 16) for stage in (1, 2, 3)}
-    total = parts[1]["weights"] / 2
-    assert parts[1] | {"buffers": 0} == {"weights": 2 * total, "gradients": 4 * total, "optimiser": 12 * total / 16,
-                                         "buffers": 0}  # fmt: skip
-    assert parts[2]["gradients"] == 4 * total / 16 and parts[2]["weights"] == 2 * total
-    assert parts[3]["weights"] == 2 * total / 16
-    assert state_bytes(config, "bf16-mixed", 2, 1)["buffers"] == 0
+    total = sum(parameter_counts(config).values())
+    for strategy, spread in (("zero1", (1, 1, 16)), ("zero2", (1, 16, 16)), ("zero3", (16, 16, 16))):
+        parts = state_bytes(config, precision, strategy, 16)
+        wanted = [each * total / n for each, n in zip((weight, gradient, optimiser), spread, strict=True)]
+        assert [parts[part] for part in ("weights", "gradients", "optimiser")] == wanted
+        assert parts["buffers"] > 0
+        away = state_bytes(config, precision, strategy, 16, offload=True)
+        assert away == {part: 0.0 if n == 16 else parts[part] for part, n in zip(parts, spread, strict=False)} | {
+            "buffers": parts["buffers"]
+        }
+    sharded = state_bytes(config, precision, "fsdp2", 16)
+    assert sum(sharded.values()) - sharded["buffers"] == (8 if precision == "bf16-true" else 16) * total / 16

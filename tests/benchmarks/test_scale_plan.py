@@ -1,6 +1,7 @@
 """The simulated ranks run over the real stream and checkpoint code, and their checks bite."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,12 @@ def test_all_of_it_runs_on_few_ranks(tmp_path, capsys):
     # float32 weights and both moments, and the routers' statistics
     assert figures["layouts"][1]["GB"] == pytest.approx(12 * 1.465157632, rel=1e-3)
     assert "lost 0, repeated 0" in capsys.readouterr().out
+
+
+def test_all_of_many_ranks_write_a_checkpoint_and_none_of_them_much():
+    pretrain = Path(scale_plan.__file__).parent.parent / "configs" / "pretrain"
+    row = scale_plan.layout([pretrain / "recipe.yaml", pretrain / "monet_4.1b_vd.yaml"], 64)
+    assert row["ranks that write"] == 64 and row["most GB of a rank"] < 1.2
 
 
 def test_sixty_four_threads_read_what_one_process_reads(data):

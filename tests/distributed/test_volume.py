@@ -31,10 +31,11 @@ STEPS, ACCUMULATE = 2, 2
 def test_ranks_send_what_a_plan_says(name, precision, train_ranks, settings, tmp_path):
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")
-    # large enough for padding, norms and the routers' sums to be small beside it
-    settings["model"]["shape"] |= {"hidden_size": 96, "moe_dim": 16, "moe_experts": 16}
-    settings["trainer"]["precision"] = precision
+    # large enough for padding and the routers' sums to be small beside it; a tied embedding is gathered twice
+    settings["model"]["shape"] |= {"hidden_size": 96, "moe_dim": 16, "moe_experts": 16, "tie_word_embeddings": False}
+    # checkpoints and validations send, too
     settings["checkpoint_every"] = 100
+    settings["trainer"] |= {"precision": precision, "val_check_interval": 100}
     command = ("-m", "tests.distributed.volume_ranks", str(tmp_path / "sent"))
     run = train_ranks("run", STRATEGIES[name], "--trainer.max_steps=4", command=command)
     assert run.codes == [0, 0], run.errors

@@ -19,9 +19,10 @@ from torch import Tensor
 COLLECTIVES: dict[str, tuple[int, tuple[str, ...], int]] = {
     "all_reduce": (0, ("tensor",), 2),
     "all_gather_into_tensor": (0, ("output_tensor",), 1),
-    "_allgather_base": (0, ("output_tensor",), 1),
+    "all_gather_single": (0, ("output", "output_tensor"), 1),
     "all_gather": (0, ("tensor_list",), 1),
     "reduce_scatter_tensor": (1, ("input",), 1),
+    "reduce_scatter_single": (1, ("input", "input_tensor"), 1),
     "reduce_scatter": (1, ("input_list",), 1),
 }
 sent: Counter[str] = Counter()
@@ -35,7 +36,7 @@ def count(name: str) -> None:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if is_counting:
-            whole = args[place] if len(args) > place else next(kwargs[key] for key in keywords)
+            whole = args[place] if len(args) > place else next(kwargs[key] for key in keywords if key in kwargs)
             tensors: list[Tensor] = whole if isinstance(whole, list) else [whole]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             share = (torch.distributed.get_world_size() - 1) / torch.distributed.get_world_size()
