@@ -80,6 +80,7 @@ _MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "monet": (MonetConfig, MonetForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
 }
+_TOKENIZER = "tokenizer.json"
 # What a warm start may give another value: it changes no weight's shape or meaning.
 _MAY_DIFFER = frozenset({"max_position_embeddings"})
 
@@ -159,6 +160,36 @@ def warm_start(model: LanguageModel, folder: str) -> None:
     loaded = type(model).from_pretrained(folder, local_files_only=True, dtype=model.dtype)
     model.load_state_dict(loaded.state_dict())
     print(f"weights of {folder}", flush=True)
+
+
+def refuse_other_tokenizer(folder: str, tokenizer: Path) -> None:
+    """Refuse data in which an id is another token than it is for the weights of a warm start.
+
+    Tokens that only one of the two has are no contradiction; nor is a folder that has no tokenizer.json.
+
+    Args:
+        folder: model.init_from; a checkpoint's tokenizer is its run's.
+        tokenizer: folder of the data's.
+    Raises:
+        ConfigError: names the first id that differs, with both tokens.
+    """
+    places = [Path(folder), Path(folder).parent.parent / "tokenizer"]
+    theirs = next((place / _TOKENIZER for place in places if (place / _TOKENIZER).is_file()), None)
+    if theirs is None or not (tokenizer / _TOKENIZER).is_file():
+        return
+    before, now = (_tokens(path) for path in (theirs, tokenizer / _TOKENIZER))
+    if changed := sorted(index for index in before.keys() & now.keys() if before[index] != now[index]):
+        index = changed[0]
+        raise ConfigError(
+            f"model.init_from = {folder}: id {index} is {before[index]!r} for {theirs} and {now[index]!r} for the"
+            f" data's {tokenizer / _TOKENIZER} ({len(changed)} ids differ); prepare the data with the model's tokenizer"
+        )
+
+
+def _tokens(path: Path) -> dict[int, str]:
+    from tokenizers import Tokenizer
+
+    return {index: token for token, index in Tokenizer.from_file(str(path)).get_vocab().items()}
 
 
 def _classes(content: dict[str, Any]) -> tuple[type[Any], type[Any]]:

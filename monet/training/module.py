@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +20,13 @@ from monet.losses import RouterLoss
 from monet.ranks import GlobalBatch
 from monet.training.agree import any_over_ranks
 from monet.training.guard import StepGuard, gradient_norm
-from monet.training.language_models import build, config_json, freeze_routers, warm_start
+from monet.training.language_models import (
+    build,
+    config_json,
+    freeze_routers,
+    refuse_other_tokenizer,
+    warm_start,
+)
 from monet.training.metrics import RouterHealth
 from monet.training.nonfinite import NonFiniteSettings
 from monet.training.optim import (
@@ -49,7 +57,8 @@ class MonetLightningModule(LightningModule):
         shape: sizes and form of the language model.
         init_from: folder of a released or exported model, or of a checkpoint, whose weights a new run starts with; a
             run that continues has its own. None starts with random weights.
-        freeze_router: the routers of init_from stay as they are, running statistics included.
+        freeze_router: the routers of init_from stay as they are, running statistics included; their losses are
+            measured and do not enter the loss.
         router_loss: weights and form of the routers' auxiliary losses.
         optimizer: AdamW and its parameter groups.
         schedule: learning rate over the run.
@@ -86,6 +95,8 @@ class MonetLightningModule(LightningModule):
         self.init_from, self.freeze_router = init_from, freeze_router
         if freeze_router:
             freeze_routers(self.model, init_from)
+            # what is left for these losses to move is the layers below, away from what the routers were trained on
+            self.router_loss = replace(router_loss, uniformity_weight=0.0, ambiguity_weight=0.0)
         if gradient_checkpointing:
             # the old name warns where the new one exists
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
@@ -109,15 +120,17 @@ class MonetLightningModule(LightningModule):
         """Check that data and model fit, and take over the tokenizer's special ids.
 
         Raises:
-            ConfigError: the vocabulary or the longest sequence is too small.
+            ConfigError: the vocabulary or the longest sequence is too small, or init_from had another tokenizer.
         """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.init_from is not None and self.trainer.ckpt_path is None:
+            if (tokenizer := getattr(data, "tokenizer_dir", None)) is not None:
+                refuse_other_tokenizer(self.init_from, Path(tokenizer))
             warm_start(self.model, self.init_from)
         if self.trainer.world_size > 1 and self.router_statistics == "global":
             ranks = GlobalBatch()
             for router in self.model.routers():
                 router.ranks = ranks
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is None:
             return
         config = self.model.config

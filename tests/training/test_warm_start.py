@@ -12,7 +12,7 @@ from monet.export import export
 from monet.training.module import MonetLightningModule
 from monet.training.optim import parameter_groups
 from monet.training.settings import ModelShape
-from tests.training.runs import SHAPE, losses
+from tests.training.runs import SHAPE, losses, read_log
 from tests.training.test_twin import TWIN
 
 LAST = "step-00000012"
@@ -76,6 +76,7 @@ def test_a_frozen_router_does_not_move(train, settings, source, tmp_path):
     before, after = weights(source), weights(run.checkpoints / LAST)
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert moved == {name for name in after if not is_router(name)}
+    assert all(entry["loss"] == entry["lm_loss"] and entry["uniformity"] > 0 for entry in read_log(run.run_dir))
     state = json.loads((run.checkpoints / LAST / "state.json").read_text())
     assert "router_decay" not in json.dumps(state)
     # a continued run stays frozen, and is not thawed by mistake
@@ -87,12 +88,17 @@ def test_a_frozen_router_does_not_move(train, settings, source, tmp_path):
 
 
 def test_a_frozen_router_has_no_gradient_and_no_place_in_the_optimiser(source):
-    module = MonetLightningModule(ModelShape(**SHAPE), init_from=str(source), freeze_router=True)
+    shape = ModelShape(**{**SHAPE, "attention_dropout": 0.0})
+    module = MonetLightningModule(shape, init_from=str(source), freeze_router=True)
     model = module.model.train()
     windows = torch.randint(280, (2, 17))
     model(windows[:, :-1], shift_labels=windows[:, 1:], router_loss=module.router_loss).loss.backward()
     names = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert names == {name for name, _ in model.named_parameters() if is_router(name)} and names
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    model(windows[:, :-1], shift_labels=windows[:, 1:]).loss.backward()
+    assert all(torch.equal(model.get_parameter(name).grad, grad) for name, grad in gradients.items())
     groups = parameter_groups(model, module.optimizer_settings)
     assert {group["name"] for group in groups} == {"body_decay", "body_no_decay"}
 
@@ -163,6 +169,26 @@ def test_damaged_sources_are_refused(train, settings, source, capsys, damage, co
     settings["model"]["init_from"] = str(source)
     assert train("new").code == code
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("kind", ["export", "checkpoint"])
+def test_data_of_another_tokenizer_are_refused(train, settings, source, tmp_path, capsys, kind):
+    folder, tokenizer = source, source / "tokenizer.json"
+    if kind == "checkpoint":
+        folder, tokenizer = tmp_path / "source" / "checkpoints" / LAST, tmp_path / "source" / "tokenizer/tokenizer.json"
+    settings["model"] |= {"init_from": str(folder), "schedule": {"name": "constant"}}
+    content = json.loads(tokenizer.read_text())
+    vocabulary = content["model"]["vocab"]
+    by_id = {index: token for token, index in vocabulary.items()}
+    # a token that only one of the two has is no contradiction
+    content["added_tokens"].append({**content["added_tokens"][0], "id": len(by_id) + 7, "content": "<new>"})
+    tokenizer.write_text(json.dumps(content))
+    assert train("longer", "--trainer.max_steps=1").code == 0
+    vocabulary[by_id[270]], vocabulary[by_id[271]] = 271, 270
+    tokenizer.write_text(json.dumps(content))
+    assert train("new").code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"id 270 is {by_id[271]!r}" in error and "(2 ids differ)" in error
 
 
 def test_freezing_random_routers_or_none_is_refused(train, settings, capsys):
