@@ -193,7 +193,8 @@ def remedies(run: Run, given: Assumptions, choices: list[Choice]) -> list[str]:
     if found is not None:
         return [words(run, given, found)]
     least = min(choices, key=lambda c: c.total_bytes)
-    lines = [f"more GPUs, or GPUs of more than {(least.total_bytes + RESERVED_BYTES) / GIB:,.0f} GiB"]
+    needed = least.total_bytes / (1 - FRAGMENTED) + RESERVED_BYTES
+    lines = [f"more GPUs, or GPUs of more than {needed / GIB:,.0f} GiB"]
     offloaded = choice(run, given, "zero3", least.micro_batch, True, offload=True)
     if offloaded.fits:
         host = node_bytes(run, given, offloaded) / GIB

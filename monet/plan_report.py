@@ -28,7 +28,8 @@ def show(run: Run, given: Assumptions, choices: list[Choice], console: Console |
     )
     out.print(
         f"GiB a GPU by micro-batch (windows of a GPU at a time), {run.precision}; (too much); state: its part of"
-        " weights, gradients, optimiser"
+        " weights, gradients, optimiser",
+        soft_wrap=True,
     )
     out.print(_memory(choices))
     out.print(_times(run, given, choices))
