@@ -29,6 +29,7 @@ from monet.eval.loading import DType, load_model, load_tokenizer, open_windows, 
 from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import check_mask, load_masks
 from monet.eval.store import model_key
+from monet.experts import lay_out_for_decoding
 from monet.files import atomic_write_json
 
 if TYPE_CHECKING:
@@ -337,6 +338,8 @@ def run(
         tokenizer = load_tokenizer(loaded)
         if tokenizer is None:
             raise CheckpointError(f"{model}: no tokenizer there; completions need the model's own")
+        if loaded.device.type == "cuda":
+            lay_out_for_decoding(loaded)
         result = evaluate_code(
             loaded,
             tokenizer,

@@ -196,6 +196,8 @@ class Namespaces:
         lines += [f"touch dev/{name}; mount --bind /dev/{name} dev/{name}" for name in _DEVICES]
         lines += [
             "mount -t proc -o nosuid,nodev,noexec proc proc",
+            # System V shared memory lives on without a process, and nobody needs it
+            "echo 0 2> dev/null > proc/sys/kernel/shmall || true",
             f"mount -t tmpfs -o size={limits.disk_mb}m,nr_inodes={_INODES},mode=1777,nosuid,nodev box box",
             "test -e tmp || ln -s box tmp",
             "mount -o remount,bind,ro,nosuid,nodev .",

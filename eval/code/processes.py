@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,22 +19,26 @@ class Tree:
 
     Args:
         resident: bytes of resident memory by process.
+        unnamed_files: bytes of files that live in memory under no name (memfd) and are held open.
         cpu_seconds: processor time that all of them have had, those that have ended included.
         waited_seconds: time that one of them, the one with most, was ready to run and had no processor.
     """
 
     resident: dict[int, int]
+    unnamed_files: int
     cpu_seconds: float
     waited_seconds: float
 
     def memory(self, bound: int) -> int:
-        """Bytes of resident memory of all together.
+        """Bytes of memory of all together.
 
         Args:
             bound: only above it are pages that several share split among them, which takes the kernel longer.
         """
         everything = sum(self.resident.values())
-        return everything if everything <= bound else sum(_share(pid, size) for pid, size in self.resident.items())
+        if everything > bound:
+            everything = sum(_share(pid, size) for pid, size in self.resident.items())
+        return everything + self.unnamed_files
 
 
 def look_at_tree(root: int) -> Tree:
@@ -50,9 +54,21 @@ def look_at_tree(root: int) -> Tree:
     page, tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
     return Tree(
         resident={pid: int(fields_of[pid][21]) * page for pid in tree},
+        unnamed_files=sum({key: size for pid in tree for key, size in _unnamed_files(pid)}.values()),
         cpu_seconds=sum(int(ticks) for pid in tree for ticks in fields_of[pid][11:15]) / tick,
         waited_seconds=max((_waited(pid) for pid in tree), default=0.0),
     )
+
+
+def _unnamed_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """Device, inode and bytes of each file that a process holds open and that is only in memory."""
+    folder = _PROC / str(pid) / "fd"
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            with contextlib.suppress(OSError):
+                if os.readlink(folder / name).startswith("/memfd:"):
+                    found = os.stat(folder / name)
+                    yield (found.st_dev, found.st_ino), found.st_blocks * 512
 
 
 def _waited(pid: int) -> float:

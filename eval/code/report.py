@@ -122,7 +122,7 @@ def _experts(result: CodeResult) -> Table:
     groups = max(len(mask.experts_per_group) for mask in result.masks)
     return Table(
         title="Experts removed, by routing group",
-        header=["language", *(f"group {number}" for number in range(1, groups + 1)), "all", "share"],
+        header=["language", *(f"group {number}" for number in range(groups)), "all", "share"],
         rows=[
             [
                 mask.label,

@@ -205,7 +205,7 @@ def test_known_deltas(model, tokenizer, problems, bodies, tmp_path, sandbox, lib
     assert heads["Python"].others_mean == 0 and heads["Python"].random_per_seed == [0, 0]
     assert "its own pass@4 by -66.7, the other languages' mean by +0.0, random experts" in result.sentence
     table = next(block for block in result.report().blocks if block.title == "Experts removed, by routing group")
-    assert table.header == ["language", "group 1", "group 2", "all", "share"]
+    assert table.header == ["language", "group 0", "group 1", "all", "share"]
     assert table.rows[0] == ["Python", "3", "1", "4", "8.00%"]
     matrix = next(block for block in result.report().blocks if isinstance(block, Heatmap))
     assert matrix.rows == ["Python", "js", "english"] and matrix.columns == ["python", "javascript"]

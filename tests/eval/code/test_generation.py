@@ -32,6 +32,7 @@ def sampler(model, tokenizer, folder, sampling=SAMPLING):
 def test_samples_differ_and_come_out_again(model, tokenizer, tmp_path):
     first = sampler(model, tokenizer, tmp_path / "a").completions(None, [problem()])["a"]
     assert len(first) == 5 and len(set(first)) > 1
+    assert first[:2] != first[2:4], "batches draw from seeds of their own"
     state = torch.get_rng_state()
     assert sampler(model, tokenizer, tmp_path / "b").completions(None, [problem()])["a"] == first
     assert torch.equal(torch.get_rng_state(), state)

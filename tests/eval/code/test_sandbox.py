@@ -108,6 +108,14 @@ def test_shared_memory_of_one_process(sandbox, python):
     assert attack(sandbox, python, program + "time.sleep(200)", memory_mb=256).status == "memory"
 
 
+def test_files_in_memory_without_a_name(sandbox, python):
+    program = (
+        "import os, time\nfiles = [os.memfd_create('x') for _ in range(50)]\nfor file in files:\n"
+        "    for _ in range(16): os.write(file, bytes(1 << 20))\ntime.sleep(200)"
+    )
+    assert attack(sandbox, python, program, memory_mb=256).status == "memory"
+
+
 def test_network(sandbox, python):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
@@ -137,7 +145,8 @@ def test_huge_files(sandbox, python):
     many = "n = 0\nwhile True:\n    open(f'f{n}', 'wb').write(bytes(4 << 20))\n    n += 1\n"
     full = attack(sandbox, python, many, file_mb=8, disk_mb=32)
     assert full.status == "failed" and "No space left" in full.output
-    empty = attack(sandbox, python, "n = 0\nwhile True:\n    open(f'f{n}', 'w').close()\n    n += 1\n", disk_mb=32)
+    endless = "n = 0\nwhile True:\n    open(f'f{n}', 'w').close()\n    n += 1\n"
+    empty = attack(sandbox, python, endless, disk_mb=32, cpu_seconds=3)
     assert empty.status in ("failed", "timeout")
 
 
@@ -195,23 +204,37 @@ def test_privileges(sandbox, python):
 
 
 def test_a_killed_runner_takes_its_program_along(sandbox, python):
-    marker = f"marker-{uuid.uuid4().hex}"
+    marker = uuid.uuid4().hex
+    halves = marker[:16], marker[16:]  # the runner's own command line does not hold the whole
     code = (
-        "import sys\nfrom pathlib import Path\nfrom monet.eval.code.jails import *\n"
+        "from pathlib import Path\nfrom monet.eval.code.jails import *\n"
         "from monet.eval.code.limits import Limits\nfrom monet.eval.code.sandbox import Sandbox\n"
         f"box = Sandbox({type(sandbox.jail).__name__}(), {{}}, {{}}, Limits(cpu_seconds=500, wall_seconds=500))\n"
-        f"box.run({{}}, '{python.command} -S -c \"import time; time.sleep(500)\" {marker}x', "
-        f"[Path(p) for p in {[str(path) for path in python.view]}])"
+        f"word = '{halves[0]}' + '{halves[1]}'\n"
+        f"box.run({{}}, '{python.command} -S -c \"import time; time.sleep(500)\" ' + word, "
+        f"[Path(path) for path in {[str(path) for path in python.view]}])"
     )
     runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 200
-    while not is_running(f"500) {marker}x".split()[1]) and time.monotonic() < deadline:
+    while not is_running(marker) and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert is_running(marker)
     runner.send_signal(signal.SIGKILL)
     runner.wait()
-    while is_running(f"{marker}x") and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while is_running(marker) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not is_running(f"{marker}x")
+    assert not is_running(marker)
+
+
+def test_only_its_own_folder_can_be_written(sandbox):
+    """By the mounts themselves, for another user id would hide a wrong one."""
+    mounts = [line.split() for line in sandbox.run({}, "cat /proc/mounts").output.splitlines()]
+    writable = {where for _, where, _, options, *_ in mounts if options.split(",")[0] == "rw"}
+    assert {"/box", "/proc"} <= writable and all(where in ("/box", "/proc") or where.startswith("/dev/")
+                                                 for where in writable), writable  # fmt: skip
+    setuid = {where for _, where, kind, options, *_ in mounts if "nosuid" not in options.split(",")}
+    assert all(where.startswith("/dev/") for where in setuid)
 
 
 def test_nothing_is_left_in_the_temporary_folder(sandbox, python, tmp_path, monkeypatch):
@@ -265,7 +288,7 @@ def test_a_jail_that_does_not_start_says_nothing_about_a_program(kind, monkeypat
 
 def test_a_starved_program_has_no_outcome(weak, monkeypatch):
     short = replace(weak, limits=replace(weak.limits, wall_seconds=1))
-    for tree, status in [(Tree({}, 0.1, 0.9), "sandbox error"), (Tree({}, 0.9, 0.9), "timeout")]:
+    for tree, status in [(Tree({}, 0, 0.1, 0.9), "sandbox error"), (Tree({}, 0, 0.9, 0.9), "timeout")]:
         monkeypatch.setattr(module, "look_at_tree", lambda _, tree=tree: tree)
         assert short.run({}, "sleep 60").status == status
     monkeypatch.setattr(module, "available_memory", lambda: 0)
