@@ -21,6 +21,7 @@ JSON_NAME = "report.json"
 # A suite's results name their "format"; its class reads them and tells them as a `monet.eval.document.Report`.
 FORMATS: dict[str, str] = {
     "monet-ablation/1": "monet.eval.results:AblationResult",
+    "monet-curve/1": "monet.eval.curve:CurveResult",
     "monet-general/1": "monet.eval.harness.general_result:GeneralResult",
     "monet-domains/1": "monet.eval.harness.domains_result:DomainsResult",
     "monet-code/1": "monet.eval.code.results:CodeResult",

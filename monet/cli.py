@@ -52,6 +52,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "stats merge": Verb("monet.eval.stats:merge", "add up statistics of several passes", words_into="files"),
         "select": Verb("monet.eval.selection:run", "statistics -> one expert mask a domain"),
         "ablate": Verb("monet.eval.ablate:run", "loss per domain before and after each mask, and under random masks"),
+        "curve": Verb("monet.eval.curve:run", "loss per domain by threshold of the selection, as nested masks"),
         "eval general": Verb("monet.eval.harness.general:run", "eight benchmarks, 0- and 5-shot, under masks"),
         "eval domains": Verb(
             "monet.eval.harness.domains:run", "MMLU's 14 categories: accuracy without each one's experts"

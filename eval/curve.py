@@ -1,0 +1,335 @@
+"""How removal grows with its threshold: nested masks out of one file of statistics, each measured as by `monet ablate`.
+
+A rule with a threshold gives smaller masks where it is stricter. Each label's masks must be nested, so that a curve
+adds experts and never exchanges them; that is checked. Losses are shared: equal masks are scored once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from monet.errors import CheckpointError, ConfigError
+from monet.eval.ablate import check_request, measure
+from monet.eval.bootstrap import Bootstrap
+from monet.eval.document import Block, Curve, Report, Series, Table, Text
+from monet.eval.held_out import Protocol, check_protocol, evaluation_split
+from monet.eval.inputs import LabelledData
+from monet.eval.loading import DType, check_batch_size, load_model, open_windows
+from monet.eval.losses import LossStore
+from monet.eval.results import RESULT_NAME, Verdict
+from monet.eval.rules import RankedBy, Rule, RuleName, rule_named
+from monet.eval.selection import select_by
+from monet.eval.stats import ExpertStatistics
+from monet.files import atomic_write_json
+from monet.masks import ExpertMask
+
+if TYPE_CHECKING:
+    from monet.modeling_monet import MonetForCausalLM
+
+FORMAT = "monet-curve/1"
+_PAIRS = ("target_interval", "others_mean_interval", "random_interval")
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What the masks of one threshold did.
+
+    Args:
+        threshold: of the rule.
+        domains: one verdict a label.
+    """
+
+    threshold: float
+    domains: list[Verdict]
+
+
+@dataclass(frozen=True)
+class CurveResult:
+    """Outcome of a curve; `to_json` and `from_json` are inverse.
+
+    Args:
+        rule: its name and numbers; the one under its threshold's name is that of no point in particular.
+        nested: each label's masks contain one another; always true, for others are refused.
+        points: from the fewest experts removed to the most.
+        provenance: as of an ablation, without its masks.
+    """
+
+    rule: dict[str, Any]
+    nested: bool
+    points: list[CurvePoint]
+    provenance: dict[str, Any]
+
+    @property
+    def sentence(self) -> str:
+        """How many masks pass at each threshold, in words."""
+        passed = ", ".join(
+            f"{sum(verdict.passes for verdict in point.domains)} at {point.threshold:g}" for point in self.points
+        )
+        return (
+            f"of {len(self.points[0].domains)} masks by {self.rule['rule']}, so many hit their own domain hardest, and "
+            f"harder than random masks: {passed}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings."""
+        return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, allow_nan=False))
+
+    @classmethod
+    def from_json(cls, content: Any) -> CurveResult:
+        """Build a result from what `to_json` gave.
+
+        Raises:
+            CheckpointError: not the layout of this version.
+        """
+
+        def verdict(row: Any) -> Verdict:
+            return Verdict(**{**row, **{key: tuple(row[key]) for key in _PAIRS}})
+
+        try:
+            if content["format"] != FORMAT:
+                raise CheckpointError(f"format {content['format']!r} where {FORMAT!r} is read; run `monet curve` again")
+            points = [
+                CurvePoint(point["threshold"], list(map(verdict, point["domains"]))) for point in content["points"]
+            ]
+            return cls(content["rule"], content["nested"], points, content["provenance"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"no curve ({error!r}); write one with `monet curve`") from None
+
+    def report(self) -> Report:
+        """A curve and a table a label."""
+        names = [verdict.name for verdict in self.points[0].domains]
+        held_out = self.provenance["held_out"]
+        flatters = {
+            True: "The masks were chosen on another split, or on text prepared apart from this.",
+            False: "The masks were chosen on the text they are evaluated on, which flatters them.",
+            None: "It is not recorded what text the masks were chosen on; if it is this one, that flatters them.",
+        }
+        keep = self.provenance["keep"]
+        removed = "removed" if not keep else f"weakened to {keep:g} of their weight"
+        rule = " ".join(f"{key} {value}" for key, value in self.rule.items() if key not in ("rule", "label"))
+        blocks: list[Block] = [
+            Text(
+                f"Experts were chosen by the rule {self.rule['rule']} ({rule}) at {len(self.points)} thresholds out of "
+                f"one file of statistics, and {removed}. Masks of a domain are nested: a looser threshold adds experts "
+                "and exchanges none. Bands and brackets are intervals over documents."
+            ),
+            Text(flatters[held_out]),
+        ]
+        for index, name in enumerate(names):
+            rows = [point.domains[index] for point in self.points]
+            blocks += [_curve(name, rows), _table(name, self.points, rows)]
+        return Report("Removal by threshold", self.sentence, blocks, self.provenance, self.to_json())
+
+
+def _curve(name: str, rows: Sequence[Verdict]) -> Curve:
+    share = [100 * row.share for row in rows]
+
+    def series(title: str, value: str, interval: str) -> Series:
+        low, high = zip(*(getattr(row, interval) for row in rows), strict=True)
+        return Series(title, share, [getattr(row, value) for row in rows], low, high)
+
+    return Curve(
+        title=f"{name}: increase of mean loss by share of experts",
+        x_label="experts chosen, % of all",
+        y_label="nats a token",
+        series=[
+            series(f"{name} itself", "target_delta", "target_interval"),
+            series("mean of the others", "others_mean_delta", "others_mean_interval"),
+            series(f"{name} under random masks", "random_delta", "random_interval"),
+        ],
+        note="Random masks take as many experts of every routing group.",
+    )
+
+
+def _table(name: str, points: Sequence[CurvePoint], rows: Sequence[Verdict]) -> Table:
+    def told(value: float, interval: tuple[float, float]) -> str:
+        low, high = interval
+        return f"{value + 0.0:+.3f} [{low + 0.0:+.3f}, {high + 0.0:+.3f}]"
+
+    return Table(
+        title=f"{name}: increase of mean loss, nats a token",
+        header=["threshold", "experts", "share", "itself", "mean of the others", "random, on itself", "passes"],
+        rows=[
+            [
+                f"{point.threshold:g}",
+                f"{row.experts:,}",
+                f"{row.share:.2%}",
+                told(row.target_delta, row.target_interval),
+                told(row.others_mean_delta, row.others_mean_interval),
+                told(row.random_delta, row.random_interval),
+                "yes" if row.passes else f"no: {row.reason}",
+            ]
+            for point, row in zip(points, rows, strict=True)
+        ],
+    )
+
+
+def check_nested(masks: Sequence[Mapping[str, ExpertMask]]) -> None:
+    """Refuse masks of a label that do not contain one another.
+
+    Args:
+        masks: per threshold, masks by label.
+
+    Raises:
+        ConfigError: names the label and both sizes.
+    """
+    for label in masks[0]:
+        by_size = sorted((of[label] for of in masks), key=lambda mask: mask.num_removed)
+        for smaller, larger in itertools.pairwise(by_size):
+            if bool(((smaller.keep_REE < 1) & (larger.keep_REE >= 1)).any()):
+                raise ConfigError(
+                    f"masks of {label!r} that take {smaller.num_removed} and {larger.num_removed} experts are not "
+                    "nested; a curve needs a rule whose looser thresholds only add experts"
+                )
+
+
+def evaluate_curve(
+    model: MonetForCausalLM,
+    statistics: ExpertStatistics,
+    rule: Rule,
+    thresholds: Sequence[float],
+    data: LabelledData,
+    *,
+    out: str | os.PathLike[str],
+    keep: float = 0.0,
+    random_seeds: Sequence[int] = (0, 1, 2),
+    random_on: Literal["all", "target"] = "target",
+    bootstrap: Bootstrap | None = None,
+    batch_size: int = 8,
+    progress: bool = True,
+) -> CurveResult:
+    """Measure each label's masks at several thresholds, with random masks of equal size beside each.
+
+    Losses of a window are kept in `out` as soon as they are known; a second call goes on from them.
+
+    Args:
+        model: the whole model, the one that the statistics were taken from.
+        statistics: of text other than `data`.
+        rule: with a threshold; see `monet.eval.rules`.
+        thresholds: at least one, none twice, in any order.
+        data: holds every label of the rule's masks, and may hold more.
+        out: folder for kept losses and result.json.
+        keep: keep-weight of the chosen experts; 0 removes them.
+        random_seeds, random_on, bootstrap, batch_size, progress: as of `monet.eval.ablate.ablate`.
+
+    Raises:
+        ConfigError: a rule without threshold, thresholds out of range or repeated, or masks that are not nested.
+        DataError, CheckpointError, NonFiniteError: as of `ablate`.
+    """
+    check_batch_size(batch_size)
+    if not thresholds or len(set(thresholds)) != len(thresholds):
+        raise ConfigError(f"thresholds {list(thresholds)}: name at least one, and none twice")
+    by_threshold = {threshold: select_by(statistics, rule.at(threshold), keep=keep) for threshold in thresholds}
+    check_nested(list(by_threshold.values()))
+    for masks in by_threshold.values():
+        check_request(model, masks, data, random_seeds)
+    store = LossStore(Path(out) / "losses", model, batch_size)
+    points = []
+    provenance: dict[str, Any] = {}
+    for threshold, masks in sorted(by_threshold.items(), key=lambda item: sum(m.num_removed for m in item[1].values())):
+        measured = measure(
+            store, masks, data, random_seeds=random_seeds, random_on=random_on,
+            bootstrap=bootstrap or Bootstrap(), progress=progress,
+        )  # fmt: skip
+        points.append(CurvePoint(threshold, measured.domains))
+        provenance = {key: value for key, value in measured.provenance.items() if key != "masks"}
+    provenance |= {"keep": keep, "statistics": statistics.provenance}
+    result = CurveResult(rule.settings(), True, points, provenance)
+    atomic_write_json(Path(out) / RESULT_NAME, result.to_json())
+    return result
+
+
+def run(
+    model: str,
+    data: Path,
+    statistics: Path,
+    thresholds: list[float],
+    out: Path,
+    rule: RuleName = "ratio",
+    by: RankedBy | None = None,
+    per: Literal["group", "all"] | None = None,
+    label: str | None = None,
+    keep: float = 0.0,
+    split: str | None = None,
+    protocol: Protocol = "held_out",
+    seq_len: int | None = None,
+    max_windows: int | None = None,
+    domains: list[str] | None = None,
+    random_seeds: list[int] = [0, 1, 2],  # noqa: B006 - shown in --help, never changed
+    random_on: Literal["all", "target"] = "target",
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    unit: Literal["document", "window"] = "document",
+    seed: int = 0,
+    batch_size: int = 8,
+    device: str = "auto",
+    dtype: DType = "auto",
+    progress: bool = True,
+) -> None:
+    """Measure how the loss of each domain grows with the share of its experts that is removed.
+
+    Chooses masks at several thresholds out of one file of statistics, checks that they are nested, and measures each
+    as `monet ablate` does. Writes OUT/result.json, which `monet report` turns into curves and tables. What is finished
+    is kept in OUT/losses, so the same command goes on after a kill.
+
+    Args:
+        model: Hugging Face folder or name of the model that the statistics were taken from.
+        data: folder of `monet data prepare`, made with the model's tokenizer.
+        statistics: file of `monet stats`.
+        thresholds: of the rule: ratios, correlations, bits, or for top the fractions of experts.
+        out: folder for result.json and kept losses.
+        rule: ratio, pearson, mutual_information or top; see `monet select --help`.
+        by: of top: what ranks experts; see `monet select --help`.
+        per: of top: so many of every routing group ("group") or of all groups together ("all", if not given).
+        label: of pearson, and of top by pearson: the domain of DATA that the mask is to hit.
+        keep: keep-weight of the chosen experts: 0 removes them, 0.3 leaves three tenths of what they add.
+        split: split of DATA to evaluate on, "evaluate" if not given.
+        protocol: held_out evaluates on SPLIT, same on the split that the statistics were taken from.
+        seq_len: tokens a window; without it the most the model was made for.
+        max_windows: windows a domain, evenly spread over its text; without it all.
+        domains: domains of DATA to take; without it all.
+        random_seeds: one random mask per domain, threshold and seed, of as many experts of every routing group.
+        random_on: measure random masks on their target only, which is cheaper, or on all domains.
+        resamples: bootstrap draws an interval, at least 1000.
+        confidence: share of the draws inside an interval.
+        unit: what is drawn again: documents (windows that begin in one document stay together) or windows.
+        seed: of the draws.
+        batch_size: windows a forward.
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        dtype: precision of the weights; auto keeps that of the files.
+        progress: show a bar on standard error.
+
+    Raises:
+        CheckpointError: no such model, or statistics of another.
+        ConfigError: an option out of range or not of this rule, or masks that are not nested.
+        DataError: no such split, a domain of the masks missing in it, or another tokenizer's data.
+        NonFiniteError: a NaN or infinite loss; names mask, domain and window.
+    """
+    bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
+    if not thresholds:
+        raise ConfigError("thresholds []: name at least one")
+    first = thresholds[0]
+    chosen = rule_named(
+        rule, ratio=first if rule == "ratio" else 2.0, by=by, per=per, label=label,
+        fraction=first if rule == "top" else None,
+        threshold=first if rule in ("pearson", "mutual_information") else None,
+    )  # fmt: skip
+    chosen.at(first)
+    loaded = load_model(model, device, dtype)
+    found = ExpertStatistics.load(statistics, model=loaded)
+    parts = list(found.provenance["parts"])
+    windows = open_windows(data, evaluation_split(protocol, split, parts), loaded, seq_len, max_windows, domains)
+    check_protocol(protocol, parts, windows)
+    result = evaluate_curve(
+        loaded, found, chosen, thresholds, windows, out=out, keep=keep, random_seeds=random_seeds,
+        random_on=random_on, bootstrap=bootstrap, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+    print(result.sentence)
+    print(f"result: {Path(out) / RESULT_NAME}; its curves: monet report --result {out} --out FOLDER")
