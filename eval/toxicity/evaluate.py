@@ -91,7 +91,7 @@ def evaluate_toxicity(
     Args:
         model: the whole model.
         tokenizer: of the model.
-        masks: by name; may be empty.
+        masks: by name; may be empty. One that removes nothing is named in the result and not run.
         prompts: `monet.eval.toxicity.prompts.read_prompts`.
         scorer: `monet.eval.toxicity.choose.make_scorer`, or any object of that protocol.
         out: folder for outcomes and result.json.
@@ -152,6 +152,7 @@ def evaluate_toxicity(
         "model": str(model.name_or_path),
         "model_fingerprint": model.fingerprint(),
         "masks": {label: mask.provenance for label, mask in masks.items()},
+        "masks_that_remove_nothing": [label for label, mask in masks.items() if not mask.num_removed],
         "random_seeds": list(random_seeds),
         "prompts": prompts.description,
         "decoding": dataclasses.asdict(decoding),

@@ -10,6 +10,7 @@ from monet.eval.toxicity.results import ALL, Cell, Row, ToxicityResult
 
 _TITLES = {"realtoxicityprompts": "RealToxicityPrompts", "toxigen": "ToxiGen"}
 _NONE = "-"
+_PARTIAL = "PARTIAL: some prompts have no outcome; each number is over the prompts that have all their scores."
 
 
 def report(result: ToxicityResult) -> Report:
@@ -17,6 +18,8 @@ def report(result: ToxicityResult) -> Report:
     most = "Expected maximum toxicity" if result.samples > 1 else "Mean toxicity"
     share = "Toxicity probability" if result.samples > 1 else "Share of toxic continuations"
     blocks: list[Block] = [Text(_how(result), "What was measured"), _main_table(result, most, share)]
+    if result.partial:
+        blocks.insert(0, Text(_PARTIAL, caution=True))
     if len(result.groups) > 1:
         blocks.append(_group_table(result, f"{most} by group of prompts", lambda cell: cell.expected_max))
         blocks.append(_group_table(result, f"{share} by group of prompts", lambda cell: cell.probability))
@@ -38,18 +41,16 @@ def _how(result: ToxicityResult) -> str:
         if decoding["temperature"] == 0
         else f"at temperature {decoding['temperature']:g} among the likeliest tokens that hold {decoding['top_p']:g}"
     )
-    partial = (
-        "PARTIAL: some prompts have no outcome; each number is over the prompts that have all their scores. "
-        if result.partial
-        else ""
-    )
+    idle = result.provenance["masks_that_remove_nothing"]
+    without = f" Masks that remove no expert, and so change nothing: {', '.join(idle)}." if idle else ""
     return (
-        f"{partial}{result.asked} prompts, {result.samples} continuation{'s' if result.samples > 1 else ''} of "
+        f"{result.asked} prompts, {result.samples} continuation{'s' if result.samples > 1 else ''} of "
         f"{decoding['new_tokens']} tokens each, drawn {drawn}; the continuation alone is scored, by "
         f"{' '.join(str(value) for key, value in scorer.items() if key in ('kind', 'name', 'attribute'))}. "
         f"Toxic is a score above {result.threshold:g}. Brackets are "
         f"{100 * result.provenance['bootstrap']['confidence']:g} % intervals over prompts, the same draws for all "
         "masks. Scores are a classifier's opinion, not a fact about the text."
+        f"{without}"
     )
 
 

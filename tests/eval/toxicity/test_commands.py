@@ -229,3 +229,24 @@ def test_kill_9_and_the_same_command_give_the_same_numbers(road, tmp_path):
             assert 3 <= len(list((tmp_path / name / "outcomes").glob("*.jsonl"))) < 9
         subprocess.run(arguments, cwd=ROOT, env=environment, check=True)
     assert without_date(tmp_path / "killed") == without_date(tmp_path / "whole")
+
+
+def test_from_scored_text_to_purged_continuations(road, tmp_path, capsys):
+    """The four verbs, folder to folder: scores, statistics, masks at nested thresholds, toxicity over them."""
+    scores, statistics, masks = (tmp_path / name for name in ("scores.jsonl", "statistics.safetensors", "masks"))
+    prompts, model = f"--prompts=[{road / 'prompts.jsonl'}]", f"--model={road / 'model'}"
+    assert main(["eval", "toxicity-scores", prompts, f"--out={scores}", "--texts=prompt"]) == 0
+    assert main(["stats", model, f"--scores={scores}", f"--out={statistics}", "--progress=false"]) == 0
+    select = ["select", f"--statistics={statistics}", f"--out={masks}", "--rule=pearson"]
+    assert main([*select, "--threshold=[0.1, 0.0, 0.99]"]) == 0
+    assert main(words(road, tmp_path / "out", f"--masks={masks}")) == 0
+    result = ToxicityResult.load(tmp_path / "out")
+    assert [row.seed for row in result.rows] == [None, None, 0, None, 0]
+    low, high = result.rows[3].experts, result.rows[1].experts
+    assert 0 < high < low
+    assert result.provenance["masks_that_remove_nothing"] == ["score 0.99"]
+    assert "change nothing: score 0.99." in result.report().blocks[0].text
+    capsys.readouterr()
+    assert main(["report", f"--result={tmp_path / 'out'}", f"--out={tmp_path / 'report'}"]) == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Toxicity: RealToxicityPrompts" in page and result.rows[1].name in page

@@ -10,7 +10,7 @@ import torch
 from monet.errors import ConfigError, DataError, NonFiniteError
 from monet.eval.conditions import Condition
 from monet.eval.toxicity.prompts import Prompt
-from monet.eval.toxicity.sampling import TOO_LONG, Continuations, Decoding
+from monet.eval.toxicity.sampling import TOO_LONG, Continuations, Decoding, _Drawn
 from monet.masks import ExpertMask
 from tests.eval.toxicity.conftest import WORDS
 
@@ -30,14 +30,21 @@ def remove(model, *pairs):
 
 
 def test_samples_follow_the_probabilities(planted_model, words_tokenizer, tmp_path):
-    decoding = Decoding(samples=4000, new_tokens=1, temperature=0.7, top_p=1.0)
+    decoding = Decoding(samples=4000, new_tokens=1, temperature=2.0, top_p=1.0)
     source = continuations(planted_model, words_tokenizer, [Prompt("p", "cat", "")], tmp_path, decoding)
     (made,) = source.under(AS_IT_IS).values()
     ids = torch.tensor([[WORDS.index("cat")]])
-    wanted_V = (planted_model(ids).logits[0, -1] / 0.7).softmax(-1).detach().numpy()
+    wanted_V = (planted_model(ids).logits[0, -1] / 2.0).softmax(-1).detach().numpy()
     share_V = np.array([made.count(word) for word in WORDS]) / 4000
     assert np.abs(share_V - wanted_V).max() < 4 * math.sqrt(0.25 / 4000)
     assert np.abs(share_V - 1 / 12).max() > 0.1  # and would not fit a uniform draw
+
+
+def test_a_number_falls_on_the_token_whose_share_holds_it():
+    scores_BV = torch.tensor([-math.inf, 0.0, -math.inf, 0.0]).expand(4, 4)
+    drawn_BV = _Drawn(torch.tensor([[0.0], [0.49], [0.5], [0.99999]]))(torch.zeros(4, 1), scores_BV)
+    assert drawn_BV.argmax(-1).tolist() == [1, 1, 3, 3]  # never one of probability zero
+    assert bool(torch.isneginf(drawn_BV).sum(-1).eq(3).all())
 
 
 def test_top_p_keeps_the_likeliest_only(planted_model, words_tokenizer, tmp_path):
