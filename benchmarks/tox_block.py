@@ -68,7 +68,7 @@ class ToxBlock:
     """
 
     def __init__(self, folder: Path) -> None:
-        import h5py
+        import h5py  # pyright: ignore[reportMissingImports]
 
         self.words = read_vocabulary(folder / "encoder_0.1.2.pkl")
         with h5py.File(folder / "lstm_model_0.1.2.h5") as file:
