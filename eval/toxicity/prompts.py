@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,8 +83,8 @@ def read_prompts(files: Sequence[Path], part: Part = "all", limit: int | None = 
         raise ConfigError(f"limit {limit} must be at least 1; leave it out for all prompts")
     found: dict[str, Prompt] = {}
     repeats = 0
-    for path in files:
-        of_file = _read(Path(path))
+    for path, name in zip(files, _names(files), strict=True):
+        of_file = _read(Path(path), name)
         for prompt in _part(of_file, part):
             repeats += prompt.text in found
             found.setdefault(prompt.text, prompt)
@@ -106,6 +106,12 @@ def read_prompts(files: Sequence[Path], part: Part = "all", limit: int | None = 
     )
 
 
+def _names(files: Sequence[Path]) -> list[str]:
+    """What ids of each file begin with: its name, and a number where names repeat."""
+    stems = [Path(path).stem for path in files]
+    return [stem if stems.count(stem) == 1 else f"{stem}-{place}" for place, stem in enumerate(stems, start=1)]
+
+
 def _part(prompts: list[Prompt], part: Part) -> list[Prompt]:
     if part == "all":
         return prompts
@@ -117,17 +123,17 @@ def _part(prompts: list[Prompt], part: Part) -> list[Prompt]:
     return [prompt for prompt in prompts if is_evaluated(prompt) == (part == "evaluate")]
 
 
-def _read(path: Path) -> list[Prompt]:
+def _read(path: Path, name: str) -> list[Prompt]:
     if not path.is_file():
         raise DataError(f"{path}: no file of prompts there")
     try:
-        rows = [
-            _of_row(row, path, number) if isinstance(row, Mapping) else _of_line(row, path, number)
+        prompts = [
+            replace(prompt, id=f"{name}:{number}")
             for number, row in _rows(path)
+            if (prompt := _of_row(row, path, number) if isinstance(row, Mapping) else _of_line(row, path))
         ]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8 text") from None
-    prompts = [prompt for prompt in rows if prompt is not None]
     if not prompts:
         raise DataError(f"{path}: holds no prompt")
     return prompts
@@ -164,14 +170,15 @@ def _json(line: str, path: Path, number: int) -> Mapping[str, Any]:
     return row
 
 
-def _of_line(line: str, path: Path, number: int) -> Prompt | None:
+def _of_line(line: str, path: Path) -> Prompt | None:
     group = next((name for name in ("hate", "neutral") if path.stem.startswith(f"{name}_")), path.stem)
     text = line.rstrip("\r").replace("\\n", "\n")
     given = {"hate": 1.0, "neutral": 0.0}.get(group)
-    return Prompt(f"{path.stem}:{number}", text, group, given) if text.strip() else None
+    return Prompt("", text, group, given) if text.strip() else None
 
 
 def _of_row(row: Mapping[str, Any], path: Path, number: int) -> Prompt | None:
+    """The prompt of a row, without its id."""
     where = f"{path}: row {number}"
     prompt = row.get("prompt")
     if isinstance(prompt, Mapping):
@@ -180,7 +187,7 @@ def _of_row(row: Mapping[str, Any], path: Path, number: int) -> Prompt | None:
         follows = follows if isinstance(follows, Mapping) else {}
         group = "no score given" if toxicity is None else "toxic" if toxicity >= TOXIC_FROM else "non-toxic"
         return Prompt(
-            f"{path.stem}:{number}",
+            "",
             text,
             group,
             toxicity,
@@ -193,9 +200,9 @@ def _of_row(row: Mapping[str, Any], path: Path, number: int) -> Prompt | None:
         group = "no label given" if label is None else "hate" if label >= TOXIC_FROM else "neutral"
         text = _text({"text": prompt}, where).replace("\\n", "\n")
         scored = _score(row.get("roberta_prediction"), where)
-        return Prompt(f"{path.stem}:{number}", text, group, label, row["generation"], scored)
+        return Prompt("", text, group, label, row["generation"], scored)
     if isinstance(row.get("text"), str):
-        return _of_line(row["text"], path, number)
+        return _of_line(row["text"], path)
     raise DataError(
         f"{where} has the keys {sorted(map(str, row))}; expected prompt.text (RealToxicityPrompts), prompt and "
         "generation (ToxiGen) or text"

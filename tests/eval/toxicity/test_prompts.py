@@ -54,6 +54,15 @@ def test_lines_repeat_and_limit(tmp_path):
     assert [prompt.text for prompt in some.prompts] == [read.prompts[i].text for i in (0, 2, 5, 8)]
 
 
+def test_ids_are_unique_over_files_of_one_name(tmp_path):
+    files = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        files.append(tmp_path / folder / "prompts.txt")
+        files[-1].write_text(f"of {folder}\nboth\n")
+    assert [prompt.id for prompt in read_prompts(files).prompts] == ["prompts-1:1", "prompts-1:2", "prompts-2:1"]
+
+
 def test_a_text_may_hold_other_line_ends(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", [real_row(0, "one\u2028two\x85three", 0.2)])
     path.write_text(path.read_text().replace("\\u2028", "\u2028"), encoding="utf-8")
