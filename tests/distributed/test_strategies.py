@@ -19,6 +19,7 @@ ZERO_3 = {
     "init_args": {"stage": 3, "config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}},
 }
 STRATEGIES = {"ddp": "ddp", "fsdp2": "fsdp2", "zero1": "zero1", "zero2": "zero2", "zero3": ZERO_3}
+FAILING = ("-m", "tests.distributed.failing_rank")
 LOGGED = ("loss", "lm_loss", "uniformity", "ambiguity", "active_per_head", "dead_share", "grad_norm", "learning_rate")
 
 
@@ -98,7 +99,7 @@ def test_checkpoints_of_every_strategy_export_to_the_same_model(name, train_rank
 
 def test_a_rank_that_dies_in_a_save_leaves_no_checkpoint_and_is_named(train, train_ranks):
     strategy = {"class_path": "monet.training.strategies.DataParallel", "init_args": {"timeout_minutes": 0.5}}
-    run = train_ranks("run", strategy, command=("-m", "tests.distributed.dying_rank"), DIES="save")
+    run = train_ranks("run", strategy, command=FAILING, FAULT="save")
     assert run.codes == [4, -9], run.errors
     assert "Rank 1" in run.errors[0] and "step-00000006" in run.errors[0]
     assert newest_valid(run.checkpoints).step == 3
@@ -109,9 +110,36 @@ def test_a_rank_that_dies_in_a_save_leaves_no_checkpoint_and_is_named(train, tra
 
 
 def test_a_rank_that_dies_in_a_step_ends_the_others_in_one_line_and_is_named(train_ranks):
-    run = train_ranks("run", "ddp", command=("-m", "tests.distributed.dying_rank"), DIES="step")
+    run = train_ranks("run", "ddp", command=FAILING, FAULT="step")
     assert run.codes == [1, -9], run.errors
     (line,) = [line for line in run.errors[0].splitlines() if "error:" in line]
     assert line.startswith("train.py: error: rank 1 died or does not answer")
     assert "Traceback" not in run.errors[0]
     assert newest_valid(run.checkpoints).step == 3
+
+
+@pytest.mark.parametrize("name", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
+def test_checkpoints_beside_the_training_are_the_same_on_two_ranks(name, train_ranks):
+    """Every step has one, so that the next waits for it; the threads of both ranks meet over a channel of their own."""
+    often = ("--trainer.max_steps=4", "--checkpoint_every=1", "--checkpoint_keep=9")
+    plain = train_ranks("plain", STRATEGIES[name], *often)
+    beside = train_ranks("beside", STRATEGIES[name], *often, "--checkpoint_async=true")
+    assert (plain.codes, beside.codes) == ([0, 0], [0, 0]), beside.errors
+    folders = sorted(plain.checkpoints.iterdir())
+    assert [folder.name for folder in folders] == [f"step-{step:08d}" for step in (1, 2, 3, 4)]
+    for folder in folders:
+        again = beside.checkpoints / folder.name
+        names = {path.name for path in folder.iterdir()}
+        assert "rank-00001.safetensors" in names and names == {path.name for path in again.iterdir()}
+        for name in names:
+            assert (folder / name).read_bytes() == (again / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("beside", ["true", pytest.param("false", marks=pytest.mark.slow)])
+def test_one_full_disk_fails_the_checkpoint_of_all_and_training_goes_on(beside, train_ranks):
+    words = (f"--checkpoint_async={beside}", "--checkpoint_failure=continue")
+    run = train_ranks("run", "ddp", *words, command=FAILING, FAULT="disk")
+    assert run.codes == [0, 0], run.errors
+    assert "step-00000003" in run.errors[0] and "No space left on device" in run.errors[0]
+    assert "(rank 1)" in run.errors[0] and "training goes on" in run.errors[0]
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000006"]

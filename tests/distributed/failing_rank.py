@@ -1,6 +1,7 @@
-"""train.py, in which rank 1 is killed.
+"""train.py, in which rank 1 fails as FAULT says.
 
-DIES=save: while it writes its part of the checkpoint after step 6. DIES=step: before the backward pass of step 5.
+save: it is killed while it writes its part of the checkpoint after step 6. step: it is killed before the backward pass
+of step 5. disk: its disk is full at the checkpoint after step 3.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from monet.training.module import MonetLightningModule
 write = tensor_files.write
 
 
-def die(folder: Path, *args: Any) -> None:
+def fail_in_save(folder: Path, *args: Any) -> None:
     write(folder, *args)
-    if os.environ["RANK"] == "1" and "step-00000006" in folder.name:
+    if os.environ["RANK"] != "1":
+        return
+    if os.environ["FAULT"] == "save" and "step-00000006" in folder.name:
         os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ["FAULT"] == "disk" and "step-00000003" in folder.name:
+        raise OSError(28, "No space left on device")
 
 
 def die_in_step(module: MonetLightningModule, loss: Tensor) -> None:
@@ -32,8 +37,7 @@ def die_in_step(module: MonetLightningModule, loss: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    if os.environ["DIES"] == "save":
-        tensor_files.write = die
-    else:
+    tensor_files.write = fail_in_save
+    if os.environ["FAULT"] == "step":
         MonetLightningModule.on_before_backward = die_in_step
     sys.exit(main())
