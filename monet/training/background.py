@@ -11,6 +11,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from typing_extensions import override
 
+from monet.training.states import Own
+
 
 class BackgroundCheckpointIO(CheckpointIO):
     """Copies a checkpoint's tensors to the CPU and writes them in a thread while training goes on.
@@ -35,7 +37,10 @@ class BackgroundCheckpointIO(CheckpointIO):
             CheckpointError: the checkpoint before this one could not be written.
         """
         self.finish()
-        copy = apply_to_collection(checkpoint, Tensor, _copied)
+        copy = {
+            key: value if isinstance(value, Own) else apply_to_collection(value, Tensor, _copied)
+            for key, value in checkpoint.items()
+        }
         self._thread = threading.Thread(target=self._write, args=(copy, path), name=f"writes {path}")
         self._thread.start()
 

@@ -21,6 +21,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 STEP = "step"
 
 
+class Own(dict[str, Tensor]):
+    """Tensors that nobody else holds: who writes them beside the training need not copy them first."""
+
+
 class Partitioned(Protocol):
     """State that is spread over the ranks. All ranks make the same calls in the same order."""
 
@@ -48,7 +52,7 @@ def gather(state: Partitioned, config: dict[str, Any], ranks: Ranks) -> dict[str
             if name in own:
                 tensors[name] = whole.detach().to("cpu", shape.dtype, copy=True).view(shape.shape)
             del whole
-    return {"state_dict": {PREFIX + name: tensor for name, tensor in weights.items()}, "moments": moments}
+    return {"state_dict": Own({PREFIX + name: tensor for name, tensor in weights.items()}), "moments": Own(moments)}
 
 
 def keep_own(checkpoint: dict[str, Any], ranks: Ranks) -> dict[str, Any]:

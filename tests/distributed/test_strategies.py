@@ -118,7 +118,8 @@ def test_a_rank_that_dies_in_a_step_ends_the_others_in_one_line_and_is_named(tra
     assert newest_valid(run.checkpoints).step == 3
 
 
-@pytest.mark.parametrize("name", ["ddp", pytest.param("zero3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "zero3"])
 def test_checkpoints_beside_the_training_are_the_same_on_two_ranks(name, train_ranks):
     """Every step has one, so that the next waits for it; the threads of both ranks meet over a channel of their own."""
     often = ("--trainer.max_steps=4", "--checkpoint_every=1", "--checkpoint_keep=9")

@@ -10,6 +10,7 @@ from monet.errors import CheckpointError
 from monet.training.background import BackgroundCheckpointIO
 from monet.training.checkpoint import list_checkpoints, step_of
 from monet.training.folder_io import FolderCheckpointIO
+from monet.training.states import Own
 from tests.training.runs import losses
 
 ASYNC = "--checkpoint_async=true"
@@ -108,14 +109,16 @@ def test_what_changes_after_the_call_is_not_written():
             pass
 
     io = BackgroundCheckpointIO(Slow())
-    weight, settings = torch.ones(3), {"lr": 1.0}
-    io.save_checkpoint({"weight": weight, "groups": [settings], "other": torch.ones(2, device="meta")}, "step")
+    weight, settings, own = torch.ones(3), {"lr": 1.0}, Own(gathered=torch.ones(2))
+    other = torch.ones(2, device="meta")
+    io.save_checkpoint({"weight": weight, "groups": [settings], "other": other, "moments": own}, "step")
     weight.zero_()
     settings["lr"] = 2.0
     assert not io.poll()
     io.teardown()
     assert io.poll()
     assert torch.equal(io.io.saved["weight"], torch.ones(3)) and io.io.saved["groups"] == [{"lr": 1.0}]
+    assert io.io.saved["moments"]["gathered"] is own["gathered"], "what was gathered for the checkpoint is copied twice"
 
 
 def test_one_write_at_a_time_whoever_asks():
