@@ -13,8 +13,9 @@ import signal
 import socket
 import sys
 import time
+from typing import Any
 
-task = json.load(open(sys.argv[1]))  # noqa: SIM115 - the process is short
+task: dict[str, Any] = {}
 
 
 def network() -> bool:
@@ -107,22 +108,30 @@ def leave_a_straggler() -> None:
         os._exit(0)
 
 
-held = {}
-for name, attempt in {
-    "network": network,
-    "hidden files": hidden,
-    "read-only files": read_only,
-    "disk": disk,
-    "memory": memory,
-    "processes": processes,
-    "privileges": privileges,
-}.items():
-    try:
-        held[name] = attempt()
-    except Exception as error:
-        # an attack that fails in an unforeseen way shows nothing: the protection is not taken as given
-        held[name] = False
-        print(f"{name}: {error!r}")
-leave_a_straggler()
-time.sleep(0.1)
-print(json.dumps(held), flush=True)
+def main() -> None:
+    """All attacks, then one line of what held."""
+    held = {}
+    for name, attempt in {
+        "network": network,
+        "hidden files": hidden,
+        "read-only files": read_only,
+        "disk": disk,
+        "memory": memory,
+        "processes": processes,
+        "privileges": privileges,
+    }.items():
+        try:
+            held[name] = attempt()
+        except Exception as error:
+            # an attack that fails in an unforeseen way shows nothing: the protection is not taken as given
+            held[name] = False
+            print(f"{name}: {error!r}")
+    leave_a_straggler()
+    time.sleep(0.1)
+    print(json.dumps(held), flush=True)
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1]) as file:
+        task = json.load(file)
+    main()

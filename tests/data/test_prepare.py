@@ -182,7 +182,10 @@ def run(out):
     monet.data.prepare.prepare(corpus, Path(out), vocab_size=300, shard_tokens=400)
 
 def finished():
-    return len(list(Path(broken + ".partial").glob("*/*/shard-*.json")))
+    try:
+        return len(list(Path(broken + ".partial").glob("*/*/shard-*.json")))
+    except FileNotFoundError:  # a temporary folder that was renamed meanwhile
+        return 0
 
 for goal in (0, 3, 9, 18):
     child = os.fork()

@@ -104,7 +104,7 @@ def test_what_would_give_wrong_numbers_is_refused(train, capsys, word, message):
 
 def test_a_run_is_validated_unless_told_otherwise(train, settings):
     del settings["trainer"]["val_check_interval"]
-    run = train("run", "--trainer.max_steps=2")
+    run = train("run", "--trainer.max_steps=3")
     assert "val_check_interval: 1000" in (run.run_dir / "config.yaml").read_text()
 
 
