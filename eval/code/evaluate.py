@@ -117,6 +117,7 @@ def evaluate_code(
             asked_for = problems.problems[language]
             total = len(asked_for) * sampling.num_samples
             with windows_bar(total, f"{condition.name}: {language}, write", progress) as bar:
+                bar.unit = "sample"
                 completions = sampler.completions(condition.mask, asked_for, bar.update)
             statuses = None
             if sandbox is not None:
@@ -124,6 +125,7 @@ def evaluate_code(
                     problem.program(text) for problem in asked_for for text in completions.get(problem.name, [])
                 }
                 with windows_bar(len(programs), f"{condition.name}: {language}, run", progress) as bar:
+                    bar.unit = "program"
                     statuses = execute(sorted(programs), runtimes[language], sandbox, store, workers, bar.update)
             found[language] = tally(asked_for, completions, statuses)
     whole = tallies[chosen[0].name]

@@ -176,7 +176,9 @@ class CodeResult:
         if not heads:
             known = [(score.language, score.pass_at[str(k)]) for score in self.conditions[0].scores]
             return f"pass@{k}: " + ", ".join(f"{name} {100 * at.value:.1f} %" for name, at in known if at) + "."
-        words = f"Removing a language's experts changes its own pass@{k} by {_range([h.target.value for h in heads])}"
+        whole = [at.value for score in self.conditions[0].scores if (at := score.pass_at[str(k)]) is not None]
+        words = f"As it is the model has a pass@{k} of {_range(whole, '.1f')} percent by language. "
+        words += f"Removing a language's experts changes its own by {_range([head.target.value for head in heads])}"
         others = [head.others_mean for head in heads if head.others_mean is not None]
         random = [value for head in heads for value in head.random_per_seed]
         words += f", the other languages' mean by {_range(others)}" if others else ""
@@ -242,6 +244,6 @@ def _score(content: Mapping[str, Any]) -> LanguageScore:
     return LanguageScore(**{**content, **figures})
 
 
-def _range(values: list[float]) -> str:
-    low, high = 100 * min(values), 100 * max(values)
-    return f"{low:+.1f}" if f"{low:+.1f}" == f"{high:+.1f}" else f"{low:+.1f} to {high:+.1f}"
+def _range(values: list[float], form: str = "+.1f") -> str:
+    low, high = (format(100 * end, form) for end in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
