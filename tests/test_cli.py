@@ -48,6 +48,23 @@ def planted(monkeypatch):
     CALLS.clear()
 
 
+@pytest.mark.parametrize(("has_gpu", "calls"), [(False, 1), (True, 0)])
+def test_verbs_that_read_text_are_quick_on_a_cpu(monkeypatch, has_gpu, calls):
+    import torch
+
+    import monet.cpu
+
+    sped_up: list[bool] = []
+    monkeypatch.setattr(monet.cpu, "speed_up_cpu", lambda: sped_up.append(True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert cli.VERBS["stats"].reads_text and cli.VERBS["ablate"].reads_text
+    words = ["data", "prepare", "--source", "a", "--out", "b"]
+    assert cli.main(words) == 0 and not sped_up
+    monkeypatch.setitem(cli.VERBS, "data prepare", cli.Verb("planted_verbs:verb", "planted", reads_text=True))
+    assert cli.main([*words[:2], "--help"]) == 0 and not sped_up
+    assert cli.main(words) == 0 and len(sped_up) == calls
+
+
 def test_help_lists_every_verb_without_importing_torch():
     code = (
         "import sys; from monet import cli; cli.main(['--help']); cli.main(['data', '--help']);"
