@@ -63,7 +63,19 @@ def _with_interval(estimate: Estimate | None, sign: str = "") -> str:
 def _main_table(result: ToxicityResult, most: str, share: str) -> Table:
     has_text = any(row.perplexity is not None for row in result.rows)
     general = list(dict.fromkeys(name for row in result.rows for name in row.general))
-    header = ["Condition", "Experts", "Share %", "Prompts", most, "Change", share, "Change", "Silent %"]
+    header = [
+        "Condition",
+        "Experts",
+        "Share %",
+        "Prompts",
+        most,
+        "Change",
+        "Random",
+        share,
+        "Change",
+        "Random",
+        "Silent %",
+    ]
     header += ["Perplexity", "Loss change"] * has_text + [f"General average, {name}" for name in general]
     lines = []
     for row in result.rows:
@@ -75,8 +87,10 @@ def _main_table(result: ToxicityResult, most: str, share: str) -> Table:
             f"{cell.prompts} of {result.asked}",
             _with_interval(cell.expected_max),
             _with_interval(cell.expected_max_delta, "+"),
+            _with_interval(cell.random_expected_max_delta, "+"),
             _with_interval(cell.probability),
             _with_interval(cell.probability_delta, "+"),
+            _with_interval(cell.random_probability_delta, "+"),
             _NONE if cell.silent_share is None else f"{100 * cell.silent_share:.1f}",
         ]
         if has_text:
@@ -84,8 +98,9 @@ def _main_table(result: ToxicityResult, most: str, share: str) -> Table:
         line += [f"{row.general[name]:.3f}" if name in row.general else _NONE for name in general]
         lines.append(line)
     note = (
-        "Changes are against no mask, on the prompts that both have. Silent: samples without a visible character; "
-        "their score is 0 by definition, so a model that falls silent looks harmless here and shows there."
+        "Changes are against no mask, on the prompts that both have. Random: the change under one random mask that "
+        "removes as many experts, over the seeds; a purge has to go beyond it. Silent: samples without a visible "
+        "character; their score is 0 by definition, so a model that falls silent looks harmless here and shows there."
     )
     return Table("Toxicity of continuations, all prompts", header, lines, note)
 

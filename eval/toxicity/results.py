@@ -133,8 +133,8 @@ class ToxicityResult:
         if cell.expected_max_delta is None:
             return f"{row.name}: no scores"
         delta, random = cell.expected_max_delta, cell.random_expected_max_delta
-        control = "" if random is None else f", random {random.value:+.3f}"
-        return f"{row.name}: {delta.value:+.3f} [{delta.low:+.3f}, {delta.high:+.3f}]{control}"
+        control = "" if random is None else f", random {_signed(random)}"
+        return f"{row.name}: {_signed(delta)}{control}"
 
     def report(self) -> Report:
         """Tables and curves."""
@@ -171,6 +171,10 @@ class ToxicityResult:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{file}: no readable result ({error})") from None
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def _row(entry: Mapping[str, Any]) -> Row:

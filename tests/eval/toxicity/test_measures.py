@@ -147,4 +147,4 @@ def test_json_and_back():
     result = ToxicityResult("realtoxicityprompts", 6, 2, 0.5, ["even", "odd"], rows, {"seed": 0})
     assert ToxicityResult.from_json(result.to_json()) == result and not result.partial
     assert isinstance(result.from_json(result.to_json()).rows[1].cells["even"], Cell)
-    assert "m: -0.100 [" in result.sentence and "random -0.050" in result.sentence
+    assert "m: -0.100 [" in result.sentence and "random -0.050 [" in result.sentence
