@@ -62,6 +62,13 @@ class Denominator:
         counts = [f"{number} {reason}" for reason, number in {**self.unaskable, **self.unscored}.items()]
         return "; ".join([*counts, *(f"no data for {name}" for name in self.missing)])
 
+    @property
+    def words(self) -> str:
+        """All counts, e.g. "11 of 12 questions scored; 12 rows, left out: 1 longer than the context"."""
+        cut = f", {self.cut} with a cut prompt" if self.cut else ""
+        faults = f", left out: {self.faults}" if self.faults else ""
+        return f"{self.scored} of {self.asked} questions scored; {self.rows} rows{cut}{faults}"
+
 
 def count_outcomes(outcomes: Sequence[Outcome]) -> tuple[dict[str, int], int]:
     """Questions without a score by reason, and scored ones whose prompt was cut."""

@@ -19,7 +19,7 @@ from monet.eval.harness.categories import CATEGORIES, CATEGORY_OF
 from monet.eval.harness.domains_result import Category, DomainsResult, Removal
 from monet.eval.harness.general import Metric
 from monet.eval.harness.identify import IdentifyOn, Texts, as_text, check_categories, held_out_texts, identify
-from monet.eval.harness.scoring import Outcome, Scorer, TooLong, correct, questions_bar, tokenizer_of
+from monet.eval.harness.scoring import Outcome, Scorer, TooLong, correct, log_probability, questions_bar, tokenizer_of
 from monet.eval.harness.tasks import Faults, LoadedTask, Question, load_tasks
 from monet.eval.loading import DType, load_model, provenance_now
 from monet.eval.results import RESULT_NAME, Estimate
@@ -184,7 +184,7 @@ def evaluate_domains(
         "metric": metric,
         "limit": limit,
         "faults": faults,
-        "bootstrap": dataclasses.asdict(bootstrap),
+        "bootstrap": {**dataclasses.asdict(bootstrap), "unit": "question"},
         "data": {task.spec.name: task.fingerprint for task in tasks},
         "scoring": scorer.settings,
     }
@@ -209,12 +209,15 @@ def _summarise(
     provenance: dict[str, Any],
 ) -> DomainsResult:
     drawn: dict[str, Resampled] = {}
+    surer: dict[str, Resampled] = {}
     place: dict[str, dict[int, int]] = {}
     for part in asked:
         kept = outcomes[part.name]
         normalised = metric == "acc_norm" and part.normalised
         correct_CU = np.stack([correct(part.questions, found, normalised) for found in kept.values()])
         drawn[part.name] = resample(part.name, correct_CU, bootstrap)
+        log_p_CU = np.stack([log_probability(part.questions, found) for found in kept.values()])
+        surer[part.name] = resample(part.name, log_p_CU, bootstrap)
         place[part.name] = {number: row for row, number in enumerate(kept)}
 
     def delta(number: int, name: str) -> Estimate:
@@ -239,6 +242,7 @@ def _summarise(
             experts_per_group=mask.removed_per_group,
             share=mask.num_removed / mask.num_experts,
             delta=[delta(number, name) for name in names],
+            log_probability=[estimate(surer[n], place[n][number], bootstrap, against=0) for n in names],
             random=[random(label, name) if mask.num_removed else zero for name in names],
             target=delta(number, label) if has_target else None,
             others_mean=estimate(mean_of(changes), 0, bootstrap),

@@ -39,7 +39,8 @@ class Removal:
         name: the category.
         experts, experts_per_group, share: experts removed, in all, per routing group, and of all experts.
         delta: change in every category, in the order of `DomainsResult.categories`.
-        random: the same under random masks of equal size, mean over seeds; None where that was not asked.
+        log_probability: change of the right option's log-probability among the options, nats, in the same order.
+        random: `delta` under random masks of equal size, mean over seeds; None where that was not asked.
         target: change in its own category; None if that has no questions.
         others_mean: unweighted mean over the other categories.
         random_target: change in its own category under a random mask: mean over seeds, and an interval that holds the
@@ -52,6 +53,7 @@ class Removal:
     experts_per_group: list[int]
     share: float
     delta: list[Estimate]
+    log_probability: list[Estimate]
     random: list[Estimate | None]
     target: Estimate | None
     others_mean: Estimate
@@ -111,17 +113,14 @@ class DomainsResult:
             target = 100 * sum(one.target.value for one in judged if one.target) / len(judged)
             others = 100 * sum(one.others_mean.value for one in judged) / len(judged)
             words += f"; on average {_signed(target)} points in the category itself, {_signed(others)} in the others"
+        if limit := self.provenance.get("limit"):
+            words += f" (at most {limit} questions a subject)"
         return words + (" (partial: some categories or questions are left out)" if self.partial else "")
 
     @property
     def counts(self) -> str:
         """Questions scored, of how many rows, a line a category."""
-        lines = []
-        for category in self.categories:
-            one = category.denominator
-            cut = f", {one.cut} with a cut prompt" if one.cut else ""
-            faults = f", left out: {one.faults}" if one.faults else ""
-            lines.append(f"{category.name}: {one.scored} questions scored of {one.rows} rows{cut}{faults}")
+        lines = [f"{category.name}: {category.denominator.words}" for category in self.categories]
         lines += [f"{name}: no question" for name in self.without_questions]
         return "\n".join(lines)
 
@@ -158,7 +157,8 @@ class DomainsResult:
 
     def report(self) -> Report:
         """The paper's Tables 11 and 9, a heat map, and what was counted."""
-        blocks: list[Block] = [self._matrix(), self._verdicts(), self._table_11(), self._table_9(), self._questions()]
+        blocks: list[Block] = [self._matrix(), self._verdicts(), self._table_11(), self._table_9(), self._surer()]
+        blocks.append(self._questions())
         if left_out := [*self.without_questions, *(name for name in self.without_masks)]:
             blocks.append(Text(f"Left out for want of questions: {', '.join(dict.fromkeys(left_out))}.", "Not judged"))
         blocks.append(Text(self._how(), "How it was measured"))
@@ -174,6 +174,18 @@ class DomainsResult:
             row_axis="experts removed of",
             column_axis="questions of",
             note="On the diagonal is the category whose experts are removed.",
+        )
+
+    def _surer(self) -> Heatmap:
+        return Heatmap(
+            "Change of the right option's log-probability among the options",
+            [one.name for one in self.removals],
+            [category.name for category in self.categories],
+            [[cell.value for cell in one.log_probability] for one in self.removals],
+            "nats",
+            row_axis="experts removed of",
+            column_axis="questions of",
+            note="It moves with every change of the model, where accuracy only moves when another option comes first.",
         )
 
     def _verdicts(self) -> Table:
@@ -279,6 +291,7 @@ def _removal(content: Mapping[str, Any]) -> Removal:
         **{
             **content,
             "delta": [Estimate(**cell) for cell in content["delta"]],
+            "log_probability": [Estimate(**cell) for cell in content["log_probability"]],
             "random": [estimate_from(cell) for cell in content["random"]],
             "target": estimate_from(content["target"]),
             "others_mean": Estimate(**content["others_mean"]),

@@ -133,8 +133,10 @@ def evaluate_general(
         for condition in run_under:
             for part in asked:
                 bar.set_description(f"{condition.name}: {part.benchmark.name}, {part.shots}-shot", refresh=False)
-                found = [scorer.outcomes(task.questions, condition, bar.update) for task in part.tasks]
-                measured.setdefault((part.shots, part.benchmark.name), []).append(found)
+                questions = [question for task in part.tasks for question in task.questions]
+                found = iter(scorer.outcomes(questions, condition, bar.update))
+                of_task = [[next(found) for _ in task.questions] for task in part.tasks]
+                measured.setdefault((part.shots, part.benchmark.name), []).append(of_task)
     provenance = {
         **provenance_now(),
         "model": str(model.name_or_path),
@@ -144,7 +146,7 @@ def evaluate_general(
         "style": style,
         "limit": limit,
         "faults": faults,
-        "bootstrap": dataclasses.asdict(bootstrap),
+        "bootstrap": {**dataclasses.asdict(bootstrap), "unit": "question"},
         "data": {f"{part.shots}-shot {task.spec.name}": task.fingerprint for part in asked for task in part.tasks},
         "scoring": scorer.settings,
     }

@@ -93,18 +93,15 @@ class GeneralResult:
             if random:
                 words += f", under random masks of equal size {_signed(min(random))} to {_signed(max(random))}"
             told.append(words)
-        return "; ".join(told) + (" (partial: some questions have no score)" if self.partial else "")
+        limit = self.provenance.get("limit")
+        looked = f" (at most {limit} questions a task)" if limit else ""
+        return "; ".join(told) + looked + (" (partial: some questions have no score)" if self.partial else "")
 
     @property
     def counts(self) -> str:
         """Questions scored, of how many rows, a line a benchmark and number of shots."""
-        lines = []
-        for shots, found in self.denominators.items():
-            for one in found:
-                cut = f", {one.cut} with a cut prompt" if one.cut else ""
-                faults = f", left out: {one.faults}" if one.faults else ""
-                lines.append(f"{shots}-shot {one.name}: {one.scored} questions scored of {one.rows} rows{cut}{faults}")
-        return "\n".join(lines)
+        found = self.denominators.items()
+        return "\n".join(f"{shots}-shot {one.name}: {one.words}" for shots, parts in found for one in parts)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and strings."""

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.conditions import Condition
+from monet.eval.harness.sources import quiet_harness
 from monet.eval.harness.tasks import Question, fingerprint
 from monet.eval.loading import check_batch_size, evaluating, vocab_size
 from monet.eval.store import ExampleStore, model_key
@@ -93,7 +94,6 @@ class Scorer:
         too_long: TooLong = "cut",
     ) -> None:
         from monet.eval.harness.model import MonetLM
-        from monet.eval.harness.sources import quiet_harness
 
         check_batch_size(batch_size)
         if model.model.active_masks.applied:
@@ -142,6 +142,7 @@ class Scorer:
         with contextlib.ExitStack() as stack:
             store = stack.enter_context(ExampleStore(self.folder, key, condition.mask))
             stack.enter_context(evaluating(self.model))
+            stack.enter_context(quiet_harness())  # it remarks on every prompt that is cut, which is counted here
             if condition.mask is not None:
                 stack.enter_context(condition.mask.applied_to(self.model))
             for start in range(0, len(order), step):
@@ -198,6 +199,23 @@ def correct(questions: Sequence[Question], outcomes: Sequence[Outcome], normalis
             if normalised:
                 values = values / np.array(question.lengths, dtype=np.float64)
             found[number] = float(int(np.argmax(values)) == question.answer)
+    return found
+
+
+def log_probability(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
+    """Log-probability of the right option among a question's options, nats; NaN where a question has no score.
+
+    Unlike right or wrong it moves with every change of the model, so it shows losses that too few questions hide.
+
+    Args:
+        questions: that were asked.
+        outcomes: one each.
+    """
+    found = np.full(len(questions), np.nan)
+    for number, (question, outcome) in enumerate(zip(questions, outcomes, strict=True)):
+        if outcome.log_likelihoods is not None:
+            values = np.array(outcome.log_likelihoods)
+            found[number] = values[question.answer] - np.logaddexp.reduce(values)
     return found
 
 

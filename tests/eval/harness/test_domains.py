@@ -46,7 +46,7 @@ def test_folder_to_report(model_folder, mmlu, tmp_path, capsys):
     assert main(["eval", "domains", *words]) == 0, capsys.readouterr()
     shown = capsys.readouterr().out
     result = DomainsResult.from_json(json.loads((tmp_path / "result.json").read_text()))
-    assert result.sentence in shown and "engineering: 4 questions scored of 4 rows" in shown
+    assert result.sentence in shown and "engineering: 4 of 4 questions scored; 4 rows" in shown
     assert [category.name for category in result.categories] == list(CATEGORIES) and not result.partial
     masks = load_masks(tmp_path / "masks")
     assert [one.name for one in result.removals] == list(masks) == list(CATEGORIES)
@@ -59,7 +59,8 @@ def test_folder_to_report(model_folder, mmlu, tmp_path, capsys):
         assert one.target == one.delta[CATEGORIES.index(one.name)]
     assert sum(one.experts > 0 for one in result.removals) > 7
     report = result.report()
-    heat, verdicts, eleven, nine, questions = report.blocks[:5]
+    heat, verdicts, eleven, nine, surer, questions = report.blocks[:6]
+    assert isinstance(surer, Heatmap) and np.shape(surer.values) == (14, 14)
     assert isinstance(heat, Heatmap) and np.shape(heat.values) == (14, 14)
     assert isinstance(verdicts, Table) and len(verdicts.rows) == 14
     assert isinstance(eleven, Table) and np.shape(eleven.rows) == (16, 16)
@@ -89,8 +90,17 @@ def test_changes_are_counted_from_the_outcomes(model, small, tmp_path):
         asked = questions[name]
         return correct(asked, scorer.outcomes(asked, Condition("x", mask)), normalised=False)
 
+    def surest(mask, name):
+        found = []
+        for question, outcome in zip(
+            questions[name], scorer.outcomes(questions[name], Condition("x", mask)), strict=True
+        ):
+            weights = np.exp(np.array(outcome.log_likelihoods))
+            found.append(np.log(weights[question.answer] / weights.sum()))
+        return np.array(found)
+
     for one in result.removals:
-        for name, cell, random in zip(names, one.delta, one.random, strict=True):
+        for name, cell, random, surer in zip(names, one.delta, one.random, one.log_probability, strict=True):
             rows = [right(None, name), right(masks[one.name], name)]
             rows += [right(random_like(masks[one.name], seed), name) for seed in (4, 5)]
             means = [row.mean() for row in rows]
@@ -98,6 +108,8 @@ def test_changes_are_counted_from_the_outcomes(model, small, tmp_path):
             assert random.value == pytest.approx((means[2] + means[3]) / 2 - means[0])
             drawn = resample(name, np.stack(rows), QUICK["bootstrap"])
             assert random == one_of(drawn, [2, 3], QUICK["bootstrap"], against=0)
+            wanted = [surest(mask, name).mean() for mask in (None, masks[one.name])]
+            assert surer.value == pytest.approx(wanted[1] - wanted[0])
             low, high = np.quantile(drawn.draws_QC[:, 1] - drawn.draws_QC[:, 0], [0.025, 0.975])
             assert (cell.low, cell.high) == pytest.approx((low, high))
     assert any(cell.value for one in result.removals for cell in one.delta)
@@ -193,7 +205,8 @@ def test_masks_may_be_given(model, mask, small, tmp_path):
     result = evaluate_domains(model, {"history": mask}, **options)
     assert [one.name for one in result.removals] == ["history"] and result.removals[0].experts == 24
     assert not (tmp_path / "masks").exists() and "The masks were given." in result.report().blocks[-1].text
-    law = evaluate_domains(model, {"law": mask}, **options)
+    law = evaluate_domains(model, {"law": mask}, style="letters", shots=2, **options)
+    assert law.categories[0].denominator.examples_from == "dev" and law.categories[0].denominator.split == "test"
     assert law.removals[0].target is None and law.removals[0].finding == "no questions"
     assert law.report().blocks[1].rows[0][3] == "not asked"
     with pytest.raises(DataError, match="masks of 'astrology', which are none of MMLU's categories"):

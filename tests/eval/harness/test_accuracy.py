@@ -1,0 +1,78 @@
+"""Accuracies, differences and their intervals from right and wrong answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from monet.errors import DataError
+from monet.eval.bootstrap import Bootstrap, Resampled
+from monet.eval.harness.accuracy import Denominator, count_outcomes, estimate, mean_of, one_of, resample
+from monet.eval.harness.scoring import Outcome, correct, log_probability
+from monet.eval.harness.tasks import Question
+
+BOOTSTRAP = Bootstrap(resamples=4000)
+QUESTION = Question("x/0", (("a", " b"), ("a", " ccc")), 1, (1, 3), "a", ("b", "ccc"))
+
+
+def test_the_likeliest_option_is_taken_and_lengths_count_where_asked():
+    outcomes = [Outcome((-2.0, -3.0)), Outcome((-3.0, -2.0)), Outcome(None, reason="longer than the context")]
+    questions = [QUESTION] * 3
+    assert np.array_equal(correct(questions, outcomes, False), [0.0, 1.0, np.nan], equal_nan=True)
+    assert np.array_equal(correct(questions, outcomes, True), [1.0, 1.0, np.nan], equal_nan=True)
+    wanted = np.log(np.exp(-3.0) / (np.exp(-2.0) + np.exp(-3.0)))
+    assert log_probability(questions, outcomes)[:1] == pytest.approx([wanted])
+    assert count_outcomes(outcomes) == ({"longer than the context": 1}, 0)
+    assert count_outcomes([Outcome((-1.0, -2.0), cut=4)]) == ({}, 1)
+
+
+def test_intervals_are_paired_and_as_wide_as_theory_has_it():
+    generator = np.random.default_rng(0)
+    before_U = (generator.random(400) < 0.5).astype(float)
+    after_U = before_U.copy()
+    after_U[:40] = 0.0
+    correct_CU = np.stack([before_U, after_U])
+    correct_CU[:, 7] = np.nan  # no score
+    kept_CU = np.delete(correct_CU, 7, axis=1)
+    found = resample("x", correct_CU, BOOTSTRAP)
+    level, change = estimate(found, 0, BOOTSTRAP), estimate(found, 1, BOOTSTRAP, against=0)
+    assert level.value == kept_CU[0].mean() and change.value == kept_CU[1].mean() - kept_CU[0].mean()
+    for interval, values_U in ((level, kept_CU[0]), (change, kept_CU[1] - kept_CU[0])):
+        half = 1.96 * values_U.std() / np.sqrt(399)
+        assert interval.low == pytest.approx(values_U.mean() - half, abs=0.1 * half)
+        assert interval.high == pytest.approx(values_U.mean() + half, abs=0.1 * half)
+    assert resample("x", correct_CU, BOOTSTRAP).draws_QC[0, 0] == found.draws_QC[0, 0]
+    assert resample("y", correct_CU, BOOTSTRAP).draws_QC[0, 0] != found.draws_QC[0, 0], "benchmarks are drawn apart"
+
+
+def test_a_single_random_mask_may_be_any_of_them():
+    """Two masks of very different effect: the interval holds both, the value is between."""
+    correct_CU = np.array([[1.0] * 50, [0.0] * 50, [1.0] * 50])
+    found = one_of(resample("x", correct_CU, BOOTSTRAP), [1, 2], BOOTSTRAP, against=0)
+    assert (found.value, found.low, found.high) == (-0.5, -1.0, 0.0)
+
+
+def test_the_mean_of_parts_counts_them_alike():
+    parts = [
+        resample(name, np.array([values]), BOOTSTRAP) for name, values in (("a", [1.0, 1.0]), ("b", [0.0, 1.0] * 5))
+    ]
+    found = mean_of(parts)
+    assert found.mean_C[0] == 0.75
+    assert isinstance(found, Resampled) and np.allclose(found.draws_QC, (parts[0].draws_QC + parts[1].draws_QC) / 2)
+
+
+def test_too_few_scores_have_no_interval():
+    with pytest.raises(DataError, match="law: 1 of 3 questions have a score"):
+        resample("law", np.array([[1.0, np.nan, np.nan]]), BOOTSTRAP)
+
+
+def test_counts_in_words():
+    one = Denominator(
+        "law", 10, {"a missing option": 1}, 9, {"longer than the context": 2}, 3, ["mmlu_x"], "test", "", []
+    )
+    assert one.scored == 7 and one.partial
+    assert one.words == (
+        "7 of 9 questions scored; 10 rows, 3 with a cut prompt, "
+        "left out: 1 a missing option; 2 longer than the context; no data for mmlu_x"
+    )
+    assert not Denominator("law", 10, {}, 2, {}, 3, [], "test", "", []).partial
