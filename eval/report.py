@@ -22,6 +22,7 @@ JSON_NAME = "report.json"
 FORMATS: dict[str, str] = {
     "monet-ablation/1": "monet.eval.results:AblationResult",
     "monet-curve/1": "monet.eval.curve:CurveResult",
+    "monet-reproduction/1": "monet.eval.reproduction.result:ReproductionResult",
     "monet-general/1": "monet.eval.harness.general_result:GeneralResult",
     "monet-domains/1": "monet.eval.harness.domains_result:DomainsResult",
     "monet-code/1": "monet.eval.code.results:CodeResult",

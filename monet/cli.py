@@ -74,6 +74,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "monet.eval.toxicity.evaluate:run", "toxicity of continuations under masks, with intervals"
         ),
         "eval toxicity-scores": Verb("monet.eval.toxicity.write_scores:run", "scored text, to correlate experts with"),
+        "reproduce": Verb("monet.eval.reproduce:run", "the paper's tables: needs, cost, and ours beside the published"),
         "report": Verb("monet.eval.report:run", "any result -> one page, Markdown, figures, JSON"),
     },
 }

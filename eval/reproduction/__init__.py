@@ -1,0 +1,1 @@
+"""The paper's tables: what each needs, what it runs, and the published values beside ours."""
