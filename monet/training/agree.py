@@ -5,6 +5,7 @@ A rank that stopped, skipped or saved by itself would leave the others waiting i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +47,12 @@ def gather_ranks(values: Tensor, strategy: Strategy) -> Tensor:
     everywhere = [torch.empty_like(here) for _ in range(dist.get_world_size())]
     dist.all_gather(everywhere, here)
     return torch.stack(everywhere)
+
+
+def take_from_rank_0(tensors: Iterable[Tensor]) -> None:
+    """Set tensors to what rank 0 has in them; every rank must call it, with the same shapes."""
+    for tensor in () if _is_alone() else tensors:
+        dist.broadcast(tensor, src=0)
 
 
 @dataclass

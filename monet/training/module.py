@@ -18,7 +18,7 @@ from typing_extensions import override
 from monet.errors import ConfigError, NonFiniteError
 from monet.losses import RouterLoss
 from monet.ranks import GlobalBatch
-from monet.training.agree import any_over_ranks
+from monet.training.agree import any_over_ranks, take_from_rank_0
 from monet.training.guard import StepGuard, gradient_norm
 from monet.training.language_models import (
     build,
@@ -66,7 +66,7 @@ class MonetLightningModule(LightningModule):
         gradient_checkpointing: True recomputes each layer in the backward pass: less memory, about a third more time.
         dead_window_steps: optimiser steps after which a routing key that never fired counts as dead.
         router_statistics: global takes thresholds, running statistics and the routers' losses over the batches of all
-            ranks; local over each rank's own, of which rank 0's running statistics are saved.
+            ranks; local over each rank's own, and at a checkpoint all take over rank 0's running statistics.
         router_statistics_every: micro_batch moves the running statistics with every accumulated batch; step once an
             optimiser step, by all of its batches. Thresholds are each batch's own in either case.
         nonfinite: what happens when a loss or gradient is NaN or infinite.
@@ -274,6 +274,10 @@ class MonetLightningModule(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (
+            self.router_statistics == "local"
+        ):  # whichever rank writes a router's, and a run that continues goes on alike
+            take_from_rank_0(buffer for router in self.model.routers() for buffer in router.buffers())
         checkpoint["config"] = self.config_json()
         names = grouped_names(self.model, self.optimizer_settings)
         name_moments(checkpoint, [name for group in names for name in group])

@@ -136,6 +136,26 @@ def test_checkpoints_beside_the_training_are_the_same_on_two_ranks(name, train_r
             assert (folder / name).read_bytes() == (again / name).read_bytes(), name
 
 
+SMALL_FILES = """
+import sys
+from monet.training import tensor_files
+from monet.training.cli import main
+tensor_files.FILE_BYTES = 4096
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_local_statistics_are_rank_0s_whichever_rank_writes_them(train_ranks):
+    words = ("--model.router_statistics=local", "--trainer.max_steps=3")
+    whole = train_ranks("whole", "ddp", *words)  # one file, which rank 0 writes
+    split = train_ranks("split", "ddp", *words, command=("-c", SMALL_FILES))
+    assert (whole.codes, split.codes) == ([0, 0], [0, 0]), split.errors
+    last = "step-00000003"
+    assert len(list((split.checkpoints / last).glob("model-*.safetensors"))) > 2
+    assert_same_state(split.checkpoints / last, whole.checkpoints / last, 0)
+
+
 @pytest.mark.parametrize("beside", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_one_full_disk_fails_the_checkpoint_of_all_and_training_goes_on(beside, train_ranks):
     words = (f"--checkpoint_async={beside}", "--checkpoint_failure=continue")
