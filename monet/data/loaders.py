@@ -15,7 +15,6 @@ from monet.data.windows import WindowDataset, collate
 from monet.errors import ConfigError, DataError
 
 Batch = dict[str, torch.Tensor]
-WORKER_TIMEOUT_SECONDS = 300  # a worker that takes longer for a batch counts as hung, and ends the run
 
 
 def _batches(
