@@ -140,8 +140,10 @@ def test_without_scores_there_is_no_correlation(random_model, random_data):
 # -- counts, maxima, co-activation ------------------------------------------------------------------------------------
 
 
-def test_counts_maxima_and_coactivation_equal_loops(random_model, random_data):
-    statistics = collect(random_model, random_data, batch_size=4, wanted=EVERYTHING, progress=False)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_counts_maxima_and_coactivation_equal_loops(random_model, random_data, side):
+    data = replace(random_data, padding_side=side)
+    statistics = collect(random_model, data, batch_size=4, wanted=EVERYTHING, progress=False)
     fired, strongest, above = (torch.zeros(3, 2, 25, dtype=torch.int64) for _ in range(3))
     together = torch.zeros(2, 3, 3, dtype=torch.int64)
     largest = torch.zeros(2, 25, dtype=torch.float64)
