@@ -140,13 +140,14 @@ SMALL_FILES = """
 import sys
 from monet.training import tensor_files
 from monet.training.cli import main
-tensor_files.FILE_BYTES = 4096
+tensor_files.FILE_BYTES = 8192
 sys.exit(main())
 """
 
 
 @pytest.mark.slow
 def test_local_statistics_are_rank_0s_whichever_rank_writes_them(train_ranks):
+    """Files of this size put them all on rank 1."""
     words = ("--model.router_statistics=local", "--trainer.max_steps=3")
     whole = train_ranks("whole", "ddp", *words)  # one file, which rank 0 writes
     split = train_ranks("split", "ddp", *words, command=("-c", SMALL_FILES))
