@@ -27,8 +27,8 @@ def values_of(heatmaps: Iterable[Heatmap]) -> list[float]:
 
 
 def limit_of(heatmaps: Iterable[Heatmap]) -> float:
-    """Largest size of a value, which is where the colours end; never zero."""
-    return max(map(abs, values_of(heatmaps)), default=0.0) or 1e-3
+    """Largest size of a value, which is where the colours end; 1 where all are zero."""
+    return max(map(abs, values_of(heatmaps)), default=0.0) or 1.0
 
 
 def digits_for(limit: float) -> int:

@@ -62,6 +62,12 @@ def _wrapped(title: str, inches: float) -> str:
     return textwrap.fill(_words(title), max(12, int(inches / 0.088)))
 
 
+def _ink(colour: Sequence[float]) -> str:
+    """Black or white, whichever stands out more; at least 4.5 to 1 on any colour (WCAG 2's relative luminance)."""
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in colour[:3]]
+    return "black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
+
+
 def _heat(axes: Axes, value_RC: NDArray[np.float64], limit: float, rows: Sequence[str], heatmap: Heatmap) -> Any:
     """One heat map with its values in the cells; what was not measured stays grey and empty."""
     image = axes.imshow(np.ma.masked_invalid(value_RC), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
@@ -69,7 +75,7 @@ def _heat(axes: Axes, value_RC: NDArray[np.float64], limit: float, rows: Sequenc
     digits = common.digits_for(limit)
     for (row, column), value in np.ndenumerate(value_RC):
         if np.isfinite(value):
-            ink = "white" if abs(value) > 0.6 * limit else "black"
+            ink = _ink(image.cmap(image.norm(value)))
             weight = "bold" if rows[row] == heatmap.columns[column] else "normal"
             shown = common.signed(float(value), digits)
             axes.text(column, row, shown, ha="center", va="center", color=ink, fontsize=9, weight=weight)

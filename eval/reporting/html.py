@@ -15,7 +15,6 @@ from monet.eval.reporting import common, figures, svg
 from monet.files import atomic_write_text
 
 NAME = "report.html"
-_STRONG = 0.62  # share of the largest value from which a cell's colour needs light ink
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class Cell:
         hint: value and interval in words.
         sign: "up" or "down", which chooses the colour; "none" for an empty cell.
         share: of the full colour, 0 to 100.
-        strong: the colour is deep enough for light ink.
         own: row and column have one name.
     """
 
@@ -35,7 +33,6 @@ class Cell:
     hint: str
     sign: str
     share: int
-    strong: bool
     own: bool
 
 
@@ -117,13 +114,11 @@ def _grid(heatmap: Heatmap, limit: float, bars: Bars | None) -> Grid:
         for column, other in enumerate(heatmap.columns):
             value = common.finite(heatmap.values[row][column])
             if value is None:
-                cells.append(Cell("", "not measured", "none", 0, False, False))
+                cells.append(Cell("", "not measured", "none", 0, False))
                 continue
             share, sign = min(abs(value) / limit, 1.0), "up" if value > 0 else "down"
             hint = f"{name}, {other}: {common.with_interval(heatmap, row, column, digits + 1)} {heatmap.unit}"
-            cells.append(
-                Cell(common.signed(value, digits), hint, sign, round(100 * share), share > _STRONG, name == other)
-            )
+            cells.append(Cell(common.signed(value, digits), hint, sign, round(100 * share), name == other))
         rows.append((name, cells))
     longest = max([*bars.values, 1e-9]) if bars else 1.0
     return Grid(

@@ -106,7 +106,7 @@ def test_figures_can_be_read_out_and_follow_the_page(page, source):
 
 def test_cells_are_coloured_from_zero_by_their_sign(page):
     cells = [cell for cell in page.all("td") if cell.get("class", "").split(" ")[0] in ("up", "down", "none")]
-    assert {"up strong own", "down", "none"} <= {cell["class"] for cell in cells}
+    assert {"up own", "down", "none"} <= {cell["class"] for cell in cells}
     shares = {cell["style"] for cell in cells if ": +0.000" in cell["title"]}
     assert shares == {"--share: 0%"}
     assert {cell["style"] for cell in cells if "own" in cell["class"].split()} == {"--share: 100%"}
