@@ -1,4 +1,4 @@
-"""What two real processes send in a step, beside what plans take for it."""
+"""What two real processes send in a step and hold before its update, beside what plans take for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from monet.communication import sent_bytes
 from monet.flops import parameter_counts
+from monet.memory import ZERO_BUCKET, state_bytes
 from monet.training.settings import ModelShape
 
 NOTHING_KEPT = {
@@ -28,7 +29,7 @@ STEPS, ACCUMULATE = 2, 2
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_ranks_send_what_a_plan_says(name, precision, train_ranks, settings, tmp_path):
+def test_ranks_send_and_hold_what_a_plan_says(name, precision, train_ranks, settings, tmp_path):
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")
     # large enough for padding and the routers' sums to be small beside it; a tied embedding is gathered twice
@@ -41,8 +42,15 @@ def test_ranks_send_what_a_plan_says(name, precision, train_ranks, settings, tmp
     assert run.codes == [0, 0], run.errors
     config = ModelShape(**settings["model"]["shape"]).config()
     wanted = sum(sent_bytes(config, precision, name, 2, ACCUMULATE))
+    parts = state_bytes(config, precision, name, 2)
+    state = sum(parts.values()) - parts["buffers"]
+    if name == "zero1":  # after the reduction only this rank's gradients lie outside of the bucket
+        state -= parts["gradients"] / 2
     for rank in range(2):
-        sent = json.loads((tmp_path / f"sent-{rank}.json").read_text())
+        figures = json.loads((tmp_path / f"sent-{rank}.json").read_text())
+        sent = figures["sent"]
+        buckets, rest = divmod(figures["held"], 4 * ZERO_BUCKET)
+        assert buckets <= 1 and rest == pytest.approx(state, rel=0.03)
         # what routers and checks of a step exchange is float64, or as small
         count = sum(size for dtype, size in sent.items() if dtype in ("float32", "bfloat16")) / STEPS
         assert count == pytest.approx(wanted, rel=0.05), (sent, sum(parameter_counts(config).values()))

@@ -1,10 +1,12 @@
-"""train.py, which counts what its collectives send in the second and third optimiser step.
+"""train.py, which counts what its collectives send in the second and third step, and what it holds before an update.
 
-python -m tests.distributed.volume_ranks OUT fit ..., with torchrun's environment: OUT-RANK.json gets bytes by dtype.
+python -m tests.distributed.volume_ranks OUT fit ..., with torchrun's environment: OUT-RANK.json gets the bytes, `sent`
+by dtype, `held` in all.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -12,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed
 from torch import Tensor
 
@@ -46,6 +49,17 @@ def count(name: str) -> None:
     setattr(torch.distributed, name, call)
 
 
+def held() -> int:
+    """Bytes of all tensors of this process, each storage once."""
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, Tensor) and thing.device.type == "cpu":
+            whole = thing.to_local() if hasattr(thing, "to_local") else thing
+            storage = whole.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
 def main() -> int:
     out = sys.argv.pop(1)
     for name in COLLECTIVES:
@@ -62,8 +76,17 @@ def main() -> int:
         begin(module, *args)
 
     MonetLightningModule.on_train_batch_start = begin_and_count  # type: ignore[method-assign]
+    clip, before_updates = MonetLightningModule.configure_gradient_clipping, []
+
+    def clip_and_weigh(module: MonetLightningModule, *args: Any, **kwargs: Any) -> None:
+        if not module._accumulates():
+            before_updates.append(held())
+        clip(module, *args, **kwargs)
+
+    MonetLightningModule.configure_gradient_clipping = clip_and_weigh  # type: ignore[method-assign]
     code = train()
-    Path(f"{out}-{os.environ['RANK']}.json").write_text(json.dumps(sent), encoding="utf-8")
+    figures = {"sent": sent, "held": before_updates[2]}
+    Path(f"{out}-{os.environ['RANK']}.json").write_text(json.dumps(figures), encoding="utf-8")
     return code
 
 
