@@ -62,7 +62,7 @@ def _wrapped(title: str, inches: float) -> str:
     return textwrap.fill(_words(title), max(12, int(inches / 0.088)))
 
 
-def _ink(colour: Sequence[float]) -> str:
+def _ink(colour: Any) -> str:
     """Black or white, whichever stands out more; at least 4.5 to 1 on any colour (WCAG 2's relative luminance)."""
     linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in colour[:3]]
     return "black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
