@@ -1,7 +1,7 @@
 """Curves: nested masks out of one file, the numbers of an ablation at each threshold, held out or said not to be."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from monet.eval.ablate import ablate
 from monet.eval.curve import CurveResult, check_nested, evaluate_curve, run
 from monet.eval.document import Curve, Table
 from monet.eval.results import AblationResult
-from monet.eval.rules import Argmax, MutualInformation, Ratio, Top
+from monet.eval.rules import Argmax, MutualInformation, Ratio, Rule, Top
 from monet.eval.selection import select
 from monet.eval.stats import Wanted, collect
 from monet.masks import ExpertMask
@@ -101,6 +101,25 @@ def test_masks_that_are_not_nested_are_refused():
         check_nested([{"a": ExpertMask(two)}, {"a": ExpertMask(one)}])
     two[0, 0, 0] = False
     check_nested([{"a": ExpertMask(two)}, {"a": ExpertMask(one)}, {"a": ExpertMask(keep)}])
+
+
+@dataclass(frozen=True)
+class Fickle(Rule):
+    """Other experts at every threshold."""
+
+    name = "fickle"
+    threshold_name = "first"
+    first: int = 0
+
+    def chosen(self, statistics):
+        chosen_REE = torch.zeros(statistics.sums_CREE.shape[1:], dtype=torch.bool)
+        chosen_REE[0, self.first] = True
+        return {"left": chosen_REE}
+
+
+def test_a_rule_whose_masks_are_not_nested_has_no_curve(random_model, random_data, statistics, tmp_path):
+    with pytest.raises(ConfigError, match="masks of 'left' that take 5 and 5 experts are not nested"):
+        trace(random_model, statistics, random_data, tmp_path, Fickle(), (0, 1))
 
 
 @pytest.mark.parametrize(

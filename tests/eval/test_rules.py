@@ -187,6 +187,12 @@ def test_a_fraction_is_of_the_group_or_of_all(statistics, fraction, per, number)
         assert chosen[0].sum() == chosen[1].sum()
 
 
+def test_a_fraction_is_not_rounded_below_a_whole_number(statistics):
+    assert 0.29 * 100 < 29
+    r = torch.linspace(0.1, 0.9, 100, dtype=torch.float64).view(1, 10, 10)
+    assert int(Top(fraction=0.29, by="pearson").chosen(scored(statistics, r))["score"].sum()) == 29
+
+
 def test_top_by_pearson_takes_positive_correlations_only(statistics):
     r = torch.tensor([[0.3, -0.8], [0.0, 0.1]], dtype=torch.float64)[None]
     chosen = Top(count=4, by="pearson", label="x").chosen(scored(statistics, r))

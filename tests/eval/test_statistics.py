@@ -10,6 +10,7 @@ import torch
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.inputs import LabelledSequences, PreparedWindows
 from monet.eval.statistics import collectors, pairs
+from monet.eval.statistics.extras import ScoreMoments
 from monet.eval.statistics.pairs import ExpertLister, num_pairs
 from monet.eval.statistics.scored import read_scored
 from monet.eval.stats import ExpertStatistics, Wanted, collect
@@ -122,6 +123,18 @@ def test_a_weight_that_never_varies_correlates_with_nothing(planted_model, plant
     statistics = collect(planted_model, replace(data, scores=scores), progress=False)
     assert statistics.sums_CREE[0, 0, 0, 0] > 1
     assert statistics.correlations().isnan().all()
+
+
+def test_rounding_is_no_variance():
+    """Sums of one weight at seven tokens, none of them exact."""
+    w, y_T = 0.1, torch.rand(7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sums = [torch.zeros(1, 1, 1, dtype=torch.float64) for _ in range(3)]
+    for y in y_T:
+        for total, value in zip(sums, (w, w * y, w * w), strict=True):
+            total += value
+    moments = ScoreMoments(torch.tensor(7), y_T.sum(), y_T.square().sum(), y_T.amin(), y_T.amax(), *sums[1:])
+    assert (7 * sums[2] - sums[0].square()).abs().max() > 0
+    assert moments.correlations(sums[0]).isnan().all()
 
 
 def test_correlation_with_a_planted_score_is_one(planted_model, planted_data):
