@@ -6,6 +6,7 @@ All share one checkpoint format (monet/training/folder_io.py), so that any of th
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -99,6 +100,8 @@ class Zero(Together, DeepSpeedStrategy):
         config: dict[str, Any] | None = None,
         timeout_minutes: float = 30.0,
     ) -> None:
+        if importlib.util.find_spec("deepspeed") is None:
+            raise ConfigError("trainer.strategy: ZeRO needs DeepSpeed, which is not installed: pip install deepspeed")
         if offload_parameters and stage != 3:
             raise ConfigError(f"trainer.strategy: offload_parameters needs stage 3, got stage {stage}")
         self.timeout = timedelta(minutes=timeout_minutes)

@@ -61,3 +61,9 @@ def test_two_nodes(launcher, train, train_words, tmp_path):
     assert [entry["loss"] for entry in read_log(tmp_path / "run")] == pytest.approx(
         [entry["loss"] for entry in read_log(train("whole").run_dir)], abs=1e-5
     )
+
+
+def test_zero_without_deepspeed_is_refused_in_one_line(train, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
+    assert train("run", "--trainer.strategy=zero2").code == 2
+    assert "trainer.strategy: ZeRO needs DeepSpeed, which is not installed" in capsys.readouterr().err
