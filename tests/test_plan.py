@@ -232,6 +232,8 @@ def test_a_configuration_that_training_refuses_is_refused(tmp_path, capsys):
     (tmp_path / "wrong.yaml").write_text("model: {shape: {hiden_size: 64}}")
     assert main(["plan", "--config", str(RECIPE), "--config", str(tmp_path / "wrong.yaml")]) == 2
     assert "hiden_size" in capsys.readouterr().err
+    assert main(["plan", "--config", str(CONFIGS / "pretrain" / "llama_770m.yaml")]) == 2
+    assert "required: data.data_dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

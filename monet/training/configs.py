@@ -54,6 +54,7 @@ def read_training_config(files: Sequence[Path], words: Sequence[str] = ()) -> An
             return _Parsed(arguments).config.fit
     except SystemExit:
         lines = [line for line in said.getvalue().splitlines() if "error:" in line] or ["it cannot be read"]
-        raise ConfigError(f"config {', '.join(map(str, files))}: {lines[-1].partition('error: ')[2]}") from None
+        problem = lines[-1].partition("error: ")[2].replace("fit.", "")
+        raise ConfigError(f"config {', '.join(map(str, files))}: {problem}") from None
     finally:
         sys.argv = own_words
