@@ -17,6 +17,8 @@ from monet.eval.bootstrap import Bootstrap, Resampled, interval, resample_means
 from monet.eval.harness.scoring import Outcome
 from monet.eval.results import Estimate
 
+FEW = "Intervals over fewer than about 30 questions are too narrow: a bootstrap sees no answer that was not given."
+
 
 @dataclass(frozen=True)
 class Denominator:

@@ -10,7 +10,7 @@ from typing import Any
 
 from monet.errors import CheckpointError
 from monet.eval.document import Block, Heatmap, Report, Table, Text
-from monet.eval.harness.accuracy import Denominator, estimate_from
+from monet.eval.harness.accuracy import FEW, Denominator, estimate_from
 from monet.eval.results import Estimate
 
 FORMAT = "monet-domains/1"
@@ -206,7 +206,7 @@ class DomainsResult:
             ["", "experts", "share", "target", "others, mean", "random, on target", "finding"],
             rows,
             "In brackets the bootstrap interval over questions. Random masks remove as many experts of every routing "
-            "group; their interval holds the spread over masks, too.",
+            f"group; their interval holds the spread over masks, too. {FEW}",
         )
 
     def _table_11(self) -> Table:

@@ -12,7 +12,7 @@ import numpy as np
 
 from monet.errors import CheckpointError
 from monet.eval.document import Block, Report, Table, Text
-from monet.eval.harness.accuracy import Denominator
+from monet.eval.harness.accuracy import FEW, Denominator
 from monet.eval.results import Estimate
 
 FORMAT = "monet-general/1"
@@ -205,7 +205,7 @@ def _changes(rows: Sequence[Row], shots: int) -> list[Table]:
             f"Change of accuracy against no mask, {shots}-shot (points)",
             ["", "experts", *names, "average"],
             body,
-            "Points are hundredths; in brackets the interval.",
+            f"Points are hundredths; in brackets the interval. {FEW}",
         )
     ]
 

@@ -93,9 +93,9 @@ def write_mmlu(root: Path, *, subjects: Sequence[str] = SUBJECTS, questions: int
 def write_benchmarks(root: Path, *, questions: int = 8) -> Path:
     """The eight benchmarks, each in another of the accepted layouts; only WinoGrande and ARC have a training split."""
     write_mmlu(root, questions=2)
-    for part in ("ARC-Easy", "ARC-Challenge"):
+    for part, count in (("ARC-Easy", questions), ("ARC-Challenge", questions - 3)):
         for split in ("train", "validation", "test"):
-            rows = labelled_rows(f"{part}-{split}", questions)
+            rows = labelled_rows(f"{part}-{split}", count)
             write_parquet(root / "allenai" / "ai2_arc" / part / f"{split}-00000-of-00001.parquet", rows)
     for split in ("train", "validation"):
         write_jsonl(root / "winogrande" / "winogrande_xl" / f"{split}.jsonl", other_rows("winogrande", questions))
