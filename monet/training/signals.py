@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -12,14 +13,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from monet.training.agree import Requests
 
+ONE_SIGNAL_SECONDS = 1.0  # a scheduler signals every process of a job, and a launcher among them passes it on
+
 
 class Stopped(SystemExit):
     """The run ends because a signal asked for it, after its checkpoint was written; the code is 128 + the signal's."""
 
 
 class StopSignals(Callback):
-    """SIGINT and SIGTERM end the run after the step under way, with a checkpoint; a second one ends it at once.
-    SIGUSR1 asks for a checkpoint and lets the run go on.
+    """SIGINT and SIGTERM end the run after the step under way, with a checkpoint; another one ends it at once, if it
+    comes a second or more after the first. SIGUSR1 asks for a checkpoint and lets the run go on.
 
     Before the first step they do what they do to any program: there is nothing to save yet.
 
@@ -29,7 +32,7 @@ class StopSignals(Callback):
 
     def __init__(self, requests: Requests) -> None:
         self.requests = requests
-        self._pid = os.getpid()
+        self._pid, self._first_seconds = os.getpid(), 0.0
         self._replaced: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,10 +55,12 @@ class StopSignals(Callback):
         if number == signal.SIGUSR1:
             self.requests.save = True
         elif self.requests.stop:
+            if time.monotonic() - self._first_seconds < ONE_SIGNAL_SECONDS:
+                return
             _say(f"{signal.Signals(number).name} again: ended at once; the newest whole checkpoint is what counts")
             os._exit(128 + number)
         else:
-            self.requests.stop = number
+            self.requests.stop, self._first_seconds = number, time.monotonic()
             _say(f"{signal.Signals(number).name}: finishing the step and saving; once more ends the run at once")
 
 

@@ -9,7 +9,7 @@ from monet.training.checkpoint import read_weights
 from monet.training.tensor_files import StoredTensors
 from tests.distributed.test_strategies import ZERO_3, assert_same_numbers, assert_same_state
 
-STRATEGIES = {"fsdp2": "fsdp2", "zero2": "zero2", "zero3": ZERO_3}  # those that hold the parameters or the gradients in parts
+STRATEGIES = {"fsdp2": "fsdp2", "zero2": "zero2", "zero3": ZERO_3}  # parameters or gradients in parts
 TOLERANCE = 1e-5
 
 

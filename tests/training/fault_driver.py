@@ -23,6 +23,7 @@ import yaml
 
 from benchmarks import forked_runs
 from benchmarks.kill_series import differences
+from monet.training.signals import ONE_SIGNAL_SECONDS
 
 
 class Scene:
@@ -68,14 +69,14 @@ class Scene:
             time.sleep(0.005)
 
 
-def slow_steps() -> None:
-    """Each micro-batch takes half a second, so that signals arrive inside a step."""
+def slow_steps(seconds: float = 0.5) -> None:
+    """Micro-batches take so long after the fourth step, at most half a second before, so that signals arrive in one."""
     from monet.training.module import MonetLightningModule
 
     step = MonetLightningModule.training_step
 
     def slow(self: Any, *arguments: Any) -> Any:
-        time.sleep(0.5)
+        time.sleep(seconds if self.trainer.global_step >= 4 else min(seconds, 0.5))
         return step(self, *arguments)
 
     MonetLightningModule.training_step = slow
@@ -86,6 +87,8 @@ def stopped_by(number: int) -> Callable[[Scene], dict[str, Any]]:
         pid = scene.start("--trainer.max_steps=200", "--trainer.log_every_n_steps=1", before=slow_steps)
         scene.wait_for("step 1/")
         os.kill(pid, number)
+        scene.wait_for("finishing the step")
+        os.kill(pid, number)  # at once again: passed on by a launcher
         code, logged = forked_runs.wait(pid, 120), scene.logged()
         return {"code": code, "said": scene.said(), "logged": logged, "valid": scene.valid_step()}
 
@@ -93,10 +96,11 @@ def stopped_by(number: int) -> Callable[[Scene], dict[str, Any]]:
 
 
 def stopped_twice(scene: Scene) -> dict[str, Any]:
-    pid = scene.start("--trainer.log_every_n_steps=1", before=slow_steps)
-    scene.wait_for("step 5/")
+    pid = scene.start("--trainer.log_every_n_steps=1", before=lambda: slow_steps(3.0))
+    scene.wait_for("checkpoints/step-00000004")
     os.kill(pid, signal.SIGTERM)
     scene.wait_for("SIGTERM: finishing the step")
+    time.sleep(ONE_SIGNAL_SECONDS)
     begin = time.monotonic()
     os.kill(pid, signal.SIGTERM)
     code = forked_runs.wait(pid, 120)
@@ -111,6 +115,7 @@ def stopped_twice_inside_a_save(scene: Scene) -> dict[str, Any]:
         def act(count: int) -> None:
             if any((scene.run_dir / "checkpoints").glob(".step-00000008*/MANIFEST*")):
                 os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(ONE_SIGNAL_SECONDS)
 
         forked_runs.on_change(scene.run_dir / "checkpoints", act)
 

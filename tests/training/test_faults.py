@@ -34,6 +34,7 @@ def errors(said: str) -> list[str]:
 
 @pytest.mark.parametrize(("name", "code"), [("sigterm", 143), ("sigint", 130)])
 def test_a_signal_finishes_the_step_and_saves(results, name, code):
+    """Also where it comes twice within a moment, from a scheduler and from a launcher."""
     result = results[name]
     assert result["code"] == code
     assert result["logged"] == result["valid"] > 0
@@ -45,7 +46,7 @@ def test_a_signal_finishes_the_step_and_saves(results, name, code):
 def test_a_second_signal_ends_at_once_and_corrupts_nothing(results):
     result = results["sigterm twice"]
     assert result["code"] == 143
-    assert result["seconds"] < 0.4  # a step takes a second
+    assert result["seconds"] < 2  # a step takes six
     assert result["valid"] == 4
     assert result["after"] == {"code": 0, "differences": []}
 
