@@ -158,7 +158,7 @@ def run(
             strongest experts of every group, which takes a pass more to find them, or for experts by group, such as
             '{0: [17, 4], 1: [900]}' (expert (i, j) has the number i*E + j).
         shard: i/n reads the i-th of n parts of the text, i from 0 on, for as many processes at once; add their files
-            up with `monet stats merge`. No document is divided.
+            up with `monet stats merge`. Windows that begin in one document stay together.
         batch_size: windows a forward; it does not change the result beyond float32 rounding.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
