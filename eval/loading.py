@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import hashlib
 import importlib.metadata
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+# Keys of a configuration that its model computes the same with; each tensor tells its own type.
+_SAYS_NOTHING = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
 def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetForCausalLM:
@@ -147,8 +150,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over names, types and bytes of all tensors: unlike `model.fingerprint()` it sees every weight."""
-    digest = hashlib.sha256()
+    """SHA-256 over configuration and names, types and bytes of all tensors: unlike `model.fingerprint()` it sees all.
+
+    Rotary base, norm epsilon, number of heads and the like change what weights do and leave them as they are.
+    """
+    config = cast(Any, model).config.to_dict()
+    told = {key: value for key, value in config.items() if key not in _SAYS_NOTHING}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monet.errors import ConfigError, NonFiniteError
+from monet.errors import NonFiniteError
 from monet.eval.inputs import IGNORED, Batch, LabelledData
-from monet.eval.loading import evaluating, mask_digest, provenance_now, vocab_size, weights_digest
-from monet.eval.store import ExampleStore
+from monet.eval.loading import evaluating, vocab_size
+from monet.eval.store import ExampleStore, model_key
 
 if TYPE_CHECKING:
     from monet.masks import ExpertMask
@@ -151,21 +151,7 @@ class LossStore:
         self.folder = Path(folder)
         self.model = model
         self.batch_size = batch_size
-        if model.model.active_masks.applied:
-            raise ConfigError(
-                "a mask is already applied to the model, and losses are kept under the masks given here only; leave its"
-                " `with` block first, or store it with model.set_expert_mask"
-            )
-        self.settings = {
-            "layout": _LAYOUT,
-            "weights": weights_digest(model),
-            "stored_mask": mask_digest(model.expert_mask),
-            "dtype": str(model.dtype),
-            "device": model.device.type,
-            "attention": model.config._attn_implementation,
-            "batch_size": batch_size,
-            **provenance_now()["versions"],
-        }
+        self.settings = {"layout": _LAYOUT, **model_key(model), "batch_size": batch_size}
 
     def _kept(self, mask: ExpertMask | None, data: LabelledData) -> ExampleStore:
         return ExampleStore(self.folder, {**self.settings, "data": data.fingerprint}, mask)

@@ -28,10 +28,23 @@ FORMAT = "monet-outcomes/1"
 
 
 def model_key(model: MonetPreTrainedModel) -> dict[str, Any]:
-    """What a model's outcomes depend on, beside mask, examples and settings: weights, precision, device, versions."""
+    """What a model's outcomes depend on, beside mask, examples and settings: weights, precision, device, versions.
+
+    Args:
+        model: a Monet model, or a dense one.
+
+    Raises:
+        ConfigError: a `with mask.applied_to(model)` block is open; no key would tell of that mask.
+    """
+    body: Any = model.base_model
+    if hasattr(body, "active_masks") and body.active_masks.applied:
+        raise ConfigError(
+            "a mask is already applied to the model, and outcomes are kept under the masks given here only; leave its "
+            "`with` block first, or store it with model.set_expert_mask"
+        )
     return {
         "weights": weights_digest(model),
-        "stored_mask": mask_digest(model.expert_mask),
+        "stored_mask": mask_digest(getattr(model, "expert_mask", None)),
         "dtype": str(model.dtype),
         "device": model.device.type,
         "attention": model.config._attn_implementation,
@@ -59,8 +72,9 @@ class ExampleStore:
     """
 
     def __init__(self, folder: str | os.PathLike[str], key: Mapping[str, Any], mask: ExpertMask | None = None) -> None:
-        self.key = {**key, "mask": mask_digest(mask)}
-        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
+        content = json.dumps({**key, "mask": mask_digest(mask)}, sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        self.key: dict[str, Any] = json.loads(content)  # as it is read again: a tuple is a list there
         self.path = Path(folder) / f"{digest[:32]}.jsonl"
         self._lock = FileLock(self.path.with_suffix(".lock"))
         self._outcomes: dict[str, Any] = {}

@@ -72,7 +72,8 @@ class Tokens(NamedTuple):
         mask_BT = torch.ones(shape, dtype=torch.bool)
         if batch.attention_mask_BT is not None:
             mask_BT = batch.attention_mask_BT != 0
-        document_B = torch.tensor([int(name) if name.isdecimal() else -1 for name in batch.document_B])
+        numbers = [int(name) if name.isdecimal() and len(name) <= 18 else -1 for name in batch.document_B]
+        document_B = torch.tensor(numbers)
         places = (batch.index_B[:, None].expand(shape), document_B[:, None].expand(shape), mask_BT.cumsum(1) - 1)
         return cls(
             None if bool(mask_BT.all()) else mask_BT.to(device),

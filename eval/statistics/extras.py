@@ -68,6 +68,8 @@ class ScoreMoments(Extra):
     def correlations(self, weight_sums_REE: Tensor) -> Tensor:
         """Pearson's r of weight and score over the tokens, (R, E, E) float64; NaN where either does not vary.
 
+        A spread below 1e-5 of the size (root mean square) counts as none: float64 sums do not hold it.
+
         Args:
             weight_sums_REE: sum of w over the same tokens.
         """
@@ -75,8 +77,9 @@ class ScoreMoments(Extra):
         squares_REE = n * self.weight_squares_REE
         spread_REE = squares_REE - weight_sums_REE.square()
         spread_REE[spread_REE <= _NO_SPREAD * squares_REE] = torch.nan
-        spread = n * self.score_squares - self.score_sum.square()
-        if bool(self.score_min == self.score_max):
+        squares = n * self.score_squares
+        spread = squares - self.score_sum.square()
+        if bool(spread <= _NO_SPREAD * squares):
             spread = torch.full_like(spread, torch.nan)
         shared_REE = n * self.weight_scores_REE - weight_sums_REE * self.score_sum
         return (shared_REE / (spread_REE * spread).sqrt()).clamp(-1.0, 1.0)
@@ -138,8 +141,8 @@ class Maxima(Extra):
     Args:
         weight_REE: float64, 0 where the expert was never active.
         place_REEP: int64, -1 where it was never active; along P: the pass among `provenance["parts"]`, the window (its
-            number in that pass' data), the document that the window begins in (-1 if it has no number), and the
-            token's position in the window, pads not counted.
+            number in that pass' data), the document that the window begins in (-1 if its name is no number of up to 18
+            digits), and the token's position in the window, pads not counted.
     """
 
     weight_REE: Tensor

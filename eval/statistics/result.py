@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FORMAT = "monet-expert-statistics/1"
 _SUMS = ("sums", "tokens", "windows", "documents")
+# What says of a pass which text it read: prepared text, a scored file, sequences in memory.
+_SOURCES = (("content", "split"), ("file_sha256",), ("sha256",))
+_OF_A_PASS = {"shard", "data_fingerprint", "only"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class ExpertStatistics:
         """Statistics over both passes; adding parts of a corpus gives what one pass over it gives.
 
         Raises:
-            CheckpointError: another model, other labels or sizes, other things collected, or text that both hold.
+            CheckpointError: another model or stored mask, other labels or sizes, other things collected, or text that
+                both hold.
         """
         if self.model_fingerprint != other.model_fingerprint:
             raise CheckpointError(
@@ -117,6 +121,11 @@ class ExpertStatistics:
                 "add up; collect both with the same options"
             )
         mine, theirs = self.provenance.get("parts", []), other.provenance.get("parts", [])
+        if len({part.get("stored_mask") for part in [*mine, *theirs]}) > 1:
+            raise CheckpointError(
+                "statistics of one model with two stored masks do not add up, for experts that are removed move the "
+                "routing behind them; collect both under one mask"
+            )
         if shared := [part for part in mine if any(_overlap(part, further) for further in theirs)]:
             raise CheckpointError(f"both statistics hold text of the part {shared[0]}; its tokens would count twice")
         merged: dict[str, Any] = {name: extra.merge(others[name], len(mine)) for name, extra in extras.items()}
@@ -204,9 +213,13 @@ class ExpertStatistics:
 
 
 def _overlap(part: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two passes read some of the same text: the same data, unless they are two shards of one division."""
-    bases = [{key: value for key, value in each.items() if key not in ("shard", "data_fingerprint")}
-             for each in (part, other)]  # fmt: skip
+    """Whether two passes read some of the same text: one source, however cut, unless it was divided between them."""
+    source = next((keys for keys in _SOURCES if keys[0] in part), tuple(part.keys() - _OF_A_PASS))
+    if any(part.get(key) != other.get(key) for key in source):
+        return False
+    if "only" in part and "only" in other and not set(part["only"]) & set(other["only"]):
+        return False
     mine, theirs = part.get("shard"), other.get("shard")
+    alike = all(part.get(key) == other.get(key) for key in (part.keys() | other.keys()) - _OF_A_PASS)
     divided = mine is not None and theirs is not None and mine[1] == theirs[1] and mine[0] != theirs[0]
-    return bases[0] == bases[1] and not divided
+    return not (alike and divided)

@@ -230,7 +230,10 @@ def test_kept_losses_are_of_the_same_weights_mask_and_data(random_model, random_
     paths.add(LossStore(tmp_path, random_model, 8).path(mask, random_data))
     random_model.set_expert_mask(mask)
     paths.add(LossStore(tmp_path, random_model, 8).path(mask, random_data))
-    assert len(paths) == 6
+    for key, value in (("rms_norm_eps", 1e-3), ("moe_topk", 3), ("rope_parameters", {"rope_theta": 1e3})):
+        setattr(random_model.config, key, value)  # the weights stay as they are
+        paths.add(LossStore(tmp_path, random_model, 8).path(mask, random_data))
+    assert len(paths) == 9
 
 
 def test_a_damaged_kept_file_is_scored_again(random_model, random_data, tmp_path):

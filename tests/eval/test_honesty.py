@@ -48,7 +48,7 @@ def test_losses_are_not_kept_while_another_mask_is_applied(random_model, tmp_pat
     mask = ExpertMask.random(random_model.config, 5, seed=0)
     with mask.applied_to(random_model), pytest.raises(ConfigError, match="already applied"):
         LossStore(tmp_path, random_model, 8)
-    assert LossStore(tmp_path, random_model, 8).settings.keys() >= {"monet", "torch", "transformers"}
+    assert LossStore(tmp_path, random_model, 8).settings["versions"].keys() >= {"monet", "torch", "transformers"}
 
 
 def test_no_two_draws_share_a_stream(planted_model, selected, planted_data, tmp_path, monkeypatch):

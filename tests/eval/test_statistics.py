@@ -14,6 +14,7 @@ from monet.eval.statistics.extras import ScoreMoments
 from monet.eval.statistics.pairs import ExpertLister, num_pairs
 from monet.eval.statistics.scored import read_scored
 from monet.eval.stats import ExpertStatistics, Wanted, collect
+from monet.masks import ExpertMask
 from tests.data.samples import make_shards
 from tests.tolerances import assert_close
 
@@ -114,6 +115,19 @@ def test_correlations_are_those_of_two_passes_over_all_tokens(random_model, scor
 def test_a_constant_score_correlates_with_nothing(random_model, scored_data, value):
     data = replace(scored_data, scores=[[value] * len(sequence) for sequence in scored_data.sequences])
     assert collect(random_model, data, progress=False).correlations().isnan().all()
+
+
+def test_a_score_whose_spread_is_lost_in_rounding_correlates_with_nothing(random_model, scored_data):
+    data = replace(scored_data, scores=[[1e9 + score for score in scores] for scores in scored_data.scores])
+    assert collect(random_model, data, progress=False).correlations().isnan().all()
+
+
+def test_a_document_may_have_any_number_for_a_name(random_model, random_data):
+    names = [str(10**30 + number) if number % 2 else str(number) for number in range(17)]
+    found = collect(random_model, replace(random_data, documents=names), wanted=Wanted(maxima=True), progress=False)
+    assert found.maxima is not None
+    _, window, document = found.maxima.place_REEP[found.maxima.weight_REE > 0][:, :3].T
+    assert torch.equal(document, torch.where(window % 2 == 0, window, -1)) and len(document.unique()) > 2
 
 
 def test_a_weight_that_never_varies_correlates_with_nothing(planted_model, planted_data):
@@ -278,6 +292,29 @@ def test_what_does_not_add_up_is_refused(random_model, scored_data):
     refuse(part(0, firing=True), part(1, firing_above=0.2), "above None and above 0.2")
     refuse(part(0, coactivation={0: [1]}), part(1, coactivation={0: [2]}), "different experts")
     refuse(part(0), part(1, data=replace(scored_data, scores=None)), "same options")
+    long, short = (replace(scored_data, notes={"file_sha256": "a", "seq_len": length}) for length in (16, 8))
+    refuse(part(0, data=long), part(1, data=short), "count twice")
+    masked = part(0)
+    random_model.set_expert_mask(ExpertMask.random(random_model.config, 20, seed=0))
+    refuse(masked, part(1), "two stored masks")
+
+
+def test_one_text_cut_twice_is_not_added_up(random_model, tmp_path):
+    documents = {
+        name: [[3 + (7 * n + t) % 20 for t in range(30)] for n in range(k, k + 3)] for k, name in enumerate("ab")
+    }
+    folder = make_shards(tmp_path, {"identify": documents}, vocab_size=24)
+    parts = [
+        collect(random_model, PreparedWindows(folder, "identify", length, most), progress=False)
+        for length, most in ((8, None), (8, 2), (4, None))
+    ]
+    for one, other in itertools.combinations(parts, 2):
+        with pytest.raises(CheckpointError, match="count twice"):
+            one.merge(other)
+    by_domain = [
+        collect(random_model, PreparedWindows(folder, "identify", 8).only([domain]), progress=False) for domain in "ab"
+    ]
+    same(by_domain[0].merge(by_domain[1]), parts[0])
 
 
 def test_everything_survives_the_file(random_model, scored_data, tmp_path):

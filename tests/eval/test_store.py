@@ -46,6 +46,11 @@ def test_other_settings_and_masks_are_other_files(tmp_path, random_model):
             assert len(store) == 0
 
 
+def test_a_key_is_known_again_as_json_holds_it(tmp_path):
+    for _ in range(2):
+        fill(tmp_path, [], {"shots": (0, 5)})
+
+
 def test_damage_and_repeats_are_named(tmp_path):
     path = fill(tmp_path, ["a", "bb"])
     lines = path.read_bytes().splitlines(keepends=True)
