@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -191,7 +192,9 @@ class Namespaces:
             inside = shlex.quote("." + target)
             made = f"mkdir -p {inside}" if os.path.isdir(source) else f'mkdir -p "$(dirname {inside})"; touch {inside}'
             lines += [made, f"mount --rbind {shlex.quote(source)} {inside}"]
-            lines += [f"mount -o remount,bind,ro,nosuid,nodev{_locked(source)} {inside}"]
+            for at in [source, *_mounts_below(source)]:  # a remount reaches one mount, not those on top of it
+                where = shlex.quote("." + target + at.removeprefix(source))
+                lines += [f"mount -o remount,bind,ro,nosuid,nodev{_locked(at)} {where}"]
         lines += [f"ln -s {shlex.quote(target)} .{link}" for link, target in _system()[1].items()]
         lines += [f"touch dev/{name}; mount --bind /dev/{name} dev/{name}" for name in _DEVICES]
         lines += [
@@ -206,6 +209,20 @@ class Namespaces:
             "cd /box",
         ]
         return "\n".join(lines)
+
+
+def _mounts_below(folder: str) -> list[str]:
+    """Places below a folder that something else is mounted on, the outer ones first."""
+    try:
+        table = Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return []
+    # the kernel writes a space, say, as \\040
+    places = {
+        re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[4]) for line in table.splitlines()
+    }
+    # one that cannot be seen is out of the program's reach, too
+    return sorted(place for place in places if place.startswith(folder.rstrip("/") + "/") and os.path.exists(place))
 
 
 def _locked(source: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from monet.eval.code.limits import Limits, Outcome
 from monet.eval.code.sandbox import COMPILE_ERROR, Sandbox
 from monet.eval.code.views import Command, find_command, python_interpreters, version_of
+from monet.files import sha256_file
 
 _LUAS = ("lua", "lua5.4", "lua5.3", "lua5.2", "lua5.1", "luajit")
 _PHPS = ("php", *(f"php8.{minor}" for minor in range(5, -1, -1)))
@@ -65,6 +66,11 @@ def _version(*words: str | Path) -> str:
     return found
 
 
+def _library(file: Path) -> str:
+    """Name and content of a library, for outcomes depend on it."""
+    return f"{file.name} {sha256_file(file)[:8]}"
+
+
 def _python(limits: Limits, libraries: Sequence[Path]) -> list[Runtime]:
     found = []
     for python in python_interpreters():
@@ -95,7 +101,7 @@ def _java(limits: Limits, libraries: Sequence[Path]) -> list[Runtime]:
         f" || exit {COMPILE_ERROR}\n"
         f"{machine.command} -{heap} -XX:+UseSerialGC -XX:-UsePerfData -ea -cp $BOX:{shlex.quote(str(jar))} Problem"
     )
-    version = f"{_version(machine.path, '-version')}, {jar.name}"
+    version = f"{_version(machine.path, '-version')}, {_library(jar)}"
     return [Runtime("java", version, "Problem.java", script, (*compiler.view, *machine.view, jar))]
 
 
@@ -115,7 +121,7 @@ def _lua(limits: Limits, libraries: Sequence[Path]) -> list[Runtime]:
     path = Path(file).resolve()
     search = shlex.quote(f"{path.parent}/?.lua;;")
     script = f"LUA_PATH={search} {lua.command} $PROGRAM/program.lua"
-    return [Runtime("lua", f"{version}, luaunit", "program.lua", script, (*lua.view, path))]
+    return [Runtime("lua", f"{version}, {_library(path)}", "program.lua", script, (*lua.view, path))]
 
 
 _WHERE_LUAUNIT_IS = "print(debug.getinfo(require('luaunit').assertEquals, 'S').source:sub(2))"

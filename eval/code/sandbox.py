@@ -25,13 +25,17 @@ from pathlib import Path
 from monet.errors import ConfigError
 from monet.eval.code.jails import JAILS, Jail, LimitsOnly, environment
 from monet.eval.code.limits import MEBIBYTE, Limits, Outcome, Status
-from monet.eval.code.processes import available_memory, is_running, look_at_tree, wait_until_gone
+from monet.eval.code.processes import Tree, available_memory, is_running, look_at_tree, wait_until_gone
 from monet.eval.code.views import python_interpreters
 
 _PROBE = Path(__file__).with_name("probe.py")
 _TICK_SECONDS = 0.02
 _LOOK_SECONDS = 0.1
 _KEEPER_SECONDS = 15.0
+# A jail that has not begun its script by then does not work; and a program that a busy machine starves gets so many
+# times its wall clock before it is given up.
+_START_SECONDS = 120.0
+_PATIENCE = 10
 COMPILE_ERROR = 101
 _BUSY = b"\nthis machine was too busy to run it within the wall clock's limit"
 _SHORT = b"\nthis machine ran short of memory"
@@ -90,10 +94,9 @@ class Sandbox:
 
 def _run(jail: Jail, folder: Path, script: str, view: Sequence[Path], limits: Limits) -> Outcome:
     places = jail.places(folder)
-    mark = f"begin {uuid.uuid4().hex}"
+    word = uuid.uuid4().hex
     # sh stays beside the program: the first process of a namespace would be deaf to many signals
-    inside = f"PROGRAM={places.program} BOX={places.box}; echo {mark}; cd $BOX || exit 126\n{script}\nexit $?"
-    started = time.monotonic()
+    inside = f"PROGRAM={places.program} BOX={places.box}; echo begin {word}; cd $BOX || exit 126\n{script}\nexit $?"
     try:
         process = subprocess.Popen(
             jail.command(inside, folder, view, limits),
@@ -107,11 +110,11 @@ def _run(jail: Jail, folder: Path, script: str, view: Sequence[Path], limits: Li
     except OSError as error:
         return Outcome("sandbox error", None, str(error), 0.0)
     try:
-        output, stopped = _watch(process, limits, started)
+        mark = f"begin {word}\n".encode()
+        output, stopped, seconds = _watch(process, limits, mark)
     finally:
         _end(process, jail)
-    seconds = time.monotonic() - started
-    head, found, rest = output.partition(mark.encode() + b"\n")
+    head, found, rest = output.partition(mark)
     if not found:
         return Outcome("sandbox error", None, _text(head) or "the sandbox did not start", seconds)
     if stopped is not None:
@@ -133,10 +136,15 @@ def _text(output: bytes, most: int = 2000) -> str:
     return output[-most:].decode("utf-8", errors="replace").strip()
 
 
-def _watch(process: subprocess.Popen[bytes], limits: Limits, started: float) -> tuple[bytes, Status | None]:
-    """Read what is printed until the process ends or has to be stopped; why it has to be."""
+def _watch(process: subprocess.Popen[bytes], limits: Limits, mark: bytes) -> tuple[bytes, Status | None, float]:
+    """Read what is printed until the process ends or has to be stopped; why it has to be, and seconds since the mark.
+
+    The wall clock's limit counts from the mark on: how long a jail takes to be built says nothing about the program.
+    """
     assert process.stdout is not None
-    pipe, output, reading, looked = process.stdout.fileno(), bytearray(), True, started
+    pipe, output, reading = process.stdout.fileno(), bytearray(), True
+    began = looked = time.monotonic()
+    has_begun, most = False, limits.memory_mb * MEBIBYTE
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while True:
@@ -146,24 +154,34 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits, started: float) -> 
                 output += piece
                 reading = bool(piece)
             elif ended:
-                return bytes(output), None
+                return bytes(output), None, time.monotonic() - began
             elif not reading:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_TICK_SECONDS)
-            if len(output) > limits.output_kb * 1024:
-                return bytes(output), "output"
             now = time.monotonic()
-            if now - started > limits.wall_seconds:
-                # a program that hardly got a processor has not shown that it is slow
-                tree, half = look_at_tree(process.pid), limits.wall_seconds / 2
-                starved = tree.waited_seconds > half > tree.cpu_seconds
-                return bytes(output) + _BUSY * starved, "sandbox error" if starved else "timeout"
+            if not has_begun and mark in output:
+                has_begun, began = True, now
+            seconds = now - began
+            if len(output) > limits.output_kb * 1024:
+                return bytes(output), "output", seconds
+            if not has_begun and seconds > _START_SECONDS:
+                return bytes(output), "sandbox error", seconds
             if now - looked >= _LOOK_SECONDS:
-                looked, most = now, limits.memory_mb * MEBIBYTE
-                if look_at_tree(process.pid).memory(most) > most:
-                    return bytes(output), "memory"
+                looked, tree = now, look_at_tree(process.pid)
+                if tree.memory(most) > most:
+                    return bytes(output), "memory", seconds
                 if available_memory() < most // 4:
-                    return bytes(output) + _SHORT, "sandbox error"
+                    return bytes(output) + _SHORT, "sandbox error", seconds
+                if has_begun and seconds > limits.wall_seconds:
+                    if not _is_starved(tree, seconds):
+                        return bytes(output), "timeout", seconds
+                    if seconds > _PATIENCE * limits.wall_seconds:
+                        return bytes(output) + _BUSY, "sandbox error", seconds
+
+
+def _is_starved(tree: Tree, seconds: float) -> bool:
+    """Whether a program hardly got a processor in that time, so that it has not shown that it is slow."""
+    return tree.waited_seconds > seconds / 2 > tree.cpu_seconds
 
 
 def _end(process: subprocess.Popen[bytes], jail: Jail) -> None:

@@ -36,10 +36,13 @@ def find_command(*names: str) -> Command | None:
 
 
 def command_at(path: Path) -> Command:
-    """A program and the folder it is installed in: the parent of its `bin`, unless that is a home or the root."""
-    real = path.resolve()
+    """A program and the folder it is installed in: the parent of its `bin`, unless that holds more than programs.
+
+    A home, its `.local` (keys and tokens lie below `share`) and the root are not shown; of them the program alone is.
+    """
+    real, home = path.resolve(), Path.home().resolve()
     prefix = real.parent.parent
-    whole = real.parent.name in ("bin", "sbin") and prefix not in (Path("/"), Path.home().resolve())
+    whole = real.parent.name in ("bin", "sbin") and prefix not in (Path("/"), Path("/opt"), home, home / ".local")
     return Command(real, (prefix,) if whole else (real,))
 
 

@@ -20,7 +20,7 @@ from monet.eval.code.jails import Bubblewrap, LimitsOnly, Namespaces
 from monet.eval.code.limits import Limits
 from monet.eval.code.processes import Tree, is_running, look_at_tree
 from monet.eval.code.sandbox import PROTECTIONS, Sandbox, open_sandbox
-from monet.eval.code.views import python_interpreters
+from monet.eval.code.views import command_at, python_interpreters
 
 ROOT = Path(__file__).resolve().parents[3]
 BOMB = "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)\n"
@@ -79,7 +79,7 @@ def test_sleeper_and_one_that_becomes_another_program(sandbox, python):
 def test_fork_bomb(sandbox, python):
     before = set(os.listdir("/proc"))
     outcome = attack(sandbox, python, BOMB, wall_seconds=4, processes=40)
-    assert outcome.status in ("timeout", "memory", "sandbox error")
+    assert outcome.status in ("timeout", "memory")
     time.sleep(0.2)
     assert len({name for name in os.listdir("/proc") if name.isdigit()} - before) < 30
     shell = replace(sandbox, limits=replace(sandbox.limits, wall_seconds=4, processes=40))
@@ -237,6 +237,36 @@ def test_only_its_own_folder_can_be_written(sandbox):
     assert all(where.startswith("/dev/") for where in setuid)
 
 
+def test_mounts_on_top_of_shown_folders_cannot_be_written_either(sandbox, tmp_path):
+    inner = tmp_path / "a folder" / "inner"
+    inner.mkdir(parents=True)
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom monet.eval.code.jails import *\n"
+        "from monet.eval.code.sandbox import Sandbox\nfrom monet.eval.code.limits import Limits\n"
+        "box = Sandbox(globals()[sys.argv[1]](), {}, {}, Limits(wall_seconds=200))\n"
+        "print(box.run({}, f'ls {sys.argv[2]!r} && touch {sys.argv[2]!r}/new', [Path(sys.argv[2]).parent]).output)\n"
+        "print(os.listdir(sys.argv[2]))"
+    )
+    mount = f"mount -t tmpfs x '{inner}' && echo 1 > '{inner}/there' && chmod 777 '{inner}' && exec \"$@\""
+    mapped = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    words = ["unshare", *mapped, "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", code]
+    shown = subprocess.run(
+        [*words, type(sandbox.jail).__name__, inner], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    first, *_, last = shown.stdout.splitlines()
+    assert (first, last) == ("there", "['there']"), shown
+
+
+def test_of_a_home_only_the_program_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder, whole in [("bin", False), (".local/bin", False), ("node/bin", True)]:
+        program = tmp_path / folder / "node"
+        program.parent.mkdir(parents=True)
+        program.write_text("")
+        assert command_at(program).view == ((program.parent.parent if whole else program).resolve(),)
+
+
 def test_nothing_is_left_in_the_temporary_folder(sandbox, python, tmp_path, monkeypatch):
     tmp_path.chmod(0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -286,13 +316,31 @@ def test_a_jail_that_does_not_start_says_nothing_about_a_program(kind, monkeypat
     assert Sandbox(kind(), {}, {}, Limits()).run({}, "exit 0").status == "sandbox error"
 
 
-def test_a_starved_program_has_no_outcome(weak, monkeypatch):
+def test_a_starved_program_gets_more_time_and_then_has_no_outcome(weak, monkeypatch):
     short = replace(weak, limits=replace(weak.limits, wall_seconds=1))
-    for tree, status in [(Tree({}, 0, 0.1, 0.9), "sandbox error"), (Tree({}, 0, 0.9, 0.9), "timeout")]:
+    monkeypatch.setattr(module, "_PATIENCE", 3)
+    starved, slow = Tree({}, 0, 0.1, 100), Tree({}, 0, 100, 100)
+    for tree, status in [(starved, "sandbox error"), (slow, "timeout")]:
         monkeypatch.setattr(module, "look_at_tree", lambda _, tree=tree: tree)
-        assert short.run({}, "sleep 60").status == status
+        outcome = short.run({}, "sleep 60")
+        assert (outcome.status, outcome.seconds > 3) == (status, tree is starved)
+    monkeypatch.setattr(module, "look_at_tree", lambda _: starved)
+    monkeypatch.setattr(module, "_PATIENCE", 100)
+    assert short.run({}, "sleep 1.5; exit 3").status == "failed"
     monkeypatch.setattr(module, "available_memory", lambda: 0)
     assert weak.run({}, "sleep 60").status == "sandbox error"
+
+
+def test_time_to_build_the_jail_is_not_the_programs(weak, monkeypatch):
+    whole = LimitsOnly.command
+    slowly = lambda *given: ["/bin/sh", "-c", 'sleep 1.5; exec "$@"', "sh", *whole(*given)]  # noqa: E731
+    monkeypatch.setattr(LimitsOnly, "command", slowly)
+    short = replace(weak, limits=replace(weak.limits, wall_seconds=1))
+    outcome = short.run({}, "sleep 60")
+    assert outcome.status == "timeout" and outcome.seconds >= 1
+    assert short.run({}, "exit 0").status == "ok"
+    monkeypatch.setattr(module, "_START_SECONDS", 0.5)
+    assert short.run({}, "exit 0").status == "sandbox error"
 
 
 def test_memory_of_a_tree_counts_children():
