@@ -11,7 +11,7 @@ from monet.eval.reporting.common import signed
 if TYPE_CHECKING:
     from monet.eval.results import AblationResult, Estimate
 
-_ORIGIN = {
+ORIGIN = {
     True: "The masks were chosen on another split, or on text prepared apart from this.",
     False: "The masks were chosen on the text they are evaluated on, which flatters them.",
     None: "It is not recorded what text the masks were chosen on; if it is this one, that flatters them.",
@@ -24,7 +24,7 @@ def report_of(result: AblationResult) -> Report:
     what, group = ("neurons", "layer") if dense else ("experts", "routing group")
     held_out = result.provenance["held_out"]
     blocks: list[Block] = [
-        Text(_ORIGIN[held_out], caution=held_out is not True),
+        Text(ORIGIN[held_out], caution=held_out is not True),
         _matrices(result, what),
         _verdicts(result, what),
         Text(_how(result, what, group), "How it was measured"),

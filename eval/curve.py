@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from monet.errors import CheckpointError, ConfigError
 from monet.eval.ablate import check_request, measure
+from monet.eval.ablation_report import ORIGIN
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split
@@ -106,21 +107,19 @@ class CurveResult:
         """A curve and a table a label."""
         names = [verdict.name for verdict in self.points[0].domains]
         held_out = self.provenance["held_out"]
-        flatters = {
-            True: "The masks were chosen on another split, or on text prepared apart from this.",
-            False: "The masks were chosen on the text they are evaluated on, which flatters them.",
-            None: "It is not recorded what text the masks were chosen on; if it is this one, that flatters them.",
-        }
         keep = self.provenance["keep"]
         removed = "removed" if not keep else f"weakened to {keep:g} of their weight"
-        rule = " ".join(f"{key} {value}" for key, value in self.rule.items() if key not in ("rule", "label"))
+        thresholds = ", ".join(f"{point.threshold:g}" for point in self.points)
+        settings = (f"{key} {value}" for key, value in self.rule.items() if key in ("by", "per") and value is not None)
+        rule = " ".join([self.rule["rule"], *settings])
+        unit = self.provenance["bootstrap"]["unit"]
         blocks: list[Block] = [
             Text(
-                f"Experts were chosen by the rule {self.rule['rule']} ({rule}) at {len(self.points)} thresholds out of "
-                f"one file of statistics, and {removed}. Masks of a domain are nested: a looser threshold adds experts "
-                "and exchanges none. Bands and brackets are intervals over documents."
+                f"Experts were chosen by the rule {rule} at {thresholds} out of one file of statistics, and {removed}. "
+                "Masks of a domain are nested: a looser threshold adds experts and exchanges none. Bands and brackets "
+                f"are intervals over {unit}s."
             ),
-            Text(flatters[held_out]),
+            Text(ORIGIN[held_out], caution=held_out is not True),
         ]
         for index, name in enumerate(names):
             rows = [point.domains[index] for point in self.points]
@@ -317,7 +316,7 @@ def run(
         raise ConfigError("thresholds []: name at least one")
     first = thresholds[0]
     chosen = rule_named(
-        rule, ratio=first if rule == "ratio" else 2.0, by=by, per=per, label=label,
+        rule, ratio=first if rule == "ratio" else None, by=by, per=per, label=label,
         fraction=first if rule == "top" else None,
         threshold=first if rule in ("pearson", "mutual_information") else None,
     )  # fmt: skip

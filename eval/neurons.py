@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from monet.errors import CheckpointError, ConfigError, DataError
+from monet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import check_seeds
 from monet.eval.inputs import LabelledData
@@ -33,7 +33,7 @@ from monet.eval.loading import (
     weights_digest,
     windows_bar,
 )
-from monet.eval.losses import WindowLosses, window_losses
+from monet.eval.losses import LossStore, WindowLosses
 from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import assign
 from monet.eval.verdicts import Measured, check_spread, summarise
@@ -53,6 +53,11 @@ class NeuronMask:
 
     keep_LF: Tensor
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def keep_REE(self) -> Tensor:
+        """The same as (layers, 1, neurons): what an expert mask's readers look at."""
+        return self.keep_LF[:, None]
 
     @property
     def num_experts(self) -> int:
@@ -106,6 +111,7 @@ def activities(model: Any, data: LabelledData, *, batch_size: int = 8, progress:
 
     Raises:
         DataError: a label without a token, or an id beyond the vocabulary.
+        NonFiniteError: a NaN or infinite activity; names the label.
         CheckpointError: the model is not built like a LLaMA.
     """
     check_batch_size(batch_size)
@@ -140,6 +146,12 @@ def activities(model: Any, data: LabelledData, *, batch_size: int = 8, progress:
             bar.update(len(batch.document_B))
     if empty := [label for label, tokens in zip(data.labels, tokens_C.tolist(), strict=True) if not tokens]:
         raise DataError(f"no token of {', '.join(map(repr, empty))} to choose neurons on; give more documents")
+    finite_C = sums_CLF.isfinite().flatten(1).all(1).tolist()
+    if wrong := [label for label, finite in zip(data.labels, finite_C, strict=True) if not finite]:
+        raise NonFiniteError(
+            f"activities of neurons are not finite on {', '.join(map(repr, wrong))}; check the checkpoint's weights, "
+            "or load it as float32"
+        )
     return sums_CLF / tokens_C[:, None, None]
 
 
@@ -179,11 +191,13 @@ def ablate_neurons(
 ) -> AblationResult:
     """Every label's loss before and after silencing its neurons, and as many random ones; see `monet.eval.ablate`.
 
+    Losses of a window are kept in `out` as soon as they are known; a second call goes on from them.
+
     Args:
         model: a LLaMA with its head.
         masks: of `select_neurons`.
         data: text to evaluate on, with every label of `masks`.
-        out: folder for result.json.
+        out: folder for kept losses and result.json.
         random_seeds: one random mask a label and seed, measured on the label.
         bootstrap: how intervals are made.
         batch_size: sequences a forward.
@@ -206,16 +220,13 @@ def ablate_neurons(
             passes |= {(label, seed): (mask.random_like(seed), data.only([label])) for seed in random_seeds}
     losses: dict[Measured, WindowLosses] = {}
     windows = data.num_windows + sum(part.num_windows for _, part in passes.values())
+    store = LossStore(Path(out) / "losses", model, batch_size)
     with windows_bar(windows, "whole model", progress) as bar:
-
-        def score(mask: Any, part: LabelledData, name: str) -> WindowLosses:
-            return window_losses(model, mask, part, batch_size=batch_size, name=name, advance=bar.update)
-
-        whole = score(None, data, "no mask")
+        whole = store.losses(None, data, "no mask", bar.update)
         check_spread(data.labels, whole, bootstrap)
         for (label, seed), (mask, part) in passes.items():
             bar.set_description(label if seed is None else f"random {seed} like {label}", refresh=False)
-            losses[label, seed] = score(mask, part, label)
+            losses[label, seed] = store.losses(cast(Any, mask), part, label, bar.update)
     provenance = {
         **provenance_now(),
         "removed": "MLP neurons of a dense model",
@@ -227,6 +238,7 @@ def ablate_neurons(
         "random_seeds": list(random_seeds),
         "random_on": "target",
         "bootstrap": dataclasses.asdict(bootstrap),
+        "losses": store.settings,
     }
     result = summarise(cast(Any, masks), data.labels, whole, losses, bootstrap, provenance)
     atomic_write_json(Path(out) / RESULT_NAME, result.to_json())
@@ -273,12 +285,13 @@ def run(
     """Measure what every domain loses when the neurons of a dense LLaMA that belong to it are silenced.
 
     The paper's baseline beside which a Monet's removals are read: the same rule, text, losses and random controls.
-    Writes OUT/result.json, which `monet report` reads.
+    Writes OUT/result.json, which `monet report` reads. What is finished is kept in OUT/losses, so the same command
+    goes on after a kill.
 
     Args:
         model: Hugging Face folder or name of a LLaMA.
         data: folder of `monet data prepare`, made with the model's tokenizer.
-        out: folder for result.json.
+        out: folder for result.json and kept losses.
         ratio: least ratio between a neuron's highest and second highest mean activity, at least 1.
         layers: first takes neurons of the first layer only, as the paper does; all takes any layer's.
         identify_split: split of DATA that neurons are chosen on.

@@ -229,7 +229,7 @@ class Top(Rule):
 def rule_named(
     name: RuleName,
     *,
-    ratio: float = 2.0,
+    ratio: float | None = None,
     threshold: float | None = None,
     count: int | None = None,
     fraction: float | None = None,
@@ -243,14 +243,22 @@ def rule_named(
         ConfigError: an option that the rule does not take, or out of its range.
     """
     kinds: dict[str, type[Rule]] = {kind.name: kind for kind in (Ratio, Argmax, Pearson, MutualInformation, Top)}
-    options = {"threshold": threshold, "count": count, "fraction": fraction, "by": by, "per": per, "label": label}
+    options = {
+        "ratio": ratio,
+        "threshold": threshold,
+        "count": count,
+        "fraction": fraction,
+        "by": by,
+        "per": per,
+        "label": label,
+    }
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     takes = {field.name for field in dataclasses.fields(kinds[name])}
     if strangers := sorted(given.keys() - takes):
         raise ConfigError(
             f"rule {name} does not take {', '.join(strangers)}; it takes {', '.join(sorted(takes)) or 'no option'}"
         )
-    return kinds[name](**({"ratio": ratio} if name == "ratio" else given))
+    return kinds[name](**given)
 
 
 def check_ratio(ratio: float) -> None:

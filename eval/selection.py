@@ -180,7 +180,7 @@ def run(
     statistics: Path,
     out: Path,
     rule: RuleName = "ratio",
-    ratio: float = 2.0,
+    ratio: float | None = None,
     threshold: float | list[float] | None = None,
     count: int | None = None,
     fraction: float | None = None,
@@ -203,7 +203,7 @@ def run(
         out: folder for DOMAIN.safetensors and summary.json; an earlier selection there is replaced.
         rule: which experts belong to a domain.
         ratio: of the rule ratio: least ratio between an expert's highest and second highest mean weight, at least 1;
-            the paper's is 2.
+            2, the paper's, if not given.
         threshold: of pearson (0.1 if not given; the paper's are 0.2, 0.1 and 0.05) and of mutual_information (0.01). A
             list makes one mask for each, for pearson only.
         count: of top: experts of each domain.

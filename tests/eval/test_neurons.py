@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from monet.errors import CheckpointError, ConfigError
+from monet.errors import CheckpointError, ConfigError, NonFiniteError
 from monet.eval.inputs import LabelledSequences
 from monet.eval.neurons import NeuronMask, ablate_neurons, activities, down_projections, select_neurons
 from monet.eval.results import AblationResult
@@ -81,6 +81,52 @@ def test_an_ablation_reads_like_an_experts_one(llama, random_data, tmp_path):
     assert AblationResult.load(tmp_path) == result
     assert [verdict.experts for verdict in result.domains] == [mask.num_removed for mask in masks.values()]
     assert any(verdict.target_delta != 0 for verdict in result.domains)
+
+
+def test_a_killed_ablation_goes_on_with_the_losses_it_has(llama, random_data, tmp_path, monkeypatch):
+    masks = select_neurons(activities(llama, random_data, progress=False), LABELS, 1.05)
+    whole = ablate_neurons(
+        llama, masks, random_data, out=tmp_path / "a", random_seeds=[0], batch_size=2, progress=False
+    )
+    forward, left = type(llama).forward, 12
+
+    def dies(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    def again():
+        return ablate_neurons(llama, masks, random_data, out=tmp_path / "b", **options)
+
+    monkeypatch.setattr(type(llama), "forward", dies)
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    left = 10**6
+    found = again()
+    assert (found.delta, found.random) == (whole.delta, whole.random)
+    once = 10**6 - left
+    left = 0
+    assert again().delta == whole.delta  # nothing is run again
+    monkeypatch.undo()
+    forwards = 0
+
+    def counted(*args, **kwargs):
+        nonlocal forwards
+        forwards += 1
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(type(llama), "forward", counted)
+    ablate_neurons(llama, masks, random_data, out=tmp_path / "c", **options)
+    assert once == forwards - 12
+
+
+def test_activities_that_are_not_finite_are_refused(llama, random_data):
+    with torch.no_grad():
+        llama.model.layers[1].mlp.up_proj.weight[3] = torch.inf
+    with pytest.raises(NonFiniteError, match="not finite on 'left'"):
+        activities(llama, random_data, progress=False)
 
 
 def test_other_models_are_refused(random_model):

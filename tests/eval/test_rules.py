@@ -249,6 +249,7 @@ def test_a_summary_tells_the_rule_and_counts_shared_experts_once(statistics, tmp
         (lambda: Argmax().at(2.0), ConfigError, "rule argmax has no threshold"),
         (lambda: rule_named("argmax", threshold=0.1), ConfigError, "argmax does not take threshold"),
         (lambda: rule_named("pearson", count=3, by="mean"), ConfigError, "pearson does not take by, count; it takes l"),
+        (lambda: rule_named("pearson", ratio=3.0), ConfigError, "pearson does not take ratio; it takes label"),
         (lambda: rule_named("ratio", ratio=0.5), ConfigError, "at least 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
