@@ -85,9 +85,8 @@ def test_an_ablation_reads_like_an_experts_one(llama, random_data, tmp_path):
 
 def test_a_killed_ablation_goes_on_with_the_losses_it_has(llama, random_data, tmp_path, monkeypatch):
     masks = select_neurons(activities(llama, random_data, progress=False), LABELS, 1.05)
-    whole = ablate_neurons(
-        llama, masks, random_data, out=tmp_path / "a", random_seeds=[0], batch_size=2, progress=False
-    )
+    options = {"random_seeds": [0], "batch_size": 2, "progress": False}
+    whole = ablate_neurons(llama, masks, random_data, out=tmp_path / "a", **options)
     forward, left = type(llama).forward, 12
 
     def dies(*args, **kwargs):
