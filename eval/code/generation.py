@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from monet.errors import ConfigError
+from monet.eval.decoding import end_ids, pad_id, tokenizer_digest, without_defaults
 from monet.eval.loading import check_batch_size, evaluating
 from monet.eval.store import ExampleStore
 
@@ -30,7 +32,8 @@ TOO_LONG = "prompt and max_new_tokens exceed the model's context"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn; the defaults are the paper's (section 5.2), the length BigCode's.
+    """How completions are drawn. Number and temperature are the paper's (section 5.2), top_p and 512 tokens those of
+    BigCode's harness, where the prompt counts among the 512.
 
     Args:
         num_samples: completions a problem; 1 or more.
@@ -75,13 +78,6 @@ class Sampling:
         }
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of everything that turns text into ids and back."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(f"{type(tokenizer).__name__}\n{content}".encode()).hexdigest()
-
-
 class Sampler:
     """Draws completions and keeps each as soon as its batch is done.
 
@@ -109,6 +105,7 @@ class Sampler:
             "suite": "code-completions/1",
             "model": dict(key),
             "tokenizer": tokenizer_digest(tokenizer),
+            "ends": end_ids(model, tokenizer),
             "sampling": asdict(sampling),
         }
 
@@ -165,16 +162,18 @@ class Sampler:
         ids_BT = prompt_1T.repeat(len(names), 1)
         stop = _Stop(self.tokenizer, problem, prompt_1T.shape[1])
         seed = hashlib.sha256(json.dumps([self.sampling.seed, *names]).encode()).digest()
-        pad = self.tokenizer.pad_token_id
+        ends = end_ids(self.model, self.tokenizer)
+        config = GenerationConfig(
+            pad_token_id=pad_id(self.tokenizer, ends), eos_token_id=ends or None, **self.sampling.options
+        )
         devices = [self.model.device] if self.model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), without_defaults(self.model) as model:
             torch.manual_seed(int.from_bytes(seed[:7], "big"))
-            out_BT = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            out_BT = model.generate(
                 input_ids=ids_BT,
                 attention_mask=torch.ones_like(ids_BT),
-                pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
+                generation_config=config,
                 stopping_criteria=StoppingCriteriaList([stop]),
-                **self.sampling.options,
             )
         return [problem.completion(text)[0] for text in stop.texts(out_BT)]
 

@@ -20,7 +20,7 @@ from monet.eval.harness.catalog import Benchmark, Style, benchmarks
 from monet.eval.harness.general_result import Cell, GeneralResult, Row
 from monet.eval.harness.scoring import Outcome, Scorer, TooLong, correct, questions_bar, tokenizer_of
 from monet.eval.harness.tasks import Faults, LoadedTask, load_tasks
-from monet.eval.loading import DType, load_model, provenance_now
+from monet.eval.loading import DType, load_model, mask_digest, provenance_now
 from monet.eval.results import RESULT_NAME
 from monet.eval.selection import check_mask, load_masks
 from monet.files import atomic_write_json
@@ -142,6 +142,7 @@ def evaluate_general(
         "model": str(model.name_or_path),
         "model_fingerprint": model.fingerprint(),
         "masks": {label: mask.provenance for label, mask in masks.items()},
+        "mask_hashes": {condition.name: mask_digest(condition.mask) for condition in run_under},
         "random_seeds": list(random_seeds),
         "style": style,
         "limit": limit,

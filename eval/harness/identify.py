@@ -21,9 +21,9 @@ from monet.eval.harness.schemas import screen
 from monet.eval.harness.sources import open_data, quiet_harness, task_manager
 from monet.eval.harness.tasks import Faults
 from monet.eval.inputs import LabelledData, LabelledSequences
-from monet.eval.loading import weights_digest
 from monet.eval.selection import save_masks, select, summarise
 from monet.eval.stats import ExpertStatistics, collect
+from monet.eval.store import model_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -143,7 +143,7 @@ def identify(
             sequences.append(tokens[:longest])
             label_of.append(number)
     sequence_data = cast(LabelledData, LabelledSequences(labels, sequences, label_of))
-    key = json.dumps([weights_digest(model), sequence_data.fingerprint, batch_size])
+    key = json.dumps([model_key(model), sequence_data.fingerprint, batch_size], sort_keys=True)
     path = folder / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     notes = {
         "splits": texts.splits,

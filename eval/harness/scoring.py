@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import sys
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.conditions import Condition
+from monet.eval.decoding import tokenizer_digest
 from monet.eval.harness.sources import quiet_harness
 from monet.eval.harness.tasks import Question, fingerprint
 from monet.eval.loading import check_batch_size, evaluating, vocab_size
@@ -110,7 +110,7 @@ class Scorer:
         self.settings: dict[str, Any] = {
             "suite": "harness/1",
             **model_key(model),
-            "tokenizer": _tokenizer_digest(tokenizer),
+            "tokenizer": tokenizer_digest(tokenizer),
             "max_length": self.lm.max_length,
             "batch_size": batch_size,
             "block": _BLOCK,
@@ -176,12 +176,6 @@ def _outcome(kept: Mapping[str, Any]) -> Outcome:
     if "reason" in kept:
         return Outcome(None, reason=kept["reason"])
     return Outcome(tuple(kept["ll"]), kept["cut"])
-
-
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = repr(sorted(tokenizer.get_vocab().items())) if backend is None else backend.to_str()
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def correct(questions: Sequence[Question], outcomes: Sequence[Outcome], normalised: bool) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from monet.errors import CheckpointError
 from monet.eval.conditions import Condition
+from monet.eval.loading import mask_digest
 from monet.eval.results import RESULT_NAME
 from monet.files import sha256_file
 
@@ -23,12 +24,14 @@ class GeneralAverages:
     Args:
         averages: by condition's name, by what was averaged ("0-shot"): accuracy from 0 to 1.
         experts: removed, by condition's name.
+        masks: hashes of the masks (`monet.eval.loading.mask_digest`), by condition's name; of older results none.
         fingerprints: of the models they were measured on.
         description: the files; JSON-able.
     """
 
     averages: dict[str, dict[str, float]]
     experts: dict[str, int]
+    masks: dict[str, str]
     fingerprints: set[str]
     description: list[dict[str, Any]]
 
@@ -49,6 +52,11 @@ class GeneralAverages:
                     f"{condition.name!r} removes {experts} experts here and {self.experts[condition.name]} in the "
                     "general result; evaluate the same masks"
                 )
+            digest = mask_digest(condition.mask)
+            if self.masks.get(condition.name, digest) != digest:
+                raise CheckpointError(
+                    f"{condition.name!r} is another mask in the general result, of as many experts; evaluate the same"
+                )
 
 
 def read_general(paths: Sequence[Path]) -> GeneralAverages:
@@ -57,7 +65,7 @@ def read_general(paths: Sequence[Path]) -> GeneralAverages:
     Raises:
         CheckpointError: no such result.
     """
-    found = GeneralAverages({}, {}, set(), [])
+    found = GeneralAverages({}, {}, {}, set(), [])
     for path in paths:
         file = path / RESULT_NAME if path.is_dir() else path
         try:
@@ -70,6 +78,7 @@ def read_general(paths: Sequence[Path]) -> GeneralAverages:
                 average = float(row["average"]["value"])
                 found.averages.setdefault(name, {})[f"{int(row['shots'])}-shot{mark}"] = average
                 found.experts[name] = int(row["experts"])
+            found.masks.update(content["provenance"].get("mask_hashes", {}))
             if fingerprint := content["provenance"].get("model_fingerprint"):
                 found.fingerprints.add(str(fingerprint))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from monet.errors import ConfigError, DataError, NonFiniteError
+from monet.eval.decoding import end_ids, pad_id, tokenizer_digest, without_defaults
 from monet.eval.loading import evaluating, vocab_size
 from monet.eval.store import ExampleStore
 
@@ -157,6 +158,8 @@ class Continuations:
         self.key = {
             **key,
             "stage": "continuations",
+            "tokenizer": tokenizer_digest(tokenizer),
+            "ends": end_ids(model, tokenizer),
             "decoding": dataclasses.asdict(decoding),
             "batch_size": batch_size,
             "prompts": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
@@ -203,9 +206,8 @@ class Continuations:
                 processors.append(TopPLogitsWarper(decoding.top_p))
             uniform_BN = torch.from_numpy(np.concatenate([self._uniform(id) for id in batch])).to(torch.float32)
             processors.append(_Drawn(uniform_BN.to(device)))
-        ends = self._ends()
-        pad = self.tokenizer.pad_token_id
-        pad = int(pad) if isinstance(pad, int) else (ends[0] if ends else 0)
+        ends = end_ids(self.model, self.tokenizer)
+        pad = pad_id(self.tokenizer, ends)
         length = max(len(self._ids[id]) for id in batch)
         ids_BT = torch.full((len(batch) * S, length), pad, dtype=torch.int64)
         mask_BT = torch.zeros_like(ids_BT)
@@ -214,25 +216,15 @@ class Continuations:
             ids_BT[number * S : (number + 1) * S, length - len(ids) :] = torch.tensor(ids)
             mask_BT[number * S : (number + 1) * S, length - len(ids) :] = 1
         config = GenerationConfig(max_new_tokens=N, do_sample=False, pad_token_id=pad, eos_token_id=ends or None)
-        model: Any = self.model
-        own, model.generation_config = model.generation_config, GenerationConfig()  # else its penalties join in
-        try:
+        with without_defaults(self.model) as model:
             made_BT = model.generate(
                 input_ids=ids_BT.to(device),
                 attention_mask=mask_BT.to(device),
                 generation_config=config,
                 logits_processor=processors,
             )
-        finally:
-            model.generation_config = own
         texts = [self._text(row[length:], ends) for row in made_BT.tolist()]
         return [texts[start : start + S] for start in range(0, len(texts), S)]
-
-    def _ends(self) -> list[int]:
-        """Ids that end a text, of the model's configuration and its tokenizer."""
-        configured = self.model.config.eos_token_id
-        listed = configured if isinstance(configured, list) else [configured]
-        return list(dict.fromkeys(int(i) for i in [*listed, self.tokenizer.eos_token_id] if isinstance(i, int)))
 
     def _text(self, ids: list[int], ends: list[int]) -> str:
         cut = next((place for place, token in enumerate(ids) if token in ends), len(ids))

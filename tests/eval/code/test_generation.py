@@ -76,6 +76,13 @@ def test_a_mask_is_in_force_and_gone_afterwards(model, tokenizer, mask, tmp_path
     assert drawn.completions(ExpertMask.keep_all(model.config), [problem()])["a"] == bare
 
 
+def test_penalties_of_the_checkpoint_stay_out(model, tokenizer, tmp_path, monkeypatch):
+    before = sampler(model, tokenizer, tmp_path / "before").completions(None, [problem()])
+    monkeypatch.setattr(model.generation_config, "repetition_penalty", 9.0)
+    assert sampler(model, tokenizer, tmp_path / "after").completions(None, [problem()]) == before
+    assert model.generation_config.repetition_penalty == 9.0
+
+
 def test_text_ends_at_the_stop_token_and_the_model_soon_after(model, tokenizer, tmp_path):
     greedy = Sampling(1, temperature=0, max_new_tokens=40)
     text = sampler(model, tokenizer, tmp_path, greedy).completions(None, [problem()])["a"][0]

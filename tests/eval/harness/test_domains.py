@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from monet import ExpertMask
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
@@ -167,6 +168,19 @@ def test_a_stop_in_mid_pass_changes_nothing(model, small, tmp_path, monkeypatch)
     assert numbers(run("stopped")) == numbers(whole) and len(calls) == total, "all outcomes were kept"
     assert list((tmp_path / "stopped").glob("statistics-*")) == [statistics]
     assert statistics.stat().st_mtime_ns == stamp, "statistics are taken once"
+
+
+def test_statistics_are_not_those_of_the_model_without_its_stored_mask(model, small, tmp_path):
+    def run():
+        evaluate_domains(model, out=tmp_path, data=small, random_seeds=[0], **QUICK)
+        return len(list(tmp_path.glob("statistics-*")))
+
+    assert (run(), run()) == (1, 1)
+    model.set_expert_mask(ExpertMask.random(model.config, 40, seed=3))
+    try:
+        assert run() == 2
+    finally:
+        model.set_expert_mask(None)
 
 
 def test_categories_without_questions_are_told(model, small, tmp_path):

@@ -155,6 +155,10 @@ def test_losses_and_general_ability_stand_beside(evaluate, planted_model, plante
     masks, random = curves[0].series
     assert masks.x == [0.0, 100 / 256, 100 / 256] and random.name == "random masks, seed 0"
     assert masks.low[0] < masks.y[0] < masks.high[0]
+    general["provenance"]["mask_hashes"] = {"no mask": "none", "rude": "another's"}
+    file.write_text(json.dumps(general))
+    with pytest.raises(CheckpointError, match="'rude' is another mask in the general result"):
+        evaluate(general=read_general([file]))
     general["rows"][1]["experts"] = 2
     file.write_text(json.dumps(general))
     with pytest.raises(CheckpointError, match="'rude' removes 1 experts here and 2 in the general result"):

@@ -1,0 +1,48 @@
+"""What continuations depend on beside model and settings: where a text ends, defaults of generation, the tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from monet.modeling_monet import MonetForCausalLM
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of everything that turns text into ids and back."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(f"{type(tokenizer).__name__}\n{content}".encode()).hexdigest()
+
+
+def end_ids(model: MonetForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a text, of the model's configuration and its tokenizer; none twice."""
+    configured = model.config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return list(dict.fromkeys(int(i) for i in [*listed, tokenizer.eos_token_id] if isinstance(i, int)))
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> int:
+    """The id to pad with: the tokenizer's, else one that ends a text, else 0."""
+    pad = tokenizer.pad_token_id
+    return int(pad) if isinstance(pad, int) else ends[0] if ends else 0
+
+
+@contextlib.contextmanager
+def without_defaults(model: MonetForCausalLM) -> Iterator[Any]:
+    """The model whose `generate` does as it is told and no more: penalties of a checkpoint's own
+    generation_config.json would join in otherwise."""
+    from transformers import GenerationConfig
+
+    free: Any = model
+    own, free.generation_config = free.generation_config, GenerationConfig()
+    try:
+        yield free
+    finally:
+        free.generation_config = own
