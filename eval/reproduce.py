@@ -20,7 +20,7 @@ from monet.eval.reproduction.result import ReproductionResult
 from monet.eval.reproduction.tables import TABLES, Experiment
 from monet.eval.results import RESULT_NAME
 from monet.eval.toxicity.scorers import ScorerSettings
-from monet.files import atomic_write_json
+from monet.files import atomic_write_json, sha256_file
 
 STEPS_NAME = "steps.json"
 
@@ -93,6 +93,9 @@ def _cautions(
     for step in steps:
         if step.writes.name == RESULT_NAME and getattr(report.load(step.writes), "partial", False):
             found.append(f"The result of `monet {step.verb}` is partial; its own report says what is missing.")
+        about = step.writes.with_suffix(".about.json")
+        if about.exists() and json.loads(about.read_text(encoding="utf-8")).get("partial"):
+            found.append(f"Experts were chosen on a part of the texts: {about} says how many have no score.")
     return found
 
 
@@ -102,6 +105,8 @@ def _do(step: Step, record: Path) -> None:
 
     done: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     settings = plain({"verb": step.verb, **step.options, "progress": None})
+    if step.reads:
+        settings["reads"] = {str(path): _state(path) for path in step.reads}
     name = str(step.writes.relative_to(record.parent))
     if not step.resumes and done.get(name) == settings and step.writes.exists():
         print(f"kept: {step.writes}")
@@ -110,6 +115,14 @@ def _do(step: Step, record: Path) -> None:
     target: Callable[..., Any] = getattr(importlib.import_module(module), function)
     target(**step.options)
     atomic_write_json(record, {**done, name: settings})
+
+
+def _state(path: Path) -> Any:
+    """What tells a changed file or folder: a file's SHA-256; sizes and times of a folder's files."""
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _own_name(model: str) -> str | None:

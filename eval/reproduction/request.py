@@ -60,12 +60,14 @@ class Step:
         options: by the names of its arguments.
         writes: a file that is there when it has finished.
         resumes: the verb finds by itself what it has kept; others are left out once they have finished.
+        reads: files and folders that a verb which does not resume depends on; it runs again once they change.
     """
 
     verb: str
     options: dict[str, Any]
     writes: Path
     resumes: bool = True
+    reads: tuple[Path, ...] = ()
 
     @property
     def command(self) -> str:

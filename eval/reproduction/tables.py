@@ -82,13 +82,19 @@ def _domains_work(request: Request) -> Work:
     )  # fmt: skip
 
 
+def _local(request: Request, *paths: Path | None) -> tuple[Path, ...]:
+    """The paths, and the model's folder if it is on this machine."""
+    model = Path(request.model) if request.model else None
+    return tuple(path for path in (model, *paths) if path is not None and (path is not model or path.is_dir()))
+
+
 def _language_masks(request: Request, folder: Path) -> list[Step]:
     statistics, masks = folder / "statistics.safetensors", folder / "masks"
     reading = {"out": statistics, "data": request.data, "split": "identify", "max_windows": request.limit}
     return [
-        Step("stats", {**request.computing, **reading}, statistics, resumes=False),
+        Step("stats", {**request.computing, **reading}, statistics, resumes=False, reads=_local(request, request.data)),
         Step("select", {"statistics": statistics, "out": masks, "rule": "ratio", "ratio": 2.0}, masks / "summary.json",
-             resumes=False),
+             resumes=False, reads=(statistics,)),
     ]  # fmt: skip
 
 
@@ -128,8 +134,9 @@ def _toxicity(protocol: str, source: str) -> Callable[[Request, Path], list[Step
         part = "identify" if request.held_out else "all"
         return [
             Step("eval toxicity-scores", {**asked, **kept, "out": scores, "source": source, "part": part}, scores),
-            Step("stats", {**request.computing, "scores": scores, "out": statistics}, statistics, resumes=False),
-            Step("select", chosen, masks / "summary.json", resumes=False),
+            Step("stats", {**request.computing, "scores": scores, "out": statistics}, statistics, resumes=False,
+                 reads=_local(request, scores)),
+            Step("select", chosen, masks / "summary.json", resumes=False, reads=(statistics,)),
             Step("eval general", {**request.computing, **controls, **ability}, folder / "general" / "result.json"),
             Step("eval toxicity", {**request.computing, **asked, **controls, **kept, **beside},
                  folder / "toxicity" / "result.json"),

@@ -12,7 +12,7 @@ import yaml
 from monet.cli import VERBS, main
 from monet.errors import ConfigError
 from monet.eval import report, reproduce
-from monet.eval.reproduction.request import Request
+from monet.eval.reproduction.request import Request, Step
 from monet.eval.reproduction.result import ReproductionResult
 from monet.eval.reproduction.tables import EXPERIMENTS, TABLES
 from monet.eval.toxicity.results import ALL
@@ -163,6 +163,23 @@ def test_removed_categories_share_one_run(model_folder, mmlu, tmp_path, capsys):
     assert found["own category, least changed category"] == pytest.approx(own[-1])
     assert values(nine)["experts of other"] == next(one.experts for one in suite.removals if one.name == "other")
     assert [row.published for row in nine.rows] == [11_045, 118_407, 2.2]
+
+
+def test_a_step_runs_again_once_what_it_reads_has_changed(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr("monet.eval.stats.run", lambda **options: ran.append(options) or out.write_text("x"))
+    scores, folder, out = tmp_path / "scores.jsonl", tmp_path / "model", tmp_path / "statistics.safetensors"
+    folder.mkdir()
+    (folder / "weights").write_text("1")
+    step = Step("stats", {"out": out}, out, resumes=False, reads=(folder, scores))
+    for path, content in [(scores, "1"), (scores, "1"), (scores, "1 2"), (folder / "weights", "12")]:
+        path.write_text(content) if not path.exists() or path.read_text() != content else None
+        reproduce._do(step, tmp_path / "steps.json")
+    assert len(ran) == 3
+    for table in (3, 4, 5, 10):
+        for step in TABLES[table].steps(given(tmp_path), tmp_path / "run"):
+            given_files = {value for value in step.options.values() if isinstance(value, Path)} - {step.writes}
+            assert step.resumes or (step.reads and given_files - {step.options["out"]} <= set(step.reads))
 
 
 @pytest.mark.slow
