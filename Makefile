@@ -1,6 +1,7 @@
 # make demo    set up, then the whole road on real text: prepare, train, export, generate, remove each domain, report
 # make test    set up, then the tests (SLOW=1 adds the slow ones)
 # make check   what CI runs: lint, types, all tests
+# make evidence     train the models of docs/evidence.md, five hours on one core, and measure its numbers again
 # make clean-demo   forget the demo's run, to start it over
 #
 # PYTHON picks the interpreter of the new environment, TORCH the build of torch it gets; SEED repeats the demo with
@@ -16,7 +17,7 @@ BIN := .venv/bin
 DATA := data/demo
 RUN := runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
-.PHONY: demo test check lint clean-demo
+.PHONY: demo evidence test check lint clean-demo
 .DELETE_ON_ERROR:
 
 # One resolution for torch and everything else, so that nothing pulls in a second build of torch.
@@ -39,6 +40,18 @@ demo: .venv/.ready
 		--masks $(RUN)/masks --out $(RUN)/ablation
 	$(BIN)/monet report --config configs/eval/report.yaml --result $(RUN)/ablation --out $(RUN)/report
 	@echo "all of it lies in $(RUN); make clean-demo forgets it"
+
+# Each step goes on where it was stopped; packages are fetched on the first run.
+evidence: .venv/.ready
+	test -d data/evidence-text || $(BIN)/python -m corpus.build --recipe evidence --out data/evidence-text
+	$(BIN)/monet data prepare --config configs/data/evidence.yaml
+	$(BIN)/python train.py fit --config configs/evidence.yaml --run_dir runs/evidence
+	$(BIN)/python train.py fit --config configs/evidence.yaml --config configs/evidence_llama.yaml \
+		--run_dir runs/evidence-llama
+	for run in evidence evidence-llama; do \
+		rm -rf runs/$$run/export && $(BIN)/monet export --run runs/$$run --out runs/$$run/export || exit 1; done
+	$(BIN)/python -m benchmarks.evidence --model runs/evidence/export --dense runs/evidence-llama/export \
+		--data data/evidence --text data/evidence-text/text --out runs/evidence-results --docs docs
 
 clean-demo:
 	rm -rf $(RUN) $(DATA) $(DATA).partial

@@ -296,14 +296,17 @@ def shape_fields(plan: Plan, pair: Pair, tokens: int) -> dict[str, Any]:
 
 def environment(plan: Plan) -> dict[str, Any]:
     """What the numbers depend on besides the code."""
-    model = next(
-        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "unknown"
-    )
     return {
-        "cpu": model, "capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
+        "cpu": processor(), "capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0], "python": platform.python_version(), "torch": torch.__version__,
         "transformers": transformers.__version__, "rounds": plan.rounds, "block_seconds": plan.block_seconds,
     }  # fmt: skip
+
+
+def processor() -> str:
+    """The CPU's own name for itself."""
+    names = (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name"))
+    return next(names, "unknown")
 
 
 def _lines(path: str) -> list[str]:
