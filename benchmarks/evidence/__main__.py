@@ -92,7 +92,6 @@ def relearning(
         if kept.get("of") != key:
             losses = failures.relearned(model, label, masks[label], plan, arguments.steps)
             kept = {"of": key, "losses": list(losses.items())}
-            path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write_json(path, kept)
         found[label] = {int(step): losses for step, losses in kept["losses"]}
     return found
@@ -103,12 +102,7 @@ def _named(result: AblationResult, name: str) -> Verdict:
 
 
 def _verdicts(verdicts: list[Verdict]) -> list[dict[str, Any]]:
-    return [
-        {"name": one.name, "target_delta": one.target_delta, "target_interval": one.target_interval,
-         "others_mean_delta": one.others_mean_delta, "others_mean_interval": one.others_mean_interval,
-         "random_delta": one.random_delta, "random_interval": one.random_interval, "experts": one.experts}
-        for one in verdicts
-    ]  # fmt: skip
+    return [{"name": one.name, **page.deltas(one), "experts": one.experts} for one in verdicts]
 
 
 def figure(out: Path, docs: Path) -> None:

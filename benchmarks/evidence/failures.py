@@ -10,14 +10,14 @@ import contextlib
 import copy
 import json
 import lzma
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from benchmarks.evidence.removal import Plan
@@ -66,10 +66,7 @@ def thinned(data: LabelledSequences, windows: int) -> LabelledSequences:
         numbers = [number for number, found in enumerate(data.label_of) if found == label]
         step = max(1, len(numbers) // windows)
         kept += numbers[::step][:windows]
-    return LabelledSequences(
-        data.labels, [data.sequences[n] for n in kept], [data.label_of[n] for n in kept],
-        documents=[data.documents[n] for n in kept] if data.documents else None,
-    )  # fmt: skip
+    return replace(data, kept=kept)
 
 
 def subjects(model: MonetForCausalLM, plan: Plan, text: Path) -> AblationResult:
@@ -84,12 +81,6 @@ def subjects(model: MonetForCausalLM, plan: Plan, text: Path) -> AblationResult:
         model, select_by(found, plan.rule), measured_on, out=plan.out / "subjects", random_seeds=plan.seeds,
         random_on="target", batch_size=plan.batch_size,
     )  # fmt: skip
-
-
-def _batches(data: PreparedWindows, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    while True:
-        for batch in data.batches(batch_size):
-            yield batch.input_ids_BT, batch.targets_BT
 
 
 def relearned(
@@ -115,11 +106,11 @@ def relearned(
 
         note(0)
         optimizer = torch.optim.AdamW(student.train().parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-        taken = islice(_batches(data, plan.batch_size), max(steps))
-        for step, (input_ids_BT, targets_BT) in enumerate(tqdm(taken, f"training {label} again", max(steps)), start=1):
+        taken = islice(cycle(data.batches(plan.batch_size)), max(steps))
+        for step, batch in enumerate(tqdm(taken, f"training {label} again", max(steps)), start=1):
             with removed.applied_to(student) if removed else contextlib.nullcontext():
-                logits_BTV = student(input_ids=input_ids_BT, use_cache=False).logits
-                F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten()).backward()
+                logits_BTV = student(input_ids=batch.input_ids_BT, use_cache=False).logits
+                F.cross_entropy(logits_BTV.flatten(0, 1), batch.targets_BT.flatten()).backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

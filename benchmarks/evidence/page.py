@@ -33,6 +33,15 @@ def _times(value: float | None) -> str:
     return "any" if value is None or value == math.inf else f"{value:.1f}"
 
 
+def deltas(found: Verdict) -> dict[str, Any]:
+    """Increases on the target, on the others and under random masks, with their intervals."""
+    return {
+        "target_delta": found.target_delta, "target_interval": found.target_interval,
+        "others_mean_delta": found.others_mean_delta, "others_mean_interval": found.others_mean_interval,
+        "random_delta": found.random_delta, "random_interval": found.random_interval,
+    }  # fmt: skip
+
+
 def domain(verdict: Verdict, equal_mass: Verdict, dense: Mapping[str, Verdict]) -> dict[str, Any]:
     """One domain's entry of docs/evidence.json."""
     others = over(verdict.target_delta, verdict.others_mean_delta)
@@ -40,10 +49,7 @@ def domain(verdict: Verdict, equal_mass: Verdict, dense: Mapping[str, Verdict]) 
 
     def measured(found: Verdict, unit: str) -> dict[str, Any]:
         return {
-            "target_delta": found.target_delta, "target_interval": found.target_interval,
-            "others_mean_delta": found.others_mean_delta, "others_mean_interval": found.others_mean_interval,
-            "others_max_delta": found.others_max_delta, "others_max_name": found.others_max_name,
-            "random_delta": found.random_delta, "random_interval": found.random_interval,
+            **deltas(found), "others_max_delta": found.others_max_delta, "others_max_name": found.others_max_name,
             unit: found.experts, "share": found.share,
         }  # fmt: skip
 

@@ -21,6 +21,7 @@ from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import random_like
 from monet.eval.curve import CurveResult, evaluate_curve
 from monet.eval.inputs import PreparedWindows
+from monet.eval.loading import weights_digest
 from monet.eval.losses import LossStore, WindowLosses
 from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.rules import Rule, Top, assign
@@ -97,13 +98,12 @@ def times_random(
         found[fraction] = {}
         for label, mask in select_by(statistics, plan.rule.at(fraction)).items():
             part = data.only([label])
-
-            def increase(removed: ExpertMask, part: PreparedWindows = part) -> float:
-                before, after = (store.losses(one, part, "share", lambda _: None) for one in (None, removed))
-                return float((after.loss_sum_W.sum() - before.loss_sum_W.sum()) / before.tokens_W.sum())
-
-            random = float(np.mean([increase(random_like(mask, seed)) for seed in plan.seeds]))
-            found[fraction][label] = increase(mask) / random if random > 0 else math.inf
+            whole, own, *others = (
+                store.losses(one, part, label, lambda _: None).loss_sum_W.sum()
+                for one in (None, mask, *(random_like(mask, seed) for seed in plan.seeds))
+            )
+            random = np.mean(others) - whole
+            found[fraction][label] = float((own - whole) / random) if random > 0 else math.inf
     return found
 
 
@@ -136,7 +136,6 @@ def removal_of(
         LossStore(plan.losses, model, plan.batch_size), masks, plan.evaluate,
         random_seeds=plan.seeds, random_on="target", bootstrap=Bootstrap(), progress=True,
     )  # fmt: skip
-    (plan.out / name).mkdir(parents=True, exist_ok=True)
     atomic_write_json(plan.out / name / RESULT_NAME, found.to_json())
     return found
 
@@ -202,15 +201,17 @@ def dense_of(folder: str, plan: Plan) -> dict[str, AblationResult]:
     """
     model: Any = neurons.load_llama(folder, "auto", "auto")
     data = plan.evaluate
-    weights = neurons.weights_digest(model)[:16]
+    key = {
+        "model_fingerprint": weights_digest(model)[:16], "data_fingerprint": data.fingerprint,
+        "random_seeds": list(plan.seeds),
+    }  # fmt: skip
     found: dict[str, AblationResult] = {}
     means_CLF: Tensor | None = None
     for name in ("first", "top"):
         out = plan.out / (f"dense-top-{plan.fraction:g}" if name == "top" else f"dense-{name}")
         if (out / RESULT_NAME).exists():
             found[name] = AblationResult.load(out)
-            provenance = found[name].provenance
-            if (provenance["model_fingerprint"], provenance["data_fingerprint"]) == (weights, data.fingerprint):
+            if all(found[name].provenance[part] == value for part, value in key.items()):
                 continue
         if means_CLF is None:
             means_CLF = neurons.activities(model, plan.identify, batch_size=plan.batch_size)
