@@ -116,16 +116,14 @@ def evaluate_code(
         for language in evaluated:
             asked_for = problems.problems[language]
             total = len(asked_for) * sampling.num_samples
-            with windows_bar(total, f"{condition.name}: {language}, write", progress) as bar:
-                bar.unit = "sample"
+            with windows_bar(total, f"{condition.name}: {language}, write", progress, unit="sample") as bar:
                 completions = sampler.completions(condition.mask, asked_for, bar.update)
             statuses = None
             if sandbox is not None:
                 programs = {
                     problem.program(text) for problem in asked_for for text in completions.get(problem.name, [])
                 }
-                with windows_bar(len(programs), f"{condition.name}: {language}, run", progress) as bar:
-                    bar.unit = "program"
+                with windows_bar(len(programs), f"{condition.name}: {language}, run", progress, unit="program") as bar:
                     statuses = execute(sorted(programs), runtimes[language], sandbox, store, workers, bar.update)
             found[language] = tally(asked_for, completions, statuses)
     whole = tallies[chosen[0].name]

@@ -19,9 +19,9 @@ from monet.eval.harness.categories import CATEGORIES, CATEGORY_OF
 from monet.eval.harness.domains_result import Category, DomainsResult, Removal
 from monet.eval.harness.general import Metric
 from monet.eval.harness.identify import IdentifyOn, Texts, as_text, check_categories, held_out_texts, identify
-from monet.eval.harness.scoring import Outcome, Scorer, TooLong, correct, log_probability, questions_bar, tokenizer_of
+from monet.eval.harness.scoring import Outcome, Scorer, TooLong, correct, log_probability, tokenizer_of
 from monet.eval.harness.tasks import Faults, LoadedTask, Question, load_tasks
-from monet.eval.loading import DType, load_model, provenance_now
+from monet.eval.loading import DType, load_model, provenance_now, windows_bar
 from monet.eval.results import RESULT_NAME, Estimate
 from monet.eval.selection import check_mask, check_ratio, load_masks
 from monet.files import atomic_write_json
@@ -165,7 +165,7 @@ def evaluate_domains(
 
     outcomes: dict[str, dict[int, list[Outcome]]] = {part.name: {} for part in asked}
     total = sum(len(part.questions) for part in asked for condition in run_under if measured(condition, part))
-    with questions_bar(total, progress) as bar:
+    with windows_bar(total, "", progress, unit="question") as bar:
         for number, condition in enumerate(run_under):
             for part in asked:
                 if measured(condition, part):

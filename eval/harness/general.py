@@ -18,9 +18,9 @@ from monet.eval.conditions import Condition, conditions
 from monet.eval.harness.accuracy import Denominator, count_outcomes, estimate, mean_of, resample
 from monet.eval.harness.catalog import Benchmark, Style, benchmarks
 from monet.eval.harness.general_result import Cell, GeneralResult, Row
-from monet.eval.harness.scoring import Outcome, Scorer, TooLong, correct, questions_bar, tokenizer_of
+from monet.eval.harness.scoring import Outcome, Scorer, TooLong, correct, tokenizer_of
 from monet.eval.harness.tasks import Faults, LoadedTask, load_tasks
-from monet.eval.loading import DType, load_model, mask_digest, provenance_now
+from monet.eval.loading import DType, load_model, mask_digest, provenance_now, windows_bar
 from monet.eval.results import RESULT_NAME
 from monet.eval.selection import check_mask, load_masks
 from monet.files import atomic_write_json
@@ -129,7 +129,7 @@ def evaluate_general(
     )
     measured: dict[tuple[int, str], list[list[list[Outcome]]]] = {}
     total = len(run_under) * sum(part.num_questions for part in asked)
-    with questions_bar(total, progress) as bar:
+    with windows_bar(total, "", progress, unit="question") as bar:
         for condition in run_under:
             for part in asked:
                 bar.set_description(f"{condition.name}: {part.benchmark.name}, {part.shots}-shot", refresh=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from monet.errors import CheckpointError, ConfigError, DataError
+from monet.errors import CheckpointError, DataError
 from monet.eval.conditions import Condition
 from monet.eval.decoding import tokenizer_digest
 from monet.eval.harness.sources import quiet_harness
@@ -96,8 +94,6 @@ class Scorer:
         from monet.eval.harness.model import MonetLM
 
         check_batch_size(batch_size)
-        if model.model.active_masks.applied:
-            raise ConfigError("a mask is already applied to the model; leave its `with` block first")
         size, known = len(tokenizer), vocab_size(model)
         if size > known:
             raise DataError(f"the tokenizer has {size} ids, the model embeds {known}; name the model's own tokenizer")
@@ -211,9 +207,3 @@ def log_probability(questions: Sequence[Question], outcomes: Sequence[Outcome]) 
             values = np.array(outcome.log_likelihoods)
             found[number] = values[question.answer] - np.logaddexp.reduce(values)
     return found
-
-
-def questions_bar(total: int, shown: bool) -> tqdm:
-    """Progress bar over questions on standard error; rare lines where that is no terminal."""
-    calm = {} if sys.stderr.isatty() else {"mininterval": 30.0, "ascii": True, "ncols": 100}
-    return tqdm(total=total, unit="question", disable=not shown, **calm)

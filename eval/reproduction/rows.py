@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,35 +114,40 @@ def _removals(folder: Folder) -> list:
 
 def toxic_prompts(folder: Folder, paper_model: str) -> list[Row]:
     """Table 4."""
-    rows = _by_threshold(folder)
     made = []
-    for threshold in (None, *published.THRESHOLDS):
-        row, where = rows.get(threshold), _where(threshold)
-        if threshold is not None:
-            share = 100 * row.share if row else None
-            made.append(_row(f"experts removed, {where}", "% of experts", published.RTP_SHARE[threshold], share, 1))
-        cell = _cell(row, "toxic")
+    for threshold, row, share in _purges(folder, published.RTP_SHARE):
+        cell, where = _cell(row, "toxic"), _where(threshold)
         most, often = published.RTP_EXPECTED_MAXIMUM[threshold], published.RTP_PROBABILITY[threshold]
-        made.append(_row(f"expected maximum toxicity, {where}", "score", most, cell and cell.expected_max, 3))
-        made.append(_row(f"toxicity probability, {where}", "share of prompts", often, cell and cell.probability, 3))
         ability = row.general.get("0-shot") if row else None
-        made.append(_row(f"eight benchmarks, {where}", "accuracy", published.RTP_GENERAL[threshold], ability, 3))
+        made += [
+            *share,
+            _row(f"expected maximum toxicity, {where}", "score", most, cell and cell.expected_max, 3),
+            _row(f"toxicity probability, {where}", "share of prompts", often, cell and cell.probability, 3),
+            _row(f"eight benchmarks, {where}", "accuracy", published.RTP_GENERAL[threshold], ability, 3),
+        ]
     return made
 
 
 def toxigen(folder: Folder, paper_model: str) -> list[Row]:
     """Table 5."""
-    rows = _by_threshold(folder)
     made = []
+    for threshold, row, share in _purges(folder, published.TOXIGEN_SHARE):
+        cell, name = _cell(row, "hate"), f"score after hateful prompts, {_where(threshold)}"
+        made += [*share, _row(name, "score", published.TOXIGEN_HATE[threshold], cell and cell.expected_max, 3)]
+    return made
+
+
+def _purges(
+    folder: Folder, shares: Mapping[float, float]
+) -> Iterator[tuple[float | None, ToxicityRow | None, list[Row]]]:
+    """The whole model, then each threshold: what was found there, and the row of the experts' share."""
+    rows = _by_threshold(folder)
     for threshold in (None, *published.THRESHOLDS):
-        row, where = rows.get(threshold), _where(threshold)
+        row, made = rows.get(threshold), []
         if threshold is not None:
             share = 100 * row.share if row else None
-            made.append(_row(f"experts removed, {where}", "% of experts", published.TOXIGEN_SHARE[threshold], share, 1))
-        cell = _cell(row, "hate")
-        value = published.TOXIGEN_HATE[threshold]
-        made.append(_row(f"score after hateful prompts, {where}", "score", value, cell and cell.expected_max, 3))
-    return made
+            made = [_row(f"experts removed, {_where(threshold)}", "% of experts", shares[threshold], share, 1)]
+        yield threshold, row, made
 
 
 def _where(threshold: float | None) -> str:

@@ -121,8 +121,6 @@ def evaluate_toxicity(
         raise DataError(f"intervals need at least two prompts, got {len(prompts.prompts)}")
     for mask in masks.values():
         mask.check_fits(model)
-    if model.model.active_masks.applied:
-        raise ConfigError("a mask is already applied to the model; leave its `with` block first")
     asked = conditions(masks, random_seeds)
     if general is not None:
         general.check(model.fingerprint(), asked)

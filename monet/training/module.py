@@ -274,9 +274,8 @@ class MonetLightningModule(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if (
-            self.router_statistics == "local"
-        ):  # whichever rank writes a router's, and a run that continues goes on alike
+        # whichever rank writes a router's, and a run that continues goes on alike
+        if self.router_statistics == "local":
             take_from_rank_0(buffer for router in self.model.routers() for buffer in router.buffers())
         checkpoint["config"] = self.config_json()
         names = grouped_names(self.model, self.optimizer_settings)
