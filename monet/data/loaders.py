@@ -62,9 +62,10 @@ def _collated(windows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _end(iterator: Any, processes: list[Any]) -> None:
-    """Wait for the loader's processes, and kill those that do not end by themselves."""
-    for process in processes:
-        process.terminate()
+    """Have the loader's processes end, and kill those that do not.
+
+    None is hurt before it was asked: it might hold the lock of the event that torch sets to ask them.
+    """
     if processes:
         iterator._shutdown_workers()  # also takes them off torch's watch, before any of them is killed
     for process in processes:

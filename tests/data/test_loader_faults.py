@@ -95,6 +95,18 @@ def test_an_iteration_that_is_left_leaves_no_process(data):
     assert children() == before
 
 
+def test_processes_that_answer_are_asked_to_end(data, tmp_path):
+    """A signal may come while a process holds the lock of the event it is asked by; then both wait for ever."""
+    signalled = tmp_path / "signalled"
+    batches = iter(data(lambda: signal.signal(signal.SIGTERM, lambda *_: signalled.touch())).train_dataloader())
+    for _ in range(40):  # more than an epoch
+        next(batches)
+    before = time.monotonic()
+    batches.close()
+    assert time.monotonic() - before < 5
+    assert not signalled.exists()
+
+
 def test_the_timeout_is_a_time(data):
     with pytest.raises(ConfigError, match="loader_timeout -1 must be at least 0"):
         data(lambda: None, loader_timeout=-1)
