@@ -104,7 +104,7 @@ class CurveResult:
             raise CheckpointError(f"no curve ({error!r}); write one with `monet curve`") from None
 
     def report(self) -> Report:
-        """A curve and a table a label."""
+        """A table of all labels, then a curve and a table a label."""
         names = [verdict.name for verdict in self.points[0].domains]
         held_out = self.provenance["held_out"]
         keep = self.provenance["keep"]
@@ -120,11 +120,25 @@ class CurveResult:
                 f"are intervals over {unit}s."
             ),
             Text(ORIGIN[held_out], caution=held_out is not True),
+            _overview(self.points),
         ]
         for index, name in enumerate(names):
             rows = [point.domains[index] for point in self.points]
             blocks += [_curve(name, rows), _table(name, self.points, rows)]
         return Report("Removal by threshold", self.sentence, blocks, self.provenance, self.to_json())
+
+
+def _overview(points: Sequence[CurvePoint]) -> Table:
+    def told(verdict: Verdict) -> str:
+        changes = (verdict.target_delta, verdict.others_mean_delta, verdict.random_delta)
+        return " / ".join(f"{change + 0.0:+.3f}" for change in changes)
+
+    return Table(
+        title="All domains by threshold",
+        header=["removed", *(f"{point.threshold:g}" for point in points)],
+        rows=[[rows[0].name, *map(told, rows)] for rows in zip(*(point.domains for point in points), strict=True)],
+        note="Increase of loss in nats a token: of the domain itself / mean of the others / random masks on itself.",
+    )
 
 
 def _curve(name: str, rows: Sequence[Verdict]) -> Curve:
@@ -153,7 +167,7 @@ def _table(name: str, points: Sequence[CurvePoint], rows: Sequence[Verdict]) -> 
         return f"{value + 0.0:+.3f} [{low + 0.0:+.3f}, {high + 0.0:+.3f}]"
 
     return Table(
-        title=f"{name}: increase of mean loss, nats a token",
+        title=f"{name}: values by threshold",
         header=["threshold", "experts", "share", "itself", "mean of the others", "random, on itself", "passes"],
         rows=[
             [

@@ -53,7 +53,14 @@ def test_the_report_has_a_curve_and_a_table_a_label(random_model, random_data, s
     result = trace(random_model, statistics, random_data, tmp_path, keep=0.5)
     report = result.report()
     curves = [block for block in report.blocks if isinstance(block, Curve)]
-    tables = [block for block in report.blocks if isinstance(block, Table)]
+    overview, *tables = [block for block in report.blocks if isinstance(block, Table)]
+    assert overview.header == ["removed", "4", "2", "1.2"]
+    for label, row in enumerate(overview.rows):
+        verdicts = [point.domains[label] for point in result.points]
+        assert row[0] == LABELS[label]
+        for verdict, cell in zip(verdicts, row[1:], strict=True):
+            changes = [verdict.target_delta, verdict.others_mean_delta, verdict.random_delta]
+            assert [float(text) for text in cell.split(" / ")] == pytest.approx(changes, abs=5e-4)
     assert [curve.title.split(":")[0] for curve in curves] == LABELS
     for label, (curve, table) in enumerate(zip(curves, tables, strict=True)):
         itself, others, random = curve.series
