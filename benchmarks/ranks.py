@@ -6,10 +6,28 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+class Rank(Protocol):
+    """A started process."""
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
+
+
+Start = Callable[[Sequence[str], Mapping[str, str], Path, Path], Rank]
+
+
+def interpreter(words: Sequence[str], environment: Mapping[str, str], out: Path, err: Path) -> Rank:
+    """A new Python with this environment, its output and errors in files."""
+    with open(out, "wb") as output, open(err, "wb") as errors:
+        return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stdout=output, stderr=errors)
 
 
 def free_port() -> int:
@@ -25,6 +43,7 @@ def run_ranks(
     logs: Path,
     timeout_seconds: float,
     environment: Mapping[str, str] | None = None,
+    start: Start = interpreter,
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run a Python command as several ranks over gloo on this machine's CPU.
 
@@ -34,6 +53,7 @@ def run_ranks(
         logs: existing folder for what they print.
         timeout_seconds: for all of them together; those left are killed then.
         environment: more variables.
+        start: starts a process from words, environment, and files for its output and its errors.
     Returns:
         What each rank came to, in their order.
     Raises:
@@ -44,12 +64,11 @@ def run_ranks(
         "LOCAL_WORLD_SIZE": str(world_size), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "ranks",
         "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **(environment or {}),
     }  # fmt: skip
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Rank] = []
     try:
         for rank in range(world_size):
-            with open(logs / f"rank-{rank}.out", "wb") as out, open(logs / f"rank-{rank}.err", "wb") as err:
-                own = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                started.append(subprocess.Popen([sys.executable, *words], cwd=ROOT, env=own, stdout=out, stderr=err))
+            own = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            started.append(start(words, own, *(logs / f"rank-{rank}.{end}" for end in ("out", "err"))))
         codes = [process.wait(timeout_seconds) for process in started]
     finally:
         for process in started:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.ranks import run_ranks
+from tests.distributed.forked import ForkedRank
 from tests.training.conftest import data_dir, train  # noqa: F401
 from tests.training.runs import SHAPE
 
@@ -23,7 +24,7 @@ Ranks = Callable[..., list[subprocess.CompletedProcess[str]]]
 @pytest.fixture
 def ranks(tmp_path) -> Ranks:
     """Runs a Python command as two ranks."""
-    return lambda words, **environment: run_ranks(words, 2, tmp_path, TIMEOUT_SECONDS, environment)
+    return lambda words, **environment: run_ranks(words, 2, tmp_path, TIMEOUT_SECONDS, environment, ForkedRank)
 
 
 @pytest.fixture
