@@ -26,7 +26,7 @@ class Verb(NamedTuple):
     `takes_words`: arguments without a default are plain words, not options.
     `all_words`: every word goes to the function as it is, which parses them and returns the exit code.
     `words_into`: the option that all plain words before the first option go into, as a list.
-    `reads_text`: a model reads batches of text, whose products `monet.cpu.speed_up_cpu` makes quicker.
+    `reads_text`: a model reads much text, whose products `monet.cpu.speed_up_cpu` makes quicker.
     """
 
     target: str
@@ -60,21 +60,41 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "loss per domain before and after each mask, and under random masks",
             reads_text=True,
         ),
-        "curve": Verb("monet.eval.curve:run", "loss per domain by threshold of the selection, as nested masks"),
-        "eval general": Verb("monet.eval.harness.general:run", "eight benchmarks, 0- and 5-shot, under masks"),
+        "curve": Verb(
+            "monet.eval.curve:run", "loss per domain by threshold of the selection, as nested masks", reads_text=True
+        ),
+        "eval general": Verb(
+            "monet.eval.harness.general:run", "eight benchmarks, 0- and 5-shot, under masks", reads_text=True
+        ),
         "eval domains": Verb(
-            "monet.eval.harness.domains:run", "MMLU's 14 categories: accuracy without each one's experts"
+            "monet.eval.harness.domains:run",
+            "MMLU's 14 categories: accuracy without each one's experts",
+            reads_text=True,
         ),
         "lm-eval": Verb(
             "monet.eval.harness.command:run", "lm-eval's own command line, with --model monet", all_words=True
         ),
-        "eval neurons": Verb("monet.eval.neurons:run", "the dense baseline: loss per domain without a LLaMA's neurons"),
-        "eval code": Verb("monet.eval.code.evaluate:run", "pass@k in six languages under masks; runs programs shut in"),
+        "eval neurons": Verb(
+            "monet.eval.neurons:run",
+            "the dense baseline: loss per domain without a LLaMA's neurons",
+            reads_text=True,
+        ),
+        "eval code": Verb(
+            "monet.eval.code.evaluate:run",
+            "pass@k in six languages under masks; runs programs shut in",
+            reads_text=True,
+        ),
         "eval toxicity": Verb(
-            "monet.eval.toxicity.evaluate:run", "toxicity of continuations under masks, with intervals"
+            "monet.eval.toxicity.evaluate:run",
+            "toxicity of continuations under masks, with intervals",
+            reads_text=True,
         ),
         "eval toxicity-scores": Verb("monet.eval.toxicity.write_scores:run", "scored text, to correlate experts with"),
-        "reproduce": Verb("monet.eval.reproduce:run", "the paper's tables: needs, cost, and ours beside the published"),
+        "reproduce": Verb(
+            "monet.eval.reproduce:run",
+            "the paper's tables: needs, cost, and ours beside the published",
+            reads_text=True,
+        ),
         "report": Verb("monet.eval.report:run", "any result -> one page, Markdown, figures, JSON"),
     },
 }
