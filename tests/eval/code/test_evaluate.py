@@ -286,7 +286,7 @@ def test_kill_9_and_the_same_command_give_the_same_numbers(road, tmp_path, sandb
     results = []
     for name in ("whole", "killed"):
         out = tmp_path / name
-        more = ["--allow_code_execution", "--wall_seconds", "300", "--num_samples", "8"]
+        more = ["--allow_code_execution", "--wall_seconds", "300", "--num_samples", "8", "--workers", "2"]
         command = [sys.executable, "-m", "monet", *words(road, out, *more)]
         if name == "killed":
             process = subprocess.Popen(command, cwd=ROOT, env=environment)

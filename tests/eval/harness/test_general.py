@@ -146,7 +146,18 @@ def test_kill_9_and_the_same_command_give_the_same_numbers(model_folder, masks_f
     results = []
     for name in ("whole", "killed"):
         words = ["--model", str(model_folder), "--masks", str(masks_folder), "--local_data", str(data)]
-        words += ["--out", str(tmp_path / name), "--shots", "[0, 3]", "--batch_size", "1", "--progress", "false"]
+        words += [
+            "--out",
+            str(tmp_path / name),
+            "--shots",
+            "[0]",
+            "--random_seeds",
+            "[0]",
+            "--batch_size",
+            "1",
+            "--progress",
+            "false",
+        ]
         arguments = [sys.executable, "-m", "monet", "eval", "general", *words]
         if name == "killed":
             process = subprocess.Popen(arguments, cwd=ROOT, env=environment)
