@@ -166,7 +166,7 @@ def run(
     Args:
         model: Hugging Face folder or name of the model that the masks were made for.
         data: folder of `monet data prepare`, made with the model's tokenizer.
-        masks: folder of `monet select`.
+        masks: folder of `monet select`, or one mask file in it.
         out: folder for result.json and kept losses.
         split: split of DATA to evaluate on, "evaluate" if not given; choose masks on another.
         protocol: held_out evaluates on SPLIT. same evaluates on the split that the masks were chosen on, as the paper

@@ -136,24 +136,24 @@ def save_masks(folder: str | os.PathLike[str], masks: dict[str, ExpertMask], sum
     atomic_write_json(root / SUMMARY_NAME, {**summary, "labels": labels})
 
 
-def load_masks(folder: str | os.PathLike[str], model: MonetPreTrainedModel | None = None) -> dict[str, ExpertMask]:
-    """Masks of a folder that `monet select` wrote, keyed by label.
+def load_masks(source: str | os.PathLike[str], model: MonetPreTrainedModel | None = None) -> dict[str, ExpertMask]:
+    """Masks that `monet select` wrote, keyed by label.
 
     Args:
-        folder: has summary.json and the mask files it names.
+        source: folder with summary.json and the mask files it names, or one of these files.
         model: if given, masks made for another model are refused.
 
     Raises:
-        CheckpointError: no readable summary, a mask file missing or changed since, or another model's mask.
+        CheckpointError: no readable summary, a mask file missing or changed since, one that the summary does not name,
+            or another model's mask.
     """
-    root = Path(folder)
-    try:
-        entries = json.loads((root / SUMMARY_NAME).read_text(encoding="utf-8"))["labels"]
-        named = {label: (root / Path(entry["file"]).name, entry["sha256"]) for label, entry in entries.items()}
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{root}: no {SUMMARY_NAME}; make the masks with `monet select`") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{root / SUMMARY_NAME}: unreadable ({error!r}); run `monet select` again") from None
+    given = Path(source)
+    root = given.parent if given.is_file() else given
+    named = _listed(root)
+    if given.is_file():
+        named = {label: (path, digest) for label, (path, digest) in named.items() if path.name == given.name}
+        if not named:
+            raise CheckpointError(f"{given}: {root / SUMMARY_NAME} names no such mask; choose one that it names")
     masks = {}
     for label, (path, digest) in named.items():
         if not path.is_file() or sha256_file(path) != digest:
@@ -162,6 +162,17 @@ def load_masks(folder: str | os.PathLike[str], model: MonetPreTrainedModel | Non
         if model is not None:
             check_mask(label, masks[label], model)
     return masks
+
+
+def _listed(root: Path) -> dict[str, tuple[Path, str]]:
+    """File and SHA-256 of each label's mask, by a folder's summary."""
+    try:
+        entries = json.loads((root / SUMMARY_NAME).read_text(encoding="utf-8"))["labels"]
+        return {label: (root / Path(entry["file"]).name, entry["sha256"]) for label, entry in entries.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{root}: no {SUMMARY_NAME}; make the masks with `monet select`") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{root / SUMMARY_NAME}: unreadable ({error!r}); run `monet select` again") from None
 
 
 def check_mask(label: str, mask: ExpertMask, model: MonetPreTrainedModel) -> None:

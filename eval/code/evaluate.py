@@ -268,7 +268,7 @@ def run(
     Args:
         model: Hugging Face folder or name, with its tokenizer.
         out: folder for result.json and what is kept.
-        masks: folder of `monet select`; without it the model as it is, alone.
+        masks: folder of `monet select`, or one mask file in it; without it the model as it is, alone.
         problems: file or folder with MultiPL-E's prompts (.json, .jsonl, .jsonl.gz, .parquet), or its name on the hub.
         benchmark: humaneval or mbpp; chooses the hub's configurations.
         languages: of python, cpp, java, javascript, lua, php.

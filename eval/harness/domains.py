@@ -301,7 +301,8 @@ def run(
     Args:
         model: Hugging Face folder or name of a Monet model.
         out: folder for result.json, masks, statistics and kept outcomes.
-        masks: folder of `monet select` with masks of categories; without it they are found here.
+        masks: folder of `monet select` with masks of categories, or one mask file in it; without it they are found
+            here.
         local_data: folder with MMLU as the hub has it (jsonl, parquet, arrow); without it the hub is asked.
         identify_on: find experts on held_out questions (validation and dev), or on the same that are asked, as the
             paper seems to.

@@ -254,7 +254,7 @@ def run(
     Args:
         model: Hugging Face folder or name of a Monet model.
         out: folder for result.json and kept outcomes.
-        masks: folder of `monet select`; without it the model as it is is measured alone.
+        masks: folder of `monet select`, or one mask file in it; without it the model as it is is measured alone.
         local_data: folder with the data sets as the hub has them (jsonl, parquet, arrow); without it the hub is asked.
         benchmarks: some of MMLU, ARC, WinoGrande, PIQA, SIQA, OBQA, HellaSwag, CSQA; without it all.
         shots: solved examples before each question; each number is a pass of its own.

@@ -230,7 +230,7 @@ def run(
         prompts: files: .jsonl of RealToxicityPrompts or DecodingTrust; .txt, .jsonl, .csv or .parquet of ToxiGen; or
             text with one prompt a line.
         out: folder for result.json, continuations and scores.
-        masks: folder of `monet select`; without it only the model as it is.
+        masks: folder of `monet select`, or one mask file in it; without it only the model as it is.
         protocol: realtoxicityprompts continues each prompt 25 times by 20 tokens at temperature 1 and top-p 0.9;
             toxigen once by 30 tokens, greedily.
         part: evaluate takes the prompts marked as challenging, or half of a file that marks none; identify the others;

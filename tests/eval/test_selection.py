@@ -91,6 +91,20 @@ def test_saved_masks_load_the_same_and_are_checked(planted, planted_model, rando
         load_masks(tmp_path / "m")
 
 
+def test_one_mask_of_a_folder_can_be_named(planted, planted_model, tmp_path):
+    masks = select(planted)
+    save_masks(tmp_path / "m", masks, summarise(planted, masks, Ratio(2.0)))
+    file = tmp_path / "m" / "left.safetensors"
+    assert load_masks(file, model=planted_model) == {"left": masks["left"]}
+    stranger = file.with_name("stranger.safetensors")
+    stranger.write_bytes(file.read_bytes())
+    with pytest.raises(CheckpointError, match=r"stranger.*names no such mask"):
+        load_masks(stranger)
+    file.write_bytes((tmp_path / "m" / "middle.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"left.*changed since"):
+        load_masks(file)
+
+
 def test_labels_need_not_be_file_names(planted, tmp_path):
     masks = dict(zip(["c++", "../up", "law/tax"], select(planted).values(), strict=True))
     summary = summarise(planted, masks, Ratio(2.0))
