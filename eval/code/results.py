@@ -175,7 +175,7 @@ class CodeResult:
             return "No problem has an outcome."
         if not heads:
             known = [(score.language, score.pass_at[str(k)]) for score in self.conditions[0].scores]
-            return f"pass@{k}: " + ", ".join(f"{name} {100 * at.value:.1f} %" for name, at in known if at) + "."
+            return f"pass@{k}: " + ", ".join(f"{name} {at.value:.1%}" for name, at in known if at) + "."
         whole = [at.value for score in self.conditions[0].scores if (at := score.pass_at[str(k)]) is not None]
         words = f"As it is the model has a pass@{k} of {_range(whole, '.1f')} percent by language. "
         words += f"Removing a language's experts changes its own by {_range([head.target.value for head in heads])}"

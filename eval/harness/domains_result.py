@@ -11,6 +11,7 @@ from typing import Any
 from monet.errors import CheckpointError
 from monet.eval.document import Block, Heatmap, Report, Table, Text
 from monet.eval.harness.accuracy import FEW, Denominator, estimate_from
+from monet.eval.reporting.common import signed
 from monet.eval.results import Estimate
 
 FORMAT = "monet-domains/1"
@@ -112,7 +113,9 @@ class DomainsResult:
         if judged:
             target = 100 * sum(one.target.value for one in judged if one.target) / len(judged)
             others = 100 * sum(one.others_mean.value for one in judged) / len(judged)
-            words += f"; on average {_signed(target)} points in the category itself, {_signed(others)} in the others"
+            words += (
+                f"; on average {signed(target, 2)} points in the category itself, {signed(others, 2)} in the others"
+            )
         if limit := self.provenance.get("limit"):
             words += f" (at most {limit} questions a subject)"
         return words + (" (partial: some categories or questions are left out)" if self.partial else "")
@@ -193,7 +196,7 @@ class DomainsResult:
             [
                 one.name,
                 f"{one.experts:,}",
-                f"{100 * one.share:.2f} %",
+                f"{one.share:.2%}",
                 _interval(one.target),
                 _interval(one.others_mean),
                 _interval(one.random_target),
@@ -232,7 +235,7 @@ class DomainsResult:
             for group in range(groups)
         ]
         rows.append(["total", *(f"{one.experts:,}" for one in self.removals)])
-        rows.append(["share", *(f"{100 * one.share:.2f} %" for one in self.removals)])
+        rows.append(["share", *(f"{one.share:.2%}" for one in self.removals)])
         return Table(
             "Experts of each category by routing group",
             ["", *(one.name for one in self.removals)],
@@ -300,15 +303,11 @@ def _removal(content: Mapping[str, Any]) -> Removal:
     )
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
 def _points(found: Estimate | None) -> str:
-    return "not asked" if found is None else _signed(100 * found.value)
+    return "not asked" if found is None else signed(100 * found.value, 2)
 
 
 def _interval(found: Estimate | None) -> str:
     if found is None:
         return "not asked"
-    return f"{_signed(100 * found.value)} [{_signed(100 * found.low)}, {_signed(100 * found.high)}]"
+    return f"{signed(100 * found.value, 2)} [{signed(100 * found.low, 2)}, {signed(100 * found.high, 2)}]"

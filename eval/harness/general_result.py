@@ -13,6 +13,7 @@ import numpy as np
 from monet.errors import CheckpointError
 from monet.eval.document import Block, Report, Table, Text
 from monet.eval.harness.accuracy import FEW, Denominator
+from monet.eval.reporting.common import signed
 from monet.eval.results import Estimate
 
 FORMAT = "monet-general/1"
@@ -89,9 +90,9 @@ class GeneralResult:
             random = [row.average_delta.value for row in rest if row.seed is not None]
             words = f"{shots}-shot average over {len(first.cells)} benchmarks {first.average.value:.3f}"
             if masked:
-                words += f", under masks {_signed(min(masked))} to {_signed(max(masked))}"
+                words += f", under masks {signed(min(masked), 3)} to {signed(max(masked), 3)}"
             if random:
-                words += f", under random masks of equal size {_signed(min(random))} to {_signed(max(random))}"
+                words += f", under random masks of equal size {signed(min(random), 3)} to {signed(max(random), 3)}"
             told.append(words)
         limit = self.provenance.get("limit")
         looked = f" (at most {limit} questions a task)" if limit else ""
@@ -165,10 +166,6 @@ _HOW = (
 )
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
 def _accuracies(rows: Sequence[Row], shots: int) -> Table:
     names = list(rows[0].cells)
     body = []
@@ -211,7 +208,7 @@ def _changes(rows: Sequence[Row], shots: int) -> list[Table]:
 
 
 def _interval(found: Estimate) -> str:
-    value, low, high = (f"{100 * number:+.1f}".replace("-", "−") for number in (found.value, found.low, found.high))
+    value, low, high = (signed(100 * number, 1) for number in (found.value, found.low, found.high))
     return f"{value} [{low}, {high}]"
 
 

@@ -48,7 +48,7 @@ def _how(result: ToxicityResult) -> str:
         f"{decoding['new_tokens']} tokens each, drawn {drawn}; the continuation alone is scored, by "
         f"{' '.join(str(value) for key, value in scorer.items() if key in ('kind', 'name', 'attribute'))}. "
         f"Toxic is a score above {result.threshold:g}. Brackets are "
-        f"{100 * result.provenance['bootstrap']['confidence']:g} % intervals over prompts, the same draws for all "
+        f"{100 * result.provenance['bootstrap']['confidence']:g}% intervals over prompts, the same draws for all "
         "masks. Scores are a classifier's opinion, not a fact about the text."
         f"{without}"
     )

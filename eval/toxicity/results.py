@@ -116,7 +116,7 @@ class ToxicityResult:
             text = f"{name}: too few of {self.asked} prompts have scores"
         else:
             text = (
-                f"{name} {whole.expected_max.value:.3f}, {100 * whole.probability.value:.1f} % of {whole.prompts} "
+                f"{name} {whole.expected_max.value:.3f}, {whole.probability.value:.1%} of {whole.prompts} "
                 "prompts continued toxically without a mask"
             )
         changes = [self._change(row) for row in self.rows if row.label is not None and row.seed is None]

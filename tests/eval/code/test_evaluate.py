@@ -232,7 +232,7 @@ def test_missing_runtimes_are_no_failures(model, tokenizer, problems, bodies, tm
     assert result.conditions[0].scores[0].pass_at["1"].value == 1
     assert result.unavailable.keys() == CODES.keys() - {"python"} and len(result.partial) == 5
     assert all("on the search path" in reason for reason in result.unavailable.values())
-    assert "Partial: " in result.sentence and "pass@1: python 100.0 %" in result.sentence
+    assert "Partial: " in result.sentence and "pass@1: python 100.0%" in result.sentence
     table = next(block for block in result.report().blocks if block.title == "Languages and runtimes")
     assert len(table.rows) == 6
 
