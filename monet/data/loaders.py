@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any
@@ -62,12 +63,14 @@ def _collated(windows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _end(iterator: Any, processes: list[Any]) -> None:
-    """Have the loader's processes end, and kill those that do not.
-
-    None is hurt before it was asked: it might hold the lock of the event that torch sets to ask them.
-    """
-    if processes:
-        iterator._shutdown_workers()  # also takes them off torch's watch, before any of them is killed
+    """End the loader's processes all at once, and kill those that do not end."""
+    if not processes:
+        return
+    # one that ends while it looks at torch's event keeps the event's lock, for which torch would wait for ever
+    iterator._workers_done_event = threading.Event()
+    for process in processes:
+        process.terminate()
+    iterator._shutdown_workers()  # also takes them off torch's watch, before any of them is killed
     for process in processes:
         if process.is_alive():
             process.kill()

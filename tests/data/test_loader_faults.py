@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -30,16 +31,16 @@ def children() -> set[str]:
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Batches of one window; the one that reads window VICTIM does `fault` in its process."""
+    """Batches of one window; what reads one of the victims does `fault` in its process."""
 
-    def make(fault, **settings):
+    def make(fault, victims=(VICTIM,), **settings):
         documents = [[number % 90 + 5] * 9 for number in range(30)]
         make_shards(tmp_path / "data", {"train": {"a": documents}, "validation": {"a": documents}})
         read = WindowDataset.__getitem__
         home = os.getpid()
 
         def faulty(self, index):
-            if index == VICTIM and os.getpid() != home:
+            if index in victims and os.getpid() != home:
                 fault()
             return read(self, index)
 
@@ -95,16 +96,37 @@ def test_an_iteration_that_is_left_leaves_no_process(data):
     assert children() == before
 
 
-def test_processes_that_answer_are_asked_to_end(data, tmp_path):
-    """A signal may come while a process holds the lock of the event it is asked by; then both wait for ever."""
-    signalled = tmp_path / "signalled"
-    batches = iter(data(lambda: signal.signal(signal.SIGTERM, lambda *_: signalled.touch())).train_dataloader())
-    for _ in range(40):  # more than an epoch
-        next(batches)
-    before = time.monotonic()
-    batches.close()
-    assert time.monotonic() - before < 5
-    assert not signalled.exists()
+def test_a_process_that_has_the_lock_of_torchs_event_when_it_is_ended(data):
+    """The event asks the processes to end; to set it takes the lock."""
+
+    def hang():
+        frame = sys._getframe()
+        while "done_event" not in frame.f_locals:
+            assert frame.f_back is not None
+            frame = frame.f_back
+        frame.f_locals["done_event"]._cond.acquire()
+        time.sleep(1000)
+
+    def give_up(*_):
+        raise TimeoutError("the loader waits for a lock that nobody gives back")
+
+    before, handler = children(), signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(30)
+    try:
+        with pytest.raises(DataError, match="timed out after 2 seconds"):
+            list(zip(range(100), data(hang).train_dataloader(), strict=False))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+    assert children() == before
+
+
+def test_processes_that_all_hang_end_at_once(data):
+    before, began = children(), time.monotonic()
+    with pytest.raises(DataError, match="timed out after 2 seconds"):
+        list(data(lambda: time.sleep(1000), victims=range(100), num_workers=6).train_dataloader())
+    assert time.monotonic() - began < 2 + 5
+    assert children() == before
 
 
 def test_the_timeout_is_a_time(data):
