@@ -72,7 +72,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             reads_text=True,
         ),
         "lm-eval": Verb(
-            "monet.eval.harness.command:run", "lm-eval's own command line, with --model monet", all_words=True
+            "monet.eval.harness.command:run",
+            "lm-eval's own command line, with --model monet",
+            all_words=True,
+            reads_text=True,
         ),
         "eval neurons": Verb(
             "monet.eval.neurons:run",
@@ -174,11 +177,11 @@ def _run(name: str, options: list[str]) -> int:
 
     module, _, function = VERBS[name].target.partition(":")
     target: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    if VERBS[name].reads_text and not {"--help", "-h"} & set(options):
+        _speed_up()
     if VERBS[name].all_words:
         return target(options)
     options = _with_values(_with_list(options, VERBS[name].words_into), target)
-    if VERBS[name].reads_text and not {"--help", "-h"} & set(options):
-        _speed_up()
     try:
         if "config" in target.__annotations__:  # a word that auto_cli keeps for files of options
             return _run_with_config(target, options, name)
@@ -204,13 +207,33 @@ def _with_list(options: list[str], name: str) -> list[str]:
 
 
 def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:
-    """Options of a yes or no get their value, so that `--full` alone means `--full=true`."""
-    parameters = inspect.signature(target).parameters.values()
-    flags = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
-    return [
-        f"{word}=true" if word in flags and value not in ("true", "false") else word
-        for word, value in pairwise([*options, ""])
-    ]
+    """Options of a yes or no get their value, so that `--full` alone means `--full=true`; a list may be one word.
+
+    jsonargparse would read `--prompts FILE` as a file that holds the list.
+    """
+    kinds = {f"--{name}": str(one.annotation) for name, one in inspect.signature(target).parameters.items()}
+    words: list[str] = []
+    option = ""  # whose value the next word is
+    for word, value in pairwise([*options, ""]):
+        name, has_value, own = word.partition("=")
+        if option:
+            words.append(_as_list(word, kinds[option]))
+            option = ""
+        elif kinds.get(word) == "bool" and value not in ("true", "false"):
+            words.append(f"{word}=true")
+        elif kinds.get(name, "").startswith("list["):
+            words.append(f"{name}={_as_list(own, kinds[name])}" if has_value else name)
+            option = "" if has_value else name
+        else:
+            words.append(word)
+    return words
+
+
+def _as_list(value: str, kind: str) -> str:
+    """A list of this one value, unless it is a list."""
+    if value.lstrip().startswith("[") or value == "null":
+        return value
+    return f"[{value}]" if kind.startswith(("list[int]", "list[float]")) else json.dumps([value])
 
 
 def _run_with_config(target: Callable[..., Any], options: list[str], name: str) -> int:

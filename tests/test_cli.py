@@ -38,6 +38,36 @@ def verb(
         raise getattr(errors, fail)(f"{out}: moe_topk is 0;\nuse 1..32")
 
 
+def listing(files: list[Path] = [], seeds: list[int] = [0, 1], names: list[str] | None = None) -> None:  # noqa: B006
+    """Take lists.
+
+    Args:
+        files: files.
+        seeds: numbers.
+        names: names.
+    """
+    CALLS.append({"files": files, "seeds": seeds, "names": names})
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--files", "a.jsonl"], {"files": [Path("a.jsonl")]}),
+        (["--files=a.jsonl", "--seeds", "3"], {"files": [Path("a.jsonl")], "seeds": [3]}),
+        (["--files", "[a.jsonl, b.txt]", "--seeds", "[]"], {"files": [Path("a.jsonl"), Path("b.txt")], "seeds": []}),
+        (["--names", "12", "--seeds=7"], {"names": ["12"], "seeds": [7]}),
+        (["--names", "null"], {"names": None}),
+    ],
+)
+def test_a_list_of_one_needs_no_brackets(monkeypatch, tmp_path, words, wanted):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"prompt": "not a list of paths"}\n')
+    sys.modules["planted_verbs"].listing = listing  # type: ignore[attr-defined]
+    monkeypatch.setitem(cli.VERBS, "data prepare", cli.Verb("planted_verbs:listing", "planted"))
+    assert cli.main(["data", "prepare", *words]) == 0
+    assert CALLS[-1] == {"files": [], "seeds": [0, 1], "names": None} | wanted
+
+
 @pytest.fixture(autouse=True)
 def planted(monkeypatch):
     """Put the function above in the place of `monet data prepare`."""
