@@ -34,7 +34,7 @@ class Batch(NamedTuple):
         attention_mask_BT: int64, 1 at tokens and 0 at pads; None where there is no pad.
         targets_BT: int64, the token after each position, -100 where none is scored.
         label_B: int64, index into the data's `labels`.
-        index_B: int64, number of the sequence, for naming it.
+        index_B: int64, number of the sequence; with the data's fingerprint it names one sequence.
         document_B: the document each sequence begins in.
         score_BT: float64, a number for every token, anything at pads; None for text without scores.
     """
@@ -88,7 +88,7 @@ class LabelledData(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal sequences; goes into provenance and into the keys of kept results."""
+        """Equal for equal sequences under equal numbers; goes into provenance and into the keys of kept results."""
         ...
 
     def batches(self, batch_size: int) -> Iterator[Batch]: ...
@@ -208,7 +208,7 @@ class LabelledSequences:
 
     @property
     def fingerprint(self) -> str:
-        return _hash(self.description)
+        return _hash(self.description if self.kept is None else {**self.description, "kept": self.kept})
 
     def only(self, labels: Sequence[str]) -> LabelledSequences:
         """The sequences of some of the labels, under the same label numbers."""

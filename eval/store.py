@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from filelock import FileLock, Timeout
 from typing_extensions import Self
 
@@ -48,8 +49,17 @@ def model_key(model: MonetPreTrainedModel) -> dict[str, Any]:
         "dtype": str(model.dtype),
         "device": model.device.type,
         "attention": model.config._attn_implementation,
+        "float32_products": _float32_precision(),
         "versions": provenance_now()["versions"],
     }
+
+
+def _float32_precision() -> str:
+    """Who multiplies float32 matrices, and with how many bits: torch's setting for all backends, if there is one."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "by backend"
 
 
 class ExampleStore:
