@@ -72,7 +72,7 @@ def _matrices(result: AblationResult, what: str) -> Panels:
             [100 * verdict.share for verdict in result.domains],
             [f"{verdict.experts:,} ({verdict.share:.1%})" for verdict in result.domains],
         ),
-        "In nats a token. On the diagonal is the domain that the removed belong to.",
+        "In nats a token. In bold is the domain that the removed belong to.",
     )
 
 

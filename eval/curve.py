@@ -24,6 +24,7 @@ from monet.eval.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.inputs import LabelledData
 from monet.eval.loading import DType, check_batch_size, load_model, open_windows
 from monet.eval.losses import LossStore
+from monet.eval.reporting.common import signed
 from monet.eval.results import RESULT_NAME, Verdict
 from monet.eval.rules import RankedBy, Rule, RuleName, rule_named
 from monet.eval.selection import select_by
@@ -131,7 +132,7 @@ class CurveResult:
 def _overview(points: Sequence[CurvePoint]) -> Table:
     def told(verdict: Verdict) -> str:
         changes = (verdict.target_delta, verdict.others_mean_delta, verdict.random_delta)
-        return " / ".join(f"{change + 0.0:+.3f}" for change in changes)
+        return " / ".join(signed(change, 3) for change in changes)
 
     return Table(
         title="All domains by threshold",
@@ -164,7 +165,7 @@ def _curve(name: str, rows: Sequence[Verdict]) -> Curve:
 def _table(name: str, points: Sequence[CurvePoint], rows: Sequence[Verdict]) -> Table:
     def told(value: float, interval: tuple[float, float]) -> str:
         low, high = interval
-        return f"{value + 0.0:+.3f} [{low + 0.0:+.3f}, {high + 0.0:+.3f}]"
+        return f"{signed(value, 3)} [{signed(low, 3)}, {signed(high, 3)}]"
 
     return Table(
         title=f"{name}: values by threshold",

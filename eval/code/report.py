@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from monet.eval.code.sandbox import PROTECTIONS
 from monet.eval.document import Block, Heatmap, Report, Table, Text
+from monet.eval.reporting import common
 
 if TYPE_CHECKING:
     from monet.eval.code.results import CodeResult, ConditionScores, Figure
@@ -42,11 +43,13 @@ def _points(figure: Figure | None, signed: bool = False) -> str:
     """A share as points of a hundred, with its interval."""
     if figure is None:
         return _NOTHING
-    form = "{:+.1f}" if signed else "{:.1f}"
-    shown = form.format(100 * figure.value)
+
+    def told(value: float) -> str:
+        return common.signed(100 * value, 1) if signed else f"{100 * value:.1f}"
+
     if figure.low is None or figure.high is None:
-        return shown
-    return f"{shown} ({form.format(100 * figure.low)} to {form.format(100 * figure.high)})"
+        return told(figure.value)
+    return f"{told(figure.value)} ({told(figure.low)} to {told(figure.high)})"
 
 
 def _baseline(result: CodeResult) -> Table:
@@ -108,8 +111,8 @@ def _changes(result: CodeResult) -> list[Block]:
             [
                 head.label,
                 _points(head.target, signed=True),
-                _NOTHING if head.others_mean is None else f"{100 * head.others_mean:+.1f}",
-                ", ".join(f"{100 * value:+.1f}" for value in head.random_per_seed) or _NOTHING,
+                _NOTHING if head.others_mean is None else common.signed(100 * head.others_mean, 1),
+                ", ".join(common.signed(100 * value, 1) for value in head.random_per_seed) or _NOTHING,
             ]
             for head in result.headlines()
         ],

@@ -164,7 +164,7 @@ class CodeResult:
                 f"{samples} completions were generated and none was executed; add --allow_code_execution to score them."
             )
         if self.perplexity is not None:
-            parts.append(self.perplexity.sentence)
+            parts.append(f"{self.perplexity.sentence}.")
         if self.partial:
             parts.append(f"Partial: {'; '.join(self.partial)}.")
         return " ".join(parts)

@@ -256,7 +256,7 @@ def _summarise(
             for part in asked
         ],
         without_questions=[name for name in CATEGORIES if name not in drawn],
-        without_masks=[name for name in CATEGORIES if name not in masks],
+        without_masks=[name for name in CATEGORIES if provenance["identification"] and name not in masks],
         removals=[removal(label, mask) for label, mask in masks.items()],
         metric=metric,
         provenance=provenance,

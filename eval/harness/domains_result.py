@@ -82,7 +82,7 @@ class DomainsResult:
     Args:
         categories: that were asked, in the order of the columns.
         without_questions: categories that could not be asked.
-        without_masks: categories whose experts could not be told.
+        without_masks: categories whose experts could not be told; empty where masks were given.
         removals: one a mask.
         metric: "acc_norm" or "acc".
         provenance: model, masks, data, settings, versions, date.
@@ -176,7 +176,7 @@ class DomainsResult:
             "points of accuracy",
             row_axis="experts removed of",
             column_axis="questions of",
-            note="On the diagonal is the category whose experts are removed.",
+            note="In bold is the category whose experts are removed.",
         )
 
     def _surer(self) -> Heatmap:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from monet.errors import CheckpointError
 from monet.eval.document import Report
+from monet.eval.reporting.common import signed
 from monet.eval.results import RESULT_NAME, Estimate
 
 FORMAT = "monet-toxicity/1"
@@ -174,7 +175,7 @@ class ToxicityResult:
 
 
 def _signed(estimate: Estimate) -> str:
-    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+    return f"{signed(estimate.value, 3)} [{signed(estimate.low, 3)}, {signed(estimate.high, 3)}]"
 
 
 def _row(entry: Mapping[str, Any]) -> Row:
