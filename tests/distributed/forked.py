@@ -1,4 +1,8 @@
-"""Ranks forked off one server process that has imported everything: real processes, without seconds of imports each."""
+"""Ranks forked off one server process that has imported everything: real processes, without seconds of imports each.
+
+They share what an interpreter chooses at its start, such as the seed of its hashes; test_launchers.py has ranks that
+do not.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from benchmarks.ranks import ROOT
@@ -60,6 +65,7 @@ def _work(words: list[str], environment: dict[str, str], out: str, err: str) -> 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
+    np.random.seed()
     rank_zero_only.rank = int(environment["RANK"])  # Lightning read it when it was imported
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
