@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.tables import markdown
 from monet.eval.curve import CurveResult
+from monet.eval.reporting.common import signed
 from monet.eval.results import AblationResult, Baseline, Verdict
 from monet.files import atomic_write_json, atomic_write_text
 
@@ -26,7 +27,7 @@ def over(value: float, other: float) -> float | None:
 
 
 def _told(value: float, interval: tuple[float, float] | Sequence[float]) -> str:
-    return f"{value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+    return f"{signed(value, 3)} [{signed(interval[0], 3)}, {signed(interval[1], 3)}]"
 
 
 def _times(value: float | None) -> str:
@@ -82,7 +83,7 @@ def goals(rows: Sequence[Mapping[str, Any]]) -> str:
             "target": _told(row["target_delta"], row["target_interval"]),
             "others, mean": _told(row["others_mean_delta"], row["others_mean_interval"]),
             "times": _times(row["target_over_others"]),
-            "others, most": f"{row['others_max_delta']:+.3f} ({row['others_max_name']})",
+            "others, most": f"{signed(row['others_max_delta'], 3)} ({row['others_max_name']})",
             "random, as many": _told(row["random_delta"], row["random_interval"]),
             "times ": _times(row["target_over_random"]),
             "random, equal mass": _told(row["equal_mass_random_delta"], row["equal_mass_random_interval"]),
@@ -96,10 +97,10 @@ def matrix(result: AblationResult) -> str:
     """Increase of every domain's loss under every mask."""
     names = [baseline.name for baseline in result.evaluated]
     rows = [
-        {"removed": verdict.name, **{name: cell.value for name, cell in zip(names, row, strict=True)}}
+        {"removed": verdict.name, **{name: signed(cell.value, 3) for name, cell in zip(names, row, strict=True)}}
         for verdict, row in zip(result.domains, result.delta, strict=True)
     ]
-    return markdown(rows, {"removed": "", **dict.fromkeys(names, "+.3f")})
+    return markdown(rows, {"removed": "", **dict.fromkeys(names, "")})
 
 
 def curve(result: CurveResult) -> str:
@@ -110,7 +111,7 @@ def curve(result: CurveResult) -> str:
         for point in result.points:
             found = point.domains[number]
             times = (_times(over(found.target_delta, other)) for other in (found.others_mean_delta, found.random_delta))
-            row[f"{point.threshold:.1%}"] = f"{found.target_delta:+.3f} ({' / '.join(times)})"
+            row[f"{point.threshold:.1%}"] = f"{signed(found.target_delta, 3)} ({' / '.join(times)})"
         rows.append(row)
     return markdown(rows, {"removed": "", **{f"{point.threshold:.1%}": "" for point in result.points}})
 
@@ -131,7 +132,7 @@ def dense(rows: Sequence[Mapping[str, Any]]) -> str:
     table, columns = [], {"removed": "", "Monet: target": "", "times others": "", "times random": "", "share": ""}
     for row in rows:
         cells = {
-            "removed": row["name"], "Monet: target": f"{row['target_delta']:+.3f}",
+            "removed": row["name"], "Monet: target": signed(row["target_delta"], 3),
             "times others": _times(row["target_over_others"]), "times random": _times(row["target_over_random"]),
             "share": f"{row['share']:.1%}",
         }  # fmt: skip
@@ -140,7 +141,7 @@ def dense(rows: Sequence[Mapping[str, Any]]) -> str:
             times = [_times(over(target, found[key])) for key in ("others_mean_delta", "random_delta")]
             column = f"{DENSE[name]}: target (times others / random; share)"
             columns[column] = ""
-            told = f"{target:+.3f} ({' / '.join(times)}; {found['share']:.1%})"
+            told = f"{signed(target, 3)} ({' / '.join(times)}; {found['share']:.1%})"
             cells[column] = told if found["neurons"] else "no neuron"
         table.append(cells)
     return markdown(table, columns)
@@ -176,8 +177,10 @@ def relearning(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
     rows = []
     for label, losses in found.items():
         cost = {step: of["removed"] - of["whole"] for step, of in losses.items()}
-        later = {f"after {step} steps": f"{value:+.3f} ({value / cost[0]:.0%})" for step, value in cost.items() if step}
-        rows.append({"removed": label, "before": f"{cost[0]:+.3f}", **later})
+        later = {
+            f"after {step} steps": f"{signed(value, 3)} ({value / cost[0]:.0%})" for step, value in cost.items() if step
+        }
+        rows.append({"removed": label, "before": signed(cost[0], 3), **later})
     return markdown(rows, dict.fromkeys(rows[0], ""))
 
 
