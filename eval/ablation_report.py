@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from monet.eval.document import Bars, Block, Heatmap, Panels, Report, Table, Text
-from monet.eval.reporting.common import signed
+from monet.eval.reporting.common import bracketed, signed
 
 if TYPE_CHECKING:
     from monet.eval.results import AblationResult, Estimate
@@ -83,10 +83,10 @@ def _verdicts(result: AblationResult, what: str) -> Table:
         [
             [
                 verdict.name,
-                _estimate(verdict.target_delta, *verdict.target_interval),
+                bracketed(verdict.target_delta, *verdict.target_interval),
                 f"{signed(verdict.others_max_delta, 3)} ({verdict.others_max_name})",
-                _estimate(verdict.others_mean_delta, *verdict.others_mean_interval),
-                _estimate(verdict.random_delta, *verdict.random_interval),
+                bracketed(verdict.others_mean_delta, *verdict.others_mean_interval),
+                bracketed(verdict.random_delta, *verdict.random_interval),
                 f"{verdict.experts:,} ({verdict.share:.1%})",
                 "yes" if verdict.passes else f"no: {verdict.reason}",
             ]
@@ -151,7 +151,3 @@ def _removed(result: AblationResult, what: str, group: str) -> Table:
             for one in result.domains
         ],
     )
-
-
-def _estimate(value: float, low: float, high: float) -> str:
-    return f"{signed(value, 3)} [{signed(low, 3)}, {signed(high, 3)}]"

@@ -24,7 +24,7 @@ from monet.eval.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.inputs import LabelledData
 from monet.eval.loading import DType, check_batch_size, load_model, open_windows
 from monet.eval.losses import LossStore
-from monet.eval.reporting.common import signed
+from monet.eval.reporting.common import bracketed, signed
 from monet.eval.results import RESULT_NAME, Verdict
 from monet.eval.rules import RankedBy, Rule, RuleName, rule_named
 from monet.eval.selection import select_by
@@ -163,10 +163,6 @@ def _curve(name: str, rows: Sequence[Verdict]) -> Curve:
 
 
 def _table(name: str, points: Sequence[CurvePoint], rows: Sequence[Verdict]) -> Table:
-    def told(value: float, interval: tuple[float, float]) -> str:
-        low, high = interval
-        return f"{signed(value, 3)} [{signed(low, 3)}, {signed(high, 3)}]"
-
     return Table(
         title=f"{name}: values by threshold",
         header=["threshold", "experts", "share", "itself", "mean of the others", "random, on itself", "passes"],
@@ -175,9 +171,9 @@ def _table(name: str, points: Sequence[CurvePoint], rows: Sequence[Verdict]) -> 
                 f"{point.threshold:g}",
                 f"{row.experts:,}",
                 f"{row.share:.2%}",
-                told(row.target_delta, row.target_interval),
-                told(row.others_mean_delta, row.others_mean_interval),
-                told(row.random_delta, row.random_interval),
+                bracketed(row.target_delta, *row.target_interval),
+                bracketed(row.others_mean_delta, *row.others_mean_interval),
+                bracketed(row.random_delta, *row.random_interval),
                 "yes" if row.passes else f"no: {row.reason}",
             ]
             for point, row in zip(points, rows, strict=True)

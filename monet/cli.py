@@ -177,7 +177,7 @@ def _run(name: str, options: list[str]) -> int:
 
     module, _, function = VERBS[name].target.partition(":")
     target: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    if VERBS[name].reads_text and not {"--help", "-h"} & set(options):
+    if VERBS[name].reads_text and not {"--help", "-h", "--plugin"} & set(options):
         _speed_up()
     if VERBS[name].all_words:
         return target(options)

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.tables import markdown
 from monet.eval.curve import CurveResult
-from monet.eval.reporting.common import signed
+from monet.eval.reporting.common import bracketed, signed
 from monet.eval.results import AblationResult, Baseline, Verdict
 from monet.files import atomic_write_json, atomic_write_text
 
@@ -24,10 +24,6 @@ def over(value: float, other: float) -> float | None:
     if other > 0:
         return value / other
     return None if value > 0 else 0.0
-
-
-def _told(value: float, interval: tuple[float, float] | Sequence[float]) -> str:
-    return f"{signed(value, 3)} [{signed(interval[0], 3)}, {signed(interval[1], 3)}]"
 
 
 def _times(value: float | None) -> str:
@@ -80,13 +76,13 @@ def goals(rows: Sequence[Mapping[str, Any]]) -> str:
     table = [
         {
             "removed": row["name"],
-            "target": _told(row["target_delta"], row["target_interval"]),
-            "others, mean": _told(row["others_mean_delta"], row["others_mean_interval"]),
+            "target": bracketed(row["target_delta"], *row["target_interval"]),
+            "others, mean": bracketed(row["others_mean_delta"], *row["others_mean_interval"]),
             "times": _times(row["target_over_others"]),
             "others, most": f"{signed(row['others_max_delta'], 3)} ({row['others_max_name']})",
-            "random, as many": _told(row["random_delta"], row["random_interval"]),
+            "random, as many": bracketed(row["random_delta"], *row["random_interval"]),
             "times ": _times(row["target_over_random"]),
-            "random, equal mass": _told(row["equal_mass_random_delta"], row["equal_mass_random_interval"]),
+            "random, equal mass": bracketed(row["equal_mass_random_delta"], *row["equal_mass_random_interval"]),
         }
         for row in rows
     ]
@@ -162,10 +158,10 @@ def simple(result: AblationResult) -> str:
     """Verdicts of one of the experiments that fail."""
     rows = [
         {"removed": one.name, "experts": f"{one.experts:,} ({one.share:.1%})",
-         "target": _told(one.target_delta, one.target_interval),
-         "others, mean": _told(one.others_mean_delta, one.others_mean_interval),
+         "target": bracketed(one.target_delta, *one.target_interval),
+         "others, mean": bracketed(one.others_mean_delta, *one.others_mean_interval),
          "times": _times(over(one.target_delta, one.others_mean_delta)),
-         "random, as many": _told(one.random_delta, one.random_interval),
+         "random, as many": bracketed(one.random_delta, *one.random_interval),
          "times ": _times(over(one.target_delta, one.random_delta))}
         for one in result.domains
     ]  # fmt: skip

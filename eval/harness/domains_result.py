@@ -11,7 +11,7 @@ from typing import Any
 from monet.errors import CheckpointError
 from monet.eval.document import Block, Heatmap, Report, Table, Text
 from monet.eval.harness.accuracy import FEW, Denominator, estimate_from
-from monet.eval.reporting.common import signed
+from monet.eval.reporting.common import bracketed, signed
 from monet.eval.results import Estimate
 
 FORMAT = "monet-domains/1"
@@ -310,4 +310,4 @@ def _points(found: Estimate | None) -> str:
 def _interval(found: Estimate | None) -> str:
     if found is None:
         return "not asked"
-    return f"{signed(100 * found.value, 2)} [{signed(100 * found.low, 2)}, {signed(100 * found.high, 2)}]"
+    return bracketed(100 * found.value, 100 * found.low, 100 * found.high, 2)

@@ -13,7 +13,7 @@ import numpy as np
 from monet.errors import CheckpointError
 from monet.eval.document import Block, Report, Table, Text
 from monet.eval.harness.accuracy import FEW, Denominator
-from monet.eval.reporting.common import signed
+from monet.eval.reporting.common import bracketed, signed
 from monet.eval.results import Estimate
 
 FORMAT = "monet-general/1"
@@ -208,8 +208,7 @@ def _changes(rows: Sequence[Row], shots: int) -> list[Table]:
 
 
 def _interval(found: Estimate) -> str:
-    value, low, high = (signed(100 * number, 1) for number in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"
+    return bracketed(100 * found.value, 100 * found.low, 100 * found.high, 1)
 
 
 def _denominators(found: dict[str, list[Denominator]]) -> Table:

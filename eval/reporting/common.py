@@ -41,14 +41,18 @@ def signed(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}"
 
 
+def bracketed(value: float, low: float, high: float, digits: int = 3) -> str:
+    """Signed, with its interval in brackets."""
+    return f"{signed(value, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
+
+
 def with_interval(heatmap: Heatmap, row: int, column: int, digits: int) -> str:
     """A cell's value, its interval in brackets; empty where nothing was measured."""
     value = finite(heatmap.values[row][column])
     if value is None:
         return ""
     low, high = (None if bound is None else finite(bound[row][column]) for bound in (heatmap.low, heatmap.high))
-    shown = signed(value, digits)
-    return shown if low is None or high is None else f"{shown} [{signed(low, digits)}, {signed(high, digits)}]"
+    return signed(value, digits) if low is None or high is None else bracketed(value, low, high, digits)
 
 
 def matrix_table(heatmap: Heatmap, digits: int) -> Table:

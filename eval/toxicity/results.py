@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from monet.errors import CheckpointError
 from monet.eval.document import Report
-from monet.eval.reporting.common import signed
+from monet.eval.reporting.common import bracketed
 from monet.eval.results import RESULT_NAME, Estimate
 
 FORMAT = "monet-toxicity/1"
@@ -175,7 +175,7 @@ class ToxicityResult:
 
 
 def _signed(estimate: Estimate) -> str:
-    return f"{signed(estimate.value, 3)} [{signed(estimate.low, 3)}, {signed(estimate.high, 3)}]"
+    return bracketed(estimate.value, estimate.low, estimate.high)
 
 
 def _row(entry: Mapping[str, Any]) -> Row:

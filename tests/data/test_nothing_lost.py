@@ -141,7 +141,7 @@ def test_nor_with_loader_processes(tmp_path, num_workers):
     weights=st.lists(st.integers(1, 5), min_size=4, max_size=4),
     seed=st.integers(0, 3),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_mixture_draws_all_windows_of_a_domain_equally_often(counts, weights, seed):
     """At the end of every block of 4,096 windows no window of a domain is more than one draw ahead of another."""
     order = WindowOrder(counts, seed, {str(domain): weight for domain, weight in enumerate(weights[: len(counts)])})

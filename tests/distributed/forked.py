@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -50,13 +51,8 @@ def _server() -> ForkServerContext:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
-    before = os.environ.copy()
-    os.environ.update(_ENVIRONMENT)
-    try:
+    with patch.dict(os.environ, _ENVIRONMENT):
         ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
     return context
 
 
