@@ -72,6 +72,7 @@ class MonetConfig(LlamaConfig):
     model_type: ClassVar[str] = "monet"
     # What a trainer's evaluation should not gather beside the logits.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "cache",
         "past_key_values",
         "router_probs",
         "lm_loss",

@@ -22,6 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from monet.cache_keyword import CACHE_KEYWORD, CACHE_KEYWORDS, one_cache
 from monet.configuration_monet import MonetConfig
 from monet.experts import EXPERTS
 from monet.kernels.masked import Keep
@@ -106,7 +107,7 @@ class MonetPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MonetDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_KEYWORDS)
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -220,6 +221,7 @@ class MonetModel(MonetPreTrainedModel):
         expert_mask: MaskArgument = None,
         router_loss: RouterLoss | None = None,
         with_losses: bool = False,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MonetModelOutput:
         """Run the decoder.
@@ -229,6 +231,7 @@ class MonetModel(MonetPreTrainedModel):
             attention_mask: (B, T) or (B, past + T), 0 at padding; padding enters no router statistic.
             position_ids: (B, T) int64; None counts from the cache's end. Without attention_mask and cache, a position
                 that is not 1 more than the one before begins a document, and no token attends to another document.
+            cache, past_key_values: two names of the same key-value cache, which this call extends in place.
             expert_mask: one ExpertMask, or a sequence with one mask (or None) a sequence of the batch.
             output_router_probs: return the routing probabilities; None follows the configuration.
             router_loss: what the uniformity loss is computed on; needs `with_losses`.
@@ -236,27 +239,29 @@ class MonetModel(MonetPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        cache = one_cache(cache, past_key_values)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if inputs_embeds is None:
             inputs_embeds = cast(Tensor, self.embed_tokens(input_ids))
         B, T, _ = inputs_embeds.shape
-        if position_ids is not None and attention_mask is None and past_key_values is None:
+        if position_ids is not None and attention_mask is None and cache is None:
             if "flash" in str(self.config._attn_implementation):
                 kwargs = varlen_arguments(position_ids, B) | kwargs
         elif position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past = cache.get_seq_length() if cache is not None else 0
             position_ids = (torch.arange(T, device=inputs_embeds.device) + past).unsqueeze(0)
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **{CACHE_KEYWORD: cache},  # pyright: ignore[reportArgumentType]
+        )
         attention_arguments = {
-            "attention_mask": create_causal_mask(
-                config=self.config,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            ),
+            "attention_mask": causal_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            CACHE_KEYWORD: cache,
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids=position_ids),
             **kwargs,
         }
@@ -287,7 +292,7 @@ class MonetModel(MonetPreTrainedModel):
 
         return MonetModelOutput(
             last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values,
+            **{CACHE_KEYWORD: cache},  # pyright: ignore[reportArgumentType]
             router_probs=tuple(probs) if wanted else None,
             router_losses=router_losses(sums, self.training and self.routers()[0].ranks) if with_losses else None,
         )
@@ -330,12 +335,14 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
         return_logits: bool = True,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MonetCausalLMOutput:
         """Logits and, with labels, the losses.
 
         Args:
-            input_ids, attention_mask, expert_mask, output_router_probs: see `MonetModel.forward`.
+            input_ids, attention_mask, cache, past_key_values, expert_mask, output_router_probs: see
+                `MonetModel.forward`.
             labels: (B, T) int64, aligned with input_ids and shifted here; -100 is ignored.
             shift_labels: (B, T) int64, already shifted: shift_labels[t] is what position t must predict.
             router_loss: adds the weighted auxiliary losses to `loss`; None leaves `loss` the next-token loss.
@@ -349,7 +356,7 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_probs=output_router_probs,
@@ -374,7 +381,7 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
             losses = loss_fields(lm_loss, outputs.router_losses or (), router_loss)
         return MonetCausalLMOutput(
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_KEYWORD: getattr(outputs, CACHE_KEYWORD)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_probs=outputs.router_probs,

@@ -104,7 +104,7 @@ class Decoding:
     def __init__(self, model: MonetForCausalLM, prompt_BT: Tensor, length: int) -> None:
         prompt, device = prompt_BT.shape[1], prompt_BT.device
         self.model, self.cache = model, StaticCache(config=model.config, max_cache_len=length)
-        logits = model(input_ids=prompt_BT, past_key_values=self.cache, use_cache=True).logits
+        logits = model(input_ids=prompt_BT, cache=self.cache, use_cache=True).logits
         self.token_11 = logits[:, -1:].argmax(-1)
         self.position_1 = torch.full((1,), prompt, device=device)
         # Made here, since transformers would look at values to make it.
@@ -115,7 +115,7 @@ class Decoding:
         """One more token, (1, 1)."""
         logits = self.model(
             input_ids=self.token_11, attention_mask=self.seen_111T, position_ids=self.position_1[None],
-            past_key_values=self.cache, use_cache=True,
+            cache=self.cache, use_cache=True,
         ).logits  # fmt: skip
         self.token_11.copy_(logits[:, -1:].argmax(-1))
         self.position_1.add_(1)

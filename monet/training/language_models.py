@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor
 from transformers import LlamaConfig
 
+from monet.cache_keyword import CACHE_KEYWORDS
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.losses import RouterLoss, next_token_loss, projected_loss, projects_in_pieces
@@ -49,7 +50,7 @@ class LlamaForCausalLM(transformers.LlamaForCausalLM):
             kwargs: as in transformers.
         """
         flash = "flash" in str(self.config._attn_implementation)
-        plain = kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
+        plain = all(kwargs.get(name) is None for name in ("attention_mask", *CACHE_KEYWORDS))
         if flash and plain and position_ids is not None and input_ids is not None:
             kwargs = varlen_arguments(position_ids, len(input_ids)) | kwargs
         if shift_labels is not None and not return_logits:

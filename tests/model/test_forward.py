@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from monet import MonetForCausalLM, MonetModel
+from monet.cache_keyword import CACHE_KEYWORD
 from tests.model.tiny import FORMS, tiny_config, tiny_model, tokens
 from tests.tolerances import assert_close
 
@@ -23,7 +24,7 @@ def test_order_of_a_tuple():
     assert torch.equal(plain[0], named.loss) and torch.equal(plain[1], named.logits)
     assert plain[2].get_seq_length() == 9, "the cache comes third"
     assert len(plain[3]) == 5, "then the hidden states"
-    assert list(named.keys())[:4] == ["loss", "logits", "past_key_values", "hidden_states"]
+    assert list(named.keys())[:4] == ["loss", "logits", CACHE_KEYWORD, "hidden_states"]
     without = model(tokens(), use_cache=False, return_dict=False)
     assert len(without) == 1 and torch.equal(without[0], named.logits)
     base = model.model(tokens(), return_dict=False)
@@ -89,8 +90,8 @@ def test_router_probabilities_by_configuration():
 def test_router_probabilities_of_a_cached_step_are_those_of_the_new_token():
     model = tiny_model()
     whole = model(tokens(), output_router_probs=True).router_probs
-    past = model(tokens()[:, :8]).past_key_values
-    step = model(tokens()[:, 8:], past_key_values=past, output_router_probs=True).router_probs
+    past = model(tokens()[:, :8])[CACHE_KEYWORD]
+    step = model(tokens()[:, 8:], cache=past, output_router_probs=True).router_probs
     assert step[0][0].shape == (2, 1, 3, 6)
     assert_close("g1", step[2][0], whole[2][0][:, 8:], torch.float32)
 
@@ -126,10 +127,10 @@ def test_a_cached_step_equals_the_whole(form):
     out = model(tokens()[:, :4], use_cache=True)
     pieces = [out.logits]
     for t in range(4, 9):
-        out = model(tokens()[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+        out = model(tokens()[:, t : t + 1], cache=out[CACHE_KEYWORD], use_cache=True)
         pieces.append(out.logits)
     assert_close("logits", torch.cat(pieces, 1), whole)
-    assert model(tokens(), use_cache=False).past_key_values is None
+    assert CACHE_KEYWORD not in model(tokens(), use_cache=False)
 
 
 @pytest.mark.parametrize("form", FORMS)

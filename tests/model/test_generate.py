@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache, QuantizedCache
 
+from monet.cache_keyword import CACHE_KEYWORD, one_cache
 from tests.model.tiny import FORMS, tiny_model, tokens
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
@@ -142,7 +146,103 @@ def test_a_cache_can_be_continued():
         return_dict_in_generate=True,
     )  # fmt: skip
     rest = model.generate(
-        first.sequences, attention_mask=mask_of(first.sequences), past_key_values=first.past_key_values,
-        do_sample=False, max_new_tokens=3, min_new_tokens=3, pad_token_id=0,
+        first.sequences, attention_mask=mask_of(first.sequences), do_sample=False, max_new_tokens=3, min_new_tokens=3,
+        pad_token_id=0, **{CACHE_KEYWORD: first[CACHE_KEYWORD]},
     )  # fmt: skip
     assert torch.equal(rest, wanted)
+
+
+CACHES = {
+    "dynamic": {"cache_implementation": "dynamic"},
+    "static": {"cache_implementation": "static"},
+    "chunked prefill": {"prefill_chunk_size": 3},
+}
+SEARCHES = {
+    "greedy": {"do_sample": False},
+    "beams": {"num_beams": 3, "do_sample": False},
+    "sampled": {"do_sample": True, "top_k": 20},
+    "several sampled": {"do_sample": True, "num_return_sequences": 3},
+    "several beams": {"num_beams": 4, "num_return_sequences": 2, "do_sample": False},
+}
+
+
+def left_padded(rows: int = 2) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask of rows with 0, 3, 6, ... tokens of padding in front."""
+    ids, attention_mask = tokens(rows, 12), torch.ones(rows, 12, dtype=torch.long)
+    for row in range(rows):
+        ids[row, : 3 * row], attention_mask[row, : 3 * row] = 0, 0
+    return ids, attention_mask
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("search", SEARCHES)
+def test_tokens_with_a_cache_are_those_without(form, cache, search):
+    """Twelve new tokens: a cache that loses what came before shows from the third on."""
+    model = tiny_model(form)
+    ids, attention_mask = left_padded()
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0, **SEARCHES[search]}
+    got = []
+    for choice in (CACHES[cache], {"use_cache": False}):
+        torch.manual_seed(7)
+        got.append(model.generate(ids, attention_mask=attention_mask, **options, **choice))
+    assert torch.equal(*got)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_quantised_cache(form):
+    """Four bits lose too much to compare with no cache; steps by hand over the same kind of cache lose the same."""
+    pytest.importorskip("optimum.quanto", reason="quantised caches need optimum-quanto")
+    model, ids = tiny_model(form), tokens()
+    settings = {"backend": "quanto", "q_group_size": 24, "residual_length": 4}
+    got = model.generate(
+        ids, attention_mask=mask_of(ids), cache_implementation="quantized", cache_config=settings,
+        **GREEDY | {"max_new_tokens": 12, "min_new_tokens": 12},
+    )  # fmt: skip
+    cache, wanted, last = QuantizedCache(config=model.config, **settings), ids, ids
+    for _ in range(12):
+        logits = model(last, cache=cache).logits[:, -1]
+        logits[:, model.config.eos_token_id] = -torch.inf
+        last = logits.argmax(-1, keepdim=True)
+        wanted = torch.cat([wanted, last], 1)
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("guess", ["assistant", "prompt lookup"])
+def test_guessed_tokens_are_the_models_own(form, guess):
+    """Guesses that the model rejects must leave the cache, too."""
+    model, ids = tiny_model(form), tokens(1)
+    if guess == "assistant":
+        options = {"assistant_model": tiny_model(seed=3, num_hidden_layers=2)}
+    else:
+        options = {"prompt_lookup_num_tokens": 3}
+    got = model.generate(ids, attention_mask=mask_of(ids), **options, **GREEDY | {"max_new_tokens": 12})
+    wanted = model.generate(ids, attention_mask=mask_of(ids), use_cache=False, **GREEDY | {"max_new_tokens": 12})
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_forward_takes_the_cache_by_either_name(name):
+    """Under every release: callers may be written for an older or a newer one."""
+    model, ids = tiny_model(), tokens()
+    whole, cache = model(ids, use_cache=False).logits, DynamicCache(config=model.config)
+    pieces = [model(ids[:, t : t + 1], **{name: cache}).logits for t in range(9)]
+    assert cache.get_seq_length() == 9
+    assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-5)
+
+
+def test_two_caches_are_refused():
+    model, ids = tiny_model(), tokens()
+    first, second = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    assert one_cache(first, first) is first
+    with pytest.raises(TypeError, match="two caches were given"):
+        model(ids, cache=first, past_key_values=second)
+
+
+def test_generation_warns_of_nothing():
+    """A deprecated name that still works today is one that a later release ignores."""
+    model, ids = tiny_model(), tokens()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.generate(ids, attention_mask=mask_of(ids), **GREEDY)

@@ -1,0 +1,29 @@
+"""One name for the key-value cache: transformers 5.24 renamed `past_key_values` to `cache` everywhere.
+
+Monet's classes take both names under any release. What they hand to transformers, and what they return, goes under the
+name that the installed release uses: `CACHE_KEYWORD`.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from transformers.cache_utils import Cache
+
+from monet.llama_parts import LlamaAttention
+
+CACHE_KEYWORDS = ("cache", "past_key_values")
+CACHE_KEYWORD: str = next(
+    name for name in CACHE_KEYWORDS if name in inspect.signature(LlamaAttention.forward).parameters
+)
+
+
+def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache that was given under either name.
+
+    Raises:
+        TypeError: two different caches were given.
+    """
+    if cache is not None and past_key_values is not None and cache is not past_key_values:
+        raise TypeError("cache and past_key_values are two names of one argument, but two caches were given; give one")
+    return past_key_values if cache is None else cache
