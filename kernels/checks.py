@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -48,3 +48,15 @@ def is_watched(function: object) -> bool:
     """Whether somebody hooked into a module, and is to see it called."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(function, name, None) for name in hooks)
+
+
+def is_plain_linear(linear: nn.Module) -> bool:
+    """Whether a module is an nn.Linear whose weight may be read in place of a call.
+
+    Adapters (peft) and quantisation put another module or another kind of tensor there. Offloading (accelerate)
+    replaces the object's `forward`. Hooks want to see the call, but DeepSpeed's own are on every module and do not
+    count: its partitioned weights are gathered when they are read.
+    """
+    if type(linear) is not nn.Linear or "forward" in vars(linear) or hasattr(linear.weight, "__tensor_flatten__"):
+        return False
+    return hasattr(linear.weight, "ds_id") or not is_watched(linear)

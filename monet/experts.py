@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,12 @@ from transformers.activations import ACT2FN
 
 from monet.configuration_monet import MonetConfig
 from monet.errors import ConfigError
+from monet.kernels.checks import is_plain_linear
 from monet.kernels.decode.choice import OutputRows, is_sparse
 from monet.kernels.decode.op import active_horizontal, active_vertical
-from monet.kernels.hde.op import horizontal_experts
+from monet.kernels.hde.op import horizontal_experts, horizontal_mixing
 from monet.kernels.masked import Keep
-from monet.kernels.vde.op import vertical_experts
+from monet.kernels.vde.op import vertical_experts, vertical_mixing
 
 
 def activation_of(config: MonetConfig) -> Callable[[Tensor], Tensor]:
@@ -36,9 +37,18 @@ class Experts(nn.Module):
 
     def __init__(self, config: MonetConfig) -> None:
         super().__init__()
+        self.config = config
         self.act_fn = activation_of(config)
         self.num_keys, self.topk = config.moe_experts, config.moe_topk
         self._output_rows = OutputRows()
+
+    def output_modules(self) -> list[nn.Module]:
+        """The output projections, or the modules that stand for them."""
+        return [getattr(self, name) for name in self.projections]
+
+    def calls_outputs(self) -> bool:
+        """Whether the output projections are called as modules, and not merely read: see `is_plain_linear`."""
+        return not all(map(is_plain_linear, self.output_modules()))
 
     def train(self, mode: bool = True) -> Any:
         """As nn.Module's; copies for decoding are dropped."""
@@ -53,8 +63,8 @@ class Experts(nn.Module):
 class HorizontalExperts(Experts):
     """Expert (i, j) is x -> V_j act(U_i x + u_i) + b_j (arXiv 2412.04139, eq. 10-12).
 
-    `u` is called as a module unless few keys are active in inference; `v` and `b` only hold weights that the mixing
-    reads, so a hook on `v` never fires.
+    `u` is called as a module unless few keys are active in inference. The weight of `v` is read by the mixing; where
+    `v` is adapted, quantised, offloaded or hooked, it is called.
     """
 
     projections = ("v",)
@@ -70,22 +80,28 @@ class HorizontalExperts(Experts):
         """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts."""
         B, T, _ = x_BTD.shape
         x_TD, g1_THE, g2_THE = (tensor.flatten(0, 1) for tensor in (x_BTD, g1_BTHE, g2_BTHE))
-        if is_sparse(x_TD, g1_THE, g2_THE, [self.u], [self.v.weight], [self.b], self.topk):
+        if self.calls_outputs():
+            y_TEM, c_TE = horizontal_mixing(self._hidden(x_TD), g1_THE, g2_THE, self.act_fn, keep)
+            out_TD = self.v(y_TEM.flatten(1)) + _biased(c_TE, self.b)
+        elif is_sparse(x_TD, g1_THE, g2_THE, [self.u], [self.v.weight], [self.b], self.topk):
             v_PD = self._output_rows.of("v", self.v.weight)
             out_TD = active_horizontal(
                 x_TD, g1_THE, g2_THE, self.u.weight, self.u.bias, v_PD, self.b, self.act_fn, keep
             )
         else:
-            p_TEM = self.u(x_TD).unflatten(-1, (self.num_keys, -1))
+            p_TEM = self._hidden(x_TD)
             out_TD = horizontal_experts(p_TEM, g1_THE, g2_THE, self.v.weight, self.b, self.act_fn, keep)
         return out_TD.unflatten(0, (B, T))
+
+    def _hidden(self, x_TD: Tensor) -> Tensor:
+        return self.u(x_TD).unflatten(-1, (self.num_keys, -1))
 
 
 class VerticalExperts(Experts):
     """Expert (i, j) joins a half that belongs to i and a half that belongs to j (arXiv 2412.04139, eq. 13-29).
 
-    `u1` and `u2` are called as modules unless few keys are active in inference; the four `v` only hold weights that
-    the mixing reads, so hooks on them never fire.
+    `u1` and `u2` are called as modules unless few keys are active in inference. The weights of the four `v` are read
+    by the mixing; where one of them is adapted, quantised, offloaded or hooked, all four are called.
     """
 
     projections = ("v11", "v12", "v21", "v22")
@@ -102,8 +118,10 @@ class VerticalExperts(Experts):
         """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts."""
         B, T, _ = x_BTD.shape
         x_TD, g1_THE, g2_THE = (tensor.flatten(0, 1) for tensor in (x_BTD, g1_BTHE, g2_BTHE))
-        projections = (self.v11.weight, self.v12.weight, self.v21.weight, self.v22.weight)
         biases = (self.b1, self.b2)
+        if self.calls_outputs():
+            return self._through_modules(x_TD, g1_THE, g2_THE, keep).unflatten(0, (B, T))
+        projections = (self.v11.weight, self.v12.weight, self.v21.weight, self.v22.weight)
         if is_sparse(x_TD, g1_THE, g2_THE, [self.u1, self.u2], projections, biases, self.topk):
             first = (self.u1.weight, self.u1.bias, self.u2.weight, self.u2.bias)
             v11, v12, v21, v22 = (
@@ -111,10 +129,26 @@ class VerticalExperts(Experts):
             )
             out_TD = active_vertical(x_TD, g1_THE, g2_THE, first, (v11, v12, v21, v22), biases, self.act_fn, keep)
         else:
-            p1_TEM = self.u1(x_TD).unflatten(-1, (self.num_keys, -1))
-            p2_TEM = self.u2(x_TD).unflatten(-1, (self.num_keys, -1))
+            p1_TEM, p2_TEM = self._hidden(x_TD)
             out_TD = vertical_experts(p1_TEM, p2_TEM, g1_THE, g2_THE, projections, biases, self.act_fn, keep)
         return out_TD.unflatten(0, (B, T))
+
+    def _hidden(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = (linear(x_TD).unflatten(-1, (self.num_keys, -1)) for linear in (self.u1, self.u2))
+        return first, second
+
+    def _through_modules(self, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None) -> Tensor:
+        y11_TEM, y12_TEM, y21_TEM, y22_TEM, r_TE, c_TE = vertical_mixing(
+            *self._hidden(x_TD), g1_THE, g2_THE, self.act_fn, keep
+        )
+        left = self.v11(y11_TEM.flatten(1)) + self.v12(y12_TEM.flatten(1)) + _biased(r_TE, self.b1)
+        right = self.v21(y21_TEM.flatten(1)) + self.v22(y22_TEM.flatten(1)) + _biased(c_TE, self.b2)
+        return torch.cat([left, right], -1)
+
+
+def _biased(weights_TE: Tensor, b_ED: Tensor) -> Tensor:
+    """The output biases, mixed: (T, D)."""
+    return weights_TE @ b_ED.to(weights_TE.dtype)
 
 
 EXPERTS: dict[str, type[HorizontalExperts] | type[VerticalExperts]] = {
@@ -135,6 +169,6 @@ def lay_out_for_decoding(model: nn.Module) -> None:
         model: any module; its expert layers are changed in place.
     """
     for module in model.modules():
-        if isinstance(module, Experts):
-            for weight in (getattr(module, name).weight for name in module.projections):
-                weight.data = weight.data.t().contiguous().t()
+        if isinstance(module, Experts) and not module.calls_outputs():
+            for weight in (linear.weight for linear in module.output_modules()):
+                weight.data = cast(Tensor, weight.data).t().contiguous().t()

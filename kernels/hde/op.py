@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from monet.kernels.checks import check_routing, check_same_device, check_shape
-from monet.kernels.dispatch import enter_torch, resolve
+from monet.kernels.dispatch import enter_torch, resolve, without_autocast
 from monet.kernels.hde.reference import mix, mix_backward
 from monet.kernels.masked import Keep, check_keep
 from monet.kernels.mix_project import Step, Term, mix_project
-from monet.kernels.mixing import torch_mixing
+from monet.kernels.mixing import Activation, torch_mixing
 
 
 def horizontal_experts(
@@ -20,7 +18,7 @@ def horizontal_experts(
     g2_THE: Tensor,
     v_DP: Tensor,
     b_ED: Tensor,
-    activation: Callable[[Tensor], Tensor],
+    activation: Activation,
     keep: Keep | None = None,
 ) -> Tensor:
     """out = sum_ij w[i, j] (V_j act(p_i) + b_j) with w[i, j] = keep[i, j] sum_h g1[h, i] g2[h, j].
@@ -40,17 +38,42 @@ def horizontal_experts(
         ValueError: a shape, dtype or device does not fit; the message gives both sides.
     Source: arXiv 2412.04139, eq. 10-12.
     """
-    check_routing(g1_THE, g2_THE, p_TEM)
-    T, E, M = p_TEM.shape
+    _check(p_TEM, g1_THE, g2_THE, keep)
+    _, E, M = p_TEM.shape
     check_shape("v_DP", v_DP, (None, E * M))
     check_shape("b_ED", b_ED, (E, v_DP.shape[0]))
     check_same_device("hidden units", p_TEM, v_DP=v_DP, b_ED=b_ED)
-    if keep is not None:
-        check_keep(keep, T, E, p_TEM)
     columns = slice(0, v_DP.shape[0])
     terms = (Term(columns, out_in=True), Term(columns, out_in=False))
     step = Step("horizontal_mixing", resolve("horizontal_mixing", p_TEM), terms, activation, keep)
     return mix_project(step, (p_TEM, g1_THE, g2_THE), (v_DP, b_ED))
+
+
+def horizontal_mixing(
+    p_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, activation: Activation, keep: Keep | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `horizontal_experts` multiplies by its output weights, for weights that only a module knows to apply.
+
+    out = v(y_TEM flattened to (T, P)) + c_TE @ b_ED. Differentiable; autograd keeps the results.
+
+    Args:
+        p_TEM, g1_THE, g2_THE, activation, keep: as in `horizontal_experts`.
+    Returns:
+        y_TEM and c_TE of `monet.kernels.hde.reference.mix`, in the dtype of `p_TEM`.
+    Raises:
+        ValueError: a shape, dtype or device does not fit.
+    """
+    _check(p_TEM, g1_THE, g2_THE, keep)
+    with without_autocast(p_TEM.device):
+        mixing = resolve("horizontal_mixing", p_TEM)
+        y_TEM, c_TE = mixing.forward((p_TEM,), g1_THE, g2_THE, activation, keep)
+    return y_TEM, c_TE
+
+
+def _check(p_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None) -> None:
+    check_routing(g1_THE, g2_THE, p_TEM)
+    if keep is not None:
+        check_keep(keep, p_TEM.shape[0], p_TEM.shape[1], p_TEM)
 
 
 enter_torch("horizontal_mixing", torch_mixing(mix, mix_backward))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from monet.kernels.checks import check_routing, check_same_device, check_shape
-from monet.kernels.dispatch import enter_torch, resolve
+from monet.kernels.dispatch import enter_torch, resolve, without_autocast
 from monet.kernels.masked import Keep, check_keep
 from monet.kernels.mix_project import Step, Term, mix_project
-from monet.kernels.mixing import torch_mixing
+from monet.kernels.mixing import Activation, torch_mixing
 from monet.kernels.vde.reference import mix, mix_backward
 
 
@@ -21,7 +19,7 @@ def vertical_experts(
     g2_THE: Tensor,
     projections: tuple[Tensor, Tensor, Tensor, Tensor],
     biases: tuple[Tensor, Tensor],
-    activation: Callable[[Tensor], Tensor],
+    activation: Activation,
     keep: Keep | None = None,
 ) -> Tensor:
     """Output of all experts (i, j), weighted by w[i, j] = keep[i, j] sum_h g1[h, i] g2[h, j].
@@ -45,9 +43,8 @@ def vertical_experts(
         ValueError: a shape, dtype or device does not fit; the message gives both sides.
     Source: arXiv 2412.04139, eq. 13-29.
     """
-    check_routing(g1_THE, g2_THE, p1_TEM)
-    T, E, M = p1_TEM.shape
-    check_shape("p2_TEM", p2_TEM, (T, E, M))
+    _check(p1_TEM, p2_TEM, g1_THE, g2_THE, keep)
+    _, E, M = p1_TEM.shape
     half = projections[0].shape[0]
     for name, weight in zip(("v11", "v12", "v21", "v22"), projections, strict=True):
         check_shape(name, weight, (half, E * M))
@@ -55,13 +52,42 @@ def vertical_experts(
     for name, bias in zip(("b1", "b2"), biases, strict=True):
         check_shape(name, bias, (E, half))
         check_same_device("hidden units", p1_TEM, **{name: bias})
-    if keep is not None:
-        check_keep(keep, T, E, p1_TEM)
     left, right = slice(0, half), slice(half, 2 * half)
     linears = tuple(Term(columns, out_in=True) for columns in (left, left, right, right))
     terms = (*linears, Term(left, out_in=False), Term(right, out_in=False))
     step = Step("vertical_mixing", resolve("vertical_mixing", p1_TEM), terms, activation, keep)
     return mix_project(step, (p1_TEM, p2_TEM, g1_THE, g2_THE), (*projections, *biases))
+
+
+def vertical_mixing(
+    p1_TEM: Tensor, p2_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, activation: Activation, keep: Keep | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `vertical_experts` multiplies by its output weights, for weights that only a module knows to apply.
+
+    left = v11(y11) + v12(y12) + r @ b1 and right = v21(y21) + v22(y22) + c @ b2, with each y flattened to (T, P).
+    Differentiable; autograd keeps the results.
+
+    Args:
+        p1_TEM, p2_TEM, g1_THE, g2_THE, activation, keep: as in `vertical_experts`.
+    Returns:
+        y11_TEM, y12_TEM, y21_TEM, y22_TEM, r_TE and c_TE of `monet.kernels.vde.reference.mix`, in p1_TEM's dtype.
+    Raises:
+        ValueError: a shape, dtype or device does not fit.
+    """
+    _check(p1_TEM, p2_TEM, g1_THE, g2_THE, keep)
+    with without_autocast(p1_TEM.device):
+        mixing = resolve("vertical_mixing", p1_TEM)
+        y11_TEM, y12_TEM, y21_TEM, y22_TEM, r_TE, c_TE = mixing.forward(
+            (p1_TEM, p2_TEM), g1_THE, g2_THE, activation, keep
+        )
+    return y11_TEM, y12_TEM, y21_TEM, y22_TEM, r_TE, c_TE
+
+
+def _check(p1_TEM: Tensor, p2_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None) -> None:
+    check_routing(g1_THE, g2_THE, p1_TEM)
+    check_shape("p2_TEM", p2_TEM, tuple(p1_TEM.shape))
+    if keep is not None:
+        check_keep(keep, p1_TEM.shape[0], p1_TEM.shape[1], p1_TEM)
 
 
 enter_torch("vertical_mixing", torch_mixing(mix, mix_backward))

@@ -1,0 +1,98 @@
+"""Adapters of peft: on the output projections as on any linear, with masks, merged and unmerged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monet import ExpertMask, MonetForCausalLM
+from monet.errors import ConfigError
+from tests.model.tiny import FORMS, tiny_model, tokens
+from tests.tolerances import assert_close
+
+peft = pytest.importorskip("peft", reason="adapters need peft")
+
+OUTPUTS = {"horizontal": ["v"], "vertical": ["v11", "v12", "v21", "v22"]}
+
+
+def logits(model, **options):
+    with torch.no_grad():
+        return model(tokens(), **options).logits
+
+
+def adapted(form: str, **options):
+    return peft.get_peft_model(tiny_model(form), peft.LoraConfig(r=4, **options))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_adapter_on_the_output_projections_acts_and_merges(form, masked):
+    base = tiny_model(form)
+    mask = ExpertMask.random(base.config, 30, seed=0) if masked else None
+    model = adapted(form, target_modules=OUTPUTS[form], init_lora_weights=False)
+    acting = logits(model, expert_mask=mask)
+    assert (acting - logits(base, expert_mask=mask)).abs().max() > 0.1
+    with model.disable_adapter():
+        assert_close("logits", logits(model, expert_mask=mask), logits(base, expert_mask=mask))
+    merged = model.merge_and_unload()
+    assert type(merged.model.layers[0].moe.output_modules()[0]) is torch.nn.Linear
+    assert_close("logits", logits(merged, expert_mask=mask), acting)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", True])
+@pytest.mark.parametrize("form", FORMS)
+def test_adapters_that_begin_at_the_base_model_leave_it_as_it_is(form, init):
+    model = adapted(form, target_modules="all-linear", init_lora_weights=init)
+    assert (logits(model) - logits(tiny_model(form))).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_adapter_learns(form):
+    model = adapted(form, target_modules="all-linear").train()
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    idle = [name for name, weight in model.named_parameters() if "lora_B" in name and weight.grad is None]
+    assert not idle
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_are_those_of_the_merged_weight(form):
+    """Gradient of B at B = 0: the gradient of the weight, seen through A and the scale."""
+    name = OUTPUTS[form][-1]
+    model = adapted(form, target_modules=[name], lora_alpha=4).eval()
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    plain = tiny_model(form)
+    plain(tokens(), labels=tokens()).loss.backward()
+    for layer, base in zip(model.base_model.model.model.layers, plain.model.layers, strict=True):
+        lora = getattr(layer.moe, name)
+        wanted = getattr(base.moe, name).weight.grad @ lora.lora_A["default"].weight.T
+        assert_close("gradient", lora.lora_B["default"].weight.grad, wanted)
+
+
+def test_masks_go_with_adapters(tmp_path):
+    base = tiny_model()
+    mask = ExpertMask.random(base.config, 30, seed=0)
+    mask.save(tmp_path / "mask.safetensors", model=base)
+    before = base.fingerprint()
+    model = peft.get_peft_model(
+        base, peft.LoraConfig(r=2, target_modules=["q_proj", "w1", "v11"], modules_to_save=["norm"])
+    )
+    assert model.fingerprint() == before, "adapters are no other model"
+    loaded = ExpertMask.load(tmp_path / "mask.safetensors", model=model)
+    with loaded.applied_to(model) as same:
+        assert same is model
+        assert torch.equal(logits(model), logits(base, expert_mask=mask))
+    with pytest.raises(ConfigError, match="holds no Monet model"), mask.applied_to(torch.nn.Linear(2, 2)):
+        pass
+
+
+def test_an_adapter_folder_of_a_masked_model_loads(tmp_path):
+    base = tiny_model()
+    base.set_expert_mask(ExpertMask.random(base.config, 30, seed=0))
+    base.save_pretrained(tmp_path / "base")
+    base = MonetForCausalLM.from_pretrained(tmp_path / "base").eval()
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    wanted = logits(model)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = MonetForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert loaded.expert_mask == base.expert_mask
+    assert_close("logits", logits(loaded), wanted)
