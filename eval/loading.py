@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 # Keys of a configuration that its model computes the same with; each tensor tells its own type.
-_SAYS_NOTHING = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+_SAYS_NOTHING = {"expert_mask", "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
 def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetForCausalLM:
@@ -164,11 +164,8 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def mask_digest(mask: ExpertMask | None) -> str:
-    """SHA-256 over a mask's keep-weights; provenance plays no part, for equal weights act equally."""
-    if mask is None:
-        return "none"
-    keep_REE = mask.keep_REE.to(torch.float32)
-    return hashlib.sha256(f"{tuple(keep_REE.shape)}\n".encode() + keep_REE.numpy().tobytes()).hexdigest()
+    """The mask's digest; "none" for no mask."""
+    return "none" if mask is None else mask.digest
 
 
 def provenance_now() -> dict[str, Any]:

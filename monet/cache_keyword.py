@@ -7,6 +7,7 @@ name that the installed release uses: `CACHE_KEYWORD`.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from transformers.cache_utils import Cache
 
@@ -18,12 +19,18 @@ CACHE_KEYWORD: str = next(
 )
 
 
-def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The cache that was given under either name.
+def one_cache(
+    cache: Any, past_key_values: Cache | None, keywords: dict[str, Any]
+) -> tuple[Cache | None, dict[str, Any]]:
+    """The cache that was given under either name, and the keywords for attention.
+
+    Before 5.24, continuous batching already says `cache` for its paged cache, which attention then reads itself.
 
     Raises:
         TypeError: two different caches were given.
     """
+    if CACHE_KEYWORD != "cache" and cache is not None and not isinstance(cache, Cache):
+        return past_key_values, keywords | {"cache": cache}
     if cache is not None and past_key_values is not None and cache is not past_key_values:
         raise TypeError("cache and past_key_values are two names of one argument, but two caches were given; give one")
-    return past_key_values if cache is None else cache
+    return (past_key_values if cache is None else cache), keywords

@@ -63,6 +63,8 @@ class MonetConfig(LlamaConfig):
         moe_groups: layers that share one router; the first of each group owns it.
         moe_decompose: "vertical" or "horizontal".
         output_router_probs: return routing probabilities from every forward.
+        expert_mask: file and digest of the mask that is stored with the model; None, and then absent from config.json,
+            for the whole model. `model.set_expert_mask` sets it.
 
     Raises:
         ConfigError: names every missing or impossible key, its value and the allowed range.
@@ -96,6 +98,7 @@ class MonetConfig(LlamaConfig):
     hidden_act: str = "relu2"
     rms_norm_eps: float = 1e-5
     output_router_probs: bool = False
+    expert_mask: dict[str, str] | None = None
     if TYPE_CHECKING:  # a configuration that exists has them all; absent ones are named and refused below
         vocab_size: int = 0
         hidden_size: int = 0
@@ -184,6 +187,8 @@ class MonetConfig(LlamaConfig):
             problems.append(
                 f"pad_token_id={self.pad_token_id!r}: allowed are 0 to vocab_size-1={self.vocab_size - 1}, or null"
             )
+        if self.expert_mask is not None and self.expert_mask.keys() != {"file", "digest"}:
+            problems.append(f"expert_mask={self.expert_mask!r}: allowed are null or an object with file and digest")
         return problems
 
     @classmethod
@@ -216,8 +221,9 @@ class MonetConfig(LlamaConfig):
         own["rope_theta"] = float(rope.pop("rope_theta", 10000.0))
         own["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
         own["torch_dtype"] = content.get("dtype")
-        if self.pad_token_id is None:
-            own.pop("pad_token_id", None)
+        for key in ("pad_token_id", "expert_mask"):
+            if own.get(key) is None:
+                own.pop(key, None)
         own["architectures"] = content.get("architectures")
         return own
 

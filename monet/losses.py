@@ -132,7 +132,9 @@ def _divisor(labels_N: Tensor, num_items: int | Tensor | None) -> int | Tensor:
 def loss_fields(
     lm_loss: Tensor, routers: Sequence[RouterLosses], router_loss: RouterLoss | None
 ) -> dict[str, Tensor | tuple[RouterMetrics, ...]]:
-    """The loss fields of a model's output; auxiliary losses are averaged over routers."""
+    """The loss fields of a model's output; auxiliary losses are averaged over routers, and absent without any."""
+    if not routers:
+        return {"loss": lm_loss, "lm_loss": lm_loss, "router_metrics": ()}
     uniformity = torch.stack([router.uniformity for router in routers]).mean()
     ambiguity = torch.stack([router.ambiguity for router in routers]).mean()
     loss = lm_loss

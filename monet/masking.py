@@ -2,35 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import reduce
 from operator import and_
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from monet.errors import ConfigError
+from monet.errors import CheckpointError, ConfigError
 from monet.kernels.masked import Keep
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
-    from monet.modeling_monet import MonetPreTrainedModel
+    from monet.modeling_base import MonetPreTrainedModel
 
 MaskArgument = ExpertMask | Sequence[ExpertMask | None] | None
+
+# The masks that this thread or task has applied, each with the model it is applied to.
+_APPLIED: ContextVar[tuple[tuple[ActiveMasks, ExpertMask], ...]] = ContextVar("monet_applied_masks", default=())
 
 
 class ActiveMasks:
     """A model's stored and applied masks, and their resolution to keep-weights for a batch.
 
-    Masks in force together keep an expert only as far as each of them does.
+    Masks in force together keep an expert only as far as each of them does. An applied mask holds in the thread or
+    asyncio task that applied it. Code compiled by torch.compile cannot tell threads apart: there, a mask that any
+    thread applies holds. Copies of a model, by deepcopy or pickle, take the stored mask and no applied one.
     """
 
-    def __init__(self) -> None:
-        self.stored: ExpertMask | None = None
-        self.applied: list[ExpertMask] = []
+    def __init__(self, stored: ExpertMask | None = None) -> None:
+        self.stored = stored
         # A check hashes the model's weights; a mask that was found to fit is not checked at every forward.
         self._checked: list[ExpertMask] = []
         self._last: tuple[list[Any], list[Keep | None]] | None = None
+        self._applied_by_all_threads: tuple[ExpertMask, ...] = ()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ActiveMasks, (self.stored,)
+
+    @property
+    def applied(self) -> tuple[ExpertMask, ...]:
+        """The masks applied by context, the first one first."""
+        if torch.compiler.is_compiling():  # which cannot read a ContextVar
+            return self._applied_by_all_threads
+        return tuple(mask for masks, mask in _APPLIED.get() if masks is self)
+
+    @contextmanager
+    def applying(self, mask: ExpertMask) -> Iterator[None]:
+        """Apply a mask inside the block. Blocks may end in any order, and one mask may be applied twice."""
+        _APPLIED.set((*_APPLIED.get(), (self, mask)))
+        with self._lock:
+            self._applied_by_all_threads = (*self._applied_by_all_threads, mask)
+        try:
+            yield
+        finally:
+            entries = list(_APPLIED.get())
+            _remove_last(entries, lambda entry: entry[0] is self and entry[1] is mask)
+            _APPLIED.set(tuple(entries))
+            with self._lock:
+                everywhere = list(self._applied_by_all_threads)
+                _remove_last(everywhere, lambda entry: entry is mask)
+                self._applied_by_all_threads = tuple(everywhere)
+
+    def for_another_thread(self) -> ActiveMasks:
+        """Masks of a copy that works for this thread in another one: what is applied here is stored there."""
+        masks = [mask for mask in (self.stored, *self.applied) if mask is not None]
+        return ActiveMasks(_combine(masks))
+
+    def check(self, model: MonetPreTrainedModel, mask: ExpertMask) -> None:
+        """`mask.check_fits(model)`, once for each mask.
+
+        Raises:
+            CheckpointError: the mask has another shape or belongs to another model.
+        """
+        if not any(mask is known for known in self._checked):
+            mask.check_fits(model)
+            self._checked = [*self._checked[-63:], mask]
 
     def resolve(
         self, model: MonetPreTrainedModel, call: MaskArgument, B: int, T: int, device: torch.device
@@ -39,15 +91,24 @@ class ActiveMasks:
 
         Raises:
             ConfigError: a sequence of masks, but not one for each sequence of the batch.
-            CheckpointError: a mask of the call has another shape or belongs to another model.
+            CheckpointError: a mask of the call has another shape or belongs to another model, or the mask that the
+                configuration names was not loaded.
         """
+        if self.stored is None and model.config.expert_mask is not None:
+            raise CheckpointError(
+                "the configuration names an expert mask, and this model was loaded or built without it; load with "
+                "from_pretrained, store the mask with model.set_expert_mask(mask), or call model.set_expert_mask(None) "
+                "for the unmasked model"
+            )
         common = [mask for mask in (self.stored, *self.applied) if mask is not None]
         if not common and call is None:
             return [None] * model.config.num_routing_groups
         calls = list(call) if isinstance(call, Sequence) else [call]
-        key = [*common, None, *calls, B, T, device]
-        if self._last is not None and _same(self._last[0], key):
-            return self._last[1]
+        num_groups = model.config.num_routing_groups
+        key = [*common, None, *calls, B, T, device, num_groups]
+        last = self._last  # read once: another thread may replace it
+        if last is not None and _same(last[0], key) and _makes_plain_tensors():
+            return last[1]
         for mask in calls:
             if not isinstance(mask, ExpertMask | None):
                 raise ConfigError(
@@ -58,16 +119,26 @@ class ActiveMasks:
             raise ConfigError(f"{len(calls)} masks for a batch of {B} sequences; give one mask, or one a sequence")
         distinct = list({id(mask): mask for mask in calls}.values())
         for mask in distinct:
-            if mask is not None and not any(mask is known for known in self._checked):
-                mask.check_fits(model)
-                self._checked = [*self._checked[-63:], mask]
+            if mask is not None:
+                self.check(model, mask)
         combined = [_combine([*common, mask] if mask is not None else common) for mask in distinct]
         numbers = {id(mask): number for number, mask in enumerate(distinct)}
         mask_of_token = [numbers[id(mask)] for mask in calls for _ in range(T)]
-        groups = range(model.config.num_routing_groups)
-        resolved = [_keep_of_group(combined, mask_of_token, group, device) for group in groups]
-        self._last = (key, resolved)
+        # Tensors made in inference mode could not enter a later training step.
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            resolved = [_keep_of_group(combined, mask_of_token, group, device) for group in range(num_groups)]
+        if _makes_plain_tensors():
+            self._last = (key, resolved)
         return resolved
+
+
+def _makes_plain_tensors() -> bool:
+    """False in torch.export and under FakeTensorMode: tensors made there have no values and must not be kept."""
+    return type(torch.empty(0)) is Tensor
+
+
+def _remove_last(entries: list[Any], matches: Any) -> None:
+    del entries[next(index for index in reversed(range(len(entries))) if matches(entries[index]))]
 
 
 def _same(first: list[Any], second: list[Any]) -> bool:

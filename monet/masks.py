@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.files import atomic_path
 
 if TYPE_CHECKING:
-    from monet.modeling_monet import MonetPreTrainedModel
+    from monet.modeling_monet import MonetModel
 
+MASK_FILE = "expert_mask.safetensors"
 _FORMAT = "monet-expert-mask-1"
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class ExpertMask:
@@ -195,6 +199,16 @@ class ExpertMask:
         notes = {"made_by": name, "of": [self.provenance, other.provenance]}
         return ExpertMask(keep_REE, notes, next(iter(fingerprints), None))
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the keep-weights, in hexadecimal: equal for masks that do the same, whatever made them."""
+        keep_REE = self.keep_REE.float()
+        return hashlib.sha256(f"{tuple(keep_REE.shape)}\n".encode() + keep_REE.numpy().tobytes()).hexdigest()
+
+    def named(self) -> dict[str, str]:
+        """How config.json names a stored mask: its file and its digest."""
+        return {"file": MASK_FILE, "digest": self.digest}
+
     # -- counts ---------------------------------------------------------------------------------------------------
 
     @property
@@ -223,37 +237,38 @@ class ExpertMask:
 
     # -- use --------------------------------------------------------------------------------------------------------
 
-    def check_fits(self, model: MonetPreTrainedModel) -> None:
+    def check_fits(self, model: nn.Module) -> None:
         """Raise CheckpointError unless the mask has the model's shape and its fingerprint, if any, is the model's."""
-        wanted = _shape(model.config)
+        body = find_body(model)
+        wanted = _shape(body.config)
         if tuple(self.keep_REE.shape) != wanted:
             raise CheckpointError(f"a mask of shape {tuple(self.keep_REE.shape)}; the model wants {wanted}")
-        if self.fingerprint is not None and self.fingerprint != model.fingerprint():
+        if self.fingerprint is not None and self.fingerprint != (found := body.fingerprint()):
             raise CheckpointError(
-                f"the mask was made for another model (fingerprint {self.fingerprint}, this model has "
-                f"{model.fingerprint()}); select experts on this model instead"
+                f"the mask was made for another model (fingerprint {self.fingerprint}, this model has {found}); select "
+                "experts on this model instead"
             )
 
     @contextmanager
-    def applied_to(self, model: MonetPreTrainedModel) -> Iterator[MonetPreTrainedModel]:
+    def applied_to(self, model: Model) -> Iterator[Model]:
         """Mask every forward and generate of `model` inside the block; masks nest and are undone bitwise.
 
+        The mask holds in this thread (or asyncio task) only. A thread that is started inside the block does not see
+        it, unless it runs in `contextvars.copy_context()`.
+
+        Args:
+            model: a Monet model, or a module that holds one: a PEFT model, a compiled or a parallel one.
         Raises:
             CheckpointError: the mask belongs to another model or has another shape.
+            ConfigError: there is no Monet model in `model`.
         """
         self.check_fits(model)
-        body: Any = model.base_model
-        applied = body.active_masks.applied
-        applied.append(self)
-        try:
+        with find_body(model).active_masks.applying(self):
             yield model
-        finally:
-            # by identity and from the end: contexts may end in any order, and the same mask may be applied twice
-            del applied[next(index for index in reversed(range(len(applied))) if applied[index] is self)]
 
     # -- files ------------------------------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str], model: MonetPreTrainedModel | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], model: nn.Module | None = None) -> None:
         """Write as safetensors, one bit an expert for hard masks.
 
         Args:
@@ -267,14 +282,14 @@ class ExpertMask:
         metadata = {
             "format": _FORMAT,
             "shape": json.dumps(list(self.keep_REE.shape)),
-            "fingerprint": (model.fingerprint() if model is not None else self.fingerprint) or "",
+            "fingerprint": (find_body(model).fingerprint() if model is not None else self.fingerprint) or "",
             "provenance": json.dumps(self.provenance),
         }
         with atomic_path(path) as temporary:
             save_file({"keep": content}, temporary, metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: MonetPreTrainedModel | None = None) -> ExpertMask:
+    def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> ExpertMask:
         """Read a mask written by `save`.
 
         Args:
@@ -307,6 +322,18 @@ class ExpertMask:
         if model is not None:
             mask.check_fits(model)
         return mask
+
+
+def find_body(model: nn.Module) -> MonetModel:
+    """The MonetModel in a module: a Monet model of any class, one that PEFT has wrapped, or one inside a larger model.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for module in model.modules():
+        if hasattr(module, "active_masks"):
+            return cast("MonetModel", module)
+    raise ConfigError(f"{type(model).__name__} holds no Monet model, so it has no experts to mask")
 
 
 def _shape(config: MonetConfig) -> tuple[int, int, int]:

@@ -2,66 +2,36 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from monet.cache_keyword import CACHE_KEYWORD, CACHE_KEYWORDS, one_cache
+from monet.cache_keyword import CACHE_KEYWORD, one_cache
 from monet.configuration_monet import MonetConfig
+from monet.errors import ConfigError
 from monet.experts import EXPERTS
+from monet.fingerprint import Identity
 from monet.kernels.masked import Keep
+from monet.keywords import AttentionKeywords, LanguageModelKeywords, refuse_unknown
 from monet.llama_parts import LlamaAttention, LlamaRMSNorm, RotaryEmbedding
 from monet.losses import RouterLoss, loss_fields, next_token_loss, projected_loss, projects_in_pieces
 from monet.masking import ActiveMasks, MaskArgument
 from monet.masks import ExpertMask
+from monet.modeling_base import MonetPreTrainedModel
+from monet.outputs import MonetCausalLMOutput, MonetModelOutput
 from monet.packing import varlen_arguments
-from monet.pretrained import MASK_FILE, fingerprint, load_checked
-from monet.router import MonetRouter, RouterLosses, RouterMetrics, RouterOutput, RoutingStatistics, router_losses
+from monet.router import MonetRouter, RouterOutput, router_losses
 
-
-@dataclass
-class MonetModelOutput(BaseModelOutputWithPast):
-    """Output of MonetModel.
-
-    router_probs: one entry a layer: (g1_BTHE, g2_BTHE) in float32 where the layer owns a router, else None.
-    router_losses: one `RouterLosses` a routing group, if losses were asked for.
-    """
-
-    router_probs: tuple[tuple[Tensor, Tensor] | None, ...] | None = None
-    router_losses: tuple[RouterLosses, ...] | None = None
-
-
-@dataclass
-class MonetCausalLMOutput(CausalLMOutputWithPast):
-    """Output of MonetForCausalLM.
-
-    loss: lm_loss plus the weighted auxiliary losses when `router_loss` was given, else lm_loss alone.
-    lm_loss, uniformity_loss, ambiguity_loss: scalars, each on its own; the auxiliary ones are averaged over routers.
-    router_probs: see `MonetModelOutput`.
-    router_metrics: one `RouterMetrics` a routing group.
-    """
-
-    router_probs: tuple[tuple[Tensor, Tensor] | None, ...] | None = None
-    lm_loss: Tensor | None = None
-    uniformity_loss: Tensor | None = None
-    ambiguity_loss: Tensor | None = None
-    router_metrics: tuple[RouterMetrics, ...] | None = None
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class MonetDecoderLayer(GradientCheckpointingLayer):
@@ -90,111 +60,20 @@ class MonetDecoderLayer(GradientCheckpointingLayer):
         x_BTD = self.post_attention_layernorm(hidden_states)
         routed = None
         if self.router is not None:
-            options = dict(router_options or {})
-            if self.router._forward_hooks:  # whoever watches the router sees float32
-                options["float32_probs"] = True
-            routed = self.router(x_BTD, **options)
+            routed = self.router.route(x_BTD, **(router_options or {}))
             routing = routed.gates
         assert routing is not None, "a layer without a router comes after one that has it"
-        return hidden_states + self.moe(x_BTD, *routing, keep), routed
-
-
-class MonetPreTrainedModel(PreTrainedModel):
-    """Loading, saving, initialisation and what both model classes share."""
-
-    config: MonetConfig
-    config_class = MonetConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["MonetDecoderLayer"]
-    _skip_keys_device_placement = list(CACHE_KEYWORDS)
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _can_compile_fullgraph = True
-    _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ["running_mean", "running_var"]
-    _can_record_outputs = {
-        "hidden_states": OutputRecorder(MonetDecoderLayer, index=0),
-        "attentions": OutputRecorder(LlamaAttention, index=1),
-    }
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, tuple(EXPERTS.values())):
-            for bias in module.parameters(recurse=False):
-                init.zeros_(bias)
-        elif isinstance(module, RoutingStatistics):
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
-
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
-    ) -> None:
-        # Re-entrant checkpointing does not track the routing handed from layer to layer and returns wrong gradients.
-        options = getattr(gradient_checkpointing_func, "keywords", {}) | {"use_reentrant": False}
-        super()._set_gradient_checkpointing(enable, partial(checkpoint, **options), **kwargs)
-
-    @property
-    def _body(self) -> Any:
-        return self.base_model
-
-    def routers(self) -> list[MonetRouter]:
-        """The routers in the order of their routing groups."""
-        return [layer.router for layer in self._body.layers if layer.router is not None]
-
-    def freeze_router(self) -> None:
-        """Stop learning in every router: no gradient for weights, running statistics unchanged, in training too."""
-        for router in self.routers():
-            router.requires_grad_(False)
-
-    def fingerprint(self) -> str:
-        """Hash that identifies this model's body, whatever its dtype; masks and statistics carry it."""
-        return fingerprint(self.config, self.base_model)
-
-    @property
-    def expert_mask(self) -> ExpertMask | None:
-        """The stored mask: applied in every forward and saved with the model."""
-        return self._body.active_masks.stored
-
-    def set_expert_mask(self, mask: ExpertMask | None) -> None:
-        """Store a mask in the model, or remove it with None. From then on it is this model's, also if that learns on.
-
-        Raises:
-            CheckpointError: the mask belongs to another model or has another shape.
-        """
-        if mask is not None:
-            mask.check_fits(self)
-            mask = ExpertMask(mask.keep_REE, mask.provenance)
-        self._body.active_masks.stored = mask
-
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Save as transformers does; a stored mask lies beside the weights as expert_mask.safetensors."""
-        path = Path(save_directory) / MASK_FILE
-        # First the mask: a folder whose writing was cut short must not load as the unmasked model.
-        if is_main_process and self.expert_mask is not None:
-            self.expert_mask.save(path, model=self)
-        elif is_main_process:
-            path.unlink(missing_ok=True)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
-        """Load as transformers does, with the stored mask if there is one.
-
-        Only safetensors are read, and every tensor of the model must be in the file.
-
-        Raises:
-            CheckpointError: a tensor is missing, superfluous or not finite, or the mask is another model's.
-            ConfigError: a configuration key is missing or impossible.
-        """
-        return load_checked(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        masked = {} if keep is None else {"keep": keep}
+        return hidden_states + self.moe(x_BTD, *routing, **masked), routed
 
 
 class MonetModel(MonetPreTrainedModel):
     """Embeddings, decoder layers and the final norm."""
+
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(MonetDecoderLayer, index=0),
+        "attentions": OutputRecorder(LlamaAttention, index=1),
+    }
 
     def __init__(self, config: MonetConfig) -> None:
         super().__init__(config)
@@ -205,7 +84,20 @@ class MonetModel(MonetPreTrainedModel):
         self.rotary_emb = RotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.active_masks = ActiveMasks()
+        self.identity = Identity(self)
         self.post_init()
+
+    def train(self, mode: bool = True) -> Any:
+        """As nn.Module's. Training changes the weights, so that what is known of the loaded ones is forgotten."""
+        if mode:
+            self.identity.forget()
+        return super().train(mode)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        # Replicas run in threads of their own, which do not see the masks that this thread has applied.
+        replica: Any = super()._replicate_for_data_parallel()  # type: ignore[misc]
+        replica.active_masks = self.active_masks.for_another_thread()
+        return replica
 
     @merge_with_config_defaults
     @capture_outputs
@@ -222,7 +114,8 @@ class MonetModel(MonetPreTrainedModel):
         router_loss: RouterLoss | None = None,
         with_losses: bool = False,
         cache: Cache | None = None,
-        **kwargs: Any,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Unpack[AttentionKeywords],
     ) -> MonetModelOutput:
         """Run the decoder.
 
@@ -236,10 +129,17 @@ class MonetModel(MonetPreTrainedModel):
             output_router_probs: return the routing probabilities; None follows the configuration.
             router_loss: what the uniformity loss is computed on; needs `with_losses`.
             with_losses: compute auxiliary losses and metrics.
+            token_type_ids: ignored; some tokenizers return them, and Monet has no token types.
+            kwargs: see `AttentionKeywords`.
+        Raises:
+            TypeError: a keyword is unknown, or two caches were given.
+            ValueError: not exactly one of input_ids and inputs_embeds.
+            ConfigError, CheckpointError: a mask does not fit; see `ActiveMasks.resolve`.
         """
+        refuse_unknown(kwargs, AttentionKeywords, MonetModel.forward)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        cache = one_cache(cache, past_key_values)
+        cache, attention_keywords = one_cache(cache, past_key_values, dict(kwargs))
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         if inputs_embeds is None:
@@ -247,7 +147,7 @@ class MonetModel(MonetPreTrainedModel):
         B, T, _ = inputs_embeds.shape
         if position_ids is not None and attention_mask is None and cache is None:
             if "flash" in str(self.config._attn_implementation):
-                kwargs = varlen_arguments(position_ids, B) | kwargs
+                attention_keywords = varlen_arguments(position_ids, B) | attention_keywords
         elif position_ids is None:
             past = cache.get_seq_length() if cache is not None else 0
             position_ids = (torch.arange(T, device=inputs_embeds.device) + past).unsqueeze(0)
@@ -263,7 +163,7 @@ class MonetModel(MonetPreTrainedModel):
             "position_ids": position_ids,
             CACHE_KEYWORD: cache,
             "position_embeddings": self.rotary_emb(inputs_embeds, position_ids=position_ids),
-            **kwargs,
+            **attention_keywords,
         }
         wanted = self.config.output_router_probs if output_router_probs is None else output_router_probs
         router_options: dict[str, Any] = {
@@ -276,7 +176,9 @@ class MonetModel(MonetPreTrainedModel):
         hidden_states, routing = inputs_embeds, None
         probs: list[tuple[Tensor, Tensor] | None] = []
         sums: list[Any] = []
-        for index, layer in enumerate(cast(list[MonetDecoderLayer], self.layers)):
+        # An early exit, as of a model that drafts for itself, lowers num_hidden_layers for a while.
+        layers = cast(list[MonetDecoderLayer], self.layers)
+        for index, layer in zip(range(self.config.num_hidden_layers), layers, strict=False):
             hidden_states, routed = layer(
                 hidden_states,
                 routing,
@@ -287,9 +189,10 @@ class MonetModel(MonetPreTrainedModel):
             if routed is not None and layer.router is not None:
                 layer.router.update_statistics(routed)
                 routing = routed.gates
-                sums.extend([routed.sums] if routed.sums is not None else [])
+                sums.append(routed.sums)
             probs.append((routed.g1_BTHE, routed.g2_BTHE) if routed is not None and wanted else None)
 
+        sums = [] if any(one is None for one in sums) else sums
         return MonetModelOutput(
             last_hidden_state=self.norm(hidden_states),
             **{CACHE_KEYWORD: cache},  # pyright: ignore[reportArgumentType]
@@ -310,6 +213,42 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def generate(self, *args: Any, expert_mask: MaskArgument = None, **kwargs: Any) -> Any:
+        """As transformers' generate; a mask holds in every forward of this model, and in none of an assistant.
+
+        Args:
+            expert_mask: one ExpertMask, or a sequence with one mask (or None) a sequence of the batch.
+        Raises:
+            ConfigError: a sequence of masks with guidance, whose other forward would not know which is whose.
+            CheckpointError: the mask has another shape or belongs to another model.
+        """
+        parent: Any = super()
+        if isinstance(expert_mask, ExpertMask):
+            self.model.active_masks.check(self.model, expert_mask)
+            with self.model.active_masks.applying(expert_mask):
+                return parent.generate(*args, **kwargs)
+        if expert_mask is not None:
+            config = kwargs.get("generation_config") or self.generation_config
+            for option in ("guidance_scale", "assistant_model", "assistant_early_exit"):
+                if kwargs.get(option, getattr(config, option, None)) is not None:
+                    raise ConfigError(f"expert_mask holds a mask for each sequence; with {option} give one for all")
+            kwargs["expert_mask"] = expert_mask
+        return parent.generate(*args, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' entry to generate_batch.
+
+        Raises:
+            ConfigError: a mask is applied by context, which the thread that generates would not see.
+        """
+        if self.model.active_masks.applied:
+            raise ConfigError(
+                "continuous batching generates in a thread of its own, where a mask applied by `with` does not hold; "
+                "store it with model.set_expert_mask(mask)"
+            )
+        parent: Any = super()
+        return parent.init_continuous_batching(*args, **kwargs)
+
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Also repeat per-sequence masks, as beams and several returned sequences repeat their prompts."""
         masks = kwargs.get("expert_mask")
@@ -327,7 +266,6 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        shift_labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_router_probs: bool | None = None,
         expert_mask: MaskArgument = None,
@@ -336,7 +274,8 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
         num_items_in_batch: int | Tensor | None = None,
         return_logits: bool = True,
         cache: Cache | None = None,
-        **kwargs: Any,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Unpack[LanguageModelKeywords],
     ) -> MonetCausalLMOutput:
         """Logits and, with labels, the losses.
 
@@ -344,19 +283,25 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
             input_ids, attention_mask, cache, past_key_values, expert_mask, output_router_probs: see
                 `MonetModel.forward`.
             labels: (B, T) int64, aligned with input_ids and shifted here; -100 is ignored.
-            shift_labels: (B, T) int64, already shifted: shift_labels[t] is what position t must predict.
             router_loss: adds the weighted auxiliary losses to `loss`; None leaves `loss` the next-token loss.
             logits_to_keep: only compute the last so many positions' logits (0 for all), or those at given indices.
             num_items_in_batch: divisor of the summed next-token loss, for gradient accumulation; None for the mean.
             return_logits: False may leave `logits` None, where the losses are quicker and smaller without them; they
                 then take one backward pass.
+            token_type_ids: ignored; some tokenizers return them, and Monet has no token types.
+            kwargs: see `LanguageModelKeywords`, which has shift_labels.
+        Raises:
+            TypeError: a keyword is unknown.
         """
+        refuse_unknown(kwargs, LanguageModelKeywords, MonetForCausalLM.forward)
+        shift_labels = kwargs.pop("shift_labels", None)
         with_losses = labels is not None or shift_labels is not None
         outputs: MonetModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=one_cache(cache, past_key_values),
+            cache=cache,
+            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_probs=output_router_probs,

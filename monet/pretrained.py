@@ -1,48 +1,25 @@
-"""Loading checkpoints with checks, and the fingerprint that ties masks and statistics to a model."""
+"""Loading checkpoints with checks."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
-from monet.masks import ExpertMask
+from monet.masks import MASK_FILE, ExpertMask
 
-MASK_FILE = "expert_mask.safetensors"
-
-_STRUCTURAL_KEYS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "moe_dim",
-    "moe_heads",
-    "moe_experts",
-    "moe_topk",
-    "moe_groups",
-    "moe_decompose",
-)
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-
-
-def fingerprint(config: MonetConfig, model: nn.Module) -> str:
-    """SHA-256 over the structural keys and the signs of all weights, first 32 hexadecimal digits.
-
-    Signs survive every cast, so a checkpoint loaded in another dtype is still the same model.
-    """
-    digest = hashlib.sha256(json.dumps([getattr(config, key) for key in _STRUCTURAL_KEYS]).encode())
-    for weight in model.parameters():
-        digest.update(np.packbits(weight.detach().signbit().cpu().numpy().reshape(-1)).data)
-    return digest.hexdigest()[:32]
 
 
 def load_checked(
@@ -75,9 +52,11 @@ def load_checked(
     if name_or_path is not None:
         _refuse_mismatches(cls, name_or_path, info)
         _refuse_impossible(name_or_path, model.state_dict())
-        path = _mask_path(name_or_path, kwargs)
-        if path is not None:
-            model.set_expert_mask(ExpertMask.load(path))
+        if isinstance(model.config, MonetConfig):
+            # of an adapter's folder, transformers loads the base model that it names
+            source = model.name_or_path or name_or_path
+            model.base_model.identity.files = _weight_files(source, kwargs)
+            _attach_mask(model, source, kwargs)
     return (model, info) if wants_info else model
 
 
@@ -91,16 +70,69 @@ def _refuse_mismatches(cls: type, name_or_path: str | os.PathLike, info: dict[st
 
 def _refuse_impossible(name_or_path: str | os.PathLike, state: dict[str, Tensor]) -> None:
     for name, tensor in state.items():
-        if name.endswith("running_var") and not tensor.is_meta and bool((tensor < 0).any()):
+        # Tensors of a quantised or sharded kind have no such operators; offloaded ones have no content here.
+        if tensor.is_meta or hasattr(tensor, "__tensor_flatten__"):
+            continue
+        if name.endswith("running_var") and bool((tensor < 0).any()):
             raise CheckpointError(f"{name_or_path}: tensor {name} holds a negative variance")
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name_or_path}: tensor {name} holds values that are NaN or infinite")
 
 
-def _mask_path(name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> Path | None:
+def _attach_mask(model: Any, source: str | os.PathLike, kwargs: dict[str, Any]) -> None:
+    named: dict[str, str] | None = model.config.expert_mask
+    path = _file(source, MASK_FILE, kwargs)
+    if path is None:
+        if named is None:
+            return
+        raise CheckpointError(
+            f"{source}: config.json names the expert mask {named['file']}, which is not there; fetch it too, since it "
+            'removes experts from the model, or delete "expert_mask" from config.json to load the unmasked model'
+        )
+    mask = ExpertMask.load(path)
+    if named is not None and mask.digest != named["digest"]:
+        raise CheckpointError(
+            f"{path}: the mask's digest is {mask.digest[:16]}..., and config.json names {named['digest'][:16]}...; "
+            "fetch both files from one place"
+        )
+    model.set_expert_mask(mask)
+
+
+def remove_uploaded_mask(repo_id: str, token: str | bool | None, revision: str | None) -> None:
+    """Delete the mask file that a repository holds from an earlier upload, so that it does not mask this model.
+
+    Args:
+        repo_id, token, revision: as in `push_to_hub`.
+    """
+    api = HfApi(token=token)
+    try:
+        if api.file_exists(repo_id, MASK_FILE, revision=revision):
+            message = "Remove the expert mask: this model has none"
+            api.delete_file(MASK_FILE, repo_id, revision=revision, commit_message=message)
+    except Exception as error:  # the upload is done, and no failure of this look may look like its own
+        warnings.warn(
+            f"{repo_id}: no look for a mask from an earlier upload was possible ({error}); delete {MASK_FILE} there",
+            stacklevel=2,
+        )
+
+
+def _weight_files(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[Path, ...]:
+    """The safetensors files that the weights came from; empty if they cannot be told."""
+    variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+    local = kwargs | {"local_files_only": True}
+    whole = _file(source, f"model{variant}.safetensors", local)
+    if whole is not None:
+        return (whole,)
+    index = _file(source, f"model.safetensors.index{variant}.json", local)
+    if index is None:
+        return ()
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    return tuple(index.parent / Path(name).name for name in names)
+
+
+def _file(source: str | os.PathLike, name: str, kwargs: dict[str, Any]) -> Path | None:
     hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
     path = cached_file(
-        name_or_path, MASK_FILE, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False, **hub,
-    )  # fmt: skip
+        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **hub
+    )
     return None if path is None else Path(path)

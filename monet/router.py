@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from monet.configuration_monet import MonetConfig
+from monet.errors import ConfigError
 from monet.float32_buffers import Float32Buffers
 from monet.kernels.dispatch import without_autocast
 from monet.kernels.routing.op import batch_statistics, route_with_losses, thresholded_softmax
@@ -235,6 +236,40 @@ class MonetRouter(nn.Module):
             tokens,
         )
         return RouterOutput(g1_BTHE, g2_BTHE, gates, router_sums, statistics)
+
+    def route(self, x_BTD: Tensor, float32_probs: bool = False, **options: Any) -> RouterOutput:
+        """Call the router with its hooks, and route by what they return.
+
+        A forward hook sees float32 probabilities. It may return changed ones, as a RouterOutput
+        (`output._replace(g1_BTHE=...)`) or as a pair (g1_BTHE, g2_BTHE), or write into them: the layers of the group
+        then mix with these, in the dtype of the logits.
+
+        Args:
+            x_BTD: as in `forward`.
+            float32_probs: as in `forward`.
+            options: the other arguments of `forward`.
+        Raises:
+            ConfigError: a hook returned something else, a pair in training, or probabilities of another shape.
+        """
+        hooked = bool(self._forward_hooks)
+        returned: Any = self(x_BTD, float32_probs=float32_probs or hooked, **options)
+        if not hooked:
+            return returned
+        shape = (*x_BTD.shape[:2], self.num_heads, self.num_keys)
+        probs = returned[:2] if isinstance(returned, tuple) and len(returned) in (2, len(RouterOutput._fields)) else ()
+        if [getattr(g, "shape", None) for g in probs] != [shape, shape]:
+            raise ConfigError(
+                f"a hook on a router returned {type(returned).__name__} without two tensors of probabilities {shape}; "
+                "return output._replace(g1_BTHE=...), or a pair (g1_BTHE, g2_BTHE)"
+            )
+        if isinstance(returned, RouterOutput):
+            dtypes = [gate.dtype for gate in returned.gates]
+        elif self.is_learning or options.get("router_loss") is not None:
+            raise ConfigError("a hook on a router returned a pair while it learns; return output._replace(g1_BTHE=...)")
+        else:
+            returned, dtypes = RouterOutput(*returned, gates=returned), [x_BTD.dtype, x_BTD.dtype]
+        g1_BTHE, g2_BTHE = (g.to(dtype) for g, dtype in zip(probs, dtypes, strict=True))
+        return returned._replace(gates=(g1_BTHE, g2_BTHE))
 
     @torch.no_grad()
     def update_statistics(self, output: RouterOutput) -> None:

@@ -14,10 +14,10 @@ from monet.cache_keyword import CACHE_KEYWORDS
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.losses import RouterLoss, next_token_loss, projected_loss, projects_in_pieces
-from monet.masks import ExpertMask
+from monet.masks import MASK_FILE, ExpertMask
 from monet.modeling_monet import MonetCausalLMOutput, MonetForCausalLM
 from monet.packing import varlen_arguments
-from monet.pretrained import MASK_FILE, load_checked
+from monet.pretrained import load_checked
 from monet.router import MonetRouter
 
 
@@ -148,15 +148,15 @@ def warm_start(model: LanguageModel, folder: str) -> None:
     if not Path(folder).is_dir():
         raise CheckpointError(f"model.init_from = {folder}: no such folder; give one with config.json and safetensors")
     config = config_of(read_config(Path(folder)))
+    if (Path(folder) / MASK_FILE).exists() or getattr(config, "expert_mask", None) is not None:
+        raise ConfigError(
+            f"model.init_from = {folder} has removed experts ({MASK_FILE}), and training would neither use nor keep"
+            " that mask; load the model, call set_expert_mask(None), and save it in another folder to start from"
+        )
     if changed := differing_keys(config_json(config), config_json(model.config), _MAY_DIFFER):
         raise ConfigError(
             f"model.init_from = {folder} holds another model ({'; '.join(changed)}); give model.shape the folder's"
             " values"
-        )
-    if (Path(folder) / MASK_FILE).exists():
-        raise ConfigError(
-            f"model.init_from = {folder} has removed experts ({MASK_FILE}), and training would neither use nor keep"
-            " that mask; start from a copy of the folder without the file"
         )
     loaded = type(model).from_pretrained(folder, local_files_only=True, dtype=model.dtype)
     model.load_state_dict(loaded.state_dict())

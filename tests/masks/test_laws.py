@@ -43,7 +43,7 @@ def explicit_logits(model: MonetForCausalLM, ids: Tensor, mask: ExpertMask | Non
     for index, layer in enumerate(model.model.layers):
         keep_EE = None if mask is None else mask.keep_REE[index // model.config.moe_groups].double()
 
-        def forward(x_BTD, g1_BTHE, g2_BTHE, keep, experts=layer.moe, keep_EE=keep_EE):
+        def forward(x_BTD, g1_BTHE, g2_BTHE, keep=None, experts=layer.moe, keep_EE=keep_EE):
             g1_THE, g2_THE = g1_BTHE.flatten(0, 1), g2_BTHE.flatten(0, 1)
             keep_TEE = None if keep_EE is None else keep_EE.expand(len(g1_THE), -1, -1)
             weights = experts.state_dict()
@@ -248,7 +248,8 @@ def test_beam_search_keeps_each_sequences_mask():
 def test_several_samples_a_sequence_keep_its_mask():
     model, ids = tiny_model(), tokens()
     seen = []
-    model.model.layers[0].moe.register_forward_pre_hook(lambda module, args: seen.append(args[3].index_T.tolist()))
+    hook = lambda module, args, kwargs: seen.append(kwargs["keep"].index_T.tolist())  # noqa: E731
+    model.model.layers[0].moe.register_forward_pre_hook(hook, with_kwargs=True)
     model.generate(
         ids, attention_mask=torch.ones_like(ids), expert_mask=[random_mask(model), random_mask(model, 1)],
         do_sample=True, num_return_sequences=3, max_new_tokens=2, pad_token_id=0,

@@ -1,0 +1,133 @@
+"""The fingerprint that ties masks and statistics to a model, and the weights that it is taken of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from monet.configuration_monet import MonetConfig
+from monet.errors import CheckpointError
+
+_STRUCTURAL_KEYS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "moe_dim",
+    "moe_heads",
+    "moe_experts",
+    "moe_topk",
+    "moe_groups",
+    "moe_decompose",
+)
+# Where peft keeps the layer that it wraps.
+_WRAPPED = ("base_layer", "original_module")
+
+
+class LostSigns(CheckpointError):
+    """Weights are quantised, so that the signs of small ones are lost, or they are not in memory."""
+
+
+class Identity:
+    """Which model a body is: its fingerprint, also where quantised weights do not tell it any more.
+
+    The fingerprint is SHA-256 over the structural keys and the signs of all weights, first 32 hexadecimal digits. Signs
+    survive every cast, so a checkpoint loaded in another dtype is still the same model. Adapters do not count: with or
+    without them, the experts are those of the base model. Weights that accelerate has offloaded are read.
+
+    Attributes:
+        names: the parameters that the body had when it was built, in their order.
+        known: the fingerprint when it was last taken; None before, and again after training.
+        files: the safetensors files that the weights were loaded from; empty where there are none, or after training.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        self.names = tuple(name for name, _ in body.named_parameters())
+        self.forget()
+
+    def forget(self) -> None:
+        """The weights may change from now on: what is known of them does not hold."""
+        self.known: str | None = None
+        self.files: tuple[Path, ...] = ()
+
+    def of(self, config: MonetConfig, body: nn.Module) -> str:
+        """The fingerprint, taken from the weights; if they are quantised, the known one, or the files' own.
+
+        Raises:
+            CheckpointError: the weights are quantised, and nothing else is known.
+        """
+        try:
+            self.known = _digest(config, base_weights(body), self.names)
+        except LostSigns as error:
+            try:
+                self.known = self.known or _digest(config, _weights_in(self.files, self.names), self.names)
+            except LostSigns:
+                raise CheckpointError(
+                    f"this model has no fingerprint: {error}; call model.fingerprint() before you quantise it, or load "
+                    "it with from_pretrained(quantization_config=...) from unquantised files"
+                ) from None
+        return self.known
+
+
+def _digest(config: MonetConfig, weights: Iterable[Tensor], names: Sequence[str]) -> str:
+    digest = hashlib.sha256(json.dumps([getattr(config, key) for key in _STRUCTURAL_KEYS]).encode())
+    found = 0
+    for weight in weights:
+        digest.update(np.packbits(weight.detach().signbit().cpu().numpy().reshape(-1)).data)
+        found += 1
+    if found != len(names):
+        raise LostSigns(f"{len(names) - found} of its {len(names)} weights are no parameters any more")
+    return digest.hexdigest()[:32]
+
+
+def _weights_in(files: Sequence[Path], names: Sequence[str]) -> Iterator[Tensor]:
+    """The named weights of safetensors files, in the order of the names."""
+    place = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            place.update({name.removeprefix("model."): (path, name) for name in file.keys()})  # noqa: SIM118
+    for name in names:
+        if name not in place:
+            raise LostSigns(f"the files that it was loaded from hold no weight {name}")
+        path, key = place[name]
+        with safe_open(path, "pt") as file:
+            yield file.get_tensor(key)
+
+
+def base_weights(module: nn.Module) -> Iterator[Tensor]:
+    """The parameters without those of adapters, in the order of `parameters()`; offloaded ones are brought in.
+
+    Raises:
+        LostSigns: a weight is quantised or on the meta device.
+    """
+    wrapped = next((part for name in _WRAPPED if isinstance(part := getattr(module, name, None), nn.Module)), None)
+    if wrapped is not None:
+        yield from base_weights(wrapped)
+        return
+    own = module.named_parameters(recurse=False)
+    with _brought_in(module):
+        for name, weight in own:
+            weight = getattr(module, name) if weight.is_meta else weight
+            if weight.is_meta:
+                raise LostSigns(f"weight {name} is on the meta device and has no content")
+            if hasattr(weight, "__tensor_flatten__"):
+                raise LostSigns(f"weight {name} is quantised ({type(weight).__name__})")
+            yield weight
+    for child in module.children():
+        yield from base_weights(child)
+
+
+def _brought_in(module: nn.Module) -> AbstractContextManager[Any]:
+    """accelerate's context that fills a module whose weights it has offloaded."""
+    if not hasattr(module, "_hf_hook") or not any(weight.is_meta for weight in module.parameters(recurse=False)):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return align_module_device(module, torch.device("cpu"))

@@ -1,0 +1,69 @@
+"""The keywords that the model classes take beyond their signatures, by name. All others are refused.
+
+A misspelt keyword must not be ignored: `expert_masks=...` would run the unmasked model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from inspect import signature
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+
+class AttentionKeywords(TypedDict, total=False):
+    """What transformers' attention functions read.
+
+    cu_seq_lens_q, cu_seq_lens_k: (documents + 1,) int32, where packed documents begin, and the end.
+    max_length_q, max_length_k: tokens of the longest document.
+    is_causal: False lets every token attend to all tokens.
+    seq_idx: document of every token, from transformers' flattening collator; attention reads the lengths instead.
+    read_index, write_index, block_table, logits_indices, logits_processor_args: of continuous batching.
+    output_attentions: return attention weights, with `attn_implementation="eager"`.
+    output_hidden_states: return the states before every layer and after the last norm.
+    """
+
+    cu_seq_lens_q: Tensor
+    cu_seq_lens_k: Tensor
+    max_length_q: int
+    max_length_k: int
+    is_causal: bool
+    seq_idx: Tensor
+    read_index: Any
+    write_index: Any
+    block_table: Tensor | None
+    logits_indices: Tensor
+    logits_processor_args: Any
+    output_attentions: bool
+    output_hidden_states: bool | int | list[int]
+
+
+class LanguageModelKeywords(AttentionKeywords, total=False):
+    """Those, and what `MonetForCausalLM` takes.
+
+    shift_labels: (B, T) int64, already shifted: shift_labels[t] is what position t must predict. It is no argument of
+        the signature because transformers' Trainer takes each argument with "label" in its name for a required column.
+    """
+
+    shift_labels: Tensor | None
+
+
+def refuse_unknown(given: Iterable[str], keywords: type, forward: Any) -> None:
+    """Raise unless all keywords are known.
+
+    Args:
+        given: names of the keywords beyond the signature.
+        keywords: the TypedDict that lists those which are allowed.
+        forward: the method that was called; its own arguments are offered as corrections, too.
+    Raises:
+        TypeError: names the unknown keyword, and the known one that is spelt most like it.
+    """
+    allowed: Any = keywords.__dict__["__optional_keys__"]
+    for name in given:
+        if name not in allowed:
+            known = [*allowed, *list(signature(forward).parameters)[1:-1], "return_dict"]
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+            raise TypeError(f"{forward.__qualname__} got an unknown keyword {name!r}; {hint}")
