@@ -242,10 +242,11 @@ def _attempts(jail: Jail) -> tuple[dict[str, bool], str]:
         socket.create_server(("127.0.0.1", 0)) as server,
     ):
         folder = Path(name)
-        folder.chmod(0o777)
         target = folder / "secret"
         target.write_text(secret)
         target.chmod(0o666)
+        # last, and sticky: no other user may put something in the place of a file that is written or read by name
+        folder.chmod(0o1777)
         task = {
             "port": server.getsockname()[1],
             "file": str(target),

@@ -298,6 +298,51 @@ def test_a_machine_without_a_sandbox_is_refused_unless_told(monkeypatch):
     assert isinstance(found.jail, LimitsOnly) and {"network", "hidden files"} <= set(found.missing)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can play another user")
+def test_another_user_cannot_misuse_the_attempts(monkeypatch, tmp_path):
+    """Neither a link in the place of a file before it is written, nor a pipe in its place before it is read."""
+    victim, folders = tmp_path / "victim", []
+    victim.write_text("untouched")
+    victim.chmod(0o600)
+
+    def as_nobody(attempt, target: Path) -> None:
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(OSError):
+                os.setresuid(65534, 65534, 65534)
+                attempt(target)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+    def swap(target: Path) -> None:
+        target.rename(target.with_name("moved"))
+        os.mkfifo(target)
+
+    read, write, run = Path.read_text, Path.write_text, Sandbox.run
+
+    def attacked_write(path: Path, *given, **named):
+        if path.name == "secret":
+            folders.append(path.parent)
+            as_nobody(lambda target: target.symlink_to(victim), path)
+        return write(path, *given, **named)
+
+    def attacked_run(sandbox, *given):
+        outcome = run(sandbox, *given)
+        if "{" in outcome.output:  # the attempts are over, and their traces are read next
+            as_nobody(swap, folders[-1] / "secret")
+        return outcome
+
+    def attacked_read(path: Path, *given, **named):
+        assert not path.is_fifo(), "it would be read for ever"
+        return read(path, *given, **named)
+
+    monkeypatch.setattr(Path, "write_text", attacked_write)
+    monkeypatch.setattr(Sandbox, "run", attacked_run)
+    monkeypatch.setattr(Path, "read_text", attacked_read)
+    module._attempts(LimitsOnly())
+    assert folders and victim.read_text() == "untouched" and victim.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_jail_that_leaks_is_not_taken(monkeypatch):
     class Leaking(LimitsOnly):
         name = "a jail that promises much"
