@@ -59,7 +59,9 @@ def python_interpreters() -> list[Command]:
 def version_of(words: list[str]) -> str | None:
     """The first line that a program prints about itself; None if it cannot be run."""
     try:
-        shown = subprocess.run(words, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        shown = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", timeout=60, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     lines = [line.strip() for line in (shown.stdout + shown.stderr).splitlines() if line.strip()]

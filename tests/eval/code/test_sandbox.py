@@ -20,36 +20,11 @@ from monet.eval.code.jails import Bubblewrap, LimitsOnly, Namespaces
 from monet.eval.code.limits import Limits
 from monet.eval.code.processes import Tree, is_running, look_at_tree
 from monet.eval.code.sandbox import PROTECTIONS, Sandbox, open_sandbox
-from monet.eval.code.views import command_at, python_interpreters
+from monet.eval.code.views import command_at
+from tests.eval.code.conftest import attack
 
 ROOT = Path(__file__).resolve().parents[3]
 BOMB = "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)\n"
-
-
-@pytest.fixture(scope="module")
-def python(sandbox):
-    """How an interpreter is started inside, and what has to be shown for it."""
-    for found in python_interpreters():
-        if sandbox.run({}, f"{found.command} -c 1", found.view).status == "ok":
-            return found
-    raise AssertionError("no interpreter runs in the sandbox")
-
-
-@pytest.fixture(scope="module")
-def weak_python(weak):
-    for found in python_interpreters():
-        if weak.run({}, f"{found.command} -c 1").status == "ok":
-            return found
-    pytest.skip("no interpreter that another user may run")
-
-
-def attack(sandbox, python, program, **limits):
-    """Run a Python program under other limits; its marker is on the command line of all its processes."""
-    marker = f"marker-{uuid.uuid4().hex}"
-    shut_in = replace(sandbox, limits=replace(sandbox.limits, **limits))
-    outcome = shut_in.run({"program.py": program}, f"{python.command} -S $PROGRAM/program.py {marker}", python.view)
-    assert not is_running(marker), "a process outlived its run"
-    return outcome
 
 
 def test_all_protections_hold_or_there_is_no_sandbox(sandbox):
@@ -296,51 +271,6 @@ def test_a_machine_without_a_sandbox_is_refused_unless_told(monkeypatch):
         open_sandbox()
     found = open_sandbox(allow_weak=True)
     assert isinstance(found.jail, LimitsOnly) and {"network", "hidden files"} <= set(found.missing)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can play another user")
-def test_another_user_cannot_misuse_the_attempts(monkeypatch, tmp_path):
-    """Neither a link in the place of a file before it is written, nor a pipe in its place before it is read."""
-    victim, folders = tmp_path / "victim", []
-    victim.write_text("untouched")
-    victim.chmod(0o600)
-
-    def as_nobody(attempt, target: Path) -> None:
-        child = os.fork()
-        if child == 0:
-            with contextlib.suppress(OSError):
-                os.setresuid(65534, 65534, 65534)
-                attempt(target)
-            os._exit(0)
-        os.waitpid(child, 0)
-
-    def swap(target: Path) -> None:
-        target.rename(target.with_name("moved"))
-        os.mkfifo(target)
-
-    read, write, run = Path.read_text, Path.write_text, Sandbox.run
-
-    def attacked_write(path: Path, *given, **named):
-        if path.name == "secret":
-            folders.append(path.parent)
-            as_nobody(lambda target: target.symlink_to(victim), path)
-        return write(path, *given, **named)
-
-    def attacked_run(sandbox, *given):
-        outcome = run(sandbox, *given)
-        if "{" in outcome.output:  # the attempts are over, and their traces are read next
-            as_nobody(swap, folders[-1] / "secret")
-        return outcome
-
-    def attacked_read(path: Path, *given, **named):
-        assert not path.is_fifo(), "it would be read for ever"
-        return read(path, *given, **named)
-
-    monkeypatch.setattr(Path, "write_text", attacked_write)
-    monkeypatch.setattr(Sandbox, "run", attacked_run)
-    monkeypatch.setattr(Path, "read_text", attacked_read)
-    module._attempts(LimitsOnly())
-    assert folders and victim.read_text() == "untouched" and victim.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_jail_that_leaks_is_not_taken(monkeypatch):
