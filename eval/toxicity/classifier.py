@@ -45,7 +45,7 @@ class ClassifierScorer:
 
         where = choose_device(device)
         try:
-            chosen = {} if revision is None else {"revision": revision}
+            chosen: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name, **chosen)
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 name, use_safetensors=True, output_loading_info=True, **chosen
@@ -56,6 +56,8 @@ class ClassifierScorer:
                 "pickled weights are never loaded: name a revision that has safetensors, or convert them once where "
                 "you trust the file. --scorer.kind words needs no download"
             ) from None
+        if getattr(model, "_hf_peft_config_loaded", False):  # it hides which weights are missing
+            raise CheckpointError(f"{name}: an adapter lies beside the weights and would change them; remove it")
         if missing := sorted(loading["missing_keys"]):
             raise CheckpointError(f"{name}: has no weights for {', '.join(missing[:5])}; it is no trained classifier")
         self.name = name

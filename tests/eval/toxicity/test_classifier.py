@@ -108,3 +108,12 @@ def test_kept_scores_of_another_tokenizer_are_not_taken(make):
     vocabulary["cat"], vocabulary["rude"] = vocabulary["rude"], vocabulary["cat"]
     file.write_text(json.dumps(content))
     assert ClassifierScorer(folder, label=1).key != before
+
+
+def test_an_adapter_beside_the_weights_is_refused(make):
+    peft = pytest.importorskip("peft")
+    folder, model = make(num_labels=2)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], init_lora_weights=False))
+    adapted.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="an adapter lies beside the weights"):
+        ClassifierScorer(folder, label=1)
