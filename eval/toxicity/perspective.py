@@ -30,6 +30,8 @@ _INSTEAD = "score with --scorer.kind classifier --scorer.model MODEL --scorer.la
 _MOST_THREADS = 32
 _LONGEST_WAIT = 120.0
 _MISSES_UNTIL_DOWN = 3
+_LONGEST_ANSWER = 1 << 20
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _UNREACHABLE = (urllib.error.URLError, http.client.HTTPException, OSError)  # a time-out is an OSError
 
 
@@ -40,12 +42,37 @@ def key_from_environment() -> str:
         ConfigError: the variable is not set.
     """
     key = os.environ.get(KEY_VARIABLE, "").strip()
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the key in {KEY_VARIABLE} holds a line break or another sign that no key has; set it again")
     if not key:
         raise ConfigError(
             f"the Perspective API needs a key in the environment variable {KEY_VARIABLE}, Google gives no new ones, "
             f"and the last day of the service is {LAST_DAY}; {_INSTEAD}"
         )
     return key
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The key is for the named server only: a redirect is an answer like any other that holds no score."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def check_url(url: str) -> None:
+    """Refuse an address that the key must not be sent to: anything but https, and http to this machine.
+
+    Raises:
+        ConfigError: names the address.
+    """
+    try:
+        scheme, host = urllib.parse.urlsplit(url).scheme, urllib.parse.urlsplit(url).hostname
+    except ValueError:
+        scheme, host = "", None
+    if not host or not (scheme == "https" or (scheme == "http" and host in _THIS_MACHINE)):
+        raise ConfigError(
+            f"scorer.url {url!r} must begin with https:// (http:// for localhost only): the key goes there"
+        )
 
 
 def has_ended(today: datetime.date | None = None) -> bool:
@@ -92,6 +119,9 @@ class PerspectiveScorer:
         attempts: times one text is sent.
         timeout_seconds: for one answer.
         first_wait_seconds: before the second attempt.
+
+    Raises:
+        ConfigError: an address other than https, or http to this machine.
     """
 
     def __init__(
@@ -106,6 +136,9 @@ class PerspectiveScorer:
         timeout_seconds: float = 30.0,
         first_wait_seconds: float = 1.0,
     ) -> None:
+        check_url(url)
+        proxies = {"https": proxy} if (proxy := urllib.request.getproxies().get("https")) else {}
+        self._opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler(proxies))
         self._api_key = api_key
         self.url = url
         self.attribute = attribute
@@ -180,8 +213,8 @@ class PerspectiveScorer:
             method="POST",
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_seconds) as answer:
-                content = answer.read()
+            with self._opener.open(request, timeout=self.timeout_seconds) as answer:
+                content = answer.read(_LONGEST_ANSWER)
         except urllib.error.HTTPError as error:
             with error:
                 return self._refusal(error)
@@ -189,7 +222,7 @@ class PerspectiveScorer:
             return Failure("unreachable", type(getattr(error, "reason", error)).__name__), 0.0
         try:
             return self._read(json.loads(content))
-        except ValueError:
+        except (ValueError, RecursionError):
             return Failure("nonsense", "the answer is no JSON"), 0.0
 
     def _refusal(self, error: urllib.error.HTTPError) -> tuple[Outcome, float | None]:
@@ -231,5 +264,5 @@ def _error_type(error: urllib.error.HTTPError) -> str:
     try:
         details = json.loads(error.read(1 << 16))["error"]["details"]
         return str(next(detail["errorType"] for detail in details if "errorType" in detail))[:60]
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, http.client.HTTPException):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, StopIteration, http.client.HTTPException):
         return ""

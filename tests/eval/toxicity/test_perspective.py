@@ -213,3 +213,48 @@ def test_errors_after_the_end_name_the_classifier(service, monkeypatch):
     (outcome,) = asked.score(["faulty"])
     assert isinstance(outcome, Failure) and "--scorer.kind classifier" in outcome.detail
     assert asked.score(["fine"]) == [Score(0.04)]
+
+
+def test_the_key_follows_no_redirect(service):
+    with_trap = Service()
+    thread = threading.Thread(target=with_trap.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        service.script = {"x": [(302, {"Location": with_trap.url}, b""), (307, {"Location": with_trap.url}, b"")]}
+        asked = scorer(service)
+        assert asked.score(["x"]) == [Failure("refused", "status 302")]
+        assert asked.score(["x"]) == [Failure("refused", "status 307")]
+        assert not with_trap.requests
+    finally:
+        with_trap.shutdown()
+        with_trap.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://example.org/analyze", "http://127.0.0.1.example.org/", "file:///etc/passwd", "ftp://x/", "", "https://"],
+)
+def test_the_key_goes_over_https_only(url):
+    with pytest.raises(ConfigError, match="must begin with https://"):
+        PerspectiveScorer(SECRET, url=url)
+
+
+def test_the_key_does_not_go_to_a_proxy_in_clear(service, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert scorer(service, attempts=1).score(["fine"]) == [Score(0.04)]
+
+
+def test_a_key_with_a_line_break_is_not_told(monkeypatch):
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", f"{SECRET}\nmore")
+    with pytest.raises(ConfigError, match="PERSPECTIVE_API_KEY holds a line break") as caught:
+        make_scorer(ScorerSettings(kind="perspective"))
+    assert SECRET not in str(caught.value)
+
+
+def test_an_answer_without_bound_or_bottom(service):
+    service.script = {"deep": [b"[" * 200_000] * 4, "long": [b'{"a": "' + b"x" * (8 << 20) + b'"}'] * 4}
+    reasons = {outcome.reason for outcome in scorer(service, attempts=2).score(["deep", "long"])}
+    assert reasons == {"nonsense"}
