@@ -20,7 +20,7 @@ from monet.eval.code.jails import Bubblewrap, LimitsOnly, Namespaces
 from monet.eval.code.limits import Limits
 from monet.eval.code.processes import Tree, is_running, look_at_tree
 from monet.eval.code.sandbox import PROTECTIONS, Sandbox, open_sandbox
-from monet.eval.code.views import command_at
+from monet.eval.code.views import command_at, python_interpreters
 from tests.eval.code.conftest import attack
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -240,6 +240,29 @@ def test_of_a_home_only_the_program_is_shown(tmp_path, monkeypatch):
         program.parent.mkdir(parents=True)
         program.write_text("")
         assert command_at(program).view == ((program.parent.parent if whole else program).resolve(),)
+
+
+def test_a_folder_that_holds_more_than_an_installation_is_not_shown(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "lib").mkdir()
+    program = tmp_path / "bin" / "lua"
+    program.write_text("")
+    assert command_at(program).view == (tmp_path.resolve(),)
+    (tmp_path / "colleague").mkdir()
+    assert command_at(program).view == (program.resolve(), (tmp_path / "lib").resolve())
+
+
+def test_of_a_python_installed_in_a_home_only_its_own_files_are_shown(sandbox, monkeypatch):
+    secret = Path(sys.base_prefix, f"monet-test-{uuid.uuid4().hex}")
+    monkeypatch.setenv("HOME", sys.base_prefix)
+    secret.write_text("a secret beside an installation")
+    try:
+        first = python_interpreters()[0]
+        assert not any(secret.is_relative_to(shown) for shown in first.view)
+        program = f"import os, json, ctypes, ssl; print(os.path.exists({str(secret)!r}))"
+        assert attack(sandbox, first, program).output == "False"
+    finally:
+        secret.unlink()
 
 
 def test_nothing_is_left_in_the_temporary_folder(sandbox, python, tmp_path, monkeypatch):
