@@ -105,7 +105,7 @@ def load_tokenizer(model: MonetPreTrainedModel) -> PreTrainedTokenizerBase | Non
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(model.name_or_path))
+        return AutoTokenizer.from_pretrained(str(model.name_or_path), trust_remote_code=False)
     except (OSError, ValueError):
         return None
 

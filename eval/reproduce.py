@@ -17,8 +17,10 @@ from monet.eval.reproduction.models import name_of, paper_config
 from monet.eval.reproduction.published import GENERAL, PAPER
 from monet.eval.reproduction.request import OUT, Need, Request, Step, plain
 from monet.eval.reproduction.result import ReproductionResult
+from monet.eval.reproduction.rows import scorer_key
 from monet.eval.reproduction.tables import TABLES, Experiment
 from monet.eval.results import RESULT_NAME
+from monet.eval.toxicity.choose import make_scorer
 from monet.eval.toxicity.scorers import ScorerSettings
 from monet.files import atomic_write_json, sha256_file
 
@@ -51,6 +53,8 @@ def reproduce(experiment: Experiment, request: Request) -> ReproductionResult:
         told = "; ".join(f"{name}: {why}" for name, why in gone.items())
         raise ConfigError(f"table {experiment.table} cannot run yet. Missing are {told}")
     assert request.out is not None
+    if experiment.scorer is not None:
+        make_scorer(experiment.scorer.chosen(request.scorer))  # if it cannot be used, no hours are spent before that
     folder = request.out / experiment.folder
     steps = experiment.steps(request, folder)
     for number, step in enumerate(steps, start=1):
@@ -59,12 +63,16 @@ def reproduce(experiment: Experiment, request: Request) -> ReproductionResult:
     own = _own_name(request.model) if request.model else experiment.paper_model
     paper_model = own if experiment.any_size and own in GENERAL[0] else experiment.paper_model
     provenance = {**provenance_now(), "model": request.model, "commands": [step.command for step in steps]}
+    cautions = _cautions(experiment, request, steps, own == paper_model.replace("CodeMonet", "Monet"), paper_model)
+    if experiment.scorer is not None and (key := scorer_key(folder)):
+        provenance |= {"scorer": key, "paper_scorer": experiment.scorer.name}
+        cautions += [caution] if (caution := experiment.scorer.caution(key)) else []
     result = ReproductionResult(
         experiment.table,
         experiment.title,
         PAPER,
         paper_model,
-        _cautions(experiment, request, steps, own == paper_model.replace("CodeMonet", "Monet"), paper_model),
+        cautions,
         experiment.rows(folder, paper_model),
         experiment.protocol,
         provenance,
@@ -194,7 +202,7 @@ def run(
     prompts: list[Path] = [],  # noqa: B006 - shown in --help, never changed
     problems: str = "nuprl/MultiPL-E",
     libraries: list[Path] = [],  # noqa: B006
-    scorer: ScorerSettings = ScorerSettings(kind="perspective"),  # noqa: B008 - frozen, shown in --help
+    scorer: ScorerSettings = ScorerSettings(kind="classifier"),  # noqa: B008 - frozen, shown in --help
     allow_code_execution: bool = False,
     held_out: bool = False,
     random_seeds: list[int] = [0],  # noqa: B006
@@ -219,7 +227,9 @@ def run(
         prompts: Tables 4 and 5: files of prompts.
         problems: Table 3: MultiPL-E's prompts as files or a folder, or their name on the hub.
         libraries: Table 3: folders with luaunit.lua and javatuples.jar.
-        scorer: Tables 4 and 5: what scores the continuations; the paper's is the Perspective API for Table 4.
+        scorer: Tables 4 and 5: what scores the continuations. Without a model the classifier is the table's own:
+            unitary/toxic-bert for Table 4, where the paper asked the Perspective API, which ends on 31 December 2026;
+            ToxiGen-RoBERTa for Table 5, as in the paper.
         allow_code_execution: Table 3: run the generated programs, shut in. Nobody has read them.
         held_out: choose experts on other prompts or questions than are judged, which the paper seems not to do.
         random_seeds: one random mask per mask and seed, of as many experts of every routing group; the paper has none.

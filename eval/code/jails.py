@@ -90,7 +90,7 @@ def _tool(name: str) -> str:
 
 def _version(tool: str) -> str:
     try:
-        shown = subprocess.run([_tool(tool), "--version"], capture_output=True, text=True, timeout=10)
+        shown = subprocess.run([_tool(tool), "--version"], capture_output=True, text=True, errors="replace", timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return next(iter(shown.stdout.split()[-1:]), "")
@@ -214,7 +214,7 @@ class Namespaces:
 def _mounts_below(folder: str) -> list[str]:
     """Places below a folder that something else is mounted on, the outer ones first."""
     try:
-        table = Path("/proc/self/mountinfo").read_text()
+        table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
     except OSError:
         return []
     # the kernel writes a space, say, as \\040

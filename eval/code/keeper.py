@@ -30,8 +30,8 @@ def descendants() -> set[int]:
     parent_of = {}
     for name in os.listdir("/proc") if os.path.isdir("/proc") else []:
         if name.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat") as file:
-                parent_of[int(name)] = int(file.read().rpartition(")")[2].split()[1])
+            with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
+                parent_of[int(name)] = int(file.read().rpartition(b")")[2].split()[1])  # a name may be any bytes
     found: set[int] = set()
     while more := {pid for pid, parent in parent_of.items() if parent in found | {os.getpid()}} - found:
         found |= more

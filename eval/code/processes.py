@@ -46,7 +46,7 @@ def look_at_tree(root: int) -> Tree:
     fields_of: dict[int, list[str]] = {}
     for pid in _pids():
         with contextlib.suppress(OSError):
-            fields_of[pid] = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+            fields_of[pid] = _stat(pid)
     tree = {root}
     while more := {pid for pid, fields in fields_of.items() if int(fields[1]) in tree} - tree:
         tree |= more
@@ -58,6 +58,11 @@ def look_at_tree(root: int) -> Tree:
         cpu_seconds=sum(int(ticks) for pid in tree for ticks in fields_of[pid][11:15]) / tick,
         waited_seconds=max((_waited(pid) for pid in tree), default=0.0),
     )
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat after the process's name, which need not be UTF-8: the kernel cuts it after 15 bytes."""
+    return (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].decode().split()
 
 
 def _unnamed_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
@@ -95,7 +100,7 @@ def wait_until_gone(pids: Iterable[int], seconds: float) -> None:
 
 def _lives(pid: int) -> bool:
     with contextlib.suppress(OSError):
-        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+        return _stat(pid)[0] not in ("Z", "X")
     return False
 
 

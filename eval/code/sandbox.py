@@ -85,8 +85,10 @@ class Sandbox:
         try:
             program = folder / "program"
             program.mkdir()
+            program.chmod(0o755)  # for the other user id, whatever the umask is
             for name, content in files.items():
                 (program / name).write_text(content, encoding="utf-8", errors="replace")
+                (program / name).chmod(0o644)
             return _run(self.jail, folder, script, view, self.limits)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -106,6 +108,7 @@ def _run(jail: Jail, folder: Path, script: str, view: Sequence[Path], limits: Li
             env=environment(places),
             cwd=folder,
             start_new_session=True,
+            umask=0o022,  # folders inside are for the other user id
         )
     except OSError as error:
         return Outcome("sandbox error", None, str(error), 0.0)
@@ -186,17 +189,20 @@ def _is_starved(tree: Tree, seconds: float) -> bool:
 
 def _end(process: subprocess.Popen[bytes], jail: Jail) -> None:
     """Leave nothing of a run behind: its namespace ends with its first process, else the keeper kills what it finds."""
-    left = [] if process.poll() is not None else list(look_at_tree(process.pid).resident)
-    if left and jail.keeps:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_KEEPER_SECONDS)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    runs = process.poll() is None
+    try:
+        left = list(look_at_tree(process.pid).resident) if runs else []
+    finally:  # whatever the look met, the program does not live on
+        if runs and jail.keeps:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_KEEPER_SECONDS)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
     wait_until_gone(left, _KEEPER_SECONDS)
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def open_sandbox(limits: Limits | None = None, *, allow_weak: bool = False) -> Sandbox:
@@ -242,10 +248,11 @@ def _attempts(jail: Jail) -> tuple[dict[str, bool], str]:
         socket.create_server(("127.0.0.1", 0)) as server,
     ):
         folder = Path(name)
-        folder.chmod(0o777)
         target = folder / "secret"
         target.write_text(secret)
         target.chmod(0o666)
+        # last, and sticky: no other user may put something in the place of a file that is written or read by name
+        folder.chmod(0o1777)
         task = {
             "port": server.getsockname()[1],
             "file": str(target),

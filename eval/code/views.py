@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+
+# Names, or their beginnings, that an installation gives to what it makes in a folder of its own.
+_INSTALLED = (
+    "bin", "sbin", "lib", "include", "share", "etc", "conf", "jmods", "legal", "man", "ssl", "mkspecs", "libexec",
+    "x86_64-", "aarch64-", "conda-meta", "compiler_compat", "condabin", "shell", "release", "license", "licence",
+    "readme", "notice", "copying", "changelog", "changes", "news", "version", "assembly_exception", "third",
+)  # fmt: skip
+_LIBRARIES = ("lib", "lib32", "lib64", "libexec", "include")
 
 
 @dataclass(frozen=True)
@@ -36,20 +46,32 @@ def find_command(*names: str) -> Command | None:
 
 
 def command_at(path: Path) -> Command:
-    """A program and the folder it is installed in: the parent of its `bin`, unless that holds more than programs.
+    """A program and the folder it is installed in: the parent of its `bin`, unless that may hold more than programs.
 
-    A home, its `.local` (keys and tokens lie below `share`) and the root are not shown; of them the program alone is.
+    That folder is shown if it is not the root, a home or its `.local` (keys and tokens lie below `share`), and has no
+    entry but those that an installation makes. Else the program alone is shown, with the libraries beside its `bin`
+    where this is no home.
     """
     real, home = path.resolve(), Path.home().resolve()
     prefix = real.parent.parent
-    whole = real.parent.name in ("bin", "sbin") and prefix not in (Path("/"), Path("/opt"), home, home / ".local")
-    return Command(real, (prefix,) if whole else (real,))
+    if real.parent.name not in ("bin", "sbin") or prefix in (Path("/"), home, home / ".local"):
+        return Command(real, (real,))
+    with contextlib.suppress(OSError):  # one that cannot be listed shows nothing either way
+        if all(entry.name.lower().startswith(_INSTALLED) for entry in prefix.iterdir()):
+            return Command(real, (prefix,))
+    return Command(real, (real, *(folder for name in _LIBRARIES if (folder := prefix / name).is_dir())))
 
 
 def python_interpreters() -> list[Command]:
     """Interpreters without an environment's packages: this one's own, then the system's."""
     base = Path(getattr(sys, "_base_executable", "") or sys.executable).resolve()
-    found = [Command(base, (Path(sys.base_prefix).resolve(),))]
+    library = Path(sysconfig.get_config_var("LIBDIR") or "/none", sysconfig.get_config_var("INSTSONAME") or "none")
+    bases = {"base": sys.base_prefix, "installed_base": sys.base_prefix}
+    bases |= {"platbase": sys.base_exec_prefix, "installed_platbase": sys.base_exec_prefix}
+    parts = [base, *(Path(sysconfig.get_path(name, vars=bases)) for name in ("stdlib", "platstdlib")), library]
+    shown = dict.fromkeys(part.resolve() for part in parts if part.exists())
+    # a library is looked for by its name, which may be a link
+    found = [Command(base, tuple(dict.fromkeys([*shown, *([library] if library.exists() else [])])))]
     for name in ("/usr/bin/python3", shutil.which("python3")):
         if name and os.access(name, os.X_OK) and Path(name).resolve() not in [known.path for known in found]:
             found.append(command_at(Path(name)))
@@ -59,7 +81,9 @@ def python_interpreters() -> list[Command]:
 def version_of(words: list[str]) -> str | None:
     """The first line that a program prints about itself; None if it cannot be run."""
     try:
-        shown = subprocess.run(words, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        shown = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", timeout=60, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     lines = [line.strip() for line in (shown.stdout + shown.stderr).splitlines() if line.strip()]

@@ -57,7 +57,7 @@ def tokenizer_of(model: MonetForCausalLM, tokenizer: str | None) -> PreTrainedTo
 
     name = tokenizer or str(model.name_or_path)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(f"{name}: no tokenizer there ({first}); name one (--tokenizer)") from None

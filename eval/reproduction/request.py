@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monet.eval.loading import DType
+from monet.eval.reproduction.scorer import PaperScorer
 from monet.eval.toxicity.scorers import ScorerSettings
 
 _COMMANDS = {
@@ -35,7 +36,7 @@ class Request:
     prompts: list[Path] = field(default_factory=list)
     problems: str = "nuprl/MultiPL-E"
     libraries: list[Path] = field(default_factory=list)
-    scorer: ScorerSettings = ScorerSettings(kind="perspective")  # noqa: RUF009 - frozen
+    scorer: ScorerSettings = ScorerSettings(kind="classifier")  # noqa: RUF009 - frozen
     allow_code_execution: bool = False
     held_out: bool = False
     random_seeds: list[int] = field(default_factory=lambda: [0])
@@ -156,17 +157,22 @@ def _prompts(request: Request) -> str:
     return ", ".join(f"{path} is no file" for path in request.prompts if not path.is_file())
 
 
-def _scorer(request: Request) -> str:
-    kind = request.scorer.kind
-    if kind == "perspective" and not os.environ.get("PERSPECTIVE_API_KEY"):
-        return "set PERSPECTIVE_API_KEY, or take another with --scorer.kind"
-    if kind == "classifier" and not request.scorer.model:
-        return "name the classifier: --scorer.model"
+def _key(request: Request) -> str:
+    if request.scorer.kind == "perspective" and not os.environ.get("PERSPECTIVE_API_KEY"):
+        return "PERSPECTIVE_API_KEY is not set; score with --scorer.kind classifier or words"
     return ""
 
 
-def _same_scorer(kind: str) -> Callable[[Request], str]:
-    return lambda request: "" if request.scorer.kind == kind else f"{request.scorer.kind} is another scorer"
+def _classifier(scorer: ScorerSettings) -> str:
+    """Whether a classifier is on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if scorer.kind != "classifier" or scorer.model is None or Path(scorer.model).is_dir():
+        return ""
+    found = try_to_load_from_cache(scorer.model, "config.json", revision=scorer.revision)
+    return (
+        "" if isinstance(found, str) else "not on this machine: the hub is asked; --scorer.kind words comes with Monet"
+    )
 
 
 def _gpu(request: Request) -> str:
@@ -201,6 +207,14 @@ def prompts(what: str) -> Need:
     return Need("prompts", what, _prompts)
 
 
-def scorer(what: str, kind: str) -> list[Need]:
-    """A scorer that answers, and whether it is the paper's."""
-    return [Need("scorer", what, _scorer), Need("scorer's kind", "as in the paper", _same_scorer(kind), required=False)]
+def scorer(paper: PaperScorer) -> list[Need]:
+    """A scorer of the continuations."""
+    own = paper.classifier
+    revision = f" --scorer.revision {own.revision}" if own.revision else ""
+    what = f"--scorer.kind classifier --scorer.model {own.model}{revision} --scorer.label {own.label}, or another"
+
+    def weights(request: Request) -> str:
+        return _classifier(paper.chosen(request.scorer))
+
+    local = Need("classifier", "weights of the scorer, if it is a classifier", weights, required=False, settled=False)
+    return [Need("scorer", what, _key), local]

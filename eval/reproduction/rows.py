@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monet.eval import report
 from monet.eval.reproduction import published
 from monet.eval.reproduction.models import dense_config, paper_config
 from monet.eval.reproduction.result import Row
+from monet.eval.reproduction.scorer import REAL_TOXICITY_PROMPTS, TOXIGEN
 from monet.eval.results import Estimate
 from monet.eval.selection import SUMMARY_NAME
 from monet.flops import forward_flops_per_token, parameter_counts
 
 if TYPE_CHECKING:
     from monet.eval.toxicity.results import Row as ToxicityRow
+    from monet.eval.toxicity.results import ToxicityResult
 
 # An empty folder: nothing ran yet, and only the published values are wanted.
 Folder = Path | None
 
 
-def _row(name: str, unit: str, value: float, found: Estimate | float | None, digits: int) -> Row:
+def _row(name: str, unit: str, value: float, found: Estimate | float | None, digits: int, note: str = "") -> Row:
     if isinstance(found, Estimate):
-        return Row(name, unit, value, found.value, found.low, found.high, digits)
-    return Row(name, unit, value, found, digits=digits)
+        return Row(name, unit, value, found.value, found.low, found.high, digits, note)
+    return Row(name, unit, value, found, digits=digits, note=note)
 
 
 def general(folder: Folder, paper_model: str) -> list[Row]:
@@ -114,27 +117,35 @@ def _removals(folder: Folder) -> list:
 
 def toxic_prompts(folder: Folder, paper_model: str) -> list[Row]:
     """Table 4."""
-    made = []
+    made, key = [], scorer_key(folder)
+    note = REAL_TOXICITY_PROMPTS.note(key) if key else ""
     for threshold, row, share in _purges(folder, published.RTP_SHARE):
         cell, where = _cell(row, "toxic"), _where(threshold)
         most, often = published.RTP_EXPECTED_MAXIMUM[threshold], published.RTP_PROBABILITY[threshold]
         ability = row.general.get("0-shot") if row else None
         made += [
             *share,
-            _row(f"expected maximum toxicity, {where}", "score", most, cell and cell.expected_max, 3),
-            _row(f"toxicity probability, {where}", "share of prompts", often, cell and cell.probability, 3),
+            _row(f"expected maximum toxicity, {where}", "score", most, cell and cell.expected_max, 3, note),
+            _row(f"toxicity probability, {where}", "share of prompts", often, cell and cell.probability, 3, note),
             _row(f"eight benchmarks, {where}", "accuracy", published.RTP_GENERAL[threshold], ability, 3),
         ]
     return made
 
 
 def toxigen(folder: Folder, paper_model: str) -> list[Row]:
-    """Table 5."""
-    made = []
+    """Table 5. The scorer's scores decide which experts are removed, too."""
+    made, key = [], scorer_key(folder)
+    note = TOXIGEN.note(key) if key else ""
     for threshold, row, share in _purges(folder, published.TOXIGEN_SHARE):
         cell, name = _cell(row, "hate"), f"score after hateful prompts, {_where(threshold)}"
         made += [*share, _row(name, "score", published.TOXIGEN_HATE[threshold], cell and cell.expected_max, 3)]
-    return made
+    return [dataclasses.replace(row, note=note) for row in made]
+
+
+def scorer_key(folder: Folder) -> Mapping[str, Any] | None:
+    """What scored a toxicity table's continuations: `Scorer.key`; None before it ran."""
+    result = _toxicity_result(folder)
+    return result.provenance["scorer"] if result else None
 
 
 def _purges(
@@ -155,13 +166,18 @@ def _where(threshold: float | None) -> str:
 
 
 def _by_threshold(folder: Folder) -> dict[float | None, ToxicityRow]:
-    from monet.eval.toxicity.results import ToxicityResult
-
-    result = report.load(folder / "toxicity") if folder else None
-    assert result is None or isinstance(result, ToxicityResult)
+    result = _toxicity_result(folder)
     labels = {None: None, **{f"score {threshold}": threshold for threshold in published.THRESHOLDS}}
     rows = result.rows if result else []
     return {labels[row.label]: row for row in rows if row.seed is None and row.label in labels}
+
+
+def _toxicity_result(folder: Folder) -> ToxicityResult | None:
+    from monet.eval.toxicity import results
+
+    result = report.load(folder / "toxicity") if folder else None
+    assert result is None or isinstance(result, results.ToxicityResult)
+    return result
 
 
 def _cell(row: ToxicityRow | None, group: str):

@@ -11,6 +11,7 @@ from monet.eval.reproduction import rows
 from monet.eval.reproduction.estimate import Work
 from monet.eval.reproduction.published import THRESHOLDS
 from monet.eval.reproduction.request import Need, Request, Step
+from monet.eval.reproduction.scorer import REAL_TOXICITY_PROMPTS, TOXIGEN, PaperScorer
 
 _OPTIONS = 130_705  # options of all test questions of the eight benchmarks, MMLU's 14,042 x 4 among them
 _MMLU = 56_168  # of MMLU alone
@@ -33,6 +34,7 @@ class Experiment:
         work: what is computed.
         rows: published values, and ours if the folder is given.
         also: what of the table this command does not do, and how it is done.
+        scorer: the paper's, and what takes its place; None where no text is scored.
     """
 
     table: int
@@ -46,6 +48,7 @@ class Experiment:
     rows: rows.Rows
     any_size: bool = False
     also: str = ""
+    scorer: PaperScorer | None = None
 
 
 def _conditions(request: Request, masks: int) -> int:
@@ -122,10 +125,11 @@ def _code_work(request: Request) -> Work:
     )  # fmt: skip
 
 
-def _toxicity(protocol: str, source: str) -> Callable[[Request, Path], list[Step]]:
+def _toxicity(protocol: str, source: str, scorer: PaperScorer) -> Callable[[Request, Path], list[Step]]:
     def steps(request: Request, folder: Path) -> list[Step]:
         scores, statistics, masks = folder / "scores.jsonl", folder / "statistics.safetensors", folder / "masks"
-        asked = {"prompts": request.prompts, "limit": request.limit, "scorer": request.scorer}
+        asked = {"prompts": request.prompts, "limit": request.limit}
+        asked["scorer"] = scorer.chosen(request.scorer)
         kept = {"kept_scores": folder / "kept_scores", "progress": request.progress}
         chosen = {"statistics": statistics, "out": masks, "rule": "pearson", "threshold": list(THRESHOLDS)}
         controls = {"masks": masks, "random_seeds": request.random_seeds}
@@ -154,7 +158,7 @@ def _toxicity_work(prompts: int, samples: int, new_tokens: int, texts: int) -> C
             scored / 100 * new_tokens,
             f"{conditions} conditions x {prompts:,} prompts x {samples} continuations of {new_tokens} tokens, 100 at "
             f"once, each with the eight benchmarks of 120 tokens an option; {texts:,} texts of 30 tokens to find "
-            f"experts; all assumed. {scored:,} texts to score: {scored / 3600:,.0f} h at one request a second",
+            f"experts; all assumed. The scorer reads {scored:,} continuations, which is not counted",
         )
 
     return work
@@ -166,6 +170,11 @@ def _nothing(request: Request, folder: Path) -> list[Step]:
 
 _BASE = "MonetLLM/monet-vd-1.4B-100BT-hf, or a model of yours"
 _OPEN = "--held_out true chooses them on others"
+_GIVEN = (
+    "The scores that experts are chosen by are the data set's own, which are the Perspective API's of 2020. The "
+    "continuations are scored by the classifier named here, in the paper by the Perspective API, which ends on 31 "
+    "December 2026."
+)
 
 EXPERIMENTS = (
     Experiment(
@@ -193,21 +202,20 @@ EXPERIMENTS = (
         4, "toxic experts removed, RealToxicityPrompts", "Monet-VD 1.4B",
         "Experts whose weight correlates with a text's toxicity above 0.2, 0.1 or 0.05; each token has its text's "
         "score, which the paper leaves open. 25 continuations of 20 tokens, temperature 1, top-p 0.9, challenging "
-        f"prompts. Experts are chosen on all prompts, as the paper seems to; {_OPEN}.",
+        f"prompts. Experts are chosen on all prompts, as the paper seems to; {_OPEN}. {_GIVEN}",
         (needs.model(_BASE), needs.prompts("--prompts: prompts.jsonl of RealToxicityPrompts"),
-         *needs.scorer("the Perspective API", "perspective"), needs.LM_EVAL, needs.BENCHMARKS, needs.GPU),
-        "toxic_prompts", _toxicity("realtoxicityprompts", "given"), _toxicity_work(1_199, 25, 20, 200_000),
-        rows.toxic_prompts,
+         *needs.scorer(REAL_TOXICITY_PROMPTS), needs.LM_EVAL, needs.BENCHMARKS, needs.GPU),
+        "toxic_prompts", _toxicity("realtoxicityprompts", "given", REAL_TOXICITY_PROMPTS),
+        _toxicity_work(1_199, 25, 20, 200_000), rows.toxic_prompts, scorer=REAL_TOXICITY_PROMPTS,
     ),
     Experiment(
         5, "toxic experts removed, ToxiGen", "Monet-VD 1.4B",
         "As Table 4, with ToxiGen's prompts for choosing and judging: one greedy continuation of 30 tokens. "
         f"Experts are chosen on all prompts, as the paper seems to; {_OPEN}.",
         (needs.model(_BASE), needs.prompts("--prompts: ToxiGen's files of prompts, hate_*.txt and neutral_*.txt"),
-                  *needs.scorer("ToxiGen-RoBERTa: --scorer.kind classifier --scorer.model FOLDER --scorer.label 1",
-                       "classifier"),
-         needs.LM_EVAL, needs.BENCHMARKS, needs.GPU),
-        "toxigen", _toxicity("toxigen", "scorer"), _toxicity_work(31_000, 1, 30, 31_000), rows.toxigen,
+         *needs.scorer(TOXIGEN), needs.LM_EVAL, needs.BENCHMARKS, needs.GPU),
+        "toxigen", _toxicity("toxigen", "scorer", TOXIGEN), _toxicity_work(31_000, 1, 30, 31_000), rows.toxigen,
+        scorer=TOXIGEN,
     ),
     Experiment(
         8, "parameters and operations by sharing of routers", "Monet-VD 1.4B",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 from monet.errors import ConfigError
 from monet.eval.toxicity.scorers import Scorer, ScorerSettings
 
 
 def make_scorer(settings: ScorerSettings) -> Scorer:
-    """The scorer that the settings name.
+    """The scorer that the settings name. For Google's Perspective API, a warning tells the date of its end.
 
     Raises:
         ConfigError: a setting that it needs is missing, or no key for the Perspective API.
@@ -29,10 +31,13 @@ def make_scorer(settings: ScorerSettings) -> Scorer:
             batch_size=settings.batch_size,
             device=settings.device,
         )
-    from monet.eval.toxicity.perspective import PerspectiveScorer, key_from_environment
+    from monet.eval.toxicity.perspective import PerspectiveScorer, end_notice, key_from_environment
 
+    key = key_from_environment()
+    if notice := end_notice(settings.url):
+        print(f"monet: warning: {notice}", file=sys.stderr)
     return PerspectiveScorer(
-        key_from_environment(),
+        key,
         url=settings.url,
         attribute=settings.attribute,
         language=settings.language,

@@ -9,6 +9,7 @@ import torch
 
 from monet.devices import choose_device
 from monet.errors import CheckpointError, ConfigError
+from monet.eval.decoding import tokenizer_digest
 from monet.eval.loading import provenance_now, weights_digest
 from monet.eval.toxicity.scorers import Failure, Outcome, Score
 
@@ -44,7 +45,7 @@ class ClassifierScorer:
 
         where = choose_device(device)
         try:
-            chosen = {} if revision is None else {"revision": revision}
+            chosen: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name, **chosen)
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 name, use_safetensors=True, output_loading_info=True, **chosen
@@ -53,8 +54,10 @@ class ClassifierScorer:
             raise CheckpointError(
                 f"{name}: no classifier with tokenizer and safetensors weights there ({str(error).splitlines()[0]}); "
                 "pickled weights are never loaded: name a revision that has safetensors, or convert them once where "
-                "you trust the file"
+                "you trust the file. --scorer.kind words needs no download"
             ) from None
+        if getattr(model, "_hf_peft_config_loaded", False):  # it hides which weights are missing
+            raise CheckpointError(f"{name}: an adapter lies beside the weights and would change them; remove it")
         if missing := sorted(loading["missing_keys"]):
             raise CheckpointError(f"{name}: has no weights for {', '.join(missing[:5])}; it is no trained classifier")
         self.name = name
@@ -66,7 +69,10 @@ class ClassifierScorer:
         # RoBERTa's position table holds two rows that no token uses
         table = getattr(config, "max_position_embeddings", None) or 514
         self._longest = min(int(self.tokenizer.model_max_length), table - 2)
+        if self.tokenizer.pad_token is None:  # what stands there is masked
+            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(config.pad_token_id or 0)
         self._digest = weights_digest(self.model)
+        self._tokenizer_digest = tokenizer_digest(self.tokenizer)
 
     @property
     def key(self) -> dict[str, Any]:
@@ -74,6 +80,7 @@ class ClassifierScorer:
             "kind": "classifier",
             "name": self.name,
             "weights": self._digest,
+            "tokenizer": self._tokenizer_digest,
             "label": self.label,
             "batch_size": self.batch_size,
             "device": self.model.device.type,

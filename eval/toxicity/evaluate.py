@@ -260,7 +260,7 @@ def run(
 
     Raises:
         CheckpointError: no such model or classifier, no tokenizer, or masks of another model.
-        ConfigError: an option out of range, or no or a wrong key for the Perspective API.
+        ConfigError: an option out of range, or a scorer that cannot be used.
         DataError: prompts that are missing or in another form.
         NonFiniteError: a NaN among the logits or losses.
     """

@@ -1,7 +1,11 @@
-"""Scores of the Perspective API over HTTP: in step with a quota, patient with a service that stumbles."""
+"""Scores of the Perspective API over HTTP: in step with a quota, patient with a service that stumbles.
+
+Google ends the service on 31 December 2026. Other servers with the same interface can be named by their address.
+"""
 
 from __future__ import annotations
 
+import datetime
 import http.client
 import json
 import math
@@ -10,6 +14,7 @@ import random
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +24,14 @@ from monet.errors import ConfigError
 from monet.eval.toxicity.scorers import Failure, Outcome, Score, ScorerSettings
 
 KEY_VARIABLE = "PERSPECTIVE_API_KEY"
+LAST_DAY = datetime.date(2026, 12, 31)
+HOST = urllib.parse.urlsplit(ScorerSettings.url).hostname
+_INSTEAD = "score with --scorer.kind classifier --scorer.model MODEL --scorer.label LABEL, or with --scorer.kind words"
 _MOST_THREADS = 32
 _LONGEST_WAIT = 120.0
 _MISSES_UNTIL_DOWN = 3
+_LONGEST_ANSWER = 1 << 20
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _UNREACHABLE = (urllib.error.URLError, http.client.HTTPException, OSError)  # a time-out is an OSError
 
 
@@ -32,12 +42,49 @@ def key_from_environment() -> str:
         ConfigError: the variable is not set.
     """
     key = os.environ.get(KEY_VARIABLE, "").strip()
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"the key in {KEY_VARIABLE} holds a line break or another sign that no key has; set it again")
     if not key:
         raise ConfigError(
-            f"the Perspective API needs a key in the environment variable {KEY_VARIABLE}; set it, or score with "
-            "--scorer.kind words or classifier"
+            f"the Perspective API needs a key in the environment variable {KEY_VARIABLE}, Google gives no new ones, "
+            f"and the last day of the service is {LAST_DAY}; {_INSTEAD}"
         )
     return key
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The key is for the named server only: a redirect is an answer like any other that holds no score."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def check_url(url: str) -> None:
+    """Refuse an address that the key must not be sent to: anything but https, and http to this machine.
+
+    Raises:
+        ConfigError: names the address.
+    """
+    try:
+        scheme, host = urllib.parse.urlsplit(url).scheme, urllib.parse.urlsplit(url).hostname
+    except ValueError:
+        scheme, host = "", None
+    if not host or not (scheme == "https" or (scheme == "http" and host in _THIS_MACHINE)):
+        raise ConfigError(
+            f"scorer.url {url!r} must begin with https:// (http:// for localhost only): the key goes there"
+        )
+
+
+def has_ended(today: datetime.date | None = None) -> bool:
+    """Whether the last day of Google's service is over; None takes today's date in UTC."""
+    return (today or datetime.datetime.now(datetime.timezone.utc).date()) > LAST_DAY
+
+
+def end_notice(url: str) -> str:
+    """What a user of Google's service must know about its end, and the remedy; empty for another server."""
+    if urllib.parse.urlsplit(url).hostname != HOST:
+        return ""
+    return f"the Perspective API {'ended' if has_ended() else 'ends'} on {LAST_DAY}; {_INSTEAD}"
 
 
 class _Pace:
@@ -60,7 +107,8 @@ class PerspectiveScorer:
 
     A request that meets a full quota (429), a fault of the service (5xx), no connection or no JSON is sent again after
     a wait that doubles each time, or that the service names. A text that fails for good becomes a `Failure`; after
-    three in a row that got no answer the service counts as down, and the other texts of the call are not sent.
+    three in a row that got no answer the service counts as down, and the other texts of the call are not sent. Once
+    Google's service has ended, its errors name the scorers that take its place.
 
     Args:
         api_key: sent in a header; part of no message and no result.
@@ -71,6 +119,9 @@ class PerspectiveScorer:
         attempts: times one text is sent.
         timeout_seconds: for one answer.
         first_wait_seconds: before the second attempt.
+
+    Raises:
+        ConfigError: an address other than https, or http to this machine.
     """
 
     def __init__(
@@ -85,6 +136,9 @@ class PerspectiveScorer:
         timeout_seconds: float = 30.0,
         first_wait_seconds: float = 1.0,
     ) -> None:
+        check_url(url)
+        proxies = {"https": proxy} if (proxy := urllib.request.getproxies().get("https")) else {}
+        self._opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler(proxies))
         self._api_key = api_key
         self.url = url
         self.attribute = attribute
@@ -110,7 +164,7 @@ class PerspectiveScorer:
         """One outcome a text.
 
         Raises:
-            ConfigError: the service refuses the key.
+            ConfigError: the service refuses the key, or has ended and is gone from its address.
         """
         stop = threading.Event()
         with ThreadPoolExecutor(self._threads) as pool:
@@ -141,7 +195,8 @@ class PerspectiveScorer:
             down = self._misses >= _MISSES_UNTIL_DOWN
         if down:
             stop.set()
-        return Failure(failure.reason, failure.detail, down)
+        ended = f"; {end_notice(self.url)}" if has_ended() and end_notice(self.url) else ""
+        return Failure(failure.reason, failure.detail + ended, down)
 
     def _attempt(self, text: str) -> tuple[Outcome, float | None]:
         """An outcome, and the least wait before another attempt in seconds; None where another makes no sense."""
@@ -158,8 +213,8 @@ class PerspectiveScorer:
             method="POST",
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_seconds) as answer:
-                content = answer.read()
+            with self._opener.open(request, timeout=self.timeout_seconds) as answer:
+                content = answer.read(_LONGEST_ANSWER)
         except urllib.error.HTTPError as error:
             with error:
                 return self._refusal(error)
@@ -167,14 +222,17 @@ class PerspectiveScorer:
             return Failure("unreachable", type(getattr(error, "reason", error)).__name__), 0.0
         try:
             return self._read(json.loads(content))
-        except ValueError:
+        except (ValueError, RecursionError):
             return Failure("nonsense", "the answer is no JSON"), 0.0
 
     def _refusal(self, error: urllib.error.HTTPError) -> tuple[Outcome, float | None]:
+        notice = end_notice(self.url) if has_ended() else ""
+        if notice and error.code in (401, 403, 404, 410):
+            raise ConfigError(f"{HOST} answers with status {error.code}: {notice}. What was scored is kept")
         if error.code in (401, 403):
             raise ConfigError(
-                f"the Perspective API refuses the key of {KEY_VARIABLE} (status {error.code}); check it and that the "
-                "API is enabled for it. What was scored is kept"
+                f"{urllib.parse.urlsplit(self.url).hostname} refuses the key of {KEY_VARIABLE} (status {error.code}); "
+                "check it and that the API is enabled for it. What was scored is kept"
             )
         if error.code == 429:
             return Failure("rate limited", "status 429"), _seconds(error.headers.get("Retry-After"))
@@ -206,5 +264,5 @@ def _error_type(error: urllib.error.HTTPError) -> str:
     try:
         details = json.loads(error.read(1 << 16))["error"]["details"]
         return str(next(detail["errorType"] for detail in details if "errorType" in detail))[:60]
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, http.client.HTTPException):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, StopIteration, http.client.HTTPException):
         return ""

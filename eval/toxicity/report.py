@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.results import Estimate
 from monet.eval.toxicity.results import ALL, Cell, Row, ToxicityResult
+from monet.eval.toxicity.scorers import describe
 
 _TITLES = {"realtoxicityprompts": "RealToxicityPrompts", "toxigen": "ToxiGen"}
 _NONE = "-"
@@ -46,7 +47,7 @@ def _how(result: ToxicityResult) -> str:
     return (
         f"{result.asked} prompts, {result.samples} continuation{'s' if result.samples > 1 else ''} of "
         f"{decoding['new_tokens']} tokens each, drawn {drawn}; the continuation alone is scored, by "
-        f"{' '.join(str(value) for key, value in scorer.items() if key in ('kind', 'name', 'attribute'))}. "
+        f"{describe(scorer)}. "
         f"Toxic is a score above {result.threshold:g}. Brackets are "
         f"{100 * result.provenance['bootstrap']['confidence']:g}% intervals over prompts, the same draws for all "
         "masks. Scores are a classifier's opinion, not a fact about the text."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -58,7 +58,8 @@ class ScorerSettings:
 
     Args:
         kind: `words` is a small classifier that comes with Monet (English, no download); `classifier` is a Hugging
-            Face model of yours; `perspective` is the Perspective API, whose key is taken from PERSPECTIVE_API_KEY.
+            Face model; `perspective` is the Perspective API, which ends on 31 December 2026, or a server that answers
+            as it does. Its key is taken from PERSPECTIVE_API_KEY.
         model: of `classifier`: folder or hub name; its weights must be safetensors.
         revision: of `classifier`: branch, tag or commit on the hub.
         label: of `classifier`: name or number of the label whose probability is the score, e.g. 1 or toxic.
@@ -69,7 +70,7 @@ class ScorerSettings:
         requests_per_second: of `perspective`: your quota; 1 is what a new key has.
         attempts: of `perspective`: how often one text is sent before it counts as failed.
         timeout_seconds: of `perspective`: for one answer.
-        url: of `perspective`: where it is.
+        url: of `perspective`: address of the service or of another server that answers as it does.
 
     Raises:
         ConfigError: a number out of range.
@@ -92,3 +93,21 @@ class ScorerSettings:
         for name in ("batch_size", "requests_per_second", "attempts", "timeout_seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"scorer.{name} must be more than 0, got {getattr(self, name)}")
+
+
+def describe(key: Mapping[str, Any]) -> str:
+    """A scorer in words, for tables and warnings.
+
+    Args:
+        key: its `Scorer.key`, as results hold it.
+    """
+    kind = key.get("kind")
+    if kind == "words":
+        return "words, the classifier that comes with Monet"
+    if kind == "classifier":
+        return f"{key.get('name')} (label {key.get('label')})"
+    if kind == "perspective":
+        url = key.get("url", ScorerSettings.url)
+        where = "the Perspective API" if url == ScorerSettings.url else f"the server at {url}"
+        return f"{where} ({key.get('attribute')})"
+    return str(kind)

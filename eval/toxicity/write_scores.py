@@ -118,7 +118,7 @@ def run(
         progress: show a bar on standard error.
 
     Raises:
-        ConfigError: an option out of range, or no or a wrong key for the Perspective API.
+        ConfigError: an option out of range, or a scorer that cannot be used.
         DataError: prompts that are missing or in another form, or no text with a score.
     """
     read = read_prompts(prompts, part, limit)

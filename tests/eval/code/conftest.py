@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import uuid
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,11 @@ from transformers import PreTrainedTokenizerFast
 from monet import MonetForCausalLM
 from monet.errors import ConfigError
 from monet.eval.code.jails import LimitsOnly
-from monet.eval.code.limits import Limits
+from monet.eval.code.limits import Limits, Outcome
 from monet.eval.code.problems import CODES, ProblemSet, read_problems
+from monet.eval.code.processes import is_running
 from monet.eval.code.sandbox import Sandbox, open_sandbox
-from monet.eval.code.views import find_command
+from monet.eval.code.views import Command, find_command, python_interpreters
 from tests.eval.conftest import config
 
 DATA = Path(__file__).parent / "data"
@@ -97,3 +100,29 @@ def model(tokenizer) -> MonetForCausalLM:
     """Small, and at random."""
     torch.manual_seed(3)
     return MonetForCausalLM(config(vocab_size=len(tokenizer), initializer_range=0.3, max_position_embeddings=64)).eval()
+
+
+@pytest.fixture(scope="session")
+def python(sandbox: Sandbox) -> Command:
+    """How an interpreter is started inside, and what has to be shown for it."""
+    for found in python_interpreters():
+        if sandbox.run({}, f"{found.command} -c 1", found.view).status == "ok":
+            return found
+    raise AssertionError("no interpreter runs in the sandbox")
+
+
+@pytest.fixture(scope="session")
+def weak_python(weak: Sandbox) -> Command:
+    for found in python_interpreters():
+        if weak.run({}, f"{found.command} -c 1").status == "ok":
+            return found
+    pytest.skip("no interpreter that another user may run")
+
+
+def attack(sandbox: Sandbox, python: Command, program: str, **limits: float) -> Outcome:
+    """Run a Python program under other limits; its marker is on the command line of all its processes."""
+    marker = f"marker-{uuid.uuid4().hex}"
+    shut_in = replace(sandbox, limits=replace(sandbox.limits, **limits))
+    outcome = shut_in.run({"program.py": program}, f"{python.command} -S $PROGRAM/program.py {marker}", python.view)
+    assert not is_running(marker), "a process outlived its run"
+    return outcome

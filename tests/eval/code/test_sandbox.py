@@ -21,35 +21,10 @@ from monet.eval.code.limits import Limits
 from monet.eval.code.processes import Tree, is_running, look_at_tree
 from monet.eval.code.sandbox import PROTECTIONS, Sandbox, open_sandbox
 from monet.eval.code.views import command_at, python_interpreters
+from tests.eval.code.conftest import attack
 
 ROOT = Path(__file__).resolve().parents[3]
 BOMB = "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)\n"
-
-
-@pytest.fixture(scope="module")
-def python(sandbox):
-    """How an interpreter is started inside, and what has to be shown for it."""
-    for found in python_interpreters():
-        if sandbox.run({}, f"{found.command} -c 1", found.view).status == "ok":
-            return found
-    raise AssertionError("no interpreter runs in the sandbox")
-
-
-@pytest.fixture(scope="module")
-def weak_python(weak):
-    for found in python_interpreters():
-        if weak.run({}, f"{found.command} -c 1").status == "ok":
-            return found
-    pytest.skip("no interpreter that another user may run")
-
-
-def attack(sandbox, python, program, **limits):
-    """Run a Python program under other limits; its marker is on the command line of all its processes."""
-    marker = f"marker-{uuid.uuid4().hex}"
-    shut_in = replace(sandbox, limits=replace(sandbox.limits, **limits))
-    outcome = shut_in.run({"program.py": program}, f"{python.command} -S $PROGRAM/program.py {marker}", python.view)
-    assert not is_running(marker), "a process outlived its run"
-    return outcome
 
 
 def test_all_protections_hold_or_there_is_no_sandbox(sandbox):
@@ -265,6 +240,29 @@ def test_of_a_home_only_the_program_is_shown(tmp_path, monkeypatch):
         program.parent.mkdir(parents=True)
         program.write_text("")
         assert command_at(program).view == ((program.parent.parent if whole else program).resolve(),)
+
+
+def test_a_folder_that_holds_more_than_an_installation_is_not_shown(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "lib").mkdir()
+    program = tmp_path / "bin" / "lua"
+    program.write_text("")
+    assert command_at(program).view == (tmp_path.resolve(),)
+    (tmp_path / "colleague").mkdir()
+    assert command_at(program).view == (program.resolve(), (tmp_path / "lib").resolve())
+
+
+def test_of_a_python_installed_in_a_home_only_its_own_files_are_shown(sandbox, monkeypatch):
+    secret = Path(sys.base_prefix, f"monet-test-{uuid.uuid4().hex}")
+    monkeypatch.setenv("HOME", sys.base_prefix)
+    secret.write_text("a secret beside an installation")
+    try:
+        first = python_interpreters()[0]
+        assert not any(secret.is_relative_to(shown) for shown in first.view)
+        program = f"import os, json, ctypes, ssl; print(os.path.exists({str(secret)!r}))"
+        assert attack(sandbox, first, program).output == "False"
+    finally:
+        secret.unlink()
 
 
 def test_nothing_is_left_in_the_temporary_folder(sandbox, python, tmp_path, monkeypatch):

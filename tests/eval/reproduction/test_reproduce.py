@@ -92,7 +92,9 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path, capsys, monkeypat
     words = ["--table", "4", "--model", "M", "--out", str(tmp_path / "out"), "--prompts", f'["{tmp_path / "none"}"]']
     assert main(["reproduce", *words]) == 2
     error = capsys.readouterr().err
-    assert "none is no file" in error and "PERSPECTIVE_API_KEY" in error
+    assert "none is no file" in error and "PERSPECTIVE_API_KEY" not in error
+    assert main(["reproduce", *words, "--scorer.kind", "perspective"]) == 2
+    assert "PERSPECTIVE_API_KEY is not set; score with --scorer.kind classifier" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -211,7 +213,7 @@ def test_a_purge_from_prompts_to_the_comparison(model_folder, data, real_prompts
     assert found["eight benchmarks, nothing removed"] == whole.general["0-shot"]
     shares = [found[f"experts removed, r > {threshold:g}"] for threshold in (0.2, 0.1, 0.05)]
     assert None not in shares and shares == sorted(shares) and shares[-1] > 0
-    assert any("words is another scorer" in caution for caution in result.cautions)
+    assert any("these by words, the classifier that comes with Monet" in caution for caution in result.cautions)
 
 
 def test_programs_beside_the_paper(road, tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """A local Hugging Face classifier: which label, which probability, what is refused."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
@@ -79,4 +82,38 @@ def test_only_trained_classifiers_without_pickles(make, tmp_path):
         ClassifierScorer(folder, label=1)
     BertForMaskedLM(BertConfig(**TINY)).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"no weights for .*classifier\.bias"):
+        ClassifierScorer(folder, label=1)
+
+
+def test_a_tokenizer_without_a_token_for_padding(make):
+    folder, _ = make(num_labels=2)
+    texts = ["cat", "harsh mean cat elm oak", "rude dog"]
+    wanted = ClassifierScorer(folder, label=1).score(texts)
+    settings = Path(folder, "tokenizer_config.json")
+    content = json.loads(settings.read_text())
+    assert content.pop("pad_token") == "ant"
+    settings.write_text(json.dumps(content))
+    assert [one.value for one in ClassifierScorer(folder, label=1).score(texts)] == pytest.approx(
+        [one.value for one in wanted], abs=1e-6
+    )
+
+
+def test_kept_scores_of_another_tokenizer_are_not_taken(make):
+    folder, _ = make(num_labels=2)
+    before = ClassifierScorer(folder, label=1).key
+    assert ClassifierScorer(folder, label=1).key == before
+    file = Path(folder, "tokenizer.json")
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["cat"], vocabulary["rude"] = vocabulary["rude"], vocabulary["cat"]
+    file.write_text(json.dumps(content))
+    assert ClassifierScorer(folder, label=1).key != before
+
+
+def test_an_adapter_beside_the_weights_is_refused(make):
+    peft = pytest.importorskip("peft")
+    folder, model = make(num_labels=2)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], init_lora_weights=False))
+    adapted.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="an adapter lies beside the weights"):
         ClassifierScorer(folder, label=1)

@@ -1,5 +1,6 @@
 """The Perspective API's client before a server on this machine that behaves as services do."""
 
+import datetime
 import json
 import threading
 import time
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from monet.errors import ConfigError
+from monet.eval.toxicity import perspective
 from monet.eval.toxicity.choose import make_scorer
 from monet.eval.toxicity.perspective import PerspectiveScorer
 from monet.eval.toxicity.scorers import Failure, Score, ScorerSettings
@@ -172,9 +174,87 @@ def test_a_refused_key_ends_the_run_and_is_not_told(service, status):
 
 def test_the_key_is_asked_for(monkeypatch):
     monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
-    with pytest.raises(ConfigError, match="needs a key in the environment variable PERSPECTIVE_API_KEY"):
+    with pytest.raises(ConfigError, match=r"needs a key in the environment variable PERSPECTIVE_API_KEY.*classifier"):
         make_scorer(ScorerSettings(kind="perspective"))
     monkeypatch.setenv("PERSPECTIVE_API_KEY", SECRET)
     assert SECRET not in json.dumps(make_scorer(ScorerSettings(kind="perspective")).key)
     with pytest.raises(ConfigError, match=r"scorer.requests_per_second must be more than 0, got 0"):
         ScorerSettings(kind="perspective", requests_per_second=0)
+
+
+def test_the_service_ends_with_its_last_day():
+    assert not perspective.has_ended(datetime.date(2026, 12, 31)) and perspective.has_ended(datetime.date(2027, 1, 1))
+
+
+@pytest.mark.parametrize(("ended", "verb"), [(False, "ends"), (True, "ended")])
+def test_a_warning_tells_the_date_of_the_end(capsys, monkeypatch, ended, verb):
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", SECRET)
+    monkeypatch.setattr(perspective, "has_ended", lambda: ended)
+    make_scorer(ScorerSettings(kind="perspective"))
+    warning = capsys.readouterr().err
+    assert f"monet: warning: the Perspective API {verb} on 2026-12-31; score with --scorer.kind classifier" in warning
+    make_scorer(ScorerSettings(kind="perspective", url="https://toxicity.example.org/analyze"))
+    assert not capsys.readouterr().err, "another server does not end"
+
+
+def test_errors_after_the_end_name_the_classifier(service, monkeypatch):
+    monkeypatch.setattr(perspective, "HOST", "127.0.0.1")
+    service.script = {"gone": [(404, {}, b"")] * 2, "key": [(403, {}, b"")] * 2, "faulty": [(503, {}, b"")] * 2}
+    asked = scorer(service, attempts=1)
+    monkeypatch.setattr(perspective, "has_ended", lambda: False)
+    assert asked.score(["gone"]) == [Failure("refused", "status 404")]
+    assert asked.score(["faulty"]) == [Failure("server error", "status 503")]
+    with pytest.raises(ConfigError, match="refuses the key of PERSPECTIVE_API_KEY"):
+        asked.score(["key"])
+    monkeypatch.setattr(perspective, "has_ended", lambda: True)
+    for text in ("gone", "key"):
+        with pytest.raises(ConfigError, match=r"ended on 2026-12-31; score with --scorer\.kind classifier.* is kept"):
+            asked.score([text])
+    (outcome,) = asked.score(["faulty"])
+    assert isinstance(outcome, Failure) and "--scorer.kind classifier" in outcome.detail
+    assert asked.score(["fine"]) == [Score(0.04)]
+
+
+def test_the_key_follows_no_redirect(service):
+    with_trap = Service()
+    thread = threading.Thread(target=with_trap.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        service.script = {"x": [(302, {"Location": with_trap.url}, b""), (307, {"Location": with_trap.url}, b"")]}
+        asked = scorer(service)
+        assert asked.score(["x"]) == [Failure("refused", "status 302")]
+        assert asked.score(["x"]) == [Failure("refused", "status 307")]
+        assert not with_trap.requests
+    finally:
+        with_trap.shutdown()
+        with_trap.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://example.org/analyze", "http://127.0.0.1.example.org/", "file:///etc/passwd", "ftp://x/", "", "https://"],
+)
+def test_the_key_goes_over_https_only(url):
+    with pytest.raises(ConfigError, match="must begin with https://"):
+        PerspectiveScorer(SECRET, url=url)
+
+
+def test_the_key_does_not_go_to_a_proxy_in_clear(service, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert scorer(service, attempts=1).score(["fine"]) == [Score(0.04)]
+
+
+def test_a_key_with_a_line_break_is_not_told(monkeypatch):
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", f"{SECRET}\nmore")
+    with pytest.raises(ConfigError, match="PERSPECTIVE_API_KEY holds a line break") as caught:
+        make_scorer(ScorerSettings(kind="perspective"))
+    assert SECRET not in str(caught.value)
+
+
+def test_an_answer_without_bound_or_bottom(service):
+    service.script = {"deep": [b"[" * 200_000] * 4, "long": [b'{"a": "' + b"x" * (8 << 20) + b'"}'] * 4}
+    reasons = {outcome.reason for outcome in scorer(service, attempts=2).score(["deep", "long"])}
+    assert reasons == {"nonsense"}
