@@ -34,9 +34,9 @@ REQUIRED_KEYS = (
 # A file must state these too: the authors' class and the released files disagree about them.
 REQUIRED_KEYS_OF_FILES = (*REQUIRED_KEYS, "rms_norm_eps")
 
-# These say where a configuration comes from and how its model is run. The model computes the same with any value.
+# These say where a configuration comes from and what lies beside it. The weights compute the same with any value.
 ORIGIN_KEYS = frozenset({
-    "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version",
+    "_name_or_path", "architectures", "auto_map", "dtype", "expert_mask", "torch_dtype", "transformers_version",
 })  # fmt: skip
 
 DECOMPOSITIONS = ("vertical", "horizontal")
