@@ -30,7 +30,8 @@ def folder(tmp_path) -> Path:
 def dpo(model: Any, folder: Path, out: Path, **options: Any) -> Any:
     from datasets import Dataset
     from transformers import AutoTokenizer
-    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     rows = [{"prompt": prompt, "chosen": " Yes, it is.", "rejected": " No."} for prompt in PROMPTS]
     settings = DPOConfig(
