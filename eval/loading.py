@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from monet import model_tokenizer
+from monet.configuration_monet import ORIGIN_KEYS
 from monet.devices import choose_device
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.inputs import PreparedWindows
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-# Keys of a configuration that its model computes the same with; each tensor tells its own type.
-_SAYS_NOTHING = {"expert_mask", "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
 def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetForCausalLM:
@@ -81,10 +81,12 @@ def open_windows(
             f"{folder} was tokenized with a vocabulary of {data_size}, the model has {model_size}; "
             "prepare the text with the model's tokenizer"
         )
-    mine = Path(str(model.name_or_path), "tokenizer.json")
-    theirs = windows.shards.tokenizer_dir / "tokenizer.json"
-    if mine.is_file() and theirs.is_file() and _vocabulary(mine) != _vocabulary(theirs):
-        raise DataError(f"{folder} was tokenized with another tokenizer than {mine}; prepare the text with that one")
+    mine = Path(str(model.name_or_path))
+    tokens, theirs = (model_tokenizer.vocabulary(place) for place in (mine, windows.shards.tokenizer_dir))
+    if tokens is not None and theirs is not None and tokens != theirs:
+        raise DataError(
+            f"{folder} was tokenized with another tokenizer than that in {mine}; prepare the text with that one"
+        )
     return windows
 
 
@@ -101,24 +103,20 @@ def window_length(model: MonetPreTrainedModel, seq_len: int | None) -> int:
 
 
 def load_tokenizer(model: MonetPreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the model's own folder, or None if there is none."""
-    from transformers import AutoTokenizer
+    """The tokenizer in the model's own folder, or None if there is none.
 
+    Raises:
+        ConfigError: there is only a tokenizer.model, and sentencepiece is not installed.
+    """
     try:
-        return AutoTokenizer.from_pretrained(str(model.name_or_path), trust_remote_code=False)
-    except (OSError, ValueError):
+        return model_tokenizer.load_tokenizer(str(model.name_or_path))
+    except CheckpointError:
         return None
 
 
 def vocab_size(model: MonetPreTrainedModel) -> int:
     """Number of ids the model has embeddings for."""
     return cast(int, model.config.vocab_size)
-
-
-def _vocabulary(path: Path) -> dict[str, int]:
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(path)).get_vocab()
 
 
 def windows_bar(total: int, description: str, shown: bool, unit: str = "window") -> tqdm:
@@ -155,7 +153,7 @@ def weights_digest(model: nn.Module) -> str:
     Rotary base, norm epsilon, number of heads and the like change what weights do and leave them as they are.
     """
     config = cast(Any, model).config.to_dict()
-    told = {key: value for key, value in config.items() if key not in _SAYS_NOTHING}
+    told = {key: value for key, value in config.items() if key not in ORIGIN_KEYS}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

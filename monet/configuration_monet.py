@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import os
+from collections import defaultdict
 from dataclasses import fields
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -30,6 +34,11 @@ REQUIRED_KEYS = (
 # A file must state these too: the authors' class and the released files disagree about them.
 REQUIRED_KEYS_OF_FILES = (*REQUIRED_KEYS, "rms_norm_eps")
 
+# These say where a configuration comes from and what lies beside it. The weights compute the same with any value.
+ORIGIN_KEYS = frozenset({
+    "_name_or_path", "architectures", "auto_map", "dtype", "expert_mask", "torch_dtype", "transformers_version",
+})  # fmt: skip
+
 DECOMPOSITIONS = ("vertical", "horizontal")
 
 # Largest accepted values: far above any model, low enough that a damaged file cannot ask for absurd allocations.
@@ -48,8 +57,34 @@ _LIMITS = {
 }
 
 
+class _NothingStated:
+    """What `MonetConfig()` gives. transformers makes one to leave default values out of a nested configuration's file.
+
+    Monet has no defaults, so `to_dict` gives values that equal no other. Any other use is refused.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        return defaultdict(object)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python and its debuggers look for in every object
+            raise AttributeError(name)
+        raise ConfigError("; ".join(map(_missing, REQUIRED_KEYS)))
+
+
+if TYPE_CHECKING:
+    _Maker = type
+else:
+
+    class _Maker(type):
+        """Makes a `MonetConfig`. Copies and unpickled objects do not come through here."""
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs) if args or kwargs else _NothingStated()
+
+
 @strict
-class MonetConfig(LlamaConfig):
+class MonetConfig(LlamaConfig, metaclass=_Maker):
     """Configuration of a Monet model, with exactly the keys of the released checkpoints.
 
     Attributes:
@@ -65,6 +100,8 @@ class MonetConfig(LlamaConfig):
         output_router_probs: return routing probabilities from every forward.
         expert_mask: file and digest of the mask that is stored with the model; None, and then absent from config.json,
             for the whole model. `model.set_expert_mask` sets it.
+        auto_map: the modelling files of the folder that the configuration was read from, by Auto class; empty if there
+            are none. Monet's own classes run in any case. A saved config.json names only files that lie in its folder.
 
     Raises:
         ConfigError: names every missing or impossible key, its value and the allowed range.
@@ -132,6 +169,8 @@ class MonetConfig(LlamaConfig):
         if rope_scaling is not None and not isinstance(rope_scaling, dict):
             raise ConfigError(f"rope_scaling={rope_scaling!r}: allowed are null or an object with rope_type")
         super().__post_init__(**kwargs)
+        # Trainers and Auto classes read it from every configuration whose class is not transformers' own.
+        self.auto_map: dict[str, Any] = dict(kwargs.get("auto_map") or {})
         _refuse(_rope_problems(dict(self.rope_parameters or {})))
 
     @property
@@ -221,8 +260,8 @@ class MonetConfig(LlamaConfig):
         own["rope_theta"] = float(rope.pop("rope_theta", 10000.0))
         own["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
         own["torch_dtype"] = content.get("dtype")
-        for key in ("pad_token_id", "expert_mask"):
-            if own.get(key) is None:
+        for key in ("pad_token_id", "expert_mask", "auto_map"):
+            if not own.get(key) and own.get(key) != 0:
                 own.pop(key, None)
         own["architectures"] = content.get("architectures")
         return own
@@ -230,6 +269,12 @@ class MonetConfig(LlamaConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """The same as `to_dict`: a reader must never have to guess a key from a class default."""
         return self.to_dict()
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """Write config.json. Its `auto_map` names only code that lies beside it, so that every reader can follow it."""
+        stated, folder = copy.copy(self), Path(json_file_path).parent
+        stated.auto_map = {auto: code for auto, code in self.auto_map.items() if _lies_in(folder, code)}
+        super(MonetConfig, stated).to_json_file(json_file_path, use_diff)
 
 
 # Values are checked as they are set, before any rule of ours: say it as our errors do.
@@ -281,6 +326,15 @@ def _rope_problems(rope: dict[str, Any]) -> list[str]:
         if not (isinstance(value, (int, float)) and 0 < value < math.inf):
             problems.append(f"{key}={value!r}: allowed are positive numbers")
     return problems
+
+
+def _lies_in(folder: Path, code: Any) -> bool:
+    """Whether `code`, an entry of auto_map such as "module.Class" or a list of them, is all in files of `folder`.
+
+    "repository--module.Class" is not: that code is not ours, and does not know a mask that the folder holds.
+    """
+    parts = [code] if isinstance(code, str) else [part for part in code or [] if part is not None]
+    return bool(parts) and all((folder / f"{part.split('.')[0]}.py").is_file() for part in parts)
 
 
 def _missing(key: str) -> str:

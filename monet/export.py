@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from monet import __version__
 from monet.errors import CheckpointError, ConfigError
 from monet.files import MANIFEST_NAME, atomic_directory, sha256_file
+from monet.model_tokenizer import TOKENIZER_FILE, has_tokenizer, sentencepiece_tokenizer, vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from monet.training.language_models import LanguageModel
 
-TOKENIZER_FILE = "tokenizer.json"
 # a tokenizer's folder may hold a whole other model
 _TOKENIZER_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
                        "chat_template*")  # fmt: skip
@@ -72,8 +72,9 @@ def export(
     if out.exists():
         raise ConfigError(f"out = {out} exists already; choose another name or remove it first")
     tokenizer = tokenizer or folder.parent.parent / "tokenizer"
-    if not (tokenizer / TOKENIZER_FILE).is_file():
+    if not has_tokenizer(tokenizer):
         raise CheckpointError(f"{tokenizer}: no {TOKENIZER_FILE} there; name the tokenizer's folder with --tokenizer")
+    converted = sentencepiece_tokenizer(str(tokenizer))
     with torch.device("meta"):  # names, shapes and data types without content
         model = _class_and_config(folder)
     _check_vocabulary(tokenizer, model.config.vocab_size)
@@ -94,6 +95,8 @@ def export(
         tensor_files.write_index(target, "model", files, weights)
         for path in (path for pattern in _TOKENIZER_PATTERNS for path in tokenizer.glob(pattern) if path.is_file()):
             shutil.copyfile(path, target / path.name)
+        if converted is not None:  # so that the export loads without sentencepiece
+            converted.save_pretrained(target)
         _check_written(weights, target)
         card = model_card(model, provenance)
         (target / "README.md").write_text(card, encoding="utf-8")
@@ -205,9 +208,7 @@ def _choose(run: Path | None, checkpoint: Path | None) -> Path:
 
 
 def _check_vocabulary(tokenizer: Path, rows: int) -> None:
-    from tokenizers import Tokenizer
-
-    if (found := Tokenizer.from_file(str(tokenizer / TOKENIZER_FILE)).get_vocab_size()) > rows:
+    if (found := len(vocabulary(tokenizer) or ())) > rows:
         raise ConfigError(f"tokenizer {tokenizer} has {found} ids, the model {rows}; name the one it was trained with")
 
 

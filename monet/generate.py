@@ -26,7 +26,7 @@ def generate(
     """Continue a prompt and print the text as it is made.
 
     Args:
-        model: folder of an exported model.
+        model: folder of an exported or released model.
         prompt: text to continue; not empty.
         max_new_tokens: longest continuation, in tokens; it ends earlier at the end-of-text token.
         temperature: divides the logits before sampling; 0 takes the likeliest token each time.
@@ -60,19 +60,19 @@ def generate(
 
 
 def load(folder: Path) -> tuple[MonetForCausalLM, PreTrainedTokenizerBase]:
-    """An exported model in evaluation mode and its tokenizer.
+    """An exported or released model in evaluation mode, and its tokenizer.
 
     Raises:
-        CheckpointError: the folder is not an exported model.
+        CheckpointError: the folder holds no model or no tokenizer.
+        ConfigError: the folder holds only a tokenizer.model, and sentencepiece is not installed.
     """
-    from transformers import AutoTokenizer
-
     from monet import MonetForCausalLM
+    from monet.model_tokenizer import load_tokenizer
 
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"model {folder}: no {name} there; give a folder that `monet export` made")
-    return MonetForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"model {folder}: no config.json there; give a folder of an exported or released model")
+    tokenizer = load_tokenizer(folder)
+    return MonetForCausalLM.from_pretrained(folder).eval(), tokenizer
 
 
 def stream(

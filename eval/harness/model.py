@@ -18,6 +18,7 @@ from monet.errors import CheckpointError, ConfigError, NonFiniteError
 from monet.eval.conditions import random_like
 from monet.eval.loading import mask_digest
 from monet.masks import ExpertMask
+from monet.model_tokenizer import sentencepiece_tokenizer
 from monet.modeling_monet import MonetForCausalLM
 
 HFLM: Any = huggingface.HFLM  # the harness's decorator hides the class's attributes from type checkers
@@ -67,6 +68,9 @@ class MonetLM(HFLM):
     ) -> None:
         if mask is None and (keep or random_seed is not None):
             raise ConfigError("keep and random_seed say how a mask is applied, and there is none; give mask=FILE")
+        if isinstance(pretrained, str):
+            # The harness would load it through transformers, which does not read every tokenizer.model exactly.
+            kwargs.setdefault("tokenizer", sentencepiece_tokenizer(pretrained))
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=pretrained, device=chosen, **kwargs)  # type: ignore[arg-type]
         if not isinstance(self.model, MonetForCausalLM):

@@ -20,6 +20,7 @@ from monet.eval.harness.sources import quiet_harness
 from monet.eval.harness.tasks import Question, fingerprint
 from monet.eval.loading import check_batch_size, evaluating, vocab_size
 from monet.eval.store import ExampleStore, model_key
+from monet.model_tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,15 +53,12 @@ def tokenizer_of(model: MonetForCausalLM, tokenizer: str | None) -> PreTrainedTo
 
     Raises:
         CheckpointError: there is none.
+        ConfigError: there is only a tokenizer.model, and sentencepiece is not installed.
     """
-    from transformers import AutoTokenizer
-
-    name = tokenizer or str(model.name_or_path)
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointError(f"{name}: no tokenizer there ({first}); name one (--tokenizer)") from None
+        return load_tokenizer(tokenizer or str(model.name_or_path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or name another one (--tokenizer)") from None
 
 
 class Scorer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from monet.errors import ConfigError, DataError
+from monet import model_tokenizer
+from monet.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -63,19 +64,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
     Raises:
         DataError: it cannot be loaded, is not a fast one, or has no end-of-text token.
+        ConfigError: there is only a tokenizer.model, and sentencepiece is not installed.
     """
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast
 
-    # damaged files raise errors of many classes, plain Exception among them
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        tokenizer = model_tokenizer.load_tokenizer(name)
+    except CheckpointError as error:
         raise DataError(
-            f"tokenizer {name!r} cannot be loaded: {reason}; give a folder with "
-            "tokenizer.json or the name of one on the Hugging Face hub, or leave it out to train one"
+            f"tokenizer {name!r} cannot be loaded: {error}; give a folder with one or the name of one on the Hugging "
+            "Face hub, or leave it out to train one"
         ) from None
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(f"tokenizer {name!r} is not a fast one (no tokenizer.json); save it as PreTrainedTokenizerFast")
     if tokenizer.eos_token_id is None:
         raise DataError(f"tokenizer {name!r} has no eos_token, which marks where a document ends; set one and save it")

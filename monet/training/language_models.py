@@ -15,6 +15,7 @@ from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.losses import RouterLoss, next_token_loss, projected_loss, projects_in_pieces
 from monet.masks import MASK_FILE, ExpertMask
+from monet.model_tokenizer import has_tokenizer, vocabulary
 from monet.modeling_monet import MonetCausalLMOutput, MonetForCausalLM
 from monet.packing import varlen_arguments
 from monet.pretrained import load_checked
@@ -81,7 +82,6 @@ _MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "monet": (MonetConfig, MonetForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
 }
-_TOKENIZER = "tokenizer.json"
 # What a warm start may give another value: it changes no weight's shape or meaning.
 _MAY_DIFFER = frozenset({"max_position_embeddings"})
 
@@ -158,7 +158,11 @@ def warm_start(model: LanguageModel, folder: str) -> None:
             f"model.init_from = {folder} holds another model ({'; '.join(changed)}); give model.shape the folder's"
             " values"
         )
-    loaded = type(model).from_pretrained(folder, local_files_only=True, dtype=model.dtype)
+    # The folder may ask for an attention that is not installed here; only its tensors are needed.
+    attention = model.config._attn_implementation
+    loaded = type(model).from_pretrained(
+        folder, local_files_only=True, dtype=model.dtype, attn_implementation=attention
+    )
     model.load_state_dict(loaded.state_dict())
     print(f"weights of {folder}", flush=True)
 
@@ -166,7 +170,7 @@ def warm_start(model: LanguageModel, folder: str) -> None:
 def refuse_other_tokenizer(folder: str, tokenizer: Path) -> None:
     """Refuse data in which an id is another token than it is for the weights of a warm start.
 
-    Tokens that only one of the two has are no contradiction; nor is a folder that has no tokenizer.json.
+    Tokens that only one of the two has are no contradiction; nor is a folder that has no tokenizer.
 
     Args:
         folder: model.init_from; a checkpoint's tokenizer is its run's.
@@ -175,22 +179,16 @@ def refuse_other_tokenizer(folder: str, tokenizer: Path) -> None:
         ConfigError: names the first id that differs, with both tokens.
     """
     places = [Path(folder), Path(folder).parent.parent / "tokenizer"]
-    theirs = next((place / _TOKENIZER for place in places if (place / _TOKENIZER).is_file()), None)
-    if theirs is None or not (tokenizer / _TOKENIZER).is_file():
+    theirs = next((place for place in places if has_tokenizer(place)), None)
+    if theirs is None or (now := vocabulary(tokenizer)) is None or (before := vocabulary(theirs)) is None:
         return
-    before, now = (_tokens(path) for path in (theirs, tokenizer / _TOKENIZER))
+    before, now = ({index: token for token, index in tokens.items()} for tokens in (before, now))
     if changed := sorted(index for index in before.keys() & now.keys() if before[index] != now[index]):
         index = changed[0]
         raise ConfigError(
             f"model.init_from = {folder}: id {index} is {before[index]!r} for {theirs} and {now[index]!r} for the"
-            f" data's {tokenizer / _TOKENIZER} ({len(changed)} ids differ); prepare the data with the model's tokenizer"
+            f" data's {tokenizer} ({len(changed)} ids differ); prepare the data with the model's tokenizer"
         )
-
-
-def _tokens(path: Path) -> dict[int, str]:
-    from tokenizers import Tokenizer
-
-    return {index: token for token, index in Tokenizer.from_file(str(path)).get_vocab().items()}
 
 
 def _classes(content: dict[str, Any]) -> tuple[type[Any], type[Any]]:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from monet.configuration_monet import MonetConfig
+from monet.configuration_monet import ORIGIN_KEYS, MonetConfig
 from monet.errors import ConfigError
 
-BENIGN_KEYS = frozenset({  # may differ between a checkpoint and the run that continues from it
-    "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id",
-    "initializer_range", "output_router_probs", "pad_token_id", "pretraining_tp", "torch_dtype",
-    "transformers_version", "use_cache",
-})  # fmt: skip
+# These may differ between a checkpoint and the run that continues from it.
+BENIGN_KEYS = ORIGIN_KEYS | {
+    "attention_dropout", "bos_token_id", "eos_token_id", "initializer_range", "output_router_probs", "pad_token_id",
+    "pretraining_tp", "use_cache",
+}  # fmt: skip
+# The keys that a model is built from. Other keys of a foreign config.json change nothing that Monet or LLaMA computes.
+_KEYS_OF_MODELS = {field.name for field in fields(MonetConfig)} - {field.name for field in fields(PreTrainedConfig)}
+_KEYS_OF_MODELS |= {"model_type", "quantization_config", "rope_scaling", "rope_theta"}
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,14 @@ class ModelShape:
 def differing_keys(stored: dict[str, Any], configured: dict[str, Any], but: frozenset[str] = frozenset()) -> list[str]:
     """What makes two config.json different models: one text a key, with both values.
 
+    Only keys that a model is built from count. A folder of the authors' release may name its modelling file
+    (`auto_map`), another version of transformers, or settings of other tools.
+
     Args:
         stored, configured: config.json of a folder, and of the model that was configured.
         but: further keys that may differ, beside `BENIGN_KEYS`.
     """
-    keys = sorted((stored.keys() | configured.keys()) - BENIGN_KEYS - but)
+    keys = sorted(_KEYS_OF_MODELS - BENIGN_KEYS - but)
     return [
         f"{key}: checkpoint {stored.get(key)!r}, now {configured.get(key)!r}"
         for key in keys

@@ -6,12 +6,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
 
 import monet
 from monet.export import export
 from monet.training.module import MonetLightningModule
 from monet.training.optim import parameter_groups
-from monet.training.settings import ModelShape
+from monet.training.settings import ModelShape, differing_keys
+from tests.compat.released import AUTO_MAP, change_config
 from tests.training.runs import SHAPE, losses, read_log
 from tests.training.test_twin import TWIN
 
@@ -118,6 +120,42 @@ def test_another_models_weights_are_refused_and_every_key_named(train, settings,
     assert train("new").code == 2
     error = " ".join(capsys.readouterr().err.split())
     assert str(source) in error and message in error.replace("\\", "")
+
+
+# What config.json says in the authors' release, and what other tools add to it.
+FOREIGN = {
+    "auto_map": AUTO_MAP, "transformers_version": "4.47.1", "_name_or_path": "MonetLLM/monet-vd-1.4B-100BT-hf",
+    "_attn_implementation_autoset": True, "attn_implementation": "flash_attention_2", "torch_dtype": "bfloat16",
+    "tokenizer_class": "LlamaTokenizer", "id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1},
+    "problem_type": None, "task_specific_params": None, "unsloth_version": "2025.1", "use_cache": False,
+    "bos_token_id": 7, "mm_projector_type": "mlp2x_gelu",
+}  # fmt: skip
+
+
+def test_a_released_folder_starts_a_run_as_it_is(train, settings, source):
+    export_config = change_config(source, **FOREIGN)
+    assert export_config["auto_map"] == AUTO_MAP
+    settings["model"] |= {"init_from": str(source), "schedule": {"name": "constant"}}
+    run = train("new", "--trainer.max_steps=1", "--checkpoint_every=1")
+    assert run.code == 0
+    written = json.loads((run.checkpoints / "step-00000001" / "config.json").read_text())
+    assert not written.keys() & FOREIGN.keys() - {"bos_token_id", "torch_dtype", "transformers_version", "use_cache"}
+    assert train("new", "--trainer.max_steps=2").code == 0
+
+
+def test_every_key_that_a_model_is_built_from_counts(source):
+    stored = json.loads((source / "config.json").read_text())
+    assert differing_keys(stored, stored | FOREIGN) == []
+    for key, value in {"moe_topk": 2, "rope_theta": 5e5, "hidden_act": "silu", "tie_word_embeddings": False}.items():
+        (text,) = differing_keys(stored, stored | {key: value})
+        assert text.startswith(f"{key}: checkpoint {stored[key]!r}, now")
+    assert differing_keys(stored | {"quantization_config": {"quant_method": "torchao"}}, stored)
+    twin = LlamaConfig(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2).to_dict()
+    assert differing_keys(twin, twin | {"auto_map": {}}) == []
+    assert differing_keys(twin, twin | {"intermediate_size": 32, "mlp_bias": True}) == [
+        "intermediate_size: checkpoint 16, now 32",
+        "mlp_bias: checkpoint False, now True",
+    ]
 
 
 def test_longer_windows_may_be_trained_on(train, settings, source):

@@ -1,0 +1,194 @@
+"""The tokenizer in a model's folder: tokenizer.json, or the sentencepiece file of the authors' release."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monet.errors import CheckpointError, ConfigError
+from monet.extras import install_command
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILE = "tokenizer.json"
+SENTENCEPIECE_FILE = "tokenizer.model"
+_CONFIG = "tokenizer_config.json"
+_BESIDE = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+_SPACE = "▁"  # sentencepiece's letter for a space
+# Texts on which a converted tokenizer must give sentencepiece's own ids, beside a text of all tokens.
+_PROBES = (
+    "Hello world", "two  spaces and   three", "a tab\tand a line\nand a space ", "x = 1234567;", "½ ﬁ naïve 日本語 🙂",
+    " a space first", f"{_SPACE}x",
+)  # fmt: skip
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    transformers converts a tokenizer.model too, and by release gives other ids than sentencepiece for texts that begin
+    with a space, or leaves the beginning-of-text token out. Here the ids are sentencepiece's under every release, with
+    one exception: where tokenizer_config.json has `legacy: false`, a text that begins with a space gets no second one.
+
+    Args:
+        name: local folder or hub name. Code that lies there never runs.
+    Raises:
+        CheckpointError: there is no tokenizer, or it cannot be read.
+        ConfigError: there is only a tokenizer.model, and sentencepiece is not installed.
+    """
+    from transformers import AutoTokenizer
+
+    name = str(name)
+    if (tokenizer := sentencepiece_tokenizer(name)) is not None:
+        return tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # damaged files raise errors of many classes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{name}: no tokenizer there ({reason}); it takes {TOKENIZER_FILE} or {SENTENCEPIECE_FILE}"
+        ) from None
+
+
+def sentencepiece_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model that has a tokenizer.model and no tokenizer.json; None for any other model.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        ConfigError: sentencepiece is not installed.
+    """
+    if (path := _file(name, SENTENCEPIECE_FILE)) is None or _file(name, TOKENIZER_FILE) is not None:
+        return None
+    return _from_sentencepiece(name, path)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a file that `load_tokenizer` reads."""
+    return any((folder / name).is_file() for name in (TOKENIZER_FILE, SENTENCEPIECE_FILE))
+
+
+def vocabulary(folder: Path) -> dict[str, int] | None:
+    """The tokens in a folder's tokenizer with their ids; None if there is no tokenizer.
+
+    A tokenizer.model without sentencepiece gives a warning and None.
+    """
+    from tokenizers import Tokenizer
+
+    if (folder / TOKENIZER_FILE).is_file():
+        return Tokenizer.from_file(str(folder / TOKENIZER_FILE)).get_vocab()
+    if not has_tokenizer(folder):
+        return None
+    try:
+        return load_tokenizer(folder).get_vocab()
+    except ConfigError as error:
+        warnings.warn(f"the tokenizer in {folder} is not compared with any other: {error}", stacklevel=2)
+        return None
+
+
+def _file(name: str, file: str) -> Path | None:
+    """The local path of a file in a folder or hub repository; None if it is not there or cannot be reached."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(
+            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )  # fmt: skip
+    except OSError:
+        return None
+    return None if path is None else Path(path)
+
+
+def _from_sentencepiece(name: str, path: Path) -> PreTrainedTokenizerBase:
+    """A fast tokenizer with the ids of a sentencepiece BPE model and the settings of the files beside it."""
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        from sentencepiece import SentencePieceProcessor  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ConfigError(
+            f"{name} holds its tokenizer as {SENTENCEPIECE_FILE}, which needs sentencepiece: "
+            f"{install_command('sentencepiece')}"
+        ) from None
+    try:
+        pieces = SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is no sentencepiece model ({' '.join(str(error).split())})") from None
+    config_file = _file(name, _CONFIG)
+    config = {} if config_file is None else json.loads(config_file.read_text(encoding="utf-8"))
+    # LLaMA's own settings, where the file says nothing
+    defaults = {"add_bos_token": True, "padding_side": "left", "model_input_names": ["input_ids", "attention_mask"]}
+    for kind in ("bos", "eos", "unk"):
+        if (index := getattr(pieces, f"{kind}_id")()) >= 0:
+            defaults[f"{kind}_token"] = pieces.id_to_piece(index)
+    config = {**defaults, **config, "tokenizer_class": "PreTrainedTokenizerFast"}
+    config.pop("auto_map", None)
+    with tempfile.TemporaryDirectory() as folder:
+        _backend(pieces, path, config).save(str(Path(folder, TOKENIZER_FILE)))
+        Path(folder, _CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        for file in _BESIDE:
+            if (found := _file(name, file)) is not None:
+                shutil.copyfile(found, Path(folder, file))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.name_or_path = name
+    return tokenizer
+
+
+def _backend(pieces: Any, path: Path, config: dict[str, Any]) -> Tokenizer:
+    """`pieces`, a SentencePieceProcessor, as a tokenizer of the tokenizers library."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    indices = range(pieces.get_piece_size())
+    tokens = {pieces.id_to_piece(index): index for index in indices}
+    special = [index for index in indices if pieces.is_control(index) or pieces.is_unknown(index)]
+    bytes_ = [index for index in indices if pieces.is_byte(index)]
+    plain = tokens.keys() - {pieces.id_to_piece(index) for index in (*special, *bytes_)}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=tokens,
+            merges=_merges({token: (-pieces.get_score(tokens[token]), tokens[token]) for token in plain}),
+            unk_token=pieces.id_to_piece(pieces.unk_id()),
+            fuse_unk=True,
+            byte_fallback=bool(bytes_),
+        )
+    )
+    # A "legacy" tokenizer puts a space before the text after each special token, a newer one only before the whole.
+    legacy = config.get("legacy") is not False
+    if legacy:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    every_token = " ".join(["all", *sorted(plain)]).replace(_SPACE, " ")
+    for text in (every_token, *(_PROBES if legacy else _PROBES[:-2])):  # a newer one adds no space to a space
+        if tokenizer.encode(text).ids != pieces.encode(text):
+            raise CheckpointError(
+                f"{path} is no BPE model like LLaMA's, which is the only kind that can be read; give a {TOKENIZER_FILE}"
+            )
+    tokenizer.add_special_tokens([AddedToken(pieces.id_to_piece(i), normalized=False) for i in special])
+    first = [pieces.id_to_piece(pieces.bos_id())] if config["add_bos_token"] and pieces.bos_id() >= 0 else []
+    last = [pieces.id_to_piece(pieces.eos_id())] if config.get("add_eos_token") and pieces.eos_id() >= 0 else []
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*first, "$A", *last],
+        pair=[*first, "$A", *last, *(f"{token}:1" for token in first), "$B:1", *(f"{token}:1" for token in last)],
+        special_tokens=[(token, tokens[token]) for token in {*first, *last}],
+    )
+    return tokenizer
+
+
+def _merges(ranks: dict[str, tuple[float, int]]) -> list[tuple[str, str]]:
+    """The pairs of tokens that make another token, the best-ranked token's pairs first."""
+    found = []
+    for token, rank in ranks.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in ranks and right in ranks:
+                found.append((rank, ranks[left][1], ranks[right][1], left, right))
+    return [(left, right) for *_, left, right in sorted(found)]
