@@ -63,6 +63,8 @@ class MonetConfig(LlamaConfig):
         moe_groups: layers that share one router; the first of each group owns it.
         moe_decompose: "vertical" or "horizontal".
         output_router_probs: return routing probabilities from every forward.
+        num_labels, id2label, label2id, problem_type: as in transformers, for the heads of `monet/heads.py`; config.json
+            holds them only if they are not the defaults.
 
     Raises:
         ConfigError: names every missing or impossible key, its value and the allowed range.
@@ -219,6 +221,8 @@ class MonetConfig(LlamaConfig):
         if self.pad_token_id is None:
             own.pop("pad_token_id", None)
         own["architectures"] = content.get("architectures")
+        # Names of labels belong to the file only if a task has set them: the released files do not carry them.
+        own |= {key: content[key] for key, default in _DEFAULT_TASK.items() if content.get(key) != default}
         return own
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -260,6 +264,8 @@ _FOREIGN_KEYS = {"rope_parameters", "dtype"} | {
     }
 }
 
+# What transformers puts into every configuration about the labels of a classification task.
+_DEFAULT_TASK = {key: PreTrainedConfig().to_dict()[key] for key in ("id2label", "label2id", "problem_type")}
 
 _MOE_KEYS = "moe_decompose, moe_dim, moe_experts, moe_groups, moe_heads, moe_topk"
 

@@ -31,6 +31,8 @@ _STRUCTURAL_KEYS = (
     "moe_groups",
     "moe_decompose",
 )
+# Parameters that belong to one task: a checkpoint of another task, or of MonetModel, may hold or lack them.
+_HEADS = ("lm_head.", "score.", "qa_outputs.")
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -52,11 +54,15 @@ def load_checked(
 
     Raises:
         ConfigError: pickled weights or missing tensors were asked for.
-        CheckpointError: the weights are absent or damaged, tensors are missing, superfluous, misshapen or not finite,
-            or the stored mask does not fit.
+        CheckpointError: the weights are absent or damaged; tensors are missing, superfluous, misshapen or not finite
+            (only a task's head may be new, and only another task's head may be left over); or the stored mask does not
+            fit.
     """
-    if kwargs.setdefault("use_safetensors", True) is not True:
-        raise ConfigError("use_safetensors=False: Monet reads safetensors only; convert the checkpoint first")
+    if kwargs.get("use_safetensors") not in (None, True):
+        raise ConfigError(
+            f"use_safetensors={kwargs['use_safetensors']!r}: Monet reads safetensors only; convert the checkpoint first"
+        )
+    kwargs["use_safetensors"] = True
     if kwargs.pop("ignore_mismatched_sizes", False):
         raise ConfigError("ignore_mismatched_sizes=True: misshapen tensors would be replaced by random ones")
     wants_info = kwargs.pop("output_loading_info", False)
@@ -69,24 +75,45 @@ def load_checked(
     except OSError as error:
         if "safetensors" not in str(error):
             raise
+        if (variant := kwargs.get("variant")) is not None:
+            raise CheckpointError(
+                f"{name_or_path}: no safetensors weights of variant={variant!r}; name a variant that is there, or "
+                f"leave variant out to load model.safetensors ({error})"
+            ) from error
         raise CheckpointError(
             f"{name_or_path}: no model.safetensors; pickled weights are never read, convert them first ({error})"
         ) from error
     if name_or_path is not None:
-        _refuse_mismatches(cls, name_or_path, info)
+        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
+        _refuse_mismatches(model, name_or_path, info, hub)
         _refuse_impossible(name_or_path, model.state_dict())
-        path = _mask_path(name_or_path, kwargs)
+        path = _mask_path(name_or_path, hub)
         if path is not None:
             model.set_expert_mask(ExpertMask.load(path))
     return (model, info) if wants_info else model
 
 
-def _refuse_mismatches(cls: type, name_or_path: str | os.PathLike, info: dict[str, Any]) -> None:
-    superfluous = {key for key in info["unexpected_keys"] if cls.__name__ != "MonetModel" or key != "lm_head.weight"}
-    for what, keys in (("lacks", info["missing_keys"]), ("holds unknown", superfluous)):
+def _refuse_mismatches(model: Any, name_or_path: str | os.PathLike, info: dict[str, Any], hub: dict[str, Any]) -> None:
+    """Every tensor of the body must be there, and no other; parameters of another task's head may be left over.
+
+    A checkpoint of another class may lack the head's parameters, but not `lm_head`: random logits are no language
+    model.
+    """
+    missing, superfluous = set(info["missing_keys"]), set(info["unexpected_keys"])
+    if (missing or superfluous) and type(model).__name__ not in _architectures(name_or_path, hub):
+        if model.base_model is not model:
+            missing = {key for key in missing if key.startswith((f"{model.base_model_prefix}.", "lm_head."))}
+        superfluous = {key for key in superfluous if not key.startswith(_HEADS)}
+    for what, keys in (("lacks", missing), ("holds unknown", superfluous)):
         if keys:
             listed = ", ".join(sorted(keys)[:5]) + (", ..." if len(keys) > 5 else "")
             raise CheckpointError(f"{name_or_path}: the checkpoint {what} {len(keys)} tensors: {listed}")
+
+
+def _architectures(name_or_path: str | os.PathLike, hub: dict[str, Any]) -> list[str]:
+    """Names of the classes that wrote a checkpoint, from its own config.json."""
+    keys, _ = MonetConfig.get_config_dict(name_or_path, **hub)
+    return keys.get("architectures") or []
 
 
 def _refuse_impossible(name_or_path: str | os.PathLike, state: dict[str, Tensor]) -> None:
@@ -97,8 +124,7 @@ def _refuse_impossible(name_or_path: str | os.PathLike, state: dict[str, Tensor]
             raise CheckpointError(f"{name_or_path}: tensor {name} holds values that are NaN or infinite")
 
 
-def _mask_path(name_or_path: str | os.PathLike, kwargs: dict[str, Any]) -> Path | None:
-    hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
+def _mask_path(name_or_path: str | os.PathLike, hub: dict[str, Any]) -> Path | None:
     path = cached_file(
         name_or_path, MASK_FILE, _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False, **hub,
