@@ -1,7 +1,8 @@
 """Monet: language models that are interpretable by construction.
 
 Importing this package is cheap: torch and transformers load when a model class is first asked for. It still makes
-`AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the model type "monet" (see `monet/registry.py`).
+`AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and the Auto classes of the three task heads know the model type
+"monet" (see `monet/registry.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monet.configuration_monet import MonetConfig
+    from monet.heads import MonetForQuestionAnswering, MonetForSequenceClassification, MonetForTokenClassification
     from monet.masks import ExpertMask
     from monet.modeling_monet import MonetForCausalLM, MonetModel
 
 __version__ = "0.1.0"
-__all__ = ["ExpertMask", "MonetConfig", "MonetForCausalLM", "MonetModel"]
+__all__ = [
+    "ExpertMask",
+    "MonetConfig",
+    "MonetForCausalLM",
+    "MonetForQuestionAnswering",
+    "MonetForSequenceClassification",
+    "MonetForTokenClassification",
+    "MonetModel",
+]
 
 # In a checkout kernels/ and eval/ lie beside this package, not in it; docs/architecture.md says why.
 _root = Path(__file__).resolve().parent.parent
@@ -27,6 +37,9 @@ _MODULE_OF = {
     "ExpertMask": "monet.masks",
     "MonetConfig": "monet.configuration_monet",
     "MonetForCausalLM": "monet.modeling_monet",
+    "MonetForQuestionAnswering": "monet.heads",
+    "MonetForSequenceClassification": "monet.heads",
+    "MonetForTokenClassification": "monet.heads",
     "MonetModel": "monet.modeling_monet",
 }
 

@@ -102,6 +102,8 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
             for the whole model. `model.set_expert_mask` sets it.
         auto_map: the modelling files of the folder that the configuration was read from, by Auto class; empty if there
             are none. Monet's own classes run in any case. A saved config.json names only files that lie in its folder.
+        num_labels, id2label, label2id, problem_type: as in transformers, for the heads of `monet/heads.py`; config.json
+            holds them only if they are not the defaults.
 
     Raises:
         ConfigError: names every missing or impossible key, its value and the allowed range.
@@ -264,6 +266,8 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
             if not own.get(key) and own.get(key) != 0:
                 own.pop(key, None)
         own["architectures"] = content.get("architectures")
+        # Names of labels belong to the file only if a task has set them: the released files do not carry them.
+        own |= {key: content[key] for key, default in _DEFAULT_TASK.items() if content.get(key) != default}
         return own
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -311,6 +315,8 @@ _FOREIGN_KEYS = {"rope_parameters", "dtype"} | {
     }
 }
 
+# What transformers puts into every configuration about the labels of a classification task.
+_DEFAULT_TASK = {key: PreTrainedConfig().to_dict()[key] for key in ("id2label", "label2id", "problem_type")}
 
 _MOE_KEYS = "moe_decompose, moe_dim, moe_experts, moe_groups, moe_heads, moe_topk"
 

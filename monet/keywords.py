@@ -23,6 +23,7 @@ class AttentionKeywords(TypedDict, total=False):
     read_index, write_index, block_table, logits_indices, logits_processor_args: of continuous batching.
     output_attentions: return attention weights, with `attn_implementation="eager"`.
     output_hidden_states: return the states before every layer and after the last norm.
+    num_items_in_batch: of a task head's loss; transformers' heads hand it on, and no attention reads it.
     """
 
     cu_seq_lens_q: Tensor
@@ -38,6 +39,7 @@ class AttentionKeywords(TypedDict, total=False):
     logits_processor_args: Any
     output_attentions: bool
     output_hidden_states: bool | int | list[int]
+    num_items_in_batch: int | Tensor | None
 
 
 class LanguageModelKeywords(AttentionKeywords, total=False):

@@ -130,16 +130,32 @@ def _divisor(labels_N: Tensor, num_items: int | Tensor | None) -> int | Tensor:
 
 
 def loss_fields(
-    lm_loss: Tensor, routers: Sequence[RouterLosses], router_loss: RouterLoss | None
+    lm_loss: Tensor,
+    routers: Sequence[RouterLosses],
+    router_loss: RouterLoss | None,
+    labels_BT: Tensor | None = None,
+    num_items: int | Tensor | None = None,
 ) -> dict[str, Tensor | tuple[RouterMetrics, ...]]:
-    """The loss fields of a model's output; auxiliary losses are averaged over routers, and absent without any."""
+    """The loss fields of a model's output; auxiliary losses are averaged over routers, and absent without any.
+
+    Args:
+        lm_loss, routers, router_loss: what the fields are made of.
+        labels_BT: int64, already shifted; only read with `num_items`. None where the auxiliary losses are those of all
+            ranks, which enter `loss` whole.
+        num_items: labels of a whole accumulated step, of which this batch is a part. The auxiliary losses then enter
+            `loss` by this batch's share of the labels, so that the parts of a step sum to a mean over its tokens.
+    """
     if not routers:
         return {"loss": lm_loss, "lm_loss": lm_loss, "router_metrics": ()}
     uniformity = torch.stack([router.uniformity for router in routers]).mean()
     ambiguity = torch.stack([router.ambiguity for router in routers]).mean()
     loss = lm_loss
     if router_loss is not None:
-        loss = lm_loss + router_loss.uniformity_weight * uniformity + router_loss.ambiguity_weight * ambiguity
+        share: Tensor | float = 1.0
+        if num_items is not None and labels_BT is not None:
+            share = (labels_BT != _IGNORED).sum() / num_items
+        loss = lm_loss + router_loss.uniformity_weight * share * uniformity
+        loss = loss + router_loss.ambiguity_weight * share * ambiguity
     return {
         "loss": loss,
         "lm_loss": lm_loss,

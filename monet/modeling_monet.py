@@ -285,7 +285,8 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
             labels: (B, T) int64, aligned with input_ids and shifted here; -100 is ignored.
             router_loss: adds the weighted auxiliary losses to `loss`; None leaves `loss` the next-token loss.
             logits_to_keep: only compute the last so many positions' logits (0 for all), or those at given indices.
-            num_items_in_batch: divisor of the summed next-token loss, for gradient accumulation; None for the mean.
+            num_items_in_batch: labels of a whole accumulated step, of which this batch is a part: divides the summed
+                next-token loss, and weighs the auxiliary losses by this batch's share; None for means over this batch.
             return_logits: False may leave `logits` None, where the losses are quicker and smaller without them; they
                 then take one backward pass.
             token_type_ids: ignored; some tokenizers return them, and Monet has no token types.
@@ -323,7 +324,9 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
                 lm_loss = projected_loss(hidden_states, self.lm_head.weight, shift_labels, num_items_in_batch)
             else:
                 lm_loss = next_token_loss(logits, shift_labels, num_items_in_batch)
-            losses = loss_fields(lm_loss, outputs.router_losses or (), router_loss)
+            of_all_ranks = self.training and self.routers()[0].ranks is not None
+            own_labels = None if of_all_ranks else shift_labels
+            losses = loss_fields(lm_loss, outputs.router_losses or (), router_loss, own_labels, num_items_in_batch)
         return MonetCausalLMOutput(
             logits=logits,
             **{CACHE_KEYWORD: getattr(outputs, CACHE_KEYWORD)},

@@ -19,6 +19,8 @@ from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.masks import MASK_FILE, ExpertMask
 
+# Parameters that belong to one task: a checkpoint of another task, or of MonetModel, may hold or lack them.
+_HEADS = ("lm_head.", "score.", "qa_outputs.")
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -29,11 +31,15 @@ def load_checked(
 
     Raises:
         ConfigError: pickled weights or missing tensors were asked for.
-        CheckpointError: the weights are absent or damaged, tensors are missing, superfluous, misshapen or not finite,
-            or the stored mask does not fit.
+        CheckpointError: the weights are absent or damaged; tensors are missing, superfluous, misshapen or not finite
+            (only a task's head may be new, and only another task's head may be left over); or the stored mask does not
+            fit.
     """
-    if kwargs.setdefault("use_safetensors", True) is not True:
-        raise ConfigError("use_safetensors=False: Monet reads safetensors only; convert the checkpoint first")
+    if kwargs.get("use_safetensors") not in (None, True):
+        raise ConfigError(
+            f"use_safetensors={kwargs['use_safetensors']!r}: Monet reads safetensors only; convert the checkpoint first"
+        )
+    kwargs["use_safetensors"] = True
     if kwargs.pop("ignore_mismatched_sizes", False):
         raise ConfigError("ignore_mismatched_sizes=True: misshapen tensors would be replaced by random ones")
     wants_info = kwargs.pop("output_loading_info", False)
@@ -46,26 +52,47 @@ def load_checked(
     except OSError as error:
         if "safetensors" not in str(error):
             raise
+        if (variant := kwargs.get("variant")) is not None:
+            raise CheckpointError(
+                f"{name_or_path}: no safetensors weights of variant={variant!r}; name a variant that is there, or "
+                f"leave variant out to load model.safetensors ({error})"
+            ) from error
         raise CheckpointError(
             f"{name_or_path}: no model.safetensors; pickled weights are never read, convert them first ({error})"
         ) from error
     if name_or_path is not None:
-        _refuse_mismatches(cls, name_or_path, info)
+        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
+        # of an adapter's folder, transformers loads the base model that it names
+        source = model.name_or_path or name_or_path
+        _refuse_mismatches(model, source, info, hub)
         _refuse_impossible(name_or_path, model.state_dict())
         if isinstance(model.config, MonetConfig):
-            # of an adapter's folder, transformers loads the base model that it names
-            source = model.name_or_path or name_or_path
-            model.base_model.identity.files = _weight_files(source, kwargs)
-            _attach_mask(model, source, kwargs)
+            model.base_model.identity.files = _weight_files(source, hub, kwargs.get("variant"))
+            _attach_mask(model, source, hub)
     return (model, info) if wants_info else model
 
 
-def _refuse_mismatches(cls: type, name_or_path: str | os.PathLike, info: dict[str, Any]) -> None:
-    superfluous = {key for key in info["unexpected_keys"] if cls.__name__ != "MonetModel" or key != "lm_head.weight"}
-    for what, keys in (("lacks", info["missing_keys"]), ("holds unknown", superfluous)):
+def _refuse_mismatches(model: Any, name_or_path: str | os.PathLike, info: dict[str, Any], hub: dict[str, Any]) -> None:
+    """Every tensor of the body must be there, and no other; parameters of another task's head may be left over.
+
+    A checkpoint of another class may lack the head's parameters, but not `lm_head`: random logits are no language
+    model.
+    """
+    missing, superfluous = set(info["missing_keys"]), set(info["unexpected_keys"])
+    if (missing or superfluous) and type(model).__name__ not in _architectures(name_or_path, hub):
+        if model.base_model is not model:
+            missing = {key for key in missing if key.startswith((f"{model.base_model_prefix}.", "lm_head."))}
+        superfluous = {key for key in superfluous if not key.startswith(_HEADS)}
+    for what, keys in (("lacks", missing), ("holds unknown", superfluous)):
         if keys:
             listed = ", ".join(sorted(keys)[:5]) + (", ..." if len(keys) > 5 else "")
             raise CheckpointError(f"{name_or_path}: the checkpoint {what} {len(keys)} tensors: {listed}")
+
+
+def _architectures(name_or_path: str | os.PathLike, hub: dict[str, Any]) -> list[str]:
+    """Names of the classes that wrote a checkpoint, from its own config.json."""
+    keys, _ = MonetConfig.get_config_dict(name_or_path, **hub)
+    return keys.get("architectures") or []
 
 
 def _refuse_impossible(name_or_path: str | os.PathLike, state: dict[str, Tensor]) -> None:
@@ -79,9 +106,9 @@ def _refuse_impossible(name_or_path: str | os.PathLike, state: dict[str, Tensor]
             raise CheckpointError(f"{name_or_path}: tensor {name} holds values that are NaN or infinite")
 
 
-def _attach_mask(model: Any, source: str | os.PathLike, kwargs: dict[str, Any]) -> None:
+def _attach_mask(model: Any, source: str | os.PathLike, hub: dict[str, Any]) -> None:
     named: dict[str, str] | None = model.config.expert_mask
-    path = _file(source, MASK_FILE, kwargs)
+    path = _file(source, MASK_FILE, hub)
     if path is None:
         if named is None:
             return
@@ -116,22 +143,20 @@ def remove_uploaded_mask(repo_id: str, token: str | bool | None, revision: str |
         )
 
 
-def _weight_files(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[Path, ...]:
+def _weight_files(source: str | os.PathLike, hub: dict[str, Any], variant: str | None) -> tuple[Path, ...]:
     """The safetensors files that the weights came from; empty if they cannot be told."""
-    variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
-    local = kwargs | {"local_files_only": True}
-    whole = _file(source, f"model{variant}.safetensors", local)
+    middle, local = f".{variant}" if variant else "", hub | {"local_files_only": True}
+    whole = _file(source, f"model{middle}.safetensors", local)
     if whole is not None:
         return (whole,)
-    index = _file(source, f"model.safetensors.index{variant}.json", local)
+    index = _file(source, f"model.safetensors.index{middle}.json", local)
     if index is None:
         return ()
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     return tuple(index.parent / Path(name).name for name in names)
 
 
-def _file(source: str | os.PathLike, name: str, kwargs: dict[str, Any]) -> Path | None:
-    hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
+def _file(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> Path | None:
     path = cached_file(
         source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **hub
     )

@@ -23,6 +23,9 @@ _TABLES: dict[str, dict[str, str | None]] = {
     "transformers.models.auto.modeling_auto": {
         "MODEL_MAPPING": "MonetModel",
         "MODEL_FOR_CAUSAL_LM_MAPPING": "MonetForCausalLM",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING": "MonetForSequenceClassification",
+        "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING": "MonetForTokenClassification",
+        "MODEL_FOR_QUESTION_ANSWERING_MAPPING": "MonetForQuestionAnswering",
     },
 }
 
@@ -41,14 +44,20 @@ def register() -> None:
 
     Only needed with a transformers whose tables have another form than the one `install` knows; it warns then.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    import transformers
 
+    from monet import heads, modeling_monet
     from monet.configuration_monet import MonetConfig
-    from monet.modeling_monet import MonetForCausalLM, MonetModel
 
-    AutoConfig.register(MODEL_TYPE, MonetConfig, exist_ok=True)
-    AutoModel.register(MonetConfig, MonetModel, exist_ok=True)
-    AutoModelForCausalLM.register(MonetConfig, MonetForCausalLM, exist_ok=True)
+    transformers.AutoConfig.register(MODEL_TYPE, MonetConfig, exist_ok=True)
+    for auto_class, model_class in (
+        (transformers.AutoModel, modeling_monet.MonetModel),
+        (transformers.AutoModelForCausalLM, modeling_monet.MonetForCausalLM),
+        (transformers.AutoModelForSequenceClassification, heads.MonetForSequenceClassification),
+        (transformers.AutoModelForTokenClassification, heads.MonetForTokenClassification),
+        (transformers.AutoModelForQuestionAnswering, heads.MonetForQuestionAnswering),
+    ):
+        auto_class.register(MonetConfig, model_class, exist_ok=True)
 
 
 def _enter_names(auto_module: ModuleType) -> None:

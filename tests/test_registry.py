@@ -64,6 +64,9 @@ base = transformers.AutoModel.from_pretrained(sys.argv[1])
 assert type(config) is monet.MonetConfig and type(model) is monet.MonetForCausalLM and type(base) is monet.MonetModel
 assert type(transformers.AutoConfig.for_model(**config.to_dict())) is monet.MonetConfig
 assert type(transformers.AutoModelForCausalLM.from_config(config)) is monet.MonetForCausalLM
+for task in ("SequenceClassification", "TokenClassification", "QuestionAnswering"):
+    head = getattr(transformers, "AutoModelFor" + task).from_config(config)
+    assert type(head) is getattr(monet, "MonetFor" + task)
 print("loaded")"""
     assert python(code, folder) == "loaded"
 
@@ -78,16 +81,20 @@ def test_registration_itself_imports_no_model_code():
 
 def test_public_registration_does_the_same(folder):
     code = """import sys, monet
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 del CONFIG_MAPPING._mapping["monet"], MODEL_FOR_CAUSAL_LM_MAPPING._model_mapping["monet"]
 try:
     AutoConfig.from_pretrained(sys.argv[1])
 except ValueError:
     monet.registry.register()
-print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)"""
-    assert python(code, folder) == "MonetForCausalLM"
+MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING._model_mapping.pop("monet")
+monet.registry.register()
+print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)
+print(type(AutoModelForSequenceClassification.from_pretrained(sys.argv[1])).__name__)"""
+    assert python(code, folder).split() == ["MonetForCausalLM", "MonetForSequenceClassification"]
 
 
 def test_another_form_of_the_tables_is_warned_about():

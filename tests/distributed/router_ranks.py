@@ -40,15 +40,17 @@ def step(case: Case, rank: int, world_size: int) -> dict[str, Tensor]:
     mask = torch.ones_like(tokens)
     if case.padded:
         mask[2:, :10] = 0
+    labels = tokens.masked_fill(mask == 0, -100)
+    num_items = (labels[:, 1:] != -100).sum() / world_size
     if world_size > 1:
         if case.statistics == "global":
             for router in model.routers():
                 router.ranks = GlobalBatch()
-        tokens, mask = tokens.chunk(world_size)[rank], mask.chunk(world_size)[rank]
+        tokens, mask, labels = (whole.chunk(world_size)[rank] for whole in (tokens, mask, labels))
     # a sum over tokens: the mean of the ranks' means would be another one where they are unequally many
     out = model(
-        input_ids=tokens, attention_mask=mask if case.padded else None, labels=tokens.masked_fill(mask == 0, -100),
-        use_cache=False, router_loss=RouterLoss(5.0, 0.5, "firing"), num_items_in_batch=torch.tensor(40.0 / world_size),
+        input_ids=tokens, attention_mask=mask if case.padded else None, labels=labels, use_cache=False,
+        router_loss=RouterLoss(5.0, 0.5, "firing"), num_items_in_batch=num_items,
     )  # fmt: skip
     out.loss.backward()
     results = {f"buffer.{name}": buffer for name, buffer in model.named_buffers() if ".router." in name}

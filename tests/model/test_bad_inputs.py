@@ -250,7 +250,7 @@ def test_the_bomb_is_live(tmp_path):
         ({}, CheckpointError, "no model.safetensors; pickled weights are never read, convert them first"),
         ({"weights_only": False}, CheckpointError, "pickled weights are never read"),
         ({"use_safetensors": False}, ConfigError, "Monet reads safetensors only; convert the checkpoint first"),
-        ({"use_safetensors": None}, ConfigError, "Monet reads safetensors only"),
+        ({"use_safetensors": None}, CheckpointError, "no model.safetensors; pickled weights are never read"),
     ],
     ids=str,
 )
@@ -263,6 +263,19 @@ def test_pickles_are_never_opened(tmp_path, options, error, message):
         with pytest.raises(error, match=message):
             load(tmp_path, **options)
     assert not (tmp_path / "canary").exists()
+
+
+def test_safetensors_are_read_whatever_transformers_default_is(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    MonetForCausalLM.from_pretrained(tmp_path, use_safetensors=None)
+    with pytest.raises(ConfigError, match="use_safetensors='no': Monet reads safetensors only"):
+        MonetForCausalLM.from_pretrained(tmp_path, use_safetensors="no")
+
+
+def test_a_missing_variant_is_named(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no safetensors weights of variant='fp16'; name a variant that is there"):
+        MonetForCausalLM.from_pretrained(tmp_path, variant="fp16")
 
 
 def test_random_weights_are_never_taken_for_loaded_ones(tmp_path):
