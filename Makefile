@@ -1,29 +1,62 @@
 # make demo    set up, then the whole road on real text: prepare, train, export, generate, remove each domain, report
 # make test    set up, then the tests (SLOW=1 adds the slow ones)
-# make check   what CI runs: lint, types, all tests
+# make test-oldest   the same tests with the lowest versions that pyproject.toml allows, in .venv-oldest
+# make test-newest   the same tests with the newest releases, in .venv-newest
+# make smoke   a short check of the newest releases, in .venv-smoke
+# make lint    style, types, dependencies
+# make check   lint, then all tests, slow ones too
+# make pins    write constraints/tested.txt from the newest releases, then run the tests with it before you commit it
 # make evidence     train the models of docs/evidence.md, five hours on one core, and measure its numbers again
 # make clean-demo   forget the demo's run, to start it over
 #
-# PYTHON picks the interpreter of the new environment, TORCH the build of torch it gets; SEED repeats the demo with
-# another seed beside the first run.
+# PYTHON picks the interpreter of a new environment, TORCH the release of torch it gets. PYTEST_ARGS="tests/model -x" runs
+# a part of the tests, SUITE="pytest interpreted aot" some of the three steps. SEED repeats the demo with another seed
+# beside the first run.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.7.1
 SLOW ?=
 PYTEST_ARGS ?=
+SUITE ?= pytest interpreted aot
 SEED ?= 0
 
 BIN := .venv/bin
 DATA := data/demo
 RUN := runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
-.PHONY: demo evidence test check lint clean-demo
+.PHONY: demo evidence test test-oldest test-newest smoke pins lint check clean-demo
 .DELETE_ON_ERROR:
 
-# One resolution for torch and everything else, so that nothing pulls in a second build of torch.
-.venv/.ready: pyproject.toml setup.py
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet "$(TORCH)" --editable ".[dev]"
+# constraints/tested.txt without the pins that a release of torch sets itself, where TORCH asks for another release.
+PINNED_TORCH := $(filter torch==%,$(shell cat constraints/tested.txt 2>/dev/null))
+UNPIN := $(if $(filter $(PINNED_TORCH),$(TORCH)),,^(torch|triton|setuptools)==|)
+# Each environment is one resolution of torch and everything else, so that nothing pulls in a second build of torch.
+SOURCES := pyproject.toml setup.py
+
+# $(call install,FOLDER,REQUIREMENTS): a new environment, or an existing one brought up to date. Older releases of pip
+# cannot build every package.
+define install
+$(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet "pip>=23.2"
+$(1)/bin/python -m pip install --quiet $(2)
+endef
+
+# $(call suite,FOLDER): the tests with that environment.
+define suite
+$(if $(filter pytest,$(SUITE)),$(1)/bin/python -m pytest $(if $(SLOW),-m "") $(PYTEST_ARGS))
+$(if $(filter interpreted,$(SUITE)),TRITON_INTERPRET=1 $(1)/bin/python -m pytest tests/interpreted)
+$(if $(filter aot,$(SUITE)),$(1)/bin/python -m benchmarks.aot)
+endef
+
+.venv/.ready: $(SOURCES) constraints/tested.txt
+	mkdir -p .venv
+	grep -Ev '$(UNPIN)^#' constraints/tested.txt > .venv/constraints.txt
+	$(call install,.venv,--constraint .venv/constraints.txt "$(TORCH)" --editable ".[dev]")
+	touch $@
+
+.venv-oldest/.ready: $(SOURCES) constraints/oldest.txt
+	$(call install,.venv-oldest,--constraint constraints/oldest.txt --editable ".[dev]")
 	touch $@
 
 # Every step keeps what it has finished, so a second `make demo` only repeats what is quick.
@@ -57,14 +90,33 @@ clean-demo:
 	rm -rf $(RUN) $(DATA) $(DATA).partial
 
 test: .venv/.ready
-	$(BIN)/python -m pytest $(if $(SLOW),-m "") $(PYTEST_ARGS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted
-	$(BIN)/python -m benchmarks.aot
+	$(call suite,.venv)
+
+test-oldest: .venv-oldest/.ready
+	$(call suite,.venv-oldest)
+
+# Asked every time: there may be newer releases.
+test-newest:
+	$(call install,.venv-newest,--upgrade --upgrade-strategy eager "$(TORCH)" --editable ".[dev]")
+	$(call suite,.venv-newest)
+
+smoke:
+	$(call install,.venv-smoke,--upgrade --upgrade-strategy eager "$(TORCH)" --editable .)
+	.venv-smoke/bin/python -m tests.smoke
+
+# torch's CUDA build requires one release of triton, the CPU build none; the pin suits both.
+pins:
+	rm -rf .venv-pins
+	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable ".[dev]")
+	.venv-pins/bin/python constraints/pins.py
+	rm -rf .venv-pins
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --warnings --pythonpath $(BIN)/python
+	$(BIN)/deptry .
+	$(BIN)/deptry monet kernels eval --optional-dependencies-dev-groups dev
 
 check: lint
 	$(MAKE) test SLOW=1

@@ -3,9 +3,9 @@
     python -m benchmarks.aot [--sm 80 90] [--json FILE] [--update]
 
 Each module that holds Triton kernels lists its launches in `AOT` (kernels/aot_case.py). Each is compiled with the
-compiler that triton brings along; registers and stack come from the machine code, spills from ptxas. The limits lie in
-benchmarks/aot_limits.json: a figure beyond its limit, a launch without one and a limit without a launch end the command
-with exit code 1. Figures depend on triton's version, which stands in that file too.
+compiler that triton brings along; registers and stack come from the machine code, spills from ptxas. Figures depend on
+triton's release, so benchmarks/aot_limits/ has one file of limits for each. A figure beyond its limit, a launch without
+one, a limit without a launch and a release without a file end the command with exit code 1.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ MODULES = (
     "monet.kernels.vde.triton_mix",
     "monet.kernels.routing.triton_op",
 )
-LIMITS = Path(__file__).with_name("aot_limits.json")
+# A file for each release of triton, VERSION.json.
+LIMITS = Path(__file__).with_name("aot_limits")
 # Shared memory a block may have, bytes: CUDA C programming guide, compute capabilities.
 MAX_SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 # The hardware hands out registers in steps of so many a thread.
@@ -220,7 +221,7 @@ def read_limits(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: unreadable limits ({error!r}); remove it and write it with --update") from error
 
 
-def main(argv: list[str] | None = None, modules: Sequence[str] = MODULES, limits_path: Path = LIMITS) -> int:
+def main(argv: list[str] | None = None, modules: Sequence[str] = MODULES, limits_folder: Path = LIMITS) -> int:
     """Compile, print the table, compare; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sm", type=int, nargs="+", default=[80, 90], help="compute capabilities; 90 is Hopper")
@@ -228,9 +229,11 @@ def main(argv: list[str] | None = None, modules: Sequence[str] = MODULES, limits
     parser.add_argument("--update", action="store_true", help="write the figures found as the new limits")
     options = parser.parse_args(argv)
     try:
-        cases, limits = load_cases(modules), read_limits(limits_path)
+        cases = load_cases(modules)
         import triton
 
+        limits_path = limits_folder / f"{triton.__version__}.json"
+        limits = read_limits(limits_path)
         rows = [measure(case, sm) for case in cases for sm in options.sm]
     except MonetError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -238,14 +241,15 @@ def main(argv: list[str] | None = None, modules: Sequence[str] = MODULES, limits
     print(f"triton {triton.__version__}; memory in bytes, registers a thread\n\n{markdown(rows, COLUMNS)}\n")
     if options.update:
         limits = updated(rows, limits, triton.__version__)
+        limits_folder.mkdir(exist_ok=True)
         atomic_write_json(limits_path, limits)
     if options.json:
         atomic_write_json(options.json, {"triton": triton.__version__, "rows": rows})
     found = problems(rows, limits)
     for problem in found:
         print(problem, file=sys.stderr)
-    if found and limits["triton"] != triton.__version__:
-        print(f"the limits were read with triton {limits['triton']}, this is {triton.__version__}", file=sys.stderr)
+    if not limits_path.is_file():
+        print(f"triton {triton.__version__} has no limits; read the table, then add --update", file=sys.stderr)
     if not found:
         print(f"{len(rows)} launches within their limits")
     return 1 if found else 0

@@ -69,8 +69,12 @@ def backend(op: str, tensor: Tensor) -> str:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Context in which the ops choose their own precision; devices without autocast (meta) need none."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else nullcontext()
+
+
+@torch.compiler.assume_constant_result  # torch 2.10 cannot trace the question
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 def interpreted() -> bool:

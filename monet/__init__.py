@@ -54,4 +54,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULE_OF})
 
 
+importlib.import_module("monet.other_distribution").refuse_other_distribution()
 importlib.import_module("monet.registry").install()

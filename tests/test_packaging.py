@@ -106,7 +106,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert sources and {f"monet/kernels/decode/{name}" for name in sources} <= set(names)
     assert "monet/eval/toxicity/words.safetensors" in names
     assert {"monet/eval/reporting/page.html.j2", "monet/eval/reporting/page.css"} <= set(names)
-    assert all(name.startswith(("monet/", "monet-")) for name in names)
+    assert all(name.startswith(("monet/", "monet_experts-")) for name in names)
     assert any(name.endswith("LICENSE") for name in names)
 
 

@@ -37,7 +37,7 @@ def run(words: list[str]) -> int:
 
         import monet.eval.harness.model  # noqa: F401 - registers the model
     except ImportError as error:
-        raise ConfigError(f"{error.name} is missing; lm-eval runs after: pip install 'monet[eval]'") from None
+        raise ConfigError(f"{error.name} is missing; lm-eval runs after: pip install 'lm-eval[hf]==0.4.13'") from None
     before = sys.argv
     sys.argv = ["lm-eval", *words]
     try:

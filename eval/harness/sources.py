@@ -26,7 +26,7 @@ def quiet_harness() -> Iterator[None]:
         import datasets
         import lm_eval  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"{error.name} is missing; the harness's tasks need it: pip install 'monet[eval]'") from None
+        raise ConfigError(f"{error.name} is missing; its tasks need it: pip install 'lm-eval[hf]==0.4.13'") from None
     logger = logging.getLogger("lm_eval")
     level = logger.level
     were_off = datasets.are_progress_bars_disabled()

@@ -124,7 +124,7 @@ def _out(request: Request) -> str:
 
 
 def _lm_eval(request: Request) -> str:
-    return "" if importlib.util.find_spec("lm_eval") else "pip install 'monet[eval]'"
+    return "" if importlib.util.find_spec("lm_eval") else "pip install 'lm-eval[hf]==0.4.13'"
 
 
 def _folder(request: Request) -> str:

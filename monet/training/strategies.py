@@ -101,7 +101,9 @@ class Zero(Together, DeepSpeedStrategy):
         timeout_minutes: float = 30.0,
     ) -> None:
         if importlib.util.find_spec("deepspeed") is None:
-            raise ConfigError("trainer.strategy: ZeRO needs DeepSpeed, which is not installed: pip install deepspeed")
+            raise ConfigError(
+                "trainer.strategy: ZeRO needs DeepSpeed, which is not installed: pip install 'deepspeed<0.20'"
+            )
         if offload_parameters and stage != 3:
             raise ConfigError(f"trainer.strategy: offload_parameters needs stage 3, got stage {stage}")
         self.timeout = timedelta(minutes=timeout_minutes)

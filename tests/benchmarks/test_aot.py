@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("triton")
 
+import triton
+
 from benchmarks import aot
 from monet.errors import ConfigError
 from tests.benchmarks import toy_kernels as toys
@@ -74,23 +76,32 @@ def test_more_shared_memory_than_the_device_has_is_a_problem_whatever_the_limit(
 
 
 def test_command_fails_until_the_limits_are_written(tmp_path, capsys):
-    path, table = tmp_path / "limits.json", tmp_path / "table.json"
+    folder, table = tmp_path / "limits", tmp_path / "table.json"
+    path = folder / f"{triton.__version__}.json"
     run = ["--sm", "90", "--json", str(table)]
-    assert aot.main(run, TOYS, path) == 1
-    assert "scale fp32" in capsys.readouterr().out and not path.exists()
-    assert aot.main([*run, "--update"], TOYS, path) == 0
-    assert aot.main(run, TOYS, path) == 0
+    assert aot.main(run, TOYS, folder) == 1
+    printed = capsys.readouterr()
+    assert "scale fp32" in printed.out and f"triton {triton.__version__} has no limits" in printed.err
+    assert not folder.exists()
+    assert aot.main([*run, "--update"], TOYS, folder) == 0
+    assert aot.main(run, TOYS, folder) == 0
     assert [row["kernel"] for row in json.loads(table.read_text())["rows"]] == ["scale fp32", "product bf16"]
     limits = json.loads(path.read_text())
     limits["limits"]["sm_90 scale fp32"]["registers"] = 1
-    limits["triton"] = "0.0"
     path.write_text(json.dumps(limits))
-    assert aot.main(run, TOYS, path) == 1
-    assert "triton 0.0" in capsys.readouterr().err
+    assert aot.main(run, TOYS, folder) == 1
+    assert "registers is" in capsys.readouterr().err
+
+
+def test_limits_of_another_release_do_not_count(monkeypatch, tmp_path, capsys):
+    assert aot.main(["--sm", "90", "--update"], TOYS, tmp_path) == 0
+    monkeypatch.setattr(triton, "__version__", "0.0")
+    assert aot.main(["--sm", "90"], TOYS, tmp_path) == 1
+    assert "triton 0.0 has no limits" in capsys.readouterr().err
 
 
 def test_modules_that_give_no_launches_are_refused(monkeypatch, capsys, tmp_path):
-    assert aot.main([], ("monet.kernels.nothing_here",), tmp_path / "limits.json") == ConfigError.exit_code
+    assert aot.main([], ("monet.kernels.nothing_here",), tmp_path) == ConfigError.exit_code
     assert "monet.kernels.nothing_here" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no attribute 'AOT'"):
         aot.load_cases(["monet.kernels.checks"])
@@ -120,7 +131,7 @@ def test_a_launch_that_does_not_fit_its_kernel_is_refused():
 
 def test_interpreted_kernels_are_refused(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert aot.main([], TOYS, tmp_path / "limits.json") == ConfigError.exit_code
+    assert aot.main([], TOYS, tmp_path) == ConfigError.exit_code
     assert "TRITON_INTERPRET" in capsys.readouterr().err
 
 

@@ -196,7 +196,7 @@ def test_a_quantised_cache(form):
     model, ids = tiny_model(form), tokens()
     settings = {"backend": "quanto", "q_group_size": 24, "residual_length": 4}
     got = model.generate(
-        ids, attention_mask=mask_of(ids), cache_implementation="quantized", cache_config=settings,
+        ids, attention_mask=mask_of(ids), cache_implementation="quantized", cache_config=dict(settings),
         **GREEDY | {"max_new_tokens": 12, "min_new_tokens": 12},
     )  # fmt: skip
     cache, wanted, last = QuantizedCache(config=model.config, **settings), ids, ids

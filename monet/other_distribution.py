@@ -1,0 +1,33 @@
+"""Refuses to be imported where the distribution `monet` is installed too.
+
+This project installs as `monet-experts`. On PyPI `monet` is another project, whose files lie in the same folder,
+site-packages/monet: each overwrites files of the other. The installed records tell it without importing anything.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Iterable
+
+
+def refuse_other_distribution(folders: Iterable[str] | None = None) -> None:
+    """Look for the other distribution in `folders`, by default those that Python imports from; under a millisecond.
+
+    An editable installation of this project under its former name, `monet`, owns no file of the package and passes.
+
+    Raises:
+        ImportError: a distribution named `monet` owns monet/__init__.py.
+    """
+    for folder in sys.path if folders is None else folders:
+        for record in glob.iglob(os.path.join(glob.escape(folder or "."), "monet-[0-9]*.dist-info", "RECORD")):
+            with open(record, encoding="utf-8", errors="replace") as lines:
+                if not any(line.startswith("monet/__init__.py,") for line in lines):
+                    continue
+            raise ImportError(
+                f"{os.path.dirname(os.path.abspath(record))}: the distribution 'monet' is another project, or an old "
+                "release of this one. Its files and this package's lie in one folder. Remove it with `pip uninstall "
+                "monet`, then install monet-experts again: `pip install --force-reinstall --no-deps` with your wheel "
+                "or the path of your clone."
+            )
