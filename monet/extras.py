@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-DISTRIBUTION = "monet"  # the name that pip knows
+DISTRIBUTION = "monet-experts"  # the name that pip knows; the import name is monet
 
 
 def install_command(extra: str) -> str:
