@@ -149,7 +149,7 @@ def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch, capsys):
         with pytest.raises(ConfigError, match=install):
             load(tmp_path)
     assert main(["generate", "--model", str(tmp_path), "--prompt", "the cat"]) == 2
-    assert "pip install 'monet[sentencepiece]'" in " ".join(capsys.readouterr().err.split())
+    assert "pip install 'monet-experts[sentencepiece]'" in " ".join(capsys.readouterr().err.split())
     with pytest.warns(UserWarning, match=install):
         assert vocabulary(tmp_path) is None
     refuse_other_tokenizer(str(tmp_path), tmp_path / "nothing")  # what cannot be compared stops no training
