@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from monet.data.tokenizer import load_tokenizer as load_data_tokenizer
 from monet.errors import CheckpointError, ConfigError
 from monet.eval.loading import load_model, open_windows
 from monet.eval.loading import load_tokenizer as load_model_tokenizer
+from monet.extras import install_command
 from monet.model_tokenizer import load_tokenizer, vocabulary
 from monet.training.language_models import refuse_other_tokenizer
 from tests.compat.released import TEXT, write_sentencepiece
@@ -139,7 +141,7 @@ def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     tiny_model().save_pretrained(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"not looked at")
-    install = r"pip install 'monet\[sentencepiece\]'"
+    install = re.escape(install_command("sentencepiece"))
     model = load_model(str(tmp_path), "cpu")
     for load in (
         load_tokenizer,
