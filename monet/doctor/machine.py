@@ -34,6 +34,7 @@ _PURPOSES = {
     "deepspeed": "training with ZeRO",
     "gpu": "flash attention on a GPU",
     "eval": "monet lm-eval, monet eval general, monet eval domains",
+    "sentencepiece": "models whose tokenizer is a tokenizer.model",
     "browser": "tests that look at reports",
 }
 # Languages of `monet eval code` -> programs that each needs, one of every group; what Debian calls them.

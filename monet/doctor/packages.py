@@ -69,10 +69,16 @@ def _public(version: str | None) -> Version | None:
     return None if version is None else Version(Version(version).public)
 
 
-def own_distribution() -> metadata.Distribution | None:
-    """The installed distribution whose `monet` command is ours; None if Monet runs from a folder without one."""
+def _with_our_command() -> list[metadata.Distribution]:
+    """The installed distributions whose `monet` command is ours; one under the former name `monet` comes last."""
     entries = metadata.entry_points(group="console_scripts", name="monet")
-    return next((entry.dist for entry in entries if entry.value == _COMMAND and entry.dist is not None), None)
+    found = [entry.dist for entry in entries if entry.value == _COMMAND and entry.dist is not None]
+    return sorted(found, key=lambda dist: dist.metadata["Name"] == "monet")
+
+
+def own_distribution() -> metadata.Distribution | None:
+    """The distribution that Monet is installed as; None if it runs from a folder without one."""
+    return next(iter(_with_our_command()), None)
 
 
 def required() -> list[Package]:
@@ -160,11 +166,12 @@ def check_installation() -> str:
 
     Raises:
         Fault: another distribution installs a package named `monet`, or Python is too old for the metadata.
-        Caution: there is no installed distribution.
+        Caution: there is no installed distribution, or there are two of ours.
     """
     own = own_distribution()
     own_name = None if own is None else own.metadata["Name"]
-    strangers = sorted(set(metadata.packages_distributions().get("monet", [])) - {own_name})
+    others = {dist.metadata["Name"] for dist in _with_our_command()} - {own_name}
+    strangers = sorted(set(metadata.packages_distributions().get("monet", [])) - others - {own_name})
     folder = Path(monet.__file__).resolve().parent
     if strangers:
         again = "pip install -e ." if own_name is None else f"pip install --force-reinstall --no-deps {own_name}"
@@ -181,4 +188,8 @@ def check_installation() -> str:
     wanted, version = own.metadata["Requires-Python"] or "", ".".join(map(str, sys.version_info[:3]))
     if not SpecifierSet(wanted).contains(version, prereleases=True):
         raise Fault(f"Python {version}; allowed are {wanted}", f"make an environment with Python {wanted}")
+    if others:
+        raise Caution(
+            f"Monet is installed as {own_name} and as {', '.join(others)} too", f"pip uninstall {' '.join(others)}"
+        )
     return f"{own_name} {own.version}, imported from {folder}; Python {version}, allowed are {wanted}"

@@ -40,7 +40,7 @@ def required(monkeypatch):
     """Plant the requirements of the installed distribution."""
 
     def plant(*requires: str, **installed: str) -> None:
-        monkeypatch.setattr(packages, "own_distribution", lambda: FakeDistribution(*requires))
+        monkeypatch.setattr(packages, "_with_our_command", lambda: [FakeDistribution(*requires)])
         monkeypatch.setattr(metadata, "packages_distributions", lambda: {"monet": ["monet-models"]})
         monkeypatch.setattr(packages, "_installed", lambda name: installed.get(name.replace("-", "_")))
 
@@ -259,7 +259,12 @@ def test_another_distribution_with_our_name(required, monkeypatch):
     monkeypatch.setattr(metadata, "packages_distributions", lambda: {"monet": ["monet-models", "monet"]})
     found = find(Check("installation", packages.check_installation, ""))
     assert found.status == "failed" and found.fix.startswith("pip uninstall monet, then install Monet again")
-    monkeypatch.setattr(packages, "own_distribution", lambda: None)
+    former = FakeDistribution()
+    former.metadata.replace_header("Name", "monet")
+    monkeypatch.setattr(packages, "_with_our_command", lambda: [FakeDistribution(), former])
+    found = find(Check("installation", packages.check_installation, ""))
+    assert (found.status, found.fix) == ("warning", "pip uninstall monet")
+    monkeypatch.setattr(packages, "_with_our_command", list)
     monkeypatch.setattr(metadata, "packages_distributions", dict)
     found = find(Check("installation", packages.check_installation, ""))
     assert found.status == "warning" and "pip install -e ." in found.fix
