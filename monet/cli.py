@@ -38,6 +38,11 @@ class Verb(NamedTuple):
 
 
 GROUPS: dict[str, dict[str, Verb]] = {
+    "Installation": {
+        "doctor": Verb(
+            "monet.doctor.command:run", "versions, devices and a self-test; what fails names its fix", all_words=True
+        ),
+    },
     "Data": {
         "data prepare": Verb("monet.data.prepare:prepare", "text -> tokenizer, token shards and a hashed manifest"),
     },

@@ -1,0 +1,163 @@
+"""The `monet doctor` verb: what is installed, what this machine has, and whether Monet computes right numbers on it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from monet import __version__
+from monet.doctor import machine, packages
+from monet.doctor.findings import Check, Finding, find
+
+_HELP = """Look at this installation and test it.
+
+Prints the installed versions beside the allowed and the tested ones, the devices, the compiler and the optional parts.
+Then a self-test compares a tiny model and every kernel that this machine can run with reference numbers. The first run
+on a machine also builds the C++ kernels, which takes about ten seconds.
+
+Exit code 0 if no check failed, 1 otherwise; each line of a failed check says how to fix it. Warnings, skipped checks
+and absent optional parts are no failures."""
+
+
+@dataclass
+class Diagnosis:
+    """What `monet doctor` found.
+
+    Attributes:
+        versions: the required packages; empty if Monet is not installed as a distribution.
+        devices: see `monet.doctor.machine.devices`; empty if torch cannot tell.
+        compiler: see `monet.doctor.machine.compiler`.
+        variables: of the environment, those that change what runs.
+        optional: packages and programs that only some commands need.
+        checks: in the order in which they ran.
+    """
+
+    versions: list[packages.Package]
+    devices: dict[str, Any]
+    compiler: dict[str, str | None]
+    variables: dict[str, str]
+    optional: list[machine.Part]
+    checks: list[Finding] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[Finding]:
+        """The findings of the checks that failed."""
+        return [finding for finding in self.checks if not finding.ok]
+
+    def as_json(self) -> dict[str, Any]:
+        """One object of JSON; docs/troubleshooting.md lists its keys."""
+        kinds = ("installed", "bounds", "tested")
+        return {
+            "ok": not self.failed,
+            "monet": __version__,
+            "versions": {one.name: {kind: getattr(one, kind) for kind in kinds} for one in self.versions},
+            "devices": self.devices,
+            "compiler": self.compiler,
+            "variables": self.variables,
+            "optional": machine.parts_as_json(self.optional),
+            "checks": [finding.as_json() for finding in self.checks],
+        }
+
+
+def run(words: list[str]) -> int:
+    """Run the command line.
+
+    Args:
+        words: after `monet doctor`.
+
+    Returns:
+        0 if no check failed, 1 if one did, 2 for words that it does not know.
+    """
+    parser = argparse.ArgumentParser("monet doctor", description=_HELP, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one object of JSON and nothing else on stdout")
+    try:
+        as_json = parser.parse_args(words).json
+    except SystemExit as stop:  # --help, or an unknown word
+        return stop.code if isinstance(stop.code, int) else 2
+    if as_json:
+        with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints
+            diagnosis = examine()
+        print(json.dumps(diagnosis.as_json(), indent=1))
+    else:
+        from monet.doctor import report
+
+        diagnosis = examine(report.show_surroundings, report.show_finding)
+        report.show_verdict(diagnosis)
+    return 1 if diagnosis.failed else 0
+
+
+def examine(
+    surroundings: Callable[[Diagnosis], None] | None = None, each: Callable[[Finding], None] | None = None
+) -> Diagnosis:
+    """Look at everything and run the self-test.
+
+    Args:
+        surroundings: is called with versions, devices and parts before the self-test starts.
+        each: is called with each finding of a check as it comes.
+    """
+    required = packages.required()
+    found: dict[str, Any] = {}
+
+    def look_at_devices() -> str:
+        found.update(machine.devices())
+        gpus = len(found["gpus"])
+        return f"torch uses the CPU{f' and {gpus} GPU' if gpus else ''}"
+
+    first = [
+        Check("installation", packages.check_installation, "pip install -e . in Monet's folder"),
+        *(package.check() for package in required),
+        Check("devices", look_at_devices, packages.fix_of(required, "torch")),
+    ]
+    findings = [find(check) for check in first]
+    diagnosis = Diagnosis(
+        required, found, machine.compiler(), machine.variables(), machine.optional_parts(packages.of_extras()), findings
+    )
+    extras = [package for package in packages.of_extras() if package.installed is not None]
+    diagnosis.checks += [find(package.check()) for package in extras]
+    if surroundings is not None:
+        surroundings(diagnosis)
+    for check in self_test(required):
+        finding = find(check)
+        diagnosis.checks.append(finding)
+        if each is not None:
+            each(finding)
+    return diagnosis
+
+
+def self_test(required: list[packages.Package]) -> Iterator[Check]:
+    """The checks that compute something; their modules are imported when they run, since an import can fail too.
+
+    Args:
+        required: packages with their bounds, for the fixes.
+    """
+    libraries = packages.fix_of(required, "torch", "transformers")
+    triton = f"{packages.fix_of(required, 'triton')}; until then MONET_KERNELS=torch runs without Triton, more slowly"
+    without = "MONET_CPP=0 runs without the C++ kernels, more slowly"
+
+    chosen = [name for name in machine.variables() if name.startswith("MONET_")]
+
+    def check(name: str, module: str, function: str, fix: str, *arguments: str) -> Check:
+        def run() -> str:
+            return getattr(importlib.import_module(f"monet.doctor.{module}"), function)(*arguments)
+
+        return Check(name, run, f"{fix}; or unset {', '.join(chosen)}" if chosen else fix)
+
+    yield check("golden logits", "selftest", "golden_logits", libraries)
+    yield check("cached generation", "selftest", "cached_generation", packages.fix_of(required, "transformers"))
+    yield check("mask laws", "selftest", "mask_laws", libraries)
+    torch_fix = packages.fix_of(required, "torch")
+    yield check("routing, plain torch", "kernel_paths", "routing", torch_fix, "torch")
+    yield check("expert layers, plain torch", "kernel_paths", "mixing", torch_fix, "torch")
+    yield check("active experts, plain torch", "kernel_paths", "active", torch_fix, "torch")
+    yield check("active experts, C++", "kernel_paths", "active", without, "cpp")
+    yield check("matrix products, torch", "kernel_paths", "torch_products", torch_fix)
+    yield check("matrix products, oneDNN", "kernel_paths", "onednn_products", torch_fix)
+    yield check("routing, Triton", "kernel_paths", "routing", triton, "triton")
+    yield check("expert layers, Triton", "kernel_paths", "mixing", triton, "triton")
+    yield check("active experts, Triton", "kernel_paths", "active", triton, "triton")
