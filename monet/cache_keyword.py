@@ -14,9 +14,20 @@ from transformers.cache_utils import Cache
 from monet.llama_parts import LlamaAttention
 
 CACHE_KEYWORDS = ("cache", "past_key_values")
-CACHE_KEYWORD: str = next(
-    name for name in CACHE_KEYWORDS if name in inspect.signature(LlamaAttention.forward).parameters
-)
+
+
+def _keyword_of_attention() -> str:
+    parameters = inspect.signature(LlamaAttention.forward).parameters
+    for name in CACHE_KEYWORDS:
+        if name in parameters:
+            return name
+    raise ImportError(
+        f"attention of this transformers takes its cache under none of the names {', '.join(CACHE_KEYWORDS)} but among "
+        f"{', '.join(parameters)}; install a release that Monet was tested with (monet doctor names them)"
+    )
+
+
+CACHE_KEYWORD = _keyword_of_attention()
 
 
 def one_cache(

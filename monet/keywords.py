@@ -20,7 +20,8 @@ class AttentionKeywords(TypedDict, total=False):
     max_length_q, max_length_k: tokens of the longest document.
     is_causal: False lets every token attend to all tokens.
     seq_idx: document of every token, from transformers' flattening collator; attention reads the lengths instead.
-    read_index, write_index, block_table, logits_indices, logits_processor_args: of continuous batching.
+    read_index, write_index, block_table, logits_indices, logits_processor_args, max_seqlen_q, max_seqlen_k: of
+        continuous batching; the last two have these names in older releases.
     output_attentions: return attention weights, with `attn_implementation="eager"`.
     output_hidden_states: return the states before every layer and after the last norm.
     num_items_in_batch: of a task head's loss; transformers' heads hand it on, and no attention reads it.
@@ -37,6 +38,8 @@ class AttentionKeywords(TypedDict, total=False):
     block_table: Tensor | None
     logits_indices: Tensor
     logits_processor_args: Any
+    max_seqlen_q: int
+    max_seqlen_k: Any
     output_attentions: bool
     output_hidden_states: bool | int | list[int]
     num_items_in_batch: int | Tensor | None
