@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from tests.model.tiny import FORMS, tiny_model
+from tests.model.tiny import FORMS, byte_tokenizer, tiny_model
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "hugging-face.md"
 
@@ -62,18 +60,6 @@ def sections() -> dict[str, list[str]]:
 
 
 SECTIONS = sections()
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, after three special ones."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", *letters])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=128
-    )
 
 
 def run(title: str, form: str, folder: Path) -> dict[str, Any]:
