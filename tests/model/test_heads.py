@@ -28,7 +28,7 @@ from monet import (
 )
 from monet.errors import CheckpointError
 from monet.modeling_monet import MonetPreTrainedModel
-from tests.model.tiny import FORMS, states_equal, tiny_config, tiny_model, tokens
+from tests.model.tiny import FORMS, byte_tokenizer, states_equal, tiny_config, tiny_model, tokens
 from tests.tolerances import assert_close
 
 AUTO = {
@@ -236,3 +236,39 @@ def test_another_number_of_labels_is_refused(tmp_path):
     MonetForSequenceClassification(tiny_config(num_labels=3)).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="misshapen"):
         MonetForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_reward_model_by_trl(tmp_path, form, adapters):
+    trl = pytest.importorskip("trl")
+    peft = pytest.importorskip("peft")
+    from datasets import Dataset
+
+    tokenizer = byte_tokenizer()
+    tiny_model(form, vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(tmp_path / "lm")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "lm", num_labels=1)
+    rows = [{"chosen": f"good text {number}", "rejected": f"bad words {number}"} for number in range(8)]
+    data = Dataset.from_list(rows)
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules="all-linear") if adapters else None
+    trainer = trl.RewardTrainer(
+        model=model,
+        args=trl.RewardConfig(str(tmp_path), max_steps=20, learning_rate=2e-2, report_to=[], use_cpu=True, bf16=False),
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=tokenizer,
+        peft_config=config,
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_loss"] < 0.5 * before and after["eval_accuracy"] == 1.0
+    trainer.save_model(str(tmp_path / "reward"))
+    if adapters:
+        base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "lm", num_labels=1)
+        again = peft.PeftModel.from_pretrained(base, tmp_path / "reward")
+    else:
+        again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    batch = tokenizer(["good text 1"], return_tensors="pt")
+    assert_close("reward", again.eval()(**batch).logits, trainer.model.eval()(**batch).logits)

@@ -12,6 +12,7 @@ from monet.errors import ConfigError
 from monet.losses import (
     RouterLoss,
     ambiguity_loss,
+    loss_fields,
     next_token_loss,
     projected_loss,
     projects_in_pieces,
@@ -19,6 +20,7 @@ from monet.losses import (
 )
 from monet.router import MonetRouter
 from tests.model.tiny import FORMS, tiny_config, tiny_model, tokens
+from tests.tolerances import assert_close
 
 
 def test_uniformity_of_equal_use_is_log_E():
@@ -229,3 +231,15 @@ def test_training_without_logits_gives_the_same_loss_and_gradients(form):
         assert return_logits == (out.logits is not None) or not hasattr(F, "linear_cross_entropy")
     for whole, pieces in zip(*results, strict=True):
         torch.testing.assert_close(pieces, whole)
+
+
+def test_auxiliary_losses_enter_by_the_share_of_an_accumulated_step():
+    """The loss of a part of a step that holds 3 of the step's 12 labels."""
+    routers = tiny_model().model(tokens(), with_losses=True).router_losses
+    labels = torch.tensor([[5, 7, 9, -100]])
+    lm_loss, weights = torch.tensor(2.0), RouterLoss(0.5, 0.25)
+    whole = loss_fields(lm_loss, routers, weights)["loss"] - lm_loss
+    part = loss_fields(lm_loss, routers, weights, labels, torch.tensor(12))["loss"] - lm_loss
+    assert_close("loss", part, whole / 4)
+    assert torch.equal(loss_fields(lm_loss, routers, weights, labels)["loss"] - lm_loss, whole)
+    assert torch.equal(loss_fields(lm_loss, routers, None, labels, 12)["loss"], lm_loss)

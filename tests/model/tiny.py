@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from monet import MonetConfig, MonetForCausalLM
 
@@ -68,6 +70,18 @@ def tiny_model(form: str = "vertical", seed: int = 0, **changes: Any) -> MonetFo
 def tokens(B: int = 2, T: int = 9, seed: int = 0) -> Tensor:
     """(B, T) token ids without special tokens."""
     return torch.randint(3, 61, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, after three special ones."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=128
+    )
 
 
 def states_equal(first: torch.nn.Module, second: torch.nn.Module) -> bool:

@@ -1,0 +1,93 @@
+"""The examples of docs/hugging-face.md run as they stand, each section on a small model of its own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.model.tiny import FORMS, byte_tokenizer, tiny_model
+
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "hugging-face.md"
+
+# Sections whose feature is not in the package yet, with what they wait for.
+PENDING: dict[str, str] = {
+    "Trainer": "shift_labels out of the forward's signature",
+    "PEFT": "adapters that act on the experts' output projections",
+    "Masks and adapters": "masks on PEFT's wrapper and fingerprints that leave adapters out",
+    "Preferences": "MonetConfig.auto_map",
+    "Quantisation": "loading with a TorchAoConfig",
+    "After loading": "experts on quantised output projections",
+    "int8 by torch": "experts on quantised output projections",
+    "Guidance": "expert_mask in the unconditional forward",
+    "Early exit": "assistant_early_exit",
+    "torch.export": "masks under a dynamic length",
+    "Threads and copies": "context masks of one thread",
+    "Offload and device_map": "experts on offloaded weights",
+    "Layers on the disk": "fingerprints and experts on offloaded weights",
+}
+
+# Sections that need a package beyond the declared dependencies.
+NEEDS = {
+    "PEFT": "peft",
+    "modules_to_save": "peft",
+    "Adapters of several sequences": "peft",
+    "Masks and adapters": "peft",
+    "Supervised fine-tuning": "trl",
+    "Preferences": "trl",
+    "Rewards by a function": "trl",
+    "Reward models": "trl",
+    "Quantisation": "torchao",
+    "After loading": "torchao",
+    "ONNX": "onnxscript",
+}
+
+QUICK = {"Loading", "Heads", "A head of your own", "Assistants", "Threads and copies", "Offload and device_map"}
+
+
+def sections() -> dict[str, list[str]]:
+    """Headings with their Python blocks."""
+    found: dict[str, list[str]] = {}
+    for part in re.split(r"^##+ ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        title, _, body = part.partition("\n")
+        blocks = re.findall(r"^```python\n(.*?)^```$", body, flags=re.MULTILINE | re.DOTALL)
+        if blocks:
+            found[title] = blocks
+    return found
+
+
+SECTIONS = sections()
+
+
+def run(title: str, form: str, folder: Path) -> dict[str, Any]:
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(folder / "my-monet")
+    tiny_model(form, vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(folder / "my-monet")
+    names: dict[str, Any] = {"__name__": "example"}
+    for number, block in enumerate([*SECTIONS["Loading"], *(SECTIONS[title] if title != "Loading" else [])]):
+        exec(compile(block, f"{title}, block {number}", "exec"), names)
+    return names
+
+
+def test_the_lists_name_sections_of_the_page():
+    assert not {*PENDING, *NEEDS, *QUICK} - SECTIONS.keys()
+
+
+@pytest.mark.parametrize(
+    "title", [pytest.param(title, marks=[] if title in QUICK else pytest.mark.slow) for title in SECTIONS]
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_examples_run(form, title, tmp_path, monkeypatch):
+    if title in PENDING:
+        pytest.skip(f"waits for {PENDING[title]}")
+    if title in NEEDS:
+        pytest.importorskip(NEEDS[title])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    try:
+        run(title, form, tmp_path)
+    finally:
+        torch.compiler.reset()
