@@ -107,7 +107,7 @@ class ActiveMasks:
         num_groups = model.config.num_routing_groups
         key = [*common, None, *calls, B, T, device, num_groups]
         last = self._last  # read once: another thread may replace it
-        if last is not None and _same(last[0], key) and _makes_plain_tensors():
+        if last is not None and _makes_plain_tensors() and _same(last[0], key):
             return last[1]
         for mask in calls:
             if not isinstance(mask, ExpertMask | None):
@@ -123,10 +123,10 @@ class ActiveMasks:
                 self.check(model, mask)
         combined = [_combine([*common, mask] if mask is not None else common) for mask in distinct]
         numbers = {id(mask): number for number, mask in enumerate(distinct)}
-        mask_of_token = [numbers[id(mask)] for mask in calls for _ in range(T)]
+        mask_of_sequence = [numbers[id(mask)] for mask in calls]
         # Tensors made in inference mode could not enter a later training step.
         with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-            resolved = [_keep_of_group(combined, mask_of_token, group, device) for group in range(num_groups)]
+            resolved = [_keep_of_group(combined, mask_of_sequence, T, group, device) for group in range(num_groups)]
         if _makes_plain_tensors():
             self._last = (key, resolved)
         return resolved
@@ -134,7 +134,7 @@ class ActiveMasks:
 
 def _makes_plain_tensors() -> bool:
     """False in torch.export and under FakeTensorMode: tensors made there have no values and must not be kept."""
-    return type(torch.empty(0)) is Tensor
+    return not torch.compiler.is_exporting() and type(torch.empty(0)) is Tensor
 
 
 def _remove_last(entries: list[Any], matches: Any) -> None:
@@ -153,7 +153,7 @@ def _combine(masks: list[ExpertMask]) -> ExpertMask | None:
 
 
 def _keep_of_group(
-    masks: list[ExpertMask | None], mask_of_token: list[int], group: int, device: torch.device
+    masks: list[ExpertMask | None], mask_of_sequence: list[int], T: int, group: int, device: torch.device
 ) -> Keep | None:
     """Stack the masks that remove something in this group; tokens of the other masks are exempt (index -1)."""
     rows = [None if mask is None or mask.removed_per_group[group] == 0 else mask.keep_REE[group] for mask in masks]
@@ -166,4 +166,5 @@ def _keep_of_group(
         return Keep(weights_SEE)
     numbers = iter(range(len(removing)))
     stacked_at = torch.tensor([-1 if row is None else next(numbers) for row in rows], device=device)
-    return Keep(weights_SEE, stacked_at[torch.tensor(mask_of_token, device=device)])
+    index_B = stacked_at[torch.tensor(mask_of_sequence, device=device)]
+    return Keep(weights_SEE, index_B.unsqueeze(1).expand(-1, T).flatten())

@@ -13,23 +13,6 @@ from tests.model.tiny import FORMS, byte_tokenizer, tiny_model
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "hugging-face.md"
 
-# Sections whose feature is not in the package yet, with what they wait for.
-PENDING: dict[str, str] = {
-    "Trainer": "shift_labels out of the forward's signature",
-    "PEFT": "adapters that act on the experts' output projections",
-    "Masks and adapters": "masks on PEFT's wrapper and fingerprints that leave adapters out",
-    "Preferences": "MonetConfig.auto_map",
-    "Quantisation": "loading with a TorchAoConfig",
-    "After loading": "experts on quantised output projections",
-    "int8 by torch": "experts on quantised output projections",
-    "Guidance": "expert_mask in the unconditional forward",
-    "Early exit": "assistant_early_exit",
-    "torch.export": "masks under a dynamic length",
-    "Threads and copies": "context masks of one thread",
-    "Offload and device_map": "experts on offloaded weights",
-    "Layers on the disk": "fingerprints and experts on offloaded weights",
-}
-
 # Sections that need a package beyond the declared dependencies.
 NEEDS = {
     "PEFT": "peft",
@@ -73,7 +56,7 @@ def run(title: str, form: str, folder: Path) -> dict[str, Any]:
 
 
 def test_the_lists_name_sections_of_the_page():
-    assert not {*PENDING, *NEEDS, *QUICK} - SECTIONS.keys()
+    assert not {*NEEDS, *QUICK} - SECTIONS.keys()
 
 
 @pytest.mark.parametrize(
@@ -81,8 +64,6 @@ def test_the_lists_name_sections_of_the_page():
 )
 @pytest.mark.parametrize("form", FORMS)
 def test_the_examples_run(form, title, tmp_path, monkeypatch):
-    if title in PENDING:
-        pytest.skip(f"waits for {PENDING[title]}")
     if title in NEEDS:
         pytest.importorskip(NEEDS[title])
     monkeypatch.chdir(tmp_path)
