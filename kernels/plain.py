@@ -77,7 +77,7 @@ def traced(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) 
     return reference(step, inputs, weights) if step.keep is None else _untraced(step, inputs, weights)
 
 
-@torch.compiler.disable
+@torch.compiler.disable()
 def _untraced(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
     # How many keys are active depends on the data, which a graph cannot follow.
     from monet.kernels.mix_project import reference

@@ -1,6 +1,6 @@
 """The modelling file of an export: with it a folder loads where this package is not installed.
 
-The file is made of this package's own sources (see `monet/bundle.py`), in plain torch. It holds the classes that
+The file is made of this package's own sources (see `monet/bundle/`), in plain torch. It holds the classes that
 transformers' Auto classes know for Monet, and all that these need: loading with its checks, masks, generation, losses.
 """
 
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from monet import __version__
-from monet.bundle import Bundle
+from monet.bundle.bundle import Bundle
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError
 from monet.files import atomic_write_json, atomic_write_text
@@ -25,9 +25,10 @@ _STAND_INS = {
     "monet.kernels.dispatch": _PLAIN,
     "monet.kernels.mix_project_op": _PLAIN,
 }
-# What transformers itself needs; it refuses a modelling file that imports a package which is not installed.
-_PACKAGES = ("huggingface_hub", "numpy", "safetensors", "torch", "transformers")
-_REFUSED = ("monet.cli", "monet.data", "monet.eval", "monet.kernels.decode", "monet.registry", "monet.training")
+# What torch and transformers themselves need; a modelling file that imports another package may be refused.
+_PACKAGES = ("huggingface_hub", "numpy", "safetensors", "torch", "transformers", "typing_extensions")
+_REFUSED = ("monet.bundle", "monet.cli", "monet.data", "monet.eval", "monet.export", "monet.kernels.decode",
+            "monet.registry", "monet.remote_code", "monet.training")  # fmt: skip
 
 _HEADER = '''"""Monet {version} in one file: mixtures of monosemantic experts (arXiv 2412.04139) for transformers.
 
