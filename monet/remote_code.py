@@ -48,6 +48,18 @@ Licence: Apache-2.0, http://www.apache.org/licenses/LICENSE-2.0. The file comes 
 from __future__ import annotations
 '''
 
+_FOOTER = """
+# {rule}
+# The heads of transformers make the model below them through AutoModel, which must know the class of this file.
+# {rule}
+
+
+from transformers import AutoModel
+
+AutoModel.register(MonetConfig, {base}, exist_ok=True)
+"""
+_RULE = "-" * 118
+
 
 def auto_map() -> dict[str, str]:
     """What config.json says about the modelling file: each Auto class that knows Monet, and the class it makes."""
@@ -74,17 +86,20 @@ def modelling_source() -> str:
     Raises:
         BundleError: a module of this package holds something that the file cannot hold.
     """
-    roots = sorted({(cls.__module__, cls.__name__) for cls in _classes().values()})
+    classes = _classes()
+    roots = sorted({(cls.__module__, cls.__name__) for cls in classes.values()})
     bundle = Bundle(roots, _STAND_INS, _PACKAGES, _REFUSED)
     header = _HEADER.format(version=__version__)
-    source = f"{header}\n{bundle.imports()}\n\n" + "\n\n\n".join(bundle.sections(_heading)) + "\n"
+    sections = "\n\n\n".join(bundle.sections(_heading))
+    footer = _FOOTER.format(rule=_RULE, base=classes["AutoModel"].__name__)
+    source = f"{header}\n{bundle.imports()}\n\n{sections}\n\n{footer}"
     compile(source, MODELLING_FILE, "exec")
     return source
 
 
 def _heading(module: str, summary: str) -> str:
     lines = [f"{module}:", *summary.splitlines()]
-    return "\n".join(["# " + "-" * 118, *(f"# {line}".rstrip() for line in lines), "# " + "-" * 118])
+    return "\n".join([f"# {_RULE}", *(f"# {line}".rstrip() for line in lines), f"# {_RULE}"])
 
 
 def add_remote_code(folder: Path) -> None:

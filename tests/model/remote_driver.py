@@ -59,15 +59,20 @@ def module_of(model: Any) -> Any:
 
 def main(folder: str, results: str, scratch: str) -> None:
     sys.modules["monet"] = None  # type: ignore[assignment]  # importing it fails from here on
+    import transformers
     from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     module = module_of(model)
     assert module.__name__.startswith("transformers_modules."), module.__name__
     assert isinstance(AutoConfig.from_pretrained(folder, trust_remote_code=True), module.MonetConfig)
-    assert type(AutoModel.from_pretrained(folder, trust_remote_code=True)).__name__ == "MonetModel"
+    # AutoModel last: by then a head must have found its body without it
+    for auto in sorted(set(model.config.auto_map) - {"AutoConfig"}, reverse=True):
+        made = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
+        assert f"modeling_monet.{type(made).__name__}" == model.config.auto_map[auto], auto
+        assert made.expert_mask == model.expert_mask, auto
     model.save_pretrained(scratch)
     again = AutoModelForCausalLM.from_pretrained(scratch, trust_remote_code=True)
     assert (Path(scratch) / "modeling_monet.py").read_text() == (Path(folder) / "modeling_monet.py").read_text()
