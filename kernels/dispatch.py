@@ -15,15 +15,18 @@ import importlib
 import logging
 import os
 import warnings
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from monet.kernels.plain import IMPLEMENTATIONS
+from monet.kernels.plain import enter_torch as enter_torch
+from monet.kernels.plain import without_autocast as without_autocast
+
 _log = logging.getLogger("monet.kernels")
 
-_IMPLEMENTATIONS: dict[str, dict[str, Any]] = {"torch": {}, "triton": {}}
+_IMPLEMENTATIONS: dict[str, dict[str, Any]] = {"torch": IMPLEMENTATIONS, "triton": {}}
 # Imported on first use: nothing but these modules imports triton.
 _TRITON = {
     "active_experts": "monet.kernels.decode.triton_op:active_experts",
@@ -36,17 +39,6 @@ _TRITON = {
 _WRONG_IN_BFLOAT16 = ("active_experts", "horizontal_mixing", "vertical_mixing")
 _BACKENDS = ("auto", "torch", "triton")
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-def enter_torch(op: str, implementation: Any) -> None:
-    """Enter the plain torch implementation of `op`.
-
-    Raises:
-        ValueError: the op has one already.
-    """
-    if op in _IMPLEMENTATIONS["torch"]:
-        raise ValueError(f"op {op!r} has a torch implementation already")
-    _IMPLEMENTATIONS["torch"][op] = implementation
 
 
 def resolve(op: str, tensor: Tensor) -> Any:
@@ -65,16 +57,6 @@ def backend(op: str, tensor: Tensor) -> str:
         ValueError: as `resolve`.
     """
     return _choose(op, tensor.device.type, tensor.dtype, os.environ.get("MONET_KERNELS", "auto"), interpreted())
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Context in which the ops choose their own precision; devices without autocast (meta) need none."""
-    return torch.autocast(device.type, enabled=False) if _has_autocast(device.type) else nullcontext()
-
-
-@torch.compiler.assume_constant_result  # torch 2.10 cannot trace the question
-def _has_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device)
 
 
 def interpreted() -> bool:

@@ -49,12 +49,14 @@ def export(
     checkpoint: Path | None = None,
     tokenizer: Path | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    remote_code: bool = False,
 ) -> None:
     """Turn a training checkpoint into a Hugging Face model folder.
 
     Every weight is mapped by name in both directions, or nothing is written. Weights are read, cast and written one
     file at a time: the model is never in memory as a whole. The folder holds config.json, model.safetensors,
-    generation_config.json, the tokenizer, README.md (model card) and provenance.json.
+    generation_config.json, the tokenizer, README.md (model card) and provenance.json; with remote_code also
+    modeling_monet.py.
 
     Args:
         out: folder to make; it must not exist yet.
@@ -62,9 +64,14 @@ def export(
         checkpoint: one checkpoint folder, RUN/checkpoints/step-00000000.
         tokenizer: tokenizer folder; None takes the one in the run's folder.
         dtype: data type of the exported weights; float32 keeps the checkpoint's bits. Router statistics stay float32.
+        remote_code: also write the model's code as modeling_monet.py, so that the folder loads where monet is not
+            installed: AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True), with torch, transformers,
+            safetensors and numpy. That code is plain torch, without the Triton and C++ kernels.
     """
     import torch
 
+    from monet import MonetConfig
+    from monet.remote_code import add_remote_code
     from monet.training import tensor_files
     from monet.training.checkpoint import read_weights
 
@@ -77,6 +84,10 @@ def export(
     converted = sentencepiece_tokenizer(str(tokenizer))
     with torch.device("meta"):  # names, shapes and data types without content
         model = _class_and_config(folder)
+    if remote_code and not isinstance(model.config, MonetConfig):
+        raise ConfigError(
+            "remote_code = true, but the run trained a LLaMA; transformers has its code, leave the option out"
+        )
     _check_vocabulary(tokenizer, model.config.vocab_size)
     stored = read_weights(folder)
     check_fit(stored, released_tensors(model), f"checkpoint {folder}")
@@ -87,6 +98,8 @@ def export(
     with atomic_directory(out) as target:
         model.config.dtype, model.config.architectures = getattr(torch, dtype), [type(model).__name__]
         model.config.save_pretrained(target)
+        if remote_code:
+            add_remote_code(target)
         model.generation_config.save_pretrained(target)
         mode = (target / "config.json").stat().st_mode
         files = tensor_files.plan("model", weights)
@@ -98,7 +111,7 @@ def export(
         if converted is not None:  # so that the export loads without sentencepiece
             converted.save_pretrained(target)
         _check_written(weights, target)
-        card = model_card(model, provenance)
+        card = model_card(model, provenance, remote_code)
         (target / "README.md").write_text(card, encoding="utf-8")
         (target / "provenance.json").write_text(json.dumps(vars(provenance), indent=2) + "\n", encoding="utf-8")
     print(f"exported step {provenance.step} of {folder} to {out}")
@@ -265,8 +278,8 @@ def _validation_at(run: Path, step: int) -> dict[str, Any] | None:
     return found
 
 
-def model_card(model: LanguageModel, provenance: Provenance) -> str:
-    """README.md of an exported model: what it is, how to load it, where it comes from."""
+def model_card(model: LanguageModel, provenance: Provenance, remote_code: bool = False) -> str:
+    """README.md of an exported model: what it is, how to load it (also without Monet), where it comes from."""
     from monet import MonetConfig
 
     c = model.config
@@ -292,7 +305,8 @@ def model_card(model: LanguageModel, provenance: Provenance) -> str:
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     card = _CARD if isinstance(c, MonetConfig) else _TWIN_CARD
-    return card.format(table=table, validation=_validation_table(provenance.validation))
+    alone = _CARD_REMOTE_CODE.format(version=provenance.monet_version) if remote_code else ""
+    return card.format(table=table, remote_code=alone, validation=_validation_table(provenance.validation))
 
 
 def _validation_table(validation: dict[str, Any] | None) -> str:
@@ -326,7 +340,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH")
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
-
+{remote_code}
 | | |
 | --- | --- |
 {table}
@@ -337,6 +351,20 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 
 Architecture: Park, Ahn, Kim, Kang, "Monet: Mixture of Monosemantic Experts for Transformers", ICLR 2025
 (arXiv 2412.04139).
+"""
+
+_CARD_REMOTE_CODE = """
+Where the package Monet is not installed, torch, transformers, safetensors and numpy are enough:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+```
+
+This runs `modeling_monet.py` from this folder. The file was generated from Monet {version} and computes the same in
+plain torch, without Monet's faster kernels. It loads and applies an expert mask that is saved in the folder.
 """
 
 _TWIN_CARD = """---

@@ -8,10 +8,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import monet
 from monet.export import export, load_checkpoint_model
 from monet.generate import generate
+from monet.remote_code import auto_map, modelling_source
 from monet.training.cli import main
 from tests.training.runs import SHAPE
 
@@ -93,6 +95,22 @@ def test_one_checkpoint_can_be_chosen_and_cast(run, tmp_path):
     assert weights["model.layers.0.router.norm1.running_var"].dtype == torch.float32
     assert json.loads((tmp_path / "half" / "provenance.json").read_text())["step"] == 2
     assert monet.MonetForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+
+
+def test_remote_code_comes_with_the_model_on_demand(run, tmp_path):
+    """What the file computes is in tests/model/test_remote_code.py."""
+    assert not (run / "out" / "modeling_monet.py").exists()
+    assert "auto_map" not in json.loads((run / "out" / "config.json").read_text())
+    assert "trust_remote_code" not in (run / "out" / "README.md").read_text()
+    out = tmp_path / "out"
+    export(out, run=run / "run", remote_code=True)
+    assert (out / "modeling_monet.py").read_text() == modelling_source()
+    plain = {**json.loads((run / "out" / "config.json").read_text()), "auto_map": auto_map()}
+    assert json.loads((out / "config.json").read_text()) == plain
+    assert 'from_pretrained("PATH", trust_remote_code=True)' in (out / "README.md").read_text()
+    assert load_file(out / "model.safetensors").keys() == load_file(run / "out" / "model.safetensors").keys()
+    assert type(AutoModelForCausalLM.from_pretrained(out)) is monet.MonetForCausalLM
+    generate(out, "the cat", max_new_tokens=3)
 
 
 def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch):

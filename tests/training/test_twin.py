@@ -35,6 +35,8 @@ def test_a_killed_run_of_the_twin_continues_bit_for_bit_and_exports(train, tmp_p
     assert entry["loss"] == entry["lm_loss"] < read_log(whole.run_dir)[0]["loss"]
     assert entry["grad_norm"] > 0 and entry["tokens_per_second"] > 0
 
+    with pytest.raises(ConfigError, match="remote_code"):
+        export(tmp_path / "out", run=whole.run_dir, remote_code=True)
     export(tmp_path / "out", run=whole.run_dir)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"] and config["model_type"] == "llama"
