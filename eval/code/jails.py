@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import random
 import re
 import shlex
@@ -21,12 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from monet.eval.code.launch import FILTER_FD, filter_program
 from monet.eval.code.limits import MEBIBYTE, Limits
 
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 # Runtimes keep links and settings there; nothing else of that folder is shown.
 _SETTINGS = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "java*", "php*", "localtime")
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+# Not zero: a shared mapping of it is memory that belongs to no process.
+_DEVICES = ("null", "full", "random", "urandom")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INODES = 20_000
 # Leads to the working folder, unless something that is shown lies below it.
@@ -119,6 +122,15 @@ def _unprivileged(user: int | None) -> list[str]:
     return [_tool("setpriv"), *becomes, "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
 
 
+def _hidden() -> list[str]:
+    """Files of /proc that tell of the caller's keys."""
+    return [path for path in ("/proc/keys", "/proc/key-users") if os.path.exists(path)]
+
+
+def _launched(where: str) -> list[str]:
+    return [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), where]
+
+
 class Bubblewrap:
     """bwrap(1): the sandbox of Flatpak."""
 
@@ -133,6 +145,7 @@ class Bubblewrap:
     def command(self, script: str, folder: Path, view: Sequence[Path], limits: Limits) -> list[str]:
         user = foreign_user()
         words = [
+            *_launched(str(os.getpid())),
             _tool("bwrap"),
             "--die-with-parent",
             "--unshare-ipc",
@@ -155,8 +168,10 @@ class Bubblewrap:
         words += ["--proc", "/proc", "--dir", "/dev", "--ro-bind", str(folder / "program"), "/program"]
         for device in _DEVICES:
             words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+        words += [word for path in _hidden() for word in ("--ro-bind", "/dev/null", path)]
         words += ["--perms", "1777", "--size", str(limits.disk_mb * MEBIBYTE), "--tmpfs", "/box"]
         words += [*(["--symlink", "box", "/tmp"] if _TEMPORARY not in parents else [])]
+        words += ["--seccomp", str(FILTER_FD)] if filter_program(platform.machine()) else []
         words += ["--remount-ro", "/", "--chdir", "/box", "--"]
         drop = [] if user is None else _unprivileged(user)
         return [*words, *drop, *_limited(limits), "/bin/sh", "-c", script]
@@ -179,9 +194,9 @@ class Namespaces:
         inside = [*_unprivileged(foreign_user()), *_limited(limits), "/bin/sh", "-c", script]
         mapped = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         spaces = ["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
-        guard = [_tool("setpriv"), "--pdeathsig", "KILL"]
         build = self._build(root, folder / "program", view, limits)
-        return [*guard, _tool("unshare"), *mapped, *spaces, "/bin/sh", "-c", f"{build}\nexec {shlex.join(inside)}"]
+        filtered = [*_launched("inside"), "/bin/sh", "-c", f"{build}\nexec {shlex.join(inside)}"]
+        return [*_launched(str(os.getpid())), _tool("unshare"), *mapped, *spaces, *filtered]
 
     def _build(self, root: Path, program: Path, view: Sequence[Path], limits: Limits) -> str:
         """The script that makes the root: nothing that is not bound here exists inside."""
@@ -199,6 +214,7 @@ class Namespaces:
         lines += [f"touch dev/{name}; mount --bind /dev/{name} dev/{name}" for name in _DEVICES]
         lines += [
             "mount -t proc -o nosuid,nodev,noexec proc proc",
+            *(f"mount --bind dev/null .{path}; mount -o remount,bind,ro .{path}" for path in _hidden()),
             # System V shared memory lives on without a process, and nobody needs it
             "echo 0 2> dev/null > proc/sys/kernel/shmall || true",
             f"mount -t tmpfs -o size={limits.disk_mb}m,nr_inodes={_INODES},mode=1777,nosuid,nodev box box",

@@ -8,6 +8,7 @@ takes a little more memory, disk and processes than it may, all of which it give
 
 import contextlib
 import json
+import mmap
 import os
 import signal
 import socket
@@ -15,11 +16,20 @@ import sys
 import time
 from typing import Any
 
+try:
+    import ctypes
+except ImportError:  # an interpreter without it cannot try
+    ctypes = None
+
+_VSOCK, _NEW_USER = 40, 0x10000000
 task: dict[str, Any] = {}
 
 
 def network() -> bool:
-    """No connection, and no interface but the loop."""
+    """No connection, no interface but the loop, and no socket to the host of a virtual machine."""
+    with contextlib.suppress(OSError):
+        socket.socket(_VSOCK, socket.SOCK_STREAM).close()
+        return False
     names = {name for _, name in socket.if_nameindex()}
     try:
         socket.create_connection(("127.0.0.1", task["port"]), timeout=2).close()
@@ -63,7 +73,11 @@ def disk() -> bool:
 
 
 def memory() -> bool:
-    """Twice the memory cannot be had."""
+    """Twice the memory cannot be had, and none that belongs to no process."""
+    for take in (lambda: mmap.mmap(-1, mmap.PAGESIZE).close(), lambda: os.close(os.memfd_create("probe"))):
+        with contextlib.suppress(OSError, AttributeError):
+            take()
+            return False
     try:
         return len(bytearray(2 * task["memory"])) < 0
     except MemoryError:
@@ -90,7 +104,9 @@ def processes() -> bool:
 
 
 def privileges() -> bool:
-    """Not a single capability, and no program that gives one."""
+    """Not a single capability, no program that gives one, and no user namespace that does."""
+    if ctypes is not None and ctypes.CDLL(None).unshare(_NEW_USER) == 0:
+        return False
     status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)  # noqa: SIM115
     none = all(int(status[name].strip(), 16) == 0 for name in ("CapPrm", "CapEff", "CapAmb"))
     return none and int(status["NoNewPrivs"]) == 1

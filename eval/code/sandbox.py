@@ -176,10 +176,11 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits, mark: bytes) -> tup
                 if available_memory() < most // 4:
                     return bytes(output) + _SHORT, "sandbox error", seconds
                 if has_begun and seconds > limits.wall_seconds:
+                    # a program can starve itself, so that it failed is said of a starved one, too
                     if not _is_starved(tree, seconds):
                         return bytes(output), "timeout", seconds
                     if seconds > _PATIENCE * limits.wall_seconds:
-                        return bytes(output) + _BUSY, "sandbox error", seconds
+                        return bytes(output) + _BUSY, "timeout", seconds
 
 
 def _is_starved(tree: Tree, seconds: float) -> bool:

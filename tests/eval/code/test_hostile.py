@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -11,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from monet.eval.code import launch
 from monet.eval.code import sandbox as module
 from monet.eval.code.jails import LimitsOnly
 from monet.eval.code.processes import is_running, look_at_tree
 from monet.eval.code.sandbox import Sandbox
 from tests.eval.code.conftest import attack
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can play another user")
@@ -109,3 +113,77 @@ def test_the_umask_does_not_matter(sandbox, python, mask):
         os.umask(before)
     shown = sandbox.run({"x": "1"}, "stat -c %a $PROGRAM $PROGRAM/x")
     assert shown.output.split() == ["755", "644"]
+
+
+# Each takes memory that belongs to no process, so that neither a limit nor the watch of processes sees it.
+UNSEEN = {
+    "anonymous shared": "import mmap; mmap.mmap(-1, 1 << 20)",
+    "shared zeros": "import mmap, os; mmap.mmap(os.open('/dev/zero', os.O_RDWR), 1 << 20)",
+    "memfd": "import os; os.memfd_create('x')",
+    "System V": "from ctypes import CDLL\nif CDLL(None).shmget(0, 1 << 20, 0o1600) < 0: raise OSError",
+}
+# Each gets something that a namespace of its own does not shut out.
+UNSHUT = {
+    "a user namespace": "from ctypes import CDLL\nif CDLL(None).unshare(0x10000000) < 0: raise OSError",
+    "a process in a user namespace": "from ctypes import CDLL\nimport platform\nnumber = {'x86_64': 56, 'aarch64': 220}"
+    "[platform.machine()]\nif CDLL(None).syscall(number, 0x10000011, 0, 0, 0, 0) < 0: raise OSError",
+    "the machine's host": "import socket; socket.socket(40, socket.SOCK_STREAM)",
+    "cryptography of the kernel": "import socket; socket.socket(38, socket.SOCK_SEQPACKET)",
+    "io_uring": "from ctypes import CDLL, create_string_buffer\n"
+    "if CDLL(None).syscall(425, 4, create_string_buffer(120)) < 0: raise OSError",
+}
+
+
+@pytest.mark.parametrize("program", [*UNSEEN.values(), *UNSHUT.values()], ids=[*UNSEEN, *UNSHUT])
+def test_what_namespaces_do_not_shut_out_is_refused(sandbox, python, program):
+    outcome = attack(sandbox, python, program)
+    assert outcome.status == "failed" and "Error" in outcome.output
+
+
+def test_threads_and_processes_still_start(sandbox, python):
+    program = (
+        "import os, socket, subprocess, threading\nthread = threading.Thread(target=print, args=['thread'])\n"
+        "thread.start(); thread.join()\nprint(subprocess.run(['echo', 'child'], capture_output=True).stdout)\n"
+        "socket.socketpair(); socket.socket(); bytearray(50 << 20)"
+    )
+    outcome = attack(sandbox, python, program)
+    assert outcome.status == "ok" and "thread" in outcome.output and "child" in outcome.output
+
+
+@pytest.mark.skipif(platform.machine() not in launch._NUMBERS, reason="numbers of system calls are not known")
+def test_keys_of_the_caller_are_out_of_reach_and_none_stay(sandbox, python):
+    """The caller holds a key in its session keyring; the program looks for it and leaves one of its own."""
+    add, control = (launch._NUMBERS[platform.machine()][name] for name in ("add_key", "keyctl"))
+    mine, theirs = uuid.uuid4().hex, uuid.uuid4().hex
+    look = (
+        "from ctypes import CDLL, create_string_buffer\nlibrary, found = CDLL(None), create_string_buffer(99)\n"
+        f"library.syscall({add}, b'user', b'{theirs}', b'x', 1, -3)\n"
+        f"key = library.syscall({control}, 10, -3, b'user', b'{mine}', 0)\n"
+        f"library.syscall({control}, 11, key, found, 99)\nprint(found.value)\nprint(open('/proc/keys').read())"
+    )
+    caller = (
+        "import json, sys\nfrom ctypes import CDLL\nfrom pathlib import Path\nfrom monet.eval.code.jails import *\n"
+        "from monet.eval.code.limits import Limits\nfrom monet.eval.code.sandbox import Sandbox\n"
+        f"if CDLL(None).syscall({control}, 1, None) < 0: sys.exit(77)\n"
+        f"if CDLL(None).syscall({add}, b'user', b'{mine}', b'hunter2', 7, -3) < 0: sys.exit(77)\n"
+        f"box = Sandbox({type(sandbox.jail).__name__}(), {{}}, {{}}, Limits(cpu_seconds=30, wall_seconds=300))\n"
+        f"view = [Path(path) for path in {[str(path) for path in python.view]}]\n"
+        f"print(box.run({{'look.py': {look!r}}}, {python.command + ' -S $PROGRAM/look.py'!r}, view).output)\n"
+        "print('after:', open('/proc/keys').read())"
+    )
+    ran = subprocess.run([sys.executable, "-c", caller], capture_output=True, text=True, cwd=ROOT,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    if ran.returncode == 77:
+        pytest.skip("the kernel has no keyrings here")
+    inside, _, after = ran.stdout.partition("after:")
+    assert "b''" in inside and "hunter2" not in inside and mine[:16] not in inside, ran
+    assert mine[:16] in after and theirs[:16] not in after
+
+
+def test_a_run_ends_when_its_last_process_is_gone(sandbox, python):
+    daemon = (
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    [os.close(n) for n in range(3)]\n"
+        "    x = bytearray(200 << 20)\n    time.sleep(600)\ntime.sleep(0.2)"
+    )
+    for _ in range(5):
+        assert attack(sandbox, python, daemon).status == "ok"  # `attack` looks for what was left

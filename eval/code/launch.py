@@ -1,0 +1,130 @@
+"""Starts a jail, or the program in one, without what a kernel shares beyond namespaces. Started as a file, on its own.
+
+    python launch.py PARENT WORDS...    a session keyring of its own; waits until the last process of the jail is gone
+    python launch.py inside WORDS...    the filter of system calls, then WORDS in place of this process
+
+PARENT is the process that starts this one; everything dies with it.
+
+The filter refuses user namespaces (which give a program mounts, and with them memory without bound), keyrings, sockets
+but for IP, Unix and netlink (a virtual machine's host listens on others), io_uring (which makes sockets past a
+filter), and memory that belongs to no process: anonymous shared mappings, memfd and System V.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import signal
+import struct
+import sys
+
+FILTER_FD = 9
+_DIES_WITH_PARENT, _BECOMES_PARENT_OF_ORPHANS, _SET_SECCOMP = 1, 36, 22
+_JOIN_SESSION_KEYRING = 1
+_NEW_USER = 0x10000000
+_ANONYMOUS_SHARED = 0x21
+_SOCKETS = (1, 2, 10, 16)
+_X32 = 0x40000000
+# machine -> the kernel's name of it, and numbers of system calls
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_NUMBERS = {
+    "x86_64": {"clone": 56, "unshare": 272, "setns": 308, "socket": 41, "mmap": 9, "shmget": 29, "memfd_create": 319,
+               "add_key": 248, "request_key": 249, "keyctl": 250},
+    "aarch64": {"clone": 220, "unshare": 97, "setns": 268, "socket": 198, "mmap": 222, "shmget": 194,
+                "memfd_create": 279, "add_key": 217, "request_key": 218, "keyctl": 219},
+}  # fmt: skip
+_EVERYWHERE = {"clone3": 435, "io_uring_setup": 425, "memfd_secret": 447}
+# As a kernel would answer that lacks them; libraries then use what is older.
+_REFUSED = {
+    "clone3": errno.ENOSYS, "io_uring_setup": errno.ENOSYS, "memfd_secret": errno.ENOSYS, "memfd_create": errno.ENOSYS,
+    "shmget": errno.ENOSYS, "add_key": errno.ENOSYS, "request_key": errno.ENOSYS, "keyctl": errno.ENOSYS,
+    "setns": errno.EPERM,
+}  # fmt: skip
+
+_LOAD, _AND, _EQUAL, _LEAST, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _ERROR = 0x7FFF0000, 0x00050000
+
+
+def _code(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
+    """One instruction of classic BPF; `yes` and `no` are how many to leap over."""
+    return struct.pack("=HBBI", code, yes, no, value)
+
+
+def _argument(number: int) -> bytes:
+    return _code(_LOAD, 16 + 8 * number)  # its lower half, on machines that are little-endian
+
+
+def _rule(number: int, body: list[bytes]) -> list[bytes]:
+    """Instructions for one system call; what they let through goes on with the next rule."""
+    return [_code(_LOAD, 0), _code(_EQUAL, number, 0, len(body)), *body]
+
+
+def filter_program(machine: str) -> bytes:
+    """The filter as the kernel takes it; empty for a machine whose numbers are not known here."""
+    if machine not in _ARCHITECTURES:
+        return b""
+    numbers = {**_NUMBERS[machine], **_EVERYWHERE}
+    refuse = {error: _code(_RETURN, _ERROR | error) for error in (*_REFUSED.values(), errno.ENOMEM, errno.EAFNOSUPPORT)}
+    program = [_code(_LOAD, 4), _code(_EQUAL, _ARCHITECTURES[machine], 1, 0), refuse[errno.ENOSYS]]
+    if machine == "x86_64":  # the same calls under other numbers
+        program += [_code(_LOAD, 0), _code(_LEAST, _X32, 0, 1), refuse[errno.ENOSYS]]
+    for name, error in _REFUSED.items():
+        program += _rule(numbers[name], [refuse[error]])
+    for name in ("clone", "unshare"):
+        program += _rule(numbers[name], [_argument(0), _code(_ANY_BIT, _NEW_USER, 0, 1), refuse[errno.EPERM]])
+    shared = [_argument(3), _code(_AND, _ANONYMOUS_SHARED), _code(_EQUAL, _ANONYMOUS_SHARED, 0, 1)]
+    program += _rule(numbers["mmap"], [*shared, refuse[errno.ENOMEM]])
+    left = len(_SOCKETS)
+    families = [_code(_EQUAL, family, left - place, 0) for place, family in enumerate(_SOCKETS)]
+    program += _rule(numbers["socket"], [_argument(0), *families, refuse[errno.EAFNOSUPPORT]])
+    return b"".join([*program, _code(_RETURN, _ALLOW)])
+
+
+def _die_with(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(128 + signal.SIGKILL)
+
+
+def _outside(parent: int, words: list[str]) -> int:
+    """Run words in a process of its own; its exit code, once it and all that it left are gone."""
+    library, machine, own = ctypes.CDLL(None, use_errno=True), platform.machine(), os.getpid()
+    _die_with(parent)
+    library.prctl(_BECOMES_PARENT_OF_ORPHANS, 1, 0, 0, 0)
+    if machine in _NUMBERS:
+        library.syscall(_NUMBERS[machine]["keyctl"], _JOIN_SESSION_KEYRING, None)
+    child = os.fork()
+    if child == 0:
+        _die_with(own)
+        reading, writing = os.pipe()
+        os.write(writing, filter_program(machine))
+        os.close(writing)
+        os.dup2(reading, FILTER_FD)
+        os.execvp(words[0], words)
+    code = 1
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.wait()
+            if pid == child:
+                code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+    return code
+
+
+def _inside(words: list[str]) -> None:
+    program = filter_program(platform.machine())
+    os.close(FILTER_FD)
+    if program:
+        library = ctypes.CDLL(None, use_errno=True)
+        buffer = ctypes.create_string_buffer(program, len(program))
+        # struct sock_fprog: the number of instructions, and where they are
+        wanted = ctypes.create_string_buffer(struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer)))
+        if library.prctl(_SET_SECCOMP, 2, wanted, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "the filter of system calls is not taken")
+    os.execvp(words[0], words)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "inside":
+        _inside(sys.argv[2:])
+    sys.exit(_outside(int(sys.argv[1]), sys.argv[2:]))
