@@ -42,6 +42,15 @@ $(1)/bin/python -m pip install --quiet "pip>=23.2"
 $(1)/bin/python -m pip install --quiet $(2)
 endef
 
+# $(call install_newest,FOLDER,EXTRA): the newest releases, beyond the upper bounds of pyproject.toml too, but for torch.
+# Every call looks for newer ones.
+define install_newest
+$(call install,$(1),packaging)
+$(1)/bin/python constraints/pins.py newest $(2) > $(1)/requirements.txt
+$(1)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH)" --requirement $(1)/requirements.txt
+$(1)/bin/python -m pip install --quiet --no-deps --editable .
+endef
+
 # $(call suite,FOLDER): the tests with that environment.
 define suite
 $(if $(filter pytest,$(SUITE)),$(1)/bin/python -m pytest $(if $(SLOW),-m "") $(PYTEST_ARGS))
@@ -95,20 +104,19 @@ test: .venv/.ready
 test-oldest: .venv-oldest/.ready
 	$(call suite,.venv-oldest)
 
-# Asked every time: there may be newer releases.
 test-newest:
-	$(call install,.venv-newest,--upgrade --upgrade-strategy eager "$(TORCH)" --editable ".[dev]")
+	$(call install_newest,.venv-newest,dev)
 	$(call suite,.venv-newest)
 
 smoke:
-	$(call install,.venv-smoke,--upgrade --upgrade-strategy eager "$(TORCH)" --editable .)
+	$(call install_newest,.venv-smoke)
 	.venv-smoke/bin/python -m tests.smoke
 
 # torch's CUDA build requires one release of triton, the CPU build none; the pin suits both.
 pins:
 	rm -rf .venv-pins
 	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable ".[dev]")
-	.venv-pins/bin/python constraints/pins.py
+	.venv-pins/bin/python constraints/pins.py write
 	rm -rf .venv-pins
 
 lint: .venv/.ready
