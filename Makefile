@@ -1,5 +1,5 @@
 # make demo    set up, then the whole road on real text: prepare, train, export, generate, remove each domain, report
-# make test    set up, then the tests (SLOW=1 adds the slow ones)
+# make test    set up, then the tests (SLOW=1 adds the slow ones, SLOW=ci those that CI runs)
 # make test-oldest   the same tests with the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-newest   the same tests with the newest releases, in .venv-newest
 # make smoke   a short check of the newest releases, in .venv-smoke
@@ -52,8 +52,9 @@ $(1)/bin/python -m pip install --quiet --no-deps --editable .
 endef
 
 # $(call suite,FOLDER): the tests with that environment.
+MARKS := $(if $(SLOW),-m "$(if $(filter ci,$(SLOW)),not nightly)")
 define suite
-$(if $(filter pytest,$(SUITE)),$(1)/bin/python -m pytest $(if $(SLOW),-m "") $(PYTEST_ARGS))
+$(if $(filter pytest,$(SUITE)),$(1)/bin/python -m pytest $(MARKS) $(PYTEST_ARGS))
 $(if $(filter interpreted,$(SUITE)),TRITON_INTERPRET=1 $(1)/bin/python -m pytest tests/interpreted)
 $(if $(filter aot,$(SUITE)),$(1)/bin/python -m benchmarks.aot)
 endef
