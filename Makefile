@@ -1,5 +1,5 @@
 # make demo    set up, then the whole road on real text: prepare, train, export, generate, remove each domain, report
-# make test    set up, then the tests (SLOW=1 adds the slow ones)
+# make test    set up, then the tests (SLOW=1 adds the slow ones, SLOW=ci those that CI runs)
 # make test-oldest   the same tests with the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-newest   the same tests with the newest releases, in .venv-newest
 # make smoke   a short check of the newest releases, in .venv-smoke
@@ -42,9 +42,19 @@ $(1)/bin/python -m pip install --quiet "pip>=23.2"
 $(1)/bin/python -m pip install --quiet $(2)
 endef
 
+# $(call install_newest,FOLDER,EXTRA): the newest releases, beyond the upper bounds of pyproject.toml too, but for torch.
+# Every call looks for newer ones.
+define install_newest
+$(call install,$(1),packaging)
+$(1)/bin/python constraints/pins.py newest $(2) > $(1)/requirements.txt
+$(1)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH)" --requirement $(1)/requirements.txt
+$(1)/bin/python -m pip install --quiet --no-deps --editable .
+endef
+
 # $(call suite,FOLDER): the tests with that environment.
+MARKS := $(if $(SLOW),-m "$(if $(filter ci,$(SLOW)),not nightly)")
 define suite
-$(if $(filter pytest,$(SUITE)),$(1)/bin/python -m pytest $(if $(SLOW),-m "") $(PYTEST_ARGS))
+$(if $(filter pytest,$(SUITE)),$(1)/bin/python -m pytest $(MARKS) $(PYTEST_ARGS))
 $(if $(filter interpreted,$(SUITE)),TRITON_INTERPRET=1 $(1)/bin/python -m pytest tests/interpreted)
 $(if $(filter aot,$(SUITE)),$(1)/bin/python -m benchmarks.aot)
 endef
@@ -95,20 +105,19 @@ test: .venv/.ready
 test-oldest: .venv-oldest/.ready
 	$(call suite,.venv-oldest)
 
-# Asked every time: there may be newer releases.
 test-newest:
-	$(call install,.venv-newest,--upgrade --upgrade-strategy eager "$(TORCH)" --editable ".[dev]")
+	$(call install_newest,.venv-newest,dev)
 	$(call suite,.venv-newest)
 
 smoke:
-	$(call install,.venv-smoke,--upgrade --upgrade-strategy eager "$(TORCH)" --editable .)
+	$(call install_newest,.venv-smoke)
 	.venv-smoke/bin/python -m tests.smoke
 
 # torch's CUDA build requires one release of triton, the CPU build none; the pin suits both.
 pins:
 	rm -rf .venv-pins
 	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable ".[dev]")
-	.venv-pins/bin/python constraints/pins.py
+	.venv-pins/bin/python constraints/pins.py write
 	rm -rf .venv-pins
 
 lint: .venv/.ready

@@ -1,20 +1,23 @@
-"""Writes the files of pins in this folder; `make pins` calls it with the Python of a new environment.
+"""Writes which versions the environments of the Makefile get; run with the Python of one of them.
 
-tested.txt: every package of the running environment at its exact version.
-oldest.txt: every direct dependency at the lowest version that pyproject.toml allows.
+    python constraints/pins.py write           write both files of this folder; `make pins` does so
+    python constraints/pins.py newest [EXTRA]  print pyproject.toml's requirements without upper bounds, torch's apart
 
-Both are constraints files of pip: they name versions and install nothing. They hold no local versions (`+cpu`), no
-paths and no addresses, so they serve on any platform and with any build of torch.
+tested.txt has every package of the running environment at its exact version, oldest.txt every direct dependency at the
+lowest version that pyproject.toml allows. Both are constraints files of pip: they name versions and install nothing.
+They hold no local versions (`+cpu`), no paths and no addresses, so they serve on any platform and any build of torch.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+import sys
 from pathlib import Path
 
 import tomllib  # pyright: ignore[reportMissingImports]  # Python 3.11
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -46,6 +49,29 @@ def tested(distributions: list[tuple[str, str]]) -> list[str]:
     ]
 
 
+def requirements(project: dict, extra: str | None = None) -> list[Requirement]:
+    """What `project`, the [project] table, requires with an extra; extras of its own that the extra names included."""
+    found, queue = [], [*project["dependencies"], *([f"{OURS}[{extra}]"] if extra else [])]
+    while queue:
+        requirement = Requirement(queue.pop())
+        if requirement.name == OURS:
+            queue += [line for name in requirement.extras for line in project["optional-dependencies"][name]]
+        else:
+            found.append(requirement)
+    return found
+
+
+def newest(project: dict, extra: str | None = None) -> list[str]:
+    """The requirements without upper bounds, sorted; torch keeps its own, which keeps it one build."""
+    found = requirements(project, extra)
+    for requirement in found:
+        if requirement.name != "torch":
+            requirement.specifier = SpecifierSet(
+                ",".join(str(part) for part in requirement.specifier if part.operator == ">=")
+            )
+    return sorted(map(str, found))
+
+
 def oldest(project: dict) -> list[str]:
     """One pin for each requirement of `project`, the [project] table, and of its `dev` extra, at its lower bound.
 
@@ -53,12 +79,7 @@ def oldest(project: dict) -> list[str]:
         ValueError: a requirement has no lower bound.
     """
     pins = {}
-    queue = [*project["dependencies"], f"{OURS}[dev]"]
-    while queue:
-        requirement = Requirement(queue.pop())
-        if requirement.name == OURS:
-            queue += [line for extra in requirement.extras for line in project["optional-dependencies"][extra]]
-            continue
+    for requirement in requirements(project, "dev"):
         bounds = [part.version for part in requirement.specifier if part.operator == ">="]
         if len(bounds) != 1:
             raise ValueError(f"pyproject.toml: {requirement} needs one lower bound, written with >=")
@@ -68,10 +89,14 @@ def oldest(project: dict) -> list[str]:
     return [pins[name] for name in sorted(pins)]
 
 
+def read_project() -> dict:
+    """The [project] table of pyproject.toml."""
+    return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+
+
 def oldest_text() -> str:
     """What oldest.txt has to hold."""
-    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    return OLDEST_HEADER + "\n".join(oldest(project)) + "\n"
+    return OLDEST_HEADER + "\n".join(oldest(read_project())) + "\n"
 
 
 def tested_text() -> str:
@@ -81,6 +106,16 @@ def tested_text() -> str:
     return header + "\n".join(tested(found)) + "\n"
 
 
+def main(words: list[str]) -> None:
+    match words:
+        case ["write"]:
+            (HERE / "tested.txt").write_text(tested_text(), encoding="utf-8")
+            (HERE / "oldest.txt").write_text(oldest_text(), encoding="utf-8")
+        case ["newest", *extras]:
+            print(*newest(read_project(), *extras), sep="\n")
+        case _:
+            sys.exit(__doc__)
+
+
 if __name__ == "__main__":
-    (HERE / "tested.txt").write_text(tested_text(), encoding="utf-8")
-    (HERE / "oldest.txt").write_text(oldest_text(), encoding="utf-8")
+    main(sys.argv[1:])

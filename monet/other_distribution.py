@@ -1,7 +1,8 @@
 """Refuses to be imported where the distribution `monet` is installed too.
 
 This project installs as `monet-experts`. On PyPI `monet` is another project, whose files lie in the same folder,
-site-packages/monet: each overwrites files of the other. The installed records tell it without importing anything.
+site-packages/monet: each overwrites files of the other. The installed records show it; reading them imports nothing.
+Where the other project was installed last, `import monet` runs its code and not this check; the remedy is the same.
 """
 
 from __future__ import annotations

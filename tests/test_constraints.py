@@ -11,12 +11,10 @@ from packaging.version import Version
 
 pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
 
-import tomllib  # pyright: ignore[reportMissingImports]
-
 from benchmarks.aot import LIMITS
 from constraints import pins
 
-PROJECT = tomllib.loads(pins.PYPROJECT.read_text(encoding="utf-8"))["project"]
+PROJECT = pins.read_project()
 REQUIREMENTS = [
     Requirement(line)
     for lines in [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
@@ -68,6 +66,15 @@ def test_a_local_version_and_our_own_package_stay_out_and_linux_is_marked():
     assert pins.tested(found) == [
         "torch==2.13.0", "triton==3.7.1; sys_platform == 'linux'", "typing-extensions==4.16.0",
     ]  # fmt: skip
+
+
+def test_newest_has_no_upper_bound_but_torchs():
+    project = {
+        "dependencies": ["torch>=2.10,<2.14", "transformers>=5.17,<5.25"],
+        "optional-dependencies": {"dev": [f"{pins.OURS}[eval]", "ruff>=0.17"], "eval": ["lm-eval[hf]>=0.4.13,<0.4.14"]},
+    }
+    assert pins.newest(project) == ["torch<2.14,>=2.10", "transformers>=5.17"]
+    assert pins.newest(project, "dev")[:2] == ["lm-eval[hf]>=0.4.13", "ruff>=0.17"]
 
 
 def test_a_requirement_without_a_lower_bound_is_refused():

@@ -9,11 +9,12 @@ import pytest
 from tests.distributed.test_strategies import STRATEGIES, assert_same_state
 from tests.training.runs import read_log
 
+NIGHTLY = pytest.mark.nightly
 HALF = "--trainer.precision=bf16-mixed"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("name", [pytest.param("zero1", marks=NIGHTLY), "zero2", pytest.param("zero3", marks=NIGHTLY)])
 def test_a_skipped_step_and_a_continued_run(name, train_ranks, settings, tmp_path):
     pytest.importorskip("deepspeed")
     settings["model"]["nonfinite"] = {"policy": "skip"}

@@ -85,7 +85,7 @@ def test_a_run_goes_from_two_ranks_to_one_and_back(train, train_ranks, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero1"])
+@pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.nightly), "fsdp2", "zero1"])
 def test_checkpoints_of_every_strategy_export_to_the_same_model(name, train_ranks, tmp_path):
     from monet.export import export
 
@@ -119,7 +119,7 @@ def test_a_rank_that_dies_in_a_step_ends_the_others_in_one_line_and_is_named(tra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "zero3"])
+@pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.nightly), "zero3"])
 def test_checkpoints_beside_the_training_are_the_same_on_two_ranks(name, train_ranks):
     """Every step has one, so that the next waits for it; the threads of both ranks meet over a channel of their own."""
     often = ("--trainer.max_steps=4", "--checkpoint_every=1", "--checkpoint_keep=9")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -26,9 +27,17 @@ STRATEGIES = {
 STEPS, ACCUMULATE = 2, 2
 
 
+OFTEN = {("zero2", "bf16-mixed"), ("zero3", "32-true")}  # the other variants run nightly
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        pytest.param(*variant, marks=() if variant in OFTEN else pytest.mark.nightly)
+        for variant in itertools.product(STRATEGIES, ["32-true", "bf16-mixed"])
+    ],
+)
 def test_ranks_send_and_hold_what_a_plan_says(name, precision, train_ranks, settings, tmp_path):
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")
