@@ -65,8 +65,13 @@ endef
 	$(call install,.venv,--constraint .venv/constraints.txt "$(TORCH)" --editable ".[dev]")
 	touch $@
 
+# What only tests need: torch warns when transformers imports torchao, and the demo's output has no such warnings.
+.venv/.tests-ready: .venv/.ready
+	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt "$(TORCH)" --editable ".[dev,quantisation]"
+	touch $@
+
 .venv-oldest/.ready: $(SOURCES) constraints/oldest.txt
-	$(call install,.venv-oldest,--constraint constraints/oldest.txt --editable ".[dev]")
+	$(call install,.venv-oldest,--constraint constraints/oldest.txt --editable ".[dev,quantisation]")
 	touch $@
 
 # Every step keeps what it has finished, so a second `make demo` only repeats what is quick.
@@ -99,14 +104,14 @@ evidence: .venv/.ready
 clean-demo:
 	rm -rf $(RUN) $(DATA) $(DATA).partial
 
-test: .venv/.ready
+test: .venv/.tests-ready
 	$(call suite,.venv)
 
 test-oldest: .venv-oldest/.ready
 	$(call suite,.venv-oldest)
 
 test-newest:
-	$(call install_newest,.venv-newest,dev)
+	$(call install_newest,.venv-newest,dev quantisation)
 	$(call suite,.venv-newest)
 
 smoke:
@@ -116,7 +121,7 @@ smoke:
 # torch's CUDA build requires one release of triton, the CPU build none; the pin suits both.
 pins:
 	rm -rf .venv-pins
-	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable ".[dev]")
+	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable ".[dev,quantisation]")
 	.venv-pins/bin/python constraints/pins.py write
 	rm -rf .venv-pins
 

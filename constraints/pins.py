@@ -1,7 +1,7 @@
 """Writes which versions the environments of the Makefile get; run with the Python of one of them.
 
     python constraints/pins.py write           write both files of this folder; `make pins` does so
-    python constraints/pins.py newest [EXTRA]  print pyproject.toml's requirements without upper bounds, torch's apart
+    python constraints/pins.py newest [EXTRA ...]  print pyproject.toml's requirements without upper bounds, torch's apart
 
 tested.txt has every package of the running environment at its exact version, oldest.txt every direct dependency at the
 lowest version that pyproject.toml allows. Both are constraints files of pip: they name versions and install nothing.
@@ -24,6 +24,7 @@ from packaging.version import Version
 HERE = Path(__file__).resolve().parent
 PYPROJECT = HERE.parent / "pyproject.toml"
 OURS = "monet-experts"
+TESTS = "dev,quantisation"
 # pip comes with Python and installs the others.
 LEFT_OUT = {OURS, "pip"}
 LINUX_ONLY = ("cuda-", "nvidia-", "triton")
@@ -50,7 +51,12 @@ def tested(distributions: list[tuple[str, str]]) -> list[str]:
 
 
 def requirements(project: dict, extra: str | None = None) -> list[Requirement]:
-    """What `project`, the [project] table, requires with an extra; extras of its own that the extra names included."""
+    """What `project`, the [project] table, requires.
+
+    Args:
+        project: the table.
+        extra: names of extras with commas between them; those that they name themselves are included.
+    """
     found, queue = [], [*project["dependencies"], *([f"{OURS}[{extra}]"] if extra else [])]
     while queue:
         requirement = Requirement(queue.pop())
@@ -73,13 +79,13 @@ def newest(project: dict, extra: str | None = None) -> list[str]:
 
 
 def oldest(project: dict) -> list[str]:
-    """One pin for each requirement of `project`, the [project] table, and of its `dev` extra, at its lower bound.
+    """One pin for each requirement of `project`, the [project] table, and of the extras that the tests need, at its lower bound.
 
     Raises:
         ValueError: a requirement has no lower bound.
     """
     pins = {}
-    for requirement in requirements(project, "dev"):
+    for requirement in requirements(project, TESTS):
         bounds = [part.version for part in requirement.specifier if part.operator == ">="]
         if len(bounds) != 1:
             raise ValueError(f"pyproject.toml: {requirement} needs one lower bound, written with >=")
@@ -112,7 +118,7 @@ def main(words: list[str]) -> None:
             (HERE / "tested.txt").write_text(tested_text(), encoding="utf-8")
             (HERE / "oldest.txt").write_text(oldest_text(), encoding="utf-8")
         case ["newest", *extras]:
-            print(*newest(read_project(), *extras), sep="\n")
+            print(*newest(read_project(), ",".join(extras)), sep="\n")
         case _:
             sys.exit(__doc__)
 
