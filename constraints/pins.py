@@ -1,7 +1,7 @@
 """Writes which versions the environments of the Makefile get; run with the Python of one of them.
 
-    python constraints/pins.py write           write both files of this folder; `make pins` does so
-    python constraints/pins.py newest [EXTRA ...]  print pyproject.toml's requirements without upper bounds, torch's apart
+    python constraints/pins.py write             write both files of this folder; `make pins` does so
+    python constraints/pins.py newest EXTRA ...  print the requirements without upper bounds, but for torch's
 
 tested.txt has every package of the running environment at its exact version, oldest.txt every direct dependency at the
 lowest version that pyproject.toml allows. Both are constraints files of pip: they name versions and install nothing.
@@ -79,7 +79,7 @@ def newest(project: dict, extra: str | None = None) -> list[str]:
 
 
 def oldest(project: dict) -> list[str]:
-    """One pin for each requirement of `project`, the [project] table, and of the extras that the tests need, at its lower bound.
+    """One pin for each requirement of `project`, the [project] table, and of the tests' extras, at its lower bound.
 
     Raises:
         ValueError: a requirement has no lower bound.

@@ -78,6 +78,6 @@ def test_newest_has_no_upper_bound_but_torchs():
 
 
 def test_a_requirement_without_a_lower_bound_is_refused():
-    project = {"dependencies": ["numpy<3"], "optional-dependencies": {"dev": []}}
+    project = {"dependencies": ["numpy<3"], "optional-dependencies": {"dev": [], "quantisation": []}}
     with pytest.raises(ValueError, match="numpy<3 needs one lower bound"):
         pins.oldest(project)
