@@ -102,7 +102,7 @@ class Zero(Together, DeepSpeedStrategy):
     ) -> None:
         if importlib.util.find_spec("deepspeed") is None:
             raise ConfigError(
-                "trainer.strategy: ZeRO needs DeepSpeed, which is not installed: pip install 'deepspeed<0.20'"
+                "trainer.strategy: ZeRO needs DeepSpeed, which is not installed: pip install 'deepspeed==0.19.8'"
             )
         if offload_parameters and stage != 3:
             raise ConfigError(f"trainer.strategy: offload_parameters needs stage 3, got stage {stage}")
