@@ -35,6 +35,7 @@ from monet.training.saving import FailurePolicy, StepCheckpoint
 from monet.training.settings import ModelShape, refuse_structural_change
 from monet.training.signals import StopSignals
 from monet.training.strategies import NAMES, Together, TogetherTrainer, by_name
+from monet.training.trainer_options import TimeLimit, refuse_callbacks, refuse_options
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the loader is endless: runs end by max_steps
@@ -47,7 +48,6 @@ TRAINER_DEFAULTS = {
     "enable_progress_bar": False,  # MetricsLog prints a line every log_every_n_steps
     "enable_model_summary": False,
 }
-PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed", "bf16-true", "64", "64-true")  # those that scale no loss
 USAGE = "train.py fit --config FILE --run_dir DIR [--KEY VALUE ...]"
 
 
@@ -73,6 +73,7 @@ class MonetCLI(LightningCLI):
 
     run_directory: RunDirectory
     finished = False
+    time_limit: TimeLimit | None = None
 
     def __init__(self, args: ArgsType = None) -> None:
         self.selection = Selection(None, [])
@@ -147,20 +148,11 @@ class MonetCLI(LightningCLI):
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        for name in ("logger", "default_root_dir"):
-            if config.trainer[name]:
-                raise ConfigError(f"trainer.{name} cannot be set here; use run_dir and loggers")
+        refuse_options(config.trainer)
         if config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
         if config.fast_cpu and (config.trainer.accelerator == "cpu" or not torch.cuda.is_available()):
             speed_up_cpu()
-        if (algorithm := config.trainer.gradient_clip_algorithm) not in (None, "norm"):
-            raise ConfigError(f"trainer.gradient_clip_algorithm = {algorithm}: gradients are clipped by norm only")
-        if (precision := config.trainer.precision) is not None and str(precision) not in PRECISIONS:
-            raise ConfigError(
-                f"trainer.precision = {precision}: gradients of a scaled loss cannot be clipped and checked here; take"
-                " bf16-mixed or 32-true"
-            )
         model_config = ModelShape(**config.model.shape.as_dict()).config()
         self.run_directory = RunDirectory(config.run_dir)
         if rank_zero_only.rank != 0:
@@ -182,6 +174,9 @@ class MonetCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         clock = StepClock()
         self.signals = StopSignals(self.model.guard.requests)
+        refuse_callbacks(_as_list(self._get(self.config_init, "trainer").callbacks))
+        if config.trainer.max_time is not None:
+            self.time_limit = TimeLimit(config.trainer.max_time)
         callbacks = [
             TokenizerCopy(self.run_directory),
             RandomState(),
@@ -194,6 +189,7 @@ class MonetCLI(LightningCLI):
                 config.checkpoint_failure,
                 clock,
             ),
+            *_as_list(self.time_limit),
         ]
         self.trainer_defaults["callbacks"] = callbacks
         io = FolderCheckpointIO()
@@ -206,6 +202,7 @@ class MonetCLI(LightningCLI):
             ),
             "plugins": plugins,
             "default_root_dir": config.run_dir,
+            "max_time": None,  # Lightning's own timer would add up the time of all starts
             **kwargs,
         }
         if isinstance(name := config.trainer.strategy, str) and name != "auto":
@@ -234,7 +231,14 @@ class MonetCLI(LightningCLI):
         finally:
             self.signals.restore()
         if self.trainer.is_global_zero:
-            print(f"finished {self.trainer.global_step} steps; next: monet export --run {self.run_directory.path}")
+            print(self._ending())
+
+    def _ending(self) -> str:
+        step, all_steps = self.trainer.global_step, self.trainer.max_steps
+        if step >= all_steps:
+            return f"finished {step} steps; next: monet export --run {self.run_directory.path}"
+        reason = "trainer.max_time" if self.time_limit is not None and self.time_limit.reached else "a callback"
+        return f"stopped by {reason} after step {step} of {all_steps}; the same command continues"
 
 
 def _as_list(value: Any) -> list[Any]:

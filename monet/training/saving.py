@@ -56,7 +56,7 @@ class StepCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if _inside_step(trainer):
+        if inside_step(trainer):
             return
         self._look_after_write(trainer)
         # a step that is validated is saved after its validation: a run killed in between does it again
@@ -64,13 +64,13 @@ class StepCheckpoint(Checkpoint):
             self._after_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking and not _inside_step(trainer):
+        if not trainer.sanity_checking and not inside_step(trainer):
             self._after_step(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # max_time, an early stop or the like ends runs between two multiples
         if trainer.global_step != self.saved_step:
-            if _inside_step(trainer):
+            if inside_step(trainer):
                 rank_zero_warn(
                     f"the run was stopped inside a step; its newest checkpoint is that of step {self.saved_step}, and"
                     f" the steps to {trainer.global_step} are done again when it continues"
@@ -166,7 +166,8 @@ def _requests(trainer: Trainer) -> Requests:
     return guard.requests if isinstance(guard, StepGuard) else Requests()
 
 
-def _inside_step(trainer: Trainer) -> bool:
+def inside_step(trainer: Trainer) -> bool:
+    """Whether gradients of the batch that just ended still wait for an update."""
     return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
