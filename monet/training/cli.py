@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.strategies import DDPStrategy
@@ -59,6 +60,12 @@ class RunConfig(SaveConfigCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         pass
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        # Lightning has the loggers write their configuration right after this hook
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_hyperparams(yaml.safe_load(self.parser.dump(self.config)))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
@@ -197,9 +204,7 @@ class MonetCLI(LightningCLI):
         if (environment := launched_environment()) is not None:
             plugins.append(environment)
         options = {
-            "logger": make_loggers(
-                config.loggers, self.run_directory.path / "logs", self.selection.step, config.wandb_project
-            ),
+            "logger": make_loggers(config.loggers, self.run_directory.path, self.selection.step, config.wandb_project),
             "plugins": plugins,
             "default_root_dir": config.run_dir,
             "max_time": None,  # Lightning's own timer would add up the time of all starts
