@@ -36,7 +36,7 @@ from monet.training.saving import FailurePolicy, StepCheckpoint
 from monet.training.settings import ModelShape, refuse_structural_change
 from monet.training.signals import StopSignals
 from monet.training.strategies import NAMES, Together, TogetherTrainer, by_name
-from monet.training.trainer_options import TimeLimit, refuse_callbacks, refuse_options
+from monet.training.trainer_options import TimeLimit, refuse_callbacks, refuse_options, warn_of_rounded_updates
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the loader is endless: runs end by max_steps
@@ -223,6 +223,7 @@ class MonetCLI(LightningCLI):
                 f"trainer.strategy: {type(trainer.strategy).__name__} is not one that checkpoints are made for; allowed"
                 f" are {', '.join(NAMES)}, or a class of monet.training.strategies"
             )
+        warn_of_rounded_updates(trainer)
         trainer.finished = self.finished
         return trainer
 

@@ -9,10 +9,12 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from monet.errors import ConfigError
 from monet.training.saving import inside_step
+from monet.training.strategies import Zero
 
 PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed", "bf16-true", "64", "64-true")  # those that scale no loss
 _NO_EPOCHS = "the training data are an endless stream without epochs; end the run by trainer.max_steps"
@@ -53,6 +55,15 @@ def refuse_options(trainer: Any) -> None:
         raise ConfigError(
             f"trainer.precision = {precision}: gradients of a scaled loss cannot be clipped and checked here; take"
             " bf16-mixed or 32-true"
+        )
+
+
+def warn_of_rounded_updates(trainer: Trainer) -> None:
+    """Say it where the precision keeps weights and moments in bfloat16 alone."""
+    if trainer.precision == "bf16-true" and not isinstance(trainer.strategy, Zero):
+        rank_zero_warn(
+            "trainer.precision = bf16-true keeps weights and moments in bfloat16 without a float32 copy: an update"
+            " below about 1/256 of a weight is rounded away. bf16-mixed and the zero strategies keep float32 weights"
         )
 
 

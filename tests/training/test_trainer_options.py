@@ -1,7 +1,9 @@
 """Lightning's trainer options: a time limit for each start, and options that a run refuses."""
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import Timer
+from safetensors.torch import load_file
 
 from monet.errors import ConfigError
 from monet.training.trainer_options import refuse_callbacks
@@ -74,3 +76,11 @@ def test_a_callback_that_writes_checkpoints_is_refused(train, settings, capsys):
 def test_a_timer_of_lightning_is_refused():
     with pytest.raises(ConfigError, match=r"Timer.*trainer\.max_time"):
         refuse_callbacks([Timer("00:01:00:00")])
+
+
+def test_bfloat16_weights_without_a_float32_copy_are_told(train):
+    with pytest.warns(UserWarning, match="bf16-true keeps weights and moments in bfloat16 without a float32 copy"):
+        run = train("run", "--trainer.max_steps=2", "--trainer.precision=bf16-true")
+    assert run.code == 0
+    moments = load_file(run.checkpoints / "step-00000002" / "optimizer.safetensors")
+    assert {t.dtype for name, t in moments.items() if "exp_avg" in name} == {torch.bfloat16}
