@@ -80,7 +80,7 @@ def test_a_timer_of_lightning_is_refused():
 
 def test_bfloat16_weights_without_a_float32_copy_are_told(train):
     with pytest.warns(UserWarning, match="bf16-true keeps weights and moments in bfloat16 without a float32 copy"):
-        run = train("run", "--trainer.max_steps=2", "--trainer.precision=bf16-true")
+        run = train("run", "--trainer.max_steps=3", "--trainer.precision=bf16-true")
     assert run.code == 0
-    moments = load_file(run.checkpoints / "step-00000002" / "optimizer.safetensors")
+    moments = load_file(run.checkpoints / "step-00000003" / "optimizer.safetensors")
     assert {t.dtype for name, t in moments.items() if "exp_avg" in name} == {torch.bfloat16}
