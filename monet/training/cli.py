@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import traceback
 import warnings
@@ -36,7 +37,13 @@ from monet.training.saving import FailurePolicy, StepCheckpoint
 from monet.training.settings import ModelShape, refuse_structural_change
 from monet.training.signals import StopSignals
 from monet.training.strategies import NAMES, Together, TogetherTrainer, by_name
-from monet.training.trainer_options import TimeLimit, refuse_callbacks, refuse_options, warn_of_rounded_updates
+from monet.training.trainer_options import (
+    TimeLimit,
+    refuse_callbacks,
+    refuse_options,
+    tokens_per_step,
+    warn_of_rounded_updates,
+)
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the loader is endless: runs end by max_steps
@@ -107,6 +114,10 @@ class MonetCLI(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         known_loggers = Literal["csv", "tensorboard", "wandb"]
         options: dict[str, tuple[Any, Any, str]] = {
+            "max_tokens": (
+                float | None, None,
+                "Length of the run in tokens, in place of trainer.max_steps; rounded up to whole steps.",
+            ),
             "checkpoint_every": (int, 1000, "Optimiser steps between checkpoints; the last step always gets one."),
             "checkpoint_keep": (int, 3, "Number of newest checkpoints kept, at least 1."),
             "checkpoint_async": (
@@ -147,11 +158,17 @@ class MonetCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[str(self.subcommand)]
+        if config.max_tokens is not None and config.trainer.max_steps != -1:
+            raise ConfigError(
+                f"max_tokens = {config.max_tokens} and trainer.max_steps = {config.trainer.max_steps}: give one; -1"
+                " leaves trainer.max_steps open"
+            )
         for name, value in (
             ("checkpoint_every", config.checkpoint_every),
             ("checkpoint_keep", config.checkpoint_keep),
             ("cpu_threads", config.cpu_threads),
-            ("trainer.max_steps", config.trainer.max_steps),
+            ("max_tokens", config.max_tokens),
+            ("trainer.max_steps", config.trainer.max_steps if config.max_tokens is None else None),
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -168,14 +185,19 @@ class MonetCLI(LightningCLI):
         self.selection = self.run_directory.choose_checkpoint()
         if self.selection.folder is not None:
             refuse_structural_change(read_config(self.selection.folder), config_json(model_config))
-        if self.selection.step >= config.trainer.max_steps:
-            print(
-                f"{config.run_dir} is finished: its newest checkpoint is at step {self.selection.step} of"
-                f" {config.trainer.max_steps}; nothing to do"
-            )
-            if not other_ranks_wait():
-                raise SystemExit(0)
-            self.finished = True
+        if config.max_tokens is None:
+            self._end_if_finished(config.trainer.max_steps)
+
+    def _end_if_finished(self, max_steps: int) -> None:
+        if self.selection.step < max_steps:
+            return
+        print(
+            f"{self.run_directory.path} is finished: its newest checkpoint is at step {self.selection.step} of"
+            f" {max_steps}; nothing to do"
+        )
+        if not other_ranks_wait():
+            raise SystemExit(0)
+        self.finished = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = self.config[str(self.subcommand)]
@@ -223,6 +245,11 @@ class MonetCLI(LightningCLI):
                 f"trainer.strategy: {type(trainer.strategy).__name__} is not one that checkpoints are made for; allowed"
                 f" are {', '.join(NAMES)}, or a class of monet.training.strategies"
             )
+        if config.max_tokens is not None:  # only now the number of processes is known
+            max_steps = math.ceil(config.max_tokens / tokens_per_step(trainer, self.datamodule))
+            trainer.fit_loop.epoch_loop.max_steps = max_steps
+            if rank_zero_only.rank == 0:
+                self._end_if_finished(max_steps)
         warn_of_rounded_updates(trainer)
         trainer.finished = self.finished
         return trainer

@@ -58,6 +58,18 @@ def refuse_options(trainer: Any) -> None:
         )
 
 
+def tokens_per_step(trainer: Trainer, data: Any = None) -> int:
+    """Tokens that an optimiser step predicts, over all processes.
+
+    Args:
+        trainer: knows the processes and the micro-batches of a step.
+        data: has `seq_len` and `batch_size`; None takes the trainer's data module.
+    """
+    data = trainer.datamodule if data is None else data  # type: ignore[attr-defined]
+    windows = getattr(data, "batch_size", 1) * trainer.accumulate_grad_batches * trainer.world_size
+    return windows * getattr(data, "seq_len", 1)
+
+
 def warn_of_rounded_updates(trainer: Trainer) -> None:
     """Say it where the precision keeps weights and moments in bfloat16 alone."""
     if trainer.precision == "bf16-true" and not isinstance(trainer.strategy, Zero):
