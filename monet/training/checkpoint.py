@@ -21,6 +21,7 @@ import re
 import shutil
 from collections.abc import Container
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,20 @@ def remove_leftovers(checkpoints: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(checkpoints: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints; those kept always include a valid one.
+def prune(checkpoints: Path, keep_last: int, keep_every: int | None = None, keep_step: int | None = None) -> None:
+    """Delete old checkpoints; those kept always include a valid one.
 
     A checkpoint that cannot be deleted is reported and left.
+
+    Args:
+        checkpoints: folder that they are in.
+        keep_last: number of newest checkpoints that stay.
+        keep_every: of each such number of steps the first checkpoint stays too; None keeps no more.
+        keep_step: the checkpoint of this step stays too.
     """
     folders = list_checkpoints(checkpoints)
-    if not (old := folders[:-keep_last]):
+    kept = {keep_step, *(_first_of_each(folders, keep_every) if keep_every is not None else ())}
+    if not (old := [folder for folder in folders[:-keep_last] if step_of(folder) not in kept]):
         return
     if not any(_is_valid(folder) for folder in reversed(folders[-keep_last:])):
         log.warning("%s: none of the newest %d checkpoints is valid, older ones are kept", checkpoints, keep_last)
@@ -150,6 +158,12 @@ def prune(checkpoints: Path, keep_last: int) -> None:
             shutil.rmtree(doomed)
         except OSError as error:
             log.warning("cannot delete the old checkpoint %s: %s", folder, error)
+
+
+def _first_of_each(folders: list[Path], every: int) -> set[int]:
+    """Steps of the first checkpoint at or after each multiple of `every` steps, whichever others were deleted."""
+    steps = [0, *map(step_of, folders)]
+    return {step for before, step in pairwise(steps) if step // every > before // every}
 
 
 def _is_valid(folder: Path) -> bool:

@@ -120,6 +120,14 @@ class MonetCLI(LightningCLI):
             ),
             "checkpoint_every": (int, 1000, "Optimiser steps between checkpoints; the last step always gets one."),
             "checkpoint_keep": (int, 3, "Number of newest checkpoints kept, at least 1."),
+            "checkpoint_keep_every": (
+                int | None, None,
+                "Of each such number of optimiser steps the first checkpoint is kept for good; null keeps none.",
+            ),
+            "checkpoint_keep_best": (
+                bool, False,
+                "A step with the lowest validation loss so far gets a checkpoint, kept until a lower one comes.",
+            ),
             "checkpoint_async": (
                 bool, False,
                 "Write checkpoints beside the training, from a copy in the machine's memory; one at a time.",
@@ -166,6 +174,7 @@ class MonetCLI(LightningCLI):
         for name, value in (
             ("checkpoint_every", config.checkpoint_every),
             ("checkpoint_keep", config.checkpoint_keep),
+            ("checkpoint_keep_every", config.checkpoint_keep_every),
             ("cpu_threads", config.cpu_threads),
             ("max_tokens", config.max_tokens),
             ("trainer.max_steps", config.trainer.max_steps if config.max_tokens is None else None),
@@ -217,6 +226,8 @@ class MonetCLI(LightningCLI):
                 config.checkpoint_keep,
                 config.checkpoint_failure,
                 clock,
+                config.checkpoint_keep_every,
+                config.checkpoint_keep_best,
             ),
             *_as_list(self.time_limit),
         ]

@@ -90,7 +90,7 @@ def refuse_callbacks(callbacks: Iterable[Callback]) -> None:
         if isinstance(callback, Checkpoint):
             raise ConfigError(
                 f"trainer.callbacks: {name} would write checkpoints of another format in another folder; use"
-                " checkpoint_every and checkpoint_keep"
+                " checkpoint_every, checkpoint_keep_every and checkpoint_keep_best"
             )
         if isinstance(callback, Timer):
             raise ConfigError(
