@@ -19,6 +19,7 @@ import json
 import logging
 import re
 import shutil
+import warnings
 from collections.abc import Container
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from monet.errors import CheckpointError
+from monet.errors import CheckpointError, ConfigError
 from monet.files import MANIFEST_NAME, verify_manifest
 from monet.training import tensor_files, tree
 from monet.training.tensor_files import StoredTensors
@@ -117,6 +118,31 @@ def newest_valid(checkpoints: Path) -> Selection:
         else:
             return Selection(folder, rejected)
     return Selection(None, rejected)
+
+
+def chosen_checkpoint(run: Path | None, checkpoint: Path | None) -> Path:
+    """The checkpoint folder that a command reads: the newest valid one of a run, or one that is named.
+
+    Raises:
+        ConfigError: both or none of them is given.
+        CheckpointError: there is none, or it is not valid.
+    """
+    if (run is None) == (checkpoint is None):
+        raise ConfigError(f"give either run or checkpoint: got run = {run}, checkpoint = {checkpoint}")
+    if checkpoint is not None:
+        step_of(checkpoint)
+        if not checkpoint.is_dir():
+            raise CheckpointError(f"checkpoint {checkpoint} is not there")
+        verify_checkpoint(checkpoint, full=True)
+        return checkpoint
+    assert run is not None
+    selection = newest_valid(run / "checkpoints")
+    if selection.folder is None:
+        reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in selection.rejected)
+        raise CheckpointError(f"run {run} has no valid checkpoint{': ' + reasons if reasons else ''}")
+    for passed_over, reason in selection.rejected:
+        warnings.warn(f"checkpoint {passed_over.name} is not valid and is passed over: {reason}", stacklevel=3)
+    return selection.folder
 
 
 def set_aside(folder: Path) -> Path:

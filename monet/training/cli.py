@@ -56,6 +56,7 @@ TRAINER_DEFAULTS = {
     "enable_progress_bar": False,  # MetricsLog prints a line every log_every_n_steps
     "enable_model_summary": False,
 }
+EPILOG = "train.py validate --run DIR --data DIR validates a checkpoint of a run; it has a --help of its own."
 USAGE = "train.py fit --config FILE --run_dir DIR [--KEY VALUE ...]"
 
 
@@ -98,7 +99,10 @@ class MonetCLI(LightningCLI):
                 trainer_class=TogetherTrainer,
                 save_config_callback=RunConfig,
                 seed_everything_default=0,
-                parser_kwargs={"fit": {"usage": USAGE, "description": "Train, or continue, the run in run_dir."}},
+                parser_kwargs={
+                    "epilog": EPILOG,
+                    "fit": {"usage": USAGE, "description": "Train, or continue, the run in run_dir."},
+                },
                 auto_configure_optimizers=False,
                 args=args,
             )
@@ -304,7 +308,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
     try:
-        MonetCLI(None if argv is None else words)
+        if words[:1] == ["validate"]:
+            from monet.training.validate import run_command
+
+            run_command(words[1:])
+        else:
+            MonetCLI(None if argv is None else words)
     except (MonetError, OSError, RuntimeError, MemoryError) as error:
         known = recognised(error)
         if known is None and not isinstance(error, OSError):

@@ -187,14 +187,15 @@ def _with_rows(weight_VD: Tensor, rows: int) -> Tensor:
     return torch.cat([weight_VD, mean_D.expand(new, -1)]) if new else weight_VD
 
 
-def refuse_other_tokenizer(folder: str, tokenizer: Path) -> None:
-    """Refuse data in which an id is another token than it is for the weights of a warm start.
+def refuse_other_tokenizer(folder: str, tokenizer: Path, setting: str = "model.init_from") -> None:
+    """Refuse data in which an id is another token than it is for the weights of a folder.
 
     Tokens that only one of the two has are no contradiction; nor is a folder that has no tokenizer.
 
     Args:
-        folder: model.init_from; a checkpoint's tokenizer is its run's.
+        folder: of a model, or of a checkpoint, whose tokenizer is its run's.
         tokenizer: folder of the data's.
+        setting: what named the folder.
     Raises:
         ConfigError: names the first id that differs, with both tokens.
     """
@@ -206,7 +207,7 @@ def refuse_other_tokenizer(folder: str, tokenizer: Path) -> None:
     if changed := sorted(index for index in before.keys() & now.keys() if before[index] != now[index]):
         index = changed[0]
         raise ConfigError(
-            f"model.init_from = {folder}: id {index} is {before[index]!r} for {theirs} and {now[index]!r} for the"
+            f"{setting} = {folder}: id {index} is {before[index]!r} for {theirs} and {now[index]!r} for the"
             f" data's {tokenizer} ({len(changed)} ids differ); prepare the data with the model's tokenizer"
         )
 
