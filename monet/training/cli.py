@@ -26,7 +26,6 @@ from monet.files import atomic_write_text
 from monet.training.background import BackgroundCheckpointIO
 from monet.training.checkpoint import Selection, read_config
 from monet.training.coordination import launched_environment, other_ranks_wait
-from monet.training.folder_io import FolderCheckpointIO
 from monet.training.history import record_start
 from monet.training.language_models import config_json
 from monet.training.loggers import make_loggers
@@ -36,6 +35,7 @@ from monet.training.run import RandomState, RunDirectory, TokenizerCopy
 from monet.training.saving import FailurePolicy, StepCheckpoint
 from monet.training.settings import ModelShape, refuse_structural_change
 from monet.training.signals import StopSignals
+from monet.training.stage import StageCheckpointIO, refuse_other_model, stage_folder
 from monet.training.strategies import NAMES, Together, TogetherTrainer, by_name
 from monet.training.trainer_options import (
     TimeLimit,
@@ -79,7 +79,7 @@ class RunConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir)
             text = self.parser.dump(self.config)
-            record_start(folder, text, trainer.global_step)
+            record_start(folder, text, trainer.global_step, pl_module.stage_from and Path(pl_module.stage_from))
             atomic_write_text(folder / self.config_filename, text)
 
 
@@ -88,6 +88,7 @@ class MonetCLI(LightningCLI):
 
     run_directory: RunDirectory
     finished = False
+    stage: Path | None = None  # what a new run begins from
     time_limit: TimeLimit | None = None
 
     def __init__(self, args: ArgsType = None) -> None:
@@ -118,6 +119,11 @@ class MonetCLI(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         known_loggers = Literal["csv", "tensorboard", "wandb"]
         options: dict[str, tuple[Any, Any, str]] = {
+            "stage_from": (
+                str | None, None,
+                "Folder of another run, or of its checkpoint: a new run begins with its weights and the optimiser's"
+                " moments, on data and with a schedule of its own. A run that continues does not look at it.",
+            ),
             "max_tokens": (
                 float | None, None,
                 "Length of the run in tokens, in place of trainer.max_steps; rounded up to whole steps.",
@@ -186,6 +192,11 @@ class MonetCLI(LightningCLI):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         refuse_options(config.trainer)
+        if config.stage_from is not None and config.model.init_from is not None:
+            raise ConfigError(
+                f"stage_from = {config.stage_from} and model.init_from = {config.model.init_from}: give one; init_from"
+                " takes the weights only"
+            )
         if config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
         if config.fast_cpu and (config.trainer.accelerator == "cpu" or not torch.cuda.is_available()):
@@ -198,6 +209,9 @@ class MonetCLI(LightningCLI):
         self.selection = self.run_directory.choose_checkpoint()
         if self.selection.folder is not None:
             refuse_structural_change(read_config(self.selection.folder), config_json(model_config))
+        elif config.stage_from is not None:
+            self.stage = stage_folder(config.stage_from, self.run_directory.path)
+            refuse_other_model(str(self.stage), read_config(self.stage), config_json(model_config))
         if config.max_tokens is None:
             self._end_if_finished(config.trainer.max_steps)
 
@@ -236,7 +250,7 @@ class MonetCLI(LightningCLI):
             *_as_list(self.time_limit),
         ]
         self.trainer_defaults["callbacks"] = callbacks
-        io = FolderCheckpointIO()
+        io = StageCheckpointIO(self.run_directory.checkpoints)
         plugins = [*_as_list(config.trainer.plugins), BackgroundCheckpointIO(io) if config.checkpoint_async else io]
         if (environment := launched_environment()) is not None:
             plugins.append(environment)
@@ -271,8 +285,8 @@ class MonetCLI(LightningCLI):
 
     def fit(self, model: MonetLightningModule, datamodule: MonetDataModule, **kwargs: Any) -> None:
         """Train to max_steps, from the newest valid checkpoint if the run has one."""
-        folder = self.selection.folder
-        if folder is not None and not self.finished:
+        folder = self.selection.folder or self.stage
+        if self.selection.folder is not None and not self.finished:
             print(f"continuing {self.run_directory.path} after step {self.selection.step}")
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=folder, **kwargs)

@@ -38,7 +38,8 @@ from monet.training.optim import (
     grouped_names,
     reapply_settings,
 )
-from monet.training.settings import ModelShape, refuse_structural_change
+from monet.training.settings import ModelShape, differing_keys, refuse_structural_change
+from monet.training.stage import STAGE, refuse_other_model
 from monet.training.states import keep_batches_of_a_step, name_moments, number_moments
 from monet.training.steps import router_means
 from monet.training.trainer_options import tokens_per_step
@@ -110,6 +111,7 @@ class MonetLightningModule(LightningModule):
         self.tokens_seen = 0
         self.validation_result: dict[str, Any] | None = None
         self.guard = StepGuard(self.model, nonfinite)
+        self.stage_from: str | None = None  # checkpoint of another run that this start began from
         self._step_metrics: dict[str, Any] = {}
         self._stored_rate: float | None = None  # what the next step would have had by the checkpoint
 
@@ -299,8 +301,15 @@ class MonetLightningModule(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        refuse_structural_change(checkpoint["config"], self.config_json())
-        keep_batches_of_a_step(checkpoint, self.trainer)
+        self.stage_from = checkpoint.get(STAGE)
+        if self.stage_from is not None:
+            self._begin_stage(self.stage_from, checkpoint)
+        else:
+            refuse_structural_change(checkpoint["config"], self.config_json())
+            keep_batches_of_a_step(checkpoint, self.trainer)
+            self.router_health.load_state_dict(checkpoint["monet"]["router_health"])
+            if (guard := checkpoint["monet"].get("guard")) is not None:
+                self.guard.load_state_dict(guard)
         if (frozen := checkpoint["monet"].get("freeze_router", False)) != self.freeze_router:
             raise ConfigError(
                 f"model.freeze_router = {self.freeze_router} differs from the run's {frozen}, and with it what the"
@@ -310,9 +319,15 @@ class MonetLightningModule(LightningModule):
         if self.trainer.strategy.lightning_restore_optimizer:
             number_moments(checkpoint, grouped_names(self.model, self.optimizer_settings))
         self.tokens_seen = checkpoint["monet"]["tokens_seen"]
-        self.router_health.load_state_dict(checkpoint["monet"]["router_health"])
-        if (guard := checkpoint["monet"].get("guard")) is not None:
-            self.guard.load_state_dict(guard)
+
+    def _begin_stage(self, folder: str, checkpoint: dict[str, Any]) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if (tokenizer := getattr(data, "tokenizer_dir", None)) is not None:
+            refuse_other_tokenizer(folder, Path(tokenizer), "stage_from")
+        stored = checkpoint["config"]
+        refuse_other_model(folder, stored, self.config_json())
+        changes = differing_keys(stored, self.config_json())
+        rank_zero_only(print)("; ".join([f"weights and moments of {folder}", *changes]), flush=True)
 
     def config_json(self) -> dict[str, Any]:
         """The model's configuration as its config.json will hold it."""
