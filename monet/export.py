@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +72,9 @@ def export(
     from monet import MonetConfig
     from monet.remote_code import add_remote_code
     from monet.training import tensor_files
-    from monet.training.checkpoint import read_weights
+    from monet.training.checkpoint import chosen_checkpoint, read_weights
 
-    folder = _choose(run, checkpoint)
+    folder = chosen_checkpoint(run, checkpoint)
     if out.exists():
         raise ConfigError(f"out = {out} exists already; choose another name or remove it first")
     tokenizer = tokenizer or folder.parent.parent / "tokenizer"
@@ -197,27 +196,6 @@ class _Cast(Mapping[str, "Tensor"]):
 
     def __len__(self) -> int:
         return len(self.stored)
-
-
-def _choose(run: Path | None, checkpoint: Path | None) -> Path:
-    from monet.training.checkpoint import newest_valid, step_of, verify_checkpoint
-
-    if (run is None) == (checkpoint is None):
-        raise ConfigError(f"give either run or checkpoint: got run = {run}, checkpoint = {checkpoint}")
-    if checkpoint is not None:
-        step_of(checkpoint)
-        if not checkpoint.is_dir():
-            raise CheckpointError(f"checkpoint {checkpoint} is not there")
-        verify_checkpoint(checkpoint, full=True)
-        return checkpoint
-    assert run is not None
-    selection = newest_valid(run / "checkpoints")
-    if selection.folder is None:
-        reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in selection.rejected)
-        raise CheckpointError(f"run {run} has no valid checkpoint{': ' + reasons if reasons else ''}")
-    for passed_over, reason in selection.rejected:
-        warnings.warn(f"checkpoint {passed_over.name} is not valid and is passed over: {reason}", stacklevel=3)
-    return selection.folder
 
 
 def _check_vocabulary(tokenizer: Path, rows: int) -> None:

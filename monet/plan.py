@@ -51,7 +51,7 @@ def plan(
         network_gbps: network of one GPU to other nodes (a node's, divided by its GPUs), gigabits a second, one
             direction.
         gpus_per_node: GPUs that share a node and its fast links.
-        tokens: budget in tokens; none takes the configuration's trainer.max_steps.
+        tokens: budget in tokens; none takes the configuration's length.
         json: also write everything to this file.
     """
     if gpu not in ACCELERATORS:
@@ -112,13 +112,16 @@ def read_run(files: list[Path], gpus: int | None = None) -> Run:
     if (precision := str(trainer.precision or "32-true")).startswith("64"):
         raise ConfigError(f"trainer.precision = {precision}: plans are made for 32-true, bf16-mixed and bf16-true")
     strategy, offload = _strategy(trainer.strategy)
+    steps, windows = trainer.max_steps, batch * accumulate * devices * nodes
+    if settings.max_tokens is not None:
+        steps = math.ceil(settings.max_tokens / (windows * settings.data.seq_len))
     return Run(
         name=files[-1].stem,
         config=shape.config(),
         seq_len=settings.data.seq_len,
-        windows=batch * accumulate * devices * nodes,
+        windows=windows,
         micro_batch=batch,
-        steps=trainer.max_steps,
+        steps=steps,
         precision=precision,
         checkpointing=settings.model.gradient_checkpointing,
         strategy=strategy,

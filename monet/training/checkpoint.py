@@ -19,8 +19,10 @@ import json
 import logging
 import re
 import shutil
+import warnings
 from collections.abc import Container
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from monet.errors import CheckpointError
+from monet.errors import CheckpointError, ConfigError
 from monet.files import MANIFEST_NAME, verify_manifest
 from monet.training import tensor_files, tree
 from monet.training.tensor_files import StoredTensors
@@ -118,6 +120,31 @@ def newest_valid(checkpoints: Path) -> Selection:
     return Selection(None, rejected)
 
 
+def chosen_checkpoint(run: Path | None, checkpoint: Path | None) -> Path:
+    """The checkpoint folder that a command reads: the newest valid one of a run, or one that is named.
+
+    Raises:
+        ConfigError: both or none of them is given.
+        CheckpointError: there is none, or it is not valid.
+    """
+    if (run is None) == (checkpoint is None):
+        raise ConfigError(f"give either run or checkpoint: got run = {run}, checkpoint = {checkpoint}")
+    if checkpoint is not None:
+        step_of(checkpoint)
+        if not checkpoint.is_dir():
+            raise CheckpointError(f"checkpoint {checkpoint} is not there")
+        verify_checkpoint(checkpoint, full=True)
+        return checkpoint
+    assert run is not None
+    selection = newest_valid(run / "checkpoints")
+    if selection.folder is None:
+        reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in selection.rejected)
+        raise CheckpointError(f"run {run} has no valid checkpoint{': ' + reasons if reasons else ''}")
+    for passed_over, reason in selection.rejected:
+        warnings.warn(f"checkpoint {passed_over.name} is not valid and is passed over: {reason}", stacklevel=3)
+    return selection.folder
+
+
 def set_aside(folder: Path) -> Path:
     """Rename an invalid checkpoint so that its step can be written again; nothing is deleted."""
     for number in range(1000):
@@ -133,13 +160,20 @@ def remove_leftovers(checkpoints: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(checkpoints: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints; those kept always include a valid one.
+def prune(checkpoints: Path, keep_last: int, keep_every: int | None = None, keep_step: int | None = None) -> None:
+    """Delete old checkpoints; those kept always include a valid one.
 
     A checkpoint that cannot be deleted is reported and left.
+
+    Args:
+        checkpoints: folder that they are in.
+        keep_last: number of newest checkpoints that stay.
+        keep_every: of each such number of steps the first checkpoint stays too; None keeps no more.
+        keep_step: the checkpoint of this step stays too.
     """
     folders = list_checkpoints(checkpoints)
-    if not (old := folders[:-keep_last]):
+    kept = {keep_step, *(_first_of_each(folders, keep_every) if keep_every is not None else ())}
+    if not (old := [folder for folder in folders[:-keep_last] if step_of(folder) not in kept]):
         return
     if not any(_is_valid(folder) for folder in reversed(folders[-keep_last:])):
         log.warning("%s: none of the newest %d checkpoints is valid, older ones are kept", checkpoints, keep_last)
@@ -150,6 +184,12 @@ def prune(checkpoints: Path, keep_last: int) -> None:
             shutil.rmtree(doomed)
         except OSError as error:
             log.warning("cannot delete the old checkpoint %s: %s", folder, error)
+
+
+def _first_of_each(folders: list[Path], every: int) -> set[int]:
+    """Steps of the first checkpoint at or after each multiple of `every` steps, whichever others were deleted."""
+    steps = [0, *map(step_of, folders)]
+    return {step for before, step in pairwise(steps) if step // every > before // every}
 
 
 def _is_valid(folder: Path) -> bool:

@@ -29,19 +29,20 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, t
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def record_start(run_dir: Path, config: str, step: int) -> dict[str, tuple[Any, Any]]:
-    """Add a line to starts.jsonl, and tell which settings differ from those in config.yaml, if the run has one.
+def record_start(run_dir: Path, config: str, step: int, stage_from: Path | None = None) -> dict[str, tuple[Any, Any]]:
+    """Add a line to starts.jsonl, and tell which settings differ from those in config.yaml, if there is one.
 
     Args:
         run_dir: the run's folder, whose config.yaml is still that of the start before.
         config: YAML of the whole configuration now.
         step: optimiser steps the run continues from.
+        stage_from: checkpoint of another run that this one begins from; the settings are compared with that run's.
     Returns:
         The changed settings; none of those that would change the model or the data gets this far.
     Raises:
         ConfigError: the config.yaml that is there is not YAML.
     """
-    path, changed = run_dir / "config.yaml", {}
+    path, changed = (run_dir if stage_from is None else stage_from.parent.parent) / "config.yaml", {}
     if path.is_file():
         try:
             before = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -56,13 +57,17 @@ def record_start(run_dir: Path, config: str, step: int) -> dict[str, tuple[Any, 
         "monet": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "stage_from": None if stage_from is None else str(stage_from),
         "changed": {name: {"before": before, "now": now} for name, (before, now) in changed.items()},
     }
     starts = run_dir / STARTS
     whole_lines, _, _ = starts.read_bytes().rpartition(b"\n") if starts.is_file() else (b"", b"", b"")
     atomic_write_bytes(starts, whole_lines + (b"\n" if whole_lines else b"") + json.dumps(entry).encode() + b"\n")
     for name, (before, now) in changed.items():
-        print(f"changed since the last start: {name}: {before!r} -> {now!r}", flush=True)
+        print(
+            f"changed since {'the last start' if stage_from is None else path}: {name}: {before!r} -> {now!r}",
+            flush=True,
+        )
     return changed
 
 

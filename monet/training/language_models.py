@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import Tensor
 from transformers import LlamaConfig
@@ -82,8 +83,9 @@ _MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "monet": (MonetConfig, MonetForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
 }
-# What a warm start may give another value: it changes no weight's shape or meaning.
-_MAY_DIFFER = frozenset({"max_position_embeddings"})
+# What other weights than the attention's positions do not depend on; a longer context needs other values.
+POSITIONS = frozenset({"max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters"})
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def config_json(config: LlamaConfig) -> dict[str, Any]:
@@ -133,10 +135,12 @@ def freeze_routers(model: LanguageModel, init_from: str | None) -> None:
 def warm_start(model: LanguageModel, folder: str) -> None:
     """Give a model the weights and router statistics of a released, exported or checkpoint folder.
 
-    Parameters and buffers stay the objects they are; for a moment there are two copies of the weights.
+    Parameters and buffers stay the objects they are; for a moment there are two copies of the weights. The model may
+    have other rotary settings and a longer context, more rows in its vocabulary, and an output head of its own where
+    the folder's is tied to the embedding. New rows are the mean of the folder's. Each such change is printed.
 
     Args:
-        model: the configured model, which the folder must fit in all that gives weights shape and meaning.
+        model: the configured model, which the folder must fit in everything else that it is built from.
         folder: local folder with config.json and safetensors, of any floating dtype.
     Raises:
         ConfigError: the folder holds another model (every differing key is named) or one with removed experts.
@@ -153,7 +157,13 @@ def warm_start(model: LanguageModel, folder: str) -> None:
             f"model.init_from = {folder} has removed experts ({MASK_FILE}), and training would neither use nor keep"
             " that mask; load the model, call set_expert_mask(None), and save it in another folder to start from"
         )
-    if changed := differing_keys(config_json(config), config_json(model.config), _MAY_DIFFER):
+    allowed = set(POSITIONS)
+    if model.config.vocab_size > config.vocab_size:
+        allowed.add("vocab_size")
+    if config.tie_word_embeddings:
+        allowed.add("tie_word_embeddings")
+    stored, configured = config_json(config), config_json(model.config)
+    if changed := differing_keys(stored, configured, frozenset(allowed)):
         raise ConfigError(
             f"model.init_from = {folder} holds another model ({'; '.join(changed)}); give model.shape the folder's"
             " values"
@@ -163,18 +173,29 @@ def warm_start(model: LanguageModel, folder: str) -> None:
     loaded = type(model).from_pretrained(
         folder, local_files_only=True, dtype=model.dtype, attn_implementation=attention
     )
-    model.load_state_dict(loaded.state_dict())
-    print(f"weights of {folder}", flush=True)
+    state = loaded.state_dict()
+    for name in (_EMBEDDING, _HEAD):
+        state[name] = _with_rows(state[name], model.config.vocab_size)
+    model.load_state_dict(state)
+    print("; ".join([f"weights of {folder}", *differing_keys(stored, configured)]), flush=True)
 
 
-def refuse_other_tokenizer(folder: str, tokenizer: Path) -> None:
-    """Refuse data in which an id is another token than it is for the weights of a warm start.
+def _with_rows(weight_VD: Tensor, rows: int) -> Tensor:
+    """A vocabulary's weight with rows added up to this number; each new one is the mean of the old ones."""
+    new = rows - len(weight_VD)
+    mean_D = weight_VD.double().mean(0).to(weight_VD.dtype)
+    return torch.cat([weight_VD, mean_D.expand(new, -1)]) if new else weight_VD
+
+
+def refuse_other_tokenizer(folder: str, tokenizer: Path, setting: str = "model.init_from") -> None:
+    """Refuse data in which an id is another token than it is for the weights of a folder.
 
     Tokens that only one of the two has are no contradiction; nor is a folder that has no tokenizer.
 
     Args:
-        folder: model.init_from; a checkpoint's tokenizer is its run's.
+        folder: of a model, or of a checkpoint, whose tokenizer is its run's.
         tokenizer: folder of the data's.
+        setting: what named the folder.
     Raises:
         ConfigError: names the first id that differs, with both tokens.
     """
@@ -186,7 +207,7 @@ def refuse_other_tokenizer(folder: str, tokenizer: Path) -> None:
     if changed := sorted(index for index in before.keys() & now.keys() if before[index] != now[index]):
         index = changed[0]
         raise ConfigError(
-            f"model.init_from = {folder}: id {index} is {before[index]!r} for {theirs} and {now[index]!r} for the"
+            f"{setting} = {folder}: id {index} is {before[index]!r} for {theirs} and {now[index]!r} for the"
             f" data's {tokenizer} ({len(changed)} ids differ); prepare the data with the model's tokenizer"
         )
 

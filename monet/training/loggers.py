@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from monet.files import atomic_write_text
+
+WANDB_ID = "logs/wandb_id"
 log = logging.getLogger("monet.training")
 
 
@@ -71,26 +76,35 @@ class GuardedLogger(Logger):
         self._hand_on("finalize", status)
 
 
-def make_loggers(kinds: list[str], folder: Path, first_step: int, wandb_project: str) -> list[Logger]:
+def make_loggers(kinds: list[str], run_dir: Path, first_step: int, wandb_project: str) -> list[Logger]:
     """The loggers of a start.
 
     Args:
         kinds: csv, tensorboard, wandb.
-        folder: where they write.
-        first_step: the step the run continues from; each continuation has a CSV file of its own, because the CSV
-            logger deletes what it finds.
+        run_dir: the run's folder; they write in its folder logs.
+        first_step: finished optimiser steps of the checkpoint that the run continues from. Each continuation has a CSV
+            file of its own, because the CSV logger deletes what it finds.
         wandb_project: project name there.
     """
-    version = f"from-step-{first_step:08d}"
+    folder, version = run_dir / "logs", f"from-step-{first_step:08d}"
+    # TensorBoard drops the steps from purge_step on; what was logged at the checkpoint's own step stays
     makers: dict[str, Callable[[], Logger]] = {
         "csv": lambda: CSVLogger(folder, name="csv", version=version),
-        "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version="", purge_step=first_step),
-        "wandb": lambda: _wandb(wandb_project, folder),
+        "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version="", purge_step=first_step + 1),
+        "wandb": lambda: _wandb(wandb_project, run_dir),
     }
     return [GuardedLogger(kind, makers[kind]) for kind in kinds]
 
 
-def _wandb(project: str, folder: Path) -> Logger:
+def _wandb(project: str, run_dir: Path) -> Logger:
+    """Every start of a run continues one run of wandb, whose id is kept in the run's folder."""
     from lightning.pytorch.loggers import WandbLogger
 
-    return WandbLogger(project=project, save_dir=folder)
+    path, run_id = run_dir / WANDB_ID, None
+    if rank_zero_only.rank == 0:  # the other ranks open nothing
+        if not path.is_file():
+            atomic_write_text(path, uuid.uuid4().hex + "\n")
+        run_id = path.read_text(encoding="utf-8").strip()
+    return WandbLogger(
+        project=project, save_dir=run_dir / "logs", name=run_dir.resolve().name, id=run_id, resume="allow"
+    )

@@ -191,7 +191,7 @@ class MetricsLog(Callback):
         module = _module(pl_module)
         if trainer.is_global_zero and module.validation_result is not None and not trainer.sanity_checking:
             self._write(VALIDATION, {"step": trainer.global_step, **module.validation_result})
-            print(_validation_line(trainer.global_step, module.validation_result), flush=True)
+            print(validation_line(trainer.global_step, module.validation_result), flush=True)
             _hand_on(trainer, _flat_validation(module.validation_result))
         self.clock.resume()
 
@@ -253,7 +253,8 @@ def _progress(step: int, max_steps: int, metrics: dict[str, Any], tokens_per_ste
     )
 
 
-def _validation_line(step: int, result: dict[str, Any]) -> str:
+def validation_line(step: int, result: dict[str, Any]) -> str:
+    """What a start prints of a validation."""
     domains = "  ".join(f"{name} {value:.1f}" for name, value in result["perplexity_by_domain"].items())
     return f"step {step}  validation perplexity {result['perplexity']:.2f}  ({domains})"
 

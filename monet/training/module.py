@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoTokenizer
@@ -37,9 +38,11 @@ from monet.training.optim import (
     grouped_names,
     reapply_settings,
 )
-from monet.training.settings import ModelShape, refuse_structural_change
+from monet.training.settings import ModelShape, differing_keys, refuse_structural_change
+from monet.training.stage import STAGE, refuse_other_model
 from monet.training.states import keep_batches_of_a_step, name_moments, number_moments
 from monet.training.steps import router_means
+from monet.training.trainer_options import tokens_per_step
 
 DEFAULT_ROUTER_LOSS = RouterLoss()
 DEFAULT_OPTIMIZER = OptimizerSettings()
@@ -108,7 +111,9 @@ class MonetLightningModule(LightningModule):
         self.tokens_seen = 0
         self.validation_result: dict[str, Any] | None = None
         self.guard = StepGuard(self.model, nonfinite)
+        self.stage_from: str | None = None  # checkpoint of another run that this start began from
         self._step_metrics: dict[str, Any] = {}
+        self._stored_rate: float | None = None  # what the next step would have had by the checkpoint
 
     @property
     def domains(self) -> list[str]:
@@ -261,16 +266,22 @@ class MonetLightningModule(LightningModule):
     def configure_optimizers(self) -> Any:
         total_steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(total_steps) or total_steps < 1:
-            raise ConfigError(f"trainer.max_steps = {self.trainer.max_steps}: set the number of optimiser steps to run")
+            raise ConfigError(
+                f"trainer.max_steps = {self.trainer.max_steps}: set the number of optimiser steps to run, or max_tokens"
+            )
         optimizer = build_optimizer(self.model, self.optimizer_settings)
-        scheduler = build_scheduler(optimizer, self.schedule, int(total_steps))
+        scheduler = build_scheduler(optimizer, self.schedule, int(total_steps), tokens_per_step(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override
     def on_train_start(self) -> None:
         (schedule,) = self.trainer.lr_scheduler_configs
         assert isinstance(schedule.scheduler, LambdaLR)
-        reapply_settings(self.trainer.optimizers[0], schedule.scheduler, self.model, self.optimizer_settings)
+        optimizer = self.trainer.optimizers[0]
+        reapply_settings(optimizer, schedule.scheduler, self.model, self.optimizer_settings)
+        before, now = self._stored_rate, optimizer.param_groups[0]["lr"]
+        if before is not None and before != now:
+            rank_zero_only(print)(f"learning rate of the next step: {before:.2e} -> {now:.2e}", flush=True)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -290,19 +301,33 @@ class MonetLightningModule(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        refuse_structural_change(checkpoint["config"], self.config_json())
-        keep_batches_of_a_step(checkpoint, self.trainer)
+        self.stage_from = checkpoint.get(STAGE)
+        if self.stage_from is not None:
+            self._begin_stage(self.stage_from, checkpoint)
+        else:
+            refuse_structural_change(checkpoint["config"], self.config_json())
+            keep_batches_of_a_step(checkpoint, self.trainer)
+            self.router_health.load_state_dict(checkpoint["monet"]["router_health"])
+            if (guard := checkpoint["monet"].get("guard")) is not None:
+                self.guard.load_state_dict(guard)
         if (frozen := checkpoint["monet"].get("freeze_router", False)) != self.freeze_router:
             raise ConfigError(
                 f"model.freeze_router = {self.freeze_router} differs from the run's {frozen}, and with it what the"
                 " optimiser holds; set it back, or start a new run_dir with model.init_from"
             )
+        self._stored_rate = checkpoint["optimizer_states"][0]["param_groups"][0]["lr"]
         if self.trainer.strategy.lightning_restore_optimizer:
             number_moments(checkpoint, grouped_names(self.model, self.optimizer_settings))
         self.tokens_seen = checkpoint["monet"]["tokens_seen"]
-        self.router_health.load_state_dict(checkpoint["monet"]["router_health"])
-        if (guard := checkpoint["monet"].get("guard")) is not None:
-            self.guard.load_state_dict(guard)
+
+    def _begin_stage(self, folder: str, checkpoint: dict[str, Any]) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if (tokenizer := getattr(data, "tokenizer_dir", None)) is not None:
+            refuse_other_tokenizer(folder, Path(tokenizer), "stage_from")
+        stored = checkpoint["config"]
+        refuse_other_model(folder, stored, self.config_json())
+        changes = differing_keys(stored, self.config_json())
+        rank_zero_only(print)("; ".join([f"weights and moments of {folder}", *changes]), flush=True)
 
     def config_json(self) -> dict[str, Any]:
         """The model's configuration as its config.json will hold it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -54,17 +54,23 @@ class ScheduleSettings:
     """Learning rate over the run, as a factor of the peak, changed at every optimiser step.
 
     Args:
-        name: cosine falls from the peak to the end of the run; wsd (warm-up, stable, decay) stays at the peak and
+        name: cosine falls from the peak to the schedule's end; wsd (warm-up, stable, decay) stays at the peak and
             falls linearly over the last decay_steps; constant stays at the peak.
         warmup_steps: optimiser steps of linear warm-up; step 1 already has 1/warmup_steps of the peak.
-        decay_steps: optimiser steps of wsd's last part; None takes a tenth of the run.
-        final_lr_ratio: factor that the decay ends at, in [0, 1].
+        decay_steps: optimiser steps of wsd's last part; None takes a tenth of the schedule.
+        final_lr_ratio: factor that the decay ends at, in [0, 1]; later steps keep it.
+        total_steps: optimiser steps of the schedule, whatever the run's length; None takes the run's length.
+        total_tokens: the same in tokens, rounded up to whole steps.
+        warmup_fraction: warm-up as a share of the schedule's steps, in [0, 1], in place of warmup_steps.
     """
 
     name: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_steps: int = 0
     decay_steps: int | None = None
     final_lr_ratio: float = 0.1
+    total_steps: int | None = None
+    total_tokens: float | None = None
+    warmup_fraction: float | None = None
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
@@ -76,6 +82,33 @@ class ScheduleSettings:
                 f"schedule.decay_steps = {self.decay_steps} with schedule.name = {self.name}: only wsd has a last part"
                 " of its own, of at least one step; leave decay_steps out otherwise"
             )
+        for name in ("total_steps", "total_tokens"):
+            if (value := getattr(self, name)) is not None and not 1 <= value < math.inf:
+                raise ConfigError(f"schedule.{name} must be finite and at least 1, got {value}")
+        if self.total_steps is not None and self.total_tokens is not None:
+            raise ConfigError(
+                f"schedule.total_steps = {self.total_steps} and schedule.total_tokens = {self.total_tokens}: give one"
+            )
+        if self.warmup_fraction is not None and not 0 <= self.warmup_fraction <= 1:
+            raise ConfigError(f"schedule.warmup_fraction must be in [0, 1], got {self.warmup_fraction}")
+        if self.warmup_fraction is not None and self.warmup_steps:
+            raise ConfigError(
+                f"schedule.warmup_steps = {self.warmup_steps} and schedule.warmup_fraction = {self.warmup_fraction}:"
+                " give one"
+            )
+
+    def in_steps(self, run_steps: int, tokens_per_step: int) -> ScheduleSettings:
+        """The same schedule with `total_steps` and `warmup_steps` set, and no other unit.
+
+        Args:
+            run_steps: optimiser steps of the run.
+            tokens_per_step: tokens of an optimiser step, over all processes.
+        """
+        total = run_steps if self.total_steps is None else self.total_steps
+        if self.total_tokens is not None:
+            total = math.ceil(self.total_tokens / tokens_per_step)
+        warmup = self.warmup_steps if self.warmup_fraction is None else round(self.warmup_fraction * total)
+        return replace(self, total_steps=total, total_tokens=None, warmup_steps=warmup, warmup_fraction=None)
 
     def factor(self, step: int, total_steps: int) -> float:
         """Factor of the peak learning rate for the update that follows `step` finished ones (so step 0 is the first).
@@ -83,19 +116,16 @@ class ScheduleSettings:
         Raises:
             ConfigError: warm-up and decay do not fit into `total_steps`.
         """
-        if self.warmup_steps > total_steps:
-            raise ConfigError(
-                f"schedule.warmup_steps = {self.warmup_steps} is more than the run's trainer.max_steps = {total_steps}"
-            )
         decay_steps = 0
         if self.name == "cosine":
-            decay_steps = total_steps - self.warmup_steps
+            decay_steps = max(0, total_steps - self.warmup_steps)
         elif self.name == "wsd":
             decay_steps = self.decay_steps or max(1, total_steps // 10)
         if self.warmup_steps + decay_steps > total_steps:
+            decay = f" and {decay_steps} steps of decay" if decay_steps else ""
             raise ConfigError(
-                f"schedule.warmup_steps = {self.warmup_steps} and {decay_steps} steps of decay do not fit into"
-                f" trainer.max_steps = {total_steps}"
+                f"schedule.warmup_steps = {self.warmup_steps}{decay} do not fit into the schedule's {total_steps}"
+                " steps; set schedule.total_steps to the length of the whole schedule where the run is shorter"
             )
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
@@ -152,10 +182,14 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     return torch.optim.AdamW(parameter_groups(model, settings), betas=betas, eps=settings.epsilon, fused=settings.fused)
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, settings: ScheduleSettings, total_steps: int) -> LambdaLR:
-    """The schedule as a torch scheduler that is stepped once per optimiser step."""
-    settings.factor(0, total_steps)  # refuse what does not fit before the first step
-    return LambdaLR(optimizer, partial(settings.factor, total_steps=total_steps))
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, settings: ScheduleSettings, run_steps: int, tokens_per_step: int = 1
+) -> LambdaLR:
+    """The schedule as a torch scheduler that is stepped once per optimiser step; arguments as for `in_steps`."""
+    settings = settings.in_steps(run_steps, tokens_per_step)
+    assert settings.total_steps is not None
+    settings.factor(0, settings.total_steps)  # refuse what does not fit before the first step
+    return LambdaLR(optimizer, partial(settings.factor, total_steps=settings.total_steps))
 
 
 def reapply_settings(

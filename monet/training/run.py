@@ -102,13 +102,9 @@ class TokenizerCopy(Callback):
         self.run = run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        source = getattr(trainer.datamodule, "tokenizer_dir", None)  # type: ignore[attr-defined]
-        if source is None or not trainer.is_global_zero:
+        source = _tokenizer_of_data(trainer)
+        if source is None or not self.run.tokenizer.exists():
             return
-        source = Path(source)
-        if not self.run.tokenizer.exists():
-            with atomic_directory(self.run.tokenizer) as folder:
-                shutil.copytree(source, folder, dirs_exist_ok=True)
         for path in sorted(source.iterdir()):
             copy = self.run.tokenizer / path.name
             if not copy.is_file() or copy.read_bytes() != path.read_bytes():
@@ -116,6 +112,19 @@ class TokenizerCopy(Callback):
                     f"tokenizer file {path} differs from {copy}, with which the run was started; use the data it was"
                     " started with, or a new run_dir"
                 )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # only now: a start that is refused leaves no tokenizer behind
+        source = _tokenizer_of_data(trainer)
+        if source is not None and not self.run.tokenizer.exists():
+            with atomic_directory(self.run.tokenizer) as folder:
+                shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def _tokenizer_of_data(trainer: Trainer) -> Path | None:
+    """Folder of the data's tokenizer, in the process that looks after the run's; None in the others."""
+    source = getattr(trainer.datamodule, "tokenizer_dir", None)  # type: ignore[attr-defined]
+    return Path(source) if source is not None and trainer.is_global_zero else None
 
 
 class RandomState(Callback):

@@ -14,12 +14,13 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from monet.errors import CheckpointError
 from monet.training.agree import Requests, any_rank
 from monet.training.background import BackgroundCheckpointIO
-from monet.training.checkpoint import prune, step_folder
+from monet.training.checkpoint import prune, step_folder, step_of
 from monet.training.guard import StepGuard
 from monet.training.metrics import StepClock
 from monet.training.signals import Stopped
 
 FailurePolicy = Literal["stop", "continue"]
+_NO_BEST: tuple[float | None, int | None] = (None, None)  # lowest validation loss so far, and its step
 
 
 class StepCheckpoint(Checkpoint):
@@ -34,6 +35,8 @@ class StepCheckpoint(Checkpoint):
         on_failure: stop ends the run when a checkpoint cannot be written; continue warns and tries again when the next
             one is due. The one at the end of a run always has to succeed.
         clock: learns that saving is not training; None measures nothing.
+        keep_every: of each such number of steps the first checkpoint is kept for good; None keeps none.
+        keep_best: a step with the lowest validation loss so far gets a checkpoint, which is kept until a lower one.
     """
 
     def __init__(
@@ -43,9 +46,13 @@ class StepCheckpoint(Checkpoint):
         keep_last: int,
         on_failure: FailurePolicy = "stop",
         clock: StepClock | None = None,
+        keep_every: int | None = None,
+        keep_best: bool = False,
     ) -> None:
         self.checkpoints, self.every_n_steps, self.keep_last = checkpoints, every_n_steps, keep_last
         self.on_failure, self.clock = on_failure, clock
+        self.keep_every, self.keep_best = keep_every, keep_best
+        self.best = self._best_before = _NO_BEST
         self.saved_step = 0  # the newest that was written, or is being written
         self.tried_step = 0
         self._being_written: Path | None = None
@@ -56,7 +63,7 @@ class StepCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if _inside_step(trainer):
+        if inside_step(trainer):
             return
         self._look_after_write(trainer)
         # a step that is validated is saved after its validation: a run killed in between does it again
@@ -64,13 +71,14 @@ class StepCheckpoint(Checkpoint):
             self._after_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking and not _inside_step(trainer):
+        if not trainer.sanity_checking and not inside_step(trainer):
+            self._note_validation(trainer)
             self._after_step(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # max_time, an early stop or the like ends runs between two multiples
         if trainer.global_step != self.saved_step:
-            if _inside_step(trainer):
+            if inside_step(trainer):
                 rank_zero_warn(
                     f"the run was stopped inside a step; its newest checkpoint is that of step {self.saved_step}, and"
                     f" the steps to {trainer.global_step} are done again when it continues"
@@ -93,12 +101,25 @@ class StepCheckpoint(Checkpoint):
         if self._is_due(trainer) or (requests.agreed_save and trainer.global_step > self.saved_step):
             self._save(trainer, must=trainer.global_step == trainer.max_steps)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": list(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        loss, step = state_dict["best"]
+        self.best = (loss, step)
+
+    def _note_validation(self, trainer: Trainer) -> None:
+        result = getattr(trainer.lightning_module, "validation_result", None)
+        if self.keep_best and result is not None and not _was_skipped(trainer):
+            least, _ = self.best
+            if least is None or result["loss"] < least:
+                self._best_before, self.best = self.best, (result["loss"], trainer.global_step)
+
     def _is_due(self, trainer: Trainer) -> bool:
         step = trainer.global_step
         passed_multiple = step // self.every_n_steps > self.tried_step // self.every_n_steps
-        guard = getattr(trainer.lightning_module, "guard", None)
-        skipped = isinstance(guard, StepGuard) and guard.skipped_in_a_row > 0
-        return step > self.saved_step and ((passed_multiple and not skipped) or step == trainer.max_steps)
+        good = (passed_multiple and not _was_skipped(trainer)) or step == self.best[1]
+        return step > self.saved_step and (good or step == trainer.max_steps)
 
     def _save(self, trainer: Trainer, must: bool) -> None:
         self._look_after_write(trainer, wait=True, must=False)
@@ -136,10 +157,14 @@ class StepCheckpoint(Checkpoint):
                 return
         self._being_written = None
         if trainer.is_global_zero:
-            prune(self.checkpoints, self.keep_last)
-            print(f"checkpoint {folder}", flush=True)
+            loss, best_step = self.best
+            prune(self.checkpoints, self.keep_last, self.keep_every, best_step)
+            note = f"  lowest validation loss so far, {loss:.4f}" if step_of(folder) == best_step else ""
+            print(f"checkpoint {folder}{note}", flush=True)
 
     def _failed(self, error: Exception, trainer: Trainer, must: bool) -> None:
+        if self.best[1] == self.tried_step:
+            self.best = self._best_before
         folder = self.checkpoints if self.checkpoints.is_dir() else self.checkpoints.parent
         needed, free = checkpoint_bytes(trainer.lightning_module), shutil.disk_usage(folder).free
         text = (
@@ -166,7 +191,14 @@ def _requests(trainer: Trainer) -> Requests:
     return guard.requests if isinstance(guard, StepGuard) else Requests()
 
 
-def _inside_step(trainer: Trainer) -> bool:
+def _was_skipped(trainer: Trainer) -> bool:
+    """Whether the update of the step that just ended was left out."""
+    guard = getattr(trainer.lightning_module, "guard", None)
+    return isinstance(guard, StepGuard) and guard.skipped_in_a_row > 0
+
+
+def inside_step(trainer: Trainer) -> bool:
+    """Whether gradients of the batch that just ended still wait for an update."""
     return trainer.fit_loop.epoch_loop._should_accumulate()
 
 

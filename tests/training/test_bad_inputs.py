@@ -38,6 +38,7 @@ SETTINGS = [
     Row("unknown uniformity", USAGE, "uniformity_on.*all", ("--model.router_loss.uniformity_on=all",)),
     Row("endless run", USAGE, "trainer.max_steps.*-1", ("--trainer.max_steps=-1",)),
     Row("no checkpoints", USAGE, "checkpoint_every.*0", ("--checkpoint_every=0",)),
+    Row("keeping every zeroth", USAGE, "checkpoint_keep_every.*0", ("--checkpoint_keep_every=0",)),
     Row("no window for dead keys", USAGE, "dead_window_steps.*0", ("--model.dead_window_steps=0",)),
     Row("foreign logger", USAGE, r"trainer\.logger.*run_dir", ("--trainer.logger=true",)),
     Row("unknown logger", USAGE, "loggers.*mlflow", ("--loggers=[mlflow]",)),

@@ -5,8 +5,10 @@ import time
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monet.cli import main as monet
 from monet.errors import DataError, OutOfMemoryError, recognised
@@ -42,6 +44,43 @@ def test_wandb_that_is_missing_stops_nothing(train, caplog, monkeypatch):
     with caplog.at_level("WARNING", logger="monet.training"):
         assert train("run", "--loggers=[wandb]", "--trainer.max_steps=4").code == 0
     assert len([record for record in caplog.records if "the logger wandb failed" in record.message]) == 1
+
+
+def test_starts_of_a_run_share_one_run_of_wandb(train, monkeypatch, tmp_path):
+    made, configurations = [], []
+
+    class Wandb(CSVLogger):
+        def __init__(self, **options):
+            made.append(options)
+            super().__init__(options["save_dir"])
+
+        def log_hyperparams(self, params):
+            configurations.append(params)
+
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", Wandb)
+    words = ("--loggers=[wandb]", "--wandb_project=mine", "--model.schedule.name=constant")
+    for steps in (4, 8):
+        assert train("run", f"--trainer.max_steps={steps}", *words).code == 0
+    assert train("other", "--trainer.max_steps=4", *words).code == 0
+    first, second, other = made
+    assert first == second and first["id"] and first["resume"] == "allow"
+    assert (first["project"], first["name"], other["name"]) == ("mine", "run", "other")
+    assert other["id"] != first["id"]
+    assert [config["trainer"]["max_steps"] for config in configurations] == [4, 8, 4]
+    assert configurations[0]["model"]["optimizer"]["learning_rate"] == 3e-3
+
+
+def test_tensorboard_keeps_every_step_and_the_configuration(train):
+    words = ("--loggers=[tensorboard]", "--trainer.log_every_n_steps=2", "--trainer.val_check_interval=8",
+             "--model.schedule.name=constant")  # fmt: skip
+    for steps in (4, 8):
+        run = train("run", f"--trainer.max_steps={steps}", *words)
+    events = EventAccumulator(str(run.run_dir / "logs" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8]
+    assert [event.step for event in events.Scalars("validation/loss")] == [4, 8]
+    stored = yaml.safe_load((run.run_dir / "logs" / "tensorboard" / "hparams.yaml").read_text())
+    assert stored["trainer"]["max_steps"] == 4 and stored["data"]["batch_size"] == 2
 
 
 def test_a_folder_that_tensorboard_cannot_write_stops_nothing(train, tmp_path, caplog):

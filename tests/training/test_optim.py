@@ -96,6 +96,20 @@ def test_schedule_values_over_a_hundred_steps(settings, step, expected):
     assert settings.factor(step, 100) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize(("settings", "total", "warmup"), [
+    (ScheduleSettings(), 50, 0),
+    (ScheduleSettings(total_steps=200, warmup_fraction=0.02), 200, 4),
+    (ScheduleSettings(warmup_fraction=0.1), 50, 5),
+    (ScheduleSettings(total_tokens=1.3e4, warmup_steps=7), 130, 7),
+    (ScheduleSettings(total_tokens=1.3e4 + 1), 131, 0),
+    (ScheduleSettings(total_steps=47684, warmup_fraction=0.02), 47684, 954),
+])  # fmt: skip
+def test_a_schedule_is_counted_in_steps_tokens_or_shares(settings, total, warmup):
+    found = settings.in_steps(run_steps=50, tokens_per_step=100)
+    assert (found.total_steps, found.warmup_steps) == (total, warmup)
+    assert found.in_steps(7, 7) == found
+
+
 def test_scheduler_follows_the_factor():
     optimizer = build_optimizer(Tiny(), OptimizerSettings(learning_rate=2.0, router_lr_multiplier=3.0))
     settings = ScheduleSettings("cosine", warmup_steps=3)
@@ -137,6 +151,11 @@ def test_restored_optimiser_takes_the_configured_settings():
     (lambda: ScheduleSettings(warmup_steps=-1), "warmup_steps.*-1"),
     (lambda: ScheduleSettings(final_lr_ratio=1.5), r"final_lr_ratio.*1\.5"),
     (lambda: ScheduleSettings("cosine", decay_steps=5), "decay_steps = 5.*cosine"),
+    (lambda: ScheduleSettings(total_steps=0), r"total_steps.*0"),
+    (lambda: ScheduleSettings(total_tokens=math.inf), r"total_tokens.*inf"),
+    (lambda: ScheduleSettings(total_steps=5, total_tokens=5.0), "total_steps = 5 and schedule.total_tokens = 5"),
+    (lambda: ScheduleSettings(warmup_fraction=1.5), r"warmup_fraction.*1\.5"),
+    (lambda: ScheduleSettings(warmup_steps=2, warmup_fraction=0.5), "warmup_steps = 2.*warmup_fraction = 0.5"),
     (lambda: ScheduleSettings("cosine", warmup_steps=200).factor(0, 100), "warmup_steps = 200.*100"),
     (lambda: ScheduleSettings("wsd", warmup_steps=60, decay_steps=60).factor(0, 100), "60.*60.*100"),
 ])  # fmt: skip

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from monet.training.checkpoint import list_checkpoints, step_of
 from monet.training.metrics import MetricsLog
+from monet.training.module import MonetLightningModule
 from monet.training.saving import StepCheckpoint
 from tests.training.runs import losses, read_log
 
@@ -170,6 +171,33 @@ def test_two_processes_in_one_folder_are_refused(train, tmp_path, capsys):
 def test_retention_follows_the_setting(train):
     run = train("run", "--checkpoint_every=2", "--checkpoint_keep=2")
     assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [10, 12]
+
+
+def test_every_so_many_steps_a_checkpoint_stays(train):
+    words = ("--checkpoint_every=2", "--checkpoint_keep=1", "--checkpoint_keep_every=4")
+    train("run", "--trainer.max_steps=6", *words)
+    run = train("run", *words)
+    assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [4, 8, 12]
+
+
+def test_the_checkpoint_of_the_lowest_validation_loss_stays(train, monkeypatch, capsys):
+    wanted = iter([3.0, 1.0, 2.0, 1.5, 0.5])
+    before = MonetLightningModule.on_validation_epoch_end
+
+    def replaced(self):
+        before(self)
+        self.validation_result["loss"] = next(wanted)
+
+    monkeypatch.setattr(MonetLightningModule, "on_validation_epoch_end", replaced)
+    words = ("--checkpoint_every=5", "--checkpoint_keep=1", "--checkpoint_keep_best=true",
+             "--trainer.val_check_interval=4", "--model.schedule.total_steps=12")  # fmt: skip
+    run = train("run", "--trainer.max_steps=6", *words)  # validates after steps 2, 4, 6
+    assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [4, 6]
+    assert "step-00000004  lowest validation loss so far, 1.0000" in capsys.readouterr().out
+    train("run", "--trainer.max_steps=8", *words)  # a start that continues knows the lowest one
+    assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [4, 8]
+    train("run", "--trainer.max_steps=11", *words)
+    assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [10, 11]
 
 
 def test_another_tokenizer_is_refused(train, capsys):

@@ -9,11 +9,15 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 import monet
+from monet.errors import ConfigError
 from monet.export import export
+from monet.modeling_monet import MonetForCausalLM
+from monet.training.language_models import warm_start
 from monet.training.module import MonetLightningModule
 from monet.training.optim import parameter_groups
 from monet.training.settings import ModelShape, differing_keys
 from tests.compat.released import AUTO_MAP, change_config
+from tests.tolerances import assert_close
 from tests.training.runs import SHAPE, losses, read_log
 from tests.training.test_twin import TWIN
 
@@ -158,10 +162,60 @@ def test_every_key_that_a_model_is_built_from_counts(source):
     ]
 
 
-def test_longer_windows_may_be_trained_on(train, settings, source):
-    settings["model"]["shape"]["max_position_embeddings"] = 128
+def model_of(shape: dict) -> MonetLightningModule:
+    return MonetLightningModule(ModelShape(**{**SHAPE, "attention_dropout": 0.0, **shape}))
+
+
+@pytest.mark.parametrize("change", [
+    {"max_position_embeddings": 128},
+    {"max_position_embeddings": 128, "rope_theta": 5e5},
+    {"max_position_embeddings": 128, "rope_scaling": {
+        "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}},
+], ids=["positions", "theta", "yarn"])  # fmt: skip
+def test_a_longer_context_may_be_trained(train, settings, source, capsys, change):
+    settings["model"]["shape"] |= change
     settings["model"] |= {"init_from": str(source), "schedule": {"name": "constant"}}
-    assert train("new", "--data.seq_len=96", "--trainer.max_steps=1").code == 0
+    capsys.readouterr()
+    run = train("new", "--data.seq_len=96", "--trainer.max_steps=1", "--checkpoint_every=1")
+    assert run.code == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights of")]
+    assert all(f"{key}: checkpoint" in line for key in change)
+    written = json.loads((run.checkpoints / "step-00000001" / "config.json").read_text())
+    assert all(written[key] == value for key, value in change.items() if key != "rope_scaling")
+    assert (written["rope_scaling"] is not None) == ("rope_scaling" in change)
+
+
+def test_other_rotary_settings_are_used_and_the_weights_are_the_folders(source):
+    model = model_of({"rope_theta": 5e5}).model.eval()
+    warm_start(model, str(source))
+    twin = MonetForCausalLM(model_of({"rope_theta": 5e5}).model.config).eval()
+    twin.load_state_dict(MonetForCausalLM.from_pretrained(source).state_dict())
+    ids = torch.arange(40)[None]
+    assert torch.equal(model(ids).logits, twin(ids).logits)
+    assert not torch.allclose(model(ids).logits, MonetForCausalLM.from_pretrained(source).eval()(ids).logits)
+
+
+def test_new_rows_of_a_larger_vocabulary_are_the_mean_of_the_old_ones(source, capsys):
+    model = model_of({"vocab_size": 307}).model
+    warm_start(model, str(source))
+    assert "vocab_size: checkpoint 300, now 307" in capsys.readouterr().out
+    rows, old = model.model.embed_tokens.weight.detach(), weights(source)["model.embed_tokens.weight"]
+    assert torch.equal(rows[:300], old)
+    assert_close("new rows", rows[300:], old.mean(0).expand(7, -1))
+    with pytest.raises(ConfigError, match="vocab_size: checkpoint 300, now 290"):
+        warm_start(model_of({"vocab_size": 290}).model, str(source))
+
+
+def test_a_tied_head_may_become_one_of_its_own_but_not_the_other_way(source, tmp_path):
+    model = model_of({"tie_word_embeddings": False}).model.eval()
+    warm_start(model, str(source))
+    before = MonetForCausalLM.from_pretrained(source).eval()
+    ids = torch.arange(40)[None]
+    assert torch.equal(model(ids).logits, before(ids).logits)
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    model.save_pretrained(tmp_path / "untied")
+    with pytest.raises(ConfigError, match="tie_word_embeddings: checkpoint False, now True"):
+        warm_start(model_of({}).model, str(tmp_path / "untied"))
 
 
 def damage_nothing_there(folder):

@@ -1,0 +1,102 @@
+"""`train.py validate`: the validation loss of a run's checkpoint on any prepared data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from monet.cpu import speed_up_cpu
+from monet.data.datamodule import MonetDataModule
+from monet.errors import ConfigError
+from monet.export import copy_strictly, released_tensors
+from monet.files import atomic_write_json
+from monet.training.checkpoint import chosen_checkpoint, read_config, read_weights, step_of
+from monet.training.configs import read_training_config
+from monet.training.language_models import config_json, refuse_other_tokenizer
+from monet.training.metrics import validation_line
+from monet.training.module import MonetLightningModule
+from monet.training.settings import ModelShape, refuse_structural_change
+
+
+def validate(
+    run: Path,
+    data: Path,
+    checkpoint: Path | None = None,
+    seq_len: int | None = None,
+    batch_size: int | None = None,
+    max_val_windows: int | None = None,
+    all_windows: bool = False,
+    accelerator: str = "auto",
+    json: Path | None = None,
+) -> None:
+    """Validate a checkpoint of a run on the validation split of prepared data, as the run itself would.
+
+    What is not given here is as in the run's config.yaml. One process does the work. Nothing in the run is changed.
+
+    Args:
+        run: the run's folder.
+        data: folder of prepared data, with the tokenizer of the run's; its domains may be others than the run's.
+        checkpoint: one of the run's checkpoint folders; none takes the newest valid one.
+        seq_len: tokens of a window.
+        batch_size: windows in a batch.
+        max_val_windows: windows of each domain at most.
+        all_windows: take all windows of each domain.
+        accelerator: cpu, gpu, or auto for a GPU where there is one.
+        json: also write the losses to this file.
+    """
+    folder = chosen_checkpoint(run, None) if checkpoint is None else chosen_checkpoint(None, checkpoint)
+    settings = read_training_config([run / "config.yaml"])
+    if all_windows and max_val_windows is not None:
+        raise ConfigError(f"max_val_windows = {max_val_windows} and all_windows = True: give one")
+    if settings.cpu_threads is not None:
+        torch.set_num_threads(settings.cpu_threads)
+    if settings.fast_cpu and (accelerator == "cpu" or not torch.cuda.is_available()):
+        speed_up_cpu()
+    given = settings.data
+    windows = given.max_val_windows if max_val_windows is None else max_val_windows
+    datamodule = MonetDataModule(
+        str(data),
+        seq_len=given.seq_len if seq_len is None else seq_len,
+        batch_size=given.batch_size if batch_size is None else batch_size,
+        max_val_windows=None if all_windows else windows,
+        document_mask=given.document_mask,
+        num_workers=given.num_workers,
+        full_check=given.full_check,
+        loader_timeout=given.loader_timeout,
+    )
+    refuse_other_tokenizer(str(folder), datamodule.tokenizer_dir, "run")
+    module = MonetLightningModule(ModelShape(**settings.model.shape.as_dict()), attention=settings.model.attention)
+    refuse_structural_change(read_config(folder), config_json(module.model.config))
+    copy_strictly(read_weights(folder), released_tensors(module.model), f"checkpoint {folder}")
+    precision: Any = settings.trainer.precision
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        deterministic=settings.trainer.deterministic,
+    )
+    trainer.validate(module, datamodule=datamodule, verbose=False)
+    assert module.validation_result is not None
+    print(validation_line(step_of(folder), module.validation_result), flush=True)
+    if json is not None:
+        entry = {"step": step_of(folder), "checkpoint": str(folder), "data": str(data)}
+        atomic_write_json(json, {**entry, "data_fingerprint": datamodule.fingerprint, **module.validation_result})
+
+
+def run_command(words: list[str]) -> None:
+    """Parse the words after `train.py validate` and do it."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="train.py validate")
+    parser.add_function_arguments(validate, as_positional=False)
+    parser.add_argument("--debug", action="store_true", help="Show the whole traceback of an error.")
+    arguments = parser.instantiate(parser.parse_args(words)).as_dict()
+    arguments.pop("debug")
+    validate(**arguments)
