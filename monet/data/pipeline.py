@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from monet.data import hub
 from monet.data.encode import encoding
 from monet.data.reader import Keys, Reader, Remote
+from monet.data.records import END_OF_TEXT
 from monet.data.report import Progress, Task
 from monet.data.shards import MANIFEST, TOKENIZER, dtype_for, write_manifest
 from monet.data.sources import Document, Skipped, TextFile, find_files
@@ -80,9 +80,21 @@ class Job:
             parts, made = self._write(plan, encoder, list(documents), remotes, task)
         skipped = {"counts": dict(sorted(self.skipped.counts.items())), "examples": self.skipped.messages}
         more: dict[str, Any] = {"skipped": skipped, "settings": self.settings, "throughput": made}
+        if notes := self._notes():
+            more["notes"] = notes
         if commits := {remote.uri: remote.commit for remote in self._remotes() if remote.commit}:
             more["commits"] = commits
         write_manifest(self.folder, parts, encoder.vocab_size, encoder.eos_id, **more)
+
+    def _notes(self) -> list[str]:
+        """What was done as asked and may not be what was meant, as sentences."""
+        notes = []
+        if marked := self.skipped.notes[END_OF_TEXT]:
+            notes.append(
+                f"{marked} plain text file(s) hold {END_OF_TEXT} more than once and were taken as one document each; "
+                f"if it stands between documents, prepare again with --document_separator '{END_OF_TEXT}'"
+            )
+        return notes
 
     def _remotes(self) -> list[Remote]:
         """The datasets, each at the commit at which this preparation began."""
@@ -139,7 +151,7 @@ class Job:
         path = self.folder / SCAN
         if path.is_file():
             scan = json.loads(path.read_text(encoding="utf-8"))
-            self.skipped.counts, self.skipped.messages = Counter(scan["skipped"]), scan["messages"]
+            self.skipped.restore(scan["skipped"])
             self.text_bytes = scan["text_bytes"]
             moved = {int(place): split for place, split in scan["moved"].items()}
             return SplitPlan(self.settings["splits"], self.settings["seed"], moved), scan["documents"]
@@ -165,7 +177,7 @@ class Job:
             raise DataError("the source holds no document with text; nothing can be prepared")
         plan.fill(places)
         moved = {str(place): split for place, split in sorted(plan.moved.items())}
-        left_out = {"skipped": dict(sorted(self.skipped.counts.items())), "messages": self.skipped.messages}
+        left_out = {"skipped": self.skipped.state()}
         atomic_write_json(path, {"documents": documents, "moved": moved, "text_bytes": self.text_bytes, **left_out})
         return plan, documents
 
@@ -211,7 +223,7 @@ class Job:
             add_domain(domain)
         skipped = self.skipped if self.streamed else Skipped(self.settings["on_error"])
         if self.streamed:
-            progress.restore_skipped(skipped)
+            skipped.restore(progress.skipped)
         reader = self._reader(skipped, domains if domains else None, remotes, progress.place)
         task.advance(progress.documents)
         with encoding(encoder, self.processes) as encode:
@@ -248,7 +260,7 @@ class _Batch:
 
     def close(self) -> tuple[list[bytes], _Batch]:
         self.place = self._reader.place()
-        self.skipped = {"counts": dict(self._reader.skipped.counts), "messages": [*self._reader.skipped.messages]}
+        self.skipped = self._reader.skipped.state()
         texts, self.texts = self.texts, []
         return texts, self
 
@@ -279,9 +291,6 @@ class _Progress:
         self.tokens: int = kept.get("tokens", 0)
         self._seconds: float = kept.get("seconds", 0.0)
         self._began = self._kept = time.perf_counter()
-
-    def restore_skipped(self, skipped: Skipped) -> None:
-        skipped.counts, skipped.messages = Counter(self.skipped["counts"]), [*self.skipped["messages"]]
 
     def add(self, batch: _Batch, tokens: int) -> None:
         self.place, self.skipped = batch.place, batch.skipped
