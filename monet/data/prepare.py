@@ -23,7 +23,7 @@ from monet.data.records import MAX_DOCUMENT_BYTES
 from monet.data.report import print_notes, print_table
 from monet.data.shards import FORMAT, MANIFEST, TokenShards
 from monet.data.sources import OnError, TextFile, check_domain, find_files, inventory
-from monet.data.splits import DEFAULT_SHARES, check_shares
+from monet.data.splits import DEFAULT_SHARES, SplitBy, check_shares
 from monet.errors import ConfigError, DataError, MonetError
 from monet.files import atomic_write_json, fsync_path, sha256_file
 
@@ -39,6 +39,7 @@ def prepare(
     vocab_size: int = 32000,
     tokenizer_bytes: int = 100_000_000,
     splits: dict[str, float] | None = None,
+    split_by: SplitBy = "original",
     seed: int = 0,
     text_key: str = "text",
     source_key: str = "source",
@@ -75,6 +76,8 @@ def prepare(
         tokenizer_bytes: UTF-8 bytes of text the tokenizer is trained on at most, in equal parts from the domains.
         splits: share of the originals in train, validation, identify and evaluate; they add up to 1, a share of 0
             leaves the split out. Default 0.80, 0.04, 0.08 and 0.08.
+        split_by: original puts all text of one original in the same split; position cuts each text from its start to
+            its end into the splits by their shares, as for a single long text, so that every text is in all splits.
         seed: chooses which originals fall in which split.
         text_key: key or column of a record that holds its text; data.text is the key "text" inside "data".
         source_key: key or column of a record that names its original; records of one original stay in one split.
@@ -147,6 +150,8 @@ def prepare(
         settings["max_document_bytes"] = max_document_bytes
     if format != "auto":
         settings["file_format"] = format
+    if split_by != "original":
+        settings["split_by"] = split_by
     if document_separator is not None:
         settings["document_separator"] = document_separator
     for name, uri in remote.items():
@@ -181,8 +186,10 @@ def prepare(
     if not worked:
         print(f"{out}: already prepared with these settings, nothing to do")
         return shards
-    print_notes(notes + [f"note: {note}" for note in shards.manifest.get("notes", [])], shards.manifest["skipped"])
+    print_notes(notes, shards.manifest["skipped"])
     print_table(shards.manifest)
+    for note in shards.manifest.get("notes", []):
+        print(f"note: {note}")
     print(f"prepared data: {out} (fingerprint {shards.fingerprint[:12]})")
     return shards
 
