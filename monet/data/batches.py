@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from monet.data.fidelity import SAMPLE_CHARACTERS
 from monet.data.originals import Originals
 from monet.data.reader import Reader
 from monet.data.sources import Document
@@ -24,11 +25,13 @@ class Batch:
 
     Attributes:
         documents: split, domain, name and size in UTF-8 bytes of each.
+        samples: by domain the first letters of its first document in the batch.
     """
 
     def __init__(self, reader: Reader, plan: SplitPlan, originals: Originals | None) -> None:
         self.documents: list[tuple[str, str, str, int]] = []
         self.texts: list[bytes] = []
+        self.samples: dict[str, str] = {}
         self._reader = reader
         self._plan = plan
         self._originals = originals
@@ -36,9 +39,14 @@ class Batch:
     def add(self, document: Document) -> None:
         if self._originals is not None:
             self._originals.add(document)
+        if document.domain not in self.samples:
+            self.samples[document.domain] = document.text[:SAMPLE_CHARACTERS]
         for split, text in self._plan.parts(document.source, document.text):
             self.texts.append(text.encode())
             self.documents.append((split, document.domain, document.name, len(self.texts[-1])))
+
+    def name_of(self, index: int) -> str:
+        return self.documents[index][2]
 
     def close(self) -> tuple[list[bytes], Batch]:
         self.place = self._reader.place()
@@ -70,6 +78,7 @@ class Written:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.place: dict[str, Any] | None = kept.get("place")
         self.skipped: dict[str, Any] = kept.get("skipped", {"counts": {}, "messages": []})
+        self.fidelity: dict[str, Any] | None = kept.get("fidelity")
         self.originals: dict[str, Any] = kept.get("originals", {})
         self.writers: dict[str, dict[str, int]] = kept.get("writers", {})
         self.documents: int = kept.get("documents", 0)
@@ -108,6 +117,7 @@ class Written:
             "place": self.place,
             "skipped": self.skipped,
             "originals": self.originals,
+            "fidelity": self.fidelity,
             "writers": states,
             "documents": self.documents,
             "tokens": self.tokens,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from monet.data import hub
 from monet.data.batches import Written, batches
 from monet.data.encode import encoding
+from monet.data.fidelity import Fidelity
 from monet.data.originals import Originals
 from monet.data.reader import Keys, Reader, Remote
 from monet.data.records import END_OF_TEXT
@@ -77,10 +78,13 @@ class Job:
                         raise OSError(f"the tokenizer cannot be written: {error}") from error
             encoder = Encoder(load_tokenizer(str(self.folder / TOKENIZER)), add_bos=self.settings["add_bos"])
             task = progress.start("tokens", sum(documents.values()) if documents else None, "documents")
-            parts, made = self._write(plan, encoder, list(documents), remotes, task)
+            parts, made, fidelity = self._write(plan, encoder, list(documents), remotes, task)
+        self.skipped.counts.update(fidelity.skipped.counts)
+        self.skipped.messages.extend(fidelity.skipped.messages)
         skipped = {"counts": dict(sorted(self.skipped.counts.items())), "examples": self.skipped.messages}
         more: dict[str, Any] = {"skipped": skipped, "settings": self.settings, "throughput": made}
-        if notes := self._notes(parts):
+        more["fidelity"] = fidelity.domains()
+        if notes := self._notes(parts) + fidelity.notes():
             more["notes"] = notes
         if commits := {remote.uri: remote.commit for remote in self._remotes() if remote.commit}:
             more["commits"] = commits
@@ -224,11 +228,11 @@ class Job:
 
     def _write(
         self, plan: SplitPlan, encoder: Encoder, domains: list[str], remotes: list[Remote], task: Task
-    ) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], dict[str, Any]]:
+    ) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], dict[str, Any], Fidelity]:
         """Write all shards, from where an earlier start stood.
 
         Returns:
-            entries of the shards by split and domain, and what `Written` says about the speed.
+            entries of the shards by split and domain, what `Written` says about the speed, and what the ids lose.
         """
         progress = Written(self.folder / PROGRESS, self.processes)
         writers: dict[str, dict[str, ShardWriter]] = {split: {} for split in plan.shares}
@@ -246,6 +250,7 @@ class Job:
         if self.streamed:
             skipped.restore(progress.skipped)
             self.originals = Originals(self.keys.source, progress.originals)
+        fidelity = Fidelity(encoder, Skipped(self.settings["on_error"]), progress.fidelity)
         reader = self._reader(skipped, domains if domains else None, remotes, progress.place)
         task.advance(progress.documents)
         with encoding(encoder, self.processes) as encode:
@@ -253,11 +258,15 @@ class Job:
                 for (split, domain, name, text_bytes), ids in zip(batch.documents, encoded, strict=True):
                     if domain not in writers["train"]:
                         add_domain(domain)
-                    writers[split][domain].add(ids, name, text_bytes)
+                    if fidelity.check(ids, domain, name):
+                        writers[split][domain].add(ids, name, text_bytes)
+                for domain, text in batch.samples.items():
+                    fidelity.sample(text, domain)
                 progress.add(batch, sum(map(len, encoded)))
                 task.advance(len(batch.documents))
                 task.describe(f"{progress.tokens:,} tokens, {progress.tokens_per_second:,.0f}/s")
                 if progress.is_due():
+                    progress.fidelity = fidelity.state()
                     progress.keep(writers)
         for listed in writers.values():
             for writer in listed.values():
@@ -265,4 +274,4 @@ class Job:
         if not writers["train"]:
             raise DataError("the source holds no document with text; nothing can be prepared")
         parts = {split: {name: writer.entries for name, writer in listed.items()} for split, listed in writers.items()}
-        return parts, progress.throughput()
+        return parts, progress.throughput(), fidelity
