@@ -36,7 +36,7 @@ class MonetDataModule(L.LightningDataModule):
         batch_size: windows in a batch of one rank (and one accumulation step).
         seed: chooses the order of the training windows.
         mixture: share of the training windows drawn from each domain, in any unit; a domain that is not named is not
-            drawn. None draws every window equally often.
+            drawn. None draws every window equally often, and leaves out domains with less text than a window.
         max_val_windows: validation windows of each domain at most, spread evenly over it; None takes all.
         document_mask: no attention across documents inside a window, and positions counted from each document's start;
             false lets a token see all of the window before it.
@@ -173,7 +173,9 @@ class MonetDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainStream:
         """The endless stream, at the position that was loaded last."""
-        windows = WindowDataset(self.shards, "train", self.seq_len, document_mask=self.document_mask)
+        windows = WindowDataset(
+            self.shards, "train", self.seq_len, self._long_enough(), document_mask=self.document_mask
+        )
         weights = None if self.mixture is None else {name: self.mixture.get(name, 0.0) for name in windows.chosen}
         world_size, rank = self._place()
         stream = TrainStream(
@@ -194,9 +196,36 @@ class MonetDataModule(L.LightningDataModule):
         self._stream, self._position = stream, None
         return stream
 
-    def val_dataloader(self) -> ValidationPass:
-        """Held-out windows, each batch of one domain. Domains whose held-out text fills no window are left out."""
+    def _long_enough(self) -> list[str] | None:
+        """Domains whose training text fills a window; None, so that the error names one, if there is none.
+
+        Raises:
+            DataError: the mixture draws one that does not.
+        """
+        tokens = {name: self.shards.stream("train", name).num_tokens for name in self.domains}
+        short = [name for name, count in tokens.items() if count <= self.seq_len]
+        for name in short:
+            if self.mixture is not None and self.mixture.get(name):
+                raise DataError(
+                    f"mixture: domain {name!r} has {tokens[name]} training tokens, a window of seq_len {self.seq_len} "
+                    f"needs {self.seq_len + 1}; take it out of the mixture, shorten seq_len or add text"
+                )
+        if self.mixture is None and 0 < len(short) < len(tokens):
+            rank_zero_warn(f"training leaves out {', '.join(short)}: less text than a window of seq_len {self.seq_len}")
+        return [name for name in self.domains if name not in short] or None
+
+    def val_dataloader(self) -> ValidationPass | list[Any]:
+        """Held-out windows, each batch of one domain. Domains whose held-out text fills no window are left out.
+
+        Data without the split "validation" give [], with a warning: nothing is validated.
+        """
         world_size, rank = self._place()
+        if "validation" not in self.shards.splits:
+            rank_zero_warn(
+                f"{self.data_dir} has no split 'validation' (it has {', '.join(self.shards.splits)}): nothing is "
+                "validated; prepare the data with a share for it to see held-out losses"
+            )
+            return []
         held_out = {name: self.shards.stream("validation", name).num_tokens for name in self.domains}
         enough = [name for name, tokens in held_out.items() if tokens > self.seq_len * world_size]
         if few := sorted(set(held_out) - set(enough)):

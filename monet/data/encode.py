@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from monet.data.encode_worker import receive_ids, send_texts
+from monet.data.text_encoder import EncodeError
 from monet.data.tokenizer import Encoder
 from monet.errors import DataError
 
@@ -31,16 +32,18 @@ def encoding(
 ) -> Iterator[Callable[[Iterable[tuple[list[bytes], Batch]]], Iterator[tuple[Batch, Ids]]]]:
     """Yield a function from batches (UTF-8 texts, anything) to (anything, ids of each text), in the same order.
 
+    "Anything" has a method `name_of(index)` that names a text in errors.
+
     The ids do not depend on the number of processes. Only a few batches for each process are in memory.
 
     Args:
         encoder: what to encode with.
         processes: 1 works in this process, on all cores by threads; more start so many others of one thread each.
     Raises:
-        DataError: a process ended before its work; the others are ended too.
+        DataError: a text cannot be encoded, or a process ended before its work; the others are ended too.
     """
     if processes == 1:
-        yield lambda batches: ((batch, _encode_here(encoder, texts)) for texts, batch in batches)
+        yield lambda batches: ((batch, _named(batch, _encode_here, encoder, texts)) for texts, batch in batches)
         return
     workers = [_Worker(encoder) for _ in range(processes)]
     pool = ThreadPoolExecutor(processes)
@@ -54,7 +57,7 @@ def encoding(
 
 
 def _encode_here(encoder: Encoder, texts: list[bytes]) -> Ids:
-    return [np.array(ids, dtype="<u4") for ids in encoder([text.decode() for text in texts])]
+    return encoder.arrays([text.decode() for text in texts])
 
 
 def _in_order(
@@ -76,9 +79,17 @@ def _in_order(
         waiting.append((batch, pool.submit(encode, texts)))
         if len(waiting) > _AHEAD * len(workers):
             done, future = waiting.popleft()
-            yield done, future.result()
+            yield done, _named(done, future.result)
     for done, future in waiting:
-        yield done, future.result()
+        yield done, _named(done, future.result)
+
+
+def _named(batch: Any, work: Callable[..., Ids], *arguments: Any) -> Ids:
+    """What `work` gives; of a text that cannot be encoded the error names the document."""
+    try:
+        return work(*arguments)
+    except EncodeError as error:
+        raise DataError(f"{batch.name_of(error.index)}: {error}") from None
 
 
 class _Worker:
@@ -106,6 +117,8 @@ class _Worker:
     def _exchange(self, exchange: Callable[[Any, Any], Any]) -> Any:
         try:
             return exchange(self._process.stdin, self._process.stdout)
+        except EncodeError:
+            raise
         except (EOFError, BrokenPipeError, ValueError):  # ValueError: closed here meanwhile
             try:
                 status: object = self._process.wait(_GRACE_SECONDS)

@@ -1,8 +1,9 @@
 """One tokenising process of `monet.data.encode`: texts come in on standard input, ids go out on standard output.
 
 Frames, little endian: first one JSON text {"tokenizer", "prefix", "eos_id"}; then for each request the number of texts,
-their lengths in bytes and their UTF-8; for each answer the same number, tokens of each and all ids as uint32. It ends
-when its input does, so none outlives the process that started it.
+their lengths in bytes and their UTF-8; for each answer the same number, tokens of each and all ids as uint32. A text
+that cannot be encoded is answered by the largest uint64, its place among the texts, the reason's length and its UTF-8.
+The process ends when its input does, so none outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from monet.data.text_encoder import EncodeError, TextEncoder
+
+_NO_IDS = (1 << 64) - 1
 
 
 def send_texts(stream: BinaryIO, texts: list[bytes]) -> None:
@@ -42,13 +47,24 @@ def send_ids(stream: BinaryIO, encoded: list[Any]) -> None:
     stream.flush()
 
 
+def send_error(stream: BinaryIO, index: int, reason: str) -> None:
+    """Answer that text number `index` cannot be encoded."""
+    content = reason.encode("utf-8", "backslashreplace")
+    stream.write(struct.pack("<QQQ", _NO_IDS, index, len(content)) + content)
+    stream.flush()
+
+
 def receive_ids(stream: BinaryIO) -> list[np.ndarray]:
-    """Read what `send_ids` wrote.
+    """Read what `send_ids` or `send_error` wrote.
 
     Raises:
         EOFError: the writer is gone.
+        EncodeError: a text cannot be encoded.
     """
     (count,) = struct.unpack("<Q", _exactly(stream, 8))
+    if count == _NO_IDS:
+        index, size = struct.unpack("<QQ", _exactly(stream, 16))
+        raise EncodeError(_exactly(stream, size).decode(), index)
     lengths = np.frombuffer(_exactly(stream, 8 * count), dtype="<u8").astype(np.int64)
     ids = np.frombuffer(_exactly(stream, 4 * int(lengths.sum())), dtype="<u4")
     return np.split(ids, np.cumsum(lengths)[:-1]) if count else []
@@ -71,12 +87,12 @@ def main() -> None:
     settings = json.loads(first[0])
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(settings["tokenizer"])
-    tokenizer.encode_special_tokens = True
-    prefix, eos_id = settings["prefix"], settings["eos_id"]
+    encoder = TextEncoder(Tokenizer.from_str(settings["tokenizer"]), settings["prefix"], settings["eos_id"])
     while (texts := receive_texts(requests)) is not None:
-        encodings = tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
-        send_ids(answers, [[*prefix, *encoding.ids, eos_id] for encoding in encodings])
+        try:
+            send_ids(answers, encoder.arrays([text.decode() for text in texts]))
+        except EncodeError as error:
+            send_error(answers, error.index, str(error))
 
 
 if __name__ == "__main__":

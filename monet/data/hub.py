@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from monet.data.formats import value_at
 from monet.data.records import MAX_DOCUMENT_BYTES, usable
 from monet.data.report import Progress
 from monet.data.sources import Document, Skipped, check_domain
@@ -115,7 +116,7 @@ class Rows:
             raise DataError(
                 f"{uri}: cannot be opened ({_first_line(error)}); check name, options and network"
             ) from error
-        if columns is not None and text_key not in columns:
+        if columns is not None and text_key not in columns and text_key.split(".")[0] not in columns:
             raise DataError(f"{uri}: no column {text_key!r} among {columns}; name the right one with --text_key")
 
     def place(self) -> dict[str, Any]:
@@ -140,19 +141,19 @@ class Rows:
 
     def _document(self, record: dict[str, Any]) -> Document | None:
         where = f"{self.uri} row {self.row}"
-        text = record.get(self.text_key)
+        text = value_at(record, self.text_key)
         if not isinstance(text, str):
             return self.skipped.problem("no text", f"{where}: {self.text_key!r} is {type(text).__name__}, not text")
         domain = self.domain
         if domain is None:
             try:
-                domain = check_domain(record.get(str(self.domain_key)), f"{where}, column {self.domain_key!r}")
+                domain = check_domain(value_at(record, str(self.domain_key)), f"{where}, column {self.domain_key!r}")
             except DataError as error:
                 return self.skipped.problem("no domain", str(error))
         if not text.strip():
             self.skipped.counts["empty"] += 1
         elif usable(text, where, self.skipped, self.max_bytes):
-            original = record.get(self.source_key)
+            original = value_at(record, self.source_key)
             return Document(text, domain, where if original is None else str(original), f"{self._name}:{self.row}")
         return None
 

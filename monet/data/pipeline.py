@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monet.data import hub
+from monet.data.batches import Written, batches
 from monet.data.encode import encoding
+from monet.data.fidelity import Fidelity
+from monet.data.originals import Originals
 from monet.data.reader import Keys, Reader, Remote
+from monet.data.records import END_OF_TEXT
 from monet.data.report import Progress, Task
 from monet.data.shards import MANIFEST, TOKENIZER, dtype_for, write_manifest
-from monet.data.sources import Document, Skipped, TextFile, find_files
+from monet.data.sources import Skipped, TextFile, find_files
 from monet.data.splits import SplitPlan
 from monet.data.tokenizer import Encoder, load_tokenizer, train_tokenizer
 from monet.data.writer import ShardWriter
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FETCHED, SCAN, COMMITS, PROGRESS = "fetched", "scan.json", "commits.json", "progress.json"
-_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1 << 20
-_KEEP_SECONDS = 10.0  # work that a kill can cost
 _ORIGINALS_KEPT = 1 << 16
 
 
@@ -53,6 +53,7 @@ class Job:
         self.processes = processes
         self.streamed = bool(settings.get("stream"))
         self.skipped = Skipped(settings["on_error"])
+        self.originals = Originals(keys.source)
         self.text_bytes = 0
 
     def run(self, tokenizer: str | None) -> None:
@@ -77,12 +78,30 @@ class Job:
                         raise OSError(f"the tokenizer cannot be written: {error}") from error
             encoder = Encoder(load_tokenizer(str(self.folder / TOKENIZER)), add_bos=self.settings["add_bos"])
             task = progress.start("tokens", sum(documents.values()) if documents else None, "documents")
-            parts, made = self._write(plan, encoder, list(documents), remotes, task)
+            parts, made, fidelity = self._write(plan, encoder, list(documents), remotes, task)
+        self.skipped.counts.update(fidelity.skipped.counts)
+        self.skipped.messages.extend(fidelity.skipped.messages)
         skipped = {"counts": dict(sorted(self.skipped.counts.items())), "examples": self.skipped.messages}
         more: dict[str, Any] = {"skipped": skipped, "settings": self.settings, "throughput": made}
+        more["fidelity"] = fidelity.domains()
+        if notes := self._notes(parts) + fidelity.notes():
+            more["notes"] = notes
         if commits := {remote.uri: remote.commit for remote in self._remotes() if remote.commit}:
             more["commits"] = commits
         write_manifest(self.folder, parts, encoder.vocab_size, encoder.eos_id, **more)
+
+    def _notes(self, parts: dict[str, dict[str, list[dict[str, Any]]]]) -> list[str]:
+        """What was done as asked and may not be what was meant, as sentences."""
+        notes = self.originals.notes()
+        for domain in sorted(parts["train"]):
+            if empty := [split for split, domains in parts.items() if not domains[domain]]:
+                notes.append(f"domain {domain!r} has no document in {', '.join(empty)}")
+        if marked := self.skipped.notes[END_OF_TEXT]:
+            notes.append(
+                f"{marked} plain text file(s) hold {END_OF_TEXT} more than once and were taken as one document each; "
+                f"if it stands between documents, prepare again with --document_separator '{END_OF_TEXT}'"
+            )
+        return notes
 
     def _remotes(self) -> list[Remote]:
         """The datasets, each at the commit at which this preparation began."""
@@ -128,21 +147,25 @@ class Job:
         pieces += streams
         return Reader(pieces, self.keys, skipped, max_documents=self.settings["max_documents"], place=place)
 
+    def _plan(self, moved: dict[int, str] | None = None) -> SplitPlan:
+        by = self.settings.get("split_by", "original")
+        return SplitPlan(self.settings["splits"], self.settings["seed"], moved, by)
+
     def _scan(self) -> tuple[SplitPlan, dict[str, int]]:
         """Read everything once: bad input is found before hours of work, and every split gets its originals.
 
         A streamed preparation reads once only, so the hash alone decides about splits, and no count is known.
         """
-        plan = SplitPlan(self.settings["splits"], self.settings["seed"])
+        plan = self._plan()
         if self.streamed:
             return plan, {}
         path = self.folder / SCAN
         if path.is_file():
             scan = json.loads(path.read_text(encoding="utf-8"))
-            self.skipped.counts, self.skipped.messages = Counter(scan["skipped"]), scan["messages"]
+            self.skipped.restore(scan["skipped"])
+            self.originals = Originals(self.keys.source, scan["originals"])
             self.text_bytes = scan["text_bytes"]
-            moved = {int(place): split for place, split in scan["moved"].items()}
-            return SplitPlan(self.settings["splits"], self.settings["seed"], moved), scan["documents"]
+            return self._plan({int(place): split for place, split in scan["moved"].items()}), scan["documents"]
         places: dict[str, set[int]] = {domain: set() for domain in self.files}
         seen: dict[str, set[str]] = {domain: set() for domain in self.files}
         documents = dict.fromkeys(self.files, 0)
@@ -150,12 +173,16 @@ class Job:
             task = progress.start("reading", None, "documents")
             for document in self._reader(self.skipped):
                 documents[document.domain] += 1
-                place = plan.hash_of(document.source)
-                # among so many originals no split is empty, and a set of all would grow with the corpus
-                split, known = plan.split_of_hash(place), places[document.domain]
-                if len(known) < _ORIGINALS_KEPT or split not in seen[document.domain]:
-                    known.add(place)
-                    seen[document.domain].add(split)
+                if plan.by == "position":
+                    seen[document.domain].update(split for split, _ in plan.parts(document.source, document.text))
+                else:
+                    self.originals.add(document)
+                    place = plan.hash_of(document.source)
+                    # among so many originals no split is empty, and a set of all would grow with the corpus
+                    split, known = plan.split_of_hash(place), places[document.domain]
+                    if len(known) < _ORIGINALS_KEPT or split not in seen[document.domain]:
+                        known.add(place)
+                        seen[document.domain].add(split)
                 self.text_bytes += len(document.text.encode())
                 task.advance(1)
         for domain in [domain for domain, count in documents.items() if not count]:
@@ -163,9 +190,18 @@ class Job:
             del places[domain], documents[domain]
         if not places:
             raise DataError("the source holds no document with text; nothing can be prepared")
-        plan.fill(places)
+        if plan.by == "position":
+            for domain in documents:
+                if missing := set(plan.shares) - seen[domain]:
+                    raise DataError(
+                        f"domain {domain!r} has too little text to be cut into splits by position: none is left for "
+                        f"{min(missing)!r}; add text, or give that split a larger share or the share 0"
+                    )
+        else:
+            self.originals.refuse_few(plan.shares)
+            plan.fill(places)
         moved = {str(place): split for place, split in sorted(plan.moved.items())}
-        left_out = {"skipped": dict(sorted(self.skipped.counts.items())), "messages": self.skipped.messages}
+        left_out = {"skipped": self.skipped.state(), "originals": self.originals.state()}
         atomic_write_json(path, {"documents": documents, "moved": moved, "text_bytes": self.text_bytes, **left_out})
         return plan, documents
 
@@ -179,11 +215,12 @@ class Job:
             for domain in self.files:
                 left = budget
                 for document in self._reader(Skipped(self.settings["on_error"]), [domain]):
-                    if plan.split_of(document.source) == "train":
-                        yield document.text
-                        size = len(document.text.encode())
-                        task.advance(size)
-                        left -= size
+                    for split, text in plan.parts(document.source, document.text):
+                        if split == "train":
+                            yield text
+                            size = len(text.encode())
+                            task.advance(size)
+                            left -= size
                     if left <= 0:
                         break
 
@@ -191,13 +228,13 @@ class Job:
 
     def _write(
         self, plan: SplitPlan, encoder: Encoder, domains: list[str], remotes: list[Remote], task: Task
-    ) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], dict[str, Any]]:
+    ) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], dict[str, Any], Fidelity]:
         """Write all shards, from where an earlier start stood.
 
         Returns:
-            entries of the shards by split and domain, and what `_Progress` says about the speed.
+            entries of the shards by split and domain, what `Written` says about the speed, and what the ids lose.
         """
-        progress = _Progress(self.folder / PROGRESS, self.processes)
+        progress = Written(self.folder / PROGRESS, self.processes)
         writers: dict[str, dict[str, ShardWriter]] = {split: {} for split in plan.shares}
         dtype, size = dtype_for(encoder.vocab_size), self.settings["shard_tokens"]
 
@@ -211,19 +248,25 @@ class Job:
             add_domain(domain)
         skipped = self.skipped if self.streamed else Skipped(self.settings["on_error"])
         if self.streamed:
-            progress.restore_skipped(skipped)
+            skipped.restore(progress.skipped)
+            self.originals = Originals(self.keys.source, progress.originals)
+        fidelity = Fidelity(encoder, Skipped(self.settings["on_error"]), progress.fidelity)
         reader = self._reader(skipped, domains if domains else None, remotes, progress.place)
         task.advance(progress.documents)
         with encoding(encoder, self.processes) as encode:
-            for batch, encoded in encode(_batches(reader)):
-                for (source, domain, name, text_bytes), ids in zip(batch.documents, encoded, strict=True):
+            for batch, encoded in encode(batches(reader, plan, self.originals if self.streamed else None)):
+                for (split, domain, name, text_bytes), ids in zip(batch.documents, encoded, strict=True):
                     if domain not in writers["train"]:
                         add_domain(domain)
-                    writers[plan.split_of(source)][domain].add(ids, name, text_bytes)
+                    if fidelity.check(ids, domain, name):
+                        writers[split][domain].add(ids, name, text_bytes)
+                for domain, text in batch.samples.items():
+                    fidelity.sample(text, domain)
                 progress.add(batch, sum(map(len, encoded)))
                 task.advance(len(batch.documents))
                 task.describe(f"{progress.tokens:,} tokens, {progress.tokens_per_second:,.0f}/s")
                 if progress.is_due():
+                    progress.fidelity = fidelity.state()
                     progress.keep(writers)
         for listed in writers.values():
             for writer in listed.values():
@@ -231,92 +274,4 @@ class Job:
         if not writers["train"]:
             raise DataError("the source holds no document with text; nothing can be prepared")
         parts = {split: {name: writer.entries for name, writer in listed.items()} for split, listed in writers.items()}
-        return parts, progress.throughput()
-
-
-class _Batch:
-    """Documents to encode together, without their texts, and where the reader stood behind them."""
-
-    def __init__(self, reader: Reader) -> None:
-        self.documents: list[tuple[str, str, str, int]] = []
-        self.texts: list[bytes] = []
-        self._reader = reader
-
-    def add(self, document: Document) -> None:
-        self.texts.append(document.text.encode())
-        self.documents.append((document.source, document.domain, document.name, len(self.texts[-1])))
-
-    def close(self) -> tuple[list[bytes], _Batch]:
-        self.place = self._reader.place()
-        self.skipped = {"counts": dict(self._reader.skipped.counts), "messages": [*self._reader.skipped.messages]}
-        texts, self.texts = self.texts, []
-        return texts, self
-
-
-def _batches(reader: Reader) -> Iterator[tuple[list[bytes], _Batch]]:
-    batch, characters = _Batch(reader), 0
-    for document in reader:
-        batch.add(document)
-        characters += len(document.text)
-        if len(batch.documents) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-            yield batch.close()
-            batch, characters = _Batch(reader), 0
-    if batch.documents:
-        yield batch.close()
-
-
-class _Progress:
-    """What is written for good: the reader's place and the state of every writer, in one file that is whole or old."""
-
-    def __init__(self, path: Path, processes: int) -> None:
-        self._path = path
-        self._processes = processes
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self.place: dict[str, Any] | None = kept.get("place")
-        self.skipped: dict[str, Any] = kept.get("skipped", {"counts": {}, "messages": []})
-        self.writers: dict[str, dict[str, int]] = kept.get("writers", {})
-        self.documents: int = kept.get("documents", 0)
-        self.tokens: int = kept.get("tokens", 0)
-        self._seconds: float = kept.get("seconds", 0.0)
-        self._began = self._kept = time.perf_counter()
-
-    def restore_skipped(self, skipped: Skipped) -> None:
-        skipped.counts, skipped.messages = Counter(self.skipped["counts"]), [*self.skipped["messages"]]
-
-    def add(self, batch: _Batch, tokens: int) -> None:
-        self.place, self.skipped = batch.place, batch.skipped
-        self.documents += len(batch.documents)
-        self.tokens += tokens
-
-    @property
-    def seconds(self) -> float:
-        return self._seconds + time.perf_counter() - self._began
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / max(self.seconds, 1e-9)
-
-    def throughput(self) -> dict[str, Any]:
-        """Tokens, and the time of reading, tokenising and writing them: of all starts, without work that was lost."""
-        return {
-            "tokens": self.tokens,
-            "seconds": round(self.seconds, 3),
-            "tokens_per_second": round(self.tokens_per_second, 1),
-            "processes": self._processes,
-        }
-
-    def is_due(self) -> bool:
-        return time.perf_counter() - self._kept >= _KEEP_SECONDS
-
-    def keep(self, writers: dict[str, dict[str, ShardWriter]]) -> None:
-        states = {f"{split}/{name}": writer.state() for split, w in writers.items() for name, writer in w.items()}
-        content = {
-            "place": self.place,
-            "skipped": self.skipped,
-            "writers": states,
-            "documents": self.documents,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-        }
-        atomic_write_json(self._path, content)
-        self._kept = time.perf_counter()
+        return parts, progress.throughput(), fidelity

@@ -11,17 +11,19 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from monet.data import hub
+from monet.data.formats import FileFormat, described
 from monet.data.pipeline import COMMITS, FETCHED, PROGRESS, SCAN, Job
 from monet.data.reader import Keys
 from monet.data.records import MAX_DOCUMENT_BYTES
 from monet.data.report import print_notes, print_table
 from monet.data.shards import FORMAT, MANIFEST, TokenShards
 from monet.data.sources import OnError, TextFile, check_domain, find_files, inventory
-from monet.data.splits import DEFAULT_SHARES, check_shares
+from monet.data.splits import DEFAULT_SHARES, SplitBy, check_shares
 from monet.errors import ConfigError, DataError, MonetError
 from monet.files import atomic_write_json, fsync_path, sha256_file
 
@@ -37,10 +39,13 @@ def prepare(
     vocab_size: int = 32000,
     tokenizer_bytes: int = 100_000_000,
     splits: dict[str, float] | None = None,
+    split_by: SplitBy = "original",
     seed: int = 0,
     text_key: str = "text",
     source_key: str = "source",
     domain_key: str | None = None,
+    format: FileFormat = "auto",
+    document_separator: str | None = None,
     max_documents: int | None = None,
     on_error: OnError = "refuse",
     add_bos: bool = False,
@@ -60,8 +65,9 @@ def prepare(
     Args:
         source: file, folder (each sub-folder is a domain) or Hugging Face dataset
             (hf://OWNER/NAME?config=NAME&data_dir=DIR&split=train&revision=COMMIT, or hf:// before a local folder); or
-            a mapping from domain to any of these. Files are UTF-8 text (one file is one document) or .jsonl records,
-            each also as .gz, .xz, .bz2 or .zst, or .parquet tables.
+            a mapping from domain to any of these. Files are UTF-8: JSON lines (.jsonl, .ndjson, .jsonlines, .json),
+            tables (.csv, .tsv) or plain text (one file is one document), each also as .gz, .xz, .bz2 or .zst; or
+            .parquet tables.
         out: folder to make.
         domain: one name for everything in the source; without it sub-folders or domain_key give the names.
         tokenizer: folder or Hugging Face name of a fast tokenizer; without it a byte-level BPE is trained on the
@@ -70,10 +76,16 @@ def prepare(
         tokenizer_bytes: UTF-8 bytes of text the tokenizer is trained on at most, in equal parts from the domains.
         splits: share of the originals in train, validation, identify and evaluate; they add up to 1, a share of 0
             leaves the split out. Default 0.80, 0.04, 0.08 and 0.08.
+        split_by: original puts all text of one original in the same split; position cuts each text from its start to
+            its end into the splits by their shares, as for a single long text, so that every text is in all splits.
         seed: chooses which originals fall in which split.
-        text_key: key or column of a record that holds its text.
+        text_key: key or column of a record that holds its text; data.text is the key "text" inside "data".
         source_key: key or column of a record that names its original; records of one original stay in one split.
         domain_key: key of a Hugging Face record that names its domain.
+        format: how local files are read: text, jsonl, csv or tsv, whatever their names (parquet tables stay tables);
+            auto decides by the name, for .json also by the first lines, and refuses JSON lines under another name.
+        document_separator: text that stands between the documents of a plain text file, such as <|endoftext|>;
+            without it a file is one document.
         max_documents: documents taken from each domain at most, the first ones; without it all.
         on_error: refuse stops at the first unreadable file or record and names it; skip leaves it out and counts it.
         add_bos: put the tokenizer's bos id before each document.
@@ -106,6 +118,8 @@ def prepare(
         raise ConfigError("stream reads the text once, so no tokenizer can be trained on it first; give a --tokenizer")
     if max_documents is not None and max_documents < 1:
         raise ConfigError(f"max_documents {max_documents} must be at least 1; leave it out for all documents")
+    if document_separator == "":
+        raise ConfigError("document_separator is empty; leave it out to take each text file as one document")
     if text_key == source_key:
         raise ConfigError(f"text_key and source_key are both {text_key!r}; they must name two keys")
     shares = check_shares(DEFAULT_SHARES if splits is None else splits)
@@ -134,9 +148,15 @@ def prepare(
         settings["stream"] = True
     if max_document_bytes != MAX_DOCUMENT_BYTES:
         settings["max_document_bytes"] = max_document_bytes
+    if format != "auto":
+        settings["file_format"] = format
+    if split_by != "original":
+        settings["split_by"] = split_by
+    if document_separator is not None:
+        settings["document_separator"] = document_separator
     for name, uri in remote.items():
         hub.check_labels(uri, name or None, domain_key)
-    keys = Keys(text_key, source_key, domain_key, max_document_bytes)
+    keys = Keys(text_key, source_key, domain_key, max_document_bytes, format, document_separator)
     worked = False
     if not _is_done(out, settings, overwrite):
         partial = out.with_name(f"{out.name}.partial")
@@ -147,6 +167,8 @@ def prepare(
                     shutil.rmtree(partial, ignore_errors=True)
                 else:
                     _begin(partial, settings, overwrite)
+                    if (line := described(chain.from_iterable(files.values()), format, text_key)) is not None:
+                        print(line)
                     Job(partial, files, settings, keys, processes or os.cpu_count() or 1).run(tokenizer)
                     worked = True
                     _publish(partial, out)
@@ -166,6 +188,8 @@ def prepare(
         return shards
     print_notes(notes, shards.manifest["skipped"])
     print_table(shards.manifest)
+    for note in shards.manifest.get("notes", []):
+        print(f"note: {note}")
     print(f"prepared data: {out} (fingerprint {shards.fingerprint[:12]})")
     return shards
 

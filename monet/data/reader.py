@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from monet.data import hub
+from monet.data.formats import FileFormat
 from monet.data.records import read_documents
 from monet.data.sources import Document, Skipped, TextFile
 from monet.errors import DataError
@@ -25,12 +26,21 @@ class Remote:
 
 @dataclass(frozen=True)
 class Keys:
-    """How a record is read: keys of text, original and domain, and the greatest size of a text in bytes."""
+    """How a file is read.
+
+    Attributes:
+        text, source, domain: keys of a record's text, original and domain.
+        max_bytes: greatest size of a text in bytes.
+        file_format: see `monet.data.formats.kind_of`.
+        separator: what stands between the documents of a plain text file; None takes the file as one document.
+    """
 
     text: str
     source: str
     domain: str | None
     max_bytes: int
+    file_format: FileFormat = "auto"
+    separator: str | None = None
 
 
 class Reader:
@@ -83,15 +93,21 @@ class Reader:
 
     def _file(self, file: TextFile) -> Iterator[Document]:
         unheard = Skipped(self.skipped.on_error)
-        max_bytes = sys.maxsize - 1 if file.fetched else self.keys.max_bytes
         documents = read_documents(
-            file, unheard, text_key=self.keys.text, source_key=self.keys.source, max_bytes=max_bytes
+            file,
+            unheard,
+            text_key=self.keys.text,
+            source_key=self.keys.source,
+            max_bytes=sys.maxsize - 1 if file.fetched else self.keys.max_bytes,
+            file_format="auto" if file.fetched else self.keys.file_format,
+            separator=self.keys.separator,
         )
         for _ in range(self._passed):
             if next(documents, None) is None:
                 raise DataError(f"{file.path}: fewer documents than before; the source changed, begin with --overwrite")
         # what was left out on the way here was counted the first time
         unheard.counts, unheard.messages = self.skipped.counts, self.skipped.messages
+        unheard.notes = self.skipped.notes
         for document in documents:
             self._passed += 1
             yield document

@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import io
 import json
-import lzma
-import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+from monet.data.faults import broken, no_key, too_long
+from monet.data.formats import BROKEN_ARCHIVE, FileFormat, kind_of, looks_like_record, opener_of, value_at
 from monet.data.sources import Document, Skipped, TextFile
-from monet.errors import DataError
+from monet.data.tables import delimited_rows, parquet_rows
 
 MAX_DOCUMENT_BYTES = 1 << 26
-PARQUET = ".parquet"
-_BROKEN_ARCHIVE = (EOFError, lzma.LZMAError, zlib.error, OSError)  # gzip, bz2 and Arrow raise OSError
-_ROWS_AT_A_TIME = 16  # so many texts of the greatest size must fit in memory
-_PARQUET_BUFFER = 1 << 20
-
-
-def _open_zstandard(path: Path, mode: str) -> Any:
-    """zstandard frames through Arrow, which the hub's data sets bring along anyway."""
-    import pyarrow
-
-    return io.BufferedReader(_ArrowStream(pyarrow.input_stream(str(path), compression="zstd")))
-
-
-class _ArrowStream(io.RawIOBase):
-    """Arrow's stream for `io`."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        content = self._stream.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
-
-
-_OPENERS: dict[str, Callable[..., Any]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
-    ".zst": _open_zstandard,
-}
+_BLOCK_BYTES = 1 << 20
+END_OF_TEXT = "<|endoftext|>"  # what many corpora put between the documents of a text file
 
 
 def read_documents(
@@ -63,29 +23,42 @@ def read_documents(
     text_key: str = "text",
     source_key: str = "source",
     max_bytes: int = MAX_DOCUMENT_BYTES,
+    file_format: FileFormat = "auto",
+    separator: str | None = None,
 ) -> Iterator[Document]:
-    """Documents of one file: each record of a .jsonl or .parquet file, or the whole of any other file as one text.
+    """Documents of one file: each record of JSON lines or of a table, or the whole of a plain text.
 
-    Text and .jsonl files may also be compressed (.gz, .xz, .bz2, .zst). Documents without any visible character are
+    All but parquet tables may also be compressed (.gz, .xz, .bz2, .zst). Documents without any visible character are
     left out and counted as "empty" whatever the rule for errors: an empty `__init__.py` is no fault.
 
     Args:
         file: the file to read, UTF-8.
         skipped: collects what is left out; refuses instead unless its rule is "skip".
-        text_key: key or column of a record that holds the text.
+        text_key: key or column of a record that holds the text; "data.text" is the key "text" inside "data".
         source_key: key or column that names its original; where it is absent each record is an original.
-        max_bytes: a longer text (for .jsonl: a longer line) is a fault, found before it is in memory.
+        max_bytes: a longer text (for JSON lines, CSV and TSV: a longer line) is a fault, found before it is in memory.
+        file_format: see `monet.data.formats.kind_of`.
+        separator: text that stands between the documents of a plain text file; None takes the file as one document.
     Raises:
         DataError: names the file and, where there is one, the line, row or byte.
     """
-    opener = _OPENERS.get(file.path.suffix.lower(), open)
-    suffixes = [suffix.lower() for suffix in file.path.suffixes]
-    if suffixes[-1:] == [PARQUET]:
-        documents = _rows(file, skipped, text_key, source_key, max_bytes)
-    elif (suffixes[-2:-1] if opener is not open else suffixes[-1:]) == [".jsonl"]:
+    opener, kind = opener_of(file.path), kind_of(file.path, file_format, text_key)
+    if kind == "json array":
+        return skipped.problem(
+            "JSON array",
+            f"{file.path}: a JSON array; write one record a line (jq -c '.[]'), or read such files as plain text with "
+            "--format text",
+        )
+    if kind == "parquet":
+        documents = parquet_rows(file, skipped, text_key, source_key, max_bytes)
+    elif kind == "jsonl":
         documents = _records(file, opener, skipped, text_key, source_key, max_bytes)
+    elif kind == "text":
+        record_key = text_key if file_format == "auto" else None
+        documents = _texts(file, opener, skipped, max_bytes, separator, record_key)
     else:
-        documents = _text(file, opener, skipped, max_bytes)
+        delimiter = "," if kind == "csv" else "\t"
+        documents = delimited_rows(file, opener, skipped, delimiter, text_key, source_key, max_bytes)
     for document in documents:
         if not document.text.strip():
             skipped.counts["empty"] += 1
@@ -101,38 +74,79 @@ def usable(text: str, name: str, skipped: Skipped, max_bytes: int) -> bool:
         skipped.problem("surrogate", f"{name}: character {error.start} is half of a surrogate pair and no text")
         return False
     if size > max_bytes:
-        skipped.problem("too long", _too_long(name, "text", max_bytes))
+        skipped.problem("too long", too_long(name, "text", max_bytes))
     return size <= max_bytes
 
 
-def _too_long(where: str, what: str, max_bytes: int) -> str:
-    return f"{where}: the {what} is longer than max_document_bytes {max_bytes}; raise that if it is meant to be"
+def _texts(
+    file: TextFile,
+    opener: Callable[..., Any],
+    skipped: Skipped,
+    max_bytes: int,
+    separator: str | None,
+    record_key: str | None,
+) -> Iterator[Document]:
+    """A plain text as one document, or its parts between separators.
 
-
-def _broken(file: TextFile, what: str, error: Exception, skipped: Skipped) -> None:
-    """A fault of the file's content; an OSError with an errno is one of the disk and is raised again."""
-    if isinstance(error, OSError) and error.errno is not None:
-        raise error
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    skipped.problem("broken", f"{file.path}: broken or truncated {what} ({reason})")
-
-
-def _text(file: TextFile, opener: Callable[..., Any], skipped: Skipped, max_bytes: int) -> Iterator[Document]:
+    Args:
+        record_key: a text whose first line is a JSON object with text under this key is a fault; None allows it.
+    """
+    number = 0
     try:
         with opener(file.path, "rb") as stream:
-            content: bytes = stream.read(max_bytes + 1)
-        if len(content) > max_bytes:
-            return skipped.problem("too long", _too_long(str(file.path), "text", max_bytes))
-        text = content.decode("utf-8-sig")
-    except _BROKEN_ARCHIVE as error:
-        return _broken(file, "archive", error, skipped)
-    except UnicodeDecodeError as error:
-        return skipped.problem(
-            "undecodable", f"{file.path}: byte {error.start} (0x{error.object[error.start]:02x}) is not UTF-8 text"
-        )
-    if "\0" in text:
-        return skipped.problem("undecodable", f"{file.path}: NUL at character {text.index(chr(0))}, not a text file")
-    yield Document(text, file.domain, file.name, file.name)
+            mark = separator.encode() if separator else None
+            for number, content in enumerate(_pieces(stream, mark, max_bytes), start=1):
+                where = str(file.path) if separator is None else f"{file.path} document {number}"
+                if len(content) > max_bytes:
+                    hint = "" if separator else "; a file of several documents needs --document_separator"
+                    skipped.problem("too long", too_long(where, "text", max_bytes) + hint)
+                    continue
+                try:
+                    text = content.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    byte = f"byte {error.start} (0x{error.object[error.start]:02x})"
+                    skipped.problem("undecodable", f"{where}: {byte} is not UTF-8 text")
+                    continue
+                if "\0" in text:
+                    where = f"{where}: NUL at character {text.index(chr(0))}"
+                    skipped.problem("undecodable", f"{where}, not a text file")
+                    continue
+                if number == 1 and record_key and looks_like_record(text.split("\n", 1)[0], record_key):
+                    return skipped.problem(
+                        "JSON lines",
+                        f"{file.path}: looks like JSON lines; rename it to .jsonl or give --format jsonl "
+                        "(--format text takes it as plain text)",
+                    )
+                if separator is None:
+                    if text.count(END_OF_TEXT) > 1:
+                        skipped.notes[END_OF_TEXT] += 1
+                    yield Document(text, file.domain, file.name, file.name)
+                elif text.strip():
+                    name = f"{file.name}:{number}"
+                    yield Document(text.removeprefix("\n").removesuffix("\n"), file.domain, name, name)
+    except BROKEN_ARCHIVE as error:
+        broken(file, "archive" if number == 0 else f"archive after document {number}", error, skipped)
+
+
+def _pieces(stream: Any, separator: bytes | None, max_bytes: int) -> Iterator[bytes]:
+    """What stands between separators; of a longer piece its first bytes, more than `max_bytes`."""
+    if separator is None:
+        yield stream.read(max_bytes + 1)
+        return
+    buffer, is_overlong = b"", False
+    while block := stream.read(_BLOCK_BYTES):
+        *whole, buffer = (buffer + block).split(separator)
+        for piece in whole:
+            if not is_overlong:
+                yield piece
+            is_overlong = False
+        if len(buffer) > max_bytes + len(separator):
+            if not is_overlong:
+                yield buffer
+            # a separator can begin in what was read and end in what follows
+            buffer, is_overlong = buffer[1 - len(separator) :] if len(separator) > 1 else b"", True
+    if not is_overlong:
+        yield buffer
 
 
 def _lines(stream: Any, max_bytes: int) -> Iterator[bytes]:
@@ -154,7 +168,7 @@ def _records(
                     continue
                 where = f"{file.path}:{number}"
                 if len(line) > max_bytes:
-                    skipped.problem("too long", _too_long(where, "line", max_bytes))
+                    skipped.problem("too long", too_long(where, "line", max_bytes))
                     continue
                 try:
                     record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
@@ -164,62 +178,20 @@ def _records(
                 except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
                     skipped.problem("not JSON", f"{where}: not a JSON record ({error})")
                     continue
-                text = record.get(text_key) if isinstance(record, dict) else None
+                text = value_at(record, text_key) if isinstance(record, dict) else None
                 if not isinstance(text, str):
                     skipped.problem("no text", f"{where}: {_missing_text(record, text_key)}")
                     continue
-                original = record.get(source_key)
+                original = value_at(record, source_key)
                 name = f"{file.name}:{number}"
                 yield Document(text, file.domain, name if original is None else str(original), name)
-    except _BROKEN_ARCHIVE as error:
-        _broken(file, f"archive after line {number}", error, skipped)
+    except BROKEN_ARCHIVE as error:
+        broken(file, f"archive after line {number}", error, skipped)
 
 
 def _missing_text(record: object, text_key: str) -> str:
     if not isinstance(record, dict):
         return f"the record is {type(record).__name__}, not an object with the key {text_key!r}"
-    if text_key in record:
-        return f"the value of {text_key!r} is {type(record[text_key]).__name__}, not text"
-    return f"no key {text_key!r} among {sorted(record)[:10]}; name the right one with --text_key"
-
-
-def _rows(file: TextFile, skipped: Skipped, text_key: str, source_key: str, max_bytes: int) -> Iterator[Document]:
-    """Rows of a parquet file, read page by page: a row group of any size takes the memory of its largest page."""
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(file.path, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as table:
-            names = table.schema_arrow.names
-            if text_key not in names:
-                raise DataError(
-                    f"{file.path}: no column {text_key!r} among {names}; name the right one with --text_key"
-                )
-            columns = [text_key, source_key] if source_key in names else [text_key]
-            if twice := [key for key in columns if names.count(key) > 1]:
-                raise DataError(f"{file.path}: {names.count(twice[0])} columns are named {twice[0]!r}; rename one")
-            batches = table.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=columns, use_threads=False)
-            for batch in batches:
-                originals = batch.column(source_key) if len(columns) == 2 else [None] * len(batch)
-                for text, original in zip(batch.column(text_key), originals, strict=True):
-                    number += 1
-                    where = f"{file.path} row {number}"
-                    if hasattr(text, "as_buffer") and text.is_valid and text.as_buffer().size > max_bytes:
-                        skipped.problem("too long", _too_long(where, "text", max_bytes))
-                        continue
-                    try:
-                        value = text.as_py()
-                        source = None if original is None else original.as_py()
-                    except UnicodeDecodeError as error:
-                        skipped.problem(
-                            "undecodable", f"{where}: byte {error.start} of its text or source is not UTF-8"
-                        )
-                        continue
-                    if not isinstance(value, str):
-                        skipped.problem("no text", f"{where}: {text_key!r} is {type(value).__name__}, not text")
-                        continue
-                    name = f"{file.name}:{number}"
-                    yield Document(value, file.domain, name if source is None else str(source), name)
-    except (pyarrow.ArrowException, OSError) as error:
-        _broken(file, f"parquet file after row {number}", error, skipped)
+    if (value := value_at(record, text_key)) is not None or text_key in record:
+        return f"the value of {text_key!r} is {type(value).__name__}, not text"
+    return no_key(text_key, list(record))

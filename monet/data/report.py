@@ -47,14 +47,21 @@ class Task:
 
 
 def print_table(manifest: dict[str, Any]) -> None:
-    """Documents, tokens and UTF-8 bytes a token of each domain and split, and how fast they were made."""
+    """Documents, tokens and UTF-8 bytes a token of each domain and split, and how fast they were made.
+
+    Where the tokenizer loses text, also its unknown ids, and the letters of a sample that do not come back.
+    """
     splits = manifest["splits"]
+    lost = {domain: counts for domain, counts in manifest.get("fidelity", {}).items() if _is_lossy(counts)}
     table = Table(box=box.SIMPLE, caption="documents / tokens / bytes a token")
     table.add_column("domain")
     for split in splits:
         table.add_column(split, justify="right")
+    if lost:
+        table.add_column("unknown ids", justify="right")
+        table.add_column("letters lost (sample)", justify="right")
     for domain in manifest["domains"]:
-        table.add_row(domain, *(_cell(splits[split][domain]) for split in splits))
+        table.add_row(domain, *(_cell(splits[split][domain]) for split in splits), *_losses(lost.get(domain)))
     totals = [
         {key: sum(part[key] for part in domains.values()) for key in ("documents", "tokens", "text_bytes")}
         for domains in splits.values()
@@ -68,6 +75,19 @@ def print_table(manifest: dict[str, Any]) -> None:
         f"{tokens:,} tokens of a vocabulary of {manifest['vocab_size']:,} as {manifest['dtype']}, "
         f"{made['tokens_per_second']:,.0f} tokens/s with {made['processes']} process(es)"
     )
+
+
+def _is_lossy(counts: dict[str, int]) -> bool:
+    return counts["unknown_ids"] > 0 or counts["lost_letters"] > 0
+
+
+def _losses(counts: dict[str, int] | None) -> list[str]:
+    if counts is None:
+        return []
+    return [
+        f"{counts['unknown_ids']:,} of {counts['tokens']:,}",
+        f"{counts['lost_letters']:,} of {counts['sampled_letters']:,}",
+    ]
 
 
 def _cell(part: dict[str, int]) -> str:

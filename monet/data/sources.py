@@ -49,11 +49,28 @@ class TextFile:
 
 @dataclass
 class Skipped:
-    """What was left out, and the rule that decides whether leaving out is allowed."""
+    """What was left out, and the rule that decides whether leaving out is allowed.
+
+    `notes` counts what was read and looks odd, such as text files that hold marks between documents.
+    """
 
     on_error: OnError = "refuse"
     counts: Counter[str] = field(default_factory=Counter)
     messages: list[str] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the rule; JSON-able."""
+        return {
+            "counts": dict(sorted(self.counts.items())),
+            "messages": [*self.messages],
+            "notes": dict(sorted(self.notes.items())),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.counts, self.messages = Counter(state["counts"]), [*state["messages"]]
+        self.notes = Counter(state.get("notes", {}))
 
     def problem(self, kind: str, message: str) -> None:
         """Raise, or with on_error "skip" count under `kind` and keep the first messages."""

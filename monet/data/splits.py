@@ -1,16 +1,19 @@
-"""Which split a document belongs to: decided by its original alone, so that no original is seen by two splits."""
+"""Which split a text belongs to: decided by its original, so that no original is in two splits, or by position."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
 from monet.errors import ConfigError, DataError
 
 SPLITS = ("train", "validation", "identify", "evaluate")
 DEFAULT_SHARES: dict[str, float] = {"train": 0.80, "validation": 0.04, "identify": 0.08, "evaluate": 0.08}
+SplitBy = Literal["original", "position"]
 _SCALE = 1 << 64
+_TO_A_LINE = 2000  # characters that a cut may move back to the start of a line
 
 
 def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
@@ -33,17 +36,25 @@ def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
 
 
 class SplitPlan:
-    """Deterministic split of originals by hash.
+    """Deterministic split of originals by hash, or of each text by position.
 
     Args:
-        shares: share of the originals in each split; they add up to 1.
+        shares: share of the originals in each split, or of each text's characters; they add up to 1.
         seed: another seed deals the originals anew.
         moved: originals (by hash) that lie in another split than their hash says, made by `fill`.
+        by: what is split, see `parts`.
     """
 
-    def __init__(self, shares: Mapping[str, float], seed: int, moved: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        shares: Mapping[str, float],
+        seed: int,
+        moved: Mapping[int, str] | None = None,
+        by: SplitBy = "original",
+    ) -> None:
         self.shares = check_shares(shares)
         self.seed = seed
+        self.by = by
         self.moved = dict(moved or {})
         self._ends: list[tuple[int, str]] = []
         total = 0.0
@@ -66,6 +77,21 @@ class SplitPlan:
         """Split of the document's original."""
         return self.split_of_hash(self.hash_of(source))
 
+    def parts(self, source: str, text: str) -> Iterator[tuple[str, str]]:
+        """A text with its split; by position, the parts of the text from its start to its end with theirs.
+
+        Parts begin where a line does, if one begins near. A split whose part holds nothing visible gets none.
+        """
+        if self.by == "original":
+            yield self.split_of(source), text
+            return
+        begin = 0
+        for end, name in self._ends:
+            stop = len(text) if end == _SCALE else _line_start(text, end * len(text) // _SCALE)
+            if text[begin:stop].strip():
+                yield name, text[begin:stop]
+            begin = max(begin, stop)
+
     def fill(self, places: Mapping[str, Iterable[int]]) -> None:
         """Give every split of every domain at least one original, by moving the one whose hash lies nearest.
 
@@ -81,8 +107,8 @@ class SplitPlan:
             if len(originals) < len(self.shares):
                 raise DataError(
                     f"domain {domain!r} has {len(originals)} originals and there are {len(self.shares)} splits "
-                    f"({', '.join(self.shares)}), each of which needs one; add text from more originals, or give a "
-                    "split the share 0"
+                    f"({', '.join(self.shares)}), each of which needs one; add text from more originals, give a split "
+                    "the share 0, or cut each text into the splits by --split_by position"
                 )
             start = 0
             for end, name in self._ends:
@@ -103,3 +129,12 @@ class SplitPlan:
         for place in originals:
             by_split.setdefault(self.split_of_hash(place), []).append(place)
         return min(max(by_split.values(), key=len), key=lambda place: abs(place - middle))
+
+
+def _line_start(text: str, place: int) -> int:
+    """The start of the line at `place`, or else of the word, if it is near; otherwise `place`."""
+    first = max(0, place - _TO_A_LINE)
+    for mark in ("\n", " "):
+        if (found := text.rfind(mark, first, place)) >= 0:
+            return found + 1
+    return place

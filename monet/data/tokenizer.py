@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from monet import model_tokenizer
+from monet.data.text_encoder import TextEncoder
 from monet.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -82,17 +86,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-class Encoder:
-    """Texts -> lists of ids, each closed by eos, on all cores.
+class Encoder(TextEncoder):
+    """A tokenizer of transformers as a `TextEncoder`: texts -> lists of ids, each closed by eos.
 
-    Strings such as "<eos>" inside a text are encoded as the text they are: only the end of a document gives eos.
+    Strings such as "<eos>" inside a text are encoded as the text they are, unless the vocabulary itself holds them.
 
     Args:
         tokenizer: a fast tokenizer with an eos token.
         add_bos: put the bos id before each document.
     Attributes:
-        prefix: ids put before each document.
-        backend: the `tokenizers.Tokenizer` that does the work.
+        vocab_size: 1 more than the largest id.
+        unknown_id: id of what the vocabulary cannot express; None if there is none.
+        forbidden: ids that must not be inside a document: eos and bos.
     Raises:
         ConfigError: add_bos with a tokenizer that has no bos token.
     """
@@ -102,13 +107,13 @@ class Encoder:
             raise ConfigError("add_bos is set and the tokenizer has no bos_token; leave it out or choose another one")
         # some tokenizers leave holes between their ids, so that counting them is not enough
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
-        self.eos_id = int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
-        self.prefix = [int(tokenizer.bos_token_id)] if add_bos else []  # pyright: ignore[reportArgumentType]
-        self.backend = tokenizer.backend_tokenizer
-        self.backend.encode_special_tokens = True
-        self.backend.no_truncation()
-        self.backend.no_padding()
-
-    def __call__(self, texts: list[str]) -> list[list[int]]:
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [[*self.prefix, *encoding.ids, self.eos_id] for encoding in encodings]
+        prefix = [int(tokenizer.bos_token_id)] if add_bos else []  # pyright: ignore[reportArgumentType]
+        super().__init__(tokenizer.backend_tokenizer, prefix, int(tokenizer.eos_token_id))  # pyright: ignore[reportArgumentType]
+        model = json.loads(self.backend.to_str())["model"]
+        unknown = model.get("unk_id")
+        if unknown is None and (token := model.get("unk_token") or tokenizer.unk_token) is not None:
+            unknown = self.backend.token_to_id(str(token))
+        self.unknown_id: int | None = None if unknown == self.eos_id else unknown
+        bos = tokenizer.bos_token_id
+        special = [self.eos_id] if bos is None or bos == self.unknown_id else [self.eos_id, bos]
+        self.forbidden = np.array(special, dtype="<u4")

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from monet.data.datamodule import MonetDataModule
 from monet.data.loaders import TrainStream, ValidationPass
 from monet.data.windows import WindowDataset
 from monet.errors import ConfigError, DataError
+from tests.data.samples import make_shards
 
 SEQ_LEN = 16
 
@@ -286,3 +288,33 @@ def test_two_processes_and_then_one_see_the_order_of_one(prepared, tmp_path):
     assert not set(first[1]) & set(second[1])
     (after,) = run("after", "1", "8", "8", str(tmp_path / "two.ckpt"))
     assert after[0] == whole[0][4:]
+
+
+@pytest.fixture
+def uneven(tmp_path) -> Path:
+    """A domain of many windows and one that fills none, in two splits."""
+    long, short = [list(range(2, 20))] * 30, [[5, 6]]
+    documents = {"train": {"a": short, "b": long}, "validation": {"a": short, "b": long}}
+    return make_shards(tmp_path / "uneven", documents)
+
+
+def test_a_domain_shorter_than_a_window_is_left_out_of_training(uneven):
+    with pytest.warns(UserWarning, match="training leaves out a: less text than a window"):
+        stream = make(uneven).train_dataloader()
+    assert {int(label) for batch in itertools.islice(stream, 20) for label in batch["domain"]} == {1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stream = make(uneven, mixture={"b": 1}).train_dataloader()
+    assert {int(label) for batch in itertools.islice(stream, 20) for label in batch["domain"]} == {1}
+    with pytest.raises(DataError, match=r"mixture: domain 'a' has 3 training tokens.*take it out of the mixture"):
+        make(uneven, mixture={"a": 1, "b": 1}).train_dataloader()
+    with pytest.raises(DataError, match="split 'train' of domain 'a' has 3 tokens"):
+        make(uneven, seq_len=2000).train_dataloader()
+
+
+def test_data_without_validation_train_with_a_warning(tmp_path):
+    data = make_shards(tmp_path / "data", {"train": {"a": [list(range(2, 20))] * 30}})
+    model = Recorder()
+    with pytest.warns(UserWarning, match=r"no split 'validation'.*nothing is validated"):
+        fit(model, make(data), tmp_path / "run")
+    assert (len(model.seen), model.validated) == (28, [])

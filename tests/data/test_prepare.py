@@ -13,7 +13,7 @@ import pytest
 from jsonargparse import ArgumentParser
 from transformers import AutoTokenizer
 
-from monet.data import pipeline
+from monet.data import batches, pipeline
 from monet.data.prepare import prepare
 from monet.data.shards import TokenShards
 from monet.data.splits import DEFAULT_SHARES, SPLITS, SplitPlan, check_shares
@@ -272,3 +272,69 @@ def test_a_disk_that_takes_no_more_is_named_and_the_work_goes_on_later(tmp_path,
     assert not out.exists()
     prepare(str(corpus), out, vocab_size=300)
     assert files_of(out) == files_of(prepare(str(corpus), tmp_path / "whole", vocab_size=300).folder)
+
+
+def records(path: Path, sources: list[str]) -> str:
+    """A folder of one domain; the documents have these sources."""
+    path.mkdir(parents=True)
+    lines = [json.dumps({"text": f"text number {i}", "source": source}) for i, source in enumerate(sources)]
+    (path / "a.jsonl").write_text("\n".join(lines))
+    return str(path)
+
+
+def test_a_source_that_names_the_data_set_is_refused(tmp_path):
+    source = records(tmp_path / "in", ["common-crawl"] * 40)
+    with pytest.raises(DataError, match=r"all 40 documents have source 'common-crawl'; .*--source_key"):
+        prepare(source, tmp_path / "out", domain="web", vocab_size=260)
+    made = prepare(source, tmp_path / "out", domain="web", vocab_size=260, source_key="none")
+    assert sum(made.stream(split, "web").num_documents for split in made.splits) == 40
+    assert "notes" not in made.manifest
+
+
+def test_a_few_sources_of_many_documents_give_a_note(tmp_path, capsys):
+    source = records(tmp_path / "in", [f"crawl {number % 4}" for number in range(100)])
+    prepare(source, tmp_path / "out", domain="web", vocab_size=260)
+    assert "note: domain 'web': 100 documents have 4 values of source, 25 times 'crawl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_stream_of_one_source_gives_a_note(tmp_path, capsys, prepared, monkeypatch, killed):
+    source, tokenizer = records(tmp_path / "in", ["crawl"] * 40), str(prepared / "tokenizer")
+    if killed:
+        monkeypatch.setattr(batches, "_BATCH_DOCUMENTS", 10)
+        monkeypatch.setattr(batches, "_KEEP_SECONDS", 0.0)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(pipeline.ShardWriter, "flush", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+            prepare(source, tmp_path / "out", domain="web", tokenizer=tokenizer, stream=True)
+    made = prepare(source, tmp_path / "out", domain="web", tokenizer=tokenizer, stream=True)
+    assert [note[:60] for note in made.manifest["notes"]] == [
+        "domain 'web': all 40 documents have source 'crawl'; each ori",
+        "domain 'web' has no document in validation, identify, evalua",
+    ]
+    assert "note: domain 'web': all 40" in capsys.readouterr().out
+
+
+def test_a_single_text_is_cut_into_splits_by_position(tmp_path):
+    text = tmp_path / "play.txt"
+    lines = [f"{number}: To be or not to be." for number in range(300)]
+    text.write_text("\n".join(lines))
+    with pytest.raises(DataError, match="--split_by position"):
+        prepare(str(text), tmp_path / "out", vocab_size=260)
+    made = prepare(str(text), tmp_path / "out", vocab_size=260, split_by="position", shard_tokens=500)
+    tokenizer = AutoTokenizer.from_pretrained(made.tokenizer_dir)
+    parts = {}
+    for split in SPLITS:
+        stream = made.stream(split, "play")
+        assert stream.num_documents == 1
+        parts[split] = tokenizer.decode(stream.read(0, stream.num_tokens - 1).tolist())
+    assert "".join(parts.values()) == text.read_text()
+    assert all(part.endswith("\n") for part in list(parts.values())[:-1])
+    for split, share in DEFAULT_SHARES.items():
+        assert len(parts[split]) == pytest.approx(share * len(text.read_text()), abs=60)
+
+
+def test_a_text_too_short_to_be_cut_is_refused(tmp_path):
+    text = tmp_path / "line.txt"
+    text.write_text("to be")
+    with pytest.raises(DataError, match="too little text to be cut"):
+        prepare(str(text), tmp_path / "out", vocab_size=260, split_by="position")

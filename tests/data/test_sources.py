@@ -15,7 +15,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from monet.data import hub, records
+from monet.data import formats, hub
 from monet.data.prepare import prepare
 from monet.data.records import read_documents
 from monet.data.sources import Skipped, TextFile, find_files
@@ -119,7 +119,7 @@ def test_a_fault_of_the_disk_is_none_of_the_content(tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setitem(records._OPENERS, ".gz", fail)
+    monkeypatch.setitem(formats._OPENERS, ".gz", fail)
     with pytest.raises(OSError, match="Input/output error"):
         list(read_documents(TextFile(tmp_path / "a.txt.gz", "d", "a"), Skipped("skip")))
 

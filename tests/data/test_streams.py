@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-from monet.data import encode, hub, pipeline
+from monet.data import batches, encode, hub
 from monet.data.prepare import prepare
 from monet.data.shards import TokenShards
 from monet.data.sources import Skipped, inventory
@@ -132,7 +132,7 @@ def test_languages_are_folders_of_one_dataset(code, tokenizer, tmp_path):
 
 
 def test_processes_and_passes_do_not_change_a_token(web, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "_BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr(batches, "_BATCH_DOCUMENTS", 7)
     (tmp_path / "text" / "web").mkdir(parents=True)
     lines = [json.dumps(web_row(number)).encode() + b"\n" for number in range(240)]
     frames = zstandard(b"".join(lines[:100])) + zstandard(b"".join(lines[100:]))
@@ -160,10 +160,10 @@ KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import monet.data.prepare, datasets, tokenizers
-from monet.data import pipeline
+from monet.data import batches
 from transformers import AutoTokenizer, PreTrainedTokenizerFast  # once, not in each child
 source, tokenizer, folder, seed = sys.argv[1:]
-pipeline._BATCH_DOCUMENTS, pipeline._KEEP_SECONDS = 3, 0.0
+batches._BATCH_DOCUMENTS, batches._KEEP_SECONDS = 3, 0.0
 progress = Path(folder, "broken.partial", "progress.json")
 
 def run(name, processes):
@@ -239,8 +239,8 @@ def test_kill_9_loses_and_repeats_no_document(web, tokenizer, tmp_path, seed):
 
 
 def test_a_restart_does_not_read_again_what_is_written(web, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "_BATCH_DOCUMENTS", 10)
-    monkeypatch.setattr(pipeline, "_KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(batches, "_BATCH_DOCUMENTS", 10)
+    monkeypatch.setattr(batches, "_KEEP_SECONDS", 0.0)
     rows: list[int] = []
 
     class Counted(hub.Rows):
@@ -260,7 +260,7 @@ def test_a_restart_does_not_read_again_what_is_written(web, tokenizer, tmp_path,
 
 
 def test_a_tokenising_process_that_is_killed_ends_the_work_with_its_reason(web, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "_BATCH_DOCUMENTS", 5)
+    monkeypatch.setattr(batches, "_BATCH_DOCUMENTS", 5)
     started: list[Any] = []
 
     class Mortal(encode._Worker):

@@ -1,0 +1,127 @@
+"""Documents in batches to be tokenised, and how far the work of a preparation is written to the disk."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from monet.data.fidelity import SAMPLE_CHARACTERS
+from monet.data.originals import Originals
+from monet.data.reader import Reader
+from monet.data.sources import Document
+from monet.data.splits import SplitPlan
+from monet.data.writer import ShardWriter
+from monet.files import atomic_write_json
+
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1 << 20
+_KEEP_SECONDS = 10.0  # work that a kill can cost
+
+
+class Batch:
+    """Documents to encode together and where the reader stood behind them.
+
+    Attributes:
+        documents: split, domain, name and size in UTF-8 bytes of each.
+        samples: by domain the first letters of its first document in the batch.
+    """
+
+    def __init__(self, reader: Reader, plan: SplitPlan, originals: Originals | None) -> None:
+        self.documents: list[tuple[str, str, str, int]] = []
+        self.texts: list[bytes] = []
+        self.samples: dict[str, str] = {}
+        self._reader = reader
+        self._plan = plan
+        self._originals = originals
+
+    def add(self, document: Document) -> None:
+        if self._originals is not None:
+            self._originals.add(document)
+        if document.domain not in self.samples:
+            self.samples[document.domain] = document.text[:SAMPLE_CHARACTERS]
+        for split, text in self._plan.parts(document.source, document.text):
+            self.texts.append(text.encode())
+            self.documents.append((split, document.domain, document.name, len(self.texts[-1])))
+
+    def name_of(self, index: int) -> str:
+        return self.documents[index][2]
+
+    def close(self) -> tuple[list[bytes], Batch]:
+        self.place = self._reader.place()
+        self.skipped = self._reader.skipped.state()
+        self.originals = {} if self._originals is None else self._originals.state()
+        texts, self.texts = self.texts, []
+        return texts, self
+
+
+def batches(reader: Reader, plan: SplitPlan, originals: Originals | None) -> Iterator[tuple[list[bytes], Batch]]:
+    """Documents of the reader in batches, all parts of one in the same batch; `originals` counts them."""
+    batch, characters = Batch(reader, plan, originals), 0
+    for document in reader:
+        batch.add(document)
+        characters += len(document.text)
+        if len(batch.documents) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield batch.close()
+            batch, characters = Batch(reader, plan, originals), 0
+    if batch.documents:
+        yield batch.close()
+
+
+class Written:
+    """What is written for good: the reader's place and the state of every writer, in one file that is whole or old."""
+
+    def __init__(self, path: Path, processes: int) -> None:
+        self._path = path
+        self._processes = processes
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.place: dict[str, Any] | None = kept.get("place")
+        self.skipped: dict[str, Any] = kept.get("skipped", {"counts": {}, "messages": []})
+        self.fidelity: dict[str, Any] | None = kept.get("fidelity")
+        self.originals: dict[str, Any] = kept.get("originals", {})
+        self.writers: dict[str, dict[str, int]] = kept.get("writers", {})
+        self.documents: int = kept.get("documents", 0)
+        self.tokens: int = kept.get("tokens", 0)
+        self._seconds: float = kept.get("seconds", 0.0)
+        self._began = self._kept = time.perf_counter()
+
+    def add(self, batch: Batch, tokens: int) -> None:
+        self.place, self.skipped, self.originals = batch.place, batch.skipped, batch.originals
+        self.documents += len(batch.documents)
+        self.tokens += tokens
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds + time.perf_counter() - self._began
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def throughput(self) -> dict[str, Any]:
+        """Tokens, and the time of reading, tokenising and writing them: of all starts, without work that was lost."""
+        return {
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "processes": self._processes,
+        }
+
+    def is_due(self) -> bool:
+        return time.perf_counter() - self._kept >= _KEEP_SECONDS
+
+    def keep(self, writers: dict[str, dict[str, ShardWriter]]) -> None:
+        states = {f"{split}/{name}": writer.state() for split, w in writers.items() for name, writer in w.items()}
+        content = {
+            "place": self.place,
+            "skipped": self.skipped,
+            "originals": self.originals,
+            "fidelity": self.fidelity,
+            "writers": states,
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
+        atomic_write_json(self._path, content)
+        self._kept = time.perf_counter()

@@ -1,0 +1,96 @@
+"""What a tokenizer loses of the text: unknown ids, letters that do not come back, special ids inside a document."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from monet.data.sources import Skipped
+from monet.data.tokenizer import Encoder
+
+SAMPLE_CHARACTERS = 1 << 14
+_SPACE = "▁"  # sentencepiece's letter for a space
+_MUCH = 0.001  # share of ids or letters above which a domain gets a note
+_KEYS = ("tokens", "unknown_ids", "sampled_letters", "lost_letters")
+
+
+class Fidelity:
+    """Counts by domain what the ids of a preparation do not hold.
+
+    Args:
+        encoder: what encodes.
+        skipped: collects documents that are left out; refuses instead unless its rule is "skip".
+        state: what `state()` gave; None begins.
+    """
+
+    def __init__(self, encoder: Encoder, skipped: Skipped, state: dict[str, Any] | None = None) -> None:
+        self._encoder = encoder
+        self.skipped = skipped
+        self._counts: dict[str, Counter[str]] = {}
+        if state:
+            skipped.restore(state["skipped"])
+            self._counts = {domain: Counter(counts) for domain, counts in state["domains"].items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that was counted; JSON-able."""
+        return {"skipped": self.skipped.state(), "domains": self.domains()}
+
+    def domains(self) -> dict[str, dict[str, int]]:
+        """Of each domain: its tokens, unknown ids, letters of the sample, and letters of it that do not come back."""
+        return {domain: {key: counts[key] for key in _KEYS} for domain, counts in sorted(self._counts.items())}
+
+    def check(self, ids: np.ndarray, domain: str, name: str) -> bool:
+        """Count a document's ids; whether it can be kept.
+
+        Args:
+            ids: (tokens,) uint32, with prefix and eos.
+        Raises:
+            DataError: eos or bos is inside the document, unless such documents are to be skipped.
+        """
+        inner = ids[len(self._encoder.prefix) : -1]
+        if (found := np.isin(inner, self._encoder.forbidden)).any():
+            place = int(np.argmax(found))
+            token = self._encoder.backend.id_to_token(int(inner[place]))
+            self.skipped.problem(
+                "special token in the text",
+                f"{name}: token {place} of the text is {token!r}, which marks where documents begin or end; the "
+                "tokenizer's vocabulary holds it as a piece of text, so take another tokenizer",
+            )
+            return False
+        counts = self._counts.setdefault(domain, Counter())
+        counts["tokens"] += ids.size
+        if self._encoder.unknown_id is not None:
+            counts["unknown_ids"] += int(np.count_nonzero(inner == self._encoder.unknown_id))
+        return True
+
+    def sample(self, text: str, domain: str) -> None:
+        """Encode and decode the start of a text, and count the letters that do not come back.
+
+        What the tokenizer's own normaliser changes (such as upper case) does not count, nor do spaces.
+        """
+        backend = self._encoder.backend
+        text = text[:SAMPLE_CHARACTERS]
+        decoded = backend.decode(self._encoder.plain([text])[0], skip_special_tokens=True)
+        wanted = _letters(text if backend.normalizer is None else backend.normalizer.normalize_str(text))
+        counts = self._counts.setdefault(domain, Counter())
+        counts["sampled_letters"] += wanted.total()
+        counts["lost_letters"] += (wanted - _letters(decoded)).total()
+
+    def notes(self) -> list[str]:
+        """A sentence for each domain of which the tokenizer loses much."""
+        notes = []
+        for domain, counts in self.domains().items():
+            unknown = counts["unknown_ids"] / max(counts["tokens"], 1)
+            lost = counts["lost_letters"] / max(counts["sampled_letters"], 1)
+            if max(unknown, lost) > _MUCH:
+                notes.append(
+                    f"domain {domain!r}: {unknown:.1%} of the ids are the unknown token, and {lost:.1%} of the letters "
+                    "of a sample do not come back from their ids; a byte-level tokenizer loses nothing"
+                )
+        return notes
+
+
+def _letters(text: str) -> Counter[str]:
+    return Counter("".join(text.split()).replace(_SPACE, ""))
