@@ -13,15 +13,14 @@ import torch
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.utils.hub import cached_file
 
+from monet.adapters import HUB_ARGUMENTS, hub_file, split_adapter
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.masks import MASK_FILE, ExpertMask
 
 # Parameters that belong to one task: a checkpoint of another task, or of MonetModel, may hold or lack them.
 _HEADS = ("lm_head.", "score.", "qa_outputs.")
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 def load_checked(
@@ -29,11 +28,14 @@ def load_checked(
 ) -> Any:
     """Call transformers' `from_pretrained` as `load`, refuse what does not match, attach the stored mask.
 
+    A folder that holds only an adapter of peft gives its base model with the adapter. The base model is loaded and
+    checked first, as if it were loaded without the adapter.
+
     Raises:
-        ConfigError: pickled weights or missing tensors were asked for.
+        ConfigError: pickled weights or missing tensors were asked for; or peft is needed and not installed.
         CheckpointError: the weights are absent or damaged; tensors are missing, superfluous, misshapen or not finite
-            (only a task's head may be new, and only another task's head may be left over); or the stored mask does not
-            fit.
+            (only a task's head may be new, and only another task's head may be left over); the stored mask does not
+            fit; or a folder holds both a model and an adapter.
     """
     if kwargs.get("use_safetensors") not in (None, True):
         raise ConfigError(
@@ -43,6 +45,9 @@ def load_checked(
     if kwargs.pop("ignore_mismatched_sizes", False):
         raise ConfigError("ignore_mismatched_sizes=True: misshapen tensors would be replaced by random ones")
     wants_info = kwargs.pop("output_loading_info", False)
+    adapter = None
+    if name_or_path is not None:
+        name_or_path, adapter = split_adapter(name_or_path, kwargs)
     try:
         model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
     except torch.OutOfMemoryError:
@@ -61,14 +66,15 @@ def load_checked(
             f"{name_or_path}: no model.safetensors; pickled weights are never read, convert them first ({error})"
         ) from error
     if name_or_path is not None:
-        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
-        # of an adapter's folder, transformers loads the base model that it names
-        source = model.name_or_path or name_or_path
-        _refuse_mismatches(model, source, info, hub)
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+        _refuse_mismatches(model, name_or_path, info, hub)
         _refuse_impossible(name_or_path, model.state_dict())
         if isinstance(model.config, MonetConfig):
-            model.base_model.identity.files = _weight_files(source, hub, kwargs.get("variant"))
-            _attach_mask(model, source, hub)
+            model.base_model.identity.files = _weight_files(name_or_path, hub, kwargs.get("variant"))
+            _attach_mask(model, name_or_path, hub)
+        if adapter is not None:
+            adapter.put_on(model)
+            _refuse_impossible(adapter.source, model.state_dict())
     return (model, info) if wants_info else model
 
 
@@ -108,7 +114,7 @@ def _refuse_impossible(name_or_path: str | os.PathLike, state: dict[str, Tensor]
 
 def _attach_mask(model: Any, source: str | os.PathLike, hub: dict[str, Any]) -> None:
     named: dict[str, str] | None = model.config.expert_mask
-    path = _file(source, MASK_FILE, hub)
+    path = hub_file(source, MASK_FILE, hub)
     if path is None:
         if named is None:
             return
@@ -146,18 +152,11 @@ def remove_uploaded_mask(repo_id: str, token: str | bool | None, revision: str |
 def _weight_files(source: str | os.PathLike, hub: dict[str, Any], variant: str | None) -> tuple[Path, ...]:
     """The safetensors files that the weights came from; empty if they cannot be told."""
     middle, local = f".{variant}" if variant else "", hub | {"local_files_only": True}
-    whole = _file(source, f"model{middle}.safetensors", local)
+    whole = hub_file(source, f"model{middle}.safetensors", local)
     if whole is not None:
         return (whole,)
-    index = _file(source, f"model.safetensors.index{middle}.json", local)
+    index = hub_file(source, f"model.safetensors.index{middle}.json", local)
     if index is None:
         return ()
     names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     return tuple(index.parent / Path(name).name for name in names)
-
-
-def _file(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> Path | None:
-    path = cached_file(
-        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **hub
-    )
-    return None if path is None else Path(path)
