@@ -134,7 +134,7 @@ def _from_sentencepiece(name: str, path: Path) -> PreTrainedTokenizerBase:
         for file in _BESIDE:
             if (found := _file(name, file)) is not None:
                 shutil.copyfile(found, Path(folder, file))
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     tokenizer.name_or_path = name
     return tokenizer
 
