@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal, Protocol, cast
 
 from monet.errors import CheckpointError, ConfigError
 from monet.eval.document import Report
+from monet.eval.parsing import parse_json
 from monet.eval.results import RESULT_NAME
 from monet.files import atomic_write_json
 
@@ -47,7 +47,7 @@ def load(path: str | os.PathLike[str]) -> Result:
     """
     file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file; write it with `monet ablate` or a `monet eval` command") from None
     except (OSError, ValueError) as error:

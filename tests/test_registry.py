@@ -76,7 +76,7 @@ def test_registration_itself_imports_no_model_code():
         "import sys, monet; from transformers import AutoConfig, AutoModelForCausalLM;"
         "print([name for name in sys.modules if name.startswith('monet.')])"
     )
-    assert python(code) == "['monet.registry']"
+    assert python(code) == "['monet.other_distribution', 'monet.registry']"
 
 
 def test_public_registration_does_the_same(folder):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from monet.errors import ConfigError, DataError
+from monet.eval.parsing import parse_json
 
 # MultiPL-E's name of each language, by ours.
 CODES = {"python": "py", "cpp": "cpp", "java": "java", "javascript": "js", "lua": "lua", "php": "php"}
@@ -29,6 +30,9 @@ _SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".parquet")
 def language_of(name: str) -> str | None:
     """Our name of the language that a label or one of MultiPL-E's codes means; None if it is none of the six."""
     return _LANGUAGE_OF.get(name.lower())
+
+
+_LONGEST_LINE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -171,13 +175,17 @@ def _read_file(file: Path) -> Iterator[Mapping[str, Any]]:
 
         yield from parquet.read_table(file).to_pylist()
     elif file.name.endswith(".json"):
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         if not isinstance(content, list):
             raise DataError(f"{file}: holds no list; MultiPL-E's .json files hold one list of problems")
         yield from content
     else:
         with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as lines:
-            yield from (json.loads(line) for line in lines if line.strip())
+            while line := lines.readline(_LONGEST_LINE + 1):
+                if len(line) > _LONGEST_LINE:  # a few packed bytes can hold many gigabytes of them
+                    raise DataError(f"{file}: a line of more than {_LONGEST_LINE} characters; no problem is that long")
+                if line.strip():
+                    yield parse_json(line)
 
 
 def _from_hub(name: str, wanted: Sequence[str], benchmark: str) -> ProblemSet:

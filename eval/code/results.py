@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monet.errors import CheckpointError
+from monet.eval.parsing import parse_json
 from monet.eval.results import RESULT_NAME, AblationResult
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class CodeResult:
         """
         file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
         try:
-            return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
+            return cls.from_json(parse_json(file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise

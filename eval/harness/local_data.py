@@ -7,7 +7,6 @@ of the hub's repository has that form, and so has the folder hf_datasets of the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monet.errors import DataError
 from monet.eval.harness.categories import CATEGORY_OF, category_of
+from monet.eval.parsing import parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -157,13 +157,16 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
     """A list of objects, or an object a line."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json" and text.lstrip().startswith("["):
-        return json.loads(text)
+        try:
+            return parse_json(text)
+        except ValueError as error:
+            raise DataError(f"{path}: no JSON ({error})") from None
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                rows.append(parse_json(line))
+            except ValueError as error:
                 raise DataError(f"{path}, line {number}: no JSON ({error})") from None
             if not isinstance(rows[-1], dict):
                 raise DataError(f"{path}, line {number}: no JSON object")

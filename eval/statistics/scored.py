@@ -7,7 +7,6 @@ counted.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from monet.errors import ConfigError, DataError
 from monet.eval.inputs import LabelledSequences
+from monet.eval.parsing import parse_json
 from monet.files import sha256_file
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def read_scored(path: Path, tokenizer: PreTrainedTokenizerBase | None, seq_len: 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:
         raise DataError(f"{where} is no JSON ({error}); write one object a line") from None
     if not isinstance(record, dict) or ("text" in record) == ("input_ids" in record):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from monet.errors import ConfigError, DataError
+from monet.eval.parsing import parse_json
 from monet.files import sha256_file
 
 Part = Literal["evaluate", "identify", "all"]
@@ -162,8 +162,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _json(line: str, path: Path, number: int) -> Mapping[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise DataError(f"{path}: line {number} is no JSON ({error})") from None
     if not isinstance(row, Mapping):
         raise DataError(f"{path}: line {number} holds {type(row).__name__} where an object is expected")

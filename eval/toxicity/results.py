@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, cast
 
 from monet.errors import CheckpointError
 from monet.eval.document import Report
+from monet.eval.parsing import parse_json
 from monet.eval.reporting.common import bracketed
 from monet.eval.results import RESULT_NAME, Estimate
 
@@ -167,7 +167,7 @@ class ToxicityResult:
         """
         file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
         try:
-            return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
+            return cls.from_json(parse_json(file.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise

@@ -67,7 +67,7 @@ class ScorerSettings:
         device: of `classifier`: cpu, cuda, ...; auto takes a GPU if there is one.
         attribute: of `perspective`: which of its scores.
         language: of `perspective`: of the texts.
-        requests_per_second: of `perspective`: your quota; 1 is what a new key has.
+        requests_per_second: of `perspective`: your quota; 1 is usual.
         attempts: of `perspective`: how often one text is sent before it counts as failed.
         timeout_seconds: of `perspective`: for one answer.
         url: of `perspective`: address of the service or of another server that answers as it does.
