@@ -14,10 +14,10 @@ from urllib.parse import quote
 import torch
 
 from monet.errors import CheckpointError, ConfigError
-from monet.eval.parsing import parse_json
 from monet.eval.rules import RankedBy, Ratio, Rule, RuleName, assign, check_ratio, rule_named
 from monet.eval.stats import ExpertStatistics
 from monet.files import atomic_write_json, sha256_file
+from monet.json_text import read_json
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def load_masks(source: str | os.PathLike[str], model: MonetPreTrainedModel | Non
 def _listed(root: Path) -> dict[str, tuple[Path, str]]:
     """File and SHA-256 of each label's mask, by a folder's summary."""
     try:
-        entries = parse_json((root / SUMMARY_NAME).read_text(encoding="utf-8"))["labels"]
+        entries = read_json(root / SUMMARY_NAME)["labels"]
         return {label: (root / Path(entry["file"]).name, entry["sha256"]) for label, entry in entries.items()}
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{root}: no {SUMMARY_NAME}; make the masks with `monet select`") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from transformers.utils.hub import cached_file
 
 from monet.errors import CheckpointError, ConfigError
+from monet.json_text import read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -122,9 +122,9 @@ def _base_of(path: Path) -> tuple[str, str | None]:
     from transformers.utils.import_utils import is_peft_available
 
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
         name, revision = settings["base_model_name_or_path"], settings.get("revision")
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: no readable adapter configuration ({error!r})") from None
     if not isinstance(name, str) or not name or not isinstance(revision, (str, type(None))):
         raise CheckpointError(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monet import __version__
-from monet.errors import CheckpointError, ConfigError
+from monet.errors import CheckpointError, ConfigError, DataError
 from monet.files import MANIFEST_NAME, atomic_directory, sha256_file
+from monet.json_text import parse_json
 from monet.model_tokenizer import TOKENIZER_FILE, has_tokenizer, sentencepiece_tokenizer, vocabulary
 
 if TYPE_CHECKING:
@@ -270,8 +271,8 @@ def _validation_at(run: Path, step: int) -> dict[str, Any] | None:
     found = None
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # torn by a kill; the run writes it again when it continues
+            entry = parse_json(line, str(path))
+        except DataError:  # torn by a kill; the run writes it again when it continues
             continue
         if entry["step"] == step:
             found = entry

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monet.errors import CheckpointError
+from monet.json_text import read_json
 
 MANIFEST_NAME = "MANIFEST.json"
 
@@ -142,7 +143,7 @@ def verify_manifest(directory: str | os.PathLike[str], *, full: bool = False) ->
     """
     root = Path(directory)
     try:
-        files = json.loads((root / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
+        files = read_json(root / MANIFEST_NAME)["files"]
         # a flipped bit can leave JSON of another form
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except FileNotFoundError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch import Tensor
 from monet.adapters import HUB_ARGUMENTS, hub_file, split_adapter
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
+from monet.json_text import read_json
 from monet.masks import MASK_FILE, ExpertMask
 
 # Parameters that belong to one task: a checkpoint of another task, or of MonetModel, may hold or lack them.
@@ -48,6 +48,7 @@ def load_checked(
     adapter = None
     if name_or_path is not None:
         name_or_path, adapter = split_adapter(name_or_path, kwargs)
+        _check_index(name_or_path, kwargs)
     try:
         model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
     except torch.OutOfMemoryError:
@@ -158,5 +159,31 @@ def _weight_files(source: str | os.PathLike, hub: dict[str, Any], variant: str |
     index = hub_file(source, f"model.safetensors.index{middle}.json", local)
     if index is None:
         return ()
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return tuple(index.parent / Path(name).name for name in names)
+    return tuple(index.parent / name for name in _names_in(index))
+
+
+def _check_index(source: str | os.PathLike, kwargs: dict[str, Any]) -> None:
+    """Refuse an index of weights that transformers could not follow, or could follow out of the folder."""
+    variant = kwargs.get("variant")
+    name = f"model.safetensors.index{f'.{variant}' if variant else ''}.json"
+    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+    if (index := hub_file(source, name, hub)) is not None:
+        _names_in(index)
+
+
+def _names_in(index: Path) -> list[str]:
+    """Names of the files in an index of weights, which all are in the index's own folder.
+
+    Raises:
+        CheckpointError: the index cannot be read, or names another folder's file.
+    """
+    content = read_json(index, CheckpointError)
+    listed = content.get("weight_map") if isinstance(content, dict) else None
+    names = set(listed.values()) if isinstance(listed, dict) and all(map(_is_file_name, listed.values())) else set()
+    if not names:
+        raise CheckpointError(f"{index}: weight_map must give each tensor the name of a .safetensors file beside it")
+    return sorted(names)
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")

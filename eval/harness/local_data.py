@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monet.errors import DataError
 from monet.eval.harness.categories import CATEGORY_OF, category_of
-from monet.eval.parsing import parse_json
+from monet.json_text import parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -157,17 +157,11 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
     """A list of objects, or an object a line."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json" and text.lstrip().startswith("["):
-        try:
-            return parse_json(text)
-        except ValueError as error:
-            raise DataError(f"{path}: no JSON ({error})") from None
+        return parse_json(text, str(path))
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                rows.append(parse_json(line))
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: no JSON ({error})") from None
+            rows.append(parse_json(line, f"{path}, line {number}"))
             if not isinstance(rows[-1], dict):
                 raise DataError(f"{path}, line {number}: no JSON object")
     return rows
