@@ -12,6 +12,7 @@ from transformers.utils.hub import cached_file
 
 from monet.errors import CheckpointError, ConfigError
 from monet.json_text import read_json
+from monet.terminal import clean_log
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -40,9 +41,10 @@ class Adapter:
             CheckpointError: the weights are absent, damaged, or those of another adapter or base model.
         """
         try:
-            info = model.load_adapter(
-                os.fspath(self.source), adapter_name=self.name, adapter_kwargs=self.hub, use_safetensors=True
-            )
+            with clean_log("transformers.modeling_utils"):
+                info = model.load_adapter(
+                    os.fspath(self.source), adapter_name=self.name, adapter_kwargs=self.hub, use_safetensors=True
+                )
         except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{self.source}: the adapter cannot be loaded ({error})") from error
         for what, keys in (("lacks", info.missing_keys), ("holds unknown", info.unexpected_keys)):

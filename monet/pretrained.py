@@ -18,6 +18,7 @@ from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.json_text import read_json
 from monet.masks import MASK_FILE, ExpertMask
+from monet.terminal import clean_log
 
 # Parameters that belong to one task: a checkpoint of another task, or of MonetModel, may hold or lack them.
 _HEADS = ("lm_head.", "score.", "qa_outputs.")
@@ -50,7 +51,8 @@ def load_checked(
         name_or_path, adapter = split_adapter(name_or_path, kwargs)
         _check_index(name_or_path, kwargs)
     try:
-        model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
+        with clean_log("transformers.modeling_utils"):  # it lists names of tensors
+            model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
     except torch.OutOfMemoryError:
         raise
     except (SafetensorError, RuntimeError, FileNotFoundError) as error:
