@@ -333,6 +333,8 @@ _MOE_KEYS = "moe_decompose, moe_dim, moe_experts, moe_groups, moe_heads, moe_top
 
 
 _MAX_LABELS = 1 << 16
+# transformers' own. It would fetch any other name from the hub, as code.
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -351,10 +353,10 @@ def _file_problems(content: dict[str, Any]) -> list[str]:
         if value is not None and str(value).removeprefix("torch.") not in _DTYPES:
             problems.append(f"{key}={value!r}: allowed are {', '.join(_DTYPES)}")
     for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
-        if content.get(key) is not None:
+        if content.get(key) is not None and content[key] not in _ATTENTIONS:
             problems.append(
-                f"{key}={content[key]!r}: a configuration file does not choose this; remove the key, and give "
-                "attn_implementation to from_pretrained"
+                f"{key}={content[key]!r}: a configuration file may name {', '.join(_ATTENTIONS)}; give another one to "
+                "from_pretrained as attn_implementation"
             )
     return problems
 

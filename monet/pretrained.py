@@ -33,7 +33,7 @@ def load_checked(
     checked first, as if it were loaded without the adapter.
 
     Raises:
-        ConfigError: pickled weights or missing tensors were asked for; or peft is needed and not installed.
+        ConfigError: pickled weights or missing tensors were asked for; or a package is needed that is not installed.
         CheckpointError: the weights are absent or damaged; tensors are missing, superfluous, misshapen or not finite
             (only a task's head may be new, and only another task's head may be left over); the stored mask does not
             fit; or a folder holds both a model and an adapter.
@@ -55,6 +55,8 @@ def load_checked(
             model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
     except torch.OutOfMemoryError:
         raise
+    except ImportError as error:  # the configuration or a keyword asks for a package
+        raise ConfigError(f"{name_or_path}: {' '.join(str(error).split())}") from error
     except (SafetensorError, RuntimeError, FileNotFoundError) as error:
         raise CheckpointError(f"{name_or_path}: unreadable or misshapen weights ({error})") from error
     except OSError as error:
