@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from monet.errors import ConfigError, DataError
+from monet.eval.tables import read_parquet
 from monet.json_text import parse_json, read_json
 
 # MultiPL-E's name of each language, by ours.
@@ -171,9 +172,7 @@ def _rows_of_files(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _read_file(file: Path) -> Iterator[Mapping[str, Any]]:
     if file.name.endswith(".parquet"):
-        from pyarrow import parquet
-
-        yield from parquet.read_table(file).to_pylist()
+        yield from read_parquet(file).to_pylist()
     elif file.name.endswith(".json"):
         content = read_json(file)
         if not isinstance(content, list):

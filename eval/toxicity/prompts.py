@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from monet.errors import ConfigError, DataError
+from monet.eval.tables import read_parquet
 from monet.files import sha256_file
 from monet.json_text import parse_json
 
@@ -144,10 +145,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         import pyarrow
-        from pyarrow import parquet
 
         try:
-            yield from enumerate(parquet.read_table(path).to_pylist(), start=1)
+            yield from enumerate(read_parquet(path).to_pylist(), start=1)
         except pyarrow.ArrowException as error:
             raise DataError(f"{path}: no readable parquet file ({str(error).splitlines()[0]})") from None
     elif suffix == ".csv":
