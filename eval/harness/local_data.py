@@ -149,8 +149,9 @@ def _saved_files(folder: Path) -> list[Path]:
     """
     state = read_json(folder / "state.json")
     listed = state.get("_data_files") if isinstance(state, dict) else None
-    names = [entry.get("filename") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+    entries = listed if isinstance(listed, list) else []
+    names = [str(entry.get("filename")) if isinstance(entry, dict) else "" for entry in entries]
+    if not names or any(Path(name).name != name or not name.endswith(".arrow") for name in names):
         raise DataError(f"{folder}: state.json names no Arrow files in its own folder; save the data set again")
     if state.get("_indices_files"):
         raise DataError(f"{folder}: a saved selection of rows; call flatten_indices() and save the data set again")
