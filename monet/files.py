@@ -112,6 +112,25 @@ def publish_directory(temporary: Path, path: str | os.PathLike[str]) -> None:
     fsync_path(final.parent)
 
 
+def refuse_links_out(folder: str | os.PathLike[str], paths: Iterable[Path]) -> None:
+    """Refuse links that would bring the content of files elsewhere into a copy of a folder.
+
+    A link inside the folder is allowed, and so is one into `blobs`, where the Hugging Face cache keeps the content.
+
+    Args:
+        folder: the folder that is copied.
+        paths: files and links in it.
+    Raises:
+        CheckpointError: names the link and where it leads.
+    """
+    root = Path(folder).resolve()
+    blobs = root.parent.parent / "blobs"
+    for path in paths:
+        target = path.resolve()
+        if not (target.is_relative_to(root) or (root.parent.name == "snapshots" and target.parent == blobs)):
+            raise CheckpointError(f"{path} is a link to {target}, outside of its folder; put the file itself there")
+
+
 def manifest_entries(directory: str | os.PathLike[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of files of a folder, which are flushed to the disk first."""
     root, entries = Path(directory), {}

@@ -27,7 +27,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from monet.errors import CheckpointError, ConfigError
-from monet.files import atomic_directory, atomic_write_json
+from monet.files import atomic_directory, atomic_write_json, refuse_links_out
 from monet.json_text import read_json
 from monet.training.checkpoint import Selection, newest_valid, remove_leftovers, set_aside
 
@@ -107,6 +107,7 @@ class TokenizerCopy(Callback):
             return
         source = Path(source)
         if not self.run.tokenizer.exists():
+            refuse_links_out(source, source.rglob("*"))
             with atomic_directory(self.run.tokenizer) as folder:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
         for path in sorted(source.iterdir()):
