@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
-from monet.errors import CheckpointError, ConfigError
+from monet.errors import CheckpointError, ConfigError, MonetError
 from monet.eval.document import Report
-from monet.eval.parsing import parse_json
 from monet.eval.results import RESULT_NAME
 from monet.files import atomic_write_json
+from monet.json_text import read_json
 
 Form = Literal["html", "markdown", "png", "json"]
 FORMS: tuple[Form, ...] = ("html", "markdown", "png", "json")
 JSON_NAME = "report.json"
+_LARGEST = 1e100
 
 # A suite's results name their "format"; its class reads them and tells them as a `monet.eval.document.Report`.
 FORMATS: dict[str, str] = {
@@ -47,11 +49,12 @@ def load(path: str | os.PathLike[str]) -> Result:
     """
     file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
     try:
-        content = parse_json(file.read_text(encoding="utf-8"))
+        content = read_json(file, CheckpointError)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file; write it with `monet ablate` or a `monet eval` command") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise CheckpointError(f"{file}: unreadable ({error}); run the command that wrote it again") from None
+    _refuse_huge(content, file)
     name = content.get("format") if isinstance(content, dict) else None
     if not isinstance(name, str) or name not in FORMATS:
         raise CheckpointError(f"{file}: format {name!r} where one of {', '.join(FORMATS)} is read")
@@ -59,6 +62,15 @@ def load(path: str | os.PathLike[str]) -> Result:
         return _class(name).from_json(content)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
+
+
+def _refuse_huge(content: Any, file: Path) -> None:
+    """Refuse numbers whose squares and differences no page or drawing can hold."""
+    if isinstance(content, (list, dict)):
+        for value in content.values() if isinstance(content, dict) else content:
+            _refuse_huge(value, file)
+    elif isinstance(content, (int, float)) and math.isfinite(content) and abs(content) > _LARGEST:
+        raise CheckpointError(f"{file}: the number {content:.3g} is no result; run the command that wrote it again")
 
 
 def _class(name: str) -> type[Result]:
@@ -118,8 +130,17 @@ def run(
     """
     from monet.eval.reporting import terminal
 
-    report = load(result).report()
-    files = write(report, out, forms)
-    terminal.show(report)
+    loaded = load(result)
+    try:
+        report = loaded.report()
+        files = write(report, out, forms)
+        terminal.show(report)
+    except (ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, MonetError):
+            raise
+        raise CheckpointError(
+            f"{result}: the numbers or texts of this result do not fit together ({type(error).__name__}:"
+            f" {str(error)[:200]}); run the command that wrote it again, or see where it fails with --debug"
+        ) from error
     for path in files:
         print(f"report: {path}")

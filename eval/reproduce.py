@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from monet.eval.results import RESULT_NAME
 from monet.eval.toxicity.choose import make_scorer
 from monet.eval.toxicity.scorers import ScorerSettings
 from monet.files import atomic_write_json, sha256_file
+from monet.json_text import read_json
 
 STEPS_NAME = "steps.json"
 
@@ -102,7 +102,7 @@ def _cautions(
         if step.writes.name == RESULT_NAME and getattr(report.load(step.writes), "partial", False):
             found.append(f"The result of `monet {step.verb}` is partial; its own report says what is missing.")
         about = step.writes.with_suffix(".about.json")
-        if about.exists() and json.loads(about.read_text(encoding="utf-8")).get("partial"):
+        if about.exists() and read_json(about).get("partial"):
             found.append(f"Experts were chosen on a part of the texts: {about} says how many have no score.")
     return found
 
@@ -111,7 +111,7 @@ def _do(step: Step, record: Path) -> None:
     """Run a step, unless it has no memory of its own and has finished with these options."""
     from monet.cli import VERBS
 
-    done: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    done: dict[str, Any] = read_json(record) if record.exists() else {}
     settings = plain({"verb": step.verb, **step.options, "progress": None})
     if step.reads:
         settings["reads"] = {str(path): _state(path) for path in step.reads}

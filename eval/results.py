@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monet.errors import CheckpointError
-from monet.eval.parsing import parse_json
+from monet.json_text import read_json
 
 if TYPE_CHECKING:
     from monet.eval.document import Report
@@ -153,7 +153,7 @@ class AblationResult:
         """
         file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
         try:
-            content = parse_json(file.read_text(encoding="utf-8"))
+            content = read_json(file)
         except FileNotFoundError:
             raise CheckpointError(f"{file}: no such file; write it with `monet ablate`") from None
         except (OSError, ValueError) as error:

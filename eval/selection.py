@@ -14,11 +14,12 @@ from urllib.parse import quote
 import torch
 
 from monet.errors import CheckpointError, ConfigError
-from monet.eval.parsing import parse_json
 from monet.eval.rules import RankedBy, Ratio, Rule, RuleName, assign, check_ratio, rule_named
 from monet.eval.stats import ExpertStatistics
 from monet.files import atomic_write_json, sha256_file
+from monet.json_text import read_json
 from monet.masks import ExpertMask
+from monet.terminal import markup
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetPreTrainedModel
@@ -167,7 +168,7 @@ def load_masks(source: str | os.PathLike[str], model: MonetPreTrainedModel | Non
 def _listed(root: Path) -> dict[str, tuple[Path, str]]:
     """File and SHA-256 of each label's mask, by a folder's summary."""
     try:
-        entries = parse_json((root / SUMMARY_NAME).read_text(encoding="utf-8"))["labels"]
+        entries = read_json(root / SUMMARY_NAME)["labels"]
         return {label: (root / Path(entry["file"]).name, entry["sha256"]) for label, entry in entries.items()}
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{root}: no {SUMMARY_NAME}; make the masks with `monet select`") from None
@@ -254,10 +255,7 @@ def run(
 
 def _print(summary: dict[str, Any], rule: Rule, num_rules: int, out: Path) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
-
-    from monet.eval.reporting.common import clean
 
     settings = {key: value for key, value in rule.settings().items() if key not in ("rule", "label")}
     told = "" if num_rules > 1 else " ".join(f"{key} {value}" for key, value in settings.items())
@@ -266,7 +264,7 @@ def _print(summary: dict[str, Any], rule: Rule, num_rules: int, out: Path) -> No
     table = Table("domain", "experts", "share", *(f"group {group}" for group in groups), title=title)
     for label, entry in summary["labels"].items():
         per_group = map(str, entry["experts_per_group"])
-        table.add_row(escape(clean(label)), str(entry["experts"]), f"{entry['share']:.1%}", *per_group)
+        table.add_row(markup(label), str(entry["experts"]), f"{entry['share']:.1%}", *per_group)
     console = Console()
     console.print(table)
     undefined = f", {summary['undefined']} have no correlation" if "undefined" in summary else ""

@@ -31,6 +31,7 @@ from monet.eval.loading import (
 from monet.eval.statistics.collectors import Accumulator, Wanted
 from monet.eval.statistics.result import FORMAT, ExpertStatistics
 from monet.eval.statistics.scored import read_scored
+from monet.terminal import clean
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
@@ -250,7 +251,7 @@ def _print(statistics: ExpertStatistics, out: Path) -> None:
     for label, tokens, documents in zip(
         statistics.labels, statistics.tokens_C.tolist(), statistics.documents_C.tolist(), strict=True
     ):
-        print(f"{label}: {tokens:,} tokens of {documents:,} documents")
+        print(f"{clean(label)}: {tokens:,} tokens of {documents:,} documents")
     for part in statistics.provenance["parts"]:
         left_out = {reason: part[reason] for reason in ("unscored", "too_short") if part.get(reason)}
         if left_out:

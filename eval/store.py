@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from monet.errors import ConfigError, DataError
 from monet.eval.loading import mask_digest, provenance_now, weights_digest
-from monet.eval.parsing import parse_json
+from monet.json_text import parse_json
 
 if TYPE_CHECKING:
     from monet.masks import ExpertMask
@@ -155,7 +155,7 @@ class ExampleStore:
         whole = content.rfind(b"\n") + 1
         for number, line in enumerate(content[:whole].splitlines()):
             try:
-                entry = parse_json(line)
+                entry = parse_json(line, str(self.path))
                 if number:
                     self._outcomes[entry["id"]] = entry["outcome"]
                 elif entry != {"format": FORMAT, "key": self.key}:

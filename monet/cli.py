@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from monet import __version__
 from monet.errors import MonetError, recognised
+from monet.terminal import clean, clean_warnings
 
 
 class Verb(NamedTuple):
@@ -121,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    clean_warnings()
     try:
         return _dispatch(words)
     except (MonetError, OSError, RuntimeError, MemoryError) as error:
@@ -130,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"monet: error: {' '.join(str(known or error).split())}", file=sys.stderr)
+            print(f"monet: error: {clean(' '.join(str(known or error).split()))}", file=sys.stderr)
         return 1 if known is None else known.exit_code
     except KeyboardInterrupt:
         print("monet: interrupted", file=sys.stderr)

@@ -15,7 +15,8 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, PreTrainedConfig
 
-from monet.errors import ConfigError
+from monet.errors import CheckpointError, ConfigError
+from monet.json_text import read_json
 
 # Nothing stands in for these: the defaults of the authors' class (moe_dim 8, moe_topk 32, hidden_size 4096, ...)
 # describe no released model.
@@ -45,7 +46,7 @@ DECOMPOSITIONS = ("vertical", "horizontal")
 _LIMITS = {
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
-    "num_hidden_layers": 1 << 12,
+    "num_hidden_layers": 1 << 9,
     "num_attention_heads": 1 << 12,
     "num_key_value_heads": 1 << 12,
     "max_position_embeddings": 1 << 30,
@@ -167,6 +168,8 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         _refuse([f"{key}: unknown key; allowed are {_MOE_KEYS}" for key in kwargs if key.startswith("moe_")])
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
+        if (problem := _labels_problem(kwargs.get("num_labels"))) is not None:
+            raise ConfigError(problem)
         rope_scaling = kwargs.get("rope_scaling")
         if rope_scaling is not None and not isinstance(rope_scaling, dict):
             raise ConfigError(f"rope_scaling={rope_scaling!r}: allowed are null or an object with rope_type")
@@ -244,6 +247,7 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         if given.get("rope_theta") is None and "rope_theta" not in (given.get("rope_parameters") or {}):
             missing.append("rope_theta")
         _refuse([_missing(key) for key in missing])
+        _refuse(_file_problems(given))
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ConfigError(f"model_type={model_type!r} in the configuration: allowed is {cls.model_type!r}")
@@ -253,6 +257,13 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
     def from_json_file(cls, json_file: Any) -> MonetConfig:
         """Build from a config.json, which must state what `from_dict` asks for."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
+        content = read_json(json_file, CheckpointError)
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{json_file}: holds a {type(content).__name__}, not a JSON object")
+        return content
 
     def to_dict(self) -> dict[str, Any]:
         """All keys as the released files write them: `rope_theta`, `rope_scaling` and `torch_dtype` at top level."""
@@ -319,6 +330,35 @@ _FOREIGN_KEYS = {"rope_parameters", "dtype"} | {
 _DEFAULT_TASK = {key: PreTrainedConfig().to_dict()[key] for key in ("id2label", "label2id", "problem_type")}
 
 _MOE_KEYS = "moe_decompose, moe_dim, moe_experts, moe_groups, moe_heads, moe_topk"
+
+
+_MAX_LABELS = 1 << 16
+# transformers' own. It would fetch any other name from the hub, as code.
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
+
+
+def _labels_problem(number: Any) -> str | None:
+    """transformers makes a name for each label, so the number decides how much memory a configuration takes."""
+    if number is None or (type(number) is int and 0 < number <= _MAX_LABELS):
+        return None
+    return f"num_labels={number!r}: allowed are whole numbers from 1 to {_MAX_LABELS}"
+
+
+def _file_problems(content: dict[str, Any]) -> list[str]:
+    """Keys of a config.json that would choose code or precision in place of the user, or fail later."""
+    problems = []
+    for key in ("dtype", "torch_dtype"):
+        value = content.get(key)
+        if value is not None and str(value).removeprefix("torch.") not in _DTYPES:
+            problems.append(f"{key}={value!r}: allowed are {', '.join(_DTYPES)}")
+    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        if content.get(key) is not None and content[key] not in _ATTENTIONS:
+            problems.append(
+                f"{key}={content[key]!r}: a configuration file may name {', '.join(_ATTENTIONS)}; give another one to "
+                "from_pretrained as attn_implementation"
+            )
+    return problems
 
 
 def _rope_problems(rope: dict[str, Any]) -> list[str]:

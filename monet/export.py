@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monet import __version__
-from monet.errors import CheckpointError, ConfigError
-from monet.files import MANIFEST_NAME, atomic_directory, sha256_file
+from monet.errors import CheckpointError, ConfigError, DataError
+from monet.files import MANIFEST_NAME, atomic_directory, refuse_links_out, sha256_file
+from monet.json_text import parse_json
 from monet.model_tokenizer import TOKENIZER_FILE, has_tokenizer, sentencepiece_tokenizer, vocabulary
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def export(
     tokenizer = tokenizer or folder.parent.parent / "tokenizer"
     if not has_tokenizer(tokenizer):
         raise CheckpointError(f"{tokenizer}: no {TOKENIZER_FILE} there; name the tokenizer's folder with --tokenizer")
+    copied = [path for pattern in _TOKENIZER_PATTERNS for path in tokenizer.glob(pattern) if path.is_file()]
+    refuse_links_out(tokenizer, copied)
     converted = sentencepiece_tokenizer(str(tokenizer))
     with torch.device("meta"):  # names, shapes and data types without content
         model = _class_and_config(folder)
@@ -105,7 +108,7 @@ def export(
         for file in files:
             tensor_files.write(target, file, weights, mode)
         tensor_files.write_index(target, "model", files, weights)
-        for path in (path for pattern in _TOKENIZER_PATTERNS for path in tokenizer.glob(pattern) if path.is_file()):
+        for path in copied:
             shutil.copyfile(path, target / path.name)
         if converted is not None:  # so that the export loads without sentencepiece
             converted.save_pretrained(target)
@@ -248,8 +251,8 @@ def _validation_at(run: Path, step: int) -> dict[str, Any] | None:
     found = None
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # torn by a kill; the run writes it again when it continues
+            entry = parse_json(line, str(path))
+        except DataError:  # torn by a kill; the run writes it again when it continues
             continue
         if entry["step"] == step:
             found = entry

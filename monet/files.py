@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from monet.errors import CheckpointError
+from monet.json_text import read_json
 
 MANIFEST_NAME = "MANIFEST.json"
 
@@ -111,6 +112,25 @@ def publish_directory(temporary: Path, path: str | os.PathLike[str]) -> None:
     fsync_path(final.parent)
 
 
+def refuse_links_out(folder: str | os.PathLike[str], paths: Iterable[Path]) -> None:
+    """Refuse links that would bring the content of files elsewhere into a copy of a folder.
+
+    A link inside the folder is allowed, and so is one into `blobs`, where the Hugging Face cache keeps the content.
+
+    Args:
+        folder: the folder that is copied.
+        paths: files and links in it.
+    Raises:
+        CheckpointError: names the link and where it leads.
+    """
+    root = Path(folder).resolve()
+    blobs = root.parent.parent / "blobs"
+    for path in paths:
+        target = path.resolve()
+        if not (target.is_relative_to(root) or (root.parent.name == "snapshots" and target.parent == blobs)):
+            raise CheckpointError(f"{path} is a link to {target}, outside of its folder; put the file itself there")
+
+
 def manifest_entries(directory: str | os.PathLike[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of files of a folder, which are flushed to the disk first."""
     root, entries = Path(directory), {}
@@ -142,7 +162,7 @@ def verify_manifest(directory: str | os.PathLike[str], *, full: bool = False) ->
     """
     root = Path(directory)
     try:
-        files = json.loads((root / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
+        files = read_json(root / MANIFEST_NAME)["files"]
         # a flipped bit can leave JSON of another form
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except FileNotFoundError:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monet.errors import CheckpointError, ConfigError
+from monet.terminal import clean
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TextStreamer
 
     from monet import ExpertMask, MonetForCausalLM
 
@@ -75,6 +76,17 @@ def load(folder: Path) -> tuple[MonetForCausalLM, PreTrainedTokenizerBase]:
     return MonetForCausalLM.from_pretrained(folder).eval(), tokenizer
 
 
+def _streamer(tokenizer: PreTrainedTokenizerBase) -> TextStreamer:
+    """Prints the text as it is made; the terminal takes no commands from it."""
+    from transformers import TextStreamer
+
+    class Cleaned(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            super().on_finalized_text(clean(text), stream_end)
+
+    return Cleaned(tokenizer, skip_special_tokens=True)  # pyright: ignore[reportArgumentType]
+
+
 def stream(
     model: MonetForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -89,8 +101,6 @@ def stream(
     Raises:
         ConfigError: prompt and continuation do not fit into the model's longest sequence.
     """
-    from transformers import TextStreamer
-
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
     length, limit = inputs["input_ids"].shape[1] + max_new_tokens, model.config.max_position_embeddings
     if length > limit:
@@ -104,7 +114,7 @@ def stream(
     ids = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
         **inputs,
         max_new_tokens=max_new_tokens,
-        streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+        streamer=_streamer(tokenizer),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         **sampling,
         **masked,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.files import atomic_path
+from monet.json_text import parse_json
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetModel
@@ -304,8 +305,8 @@ class ExpertMask:
                 if metadata.get("format") != _FORMAT:
                     raise CheckpointError(f"{path}: not an expert mask (format {metadata.get('format')!r})")
                 content = file.get_tensor("keep")
-            shape = tuple(json.loads(metadata["shape"]))
-            provenance = json.loads(metadata["provenance"])
+            shape = tuple(parse_json(metadata["shape"], "shape"))
+            provenance = parse_json(metadata["provenance"], "provenance")
             if content.dtype == torch.uint8:
                 bits = np.unpackbits(content.numpy())
                 size = int(np.prod(shape))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from monet.errors import CheckpointError, ConfigError
 from monet.extras import install_command
+from monet.json_text import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -120,7 +121,7 @@ def _from_sentencepiece(name: str, path: Path) -> PreTrainedTokenizerBase:
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} is no sentencepiece model ({' '.join(str(error).split())})") from None
     config_file = _file(name, _CONFIG)
-    config = {} if config_file is None else json.loads(config_file.read_text(encoding="utf-8"))
+    config = {} if config_file is None else read_json(config_file, CheckpointError)
     # LLaMA's own settings, where the file says nothing
     defaults = {"add_bos_token": True, "padding_side": "left", "model_input_names": ["input_ids", "attention_mask"]}
     for kind in ("bos", "eos", "unk"):
@@ -134,7 +135,7 @@ def _from_sentencepiece(name: str, path: Path) -> PreTrainedTokenizerBase:
         for file in _BESIDE:
             if (found := _file(name, file)) is not None:
                 shutil.copyfile(found, Path(folder, file))
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     tokenizer.name_or_path = name
     return tokenizer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -13,15 +12,16 @@ import torch
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.utils.hub import cached_file
 
+from monet.adapters import HUB_ARGUMENTS, hub_file, split_adapter
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
+from monet.json_text import read_json
 from monet.masks import MASK_FILE, ExpertMask
+from monet.terminal import clean_log
 
 # Parameters that belong to one task: a checkpoint of another task, or of MonetModel, may hold or lack them.
 _HEADS = ("lm_head.", "score.", "qa_outputs.")
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 def load_checked(
@@ -29,11 +29,14 @@ def load_checked(
 ) -> Any:
     """Call transformers' `from_pretrained` as `load`, refuse what does not match, attach the stored mask.
 
+    A folder that holds only an adapter of peft gives its base model with the adapter. The base model is loaded and
+    checked first, as if it were loaded without the adapter.
+
     Raises:
-        ConfigError: pickled weights or missing tensors were asked for.
+        ConfigError: pickled weights or missing tensors were asked for; or a package is needed that is not installed.
         CheckpointError: the weights are absent or damaged; tensors are missing, superfluous, misshapen or not finite
-            (only a task's head may be new, and only another task's head may be left over); or the stored mask does not
-            fit.
+            (only a task's head may be new, and only another task's head may be left over); the stored mask does not
+            fit; or a folder holds both a model and an adapter.
     """
     if kwargs.get("use_safetensors") not in (None, True):
         raise ConfigError(
@@ -43,10 +46,17 @@ def load_checked(
     if kwargs.pop("ignore_mismatched_sizes", False):
         raise ConfigError("ignore_mismatched_sizes=True: misshapen tensors would be replaced by random ones")
     wants_info = kwargs.pop("output_loading_info", False)
+    adapter = None
+    if name_or_path is not None:
+        name_or_path, adapter = split_adapter(name_or_path, kwargs)
+        _check_index(name_or_path, kwargs)
     try:
-        model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
+        with clean_log("transformers.modeling_utils"):  # it lists names of tensors
+            model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
     except torch.OutOfMemoryError:
         raise
+    except ImportError as error:  # the configuration or a keyword asks for a package
+        raise ConfigError(f"{name_or_path}: {' '.join(str(error).split())}") from error
     except (SafetensorError, RuntimeError, FileNotFoundError) as error:
         raise CheckpointError(f"{name_or_path}: unreadable or misshapen weights ({error})") from error
     except OSError as error:
@@ -61,14 +71,15 @@ def load_checked(
             f"{name_or_path}: no model.safetensors; pickled weights are never read, convert them first ({error})"
         ) from error
     if name_or_path is not None:
-        hub = {key: kwargs[key] for key in _HUB_ARGUMENTS if kwargs.get(key) is not None}
-        # of an adapter's folder, transformers loads the base model that it names
-        source = model.name_or_path or name_or_path
-        _refuse_mismatches(model, source, info, hub)
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+        _refuse_mismatches(model, name_or_path, info, hub)
         _refuse_impossible(name_or_path, model.state_dict())
         if isinstance(model.config, MonetConfig):
-            model.base_model.identity.files = _weight_files(source, hub, kwargs.get("variant"))
-            _attach_mask(model, source, hub)
+            model.base_model.identity.files = _weight_files(name_or_path, hub, kwargs.get("variant"))
+            _attach_mask(model, name_or_path, hub)
+        if adapter is not None:
+            adapter.put_on(model)
+            _refuse_impossible(adapter.source, model.state_dict())
     return (model, info) if wants_info else model
 
 
@@ -108,7 +119,7 @@ def _refuse_impossible(name_or_path: str | os.PathLike, state: dict[str, Tensor]
 
 def _attach_mask(model: Any, source: str | os.PathLike, hub: dict[str, Any]) -> None:
     named: dict[str, str] | None = model.config.expert_mask
-    path = _file(source, MASK_FILE, hub)
+    path = hub_file(source, MASK_FILE, hub)
     if path is None:
         if named is None:
             return
@@ -146,18 +157,37 @@ def remove_uploaded_mask(repo_id: str, token: str | bool | None, revision: str |
 def _weight_files(source: str | os.PathLike, hub: dict[str, Any], variant: str | None) -> tuple[Path, ...]:
     """The safetensors files that the weights came from; empty if they cannot be told."""
     middle, local = f".{variant}" if variant else "", hub | {"local_files_only": True}
-    whole = _file(source, f"model{middle}.safetensors", local)
+    whole = hub_file(source, f"model{middle}.safetensors", local)
     if whole is not None:
         return (whole,)
-    index = _file(source, f"model.safetensors.index{middle}.json", local)
+    index = hub_file(source, f"model.safetensors.index{middle}.json", local)
     if index is None:
         return ()
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return tuple(index.parent / Path(name).name for name in names)
+    return tuple(index.parent / name for name in _names_in(index))
 
 
-def _file(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> Path | None:
-    path = cached_file(
-        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False, **hub
-    )
-    return None if path is None else Path(path)
+def _check_index(source: str | os.PathLike, kwargs: dict[str, Any]) -> None:
+    """Refuse an index of weights that transformers could not follow, or could follow out of the folder."""
+    variant = kwargs.get("variant")
+    name = f"model.safetensors.index{f'.{variant}' if variant else ''}.json"
+    hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+    if (index := hub_file(source, name, hub)) is not None:
+        _names_in(index)
+
+
+def _names_in(index: Path) -> list[str]:
+    """Names of the files in an index of weights, which all are in the index's own folder.
+
+    Raises:
+        CheckpointError: the index cannot be read, or names another folder's file.
+    """
+    content = read_json(index, CheckpointError)
+    listed = content.get("weight_map") if isinstance(content, dict) else None
+    names = set(listed.values()) if isinstance(listed, dict) and all(map(_is_file_name, listed.values())) else set()
+    if not names:
+        raise CheckpointError(f"{index}: weight_map must give each tensor the name of a .safetensors file beside it")
+    return sorted(names)
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")

@@ -7,7 +7,6 @@ transformers' Auto classes know for Monet, and all that these need: loading with
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 
 from monet import __version__
@@ -15,6 +14,7 @@ from monet.bundle.bundle import Bundle
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError
 from monet.files import atomic_write_json, atomic_write_text
+from monet.json_text import read_json
 
 MODELLING_FILE = "modeling_monet.py"
 
@@ -114,7 +114,7 @@ def add_remote_code(folder: Path) -> None:
     """
     path = folder / "config.json"
     try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
+        keys = read_json(path)
         model_type = keys.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: no readable configuration ({error}); name a saved model's folder") from None

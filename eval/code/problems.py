@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from monet.errors import ConfigError, DataError
-from monet.eval.parsing import parse_json
+from monet.eval.tables import read_parquet
+from monet.json_text import parse_json, read_json
 
 # MultiPL-E's name of each language, by ours.
 CODES = {"python": "py", "cpp": "cpp", "java": "java", "javascript": "js", "lua": "lua", "php": "php"}
@@ -171,21 +172,21 @@ def _rows_of_files(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _read_file(file: Path) -> Iterator[Mapping[str, Any]]:
     if file.name.endswith(".parquet"):
-        from pyarrow import parquet
-
-        yield from parquet.read_table(file).to_pylist()
+        yield from read_parquet(file).to_pylist()
     elif file.name.endswith(".json"):
-        content = parse_json(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         if not isinstance(content, list):
             raise DataError(f"{file}: holds no list; MultiPL-E's .json files hold one list of problems")
         yield from content
     else:
+        number = 0
         with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as lines:
             while line := lines.readline(_LONGEST_LINE + 1):
                 if len(line) > _LONGEST_LINE:  # a few packed bytes can hold many gigabytes of them
                     raise DataError(f"{file}: a line of more than {_LONGEST_LINE} characters; no problem is that long")
+                number += 1
                 if line.strip():
-                    yield parse_json(line)
+                    yield parse_json(line, f"{file}, line {number}")
 
 
 def _from_hub(name: str, wanted: Sequence[str], benchmark: str) -> ProblemSet:

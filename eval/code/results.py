@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monet.errors import CheckpointError
-from monet.eval.parsing import parse_json
 from monet.eval.results import RESULT_NAME, AblationResult
+from monet.json_text import read_json
 
 if TYPE_CHECKING:
     from monet.eval.document import Report
@@ -223,7 +223,7 @@ class CodeResult:
         """
         file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
         try:
-            return cls.from_json(parse_json(file.read_text(encoding="utf-8")))
+            return cls.from_json(read_json(file, CheckpointError))
         except (OSError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monet.errors import DataError
 from monet.eval.harness.categories import CATEGORY_OF, category_of
-from monet.eval.parsing import parse_json
+from monet.eval.tables import read_arrow, read_parquet
+from monet.json_text import parse_json, read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,49 +126,47 @@ def read(found: Found, split: str, subject: str | None) -> Dataset:
 def _read(stamped: tuple[tuple[Path, int], ...]) -> Dataset:
     import datasets
     import pyarrow as pa
-    import pyarrow.parquet
 
     paths = [path for path, _ in stamped]
     try:
         if paths[0].is_dir():
-            whole = datasets.load_from_disk(str(paths[0]), keep_in_memory=True)
-            assert isinstance(whole, datasets.Dataset)
-            return whole
+            paths = _saved_files(paths[0])
         if paths[0].suffix == ".parquet":
-            return datasets.Dataset(pa.concat_tables([pyarrow.parquet.read_table(path) for path in paths]))
+            return datasets.Dataset(pa.concat_tables([read_parquet(path) for path in paths]))
         if paths[0].suffix == ".arrow":
-            return datasets.Dataset(pa.concat_tables([_arrow_table(path) for path in paths]))
+            return datasets.Dataset(pa.concat_tables([read_arrow(path) for path in paths]))
         return datasets.Dataset.from_list([row for path in paths for row in _json_rows(path)])
+    except DataError:
+        raise
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise DataError(f"{paths[0]}: unreadable ({' '.join(str(error).split())})") from None
 
 
-def _arrow_table(path: Path) -> Any:
-    import pyarrow as pa
+def _saved_files(folder: Path) -> list[Path]:
+    """The Arrow files of a folder of `datasets.save_to_disk`.
 
-    with pa.OSFile(str(path)) as source:
-        try:
-            return pa.ipc.open_stream(source).read_all()
-        except pa.ArrowInvalid:
-            source.seek(0)
-            return pa.ipc.open_file(source).read_all()
+    Its dataset_info.json is not followed: that file can declare columns whose values are opened as addresses.
+    """
+    state = read_json(folder / "state.json")
+    listed = state.get("_data_files") if isinstance(state, dict) else None
+    entries = listed if isinstance(listed, list) else []
+    names = [str(entry.get("filename")) if isinstance(entry, dict) else "" for entry in entries]
+    if not names or any(Path(name).name != name or not name.endswith(".arrow") for name in names):
+        raise DataError(f"{folder}: state.json names no Arrow files in its own folder; save the data set again")
+    if state.get("_indices_files"):
+        raise DataError(f"{folder}: a saved selection of rows; call flatten_indices() and save the data set again")
+    return [folder / name for name in names]
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
     """A list of objects, or an object a line."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json" and text.lstrip().startswith("["):
-        try:
-            return parse_json(text)
-        except ValueError as error:
-            raise DataError(f"{path}: no JSON ({error})") from None
+        return parse_json(text, str(path))
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                rows.append(parse_json(line))
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: no JSON ({error})") from None
+            rows.append(parse_json(line, f"{path}, line {number}"))
             if not isinstance(rows[-1], dict):
                 raise DataError(f"{path}, line {number}: no JSON object")
     return rows

@@ -88,12 +88,6 @@ def number_columns(table: Table) -> list[bool]:
     ]
 
 
-def clean(text: str) -> str:
-    """Without characters that no page, drawing or terminal can show: controls become a replacement mark."""
-    shown = (char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs") else "\ufffd" for char in text)
-    return "".join(shown)
-
-
 def slug(text: str, longest: int = 48) -> str:
     """A name for files and anchors: lower-case letters, digits and hyphens."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()

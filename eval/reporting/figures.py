@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from monet.eval.document import Bars, Curve, Heatmap, Panels
 from monet.eval.reporting import common
+from monet.terminal import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ def _new(width: float, height: float) -> Figure:
 
 def _words(text: str) -> str:
     """As it stands: a dollar sign begins no formula."""
-    return common.clean(text).replace("$", r"\$")
+    return clean(text).replace("$", r"\$")
 
 
 def _wrapped(title: str, inches: float) -> str:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from monet.eval.document import Bars, Block, Curve, Heatmap, Panels, Report, Table, Text
 from monet.eval.reporting import common, figures, svg
 from monet.files import atomic_write_text
+from monet.terminal import clean
 
 NAME = "report.html"
 
@@ -74,7 +75,7 @@ def render(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: common.clean(value) if type(value) is str else value,
+        finalize=lambda value: clean(value) if type(value) is str else value,
     )
     environment.tests["nested"] = _nested
     environment.filters["number_columns"] = common.number_columns
@@ -95,7 +96,7 @@ def _section(block: Block, number: int) -> Section:
         return Section(anchor, "table", block, table=block)
     if isinstance(block, Curve):
         with figures.styled():
-            drawing = svg.inline(figures.draw(block), f"f{number}", common.clean(block.title))
+            drawing = svg.inline(figures.draw(block), f"f{number}", clean(block.title))
         return Section(anchor, "curve", block, table=common.curve_table(block), drawing=Markup(drawing))
     panels = block if isinstance(block, Panels) else Panels(block.title, [block], note=block.note)
     limit = common.limit_of(panels.panels)

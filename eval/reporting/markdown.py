@@ -13,6 +13,7 @@ from typing_extensions import assert_never
 from monet.eval.document import Block, Curve, Heatmap, Panels, Report, Table, Text
 from monet.eval.reporting import common
 from monet.files import atomic_write_text
+from monet.terminal import clean
 
 NAME = "report.md"
 
@@ -60,7 +61,7 @@ def _matrix(heatmap: Heatmap, limit: float) -> str:
 
 def _words(text: str) -> str:
     """Plain words, with nothing left that Markdown or HTML would take for markup."""
-    text = common.clean(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
+    text = clean(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
     return re.sub(r"[*`\[\]|]|(?<!\w)_|_(?!\w)|^[#>+\-]", r"\\\g<0>", text)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from monet.eval.document import Heatmap, Panels, Report, Table, Text
 from monet.eval.reporting import common
+from monet.terminal import markup
 
 
 def show(report: Report) -> None:
@@ -35,7 +35,7 @@ def _print(console: Console, table: RichTable) -> None:
 
 
 def _words(text: str) -> str:
-    return escape(common.clean(text))
+    return markup(text)
 
 
 def _new(title: str) -> RichTable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from monet.eval.reproduction.scorer import REAL_TOXICITY_PROMPTS, TOXIGEN
 from monet.eval.results import Estimate
 from monet.eval.selection import SUMMARY_NAME
 from monet.flops import forward_flops_per_token, parameter_counts
+from monet.json_text import read_json
 
 if TYPE_CHECKING:
     from monet.eval.toxicity.results import Row as ToxicityRow
@@ -78,7 +78,7 @@ def code_experts(folder: Folder, paper_model: str) -> list[Row]:
     """Table 10."""
     found: list[float] = []
     if folder:
-        summary = json.loads((folder / "masks" / SUMMARY_NAME).read_text(encoding="utf-8"))
+        summary = read_json(folder / "masks" / SUMMARY_NAME)
         found = sorted(float(entry["experts"]) for entry in summary["labels"].values())
     few, many = (found[0], found[-1]) if found else (None, None)
     return [

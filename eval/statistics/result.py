@@ -16,9 +16,9 @@ from torch import Tensor
 
 from monet.errors import CheckpointError, DataError
 from monet.eval.loading import provenance_now
-from monet.eval.parsing import parse_json
 from monet.eval.statistics.extras import EXTRAS, Coactivation, Extra, Firing, Maxima, ScoreMoments
 from monet.files import atomic_path
+from monet.json_text import parse_json
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetPreTrainedModel
@@ -186,12 +186,16 @@ class ExpertStatistics:
                     name, dot, field = key.partition(".")
                     if dot and name in EXTRAS:
                         extras.setdefault(name, {})[field] = file.get_tensor(key)
-            labels, provenance = parse_json(header["labels"]), parse_json(header["provenance"])
+            labels, provenance = (parse_json(header[name], f"{path}: {name}") for name in ("labels", "provenance"))
             fingerprint = header["model_fingerprint"]
             collected: dict[str, Any] = {name: EXTRAS[name](**fields) for name, fields in extras.items()}
+            if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+                raise TypeError(f"labels {str(labels)[:60]}")
+            if not isinstance(provenance, dict):
+                raise TypeError(f"provenance {str(provenance)[:60]}")
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file; write it with `monet stats`") from None
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, DataError) as error:
             raise CheckpointError(f"{path}: unreadable statistics ({error!r}); run `monet stats` again") from None
         sums = tensors.pop("sums")
         square = sums.dim() == 4 and sums.dtype == torch.float64 and sums.shape[2] == sums.shape[3]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from monet.errors import ConfigError, DataError
 from monet.eval.inputs import LabelledSequences
-from monet.eval.parsing import parse_json
 from monet.files import sha256_file
+from monet.json_text import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,10 +83,7 @@ def read_scored(path: Path, tokenizer: PreTrainedTokenizerBase | None, seq_len: 
 
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        record = parse_json(line)
-    except ValueError as error:
-        raise DataError(f"{where} is no JSON ({error}); write one object a line") from None
+    record = parse_json(line, where)
     if not isinstance(record, dict) or ("text" in record) == ("input_ids" in record):
         raise DataError(f"{where}: a record is an object with either `text` or `input_ids`")
     if ("score" in record) == ("token_scores" in record):

@@ -45,10 +45,10 @@ class ClassifierScorer:
 
         where = choose_device(device)
         try:
-            chosen: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name, **chosen)
+            chosen: dict[str, Any] = {} if revision is None else {"revision": revision}
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **chosen)
             model, loading = AutoModelForSequenceClassification.from_pretrained(
-                name, use_safetensors=True, output_loading_info=True, **chosen
+                name, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **chosen
             )
         except (OSError, ValueError) as error:
             raise CheckpointError(

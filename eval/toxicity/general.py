@@ -10,9 +10,9 @@ from typing import Any
 from monet.errors import CheckpointError
 from monet.eval.conditions import Condition
 from monet.eval.loading import mask_digest
-from monet.eval.parsing import parse_json
 from monet.eval.results import RESULT_NAME
 from monet.files import sha256_file
+from monet.json_text import read_json
 
 FORMAT = "monet-general/1"
 
@@ -69,7 +69,7 @@ def read_general(paths: Sequence[Path]) -> GeneralAverages:
     for path in paths:
         file = path / RESULT_NAME if path.is_dir() else path
         try:
-            content = parse_json(file.read_text(encoding="utf-8"))
+            content = read_json(file)
             if content["format"] != FORMAT:
                 raise KeyError(f"format {content['format']!r}")
             mark = " (partial)" if content["partial"] else ""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from monet.errors import ConfigError, DataError
-from monet.eval.parsing import parse_json
+from monet.eval.tables import read_parquet
 from monet.files import sha256_file
+from monet.json_text import parse_json
 
 Part = Literal["evaluate", "identify", "all"]
 TOXIC_FROM = 0.5
@@ -144,10 +145,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         import pyarrow
-        from pyarrow import parquet
 
         try:
-            yield from enumerate(parquet.read_table(path).to_pylist(), start=1)
+            yield from enumerate(read_parquet(path).to_pylist(), start=1)
         except pyarrow.ArrowException as error:
             raise DataError(f"{path}: no readable parquet file ({str(error).splitlines()[0]})") from None
     elif suffix == ".csv":
@@ -161,10 +161,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _json(line: str, path: Path, number: int) -> Mapping[str, Any]:
-    try:
-        row = parse_json(line)
-    except ValueError as error:
-        raise DataError(f"{path}: line {number} is no JSON ({error})") from None
+    row = parse_json(line, f"{path}: line {number}")
     if not isinstance(row, Mapping):
         raise DataError(f"{path}: line {number} holds {type(row).__name__} where an object is expected")
     return row

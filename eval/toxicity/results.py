@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from monet.errors import CheckpointError
 from monet.eval.document import Report
-from monet.eval.parsing import parse_json
 from monet.eval.reporting.common import bracketed
 from monet.eval.results import RESULT_NAME, Estimate
+from monet.json_text import read_json
 
 FORMAT = "monet-toxicity/1"
 ALL = "all prompts"
@@ -167,7 +167,7 @@ class ToxicityResult:
         """
         file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
         try:
-            return cls.from_json(parse_json(file.read_text(encoding="utf-8")))
+            return cls.from_json(read_json(file, CheckpointError))
         except (OSError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise

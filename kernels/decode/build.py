@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import grp
 import hashlib
 import logging
 import os
 import platform
+import pwd
 import re
+import stat
 import sys
 import warnings
 from collections.abc import Iterator
@@ -63,8 +66,9 @@ def _load() -> None:
     # Without linking OpenMP: its symbols come from the runtime that torch has loaded, so there is one pool of threads.
     flags = ["-O3", "-fopenmp", "-Wno-psabi", *_INSTRUCTIONS.get(capability, ())]
     name = _name(capability, flags)
-    folder = Path(cpp_extension._get_build_directory(name, verbose=False))
-    with open(folder.with_suffix(".lock"), "w") as lock:
+    folder = Path(os.path.realpath(cpp_extension._get_build_directory(name, verbose=False)))
+    _refuse_foreign(folder)
+    with _opened_lock(folder / "monet.lock") as lock:
         # torch waits forever for a lock file that a killed build left behind; this lock ends with its process.
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / "lock").unlink(missing_ok=True)
@@ -72,7 +76,64 @@ def _load() -> None:
             _log.info("building the C++ kernels in %s", folder)
         sources = [str(_FOLDER / source) for source in _SOURCES]
         with _own_programs_on_path():
-            cpp_extension.load(name, sources, extra_cflags=flags, with_cuda=False, is_python_module=False)
+            cpp_extension.load(
+                name,
+                sources,
+                extra_cflags=flags,
+                build_directory=str(folder),
+                with_cuda=False,
+                is_python_module=False,
+            )
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder in which another user could place, or has placed, the library that is loaded as our own code.
+
+    Args:
+        folder: where the library is built and loaded from, without symbolic links in its path.
+    Raises:
+        PermissionError: the folder, a file in it or a folder above it belongs to another user or can be written by one.
+    """
+    for path in (folder, *sorted(folder.rglob("*"))):
+        _refuse_unless_private(path, path.lstat(), folder)
+    for path in folder.parents[:-1]:
+        about = path.lstat()
+        if not about.st_mode & stat.S_ISVTX:  # in a sticky folder, others cannot rename what is ours
+            _refuse_unless_private(path, about, folder)
+
+
+def _refuse_unless_private(path: Path, about: os.stat_result, folder: Path) -> None:
+    if about.st_uid not in (os.geteuid(), 0):
+        reason = f"belongs to user {about.st_uid}"
+    elif about.st_mode & stat.S_IWOTH or (about.st_mode & stat.S_IWGRP and not _is_own_group(about.st_gid)):
+        reason = f"can be written by others (mode {stat.S_IMODE(about.st_mode):04o})"
+    elif not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+        reason = "is neither file nor folder"
+    else:
+        return
+    raise PermissionError(
+        f"{path} {reason}, so the library built in {folder} is not safe to load; set TORCH_EXTENSIONS_DIR to a folder "
+        "that only you can write"
+    )
+
+
+def _is_own_group(group: int) -> bool:
+    """Whether only this user is in a group, as in the private group that many systems give each user."""
+    try:
+        user, entry = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    return entry.gr_gid == user.pw_gid and entry.gr_name == user.pw_name and set(entry.gr_mem) <= {user.pw_name}
+
+
+@contextmanager
+def _opened_lock(path: Path) -> Iterator[int]:
+    """A file to lock, made if it is missing. A symbolic link is refused, and no content is changed."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

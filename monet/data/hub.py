@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from monet.data.formats import value_at
+from monet.data.offline import plain_columns, refuse_addresses
 from monet.data.records import MAX_DOCUMENT_BYTES, usable
 from monet.data.report import Progress
 from monet.data.sources import Document, Skipped, check_domain
@@ -108,10 +109,16 @@ class Rows:
         try:
             from datasets import load_dataset
 
+            if Path(self._name).exists():
+                refuse_addresses(Path(self._name))
             self._dataset = load_dataset(self._name, streaming=True, **options)
             columns = self._dataset.column_names
+            if columns is not None:
+                self._dataset = plain_columns(self._dataset, {text_key, source_key, domain_key})
             if place is not None:
                 self._dataset.load_state_dict(place["state"])
+        except DataError:
+            raise
         except Exception as error:
             raise DataError(
                 f"{uri}: cannot be opened ({_first_line(error)}); check name, options and network"

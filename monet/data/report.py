@@ -10,14 +10,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from monet.terminal import clean, markup
+
 
 class Progress:
     """Progress bars on standard error; without a terminal only their final state is printed."""
 
     def __init__(self) -> None:
         self._progress = RichProgress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
-            TimeRemainingColumn(), console=Console(stderr=True),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"), TimeRemainingColumn(), console=Console(stderr=True),
         )  # fmt: skip
 
     def __enter__(self) -> Progress:
@@ -29,7 +31,7 @@ class Progress:
 
     def start(self, description: str, total: int | None, unit: str) -> Task:
         """Add a bar; `total` None means that the end is not known."""
-        return Task(self._progress, self._progress.add_task(description, total=total, unit=unit))
+        return Task(self._progress, self._progress.add_task(clean(description), total=total, unit=unit))
 
 
 class Task:
@@ -43,7 +45,7 @@ class Task:
         self._progress.advance(self._id, amount)
 
     def describe(self, description: str) -> None:
-        self._progress.update(self._id, description=description)
+        self._progress.update(self._id, description=clean(description))
 
 
 def print_table(manifest: dict[str, Any]) -> None:
@@ -56,12 +58,13 @@ def print_table(manifest: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE, caption="documents / tokens / bytes a token")
     table.add_column("domain")
     for split in splits:
-        table.add_column(split, justify="right")
+        table.add_column(markup(split), justify="right")
     if lost:
         table.add_column("unknown ids", justify="right")
         table.add_column("letters lost (sample)", justify="right")
     for domain in manifest["domains"]:
-        table.add_row(domain, *(_cell(splits[split][domain]) for split in splits), *_losses(lost.get(domain)))
+        cells = (_cell(splits[split][domain]) for split in splits)
+        table.add_row(markup(domain), *cells, *_losses(lost.get(domain)))
     totals = [
         {key: sum(part[key] for part in domains.values()) for key in ("documents", "tokens", "text_bytes")}
         for domains in splits.values()
@@ -97,8 +100,8 @@ def _cell(part: dict[str, int]) -> str:
 def print_notes(notes: list[str], skipped: dict[str, Any]) -> None:
     """What was left out: how many of each kind, and the first ones by name."""
     for note in notes:
-        print(note)
+        print(clean(note))
     for kind, count in skipped["counts"].items():
-        print(f"left out, {kind}: {count}")
+        print(clean(f"left out, {kind}: {count}"))
     for message in skipped["examples"]:
-        print(f"  {message}")
+        print(f"  {clean(message)}")

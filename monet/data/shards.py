@@ -21,6 +21,7 @@ import numpy as np
 
 from monet.errors import DataError
 from monet.files import atomic_write_json, sha256_file
+from monet.json_text import read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -294,7 +295,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         if manifest["format"] != FORMAT:
             raise DataError(
                 f"{path}: format {manifest['format']!r}, this version reads {FORMAT}; prepare the data again"
@@ -307,5 +308,5 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder}: no {MANIFEST}, so no prepared data; make them with `monet data prepare --out {folder}`"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not a manifest of prepared data ({error!r})") from None

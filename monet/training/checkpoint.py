@@ -15,7 +15,6 @@ Model and optimiser are split into numbered files with an index where they are l
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from monet.errors import CheckpointError, ConfigError
 from monet.files import MANIFEST_NAME, verify_manifest
+from monet.json_text import read_json
 from monet.training import tensor_files, tree
 from monet.training.tensor_files import StoredTensors
 
@@ -230,8 +230,8 @@ def read_entry(folder: Path, key: str) -> Any:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_json(path, CheckpointError)
+    except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a JSON object")

@@ -23,6 +23,7 @@ from monet.cpu import speed_up_cpu
 from monet.data.datamodule import MonetDataModule
 from monet.errors import ConfigError, MonetError, recognised
 from monet.files import atomic_write_text
+from monet.terminal import clean, clean_warnings
 from monet.training.background import BackgroundCheckpointIO
 from monet.training.checkpoint import Selection, read_config
 from monet.training.coordination import launched_environment, other_ranks_wait
@@ -321,6 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    clean_warnings()
     try:
         if words[:1] == ["validate"]:
             from monet.training.validate import run_command
@@ -335,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in words:
             traceback.print_exc()
         else:
-            print(f"train.py: error: {' '.join(str(known or error).split())}", file=sys.stderr)
+            print(f"train.py: error: {clean(' '.join(str(known or error).split()))}", file=sys.stderr)
         return 1 if known is None else known.exit_code
     except SIGTERMException:
         return 143

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from monet.errors import CheckpointError, MonetError
 from monet.files import begin_directory, manifest_entries, publish_directory, write_manifest
+from monet.json_text import parse_json
 from monet.training import tensor_files, tree
 from monet.training.checkpoint import (
     CONFIG,
@@ -198,7 +199,7 @@ class _Prefixed(Mapping[str, Tensor]):
 def _read_rank_state(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
-            document = json.loads((file.metadata() or {})["document"])
+            document = parse_json((file.metadata() or {})["document"], str(path), CheckpointError)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error!r}") from None

@@ -15,10 +15,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from monet.errors import MonetError
+from monet.errors import DataError, MonetError
 from monet.files import atomic_write_text, fsync_path
 from monet.flops import training_flops_per_token
 from monet.hardware import peak_flops
+from monet.json_text import parse_json
 
 if TYPE_CHECKING:
     from monet.training.module import MonetLightningModule
@@ -69,8 +70,8 @@ def truncate_log(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
+            entry = parse_json(line, str(path))
+        except DataError:
             continue
         if isinstance(entry, dict) and entry.get("step", step + 1) <= step:
             kept.append(line + "\n")

@@ -13,11 +13,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoTokenizer
 from typing_extensions import override
 
 from monet.errors import ConfigError, NonFiniteError
 from monet.losses import RouterLoss
+from monet.model_tokenizer import load_tokenizer
 from monet.ranks import GlobalBatch
 from monet.training.agree import any_over_ranks, take_from_rank_0
 from monet.training.guard import StepGuard, gradient_norm
@@ -148,7 +148,7 @@ class MonetLightningModule(LightningModule):
                 f" {config.max_position_embeddings}; raise the latter or shorten the windows"
             )
         if (folder := getattr(data, "tokenizer_dir", None)) is not None:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = load_tokenizer(folder)
             for special in (self.model.config, self.model.generation_config):
                 for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
                     setattr(special, key, getattr(tokenizer, key))

@@ -13,7 +13,6 @@ run_dir/
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -28,7 +27,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from monet.errors import CheckpointError, ConfigError
-from monet.files import atomic_directory, atomic_write_json
+from monet.files import atomic_directory, atomic_write_json, refuse_links_out
+from monet.json_text import read_json
 from monet.training.checkpoint import Selection, newest_valid, remove_leftovers, set_aside
 
 
@@ -89,7 +89,7 @@ class RunDirectory:
 
 def _describe_owner(path: Path) -> str:
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
+        owner = read_json(path)
         return f"process {owner['pid']} on {owner['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
@@ -117,6 +117,7 @@ class TokenizerCopy(Callback):
         # only now: a start that is refused leaves no tokenizer behind
         source = _tokenizer_of_data(trainer)
         if source is not None and not self.run.tokenizer.exists():
+            refuse_links_out(source, source.rglob("*"))
             with atomic_directory(self.run.tokenizer) as folder:
                 shutil.copytree(source, folder, dirs_exist_ok=True)
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from monet.errors import CheckpointError
+from monet.json_text import read_json
 
 FILE_BYTES = 2 << 30  # a rank holds one file's tensors in host memory while it writes
 # many ranks write smaller files, so that none of them waits for a few; below this size that gains nothing
@@ -93,7 +94,7 @@ def names_of(folder: Path, stem: str) -> list[str]:
     if not index.is_file():
         return [f"{stem}.safetensors"]
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
         outside = [name for name in names if Path(name).name != name or (folder / name).is_symlink()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: cannot be read: {error!r}") from None

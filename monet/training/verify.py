@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from monet.errors import CheckpointError
 from monet.files import MANIFEST_NAME
+from monet.terminal import clean
 from monet.training.checkpoint import list_checkpoints, verify_checkpoint
 
 
@@ -40,12 +41,12 @@ def verify(path: Path, full: bool = False) -> None:
             size = sum(file.stat().st_size for file in folder.iterdir())
         except (CheckpointError, OSError) as error:
             if not folder.exists():  # a run that trains keeps the newest only
-                print(f"{folder.name}  was deleted meanwhile")
+                print(f"{clean(folder.name)}  was deleted meanwhile")
                 continue
             problems.append(str(error))
-            print(f"{folder.name}  NOT VALID  {error}")
+            print(clean(f"{folder.name}  NOT VALID  {error}"))
         else:
-            print(f"{folder.name}  valid  {size:,} bytes, {'content' if full else 'names and sizes'} as written")
+            print(f"{clean(folder.name)}  valid  {size:,} bytes, {'content' if full else 'names and sizes'} as written")
     if problems:
         valid = len(folders) - len(problems)
         raise CheckpointError(f"{len(problems)} of {len(folders)} not valid, {valid} left: {'; '.join(problems)}")

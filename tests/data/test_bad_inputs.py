@@ -210,7 +210,7 @@ SHARDS = [
         lambda folder: (folder / "data" / "manifest.json").write_text('{"format": 1, "dty'),
         opened,
         DataError,
-        ("manifest.json", "JSONDecodeError"),
+        ("manifest.json", "no JSON"),
     ),
     Bad("later format", edit_manifest(lambda m: m.update(format=9)), opened, DataError, ("format 9", "1")),
     Bad("edited manifest", edit_manifest(lambda m: m.update(vocab_size=200)), opened, DataError, ("fingerprint",)),

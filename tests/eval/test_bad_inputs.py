@@ -178,7 +178,7 @@ ROWS = [
     (lambda g: AblationResult.load(g.folder), CheckpointError, r"result\.json: no such file; .* `monet ablate`"),
     (lambda g: AblationResult.load(g.write("r.json", b"[]")), CheckpointError, r"no ablation result"),
     (lambda g: AblationResult.load(g.write("r.json", b'{"format": "v9"}')), CheckpointError, r"format 'v9'"),
-    (lambda g: report.run(g.write("r.json", b"\xff"), g.folder), CheckpointError, r"r\.json: unreadable"),
+    (lambda g: report.run(g.write("r.json", b"\xff"), g.folder), CheckpointError, r"r\.json: no JSON"),
     (lambda g: run_stats(str(g.folder), g.folder, g.folder), ConfigError, r"is a folder; name a file"),
     (lambda g: load_model(str(g.folder / "none")), CheckpointError, r"none: no model there"),
     (lambda g: load_model(str(g.folder), device="abacus"), ConfigError, r"device 'abacus'"),

@@ -1,5 +1,6 @@
 """Code that a downloaded folder brings does not run, even if somebody answers yes to every question."""
 
+import ast
 import builtins
 import contextlib
 import json
@@ -10,10 +11,19 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from monet import generate
 from monet.errors import CheckpointError
 from monet.eval.harness.scoring import tokenizer_of
 from monet.eval.loading import load_tokenizer
 from monet.eval.toxicity.classifier import ClassifierScorer
+from monet.training.module import MonetLightningModule
+from monet.training.settings import ModelShape
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = {
+    "vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "moe_dim": 4,
+    "moe_heads": 2, "moe_experts": 4, "moe_topk": 2, "moe_groups": 1, "moe_decompose": "vertical",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -47,8 +57,45 @@ def classifier(folder: Path) -> object:
     return ClassifierScorer(str(folder), label=1)
 
 
-@pytest.mark.parametrize("load", [tokenizer_beside_the_model, tokenizer_of_the_harness, classifier])
+def tokenizer_of_generate(folder: Path) -> object:
+    return generate.load(folder)
+
+
+def tokenizer_of_training_data(folder: Path) -> object:
+    module = MonetLightningModule(ModelShape(**SHAPE))
+    data = SimpleNamespace(tokenizer_dir=folder)
+    module._trainer = SimpleNamespace(datamodule=data, ckpt_path=None, world_size=1)  # pyright: ignore
+    return module.setup("fit")
+
+
+LOADERS = [
+    tokenizer_beside_the_model, tokenizer_of_the_harness, classifier, tokenizer_of_generate, tokenizer_of_training_data
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("load", LOADERS)
 def test_code_of_a_tokenizer_does_not_run(load, folder):
     with contextlib.suppress(CheckpointError):
         load(folder)
     assert not (folder.parent / "ran").exists()
+
+
+# These classes are never looked up in a folder's auto_map. `super` and `cls` stand for them in their own methods.
+OWN_CLASSES = {"MonetForCausalLM", "MonetConfig", "LlamaForCausalLM", "type(model)"}
+
+
+def test_every_loader_refuses_foreign_code():
+    """Each `from_pretrained` names one of our own classes, or says trust_remote_code=False there and then."""
+    files = [path for folder in ("monet", "eval", "kernels", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    calls = [
+        (path, call)
+        for path in [*files, ROOT / "train.py"]
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", None) == "from_pretrained"
+    ]
+    assert len(calls) >= 6
+    for path, call in calls:
+        assert isinstance(call.func, ast.Attribute)
+        said = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        safe = said.get("trust_remote_code") == "False" or ast.unparse(call.func.value) in OWN_CLASSES
+        assert safe, f"{path}:{call.lineno}: say trust_remote_code=False"

@@ -2,6 +2,7 @@ import dataclasses
 import importlib
 import json
 import re
+from typing import Any
 
 import matplotlib.image
 import pytest
@@ -136,7 +137,7 @@ def test_every_format_names_a_class_that_reads_it_and_reports(name):
         ('["monet-ablation/1"]', "format None where"),
         ('{"format": ["monet-ablation/1"]}', "format None where|where one of"),
         ('{"format": "monet-ablation/1"}', "no ablation result"),
-        ("{", "unreadable"),
+        ("{", "no JSON"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path, content, message, capsys):
@@ -152,3 +153,44 @@ def test_a_report_of_any_blocks_can_be_written(tmp_path):
     files = report.write(Report("Anything", "It works", blocks, {"date": "today"}, {"x": 1}), tmp_path)
     assert {path.name for path in files} == {"report.html", "report.md", "report.json"}
     assert "**Beware.**" in (tmp_path / "report.md").read_text()
+
+
+def ragged(content: Any) -> Any:
+    content["delta"][0].pop()
+
+
+def text_as_number(content: Any) -> Any:
+    content["delta"][0][0]["value"] = "much"
+
+
+def huge(content: Any) -> Any:
+    content["delta"][0][0]["value"] = 1e308
+
+
+def half_a_pair(content: Any) -> Any:
+    content["domains"][0]["name"] = "\ud800"
+
+
+def deep(content: Any) -> Any:
+    for _ in range(101):
+        content["provenance"] = {"a": content["provenance"]}
+
+
+def null_names(content: Any) -> Any:
+    content["domains"][0]["name"] = None
+
+
+@pytest.mark.parametrize("spoil", [ragged, text_as_number, huge, half_a_pair, deep, null_names])
+def test_report_refuses_hostile_results(result, tmp_path, capsys, spoil):
+    content = result.to_json()
+    spoil(content)
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert main(["report", "--result", str(tmp_path), "--out", str(tmp_path / "out")]) == 4
+    assert "result.json" in (told := capsys.readouterr().err) or str(tmp_path) in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_nested_deeply_are_refused(tmp_path, capsys):
+    (tmp_path / "result.json").write_text("[" * 100_000)
+    assert main(["report", "--result", str(tmp_path), "--out", str(tmp_path / "out")]) == 4
+    assert "nested deeper" in capsys.readouterr().err

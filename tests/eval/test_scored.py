@@ -45,7 +45,7 @@ def test_records_become_sequences_with_a_score_for_every_token(tmp_path):
 @pytest.mark.parametrize(
     ("record", "match"),
     [
-        ("{", "line 1 is no JSON"),
+        ("{", "line 1: no JSON"),
         ({"score": 1}, "either `text` or `input_ids`"),
         ({"text": "a b"}, "either `score`, null if"),
         ({"text": "a b", "score": float("nan")}, "finite number, got nan"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from monet import ExpertMask, MonetForCausalLM
-from monet.errors import ConfigError
+from monet.errors import CheckpointError, ConfigError
 from tests.model.tiny import FORMS, tiny_model, tokens
 from tests.tolerances import assert_close
 
@@ -96,3 +98,62 @@ def test_an_adapter_folder_of_a_masked_model_loads(tmp_path):
     loaded = MonetForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     assert loaded.expert_mask == base.expert_mask
     assert_close("logits", logits(loaded), wanted)
+
+
+def adapter_folder(base, folder, base_name):
+    """An adapter that moves the logits, as peft saves it."""
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.peft_config["default"].base_model_name_or_path = str(base_name)
+    model.save_pretrained(folder)
+
+
+def without_tensors(folder, names):
+    path = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if name not in names}
+    save_file(kept, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("auto", [MonetForCausalLM, AutoModelForCausalLM])
+def test_an_adapter_in_a_models_folder_is_refused_and_hides_nothing(tmp_path, auto):
+    tiny_model().save_pretrained(tmp_path)
+    adapter_folder(tiny_model(), tmp_path, tmp_path)
+    with pytest.raises(CheckpointError, match="holds both a model and an adapter"):
+        auto.from_pretrained(tmp_path)
+    without_tensors(tmp_path, ["model.norm.weight"])
+    with pytest.raises(CheckpointError, match="holds both a model and an adapter"):
+        auto.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("auto", [MonetForCausalLM, AutoModelForCausalLM])
+def test_an_adapter_hides_no_missing_tensor_of_its_base_model(tmp_path, auto):
+    tiny_model().save_pretrained(tmp_path / "base")
+    adapter_folder(tiny_model(), tmp_path / "adapter", tmp_path / "base")
+    loaded = auto.from_pretrained(tmp_path / "adapter")
+    assert (logits(loaded.eval()) - logits(tiny_model())).abs().max() > 0.1
+    without_tensors(tmp_path / "base", ["model.norm.weight", "model.layers.0.moe.b1"])
+    with pytest.raises(CheckpointError, match=r"lacks 2 tensors: model\.layers\.0\.moe\.b1, model\.norm\.weight"):
+        auto.from_pretrained(tmp_path / "adapter")
+
+
+def test_a_damaged_adapter_is_refused(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    adapter_folder(tiny_model(), tmp_path / "adapter", tmp_path / "base")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    first = min(tensors)
+    save_file({name: tensor for name, tensor in tensors.items() if name != first}, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="the adapter lacks 1 tensors"):
+        MonetForCausalLM.from_pretrained(tmp_path / "adapter")
+    save_file({**tensors, first: torch.full_like(tensors[first], float("nan"))}, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        MonetForCausalLM.from_pretrained(tmp_path / "adapter")
+    path.unlink()
+    torch.save(tensors, path.with_suffix(".bin"))
+    with pytest.raises(CheckpointError, match="pickled adapters are never read"):
+        MonetForCausalLM.from_pretrained(tmp_path / "adapter")
+    (tmp_path / "base" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds an adapter too"):
+        MonetForCausalLM.from_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="no readable adapter configuration"):
+        MonetForCausalLM.from_pretrained(tmp_path / "adapter")

@@ -1,8 +1,11 @@
 """Export and generation: the exported folder is the checkpoint, bit for bit, also in another process."""
 
 import json
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,10 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import monet
+from monet.errors import CheckpointError
 from monet.export import export, load_checkpoint_model
 from monet.generate import generate
 from monet.remote_code import auto_map, modelling_source
 from monet.training.cli import main
+from monet.training.run import TokenizerCopy
 from tests.training.runs import SHAPE
 
 ANOTHER_PROCESS = """
@@ -148,3 +153,37 @@ def test_generation_under_a_mask(run, capsys, tmp_path):
 def test_a_continuation_longer_than_the_model_takes_is_refused(run):
     with pytest.raises(monet.errors.ConfigError, match="the model takes 64"):
         generate(run / "out", "the cat", max_new_tokens=100)
+
+
+def test_a_link_in_the_tokenizer_s_folder_is_not_followed(run, tmp_path):
+    secret = tmp_path / "id_rsa"
+    secret.write_text("PRIVATE KEY")
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(run / "run" / "tokenizer", tokenizer)
+    (tokenizer / "vocab.txt").symlink_to(secret)
+    with pytest.raises(CheckpointError, match=r"vocab\.txt is a link to .*id_rsa, outside of its folder"):
+        export(tmp_path / "out", run=run / "run", tokenizer=tokenizer)
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_of_the_hugging_face_cache_are_followed(run, tmp_path):
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    shutil.copytree(run / "run" / "tokenizer", snapshot)
+    blob = tmp_path / "models--a--b" / "blobs" / "4567"
+    blob.parent.mkdir()
+    (snapshot / "tokenizer.json").rename(blob)
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/4567")
+    export(tmp_path / "out", run=run / "run", tokenizer=snapshot)
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == blob.read_bytes()
+
+
+def test_a_run_copies_no_link_of_its_data(tmp_path):
+    source = tmp_path / "tokenizer"
+    source.mkdir()
+    (source / "vocab.txt").symlink_to(tmp_path / "id_rsa")
+    (tmp_path / "id_rsa").write_text("PRIVATE KEY")
+    copy = TokenizerCopy(cast(Any, SimpleNamespace(tokenizer=tmp_path / "run" / "tokenizer")))
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(tokenizer_dir=source), is_global_zero=True)
+    with pytest.raises(CheckpointError, match="outside of its folder"):
+        copy.setup(cast(Any, trainer), cast(Any, None), "fit")
+    assert not (tmp_path / "run" / "tokenizer").exists()

@@ -2,6 +2,7 @@ import re
 
 from monet.eval.document import Table
 from monet.eval.reporting import common, figures, markdown, png
+from monet.terminal import clean
 from tests.eval.reporting import samples
 from tests.eval.reporting.samples import HOSTILE, everything
 
@@ -43,7 +44,7 @@ def test_a_figure_shows_names_as_they_are():
         drawing.draw_without_rendering()
     (legend,) = drawing.legends
     assert [text.get_text().replace(r"\$", "$") for text in legend.get_texts()] == [
-        common.clean(series.name) for series in curve.series
+        clean(series.name) for series in curve.series
     ]
 
 

@@ -101,7 +101,7 @@ def test_toxigen_prompts_in_all_their_files(tmp_path):
     [
         ("a.jsonl", '{"prompt": {"text": ""}}\n', "row 1: the prompt's text is ''"),
         ("a.jsonl", '{"question": "?"}\n', r"row 1 has the keys \['question'\]"),
-        ("a.jsonl", "{broken\n", "line 1 is no JSON"),
+        ("a.jsonl", "{broken\n", "line 1: no JSON"),
         ("a.jsonl", "[1]\n", "line 1 holds list"),
         ("a.jsonl", '{"prompt": {"text": "x", "toxicity": 7}}\n', "score 7.0 is outside 0 to 1"),
         ("a.jsonl", '{"prompt": {"text": "x", "toxicity": "high"}}\n', "score 'high' is no number"),
