@@ -335,6 +335,9 @@ class TogetherTrainer(Trainer):
                 torch.distributed.destroy_process_group()
         if self.finished:
             raise SystemExit(0)
+        # Lightning's own agreement on SIGTERM has the host wait for the device in every micro-batch; ours
+        # (monet/training/agree.py) is part of the numbers of a step
+        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         # known to hooks that run before Lightning loads it
         self._checkpoint_connector._ckpt_path = ckpt_path
         try:
