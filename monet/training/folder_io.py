@@ -103,11 +103,21 @@ class FolderCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Read a folder back; weights and moments are mappings that read a tensor when it is asked for.
 
-        Sizes are checked here; hashes by `newest_valid`, which chooses the folder. `rank_state` is None where the
-        folder was written by another number of ranks.
+        Rank 0 checks names and sizes, and the others trust it; hashes are checked by `newest_valid`, which chooses the
+        folder. `rank_state` is None where the folder was written by another number of ranks.
+
+        Raises:
+            CheckpointError: on every rank, if rank 0 finds that a file is not as written; on one rank, if it cannot
+                read a file.
         """
-        folder = Path(path)
-        verify_checkpoint(folder, full=False)
+        folder, error = Path(path), None
+        if self.ranks.rank == 0:
+            try:
+                verify_checkpoint(folder, full=False)
+            except (CheckpointError, OSError) as raised:
+                error = str(raised)
+        if (error := self.ranks.broadcast(error, f"opening checkpoint {folder}")) is not None:
+            raise CheckpointError(error)
         checkpoint = tree.decode(read_state(folder), read_tensors(folder / TENSORS))
         checkpoint["config"] = read_config(folder)
         checkpoint["state_dict"] = _Prefixed(read_weights(folder), checkpoint["config"])

@@ -89,45 +89,67 @@ def names_of(folder: Path, stem: str) -> list[str]:
     Raises:
         CheckpointError: the index cannot be read, or leads out of the folder.
     """
+    places = _indexed(folder, stem)
+    names = [f"{stem}.safetensors"] if places is None else sorted(set(places.values()))
+    for name in names:
+        _refuse_outside(folder, name, stem)
+    return names
+
+
+def _indexed(folder: Path, stem: str) -> dict[str, str] | None:
+    """Names of files by tensor, as the index has them; None without an index."""
     index = folder / index_name(stem)
-    if not index.is_file():
-        return [f"{stem}.safetensors"]
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        outside = [name for name in names if Path(name).name != name or (folder / name).is_symlink()]
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(tensor): str(name) for tensor, name in places.items()}
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: cannot be read: {error!r}") from None
-    if outside:
-        raise CheckpointError(f"{index}: refers to {outside[0]!r}, which is not a file of this folder")
-    return names
+
+
+def _refuse_outside(folder: Path, name: str, stem: str) -> None:
+    if Path(name).name != name or (folder / name).is_symlink():
+        raise CheckpointError(f"{folder / index_name(stem)}: refers to {name!r}, which is not a file of this folder")
 
 
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of a layout on disk; each is read when it is asked for, from mapped memory where possible.
 
+    A file is opened when the first of its tensors is asked for.
+
     Args:
         folder: where the files lie; none outside it is opened.
         stem: name of the files.
     Raises:
-        CheckpointError: an index or file cannot be read, or names what is not in the folder.
+        CheckpointError: here, or where a tensor is asked for: an index or file cannot be read, or names what is not in
+            the folder.
     """
 
     def __init__(self, folder: Path, stem: str) -> None:
-        self.folder = folder
+        self.folder, self.stem = folder, stem
         self._files: dict[str, safe_open] = {}
-        self._place: dict[str, str] = {}
-        for name in names_of(folder, stem):
-            self._files[name] = self._open(name)
-            self._place.update(dict.fromkeys(self._files[name].keys(), name))
+        places = _indexed(folder, stem)
+        if places is None:
+            name = f"{stem}.safetensors"
+            places = dict.fromkeys(self._file(name).keys(), name)
+        self._place = places
 
-    def _open(self, name: str) -> safe_open:
-        try:
-            return safe_open(self.folder / name, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.folder / name}: cannot be read: {error}") from None
+    def _file(self, name: str) -> safe_open:
+        if name not in self._files:
+            _refuse_outside(self.folder, name, self.stem)
+            try:
+                self._files[name] = safe_open(self.folder / name, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{self.folder / name}: cannot be read: {error}") from None
+        return self._files[name]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._files[self._place[name]].get_tensor(name)
+        place = self._place[name]
+        try:
+            return self._file(place).get_tensor(name)
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.folder / place}: cannot be read: {error}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._place)
