@@ -32,7 +32,7 @@ from monet.training.checkpoint import (
     verify_checkpoint,
 )
 from monet.training.coordination import RankError, Ranks
-from monet.training.tensor_files import StoredTensors, TensorFile
+from monet.training.tensor_files import Source, StoredTensors, TensorFile
 
 PREFIX = "model."  # the Lightning module holds the language model as `self.model`
 Names = Mapping[str, Tensor]
@@ -186,7 +186,7 @@ def released(state_dict: Names, config: dict[str, Any]) -> dict[str, Tensor]:
     return weights
 
 
-class _Prefixed(Mapping[str, Tensor]):
+class _Prefixed(Source):
     """Stored weights under the names of the Lightning module."""
 
     def __init__(self, weights: StoredTensors, config: dict[str, Any]) -> None:
@@ -197,6 +197,17 @@ class _Prefixed(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.weights[self.places[name]]
+
+    @override
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.weights.shape(self.places[name])
+
+    @override
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        return self.weights.part(self.places[name], start, stop)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places and self.places[str(name)] in self.weights
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)

@@ -5,7 +5,10 @@ The layout follows from names, shapes and data types alone, so every rank comes 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +16,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import override
 
 from monet.errors import CheckpointError
 
@@ -113,7 +117,19 @@ def _refuse_outside(folder: Path, name: str, stem: str) -> None:
         raise CheckpointError(f"{folder / index_name(stem)}: refers to {name!r}, which is not a file of this folder")
 
 
-class StoredTensors(Mapping[str, Tensor]):
+class Source(Mapping[str, Tensor]):
+    """Named tensors of which a part can be read by itself."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape; its content is not read."""
+
+    @abstractmethod
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` of a flattened tensor, fewer where it ends before; the rest of it is not read."""
+
+
+class StoredTensors(Source):
     """The tensors of a layout on disk; each is read when it is asked for, from mapped memory where possible.
 
     A file is opened when the first of its tensors is asked for.
@@ -145,11 +161,35 @@ class StoredTensors(Mapping[str, Tensor]):
         return self._files[name]
 
     def __getitem__(self, name: str) -> Tensor:
+        with self._file_of(name) as file:
+            return file.get_tensor(name)
+
+    @override
+    def shape(self, name: str) -> tuple[int, ...]:
+        with self._file_of(name) as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    @override
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        with self._file_of(name) as file:
+            rows = file.get_slice(name)
+            if not (shape := rows.get_shape()):
+                return file.get_tensor(name).flatten()[start:stop]
+            row = max(1, math.prod(shape[1:]))
+            first, last = min(start // row, shape[0]), min(-(-stop // row), shape[0])
+            return rows[first:last].flatten()[start - first * row : stop - first * row]
+
+    @contextlib.contextmanager
+    def _file_of(self, name: str) -> Iterator[safe_open]:
         place = self._place[name]
+        file = self._file(place)
         try:
-            return self._file(place).get_tensor(name)
+            yield file
         except SafetensorError as error:
             raise CheckpointError(f"{self.folder / place}: cannot be read: {error}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._place  # a mapping's own way would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._place)

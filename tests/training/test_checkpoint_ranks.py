@@ -11,11 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.scale_plan import ThreadRanks, on_all
 from monet.errors import CheckpointError
 from monet.training import tensor_files
 from monet.training.folder_io import FolderCheckpointIO
+from monet.training.sharded_state import ShardedState
+from monet.training.states import MOMENTS
 
 RANKS, FILES = 8, 16
 
@@ -72,3 +79,61 @@ def test_what_one_rank_finds_wrong_all_ranks_say(folder):
 
     (message,) = set(on_all(RANKS, load))
     assert "rank-00005.safetensors" in message and "bytes where the manifest says" in message
+
+
+SHAPES = {"a": (7, 3, 2), "b": (10,), "c": (), "d": (0, 4), "e": (5, 0)}
+
+
+def test_a_part_of_a_stored_tensor_is_that_of_the_whole(tmp_path):
+    tensors = {name: torch.rand(shape) for name, shape in SHAPES.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    stored = tensor_files.StoredTensors(tmp_path, "model")
+    for name, tensor in tensors.items():
+        assert stored.shape(name) == tuple(tensor.shape)
+        for start in range(tensor.numel() + 2):
+            for stop in range(start, tensor.numel() + 3):
+                assert torch.equal(stored.part(name, start, stop), tensor.flatten()[start:stop]), (name, start, stop)
+
+
+class Counted(tensor_files.StoredTensors):
+    """Counts the elements that are asked for."""
+
+    read = 0
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = super().__getitem__(name)
+        self.read += tensor.numel()
+        return tensor
+
+    def part(self, name: str, start: int, stop: int) -> torch.Tensor:
+        part = super().part(name, start, stop)
+        self.read += part.numel()
+        return part
+
+
+def test_a_rank_of_fsdp2_reads_its_own_rows(tmp_path):
+    names = {"0.weight": (33, 8), "0.bias": (33,), "1.weight": (5, 33), "1.bias": (5,)}
+    weights = {f"model.{name}": torch.rand(shape) for name, shape in names.items()}
+    moments = {f"{name}/{key}": torch.rand(shape) for name, shape in names.items() for key in MOMENTS}
+    moments |= {f"{name}/step": torch.tensor(3.0) for name in names}
+    for stem, tensors in (("model", weights), ("optimizer", moments)):
+        save_file(tensors, tmp_path / f"{stem}.safetensors")
+    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=RANKS)
+    try:
+        model = torch.nn.Sequential(torch.nn.Linear(8, 33), torch.nn.Linear(33, 5))
+        fully_shard(model, mesh=init_device_mesh("cpu", (RANKS,)))
+        optimizer = torch.optim.AdamW(model.parameters())
+        stored, stored_moments = Counted(tmp_path, "model"), Counted(tmp_path, "optimizer")
+        ShardedState(model, optimizer).load(stored, stored_moments)
+        for name, parameter in model.named_parameters():
+            rows = slice(3 * 5, 4 * 5) if name.startswith("0") else slice(3, 4)
+            assert torch.equal(parameter.to_local(), weights[f"model.{name}"][rows])
+            state = optimizer.state[parameter]
+            assert state["step"] == 3
+            for key in MOMENTS:
+                assert state[key].shape == parameter.shape
+                assert torch.equal(state[key].to_local(), moments[f"{name}/{key}"][rows])
+    finally:
+        dist.destroy_process_group()
+    own = 5 * 8 + 5 + 33 + 1
+    assert stored.read == own and stored_moments.read == 2 * own + len(names)
