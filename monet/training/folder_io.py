@@ -67,9 +67,10 @@ class FolderCheckpointIO(CheckpointIO):
                     folder = begin_directory(final)
                 except OSError as raised:
                     error = _cannot_write(final, raised)
-            folder, error = self.ranks.broadcast((folder, error), f"checkpoint {final}")
-            if folder is None:
+            told, error = self.ranks.broadcast((folder and str(folder), error), f"checkpoint {final}")
+            if told is None:
                 raise CheckpointError(error)
+            folder = Path(told)
             entries, error = {}, None
             try:
                 names = _write_part(checkpoint, folder, self.ranks)
@@ -78,18 +79,18 @@ class FolderCheckpointIO(CheckpointIO):
                 error = str(raised)
             except (OSError, SafetensorError) as raised:
                 error = _cannot_write(final, raised)
-            parts = self.ranks.gather((entries, error), f"checkpoint {final}")
-            failed = {rank: reason for rank, (_, reason) in enumerate(parts) if reason is not None}
-            if not failed and self.ranks.rank == 0:
+            parts = self.ranks.gather((entries, error), f"checkpoint {final}") or []  # of all, on rank 0
+            failed = [(rank, reason) for rank, (_, reason) in enumerate(parts) if reason is not None]
+            if parts and not failed:
                 try:
                     write_manifest(folder, {name: entry for written, _ in parts for name, entry in written.items()})
                     publish_directory(folder, final)
                 except OSError as raised:
-                    failed = {0: _cannot_write(final, raised)}
+                    failed = [(0, _cannot_write(final, raised))]
             failed = self.ranks.broadcast(failed, f"checkpoint {final}")
             if failed:
-                where = f" (rank {', '.join(map(str, failed))})" if self.ranks.world_size > 1 else ""
-                raise CheckpointError(f"{next(iter(failed.values()))}{where}")
+                where = f" (rank {', '.join(str(rank) for rank, _ in failed)})" if self.ranks.world_size > 1 else ""
+                raise CheckpointError(f"{failed[0][1]}{where}")
         except RankError as raised:
             # the last rank may have died after the folder was renamed
             raise CheckpointError(f"{raised}; it is published whole or not at all, earlier ones are intact") from raised

@@ -328,7 +328,7 @@ class TogetherTrainer(Trainer):
         if isinstance(self.strategy, Together):
             self.strategy.connect(model)
             self.strategy.setup_environment()
-            choice = (ckpt_path, self.finished)
+            choice = (ckpt_path and str(ckpt_path), self.finished)
             ckpt_path, self.finished = self.strategy.ranks.broadcast(choice, "choosing what to continue from")
             if self.finished:  # a rank that goes first would take the connections of the others with it
                 self.strategy.barrier()
