@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from monet.training.coordination import ProcessRanks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,3 +87,59 @@ def run_ranks(
         )
         for rank, code in enumerate(codes)
     ]
+
+
+def forked_ranks(work: Callable[[ProcessRanks, int], Any], world_size: int, seconds: float = 60.0) -> list[Any]:
+    """Run a function on each of several processes that have a store in common, and no other connection.
+
+    Args:
+        work: gets the ranks, and how many file descriptors the process had before it made them.
+        world_size: number of processes, forked off this one.
+        seconds: timeout of the ranks.
+    Returns:
+        What `work` returned on each rank, the text of the RankError it raised, or None where the process died.
+    """
+    import monet.training.coordination  # noqa: F401  before the fork, so that no child spends seconds on it
+
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    pipes = [fork.Pipe(duplex=False) for _ in range(world_size)]
+    started = [
+        fork.Process(target=_rank, args=(work, rank, world_size, port, seconds, write))
+        for rank, (_, write) in enumerate(pipes)
+    ]
+    for process in started:
+        process.start()
+    for _, write in pipes:
+        write.close()
+    for process in started:
+        process.join(60 + seconds)
+        process.kill()
+    return [_received(read) for read, _ in pipes]
+
+
+def _rank(work: Callable[..., Any], rank: int, world_size: int, port: int, seconds: float, pipe: Connection) -> None:
+    import torch.distributed as dist
+    from torch._C._distributed_c10d import TCPStore
+
+    # registers a backend that moves no data
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: F401
+
+    from monet.training.coordination import ProcessRanks, RankError
+
+    store = TCPStore("127.0.0.1", port, world_size, is_master=rank == 0, timeout=timedelta(seconds=60))
+    dist.init_process_group("fake", store=store, rank=rank, world_size=world_size)
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        pipe.send(work(ProcessRanks(timedelta(seconds=seconds)), before))
+    except RankError as error:
+        pipe.send(str(error))
+    if rank == 0:  # the store ends with it
+        time.sleep(0.5)
+    os._exit(0)
+
+
+def _received(pipe: Connection) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None

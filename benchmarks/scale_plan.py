@@ -53,9 +53,13 @@ class ThreadRanks(Ranks):
         self.rank, self.world_size, self._board = rank, board.world_size, board
 
     def broadcast(self, value: Any, what: str) -> Any:
-        return self.gather(value, what)[0]
+        return self._exchange(value)[0]
 
-    def gather(self, value: Any, what: str) -> list[Any]:
+    def gather(self, value: Any, what: str) -> list[Any] | None:
+        values = self._exchange(value)
+        return values if self.rank == 0 else None
+
+    def _exchange(self, value: Any) -> list[Any]:
         self._board.said[self.rank] = value
         self._board.barrier.wait()
         values = list(self._board.said)

@@ -11,11 +11,13 @@ from typing import NamedTuple
 from transformers import LlamaConfig
 
 from monet.flops import parameter_counts
-from monet.memory import Strategy, widths
+from monet.memory import ZERO_BUCKET, Strategy, widths
 
-# What messages reach of a link's rate; what a small collective takes for each doubling of the ranks; what one of a
-# layer's weights or gradients takes for each rank of the ring.
+# What messages reach of a link's rate; what starting a sum takes for each doubling of the ranks (NCCL has trees for
+# it); what starting a gather, or a reduction to shards, takes for each rank of the ring (NCCL has rings for those).
 LINK_EFFICIENCY, TREE_SECONDS, RING_SECONDS = 0.8, 20e-6, 2e-6
+# Bytes of gradients that DDP sums at a time: the default of its strategy here.
+DDP_BUCKET_BYTES = 25 << 20
 # Share of the communication that can run beside the layers' work and does.
 OVERLAP = 0.5
 
@@ -49,7 +51,12 @@ def sent_bytes(config: LlamaConfig, precision: str, strategy: Strategy, gpus: in
 
 
 def waiting_seconds(
-    volume: Volume, strategy: Strategy, bandwidth: float, compute_seconds: float, accumulate: int
+    volume: Volume,
+    strategy: Strategy,
+    bandwidth: float,
+    compute_seconds: float,
+    accumulate: int,
+    starting_seconds: float = 0.0,
 ) -> tuple[float, float]:
     """Seconds of an optimiser step that the transfers take, and those of them in which nothing is computed.
 
@@ -62,8 +69,10 @@ def waiting_seconds(
         bandwidth: bytes a second that one GPU sends.
         compute_seconds: forward and backward of a step.
         accumulate: micro-batches of a step.
+        starting_seconds: of a step in which the sums of gradients start, see `starting_seconds`.
     """
     gradients, weights = (size / bandwidth for size in volume)
+    gradients += starting_seconds
     backward = 2 / 3 * compute_seconds
     if strategy in ("zero3", "fsdp2"):
         hidden = min(OVERLAP * (gradients + weights), compute_seconds)
@@ -72,13 +81,56 @@ def waiting_seconds(
     return gradients + weights, gradients + weights - hidden
 
 
-def latency_seconds(config: LlamaConfig, strategy: Strategy, gpus: int, accumulate: int) -> float:
-    """Seconds of an optimiser step in which collectives start, all of them waited for.
+class Collectives(NamedTuple):
+    """Collectives of an optimiser step in which nothing is computed until they have started everywhere.
 
-    Statistics of each router and the losses of all; with stage 3 and FSDP2 each layer is gathered twice and its
-    gradients are reduced.
+    Attributes:
+        gathers: also reductions to shards: one message passes every rank.
+        sums: messages pass a tree of the ranks.
+    """
+
+    gathers: int
+    sums: int
+
+
+def collectives(config: LlamaConfig, strategy: Strategy, accumulate: int) -> Collectives:
+    """Collectives of an optimiser step with `model.router_statistics: global`.
+
+    Each micro-batch has one gather a router and one sum for the losses of all, each step one sum of its numbers. ZeRO
+    takes the gradient's norm twice, once a parameter group. After the update stages 1 and 2 gather the weights, a
+    buffer at a time. With stage 3 and FSDP2 each layer is gathered twice and its gradients are reduced. The gradients
+    of the other strategies are left out: see `starting_seconds`.
+
+    Args:
+        config, strategy: of the run.
+        accumulate: micro-batches of a step.
     """
     routers: int = getattr(config, "num_routing_groups", 0)
-    small = TREE_SECONDS * math.log2(gpus) * (routers + 1 if routers else 0)
-    large = RING_SECONDS * (gpus - 1) * 3 * config.num_hidden_layers if strategy in ("zero3", "fsdp2") else 0.0
-    return accumulate * (small + large)
+    groups = 3 if routers else 2  # parameters with weight decay, those without, routers
+    gathers, sums = accumulate * routers, (accumulate if routers else 0) + 1
+    if strategy.startswith("zero"):
+        sums += 2 * groups
+    if strategy in ("zero1", "zero2"):
+        gathers += sum(parameter_counts(config).values()) // ZERO_BUCKET + groups
+    if strategy in ("zero3", "fsdp2"):
+        gathers += 3 * accumulate * config.num_hidden_layers
+    return Collectives(gathers, sums)
+
+
+def starting_seconds(config: LlamaConfig, precision: str, strategy: Strategy, gpus: int, accumulate: int) -> float:
+    """Seconds of an optimiser step in which the buckets of DDP's, and of stage 1's and 2's gradients start.
+
+    They start one after another beside the backward pass.
+    """
+    count = sum(parameter_counts(config).values())
+    if strategy == "ddp":
+        buckets = widths(precision, strategy).gradient * count / DDP_BUCKET_BYTES
+    else:
+        buckets = {"zero1": 1, "zero2": accumulate}.get(strategy, 0) * count / ZERO_BUCKET
+    return TREE_SECONDS * math.log2(gpus) * math.ceil(buckets)
+
+
+def latency_seconds(config: LlamaConfig, strategy: Strategy, gpus: int, accumulate: int) -> float:
+    """Seconds of an optimiser step in which `collectives` start, all of them waited for."""
+    gathers, sums = collectives(config, strategy, accumulate)
+    return RING_SECONDS * (gpus - 1) * gathers + TREE_SECONDS * math.log2(gpus) * sums

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from monet.communication import LINK_EFFICIENCY, OVERLAP, RING_SECONDS, TREE_SECONDS, sent_bytes
+from monet.communication import LINK_EFFICIENCY, OVERLAP, RING_SECONDS, TREE_SECONDS, collectives, sent_bytes
 from monet.errors import ConfigError
 from monet.files import atomic_write_json
 from monet.flops import forward_flops_per_token, parameter_counts
@@ -173,6 +173,7 @@ def as_json(run: Run, given: Assumptions, choices: list[Choice]) -> dict[str, An
             **asdict(choice), "total_bytes": choice.total_bytes, "step_seconds": choice.step_seconds,
             "days": seconds / 86400, "gpu_hours": seconds * given.gpus / 3600,
             "tokens_per_second": run.tokens / choice.step_seconds, "sent_bytes": volume._asdict(),
+            "collectives": collectives(run.config, choice.strategy, choice.accumulate)._asdict(),
             "options": words(run, given, choice),
         }  # fmt: skip
 

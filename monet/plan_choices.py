@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from monet.communication import LINK_EFFICIENCY, latency_seconds, sent_bytes, waiting_seconds
+from monet.communication import LINK_EFFICIENCY, latency_seconds, sent_bytes, starting_seconds, waiting_seconds
 from monet.flops import training_flops_per_token
 from monet.hardware import Accelerator
 from monet.memory import (
@@ -139,7 +139,8 @@ def choice(
     flops = training_flops_per_token(config, run.seq_len, recompute=checkpointing)
     compute = run.tokens / gpus * flops / (given.gpu.peak_flops * given.mfu)
     volume = sent_bytes(config, run.precision, strategy, gpus, accumulate)
-    sending, waiting = waiting_seconds(volume, strategy, given.bandwidth, compute, accumulate)
+    starting = starting_seconds(config, run.precision, strategy, gpus, accumulate)
+    sending, waiting = waiting_seconds(volume, strategy, given.bandwidth, compute, accumulate, starting)
     latency = latency_seconds(config, strategy, gpus, accumulate)
     update = 0.0 if offload else update_bytes(config, run.precision, strategy, gpus) / given.gpu.memory_bandwidth
     fits = sum(memory.values()) <= given.memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from monet.communication import OVERLAP
+from monet.communication import OVERLAP, collectives, latency_seconds
 from monet.flops import forward_flops_per_token, parameter_counts, training_flops_per_token
 from monet.memory import STRATEGIES
 from monet.plan_choices import GIB, Assumptions, Choice, Run, best, configured, node_bytes, remedies, words
@@ -34,6 +34,14 @@ def show(run: Run, given: Assumptions, choices: list[Choice], console: Console |
     out.print(_memory(choices))
     out.print(_times(run, given, choices))
     now = configured(run, given)
+    if given.gpus > 1 and (found := now or best(choices)) is not None:
+        gathers, sums = collectives(run.config, found.strategy, found.accumulate)
+        latency = latency_seconds(run.config, found.strategy, given.gpus, found.accumulate)
+        out.print(
+            f"of the waiting {1e3 * latency:,.1f} ms a step are for {gathers:,} gathers and {sums:,} sums to start over"
+            f" {given.gpus:,} GPUs",
+            soft_wrap=True,
+        )
     if run.offload and now is not None:
         out.print(
             f"offloaded: {node_bytes(run, given, now) / GIB:,.0f} GiB of each node's memory; its update and the"

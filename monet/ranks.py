@@ -16,6 +16,20 @@ from torch import Tensor
 from monet.kernels.routing.reference import BatchStatistics
 
 
+def gather_rows(mine_X: Tensor, world_size: int, group: dist.ProcessGroup | None = None) -> Tensor:
+    """(W, X): a contiguous vector of every rank, in their order; every rank must call it, with the same length.
+
+    The collective fills one tensor. With a list of W tensors the host prepares, and NCCL copies, each of them by
+    itself, so that the time to start the collective grows with the number of ranks.
+    """
+    all_WX = mine_X.new_empty(world_size, mine_X.numel())
+    if hasattr(dist, "all_gather_single"):  # its name from torch 2.13 on
+        dist.all_gather_single(all_WX, mine_X[None], group)
+    else:
+        dist.all_gather_into_tensor(all_WX, mine_X[None], group)
+    return all_WX
+
+
 class GlobalBatch:
     """Merges what the ranks of a process group saw. Every rank must make the same calls in the same order.
 
@@ -34,8 +48,7 @@ class GlobalBatch:
         Each rank merges the same numbers in the same order, so all come to the same bits.
         """
         mine_X = torch.cat([part.reshape(-1) for axis in (first, second) for part in axis])
-        all_WX = mine_X.new_empty(self.world_size, mine_X.numel())
-        dist.all_gather(list(all_WX.unbind()), mine_X, group=self.group)
+        all_WX = gather_rows(mine_X, self.world_size, self.group)
         merged = [_merge(axis_WX) for axis_WX in all_WX.chunk(2, dim=1)]
         return merged[0], merged[1]
 

@@ -1,6 +1,7 @@
 """`monet plan`: what it says agrees with the model, adds up, and points at a way that fits."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from benchmarks import scaling_tables
 from monet.cli import main
-from monet.communication import latency_seconds, sent_bytes, waiting_seconds
+from monet.communication import latency_seconds, sent_bytes, starting_seconds, waiting_seconds
 from monet.errors import ConfigError
 from monet.flops import parameter_counts, training_flops_per_token
 from monet.hardware import ACCELERATORS
@@ -159,10 +160,21 @@ def test_what_hides_behind_the_work_and_what_does_not():
 
 def test_latency_grows_with_ranks_layers_and_micro_batches():
     monet, llama = run_of("monet_1.4b_vd").config, run_of("llama_1.3b").config
-    assert latency_seconds(llama, "zero1", 512, 1) == 0
-    assert latency_seconds(monet, "zero1", 8, 2) == pytest.approx(2 * 20e-6 * 3 * 7)
-    assert latency_seconds(llama, "zero3", 9, 2) == pytest.approx(2 * 2e-6 * 8 * 72)
+    # rings of each router's statistics; trees of the losses, the step's numbers and the norms of three groups, twice
+    monet_ring, monet_tree = 6 * 2 + 7 + 3, 2 + 1 + 6
+    assert latency_seconds(monet, "zero1", 8, 2) == pytest.approx(2e-6 * 7 * monet_ring + 20e-6 * 3 * monet_tree)
+    assert latency_seconds(monet, "ddp", 512, 1) == pytest.approx(2e-6 * 511 * 6 + 20e-6 * 9 * 2)
+    assert latency_seconds(llama, "ddp", 512, 4) == pytest.approx(20e-6 * 9)
+    assert latency_seconds(llama, "zero3", 9, 2) == pytest.approx(2e-6 * 8 * 144 + 20e-6 * math.log2(9) * 5)
     assert latency_seconds(monet, "fsdp2", 1, 1) == 0
+    # buckets of gradients, of 25 MiB and of 200 million
+    assert starting_seconds(monet, "bf16-mixed", "ddp", 512, 4) == pytest.approx(20e-6 * 9 * 224)
+    assert starting_seconds(monet, "bf16-mixed", "zero1", 512, 4) == pytest.approx(20e-6 * 9 * 8)
+    assert starting_seconds(monet, "bf16-mixed", "zero2", 512, 4) == pytest.approx(20e-6 * 9 * 30)
+    assert starting_seconds(monet, "bf16-mixed", "zero3", 512, 4) == 0
+    volume = sent_bytes(monet, "bf16-mixed", "ddp", 512, 1)
+    plain, more = (waiting_seconds(volume, "ddp", 1e9, 1e6, 1, seconds) for seconds in (0.0, 2.0))
+    assert (more[0] - plain[0], more[1] - plain[1]) == pytest.approx((2.0, 1.0))
 
 
 def test_the_update_reads_and_writes_what_the_optimiser_holds():

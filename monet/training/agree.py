@@ -13,6 +13,8 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from monet.ranks import gather_rows
+
 
 def _is_alone() -> bool:
     return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
@@ -43,10 +45,8 @@ def gather_ranks(values: Tensor, strategy: Strategy) -> Tensor:
     """(W, ...): a tensor of every rank, in their order; every rank must call it, with the same shape."""
     if _is_alone():
         return values[None]
-    here = values.to(strategy.root_device).contiguous()
-    everywhere = [torch.empty_like(here) for _ in range(dist.get_world_size())]
-    dist.all_gather(everywhere, here)
-    return torch.stack(everywhere)
+    here = values.to(strategy.root_device)
+    return gather_rows(here.reshape(-1), dist.get_world_size()).view(-1, *here.shape)
 
 
 def take_from_rank_0(tensors: Iterable[Tensor]) -> None:

@@ -1,10 +1,12 @@
-"""How ranks agree outside the training's collectives: small objects, a process group of their own, bounded time."""
+"""How ranks agree outside the training's collectives: small objects, by way of one store, in bounded time."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,6 +17,9 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from monet.errors import MonetError
 
 T = TypeVar("T")
+# keys of the store: what each rank said last; in which call it came last, and how often all came; rank 0's answers and
+# how many have read them
+SAID, CAME, ANSWER, READ = "monet/said", "monet/came", "monet/answer", "monet/read"
 ROLL_CALL_SECONDS = 10.0  # for ranks that are alive to notice a broken connection
 
 
@@ -50,43 +55,100 @@ class Ranks:
         """Rank 0's value, on every rank."""
         return value
 
-    def gather(self, value: T, what: str) -> list[T]:
-        """Every rank's value, in the order of the ranks, on every rank."""
+    def gather(self, value: T, what: str) -> list[T] | None:
+        """Every rank's value in the order of the ranks, on rank 0; None on the others."""
         return [value]
 
 
 class ProcessRanks(Ranks):
-    """The ranks of a run, over gloo whatever the training uses. Every rank must construct it and make the same calls.
+    """The ranks of a run, over the key-value store of torch.distributed. Every rank must make the same calls.
+
+    Each rank has a connection to the store already, so no rank is connected with all others. In a call each rank
+    leaves its value in the store; when all have, rank 0 answers, and the others wait for the answer. A rank that comes
+    too late finds the answer that the call failed, so all ranks have made the same calls after it.
 
     Args:
-        timeout: how long the slowest rank may take to any call.
+        timeout: how long rank 0 waits for the slowest rank in any call.
     """
 
     def __init__(self, timeout: timedelta) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.timeout = timeout
-        self._group: Any = dist.new_group(backend="gloo", timeout=timeout)
+        self._store = dist.distributed_c10d._get_default_store()
+        self._calls = 0
+        # of many ranks each asks the store less often
+        self._longest_pause = 0.05 + self.world_size / 10_000
 
     def broadcast(self, value: T, what: str) -> T:
         """Rank 0's value, on every rank.
 
         Args:
-            value: what can be pickled; it goes to processes of this run only.
+            value: what JSON can say; tuples come back as lists.
             what: for messages, what the ranks are about to do.
         Raises:
-            RankError: names the ranks that did not come, where gloo knows them.
+            RankError: names the ranks that did not come.
         """
-        self._meet(what)
-        values: list[Any] = [value]
-        dist.broadcast_object_list(values, src=0, group=self._group)
-        return values[0]
+        return self._meet(None, what, lambda: value)
 
-    def gather(self, value: T, what: str) -> list[T]:
-        """Every rank's value, in the order of the ranks, on every rank; see `broadcast`."""
-        self._meet(what)
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+    def gather(self, value: T, what: str) -> list[T] | None:
+        """Every rank's value in the order of the ranks, on rank 0; None on the others; see `broadcast`."""
+        keys = [f"{SAID}/{rank}" for rank in range(self.world_size)]
+        values = self._meet(value, what, lambda: [json.loads(said) for said in self._store.multi_get(keys)], False)
+        return values if self.rank == 0 else None
+
+    def _meet(self, said: Any, what: str, answer: Callable[[], Any], is_told: bool = True) -> Any:
+        """Leave a value in the store; when all ranks have, rank 0 makes the answer, and the others are told it."""
+        self._calls += 1
+        answered, read = f"{ANSWER}/{self._calls}", f"{READ}/{self._calls}"
+        found = None
+        try:
+            self._store.set(f"{SAID}/{self.rank}", json.dumps(said))
+            self._store.set(f"{CAME}/{self.rank}", str(self._calls))
+            self._store.add(CAME, 1)
+            if self.rank == 0:
+                all_came = self._wait(lambda: self._store.add(CAME, 0) == self._calls * self.world_size, self.timeout)
+                absent = [] if all_came else self._absent()
+                found = answer() if all_came else None
+                self._store.set(answered, json.dumps([found if is_told else None, absent]))
+                # rank 0 may end next, and the store with it
+                readers = self.world_size - 1 - len(absent)
+                self._wait(lambda: self._store.add(read, 0) >= readers, timedelta(seconds=ROLL_CALL_SECONDS))
+                if all_came:  # else the late ones have yet to read it
+                    self._store.delete_key(answered)
+                    self._store.delete_key(read)
+            # rank 0 may come late itself, and waits for others then
+            elif self._wait(lambda: self._store.check([answered]), 2 * self.timeout):
+                found, absent = json.loads(self._store.get(answered))
+                self._store.add(read, 1)
+            else:
+                absent = [0]
+        except RuntimeError as error:  # of the store
+            raise RankError(
+                f"{what}: the store of the ranks, at rank 0, does not answer ({_first_line(error)})"
+            ) from error
+        if absent:
+            more = f" and {len(absent) - 10} more" if len(absent) > 10 else ""
+            ranks = f"rank{'s' if len(absent) > 1 else ''} {', '.join(map(str, absent[:10]))}{more}"
+            raise RankError(f"{what}: {ranks} died or took more than {self.timeout.total_seconds():g} s")
+        return found
+
+    def _wait(self, is_done: Callable[[], bool], timeout: timedelta) -> bool:
+        """Whether it is done in time."""
+        end, pause = time.monotonic() + timeout.total_seconds(), 0.001
+        while not is_done():
+            if time.monotonic() > end:
+                return False
+            time.sleep(pause)
+            pause = min(1.5 * pause, self._longest_pause)
+        return True
+
+    def _absent(self) -> list[int]:
+        """The ranks that have not come to this call."""
+        keys = [f"{CAME}/{rank}" for rank in range(self.world_size)]
+        return [
+            rank for rank, key in enumerate(keys)
+            if not self._store.check([key]) or int(self._store.get(key)) != self._calls
+        ]  # fmt: skip
 
     def lost(self, error: RuntimeError) -> RankError:
         """What to say of a broken connection, after waiting for the others to notice it too."""
@@ -111,13 +173,6 @@ class ProcessRanks(Ranks):
                 keys = {rank: key for rank, key in keys.items() if not store.check([key])}
                 time.sleep(0.1)
         return list(keys)
-
-    def _meet(self, what: str) -> None:
-        try:
-            dist.monitored_barrier(self._group, timeout=self.timeout, wait_all_ranks=True)
-        except RuntimeError as error:
-            seconds = self.timeout.total_seconds()
-            raise RankError(f"{what}: a rank died or took more than {seconds:g} s ({_first_line(error)})") from error
 
 
 def _first_line(error: RuntimeError) -> str:

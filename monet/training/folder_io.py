@@ -33,7 +33,7 @@ from monet.training.checkpoint import (
     verify_checkpoint,
 )
 from monet.training.coordination import RankError, Ranks
-from monet.training.tensor_files import StoredTensors, TensorFile
+from monet.training.tensor_files import Source, StoredTensors, TensorFile
 
 PREFIX = "model."  # the Lightning module holds the language model as `self.model`
 Names = Mapping[str, Tensor]
@@ -68,9 +68,10 @@ class FolderCheckpointIO(CheckpointIO):
                     folder = begin_directory(final)
                 except OSError as raised:
                     error = _cannot_write(final, raised)
-            folder, error = self.ranks.broadcast((folder, error), f"checkpoint {final}")
-            if folder is None:
+            told, error = self.ranks.broadcast((folder and str(folder), error), f"checkpoint {final}")
+            if told is None:
                 raise CheckpointError(error)
+            folder = Path(told)
             entries, error = {}, None
             try:
                 names = _write_part(checkpoint, folder, self.ranks)
@@ -79,18 +80,18 @@ class FolderCheckpointIO(CheckpointIO):
                 error = str(raised)
             except (OSError, SafetensorError) as raised:
                 error = _cannot_write(final, raised)
-            parts = self.ranks.gather((entries, error), f"checkpoint {final}")
-            failed = {rank: reason for rank, (_, reason) in enumerate(parts) if reason is not None}
-            if not failed and self.ranks.rank == 0:
+            parts = self.ranks.gather((entries, error), f"checkpoint {final}") or []  # of all, on rank 0
+            failed = [(rank, reason) for rank, (_, reason) in enumerate(parts) if reason is not None]
+            if parts and not failed:
                 try:
                     write_manifest(folder, {name: entry for written, _ in parts for name, entry in written.items()})
                     publish_directory(folder, final)
                 except OSError as raised:
-                    failed = {0: _cannot_write(final, raised)}
+                    failed = [(0, _cannot_write(final, raised))]
             failed = self.ranks.broadcast(failed, f"checkpoint {final}")
             if failed:
-                where = f" (rank {', '.join(map(str, failed))})" if self.ranks.world_size > 1 else ""
-                raise CheckpointError(f"{next(iter(failed.values()))}{where}")
+                where = f" (rank {', '.join(str(rank) for rank, _ in failed)})" if self.ranks.world_size > 1 else ""
+                raise CheckpointError(f"{failed[0][1]}{where}")
         except RankError as raised:
             # the last rank may have died after the folder was renamed
             raise CheckpointError(f"{raised}; it is published whole or not at all, earlier ones are intact") from raised
@@ -104,11 +105,21 @@ class FolderCheckpointIO(CheckpointIO):
     ) -> dict[str, Any]:
         """Read a folder back; weights and moments are mappings that read a tensor when it is asked for.
 
-        Sizes are checked here; hashes by `newest_valid`, which chooses the folder. `rank_state` is None where the
-        folder was written by another number of ranks.
+        Rank 0 checks names and sizes, and the others trust it; hashes are checked by `newest_valid`, which chooses the
+        folder. `rank_state` is None where the folder was written by another number of ranks.
+
+        Raises:
+            CheckpointError: on every rank, if rank 0 finds that a file is not as written; on one rank, if it cannot
+                read a file.
         """
-        folder = Path(path)
-        verify_checkpoint(folder, full=False)
+        folder, error = Path(path), None
+        if self.ranks.rank == 0:
+            try:
+                verify_checkpoint(folder, full=False)
+            except (CheckpointError, OSError) as raised:
+                error = str(raised)
+        if (error := self.ranks.broadcast(error, f"opening checkpoint {folder}")) is not None:
+            raise CheckpointError(error)
         checkpoint = tree.decode(read_state(folder), read_tensors(folder / TENSORS))
         checkpoint["config"] = read_config(folder)
         checkpoint["state_dict"] = _Prefixed(read_weights(folder), checkpoint["config"])
@@ -177,7 +188,7 @@ def released(state_dict: Names, config: dict[str, Any]) -> dict[str, Tensor]:
     return weights
 
 
-class _Prefixed(Mapping[str, Tensor]):
+class _Prefixed(Source):
     """Stored weights under the names of the Lightning module."""
 
     def __init__(self, weights: StoredTensors, config: dict[str, Any]) -> None:
@@ -188,6 +199,17 @@ class _Prefixed(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.weights[self.places[name]]
+
+    @override
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.weights.shape(self.places[name])
+
+    @override
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        return self.weights.part(self.places[name], start, stop)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places and self.places[str(name)] in self.weights
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from monet.errors import DataError, MonetError
-from monet.files import atomic_write_text, fsync_path
+from monet.files import fsync_path
 from monet.flops import training_flops_per_token
 from monet.hardware import peak_flops
 from monet.json_text import parse_json
@@ -64,18 +65,36 @@ class RouterHealth:
 
 
 def truncate_log(path: Path, step: int) -> None:
-    """Drop what was logged after `step` (a run that continues writes it again) and a half-written last line."""
-    if not path.is_file():
+    """Cut off what was logged after `step`, which a run that continues writes again, and a half-written last line.
+
+    Steps grow from line to line, so only the lines that are cut off are read.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = parse_json(line, str(path))
-        except DataError:
-            continue
-        if isinstance(entry, dict) and entry.get("step", step + 1) <= step:
-            kept.append(line + "\n")
-    atomic_write_text(path, "".join(kept))
+    with open(path, "r+b") as file:
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            end = len(content)
+            while end:
+                start = content.rfind(b"\n", 0, end - 1) + 1
+                if _is_until(content[start:end], step):
+                    break
+                end = start
+            ends_in_line = end > 0 and content[end - 1] != ord("\n")
+        file.truncate(end)
+        if ends_in_line:
+            file.seek(end)
+            file.write(b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_until(line: bytes, step: int) -> bool:
+    """Whether a log's line is whole and not of a later step."""
+    try:
+        entry = parse_json(line.decode("utf-8"), "a line of a log")
+    except (ValueError, DataError):
+        return False
+    return isinstance(entry, dict) and entry.get("step", step + 1) <= step
 
 
 class StepClock:

@@ -203,8 +203,10 @@ class MonetLightningModule(LightningModule):
         if numbers.is_finite:
             if gradient_clip_val and parameters and total is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, total)
-            if record.fired_R2HE is not None:
-                self.router_health.update(any_over_ranks(record.fired_R2HE, strategy), step)
+            if (fired_R2HE := record.fired_R2HE) is not None:
+                if self.router_statistics == "local":  # global ones are of all ranks already
+                    fired_R2HE = any_over_ranks(fired_R2HE, strategy)
+                self.router_health.update(fired_R2HE, step)
         for router, dead_share in zip(numbers.routers, self.router_health.dead_share(step).tolist(), strict=True):
             router["dead_share"] = dead_share
         self._step_metrics = {

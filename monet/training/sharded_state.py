@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
-from monet.training.states import MOMENTS, STEP, check_moments, load_weight, meta, persistent_buffers, stored_weight
+from monet.training.folder_io import PREFIX
+from monet.training.states import (
+    MOMENTS,
+    STEP,
+    check_moments,
+    load_weight,
+    meta,
+    persistent_buffers,
+    stored_part,
+    stored_weight,
+)
+from monet.training.tensor_files import Source
 
 
 class ShardedState:
@@ -43,8 +54,8 @@ class ShardedState:
         return _whole(self.optimizer.state[self.parameters[parameter]][key])
 
     @torch.no_grad()
-    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
-        """Take over a checkpoint's weights and moments.
+    def load(self, weights: Source, moments: Source) -> None:
+        """Take over a checkpoint's weights and moments; of parameters only this rank's rows are read.
 
         Raises:
             CheckpointError: one is missing or has another shape.
@@ -54,21 +65,40 @@ class ShardedState:
         for name, buffer in self.buffers.items():
             load_weight(buffer, name, stored_weight(weights, name))
         for name, parameter in self.parameters.items():
-            load_weight(parameter, name, _like(stored_weight(weights, name), parameter))
+            local, start = _own_rows(parameter)
+            place = (parameter.shape, start, start + local.numel())
+            local.copy_(stored_part(weights, PREFIX + name, *place).view_as(local))
             if parameter.requires_grad and len(moments):
-                state: dict[str, Tensor] = {key: _like(moments[f"{name}/{key}"], parameter) for key in MOMENTS}
+                parts = {key: stored_part(moments, f"{name}/{key}", *place).view_as(local) for key in MOMENTS}
+                state = {key: _like(torch.empty_like(local).copy_(part), parameter) for key, part in parts.items()}
                 step = moments[f"{name}/{STEP}"]
                 fused = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
                 state[STEP] = step.to(parameter.device) if fused else step.clone()
                 self.optimizer.state[parameter] = state
 
 
+def _own_rows(parameter: Tensor) -> tuple[Tensor, int]:
+    """This rank's rows of a parameter, and the place of their first element in the flattened parameter."""
+    if not isinstance(parameter, DTensor):
+        return parameter, 0
+    mesh, (placement,) = parameter.device_mesh, parameter.placements
+    assert placement.is_shard(0), f"{placement}: only rows are sharded"
+    rows = -(-parameter.shape[0] // mesh.size())
+    start = min(rows * mesh.get_local_rank(), parameter.shape[0])
+    local = parameter.to_local()
+    assert local.shape[0] == min(rows, parameter.shape[0] - start), "rows are dealt out otherwise"
+    return local, start * math.prod(parameter.shape[1:])
+
+
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    value = value.to(parameter.device, parameter.dtype)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
-    return value.clone()
+def _like(local: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor sharded as the parameter is, of which this rank holds `local`."""
+    if not isinstance(parameter, DTensor):
+        return local
+    return DTensor.from_local(
+        local, parameter.device_mesh, parameter.placements, run_check=False,
+        shape=parameter.shape, stride=parameter.stride(),
+    )  # fmt: skip

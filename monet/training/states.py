@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from monet.errors import CheckpointError, ConfigError
 from monet.training.coordination import Ranks
 from monet.training.folder_io import PREFIX, own_tensors, released
+from monet.training.tensor_files import Source
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STEP = "step"
@@ -153,8 +154,7 @@ def load_weight(target: Tensor, name: str, value: Tensor) -> None:
     Raises:
         CheckpointError: the shapes differ.
     """
-    if target.shape != value.shape:
-        raise CheckpointError(f"{name}: stored with shape {tuple(value.shape)}, the model has {tuple(target.shape)}")
+    _refuse_other_shape(name, value.shape, target.shape)
     with torch.no_grad():
         target.copy_(value)
 
@@ -170,6 +170,22 @@ def stored_weight(weights: Mapping[str, Tensor], name: str) -> Tensor:
     return weights[PREFIX + name]
 
 
+def stored_part(tensors: Source, name: str, shape: Sequence[int], start: int, stop: int) -> Tensor:
+    """Elements `start` to `stop` of a checkpoint's flattened tensor, fewer where it ends before.
+
+    Args:
+        tensors: weights or moments of the checkpoint.
+        name: as `tensors` has it.
+        shape: of the whole tensor in the model.
+    Raises:
+        CheckpointError: it is not there, or has another shape.
+    """
+    if name not in tensors:
+        raise CheckpointError(f"the checkpoint has no tensor {name.removeprefix(PREFIX)}")
+    _refuse_other_shape(name.removeprefix(PREFIX), tensors.shape(name), shape)
+    return tensors.part(name, start, stop)
+
+
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Buffers that a state dictionary holds, by name."""
     names = model.state_dict(keep_vars=True).keys()
@@ -179,6 +195,11 @@ def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
 def meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A tensor's shape and data type without its content."""
     return torch.empty(tuple(shape), dtype=dtype, device="meta")
+
+
+def _refuse_other_shape(name: str, stored: Sequence[int], wanted: Sequence[int]) -> None:
+    if tuple(stored) != tuple(wanted):
+        raise CheckpointError(f"{name}: stored with shape {tuple(stored)}, the model has {tuple(wanted)}")
 
 
 def _meta(tensor: Tensor) -> Tensor:

@@ -328,13 +328,16 @@ class TogetherTrainer(Trainer):
         if isinstance(self.strategy, Together):
             self.strategy.connect(model)
             self.strategy.setup_environment()
-            choice = (ckpt_path, self.finished)
+            choice = (ckpt_path and str(ckpt_path), self.finished)
             ckpt_path, self.finished = self.strategy.ranks.broadcast(choice, "choosing what to continue from")
             if self.finished:  # a rank that goes first would take the connections of the others with it
                 self.strategy.barrier()
                 torch.distributed.destroy_process_group()
         if self.finished:
             raise SystemExit(0)
+        # Lightning's own agreement on SIGTERM has the host wait for the device in every micro-batch; ours
+        # (monet/training/agree.py) is part of the numbers of a step
+        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         # known to hooks that run before Lightning loads it
         self._checkpoint_connector._ckpt_path = ckpt_path
         try:

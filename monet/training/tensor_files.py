@@ -5,7 +5,10 @@ The layout follows from names, shapes and data types alone, so every rank comes 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +16,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import override
 
 from monet.errors import CheckpointError
 from monet.json_text import read_json
@@ -90,45 +94,103 @@ def names_of(folder: Path, stem: str) -> list[str]:
     Raises:
         CheckpointError: the index cannot be read, or leads out of the folder.
     """
-    index = folder / index_name(stem)
-    if not index.is_file():
-        return [f"{stem}.safetensors"]
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        outside = [name for name in names if Path(name).name != name or (folder / name).is_symlink()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: cannot be read: {error!r}") from None
-    if outside:
-        raise CheckpointError(f"{index}: refers to {outside[0]!r}, which is not a file of this folder")
+    places = _indexed(folder, stem)
+    names = [f"{stem}.safetensors"] if places is None else sorted(set(places.values()))
+    for name in names:
+        _refuse_outside(folder, name, stem)
     return names
 
 
-class StoredTensors(Mapping[str, Tensor]):
+def _indexed(folder: Path, stem: str) -> dict[str, str] | None:
+    """Names of files by tensor, as the index has them; None without an index."""
+    index = folder / index_name(stem)
+    try:
+        if not index.is_file():
+            return None
+        places = read_json(index)["weight_map"]
+        return {str(tensor): str(name) for tensor, name in places.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: cannot be read: {error!r}") from None
+
+
+def _refuse_outside(folder: Path, name: str, stem: str) -> None:
+    if Path(name).name != name or (folder / name).is_symlink():
+        raise CheckpointError(f"{folder / index_name(stem)}: refers to {name!r}, which is not a file of this folder")
+
+
+class Source(Mapping[str, Tensor]):
+    """Named tensors of which a part can be read by itself."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape; its content is not read."""
+
+    @abstractmethod
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements `start` to `stop` of a flattened tensor, fewer where it ends before; the rest of it is not read."""
+
+
+class StoredTensors(Source):
     """The tensors of a layout on disk; each is read when it is asked for, from mapped memory where possible.
+
+    A file is opened when the first of its tensors is asked for.
 
     Args:
         folder: where the files lie; none outside it is opened.
         stem: name of the files.
     Raises:
-        CheckpointError: an index or file cannot be read, or names what is not in the folder.
+        CheckpointError: here, or where a tensor is asked for: an index or file cannot be read, or names what is not in
+            the folder.
     """
 
     def __init__(self, folder: Path, stem: str) -> None:
-        self.folder = folder
+        self.folder, self.stem = folder, stem
         self._files: dict[str, safe_open] = {}
-        self._place: dict[str, str] = {}
-        for name in names_of(folder, stem):
-            self._files[name] = self._open(name)
-            self._place.update(dict.fromkeys(self._files[name].keys(), name))
+        places = _indexed(folder, stem)
+        if places is None:
+            name = f"{stem}.safetensors"
+            places = dict.fromkeys(self._file(name).keys(), name)
+        self._place = places
 
-    def _open(self, name: str) -> safe_open:
-        try:
-            return safe_open(self.folder / name, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.folder / name}: cannot be read: {error}") from None
+    def _file(self, name: str) -> safe_open:
+        if name not in self._files:
+            _refuse_outside(self.folder, name, self.stem)
+            try:
+                self._files[name] = safe_open(self.folder / name, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{self.folder / name}: cannot be read: {error}") from None
+        return self._files[name]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._files[self._place[name]].get_tensor(name)
+        with self._file_of(name) as file:
+            return file.get_tensor(name)
+
+    @override
+    def shape(self, name: str) -> tuple[int, ...]:
+        with self._file_of(name) as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    @override
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        with self._file_of(name) as file:
+            rows = file.get_slice(name)
+            if not (shape := rows.get_shape()):
+                return file.get_tensor(name).flatten()[start:stop]
+            row = max(1, math.prod(shape[1:]))
+            first, last = min(start // row, shape[0]), min(-(-stop // row), shape[0])
+            return rows[first:last].flatten()[start - first * row : stop - first * row]
+
+    @contextlib.contextmanager
+    def _file_of(self, name: str) -> Iterator[safe_open]:
+        place = self._place[name]
+        file = self._file(place)
+        try:
+            yield file
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.folder / place}: cannot be read: {error}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._place  # a mapping's own way would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._place)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from monet.training.states import MOMENTS, STEP, check_moments, load_weight, meta, persistent_buffers, stored_weight
+from monet.training.folder_io import PREFIX
+from monet.training.states import (
+    MOMENTS,
+    STEP,
+    check_moments,
+    load_weight,
+    meta,
+    persistent_buffers,
+    stored_part,
+    stored_weight,
+)
+from monet.training.tensor_files import Source
 
 
 class ZeroState:
@@ -71,8 +82,10 @@ class ZeroState:
         return whole
 
     @torch.no_grad()
-    def load(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> None:
+    def load(self, weights: Source, moments: Source) -> None:
         """Take over a checkpoint's weights and moments, in the training's own precision too.
+
+        Of what is partitioned only this rank's part is read.
 
         Raises:
             CheckpointError: one is missing or has another shape.
@@ -84,13 +97,36 @@ class ZeroState:
         if len(moments):
             self._make_moments(float(moments[f"{trained[0]}/{STEP}"]))
         for name, parameter in self.parameters.items():
+            keys = [None, *(MOMENTS if len(moments) else ())] if parameter.requires_grad else []
+            if self.is_stage_3:
+                self._load_partition(name, parameter, weights, moments, keys)
+                continue
             value = stored_weight(weights, name)
+            load_weight(parameter.data, name, value)
+            for key in keys:
+                # the file is mapped: what the setter does not copy is not read
+                _set_full(parameter, value if key is None else moments[f"{name}/{key}"], key)
+
+    def _load_partition(
+        self, name: str, parameter: Any, weights: Source, moments: Source, keys: Sequence[str | None]
+    ) -> None:
+        """Take over this rank's part of a parameter of stage 3: for each key a moment, for None the float32 weight."""
+        size = parameter.ds_tensor.numel()
+        start = size * self.zero._get_param_partition_rank(parameter)
+
+        def part(tensors: Source, name: str) -> Tensor:
+            # the last parts are filled up with zeros
+            here = stored_part(tensors, name, parameter.ds_shape, start, start + size)
+            return torch.cat([here.float(), torch.zeros(size - here.numel())])
+
+        mine = part(weights, PREFIX + name)
+        if parameter.ds_status.name == "NOT_AVAILABLE" and getattr(parameter, "ds_secondary_tensor", None) is None:
+            parameter.ds_tensor.data.copy_(mine)
+        else:  # a small one, which every rank keeps whole
             with self._whole(parameter):
-                load_weight(parameter.data, name, value.to(parameter.device))
-            if parameter.requires_grad:
-                self._set(parameter, value, None)
-                for key in MOMENTS if len(moments) else ():
-                    self._set(parameter, moments[f"{name}/{key}"], key)
+                load_weight(parameter.data, name, stored_weight(weights, name))
+        for key in keys:
+            _set_local(parameter, mine if key is None else part(moments, f"{name}/{key}"), key)
 
     def _make_moments(self, step: float) -> None:
         """Give the inner optimiser the state that its first step would have made."""
@@ -107,30 +143,6 @@ class ZeroState:
             self.zero._hp_optimizer_states_linked = False
             self.zero._lazy_init_hp_params_optimizer_state()
 
-    def _set(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
-        from deepspeed.utils import (
-            safe_set_full_fp32_param,
-            safe_set_full_optimizer_state,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
-
-        set_weight: Callable[..., None] = safe_set_full_fp32_param
-        set_moment: Callable[..., None] = safe_set_full_optimizer_state
-        if self.is_stage_3:
-            set_weight, set_moment = safe_set_local_fp32_param, safe_set_local_optimizer_state
-            # the last parts are filled up with zeros
-            size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-            start = size * self.zero._get_param_partition_rank(parameter)
-            part = torch.zeros(size, dtype=torch.float32)
-            here = value.flatten()[start : start + size].float()
-            part[: here.numel()] = here
-            value = part
-        if key is None:
-            set_weight(parameter, value.float())
-        else:
-            set_moment(parameter, value.float(), key)
-
     @contextlib.contextmanager
     def _whole(self, parameter: nn.Parameter) -> Iterator[None]:
         """Inside, the parameter is whole on every rank; rank 0's content stays."""
@@ -141,3 +153,23 @@ class ZeroState:
 
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             yield
+
+
+def _set_full(parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+    """Set the float32 weight (key None) or a moment of a parameter of stages 1 and 2, whichever ranks hold it."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    if key is None:
+        safe_set_full_fp32_param(parameter, value.float())
+    else:
+        safe_set_full_optimizer_state(parameter, value.float(), key)
+
+
+def _set_local(parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+    """Set this rank's part of the float32 weight (key None) or of a moment of a parameter of stage 3."""
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    if key is None:
+        safe_set_local_fp32_param(parameter, value)
+    else:
+        safe_set_local_optimizer_state(parameter, value, key)

@@ -101,7 +101,7 @@ def test_a_rank_that_dies_in_a_save_leaves_no_checkpoint_and_is_named(train, tra
     strategy = {"class_path": "monet.training.strategies.DataParallel", "init_args": {"timeout_minutes": 0.5}}
     run = train_ranks("run", strategy, command=FAILING, FAULT="save")
     assert run.codes == [4, -9], run.errors
-    assert "Rank 1" in run.errors[0] and "step-00000006" in run.errors[0]
+    assert "rank 1 died" in run.errors[0] and "step-00000006" in run.errors[0]
     assert newest_valid(run.checkpoints).step == 3
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000003"]
     whole = train("whole")

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from monet.communication import sent_bytes
+from monet.communication import collectives, sent_bytes
 from monet.flops import parameter_counts
 from monet.memory import ZERO_BUCKET, state_bytes
 from monet.training.settings import ModelShape
@@ -63,3 +63,20 @@ def test_ranks_send_and_hold_what_a_plan_says(name, precision, train_ranks, sett
         # what routers and checks of a step exchange is float64, or as small
         count = sum(size for dtype, size in sent.items() if dtype in ("float32", "bfloat16")) / STEPS
         assert count == pytest.approx(wanted, rel=0.05), (sent, sum(parameter_counts(config).values()))
+
+
+@pytest.mark.parametrize("name", ["ddp", pytest.param("zero1", marks=pytest.mark.slow)])
+def test_ranks_start_the_collectives_that_a_plan_counts(name, train_ranks, settings, tmp_path):
+    """None for signals, and none for the keys that fired, which the routers' own sum contains."""
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    settings["checkpoint_every"] = settings["trainer"]["val_check_interval"] = 100
+    command = ("-m", "tests.distributed.volume_ranks", str(tmp_path / "sent"))
+    run = train_ranks("run", name, "--trainer.max_steps=4", command=command)
+    assert run.codes == [0, 0], run.errors
+    wanted = collectives(ModelShape(**settings["model"]["shape"]).config(), name, ACCUMULATE)
+    calls = json.loads((tmp_path / "sent-1.json").read_text())["calls"]
+    assert {key.split()[0] for key in calls if "gather" not in key} == {"all_reduce"}, calls
+    assert sum(count for key, count in calls.items() if "gather" in key) == STEPS * wanted.gathers, calls
+    buckets = STEPS if name == "zero1" else 0  # of gradients, beside the backward pass
+    assert sum(count for key, count in calls.items() if "all_reduce" in key) == STEPS * wanted.sums + buckets, calls

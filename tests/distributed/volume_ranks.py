@@ -1,7 +1,7 @@
 """train.py, which counts what its collectives send in the second and third step, and what it holds before an update.
 
 python -m tests.distributed.volume_ranks OUT fit ..., with torchrun's environment: OUT-RANK.json gets the bytes, `sent`
-by dtype, `held` in all.
+by dtype, `held` in all, and the numbers of collectives in both steps, `calls`, by name and dtype.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ COLLECTIVES: dict[str, tuple[int, tuple[str, ...], int]] = {
     "reduce_scatter_tensor": (1, ("input",), 1),
     "reduce_scatter_single": (1, ("input", "input_tensor"), 1),
     "reduce_scatter": (1, ("input_list",), 1),
+    "broadcast": (0, ("tensor",), 1),
+    "barrier": (9, (), 0),
 }
 sent: Counter[str] = Counter()
+calls: Counter[str] = Counter()
 is_counting = False
 
 
@@ -39,11 +42,13 @@ def count(name: str) -> None:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if is_counting:
-            whole = args[place] if len(args) > place else next(kwargs[key] for key in keywords if key in kwargs)
+            whole = args[place] if len(args) > place else next((kwargs[key] for key in keywords if key in kwargs), [])
             tensors: list[Tensor] = whole if isinstance(whole, list) else [whole]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             share = (torch.distributed.get_world_size() - 1) / torch.distributed.get_world_size()
-            sent[str(tensors[0].dtype).removeprefix("torch.")] += times * share * size
+            dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
+            sent[dtype] += times * share * size
+            calls[f"{name} {dtype}".strip()] += 1
         return original(*args, **kwargs)
 
     setattr(torch.distributed, name, call)
@@ -85,7 +90,7 @@ def main() -> int:
 
     MonetLightningModule.configure_gradient_clipping = clip_and_weigh  # type: ignore[method-assign]
     code = train()
-    figures = {"sent": sent, "held": before_updates[2]}
+    figures = {"sent": sent, "held": before_updates[2], "calls": calls}
     Path(f"{out}-{os.environ['RANK']}.json").write_text(json.dumps(figures), encoding="utf-8")
     return code
 

@@ -58,6 +58,24 @@ def test_a_log_is_cut_back_to_the_checkpoint(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("rest", [b"", b"\n", b'\n{"step": 7}', b'\n{"st', b"\n\x00\x00\xff", b"\n[8]\n", b"\n\n"])
+def test_a_log_ends_in_a_whole_line_whatever_follows_it(tmp_path, rest):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}' + rest)
+    truncate_log(path, 2)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
+def test_only_what_is_cut_off_a_log_is_read(tmp_path, monkeypatch):
+    path, read = tmp_path / "metrics.jsonl", []
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(20_000)), encoding="utf-8")
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda line: read.append(line) or loads(line))
+    truncate_log(path, 19_989)
+    assert len(read) == 11
+    assert path.read_text(encoding="utf-8").endswith('{"step": 19989}\n')
+
+
 def test_validation_is_the_plain_mean_loss_of_each_domain(train, settings, data_dir):
     settings["data"]["max_val_windows"] = None
     settings["trainer"]["val_check_interval"] = 24
