@@ -91,8 +91,8 @@ def truncate_log(path: Path, step: int) -> None:
 def _is_until(line: bytes, step: int) -> bool:
     """Whether a log's line is whole and not of a later step."""
     try:
-        entry = parse_json(line.decode("utf-8"), "a line of a log")
-    except (ValueError, DataError):
+        entry = parse_json(line, "a line of a log")
+    except DataError:
         return False
     return isinstance(entry, dict) and entry.get("step", step + 1) <= step
 
