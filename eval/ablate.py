@@ -23,6 +23,7 @@ from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import check_mask, load_masks
 from monet.eval.verdicts import Measured, check_spread, summarise
 from monet.files import atomic_write_json
+from monet.fingerprint import holds_weights
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def check_request(
         check_mask(label, mask, model)
 
 
+@holds_weights
 def ablate(
     model: MonetForCausalLM,
     masks: Mapping[str, ExpertMask],

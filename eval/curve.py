@@ -30,6 +30,7 @@ from monet.eval.rules import RankedBy, Rule, RuleName, rule_named
 from monet.eval.selection import select_by
 from monet.eval.stats import ExpertStatistics
 from monet.files import atomic_write_json
+from monet.fingerprint import holds_weights
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ def check_nested(masks: Sequence[Mapping[str, ExpertMask]]) -> None:
                 )
 
 
+@holds_weights
 def evaluate_curve(
     model: MonetForCausalLM,
     statistics: ExpertStatistics,

@@ -21,6 +21,7 @@ from monet.configuration_monet import ORIGIN_KEYS
 from monet.devices import choose_device
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.inputs import PreparedWindows
+from monet.fingerprint import hashed_once, hold
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +33,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetForCausalLM:
-    """Load a Monet model in eval mode.
+    """Load a Monet model in eval mode. It is held: its weights are hashed once (`monet.fingerprint.hold`).
 
     Args:
         name: Hugging Face folder or hub name.
@@ -47,9 +48,11 @@ def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetF
 
     where = choose_device(device)
     try:
-        return MonetForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
+        model = MonetForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
     except OSError as error:
         raise CheckpointError(f"{name}: no model there ({str(error).splitlines()[0]})") from None
+    hold(model)
+    return model
 
 
 def open_windows(
@@ -154,11 +157,17 @@ def weights_digest(model: nn.Module) -> str:
     """
     config = cast(Any, model).config.to_dict()
     told = {key: value for key, value in config.items() if key not in ORIGIN_KEYS}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    settings = json.dumps(told, sort_keys=True, default=str)
+    tensors = model.state_dict()
+
+    def take() -> str:
+        digest = hashlib.sha256(settings.encode())
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    return hashed_once(model, "weights", settings, tensors.values(), take)
 
 
 def mask_digest(mask: ExpertMask | None) -> str:

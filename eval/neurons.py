@@ -38,6 +38,7 @@ from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import assign
 from monet.eval.verdicts import Measured, check_spread, summarise
 from monet.files import atomic_write_json
+from monet.fingerprint import hold, holds_weights
 
 Layers = Literal["first", "all"]
 
@@ -177,6 +178,7 @@ def select_neurons(
     return {label: NeuronMask(owner_LF != index, {**notes, "label": label}) for index, label in enumerate(labels)}
 
 
+@holds_weights
 def ablate_neurons(
     model: Any,
     masks: Mapping[str, NeuronMask],
@@ -256,9 +258,11 @@ def load_llama(name: str, device: str, dtype: DType) -> Any:
 
     where = choose_device(device)
     try:
-        return LlamaForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
+        model = LlamaForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
     except OSError as error:
         raise CheckpointError(f"{name}: no model there ({str(error).splitlines()[0]})") from None
+    hold(model)
+    return model
 
 
 def run(

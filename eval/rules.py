@@ -220,10 +220,13 @@ class Top(Rule):
         pool = rank_PN.shape[1]
         # 0.29 * 100 is a little less than 29
         number = self.count if self.fraction is None else math.floor(self.fraction * pool + 1e-6)
-        order_PN = means_PN.argsort(dim=1, descending=True, stable=True)
-        order_PN = order_PN.gather(1, rank_PN.gather(1, order_PN).argsort(dim=1, descending=True, stable=True))
-        taken_PN = torch.zeros_like(rank_PN, dtype=torch.bool).scatter_(1, order_PN[:, :number], True)
-        return (taken_PN & (rank_PN > -torch.inf)).view_as(rank_REE)
+        taken_PN = torch.zeros_like(rank_PN, dtype=torch.bool)
+        for rank_N, means_N, taken_N in zip(rank_PN, means_PN, taken_PN, strict=True):
+            own_X = (rank_N > -torch.inf).nonzero().squeeze(1)  # all other experts need no order
+            own_X = own_X[means_N[own_X].argsort(descending=True, stable=True)]
+            own_X = own_X[rank_N[own_X].argsort(descending=True, stable=True)]
+            taken_N[own_X[:number]] = True
+        return taken_PN.view_as(rank_REE)
 
 
 def rule_named(

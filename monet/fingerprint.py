@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,6 +31,10 @@ _STRUCTURAL_KEYS = (
 )
 # Where peft keeps the layer that it wraps.
 _WRAPPED = ("base_layer", "original_module")
+# Hashes by held module: what each was taken of, and the hash.
+_HELD: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class LostSigns(CheckpointError):
@@ -64,7 +70,13 @@ class Identity:
             CheckpointError: the weights are quantised, and nothing else is known.
         """
         try:
-            self.known = _digest(config, base_weights(body), self.names)
+            self.known = hashed_once(
+                body,
+                "fingerprint",
+                _structure(config),
+                body.parameters(),
+                lambda: _digest(config, base_weights(body), self.names),
+            )
         except LostSigns as error:
             try:
                 self.known = self.known or _digest(config, _weights_in(self.files, self.names), self.names)
@@ -77,7 +89,7 @@ class Identity:
 
 
 def _digest(config: MonetConfig, weights: Iterable[Tensor], names: Sequence[str]) -> str:
-    digest = hashlib.sha256(json.dumps([getattr(config, key) for key in _STRUCTURAL_KEYS]).encode())
+    digest = hashlib.sha256(_structure(config).encode())
     found = 0
     for weight in weights:
         digest.update(np.packbits(weight.detach().signbit().cpu().numpy().reshape(-1)).data)
@@ -85,6 +97,80 @@ def _digest(config: MonetConfig, weights: Iterable[Tensor], names: Sequence[str]
     if found != len(names):
         raise LostSigns(f"{len(names) - found} of its {len(names)} weights are no parameters any more")
     return digest.hexdigest()[:32]
+
+
+def _structure(config: MonetConfig) -> str:
+    return json.dumps([getattr(config, key) for key in _STRUCTURAL_KEYS])
+
+
+def hold(model: nn.Module) -> None:
+    """Hash this model's weights once from now on, and again only after a change that torch has counted.
+
+    torch counts changes in place and exchanged storages. It does not count writes through `.data`, through another
+    view that was made with `.data`, or by kernels of other libraries. So hold only a model that nobody else changes.
+
+    Args:
+        model: a model, or a module that holds a Monet model.
+    """
+    for module in _hashed_parts(model):
+        _HELD.setdefault(module, {})
+
+
+@contextmanager
+def holding(model: nn.Module) -> Iterator[None]:
+    """Inside the block, `hold` the model; a model that is held already stays so afterwards."""
+    new = [module for module in _hashed_parts(model) if module not in _HELD]
+    hold(model)
+    try:
+        yield
+    finally:
+        for module in new:
+            _HELD.pop(module, None)
+
+
+def holds_weights(function: Function) -> Function:
+    """Decorate a function that evaluates its first argument, `model`, so that it hashes the weights once."""
+
+    @functools.wraps(function)
+    def held(*args: Any, **options: Any) -> Any:
+        with holding(args[0] if args else options["model"]):
+            return function(*args, **options)
+
+    return cast(Function, held)
+
+
+def hashed_once(module: nn.Module, name: str, also: str, weights: Iterable[Tensor], take: Callable[[], str]) -> str:
+    """A hash of a module's weights, kept while the module is held and its weights are the same.
+
+    Args:
+        module: whose weights are hashed.
+        name: of the hash.
+        also: what else the hash depends on.
+        weights: tensors that the hash depends on.
+        take: computes the hash.
+    """
+    kept = _HELD.get(module)
+    state = None if kept is None else _state(weights)
+    if kept is None or state is None:
+        return take()
+    found = kept.get(name)
+    if found is None or found[0] != (also, state):
+        found = kept[name] = ((also, state), take())
+    return found[1]
+
+
+def _hashed_parts(model: nn.Module) -> list[nn.Module]:
+    return [model, *(module for module in model.modules() if isinstance(getattr(module, "identity", None), Identity))]
+
+
+def _state(weights: Iterable[Tensor]) -> list[Any] | None:
+    """Where the weights lie and how often each was changed; None where torch does not tell."""
+    found = []
+    for weight in weights:
+        if weight.is_meta or weight.is_inference() or hasattr(weight, "__tensor_flatten__"):
+            return None
+        found.append((weight.data_ptr(), weight._version, weight.dtype, weight.shape))
+    return found
 
 
 def _weights_in(files: Sequence[Path], names: Sequence[str]) -> Iterator[Tensor]:

@@ -31,6 +31,7 @@ from monet.eval.selection import check_mask, load_masks
 from monet.eval.store import model_key
 from monet.experts import lay_out_for_decoding
 from monet.files import atomic_write_json
+from monet.fingerprint import holds_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +52,7 @@ def check_ks(ks: Sequence[int]) -> None:
         raise ConfigError(f"ks must name one or more numbers from 1 on, none twice, got {list(ks)}")
 
 
+@holds_weights
 def evaluate_code(
     model: MonetForCausalLM,
     tokenizer: PreTrainedTokenizerBase,

@@ -25,6 +25,7 @@ from monet.eval.loading import DType, load_model, provenance_now, windows_bar
 from monet.eval.results import RESULT_NAME, Estimate
 from monet.eval.selection import check_mask, check_ratio, load_masks
 from monet.files import atomic_write_json
+from monet.fingerprint import holds_weights
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def _by_category(tasks: Sequence[LoadedTask], missing: Sequence[str]) -> list[_A
     return found
 
 
+@holds_weights
 def evaluate_domains(
     model: MonetForCausalLM,
     masks: Mapping[str, ExpertMask] | None = None,

@@ -24,6 +24,7 @@ from monet.eval.loading import DType, load_model, mask_digest, provenance_now, w
 from monet.eval.results import RESULT_NAME
 from monet.eval.selection import check_mask, load_masks
 from monet.files import atomic_write_json
+from monet.fingerprint import holds_weights
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class _Asked:
         )
 
 
+@holds_weights
 def evaluate_general(
     model: MonetForCausalLM,
     masks: Mapping[str, ExpertMask],

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which the colour-blind tell apart; lines also differ by marker and dash.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#666666")
 _MARKERS, _DASHES = "osD^vPX*", ("-", "--", "-.", ":")
+# A side of a heat map with more names than this shows colours only, and no more names than these, in a bounded size.
+_READABLE, _NAMES, _INCHES = 40, 100, 14.0
 
 
 @contextmanager
@@ -70,31 +72,54 @@ def _ink(colour: Any) -> str:
 
 
 def _heat(axes: Axes, value_RC: NDArray[np.float64], limit: float, rows: Sequence[str], heatmap: Heatmap) -> Any:
-    """One heat map with its values in the cells; what was not measured stays grey and empty."""
+    """One heat map; what was not measured stays grey. Values are in the cells where these are large enough to read."""
     image = axes.imshow(np.ma.masked_invalid(value_RC), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
     axes.set_facecolor("0.88")
-    digits = common.digits_for(limit)
-    for (row, column), value in np.ndenumerate(value_RC):
-        if np.isfinite(value):
-            ink = _ink(image.cmap(image.norm(value)))
-            weight = "bold" if rows[row] == heatmap.columns[column] else "normal"
-            shown = common.signed(float(value), digits)
-            axes.text(column, row, shown, ha="center", va="center", color=ink, fontsize=9, weight=weight)
-    names = [_words(name) for name in heatmap.columns]
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_xticks(np.arange(len(names) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
+    small = _is_small(len(rows), len(heatmap.columns))
+    if not small:
+        _write_values(axes, image, value_RC, common.digits_for(limit), rows, heatmap)
+        axes.set_xticks(np.arange(len(heatmap.columns) + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5)
+    places, names = _shown(heatmap.columns)
+    turned = {"rotation": 90, "fontsize": 6} if small else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(places, names, **turned)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(_words(heatmap.column_axis))
     return image
 
 
+def _is_small(rows: int, columns: int) -> bool:
+    """Whether the cells are too many to be read."""
+    return max(rows, columns) > _READABLE
+
+
+def _shown(names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Places and words of the names along a side, evenly thinned out where they are many."""
+    places = list(range(0, len(names), -(-len(names) // _NAMES) or 1))
+    return places, [_words(names[place]) for place in places]
+
+
+def _write_values(
+    axes: Axes, image: Any, value_RC: NDArray[np.float64], digits: int, rows: Sequence[str], heatmap: Heatmap
+) -> None:
+    for (row, column), value in np.ndenumerate(value_RC):
+        if np.isfinite(value):
+            ink = _ink(image.cmap(image.norm(value)))
+            weight = "bold" if rows[row] == heatmap.columns[column] else "normal"
+            shown = common.signed(float(value), digits)
+            axes.text(column, row, shown, ha="center", va="center", color=ink, fontsize=9, weight=weight)
+
+
 def _bars(axes: Axes, bars: Bars) -> None:
-    axes.barh(range(len(bars.values)), bars.values, color="0.45", height=0.6)
-    for row, (value, label) in enumerate(zip(bars.values, bars.labels, strict=True)):
-        axes.text(value, row, f" {_words(label)}", va="center", fontsize=9)
+    rows = np.arange(len(bars.values))
+    if len(rows) > _READABLE:
+        axes.fill_betweenx(rows, 0, bars.values, step="mid", color="0.45", linewidth=0)
+    else:
+        axes.barh(rows, bars.values, color="0.45", height=0.6)
+        for row, (value, label) in enumerate(zip(bars.values, bars.labels, strict=True)):
+            axes.text(value, row, f" {_words(label)}", va="center", fontsize=9)
     axes.set_xlim(0, 1.6 * max([*bars.values, 0.1]))
     axes.set_title(_wrapped(bars.title, 2.2), fontsize=11)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -102,11 +127,15 @@ def _bars(axes: Axes, bars: Bars) -> None:
 
 
 def draw_panels(block: Panels) -> Figure:
-    """Heat maps side by side on one scale centred at zero, bars at the right."""
+    """Heat maps side by side on one scale centred at zero, bars at the right.
+
+    Above 40 rows or columns, cells have no values written in them and the picture grows no more.
+    """
     first, limit = block.panels[0], common.limit_of(block.panels)
     rows = list(first.rows)
     columns = max(len(panel.columns) for panel in block.panels)
-    cell = max(0.6, 2.8 / max(columns, 1))
+    small = _is_small(len(rows), columns)
+    cell = _INCHES / max(len(rows), columns) if small else max(0.6, 2.8 / max(columns, 1))
     longest = max((len(name) for panel in block.panels for name in panel.columns), default=0)
     width = cell * sum(len(panel.columns) for panel in block.panels) + 0.6 + 0.085 * max(map(len, rows), default=0)
     height = cell * len(rows) + 0.8 + 1.5 + 0.06 * longest
@@ -118,7 +147,8 @@ def draw_panels(block: Panels) -> Figure:
         value_RC = np.array([[np.nan if value is None else value for value in row] for row in panel.values], float)
         images.append(_heat(axes, value_RC.reshape(len(rows), len(panel.columns)), limit, rows, panel))
         axes.set_title(_wrapped(panel.title, cell * len(panel.columns)), fontsize=11)
-    grid[0].set_yticks(range(len(rows)), [_words(name) for name in rows])
+    places, names = _shown(rows)
+    grid[0].set_yticks(places, names, fontsize=6 if small else None)
     grid[0].set_ylabel(_words(first.row_axis))
     if block.bars is not None:
         # inside the last panel's frame, so that the bars stay level with its rows

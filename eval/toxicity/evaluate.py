@@ -34,6 +34,7 @@ from monet.eval.toxicity.sampling import Continuations, Decoding
 from monet.eval.toxicity.scorers import Failure, Scorer, ScorerSettings
 from monet.eval.toxicity.scoring import score_texts
 from monet.files import atomic_write_json
+from monet.fingerprint import holds_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,6 +64,7 @@ class OrdinaryText:
     batch_size: int = 8
 
 
+@holds_weights
 def evaluate_toxicity(
     model: MonetForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
