@@ -193,21 +193,32 @@ def base_weights(module: nn.Module) -> Iterator[Tensor]:
     Raises:
         LostSigns: a weight is quantised or on the meta device.
     """
+    for part in _base_modules(module):
+        own = list(part.named_parameters(recurse=False))
+        with _brought_in(part):
+            for name, weight in own:
+                weight = getattr(part, name) if weight.is_meta else weight
+                if weight.is_meta:
+                    raise LostSigns(f"weight {name} is on the meta device and has no content")
+                if hasattr(weight, "__tensor_flatten__"):
+                    raise LostSigns(f"weight {name} is quantised ({type(weight).__name__})")
+                yield weight
+
+
+def base_parameters(module: nn.Module) -> Iterator[Tensor]:
+    """The same parameters, as they are: offloaded ones without content, quantised ones in their own class."""
+    for part in _base_modules(module):
+        yield from part.parameters(recurse=False)
+
+
+def _base_modules(module: nn.Module) -> Iterator[nn.Module]:
     wrapped = next((part for name in _WRAPPED if isinstance(part := getattr(module, name, None), nn.Module)), None)
     if wrapped is not None:
-        yield from base_weights(wrapped)
+        yield from _base_modules(wrapped)
         return
-    own = module.named_parameters(recurse=False)
-    with _brought_in(module):
-        for name, weight in own:
-            weight = getattr(module, name) if weight.is_meta else weight
-            if weight.is_meta:
-                raise LostSigns(f"weight {name} is on the meta device and has no content")
-            if hasattr(weight, "__tensor_flatten__"):
-                raise LostSigns(f"weight {name} is quantised ({type(weight).__name__})")
-            yield weight
+    yield module
     for child in module.children():
-        yield from base_weights(child)
+        yield from _base_modules(child)
 
 
 def _brought_in(module: nn.Module) -> AbstractContextManager[Any]:

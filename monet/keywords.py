@@ -24,7 +24,6 @@ class AttentionKeywords(TypedDict, total=False):
         continuous batching; the last two have these names in older releases.
     output_attentions: return attention weights, with `attn_implementation="eager"`.
     output_hidden_states: return the states before every layer and after the last norm.
-    num_items_in_batch: of a task head's loss; transformers' heads hand it on, and no attention reads it.
     """
 
     cu_seq_lens_q: Tensor
@@ -42,7 +41,6 @@ class AttentionKeywords(TypedDict, total=False):
     max_seqlen_k: Any
     output_attentions: bool
     output_hidden_states: bool | int | list[int]
-    num_items_in_batch: int | Tensor | None
 
 
 class LanguageModelKeywords(AttentionKeywords, total=False):

@@ -18,12 +18,21 @@ from monet.kernels.masked import Keep
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
+    from monet.configuration_monet import MonetConfig
     from monet.modeling_base import MonetPreTrainedModel
 
 MaskArgument = ExpertMask | Sequence[ExpertMask | None] | None
 
-# The masks that this thread or task has applied, each with the model it is applied to.
-_APPLIED: ContextVar[tuple[tuple[ActiveMasks, ExpertMask], ...]] = ContextVar("monet_applied_masks", default=())
+
+class _Applied:
+    """A mask that a block applies to the model which has `masks`, until the block has ended."""
+
+    def __init__(self, masks: ActiveMasks, mask: ExpertMask) -> None:
+        self.masks, self.mask, self.holds = masks, mask, True
+
+
+# What this thread or task has applied, to any model.
+_APPLIED: ContextVar[tuple[_Applied, ...]] = ContextVar("monet_applied_masks", default=())
 
 
 class ActiveMasks:
@@ -39,7 +48,7 @@ class ActiveMasks:
         # A check hashes the model's weights; a mask that was found to fit is not checked at every forward.
         self._checked: list[ExpertMask] = []
         self._last: tuple[list[Any], list[Keep | None]] | None = None
-        self._applied_by_all_threads: tuple[ExpertMask, ...] = ()
+        self._applied_by_all_threads: tuple[_Applied, ...] = ()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -49,25 +58,24 @@ class ActiveMasks:
     def applied(self) -> tuple[ExpertMask, ...]:
         """The masks applied by context, the first one first."""
         if torch.compiler.is_compiling():  # which cannot read a ContextVar
-            return self._applied_by_all_threads
-        return tuple(mask for masks, mask in _APPLIED.get() if masks is self)
+            return tuple(entry.mask for entry in self._applied_by_all_threads)
+        return tuple(entry.mask for entry in _APPLIED.get() if entry.masks is self and entry.holds)
 
     @contextmanager
     def applying(self, mask: ExpertMask) -> Iterator[None]:
         """Apply a mask inside the block. Blocks may end in any order, and one mask may be applied twice."""
-        _APPLIED.set((*_APPLIED.get(), (self, mask)))
+        entry = _Applied(self, mask)
+        _APPLIED.set((*_APPLIED.get(), entry))
         with self._lock:
-            self._applied_by_all_threads = (*self._applied_by_all_threads, mask)
+            self._applied_by_all_threads = (*self._applied_by_all_threads, entry)
         try:
             yield
         finally:
-            entries = list(_APPLIED.get())
-            _remove_last(entries, lambda entry: entry[0] is self and entry[1] is mask)
-            _APPLIED.set(tuple(entries))
+            # A generator's block may end in another thread, whose variable does not hold the entry.
+            entry.holds = False
+            _APPLIED.set(tuple(one for one in _APPLIED.get() if one is not entry))
             with self._lock:
-                everywhere = list(self._applied_by_all_threads)
-                _remove_last(everywhere, lambda entry: entry is mask)
-                self._applied_by_all_threads = tuple(everywhere)
+                self._applied_by_all_threads = tuple(one for one in self._applied_by_all_threads if one is not entry)
 
     def for_another_thread(self) -> ActiveMasks:
         """Masks of a copy that works for this thread in another one: what is applied here is stored there."""
@@ -84,6 +92,15 @@ class ActiveMasks:
             mask.check_fits(model)
             self._checked = [*self._checked[-63:], mask]
 
+    def refuse_named_but_absent(self, config: MonetConfig) -> None:
+        """Raise CheckpointError if a configuration names a stored mask, and there is none here."""
+        if self.stored is None and config.expert_mask is not None:
+            raise CheckpointError(
+                "the configuration names an expert mask, and this model was loaded or built without it; load with "
+                "from_pretrained, store the mask with model.set_expert_mask(mask), or call model.set_expert_mask(None) "
+                "for the unmasked model"
+            )
+
     def resolve(
         self, model: MonetPreTrainedModel, call: MaskArgument, B: int, T: int, device: torch.device
     ) -> list[Keep | None]:
@@ -94,12 +111,7 @@ class ActiveMasks:
             CheckpointError: a mask of the call has another shape or belongs to another model, or the mask that the
                 configuration names was not loaded.
         """
-        if self.stored is None and model.config.expert_mask is not None:
-            raise CheckpointError(
-                "the configuration names an expert mask, and this model was loaded or built without it; load with "
-                "from_pretrained, store the mask with model.set_expert_mask(mask), or call model.set_expert_mask(None) "
-                "for the unmasked model"
-            )
+        self.refuse_named_but_absent(model.config)
         common = [mask for mask in (self.stored, *self.applied) if mask is not None]
         if not common and call is None:
             return [None] * model.config.num_routing_groups
@@ -135,10 +147,6 @@ class ActiveMasks:
 def _makes_plain_tensors() -> bool:
     """False in torch.export and under FakeTensorMode: tensors made there have no values and must not be kept."""
     return not torch.compiler.is_exporting() and type(torch.empty(0)) is Tensor
-
-
-def _remove_last(entries: list[Any], matches: Any) -> None:
-    del entries[next(index for index in reversed(range(len(entries))) if matches(entries[index]))]
 
 
 def _same(first: list[Any], second: list[Any]) -> bool:

@@ -99,8 +99,13 @@ class MonetPreTrainedModel(PreTrainedModel):
         self.config.expert_mask = None if mask is None else mask.named()
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Save as transformers does; a stored mask is written as expert_mask.safetensors, and config.json names it."""
+        """Save as transformers does; a stored mask is written as expert_mask.safetensors, and config.json names it.
+
+        Raises:
+            CheckpointError: the configuration names a mask that this model does not have.
+        """
         path, mask = Path(save_directory) / MASK_FILE, self.expert_mask
+        self._body.active_masks.refuse_named_but_absent(self.config)
         self.config.expert_mask = None if mask is None else mask.named()
         if is_main_process and mask is not None:
             mask.save(path, model=self)

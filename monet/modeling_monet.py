@@ -18,7 +18,7 @@ from monet.cache_keyword import CACHE_KEYWORD, one_cache
 from monet.configuration_monet import MonetConfig
 from monet.errors import ConfigError
 from monet.experts import EXPERTS
-from monet.fingerprint import Identity
+from monet.fingerprint import Identity, base_parameters
 from monet.kernels.masked import Keep
 from monet.keywords import AttentionKeywords, LanguageModelKeywords, refuse_unknown
 from monet.llama_parts import LlamaAttention, LlamaRMSNorm, RotaryEmbedding
@@ -88,8 +88,8 @@ class MonetModel(MonetPreTrainedModel):
         self.post_init()
 
     def train(self, mode: bool = True) -> Any:
-        """As nn.Module's. Training changes the weights, so that what is known of the loaded ones is forgotten."""
-        if mode:
+        """As nn.Module's. Training changes weights that are not frozen: what is known of them is then forgotten."""
+        if mode and any(weight.requires_grad for weight in base_parameters(self)):
             self.identity.forget()
         return super().train(mode)
 
@@ -115,6 +115,7 @@ class MonetModel(MonetPreTrainedModel):
         with_losses: bool = False,
         cache: Cache | None = None,
         token_type_ids: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
         **kwargs: Unpack[AttentionKeywords],
     ) -> MonetModelOutput:
         """Run the decoder.
@@ -130,6 +131,7 @@ class MonetModel(MonetPreTrainedModel):
             router_loss: what the uniformity loss is computed on; needs `with_losses`.
             with_losses: compute auxiliary losses and metrics.
             token_type_ids: ignored; some tokenizers return them, and Monet has no token types.
+            num_items_in_batch: ignored; the heads of transformers hand on this argument of their loss.
             kwargs: see `AttentionKeywords`.
         Raises:
             TypeError: a keyword is unknown, or two caches were given.

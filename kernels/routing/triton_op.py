@@ -50,14 +50,14 @@ class Launch(NamedTuple):
 
     @classmethod
     def of(cls, kind: str, E: int) -> Launch:
-        per_warp, block_e = LAUNCH[kind]["entries_per_warp"], triton.next_power_of_2(E)
+        per_warp, block_e = LAUNCH[kind]["entries_per_warp"], int(triton.next_power_of_2(E))
         block_t = max(1, per_warp // block_e)
         return cls(kind, E, block_e, block_t, min(_MAX_WARPS, max(1, block_e * block_t // per_warp)))
 
     def tokens(self, T: int, H: int, adds_up: bool) -> int:
         """Tokens of a program: a power of two and whole tiles, few enough that the programs fill the device."""
         parameters = LAUNCH[self.kind]
-        wanted = triton.next_power_of_2(max(1, T * H // parameters["programs"]))
+        wanted = int(triton.next_power_of_2(max(1, T * H // parameters["programs"])))
         return max(self.block_t, min(parameters["max_tokens" if adds_up else "max_tokens_apart"], wanted))
 
     def constants(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _moments(z: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
         return moments_3H.zero_()
     z, launch = _rows(z), Launch.of("moments", E)
     tokens = launch.tokens(T, H, adds_up=True)
-    num_parts = triton.cdiv(T, tokens)
+    num_parts = int(triton.cdiv(T, tokens))
     slots = num_parts * launch.block_t
     partial = z.new_empty((H, 3, slots), dtype=torch.float64)
     mask = None if mask is None else mask.contiguous().view(torch.uint8)
@@ -169,7 +169,7 @@ def _routing(
         return g, sums.zero_()
     z, launch = _rows(z), Launch.of("forward", E)
     tokens = launch.tokens(T, H, adds_up=with_sums)
-    num_parts = triton.cdiv(T, tokens)
+    num_parts = int(triton.cdiv(T, tokens))
     partial = z.new_empty((num_parts, *sums.shape), dtype=torch.float32)
     _run(
         kernels.forward, num_parts * H, z, threshold.contiguous(), z if weight is None else weight.contiguous(),
@@ -222,7 +222,7 @@ def _routing_backward(
     # Gradients of the sums are read once a program.
     tokens = launch.tokens(T, H, adds_up=dsums is not None)
     _run(
-        kernels.backward, triton.cdiv(T, tokens) * H, saved, dg.contiguous(), threshold.contiguous(),
+        kernels.backward, int(triton.cdiv(T, tokens)) * H, saved, dg.contiguous(), threshold.contiguous(),
         saved if weight is None else weight.contiguous(), saved if width is None else width.contiguous(),
         saved if dsums is None else dsums.contiguous(), dz, T, saved.stride(0), H, tokens,
         SUMS=dsums is not None, WEIGHTED=weight is not None, SHARE=share, FROM_LOGITS=from_logits,

@@ -95,6 +95,9 @@ def test_the_fingerprint_of_weights_quantised_in_memory():
     assert quantised(known).fingerprint() == mark
     with pytest.raises(CheckpointError, match=r"call model.fingerprint\(\) before you quantise"):
         quantised(unknown).fingerprint()
+    known.requires_grad_(False).train()
+    assert known.fingerprint() == mark, "frozen weights stay what they are"
+    known.model.norm.weight.requires_grad_(True)
     known.train()
     with pytest.raises(CheckpointError, match="no fingerprint"):
         known.fingerprint()

@@ -49,6 +49,23 @@ def test_a_context_holds_in_its_own_thread():
     assert torch.equal(logits(model), plain)
 
 
+def test_a_block_that_ends_in_another_thread_ends_everywhere():
+    """As that of a generator which another thread closes."""
+    model = tiny_model()
+    plain = logits(model)
+
+    def masked():
+        with mask_of(model).applied_to(model):
+            yield
+
+    generator = masked()
+    next(generator)
+    assert not torch.equal(logits(model), plain)
+    in_a_thread(generator.close)
+    assert torch.equal(logits(model), plain)
+    assert not model.model.active_masks.applied and not model.model.active_masks._applied_by_all_threads
+
+
 def test_two_threads_with_masks_of_their_own():
     model = tiny_model()
     masks = [mask_of(model, seed) for seed in (0, 1)]
@@ -222,6 +239,8 @@ def test_a_named_mask_must_be_there(tmp_path):
     twin = MonetForCausalLM(copy.deepcopy(model.config)).eval()
     with pytest.raises(CheckpointError, match="names an expert mask, and this model was loaded or built without it"):
         twin(tokens())
+    with pytest.raises(CheckpointError, match="names an expert mask"):
+        twin.save_pretrained(tmp_path / "twin")
     twin.set_expert_mask(None)
     assert twin(tokens()).logits is not None
     mask_of(model, 1).save(tmp_path / "model" / "expert_mask.safetensors", model=model)
