@@ -38,9 +38,10 @@ _empty, _empty_like, _new_empty = torch.empty, torch.empty_like, torch.Tensor.ne
 
 
 def _poison(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_floating_point():
-        return tensor.fill_(float("nan"))
-    return tensor if tensor.dtype == torch.bool else tensor.fill_(torch.iinfo(tensor.dtype).max)
+    if tensor.dtype != torch.bool:
+        value = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+        tensor.detach().fill_(value)  # detached: torch's checkpoints make a leaf that requires a gradient
+    return tensor
 
 
 @pytest.fixture(autouse=True)
