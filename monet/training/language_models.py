@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.losses import RouterLoss, next_token_loss, projected_loss, projects_in_pieces
 from monet.masks import MASK_FILE, ExpertMask
-from monet.model_tokenizer import has_tokenizer, vocabulary
+from monet.model_tokenizer import added_around, backend_of, different_parts, has_tokenizer
 from monet.modeling_monet import MonetCausalLMOutput, MonetForCausalLM
 from monet.packing import varlen_arguments
 from monet.pretrained import load_checked
@@ -168,27 +169,38 @@ def warm_start(model: LanguageModel, folder: str) -> None:
 
 
 def refuse_other_tokenizer(folder: str, tokenizer: Path) -> None:
-    """Refuse data in which an id is another token than it is for the weights of a warm start.
+    """Refuse data in which an id is another token, or a text other ids, than for the weights of a warm start.
 
-    Tokens that only one of the two has are no contradiction; nor is a folder that has no tokenizer.
+    Tokens that only one of the two has are no contradiction; nor is a folder that has no tokenizer. Where only one of
+    the two puts a beginning-of-text token before a text, there is a warning.
 
     Args:
         folder: model.init_from; a checkpoint's tokenizer is its run's.
         tokenizer: folder of the data's.
     Raises:
-        ConfigError: names the first id that differs, with both tokens.
+        ConfigError: names the first id that differs, with both tokens, or the parts of the tokenizers that differ.
     """
     places = [Path(folder), Path(folder).parent.parent / "tokenizer"]
     theirs = next((place for place in places if has_tokenizer(place)), None)
-    if theirs is None or (now := vocabulary(tokenizer)) is None or (before := vocabulary(theirs)) is None:
+    if theirs is None or (new := backend_of(tokenizer)) is None or (old := backend_of(theirs)) is None:
         return
-    before, now = ({index: token for token, index in tokens.items()} for tokens in (before, now))
+    before, now = ({index: token for token, index in backend.get_vocab().items()} for backend in (old, new))
     if changed := sorted(index for index in before.keys() & now.keys() if before[index] != now[index]):
         index = changed[0]
         raise ConfigError(
             f"model.init_from = {folder}: id {index} is {before[index]!r} for {theirs} and {now[index]!r} for the"
             f" data's {tokenizer} ({len(changed)} ids differ); prepare the data with the model's tokenizer"
         )
+    if parts := [part for part in different_parts(old, new) if part != "model"]:
+        raise ConfigError(
+            f"model.init_from = {folder}: the tokenizer {theirs} and the data's {tokenizer} differ in "
+            f"{' and '.join(parts)}, so the same text has other ids; prepare the data with the model's tokenizer"
+        )
+    (first, _), (mine, _) = added_around(old), added_around(new)
+    if first != mine:
+        words = [f"{place} begins a text with {[before.get(i, now.get(i)) for i in ids] or 'no special token'}"
+                 for place, ids in ((theirs, first), (tokenizer, mine))]  # fmt: skip
+        warnings.warn(f"model.init_from = {folder}: {'; '.join(words)} (add_bos of the data)", stacklevel=2)
 
 
 def _classes(content: dict[str, Any]) -> tuple[type[Any], type[Any]]:
