@@ -85,11 +85,16 @@ def open_windows(
             "prepare the text with the model's tokenizer"
         )
     mine = Path(str(model.name_or_path))
-    tokens, theirs = (model_tokenizer.vocabulary(place) for place in (mine, windows.shards.tokenizer_dir))
-    if tokens is not None and theirs is not None and tokens != theirs:
-        raise DataError(
-            f"{folder} was tokenized with another tokenizer than that in {mine}; prepare the text with that one"
-        )
+    own, theirs = (model_tokenizer.backend_of(place) for place in (mine, windows.shards.tokenizer_dir))
+    if own is not None and theirs is not None:
+        differing = model_tokenizer.different_parts(own, theirs)
+        if own.get_vocab() != theirs.get_vocab():
+            differing.insert(0, "vocabulary")
+        if differing:
+            raise DataError(
+                f"{folder} was tokenized with another tokenizer than that in {mine} (they differ in "
+                f"{', '.join(differing)}); prepare the text with that one"
+            )
     return windows
 
 

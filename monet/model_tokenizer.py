@@ -6,8 +6,9 @@ import json
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from monet.errors import CheckpointError, ConfigError
 from monet.extras import install_command
@@ -15,12 +16,14 @@ from monet.json_text import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 TOKENIZER_FILE = "tokenizer.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 _CONFIG = "tokenizer_config.json"
 _BESIDE = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+_PLAIN_CLASS = "PreTrainedTokenizerFast"
+_PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")
 _SPACE = "▁"  # sentencepiece's letter for a space
 # Texts on which a converted tokenizer must give sentencepiece's own ids, beside a text of all tokens.
 _PROBES = (
@@ -33,8 +36,10 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
 
     transformers converts a tokenizer.model too, and by release gives other ids than sentencepiece for texts that begin
-    with a space, or leaves the beginning-of-text token out. Here the ids are sentencepiece's under every release, with
-    one exception: where tokenizer_config.json has `legacy: false`, a text that begins with a space gets no second one.
+    with a space, or leaves the beginning-of-text token out. It also rebuilds the tokenizer of some classes
+    (LlamaTokenizer, T5Tokenizer) without the normaliser or pre-tokenizer of tokenizer.json. Here the ids are those of
+    tokenizer.json, or sentencepiece's of a tokenizer.model, under every release, with one exception: where
+    tokenizer_config.json has `legacy: false`, a text that begins with a space gets no second one.
 
     Args:
         name: local folder or hub name. Code that lies there never runs.
@@ -42,13 +47,22 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         CheckpointError: there is no tokenizer, or it cannot be read.
         ConfigError: there is only a tokenizer.model, and sentencepiece is not installed.
     """
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
     name = str(name)
     if (tokenizer := sentencepiece_tokenizer(name)) is not None:
         return tokenizer
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if (file := _file(name, TOKENIZER_FILE)) is None:
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        written = Tokenizer.from_file(str(file))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except Exception:  # a class that cannot be made of this file
+            return _as_written(name, file)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        return _as_written(name, file) if backend is not None and different_parts(written, backend) else tokenizer
     except Exception as error:  # damaged files raise errors of many classes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
@@ -78,17 +92,65 @@ def vocabulary(folder: Path) -> dict[str, int] | None:
 
     A tokenizer.model without sentencepiece gives a warning and None.
     """
+    found = backend_of(folder)
+    return None if found is None else found.get_vocab()
+
+
+def backend_of(folder: Path) -> Tokenizer | None:
+    """The tokenizer in a folder as the tokenizers library has it; None if there is none.
+
+    A tokenizer.model without sentencepiece gives a warning and None.
+    """
     from tokenizers import Tokenizer
 
     if (folder / TOKENIZER_FILE).is_file():
-        return Tokenizer.from_file(str(folder / TOKENIZER_FILE)).get_vocab()
+        return Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     if not has_tokenizer(folder):
         return None
     try:
-        return load_tokenizer(folder).get_vocab()
+        return cast("PreTrainedTokenizerFast", load_tokenizer(folder)).backend_tokenizer
     except ConfigError as error:
         warnings.warn(f"the tokenizer in {folder} is not compared with any other: {error}", stacklevel=2)
         return None
+
+
+def different_parts(first: Tokenizer, second: Tokenizer) -> list[str]:
+    """The parts that can give a text other ids, or ids another text, and differ between two tokenizers.
+
+    What is put around a text (beginning-of-text) is not among them, see `added_around`.
+    """
+    one, other = json.loads(first.to_str()), json.loads(second.to_str())
+    return [part for part in _PARTS if one[part] != other[part]]
+
+
+def added_around(backend: Tokenizer) -> tuple[list[int], list[int]]:
+    """Ids that a tokenizer puts before and behind a text by itself."""
+    probe = "a"
+    plain, whole = (backend.encode(probe, add_special_tokens=special).ids for special in (False, True))
+    before = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), 0)
+    return whole[:before], whole[before + len(plain) :]
+
+
+def put_around(folder: Path, bos: str | None) -> None:
+    """Change the tokenizer in a folder so that it puts only `bos` before a text by itself, or nothing.
+
+    Writes tokenizer.json and tokenizer_config.json, which then names no class that would change this.
+    """
+    from tokenizers import Tokenizer, processors
+
+    backend = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    if bos is None:
+        backend.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    else:
+        backend.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"], special_tokens=[(bos, backend.token_to_id(bos))]
+        )
+    backend.save(str(folder / TOKENIZER_FILE))
+    path = folder / _CONFIG
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config.pop("auto_map", None)
+    config |= {"tokenizer_class": _PLAIN_CLASS, "add_bos_token": bos is not None, "add_eos_token": False}
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _file(name: str, file: str) -> Path | None:
@@ -107,8 +169,6 @@ def _file(name: str, file: str) -> Path | None:
 
 def _from_sentencepiece(name: str, path: Path) -> PreTrainedTokenizerBase:
     """A fast tokenizer with the ids of a sentencepiece BPE model and the settings of the files beside it."""
-    from transformers import PreTrainedTokenizerFast
-
     try:
         from sentencepiece import SentencePieceProcessor  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -127,10 +187,24 @@ def _from_sentencepiece(name: str, path: Path) -> PreTrainedTokenizerBase:
     for kind in ("bos", "eos", "unk"):
         if (index := getattr(pieces, f"{kind}_id")()) >= 0:
             defaults[f"{kind}_token"] = pieces.id_to_piece(index)
-    config = {**defaults, **config, "tokenizer_class": "PreTrainedTokenizerFast"}
-    config.pop("auto_map", None)
+    config = {**defaults, **config}
+    return _plain_tokenizer(name, lambda file: _backend(pieces, path, config).save(str(file)), config)
+
+
+def _as_written(name: str, file: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a tokenizer.json, whatever class the settings beside it name."""
+    config_file = _file(name, _CONFIG)
+    config = {} if config_file is None else json.loads(config_file.read_text(encoding="utf-8"))
+    return _plain_tokenizer(name, lambda target: shutil.copyfile(file, target), config)
+
+
+def _plain_tokenizer(name: str, write: Callable[[Path], Any], config: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """A tokenizer of the plain fast class, from a tokenizer.json that `write` makes and settings."""
+    from transformers import PreTrainedTokenizerFast
+
+    config = {key: value for key, value in config.items() if key != "auto_map"} | {"tokenizer_class": _PLAIN_CLASS}
     with tempfile.TemporaryDirectory() as folder:
-        _backend(pieces, path, config).save(str(Path(folder, TOKENIZER_FILE)))
+        write(Path(folder, TOKENIZER_FILE))
         Path(folder, _CONFIG).write_text(json.dumps(config), encoding="utf-8")
         for file in _BESIDE:
             if (found := _file(name, file)) is not None:

@@ -20,7 +20,7 @@ from monet.data.report import Progress, Task
 from monet.data.shards import MANIFEST, TOKENIZER, dtype_for, write_manifest
 from monet.data.sources import Skipped, TextFile, find_files
 from monet.data.splits import SplitPlan
-from monet.data.tokenizer import Encoder, load_tokenizer, train_tokenizer
+from monet.data.tokenizer import Encoder, load_tokenizer, notes_on_bos, save_tokenizer, train_tokenizer
 from monet.data.writer import ShardWriter
 from monet.errors import DataError
 from monet.files import atomic_directory, atomic_write_json
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FETCHED, SCAN, COMMITS, PROGRESS = "fetched", "scan.json", "commits.json", "progress.json"
+TOKENIZER_NOTES = "tokenizer-notes.json"
 _ORIGINALS_KEPT = 1 << 16
 
 
@@ -71,9 +72,11 @@ class Job:
         with Progress() as progress:
             if not (self.folder / TOKENIZER).is_dir():
                 made = load_tokenizer(tokenizer) if tokenizer else self._train(plan, progress)
+                notes = notes_on_bos(made, self.settings["add_bos"])
+                atomic_write_json(self.folder / TOKENIZER_NOTES, notes)
                 with atomic_directory(self.folder / TOKENIZER) as temporary:
                     try:
-                        made.save_pretrained(str(temporary))
+                        save_tokenizer(made, temporary, add_bos=self.settings["add_bos"])
                     except Exception as error:  # tokenizers has no type for a disk that takes no more
                         raise OSError(f"the tokenizer cannot be written: {error}") from error
             encoder = Encoder(load_tokenizer(str(self.folder / TOKENIZER)), add_bos=self.settings["add_bos"])
@@ -92,7 +95,8 @@ class Job:
 
     def _notes(self, parts: dict[str, dict[str, list[dict[str, Any]]]]) -> list[str]:
         """What was done as asked and may not be what was meant, as sentences."""
-        notes = self.originals.notes()
+        notes = json.loads((self.folder / TOKENIZER_NOTES).read_text(encoding="utf-8"))
+        notes += self.originals.notes()
         for domain in sorted(parts["train"]):
             if empty := [split for split, domains in parts.items() if not domains[domain]]:
                 notes.append(f"domain {domain!r} has no document in {', '.join(empty)}")

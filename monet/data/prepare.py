@@ -17,7 +17,7 @@ from typing import Any
 
 from monet.data import hub
 from monet.data.formats import FileFormat, described
-from monet.data.pipeline import COMMITS, FETCHED, PROGRESS, SCAN, Job
+from monet.data.pipeline import COMMITS, FETCHED, PROGRESS, SCAN, TOKENIZER_NOTES, Job
 from monet.data.reader import Keys
 from monet.data.records import MAX_DOCUMENT_BYTES
 from monet.data.report import print_notes, print_table
@@ -88,7 +88,8 @@ def prepare(
             without it a file is one document.
         max_documents: documents taken from each domain at most, the first ones; without it all.
         on_error: refuse stops at the first unreadable file or record and names it; skip leaves it out and counts it.
-        add_bos: put the tokenizer's bos id before each document.
+        add_bos: put the tokenizer's bos id before each document. The tokenizer that is stored with the data, and goes
+            with models trained on them, puts it before texts if and only if the data have it.
         shard_tokens: tokens a shard holds at most (a longer document gets a shard to itself).
         stream: read the source once, straight into shards, for sources too large to be read twice or kept: datasets of
             the hub are not stored as text. It takes a `tokenizer`; faults are found where they are met, and the hash
@@ -289,7 +290,10 @@ def _has_work(partial: Path) -> bool:
 def _publish(partial: Path, out: Path) -> None:
     """Drop what only the work needed and give the folder its final name."""
     shutil.rmtree(partial / FETCHED, ignore_errors=True)
-    for path in [*(partial / name for name in (_SETTINGS, SCAN, COMMITS, PROGRESS)), *partial.glob("*/*/shard-*.json")]:
+    for path in [
+        *(partial / name for name in (_SETTINGS, SCAN, COMMITS, PROGRESS, TOKENIZER_NOTES)),
+        *partial.glob("*/*/shard-*.json"),
+    ]:
         path.unlink(missing_ok=True)
     for folder, _, _ in os.walk(partial):
         fsync_path(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +100,7 @@ def find_files(source: str | Path, domain: str | None = None) -> tuple[dict[str,
     """Files of a source by domain, in sorted order.
 
     A file is one domain; so is a folder when `domain` names it. Otherwise each sub-folder is a domain and all files
-    below belong to it. Hidden files and folders are passed over.
+    below belong to it, those of linked folders too. Hidden files and folders are passed over.
 
     Args:
         source: path of a file or folder.
@@ -107,7 +108,7 @@ def find_files(source: str | Path, domain: str | None = None) -> tuple[dict[str,
     Returns:
         files of each domain (a domain can have none), and the names of loose files beside the domain folders.
     Raises:
-        DataError: the path does not exist, or there is no domain.
+        DataError: the path does not exist, there is no domain, or a link leads nowhere.
     """
     root = Path(source)
     if root.is_file():
@@ -130,14 +131,31 @@ def find_files(source: str | Path, domain: str | None = None) -> tuple[dict[str,
 
 
 def _files_below(folder: Path, root: Path, domain: str) -> list[TextFile]:
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
+    found = list(_walk(folder, () if folder == root else (_identity_of(root),)))
     # file names are bytes, not always text: a name is what of them can be written down
     named = {os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace"): path for path in found}
     return [TextFile(path, domain, name) for name, path in sorted(named.items())]
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Visible files below a folder, also of linked folders; a link to a folder above itself is passed over."""
+    here = _identity_of(folder)
+    if here in above:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path, (*above, here))
+        elif path.is_file():
+            yield path
+        elif path.is_symlink():
+            raise DataError(f"{path}: a link to a file or folder that is not there; repair or remove it")
+
+
+def _identity_of(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def inventory(files: dict[str, list[TextFile]]) -> dict[str, dict[str, Any]]:

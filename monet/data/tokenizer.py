@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 _SPECIAL = (BOS, EOS, PAD)
 _BYTES = 256
+_NO_BOS = "add_bos is set and the tokenizer has no bos_token; leave it out or choose another one"
 
 
 def train_tokenizer(texts: Iterable[str] | Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -86,6 +88,39 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, *, add_bos: bool) -> None:
+    """Write a tokenizer that puts around a text what the documents of the data have: bos or nothing.
+
+    So a model that was trained on the data sees the same before a prompt as before a document.
+
+    Raises:
+        ConfigError: add_bos with a tokenizer that has no bos token.
+    """
+    if add_bos and tokenizer.bos_token_id is None:
+        raise ConfigError(_NO_BOS)
+    tokenizer.save_pretrained(str(folder))
+    wanted = [tokenizer.bos_token_id] if add_bos else []
+    if model_tokenizer.added_around(tokenizer.backend_tokenizer) != (wanted, []):
+        model_tokenizer.put_around(folder, str(tokenizer.bos_token) if add_bos else None)
+
+
+def notes_on_bos(tokenizer: PreTrainedTokenizerFast, add_bos: bool) -> list[str]:
+    """A sentence if the tokenizer puts other tokens around a text by itself than the documents of the data have."""
+    before, behind = model_tokenizer.added_around(tokenizer.backend_tokenizer)
+    have = str(tokenizer.bos_token) if add_bos else "nothing"
+    notes = []
+    if (has := " ".join(tokenizer.convert_ids_to_tokens(before)) or "nothing") != have:
+        advice = "" if add_bos or tokenizer.bos_token_id is None else "; --add_bos true puts it before each document"
+        notes.append(
+            f"the tokenizer puts {has} before a text by itself, these data have {have} there (add_bos "
+            f"{str(add_bos).lower()}), and the tokenizer stored with them puts {have}{advice}"
+        )
+    if behind:
+        token = " ".join(tokenizer.convert_ids_to_tokens(behind))
+        notes.append(f"the tokenizer puts {token} behind a text by itself, the one stored with the data does not")
+    return notes
+
+
 class Encoder(TextEncoder):
     """A tokenizer of transformers as a `TextEncoder`: texts -> lists of ids, each closed by eos.
 
@@ -104,7 +139,7 @@ class Encoder(TextEncoder):
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, add_bos: bool = False) -> None:
         if add_bos and tokenizer.bos_token_id is None:
-            raise ConfigError("add_bos is set and the tokenizer has no bos_token; leave it out or choose another one")
+            raise ConfigError(_NO_BOS)
         # some tokenizers leave holes between their ids, so that counting them is not enough
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         prefix = [int(tokenizer.bos_token_id)] if add_bos else []  # pyright: ignore[reportArgumentType]

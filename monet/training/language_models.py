@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.losses import RouterLoss, next_token_loss, projected_loss, projects_in_pieces
 from monet.masks import MASK_FILE, ExpertMask
-from monet.model_tokenizer import has_tokenizer, vocabulary
+from monet.model_tokenizer import added_around, backend_of, different_parts, has_tokenizer
 from monet.modeling_monet import MonetCausalLMOutput, MonetForCausalLM
 from monet.packing import varlen_arguments
 from monet.pretrained import load_checked
@@ -188,28 +189,39 @@ def _with_rows(weight_VD: Tensor, rows: int) -> Tensor:
 
 
 def refuse_other_tokenizer(folder: str, tokenizer: Path, setting: str = "model.init_from") -> None:
-    """Refuse data in which an id is another token than it is for the weights of a folder.
+    """Refuse data in which an id is another token, or a text other ids, than for the weights of a folder.
 
-    Tokens that only one of the two has are no contradiction; nor is a folder that has no tokenizer.
+    Tokens that only one of the two has are no contradiction; nor is a folder that has no tokenizer. Where only one of
+    the two puts a beginning-of-text token before a text, there is a warning.
 
     Args:
         folder: of a model, or of a checkpoint, whose tokenizer is its run's.
         tokenizer: folder of the data's.
         setting: what named the folder.
     Raises:
-        ConfigError: names the first id that differs, with both tokens.
+        ConfigError: names the first id that differs, with both tokens, or the parts of the tokenizers that differ.
     """
     places = [Path(folder), Path(folder).parent.parent / "tokenizer"]
     theirs = next((place for place in places if has_tokenizer(place)), None)
-    if theirs is None or (now := vocabulary(tokenizer)) is None or (before := vocabulary(theirs)) is None:
+    if theirs is None or (new := backend_of(tokenizer)) is None or (old := backend_of(theirs)) is None:
         return
-    before, now = ({index: token for token, index in tokens.items()} for tokens in (before, now))
+    before, now = ({index: token for token, index in backend.get_vocab().items()} for backend in (old, new))
     if changed := sorted(index for index in before.keys() & now.keys() if before[index] != now[index]):
         index = changed[0]
         raise ConfigError(
             f"{setting} = {folder}: id {index} is {before[index]!r} for {theirs} and {now[index]!r} for the"
             f" data's {tokenizer} ({len(changed)} ids differ); prepare the data with the model's tokenizer"
         )
+    if parts := [part for part in different_parts(old, new) if part != "model"]:
+        raise ConfigError(
+            f"{setting} = {folder}: the tokenizer {theirs} and the data's {tokenizer} differ in "
+            f"{' and '.join(parts)}, so the same text has other ids; prepare the data with the model's tokenizer"
+        )
+    (first, _), (mine, _) = added_around(old), added_around(new)
+    if first != mine:
+        words = [f"{place} begins a text with {[before.get(i, now.get(i)) for i in ids] or 'no special token'}"
+                 for place, ids in ((theirs, first), (tokenizer, mine))]  # fmt: skip
+        warnings.warn(f"{setting} = {folder}: {'; '.join(words)} (add_bos of the data)", stacklevel=2)
 
 
 def _classes(content: dict[str, Any]) -> tuple[type[Any], type[Any]]:

@@ -206,3 +206,18 @@ def test_parts_of_a_download_are_small_and_their_lines_may_be_longer_than_the_te
 def test_a_dataset_without_the_column_is_refused(dataset, tmp_path):
     with pytest.raises(DataError, match=r"no column 'text' among \['body', 'lang'\]"):
         prepare({"only": dataset}, tmp_path / "out")
+
+
+def test_linked_folders_are_read_and_loops_are_not(tmp_path):
+    for name in ("far/x.txt", "in/a/y.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    (tmp_path / "in/a/link").symlink_to(tmp_path / "far")
+    (tmp_path / "in/a/loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in/b").symlink_to(tmp_path / "far")
+    found, _ = find_files(tmp_path / "in")
+    assert [file.name for file in found["a"]] == ["a/link/x.txt", "a/y.txt"]
+    assert [file.name for file in found["b"]] == ["b/x.txt"]
+    (tmp_path / "in/b/gone").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DataError, match="gone: a link to a file or folder that is not there"):
+        find_files(tmp_path / "in")

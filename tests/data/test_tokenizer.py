@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from monet.data.prepare import prepare
 from monet.data.shards import dtype_for
-from monet.data.tokenizer import Encoder, train_tokenizer
+from monet.data.tokenizer import Encoder, load_tokenizer, train_tokenizer
 from monet.errors import ConfigError
-from tests.data.samples import SENTENCES
+from tests.data.samples import SENTENCES, write_corpus
 
 TEXTS = [sentence * 3 for sentence in SENTENCES.values()]
 
@@ -76,3 +79,53 @@ def test_a_large_vocabulary_is_stored_in_32_bits(tmp_path):
 def test_the_smallest_type_that_holds_the_ids():
     assert dtype_for(1 << 16) == np.dtype("<u2")
     assert dtype_for((1 << 16) + 1) == np.dtype("<u4")
+
+
+def like_llama(folder: Path, cls: str = "LlamaTokenizer") -> Path:
+    """A tokenizer that puts <s> before a text, under a class that transformers builds anew."""
+    backend = Tokenizer(models.BPE())
+    backend.normalizer, backend.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    backend.train_from_iterator(TEXTS, trainer)
+    backend.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 0)])
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": cls, "add_bos_token": True}))
+    return folder
+
+
+CLASSES = ["LlamaTokenizer", "LlamaTokenizerFast", "T5Tokenizer", "XLMRobertaTokenizer", "GPT2Tokenizer"]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_ids_are_those_of_the_file_whatever_class_is_named(tmp_path, cls):
+    folder = like_llama(tmp_path / "llama", cls)
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.encode_special_tokens = True
+    loaded = Encoder(load_tokenizer(str(folder)))
+    for text in (" leading space", "naïve ﬁ Å é 😀", "a\tb\r\nc", "<s> two  spaces </s>"):
+        assert loaded([text])[0][:-1] == raw.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_the_stored_tokenizer_begins_a_text_as_the_data_do(tmp_path, capsys, add_bos):
+    corpus = write_corpus(tmp_path / "in", originals=8)
+    source = like_llama(tmp_path / "llama")
+    made = prepare(str(corpus), tmp_path / "out", tokenizer=str(source), add_bos=add_bos)
+    stored = AutoTokenizer.from_pretrained(made.tokenizer_dir)
+    ids = made.stream("train", "python").read(0, 1).tolist()
+    assert (ids == [0]) == add_bos
+    assert (stored("the bridge").input_ids[0] == 0) == add_bos
+    config = json.loads((made.tokenizer_dir / "tokenizer_config.json").read_text())
+    assert (config.get("add_bos_token", add_bos), "note: the tokenizer puts <s>" in capsys.readouterr().out) == (
+        add_bos,
+        not add_bos,
+    )
+    assert made.manifest.get("notes", []) == ([] if add_bos else made.manifest["notes"])
+
+
+def test_a_trained_tokenizer_puts_bos_where_the_data_have_it(tmp_path):
+    made = prepare(str(write_corpus(tmp_path / "in", originals=8)), tmp_path / "out", vocab_size=270, add_bos=True)
+    assert AutoTokenizer.from_pretrained(made.tokenizer_dir)("the").input_ids[0] == 0

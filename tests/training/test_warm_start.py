@@ -12,7 +12,7 @@ import monet
 from monet.errors import ConfigError
 from monet.export import export
 from monet.modeling_monet import MonetForCausalLM
-from monet.training.language_models import warm_start
+from monet.training.language_models import refuse_other_tokenizer, warm_start
 from monet.training.module import MonetLightningModule
 from monet.training.optim import parameter_groups
 from monet.training.settings import ModelShape, differing_keys
@@ -281,6 +281,29 @@ def test_data_of_another_tokenizer_are_refused(train, settings, source, tmp_path
     assert train("new").code == 2
     error = " ".join(capsys.readouterr().err.split())
     assert f"id 270 is {by_id[271]!r}" in error and "(2 ids differ)" in error
+
+
+def test_data_of_another_normaliser_are_refused(source, tmp_path):
+    """The vocabularies are equal, and the same text has other ids."""
+    mine = tmp_path / "data" / "tokenizer"
+    mine.mkdir(parents=True)
+    content = json.loads((source / "tokenizer.json").read_text())
+    (mine / "tokenizer.json").write_text(json.dumps(content))
+    refuse_other_tokenizer(str(source), mine)
+    (mine / "tokenizer.json").write_text(json.dumps(content | {"normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(ConfigError, match="differ in normalizer, so the same text has other ids"):
+        refuse_other_tokenizer(str(source), mine)
+    bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    template = {
+        "single": bos,
+        "pair": bos,
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [0], "tokens": ["<bos>"]}},
+    }
+    (mine / "tokenizer.json").write_text(
+        json.dumps(content | {"post_processor": {"type": "TemplateProcessing", **template}})
+    )
+    with pytest.warns(UserWarning, match=r"begins a text with \['<bos>'\]"):
+        refuse_other_tokenizer(str(source), mine)
 
 
 def test_freezing_random_routers_or_none_is_refused(train, settings, capsys):
