@@ -155,6 +155,10 @@ class MonetCLI(LightningCLI):
                 int | None, None,
                 "Threads of torch on the CPU, part of what makes a run repeatable; null leaves the choice to torch.",
             ),
+            "compile": (
+                bool, False,
+                "Compile the model by torch.compile at the first steps, which takes minutes; needs a C++ compiler.",
+            ),
             "fast_cpu": (
                 bool, True,
                 "On the CPU: float32 products by oneDNN where that is exact, freed memory kept (docs/performance.md).",
@@ -251,6 +255,7 @@ class MonetCLI(LightningCLI):
             *_as_list(self.time_limit),
         ]
         self.trainer_defaults["callbacks"] = callbacks
+        self.model.compiles = config.compile
         io = StageCheckpointIO(self.run_directory.checkpoints)
         plugins = [*_as_list(config.trainer.plugins), BackgroundCheckpointIO(io) if config.checkpoint_async else io]
         if (environment := launched_environment()) is not None:
@@ -291,6 +296,13 @@ class MonetCLI(LightningCLI):
             print(f"continuing {self.run_directory.path} after step {self.selection.step}")
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=folder, **kwargs)
+        except RuntimeError as error:
+            if model.compiles and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise ConfigError(
+                    f"compile = true: torch.compile failed here ({str(error).strip().splitlines()[0]}); install a C++"
+                    " compiler, or leave compile out"
+                ) from error
+            raise
         finally:
             self.signals.restore()
         if self.trainer.is_global_zero:

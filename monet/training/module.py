@@ -111,6 +111,7 @@ class MonetLightningModule(LightningModule):
         self.tokens_seen = 0
         self.validation_result: dict[str, Any] | None = None
         self.guard = StepGuard(self.model, nonfinite)
+        self.compiles = False  # set before the training begins
         self.stage_from: str | None = None  # checkpoint of another run that this start began from
         self._step_metrics: dict[str, Any] = {}
         self._stored_rate: float | None = None  # what the next step would have had by the checkpoint
@@ -155,6 +156,9 @@ class MonetLightningModule(LightningModule):
 
     @override
     def configure_model(self) -> None:
+        if self.compiles:
+            # in place: names of weights stay, and checkpoints are those of an eager run
+            self.model.compile()
         if (shard := getattr(self.trainer.strategy, "shard", None)) is not None:
             shard(self.model)
 
