@@ -2,7 +2,8 @@
 
 Every rank is a thread with its own stream and checkpoint writer; only training itself is left out. The run is stopped
 and continued on other numbers of ranks. Shown: every window of every epoch was read exactly once, over all ranks and
-restarts, in the order of one process; and what the ranks' metadata cost.
+restarts, in the order of one process; what the ranks' metadata cost; and how counted costs grow, see
+benchmarks/scale_exponents.py. The exit code is 1 where one grows faster than it may.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.scale_exponents import COLUMNS, growths
 from benchmarks.tables import markdown
 from monet.data.loaders import TrainStream
 from monet.data.order import WindowOrder
@@ -271,6 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     if GLOBAL_WINDOWS % options.ranks:
         parser.error(f"--ranks {options.ranks}: must divide {GLOBAL_WINDOWS}")
     torch.set_num_threads(1)
+    found = growths()
     pretrain = Path(__file__).resolve().parent.parent / "configs" / "pretrain"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -296,11 +299,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     print("refused by all of them\n")
     print(_table({what: value for what, value in saved.items() if what != "files"}), end="\n\n")
-    print(markdown(layouts, LAYOUT))
+    print(markdown(layouts, LAYOUT), end="\n\n")
+    print(markdown([growth.row() for growth in found], COLUMNS))
     if options.json:
-        figures = {"tokens": tokens, "data_seconds": data_seconds, "checkpoint": saved, "layouts": layouts}
+        figures = {"tokens": tokens, "data_seconds": data_seconds, "checkpoint": saved, "layouts": layouts,
+                   "growth": [growth.row() for growth in found]}  # fmt: skip
         atomic_write_json(options.json, figures)
-    return 0
+    for growth in found:
+        if not growth.holds:
+            print(f"{growth.what}: exponent {growth.exponent:.2f}, more than {growth.most:.2f}", file=sys.stderr)
+    return 0 if all(growth.holds for growth in found) else 1
 
 
 if __name__ == "__main__":

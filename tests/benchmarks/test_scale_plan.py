@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
-from benchmarks import scale_plan
+from benchmarks import scale_exponents, scale_plan
+from benchmarks.scale_exponents import Growth
+from monet import ranks
 from monet.data.windows import WindowDataset
 
 
@@ -26,6 +29,23 @@ def test_all_of_it_runs_on_few_ranks(tmp_path, capsys):
     # float32 weights and both moments, and the routers' statistics
     assert figures["layouts"][1]["GB"] == pytest.approx(12 * 1.465157632, rel=1e-3)
     assert "lost 0, repeated 0" in capsys.readouterr().out
+    assert len(figures["growth"]) == 5 and all(row["holds"] for row in figures["growth"]), figures["growth"]
+
+
+def test_a_cost_that_grows_too_fast_is_seen(monkeypatch):
+    """A gather into one tensor for each rank."""
+
+    def gather_list(mine_X, world_size, group=None):
+        all_WX = mine_X.new_empty(world_size, mine_X.numel())
+        dist.all_gather(list(all_WX.unbind()), mine_X, group)
+        return all_WX
+
+    monkeypatch.setattr(ranks, "gather_rows", gather_list)
+    sizes = (8, 64, 512)
+    found = Growth("tensors", "ranks", sizes, [scale_exponents.router_gather(size) for size in sizes], 0.1)
+    assert found.exponent > 0.9 and not found.holds
+    assert Growth("looks", "ranks", (8, 16), (64, 256), 1.15).exponent == pytest.approx(2)
+    assert Growth("nothing", "ranks", (2, 4), (0, 0), 0.1).holds
 
 
 def test_all_of_many_ranks_write_a_checkpoint_and_none_of_them_much():
