@@ -81,7 +81,9 @@ def _heat(axes: Axes, value_RC: NDArray[np.float64], limit: float, rows: Sequenc
         axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
         axes.grid(which="minor", color="white", linewidth=1.5)
     places, names = _shown(heatmap.columns)
-    turned = {"rotation": 90, "fontsize": 6} if small else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    turned: dict[str, Any] = (
+        {"rotation": 90, "fontsize": 6} if small else {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    )
     axes.set_xticks(places, names, **turned)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
