@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from monet.errors import ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import check_seeds, conditions
+from monet.eval.conditions import PART_DONE, Condition, Part, check_seeds, conditions, dealt
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split, held_out, texts_of
 from monet.eval.inputs import LabelledData, check_labels
 from monet.eval.loading import DType, check_batch_size, load_model, open_windows, provenance_now, windows_bar
 from monet.eval.losses import LossStore, WindowLosses
 from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import check_mask, load_masks
-from monet.eval.verdicts import Measured, check_spread, summarise
+from monet.eval.verdicts import Measured, summarise
 from monet.files import atomic_write_json
 from monet.fingerprint import holds_weights
 from monet.masks import ExpertMask
@@ -61,8 +61,9 @@ def ablate(
     random_on: Literal["all", "target"] = "all",
     bootstrap: Bootstrap | None = None,
     batch_size: int = 8,
+    part: Part | None = None,
     progress: bool = True,
-) -> AblationResult:
+) -> AblationResult | None:
     """Measure every domain before and after removing each label's experts, and after random removals of equal size.
 
     Losses of a window are kept in `out` as soon as they are known; a second call with the same model, masks, data and
@@ -78,7 +79,11 @@ def ablate(
         random_on: measure random masks on all domains, or on their target only (cheaper by the number of domains).
         bootstrap: how intervals are made.
         batch_size: sequences a forward.
+        part: of the masks and random masks, whose losses are computed and kept; None takes all.
         progress: show a bar on standard error.
+
+    Returns:
+        The result; None with a part.
 
     Raises:
         DataError: a label missing in the data, one domain only, a domain with fewer than two documents.
@@ -88,12 +93,38 @@ def ablate(
     """
     check_batch_size(batch_size)
     check_request(model, masks, data, random_seeds)
+    store = LossStore(Path(out) / "losses", model, batch_size)
+    if part is not None:
+        keep_losses(store, dealt(passes(masks, data, random_seeds, random_on), part), progress)
+        return None
     result = measure(
-        LossStore(Path(out) / "losses", model, batch_size), masks, data, random_seeds=random_seeds,
-        random_on=random_on, bootstrap=bootstrap or Bootstrap(), progress=progress,
+        store, masks, data, random_seeds=random_seeds, random_on=random_on, bootstrap=bootstrap or Bootstrap(),
+        progress=progress,
     )  # fmt: skip
     atomic_write_json(Path(out) / RESULT_NAME, result.to_json())
     return result
+
+
+def passes(
+    masks: Mapping[str, ExpertMask],
+    data: LabelledData,
+    random_seeds: Sequence[int],
+    random_on: Literal["all", "target"],
+) -> list[tuple[Condition, LabelledData]]:
+    """Conditions and the text that each is measured on, the model as it is first."""
+    control_data = {label: data if random_on == "all" else data.only([label]) for label in masks}
+    return [
+        (condition, data if condition.label is None or condition.seed is None else control_data[condition.label])
+        for condition in conditions(masks, random_seeds)
+    ]
+
+
+def keep_losses(store: LossStore, asked: Sequence[tuple[Condition, LabelledData]], progress: bool) -> None:
+    """Compute and keep the losses of some passes."""
+    with windows_bar(sum(data.num_windows for _, data in asked), "", progress) as bar:
+        for condition, data in asked:
+            bar.set_description(condition.name, refresh=False)
+            store.losses(condition.mask, data, condition.name, bar.update)
 
 
 def measure(
@@ -109,21 +140,7 @@ def measure(
     """What `ablate` measures, with losses kept in `store` and no result written; arguments as there."""
     model = store.model
     check_request(model, masks, data, random_seeds)
-    control_data = {label: data if random_on == "all" else data.only([label]) for label in masks}
-    passes = [
-        (condition, data if condition.seed is None else control_data[condition.label])
-        for condition in conditions(masks, random_seeds)
-        if condition.label is not None
-    ]
-    losses: dict[Measured, WindowLosses] = {}
-    windows = data.num_windows + sum(part.num_windows for _, part in passes)
-    with windows_bar(windows, "no mask", progress) as bar:
-        whole = store.losses(None, data, "no mask", bar.update)
-        check_spread(data.labels, whole, bootstrap)
-        for condition, part in passes:
-            bar.set_description(condition.name, refresh=False)
-            key = (cast(str, condition.label), condition.seed)
-            losses[key] = store.losses(condition.mask, part, condition.name, bar.update)
+    asked = passes(masks, data, random_seeds, random_on)
     provenance = {
         **provenance_now(),
         "model_fingerprint": model.fingerprint(),
@@ -136,7 +153,16 @@ def measure(
         "bootstrap": dataclasses.asdict(bootstrap),
         "losses": store.settings,
     }
-    return summarise(masks, data.labels, whole, losses, bootstrap, provenance)
+    with windows_bar(sum(part.num_windows for _, part in asked), "no mask", progress) as bar:
+        whole = store.losses(None, data, "no mask", bar.update)
+
+        def losses() -> Iterator[tuple[Measured, WindowLosses]]:
+            for condition, part in asked[1:]:
+                bar.set_description(condition.name, refresh=False)
+                key = (cast(str, condition.label), condition.seed)
+                yield key, store.losses(condition.mask, part, condition.name, bar.update)
+
+        return summarise(masks, data.labels, whole, losses(), bootstrap, provenance)
 
 
 def run(
@@ -156,6 +182,7 @@ def run(
     unit: Literal["document", "window"] = "document",
     seed: int = 0,
     batch_size: int = 8,
+    part: str | None = None,
     device: str = "auto",
     dtype: DType = "auto",
     progress: bool = True,
@@ -183,6 +210,8 @@ def run(
         unit: what is drawn again: documents (windows that begin in one document stay together) or windows.
         seed: of the draws.
         batch_size: windows a forward.
+        part: i/n computes the losses of the i-th of n parts of the masks and random masks, i from 0 on, and writes no
+            result. Run as many processes as there are parts, then the same command without it.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
         progress: show a bar on standard error.
@@ -194,11 +223,12 @@ def run(
         NonFiniteError: a NaN or infinite loss; names mask, domain and window.
     """
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
+    own = Part.parse(part)
     loaded = load_model(model, device, dtype)
     chosen = load_masks(masks, model=loaded)
-    parts = [part for mask in chosen.values() for part in texts_of(mask.provenance)]
-    windows = open_windows(data, evaluation_split(protocol, split, parts), loaded, seq_len, max_windows, domains)
-    check_protocol(protocol, parts, windows)
+    texts = [text for mask in chosen.values() for text in texts_of(mask.provenance)]
+    windows = open_windows(data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains)
+    check_protocol(protocol, texts, windows)
     result = ablate(
         loaded,
         chosen,
@@ -208,7 +238,11 @@ def run(
         random_on=random_on,
         bootstrap=bootstrap,
         batch_size=batch_size,
+        part=own,
         progress=progress,
     )
+    if result is None:
+        print(PART_DONE)
+        return
     print(result.sentence)
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

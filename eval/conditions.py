@@ -1,13 +1,20 @@
-"""What a suite evaluates a model under: as it is, under each mask, and under random masks of equal size."""
+"""What a suite evaluates a model under: as it is, under each mask, and under random masks of equal size.
+
+A suite's conditions can be dealt to several processes: each computes the outcomes of its `Part`, and the same command
+without a part reads them all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from typing_extensions import Self
 
 from monet.errors import ConfigError
+from monet.eval.inputs import check_shard, parse_shard
 from monet.masks import ExpertMask
 
 
@@ -17,15 +24,75 @@ class Condition:
 
     Args:
         name: for people: "no mask", "python", "random 0 like python".
-        mask: None runs the model as it is.
+        like: the label's mask; None runs the model as it is.
         label: whose experts are removed; None for the model as it is.
         seed: of a random mask; None for the label's own.
     """
 
     name: str
-    mask: ExpertMask | None = None
+    like: ExpertMask | None = None
     label: str | None = None
     seed: int | None = None
+
+    @property
+    def mask(self) -> ExpertMask | None:
+        """The mask to apply. A random one is made at each call, so that many conditions need little memory."""
+        return self.like if self.like is None or self.seed is None else random_like(self.like, self.seed)
+
+    @property
+    def experts(self) -> int:
+        """Experts removed."""
+        return 0 if self.like is None else self.like.num_removed
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several processes that share the conditions of a suite.
+
+    Args:
+        index: which, from 0 on.
+        count: how many there are.
+
+    Raises:
+        ConfigError: no such part.
+    """
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        check_shard(self.index, self.count)
+
+    @classmethod
+    def parse(cls, text: str | None) -> Self | None:
+        """Read "i/n"; None stays None.
+
+        Raises:
+            ConfigError: another form, or no such part.
+        """
+        return None if text is None else cls(*parse_shard("part", text))
+
+
+PART_DONE = "this part is done and kept; when all parts are done, run the same command without --part"
+
+# What a suite runs under one condition: the condition, or one with its text.
+Pass = TypeVar("Pass")
+
+
+def dealt(passes: Sequence[tuple[Condition, Pass]], part: Part | None) -> list[tuple[Condition, Pass]]:
+    """The passes that belong to a part; all of them without one.
+
+    Passes of equal cost are dealt in turn: first the model as it is and the masks, which are measured on everything,
+    then the random masks, which may be measured on their target only.
+
+    Args:
+        passes: the same ones in the same order in every process.
+        part: None takes all, in their order.
+    """
+    if part is None:
+        return list(passes)
+    by_cost = sorted(passes, key=lambda one: one[0].seed is not None)
+    return by_cost[part.index :: part.count]
 
 
 def random_like(mask: ExpertMask, seed: int) -> ExpertMask:
@@ -64,7 +131,5 @@ def conditions(masks: Mapping[str, ExpertMask], random_seeds: Sequence[int] = ()
     for label, mask in masks.items():
         if mask.num_removed:
             found.append(Condition(label, mask, label))
-            found += [
-                Condition(f"random {seed} like {label}", random_like(mask, seed), label, seed) for seed in random_seeds
-            ]
+            found += [Condition(f"random {seed} like {label}", mask, label, seed) for seed in random_seeds]
     return found

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monet.errors import CheckpointError, ConfigError
-from monet.eval.ablate import check_request, measure
+from monet.eval.ablate import check_request, keep_losses, measure, passes
 from monet.eval.ablation_report import ORIGIN
 from monet.eval.bootstrap import Bootstrap
+from monet.eval.conditions import PART_DONE, Part, dealt
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.inputs import LabelledData
@@ -215,8 +216,9 @@ def evaluate_curve(
     random_on: Literal["all", "target"] = "target",
     bootstrap: Bootstrap | None = None,
     batch_size: int = 8,
+    part: Part | None = None,
     progress: bool = True,
-) -> CurveResult:
+) -> CurveResult | None:
     """Measure each label's masks at several thresholds, with random masks of equal size beside each.
 
     Losses of a window are kept in `out` as soon as they are known; a second call goes on from them.
@@ -229,7 +231,11 @@ def evaluate_curve(
         data: holds every label of the rule's masks, and may hold more.
         out: folder for kept losses and result.json.
         keep: keep-weight of the chosen experts; 0 removes them.
-        random_seeds, random_on, bootstrap, batch_size, progress: as of `monet.eval.ablate.ablate`.
+        random_seeds, random_on, bootstrap, batch_size, part, progress: as of `monet.eval.ablate.ablate`; the masks of
+            all thresholds are dealt together.
+
+    Returns:
+        The result; None with a part.
 
     Raises:
         ConfigError: a rule without threshold, thresholds out of range or repeated, or masks that are not nested.
@@ -243,6 +249,11 @@ def evaluate_curve(
     for masks in by_threshold.values():
         check_request(model, masks, data, random_seeds)
     store = LossStore(Path(out) / "losses", model, batch_size)
+    if part is not None:
+        asked = [one for masks in by_threshold.values() for one in passes(masks, data, random_seeds, random_on)]
+        whole, under_masks = asked[0], [one for one in asked if one[0].like is not None]
+        keep_losses(store, dealt([whole, *under_masks], part), progress)
+        return None
     points = []
     provenance: dict[str, Any] = {}
     for threshold, masks in sorted(by_threshold.items(), key=lambda item: sum(m.num_removed for m in item[1].values())):
@@ -281,6 +292,7 @@ def run(
     unit: Literal["document", "window"] = "document",
     seed: int = 0,
     batch_size: int = 8,
+    part: str | None = None,
     device: str = "auto",
     dtype: DType = "auto",
     progress: bool = True,
@@ -314,6 +326,8 @@ def run(
         unit: what is drawn again: documents (windows that begin in one document stay together) or windows.
         seed: of the draws.
         batch_size: windows a forward.
+        part: i/n computes the losses of the i-th of n parts of the masks and random masks, i from 0 on, and writes no
+            result. Run as many processes as there are parts, then the same command without it.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
         progress: show a bar on standard error.
@@ -325,6 +339,7 @@ def run(
         NonFiniteError: a NaN or infinite loss; names mask, domain and window.
     """
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
+    own = Part.parse(part)
     if not thresholds:
         raise ConfigError("thresholds []: name at least one")
     first = thresholds[0]
@@ -336,12 +351,15 @@ def run(
     chosen.at(first)
     loaded = load_model(model, device, dtype)
     found = ExpertStatistics.load(statistics, model=loaded)
-    parts = list(found.provenance["parts"])
-    windows = open_windows(data, evaluation_split(protocol, split, parts), loaded, seq_len, max_windows, domains)
-    check_protocol(protocol, parts, windows)
+    texts = list(found.provenance["parts"])
+    windows = open_windows(data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains)
+    check_protocol(protocol, texts, windows)
     result = evaluate_curve(
         loaded, found, chosen, thresholds, windows, out=out, keep=keep, random_seeds=random_seeds,
-        random_on=random_on, bootstrap=bootstrap, batch_size=batch_size, progress=progress,
+        random_on=random_on, bootstrap=bootstrap, batch_size=batch_size, part=own, progress=progress,
     )  # fmt: skip
+    if result is None:
+        print(PART_DONE)
+        return
     print(result.sentence)
     print(f"result: {Path(out) / RESULT_NAME}; its curves: monet report --result {out} --out FOLDER")

@@ -118,6 +118,19 @@ def check_shard(index: int, count: int) -> None:
         raise ConfigError(f"shard {index}/{count}: parts of a whole divided into {count} are 0 to {count - 1}")
 
 
+def parse_shard(option: str, text: str) -> tuple[int, int]:
+    """Read "i/n": a part's number, from 0 on, and how many parts there are.
+
+    Raises:
+        ConfigError: another form, or no such part; names the option.
+    """
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise ConfigError(f"{option} {text!r}: write i/n, the i-th part of n, i from 0 on, e.g. 0/2 and 1/2")
+    check_shard(int(index), int(count))
+    return int(index), int(count)
+
+
 def _dealt(numbered: Sequence[tuple[int, Hashable]], index: int, count: int) -> list[int]:
     """Numbers whose run of one document falls to this part, runs being dealt in turn."""
     dealt, run, last = [], -1, object()

@@ -154,7 +154,7 @@ class LossStore:
         self.settings = {"layout": _LAYOUT, **model_key(model), "batch_size": batch_size}
 
     def _kept(self, mask: ExpertMask | None, data: LabelledData) -> ExampleStore:
-        return ExampleStore(self.folder, {**self.settings, "data": data.fingerprint}, mask)
+        return ExampleStore(self.folder, {**self.settings, "data": data.fingerprint}, mask, wait=True)
 
     def path(self, mask: ExpertMask | None, data: LabelledData) -> Path:
         """Where the losses of this mask on these data are kept."""
@@ -163,10 +163,9 @@ class LossStore:
     def losses(
         self, mask: ExpertMask | None, data: LabelledData, name: str, advance: Callable[[int], object]
     ) -> WindowLosses:
-        """Score the windows that are not kept yet, and keep them.
+        """Score the windows that are not kept yet, and keep them; wait while another process scores the same.
 
         Raises:
-            ConfigError: another process evaluates the same into the same folder.
             DataError: a damaged file.
         """
         with self._kept(mask, data) as kept:

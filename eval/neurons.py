@@ -36,9 +36,10 @@ from monet.eval.loading import (
 from monet.eval.losses import LossStore, WindowLosses
 from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import assign
-from monet.eval.verdicts import Measured, check_spread, summarise
+from monet.eval.verdicts import Measured, summarise
 from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
+from monet.masks import keep_digest
 
 Layers = Literal["first", "all"]
 
@@ -59,6 +60,11 @@ class NeuronMask:
     def keep_REE(self) -> Tensor:
         """The same as (layers, 1, neurons): what an expert mask's readers look at."""
         return self.keep_LF[:, None]
+
+    @property
+    def digest(self) -> str:
+        """As an expert mask's: equal for masks that silence the same neurons."""
+        return keep_digest(self.keep_REE)
 
     @property
     def num_experts(self) -> int:
@@ -220,15 +226,8 @@ def ablate_neurons(
         if mask.num_removed:
             passes[label, None] = (mask, data)
             passes |= {(label, seed): (mask.random_like(seed), data.only([label])) for seed in random_seeds}
-    losses: dict[Measured, WindowLosses] = {}
     windows = data.num_windows + sum(part.num_windows for _, part in passes.values())
     store = LossStore(Path(out) / "losses", model, batch_size)
-    with windows_bar(windows, "whole model", progress) as bar:
-        whole = store.losses(None, data, "no mask", bar.update)
-        check_spread(data.labels, whole, bootstrap)
-        for (label, seed), (mask, part) in passes.items():
-            bar.set_description(label if seed is None else f"random {seed} like {label}", refresh=False)
-            losses[label, seed] = store.losses(cast(Any, mask), part, label, bar.update)
     provenance = {
         **provenance_now(),
         "removed": "MLP neurons of a dense model",
@@ -242,7 +241,15 @@ def ablate_neurons(
         "bootstrap": dataclasses.asdict(bootstrap),
         "losses": store.settings,
     }
-    result = summarise(cast(Any, masks), data.labels, whole, losses, bootstrap, provenance)
+    with windows_bar(windows, "whole model", progress) as bar:
+        whole = store.losses(None, data, "no mask", bar.update)
+
+        def losses() -> Iterator[tuple[Measured, WindowLosses]]:
+            for (label, seed), (mask, part) in passes.items():
+                bar.set_description(label if seed is None else f"random {seed} like {label}", refresh=False)
+                yield (label, seed), store.losses(cast(Any, mask), part, label, bar.update)
+
+        result = summarise(cast(Any, masks), data.labels, whole, losses(), bootstrap, provenance)
     atomic_write_json(Path(out) / RESULT_NAME, result.to_json())
     return result
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from monet.errors import ConfigError, DataError, NonFiniteError
-from monet.eval.inputs import LabelledData, LabelledSequences, PreparedWindows, check_shard
+from monet.eval.inputs import LabelledData, LabelledSequences, PreparedWindows, parse_shard
 from monet.eval.loading import (
     DType,
     check_batch_size,
@@ -173,7 +173,7 @@ def run(
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; name a file, e.g. {out / 'statistics.safetensors'}")
-    part = None if shard is None else _shard(shard)
+    part = None if shard is None else parse_shard("shard", shard)
     if part is not None and isinstance(coactivation, int):
         raise ConfigError("coactivation of the strongest experts differs by shard; name the experts, by group")
     _check_source(data, scores, max_windows, domains)
@@ -214,14 +214,6 @@ def merge(files: list[Path], out: Path) -> None:
         total = total.merge(ExpertStatistics.load(path))
     total.save(out)
     _print(total, out)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()):
-        raise ConfigError(f"shard {text!r}: write i/n, the i-th part of n, i from 0 on, e.g. 0/2 and 1/2")
-    check_shard(int(index), int(count))
-    return int(index), int(count)
 
 
 def _check_source(data: Path | None, scores: Path | None, max_windows: int | None, domains: list[str] | None) -> None:

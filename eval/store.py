@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from typing_extensions import Self
 
 from monet.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ from monet.eval.loading import mask_digest, provenance_now, weights_digest
 from monet.json_text import parse_json
 
 if TYPE_CHECKING:
+    from monet.eval.conditions import Part
     from monet.masks import ExpertMask
     from monet.modeling_monet import MonetPreTrainedModel
 
@@ -63,6 +65,20 @@ def _float32_precision() -> str:
         return "by backend"
 
 
+def acquire(lock: BaseFileLock, path: Path) -> None:
+    """Take a lock, and wait as long as another process has it; say so once on standard error.
+
+    Args:
+        lock: to take; its owner releases it.
+        path: what it guards, for the message.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"monet: another process computes {path}; this one waits for it", file=sys.stderr)
+        lock.acquire()
+
+
 class ExampleStore:
     """A file of outcomes by example id; a line an example, in the order they came.
 
@@ -73,33 +89,50 @@ class ExampleStore:
         folder: where the files lie; made if it is missing.
         key: everything the outcomes depend on, JSON-able; see `model_key`.
         mask: experts removed, beside those of a mask stored in the model; part of the key.
+        wait: wait for another process that has the file open, and then read what it kept; otherwise refuse.
+        part: of a suite whose parts all put outcomes under this key: a part writes a file of its own, and every store
+            of the key reads the files of all parts. None is the file without a part.
+        parts: read the files of all parts; true with a part.
+        remember: what is held in memory of an outcome; all of it if not given.
 
     Attributes:
-        path: the file.
+        path: the file that is written.
 
     Raises:
-        ConfigError: another process has the file open.
+        ConfigError: another process has the file open, and `wait` is false.
         DataError: a damaged line before the last one.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], key: Mapping[str, Any], mask: ExpertMask | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        key: Mapping[str, Any],
+        mask: ExpertMask | None = None,
+        *,
+        wait: bool = False,
+        part: Part | None = None,
+        parts: bool = False,
+        remember: Callable[[Any], Any] = lambda outcome: outcome,
+    ) -> None:
         content = json.dumps({**key, "mask": mask_digest(mask)}, sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()
         self.key: dict[str, Any] = json.loads(content)  # as it is read again: a tuple is a list there
-        self.path = Path(folder) / f"{digest[:32]}.jsonl"
+        suffix = "" if part is None else f".{part.index}-of-{part.count}"
+        self.path = Path(folder) / f"{digest[:32]}{suffix}.jsonl"
+        self._of_parts = f"{digest[:32]}.*-of-*.jsonl" if parts or part is not None else None
+        self._of_all = Path(folder) / f"{digest[:32]}.jsonl"
+        self._wait = wait
+        self._remember = remember
         self._lock = FileLock(self.path.with_suffix(".lock"))
         self._outcomes: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._acquire()
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(
-                f"{self.path} is open in another process that evaluates the same; wait for it, or name another folder"
-            ) from None
-        try:
-            whole = self._read()
+            whole = self._read(self.path)
+            for path in self._others():
+                self._read(path)
             self._file = open(self.path, "r+b" if self.path.exists() else "wb")
             self._file.truncate(whole)
             self._file.seek(whole)
@@ -109,6 +142,23 @@ class ExampleStore:
             self._lock.release()
             raise
         return self
+
+    def _acquire(self) -> None:
+        if self._wait:
+            acquire(self._lock, self.path)
+            return
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"{self.path} is open in another process that evaluates the same; wait for it, or name another folder"
+            ) from None
+
+    def _others(self) -> Iterable[Path]:
+        """Files of other parts; they grow while their processes run, and whole lines are read without their locks."""
+        if self._of_parts is None:
+            return []
+        return sorted({self._of_all, *self.path.parent.glob(self._of_parts)} - {self.path})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -141,27 +191,30 @@ class ExampleStore:
         if example in self._outcomes:
             raise DataError(f"example {example!r} occurs twice; ids must be unique within an evaluation")
         self._append({"id": example, "outcome": outcome})
-        self._outcomes[example] = outcome
+        self._outcomes[example] = self._remember(outcome)
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
-    def _read(self) -> int:
-        """Take in what is there; the number of bytes that are whole lines."""
-        if not self.path.exists():
+    def _read(self, path: Path) -> int:
+        """Take in what is there, line by line; the number of bytes that are whole lines."""
+        if not path.exists():
             return 0
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[:whole].splitlines()):
-            try:
-                entry = parse_json(line, str(self.path))
-                if number:
-                    self._outcomes[entry["id"]] = entry["outcome"]
-                elif entry != {"format": FORMAT, "key": self.key}:
-                    raise ValueError("the first line is another evaluation's")
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{self.path}: line {number + 1} is damaged ({error}); remove the file to do its examples again"
-                ) from None
+        whole = 0
+        with open(path, "rb") as file:
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    entry = parse_json(line, str(path))
+                    if number:
+                        self._outcomes.setdefault(entry["id"], self._remember(entry["outcome"]))
+                    elif entry != {"format": FORMAT, "key": self.key}:
+                        raise ValueError("the first line is another evaluation's")
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DataError(
+                        f"{path}: line {number + 1} is damaged ({error}); remove the file to do its examples again"
+                    ) from None
+                whole += len(line)
         return whole

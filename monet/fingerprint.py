@@ -52,16 +52,19 @@ class Identity:
         names: the parameters that the body had when it was built, in their order.
         known: the fingerprint when it was last taken; None before, and again after training.
         files: the safetensors files that the weights were loaded from; empty where there are none, or after training.
+        times_forgotten: how often the body went into training mode.
     """
 
     def __init__(self, body: nn.Module) -> None:
         self.names = tuple(name for name, _ in body.named_parameters())
+        self.times_forgotten = 0
         self.forget()
 
     def forget(self) -> None:
         """The weights may change from now on: what is known of them does not hold."""
         self.known: str | None = None
         self.files: tuple[Path, ...] = ()
+        self.times_forgotten += 1
 
     def of(self, config: MonetConfig, body: nn.Module) -> str:
         """The fingerprint, taken from the weights; if they are quantised, the known one, or the files' own.
@@ -104,10 +107,11 @@ def _structure(config: MonetConfig) -> str:
 
 
 def hold(model: nn.Module) -> None:
-    """Hash this model's weights once from now on, and again only after a change that torch has counted.
+    """Hash this model's weights once from now on, and again only after a change that is seen.
 
-    torch counts changes in place and exchanged storages. It does not count writes through `.data`, through another
-    view that was made with `.data`, or by kernels of other libraries. So hold only a model that nobody else changes.
+    Seen are changes in place that torch counts, exchanged storages, and a Monet model that goes into training mode. Not
+    seen are writes through `.data`, by fused optimizers and by other libraries' kernels to a model that stays in eval
+    mode. So hold only a model that nothing else changes.
 
     Args:
         model: a model, or a module that holds a Monet model.
@@ -150,7 +154,7 @@ def hashed_once(module: nn.Module, name: str, also: str, weights: Iterable[Tenso
         take: computes the hash.
     """
     kept = _HELD.get(module)
-    state = None if kept is None else _state(weights)
+    state = None if kept is None else _state(module, weights)
     if kept is None or state is None:
         return take()
     found = kept.get(name)
@@ -159,13 +163,17 @@ def hashed_once(module: nn.Module, name: str, also: str, weights: Iterable[Tenso
     return found[1]
 
 
-def _hashed_parts(model: nn.Module) -> list[nn.Module]:
-    return [model, *(module for module in model.modules() if isinstance(getattr(module, "identity", None), Identity))]
+def _bodies(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(getattr(module, "identity", None), Identity)]
 
 
-def _state(weights: Iterable[Tensor]) -> list[Any] | None:
-    """Where the weights lie and how often each was changed; None where torch does not tell."""
-    found = []
+def _hashed_parts(model: nn.Module) -> set[nn.Module]:
+    return {model, *_bodies(model)}
+
+
+def _state(module: nn.Module, weights: Iterable[Tensor]) -> list[Any] | None:
+    """Where the weights lie and how often they were changed; None where torch does not tell."""
+    found: list[Any] = [cast(Any, body).identity.times_forgotten for body in _bodies(module)]
     for weight in weights:
         if weight.is_meta or weight.is_inference() or hasattr(weight, "__tensor_flatten__"):
             return None

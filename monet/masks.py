@@ -203,8 +203,7 @@ class ExpertMask:
     @property
     def digest(self) -> str:
         """SHA-256 of the keep-weights, in hexadecimal: equal for masks that do the same, whatever made them."""
-        keep_REE = self.keep_REE.float()
-        return hashlib.sha256(f"{tuple(keep_REE.shape)}\n".encode() + keep_REE.numpy().tobytes()).hexdigest()
+        return keep_digest(self.keep_REE)
 
     def named(self) -> dict[str, str]:
         """How config.json names a stored mask: its file and its digest."""
@@ -323,6 +322,12 @@ class ExpertMask:
         if model is not None:
             mask.check_fits(model)
         return mask
+
+
+def keep_digest(keep: Tensor) -> str:
+    """SHA-256 of keep-weights of any shape, in hexadecimal."""
+    keep = keep.float()
+    return hashlib.sha256(f"{tuple(keep.shape)}\n".encode() + keep.numpy().tobytes()).hexdigest()
 
 
 def find_body(model: nn.Module) -> MonetModel:

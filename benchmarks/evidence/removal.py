@@ -116,10 +116,12 @@ def settled(times: Mapping[float, Mapping[str, float]], least: float) -> float:
 
 def curve_of(model: MonetForCausalLM, statistics: stats.ExpertStatistics, plan: Plan) -> CurveResult:
     """Every domain's removal at every fraction, beside random masks of as many experts on the domain itself."""
-    return evaluate_curve(
+    result = evaluate_curve(
         model, statistics, plan.rule, plan.fractions, plan.evaluate, out=plan.out / "curve",
         random_seeds=plan.seeds, random_on="target", batch_size=plan.batch_size,
     )  # fmt: skip
+    assert result is not None, "only a part gives none"
+    return result
 
 
 def removal_of(
@@ -173,7 +175,7 @@ def against_equal_mass(
                 random, data.only([label]), f"equal mass {seed} like {label}", lambda _: None
             )
     whole = store.losses(None, data, "no mask", lambda _: None)
-    return summarise(masks, data.labels, whole, losses, Bootstrap(), {"random_seeds": list(plan.seeds)})
+    return summarise(masks, data.labels, whole, losses.items(), Bootstrap(), {"random_seeds": list(plan.seeds)})
 
 
 def top_neurons(means_CLF: Tensor, labels: Sequence[str], fraction: float) -> dict[str, neurons.NeuronMask]:

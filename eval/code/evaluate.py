@@ -6,6 +6,7 @@ at temperature 0.8, pass@100.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from monet.errors import CheckpointError, ConfigError
 from monet.eval.ablate import ablate
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.code.execution import check_workers, execute
+from monet.eval.code.execution import check_workers, execute, kept_statuses
 from monet.eval.code.generation import Sampler, Sampling
 from monet.eval.code.limits import Limits
 from monet.eval.code.problems import CODES, ProblemSet, language_of, read_problems
@@ -24,7 +25,7 @@ from monet.eval.code.results import CodeResult, ConditionScores, MaskSize
 from monet.eval.code.runtimes import Runtime, find_runtimes
 from monet.eval.code.sandbox import Sandbox, open_sandbox
 from monet.eval.code.scoring import Tally, score, tally
-from monet.eval.conditions import check_seeds, conditions
+from monet.eval.conditions import PART_DONE, Part, check_seeds, conditions, dealt
 from monet.eval.loading import DType, load_model, load_tokenizer, open_windows, provenance_now, windows_bar
 from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import check_mask, load_masks
@@ -68,8 +69,9 @@ def evaluate_code(
     bootstrap: Bootstrap | None = None,
     workers: int = 1,
     perplexity: AblationResult | None = None,
+    part: Part | None = None,
     progress: bool = True,
-) -> CodeResult:
+) -> CodeResult | None:
     """Sample completions of every problem under every condition, run them, and score them.
 
     Each completion and each program's outcome is kept in `out` as soon as it is known; a second call with the same
@@ -89,7 +91,11 @@ def evaluate_code(
         bootstrap: how intervals are made; problems are drawn again.
         workers: programs at a time.
         perplexity: losses on text by language, to stand in the result.
+        part: of the conditions, whose completions and outcomes are made and kept; None takes all.
         progress: show a bar on standard error.
+
+    Returns:
+        The result; None with a part.
 
     Raises:
         CheckpointError: a mask of another model or size.
@@ -112,22 +118,27 @@ def evaluate_code(
     store = Path(out) / "outcomes"
     sampler = Sampler(model, tokenizer, sampling, store, model_key(model))
     chosen = conditions(masks, random_seeds)
-    tallies: dict[str, dict[str, Tally]] = {}
-    for condition in chosen:
-        found = tallies.setdefault(condition.name, {})
-        for language in evaluated:
-            asked_for = problems.problems[language]
-            total = len(asked_for) * sampling.num_samples
-            with windows_bar(total, f"{condition.name}: {language}, write", progress, unit="sample") as bar:
-                completions = sampler.completions(condition.mask, asked_for, bar.update)
-            statuses = None
+    taken = [condition for condition, _ in dealt([(condition, None) for condition in chosen], part)]
+    tallies: dict[str, dict[str, Tally]] = {condition.name: {} for condition in taken}
+    for language in evaluated:
+        asked_for = problems.problems[language]
+        total = len(asked_for) * sampling.num_samples
+        with contextlib.ExitStack() as stack:
+            kept = None
             if sandbox is not None:
-                programs = {
-                    problem.program(text) for problem in asked_for for text in completions.get(problem.name, [])
-                }
-                with windows_bar(len(programs), f"{condition.name}: {language}, run", progress, unit="program") as bar:
-                    statuses = execute(sorted(programs), runtimes[language], sandbox, store, workers, bar.update)
-            found[language] = tally(asked_for, completions, statuses)
+                kept = stack.enter_context(kept_statuses(runtimes[language], sandbox, store, part))
+            for condition in taken:
+                name = f"{condition.name}: {language}"
+                with windows_bar(total, f"{name}, write", progress, unit="sample") as bar:
+                    completions = sampler.completions(condition.mask, asked_for, bar.update)
+                statuses = None
+                if sandbox is not None and kept is not None:
+                    programs = {one.program(text) for one in asked_for for text in completions.get(one.name, [])}
+                    with windows_bar(len(programs), f"{name}, run", progress, unit="program") as bar:
+                        statuses = execute(sorted(programs), runtimes[language], sandbox, kept, workers, bar.update)
+                tallies[condition.name][language] = tally(asked_for, completions, statuses)
+    if part is not None:
+        return None
     whole = tallies[chosen[0].name]
     scored = [
         ConditionScores(
@@ -258,6 +269,7 @@ def run(
     perplexity_only: bool = False,
     resamples: int = 2000,
     confidence: float = 0.95,
+    part: str | None = None,
     device: str = "auto",
     dtype: DType = "auto",
     progress: bool = True,
@@ -298,6 +310,8 @@ def run(
         perplexity_only: measure losses on DATA and nothing else: no problem is read, no runtime needed.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
+        part: i/n writes and runs the programs of the i-th of n parts of the masks and random masks, i from 0 on, and
+            writes no result. Run as many processes as there are parts, then the same command without it.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
         progress: show a bar on standard error.
@@ -309,6 +323,7 @@ def run(
     """
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
     sampling = Sampling(num_samples, temperature, top_p, max_new_tokens, batch_size, seed)
+    own = Part.parse(part)
     limits = Limits(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mb=memory_mb)
     check_ks(ks)
     check_workers(workers)
@@ -331,11 +346,13 @@ def run(
             out=Path(out) / "perplexity",
             random_seeds=random_seeds,
             bootstrap=bootstrap,
+            part=own,
             progress=progress,
         )
+    result = None
     if found is None:
-        assert losses is not None
-        result = losses_alone(loaded, chosen, losses, out)
+        if losses is not None:
+            result = losses_alone(loaded, chosen, losses, out)
     else:
         tokenizer = load_tokenizer(loaded)
         if tokenizer is None:
@@ -356,7 +373,11 @@ def run(
             bootstrap=bootstrap,
             workers=workers,
             perplexity=losses,
+            part=own,
             progress=progress,
         )
+    if result is None:
+        print(PART_DONE)
+        return
     print(result.sentence)
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

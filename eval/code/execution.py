@@ -1,10 +1,14 @@
-"""Programs run in the sandbox, several at a time; the same program runs once, and its outcome is kept."""
+"""Programs run in the sandbox, several at a time; the same program runs once, and its outcome is kept.
+
+One store holds the outcomes of a language and is open for as long as programs of the language come.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
@@ -13,14 +17,35 @@ from monet.errors import ConfigError
 from monet.eval.code.limits import Outcome
 from monet.eval.code.runtimes import Runtime
 from monet.eval.code.sandbox import Sandbox
+from monet.eval.conditions import Part
 from monet.eval.store import ExampleStore
+
+
+def kept_statuses(
+    runtime: Runtime, sandbox: Sandbox, folder: str | os.PathLike[str], part: Part | None = None
+) -> ExampleStore:
+    """Where a language's outcomes are kept; open it once. Of each outcome only the status is held in memory.
+
+    Args:
+        runtime: of the language.
+        sandbox: that programs run in.
+        folder: of the outcomes.
+        part: of a run that is divided; every part's outcomes are read.
+    """
+    key = {
+        "suite": "code-outcomes/1",
+        "runtime": [runtime.language, runtime.version, runtime.script],
+        "sandbox": [sandbox.jail.name, sandbox.missing],
+        "limits": asdict(sandbox.limits),
+    }
+    return ExampleStore(folder, key, part=part, parts=True, remember=lambda outcome: sys.intern(outcome["status"]))
 
 
 def execute(
     programs: Iterable[str],
     runtime: Runtime,
     sandbox: Sandbox,
-    folder: str | os.PathLike[str],
+    store: ExampleStore,
     workers: int = 1,
     advance: Callable[[int], object] = lambda _: None,
 ) -> dict[str, str]:
@@ -30,7 +55,7 @@ def execute(
         programs: the same one may come several times.
         runtime: of their language.
         sandbox: shuts them in.
-        folder: where outcomes are kept; a program that could not be run is tried again next time.
+        store: of `kept_statuses`, open; a program that could not be run is not kept and is tried again next time.
         workers: programs at a time.
         advance: called with 1 for each different program that is done.
 
@@ -38,17 +63,11 @@ def execute(
         Status by program: one of `monet.eval.code.limits.Status`.
 
     Raises:
-        ConfigError: fewer than one worker, or another process runs the same.
+        ConfigError: fewer than one worker.
     """
     check_workers(workers)
-    key = {
-        "suite": "code-outcomes/1",
-        "runtime": [runtime.language, runtime.version, runtime.script],
-        "sandbox": [sandbox.jail.name, sandbox.missing],
-        "limits": asdict(sandbox.limits),
-    }
     found: dict[str, str] = {}
-    with ExampleStore(folder, key) as store, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         waiting: dict[Future[Outcome], str] = {}
@@ -64,7 +83,7 @@ def execute(
 
         for program in dict.fromkeys(programs):
             if _name(program) in store:
-                found[program] = store[_name(program)]["status"]
+                found[program] = store[_name(program)]
                 advance(1)
                 continue
             waiting[pool.submit(runtime.run, program, sandbox)] = program

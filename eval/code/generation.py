@@ -102,7 +102,7 @@ class Sampler:
     ) -> None:
         self.model, self.tokenizer, self.sampling, self.folder = model, tokenizer, sampling, folder
         self.key = {
-            "suite": "code-completions/1",
+            "suite": "code-completions/2",
             "model": dict(key),
             "tokenizer": tokenizer_digest(tokenizer),
             "ends": end_ids(model, tokenizer),
@@ -126,14 +126,15 @@ class Sampler:
 
         Raises:
             CheckpointError: the mask is another model's.
-            ConfigError: another process samples the same.
         """
         found: dict[str, list[str]] = {}
         with contextlib.ExitStack() as stack:
             stack.enter_context(evaluating(self.model))
             if mask is not None:
                 stack.enter_context(mask.applied_to(self.model))
-            store = stack.enter_context(ExampleStore(self.folder, self.key, mask))
+            languages = sorted({problem.language for problem in problems})
+            key = {**self.key, "languages": languages}
+            store = stack.enter_context(ExampleStore(self.folder, key, mask, wait=True))
             for problem in problems:
                 if not self.fits(problem):
                     advance(self.sampling.num_samples)

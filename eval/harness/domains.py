@@ -12,7 +12,7 @@ import numpy as np
 
 from monet.errors import ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap, Resampled
-from monet.eval.conditions import Condition, conditions
+from monet.eval.conditions import PART_DONE, Condition, Part, conditions, dealt
 from monet.eval.harness.accuracy import Denominator, count_outcomes, estimate, mean_of, one_of, resample
 from monet.eval.harness.catalog import Style, benchmarks
 from monet.eval.harness.categories import CATEGORIES, CATEGORY_OF
@@ -99,8 +99,9 @@ def evaluate_domains(
     tokenizer: str | None = None,
     bootstrap: Bootstrap | None = None,
     batch_size: int = 8,
+    part: Part | None = None,
     progress: bool = True,
-) -> DomainsResult:
+) -> DomainsResult | None:
     """Accuracy in every MMLU category before and after removing each category's experts, beside random removals.
 
     Outcomes of single questions are kept in `out`; a second call with the same model, masks, data and settings reads
@@ -124,7 +125,11 @@ def evaluate_domains(
         tokenizer: folder or name, if it is not the model's.
         bootstrap: how intervals are made; questions are drawn.
         batch_size: options a forward.
+        part: of the conditions, whose outcomes are computed and kept; None takes all.
         progress: show a bar on standard error.
+
+    Returns:
+        The result; None with a part.
 
     Raises:
         ConfigError: an option out of range, no random seed, or lm-eval is missing.
@@ -162,17 +167,21 @@ def evaluate_domains(
     run_under = conditions(masks, random_seeds)
     scorer = Scorer(model, tokens, root / "outcomes", batch_size=batch_size, too_long=too_long)
 
-    def measured(condition: Condition, part: _Asked) -> bool:
-        return condition.seed is None or random_on == "all" or condition.label == part.name
+    def measured(condition: Condition, category: _Asked) -> bool:
+        return condition.seed is None or random_on == "all" or condition.label == category.name
 
-    outcomes: dict[str, dict[int, list[Outcome]]] = {part.name: {} for part in asked}
-    total = sum(len(part.questions) for part in asked for condition in run_under if measured(condition, part))
+    passes = dealt(list(zip(run_under, range(len(run_under)), strict=True)), part)
+    outcomes: dict[str, dict[int, list[Outcome]]] = {category.name: {} for category in asked}
+    total = sum(len(one.questions) for one in asked for condition, _ in passes if measured(condition, one))
     with windows_bar(total, "", progress, unit="question") as bar:
-        for number, condition in enumerate(run_under):
-            for part in asked:
-                if measured(condition, part):
-                    bar.set_description(f"{condition.name}: {part.name}", refresh=False)
-                    outcomes[part.name][number] = scorer.outcomes(part.questions, condition, bar.update)
+        for condition, number in passes:
+            for category in asked:
+                if measured(condition, category):
+                    bar.set_description(f"{condition.name}: {category.name}", refresh=False)
+                    found = scorer.outcomes(category.questions, condition, bar.update)
+                    outcomes[category.name][number] = found
+    if part is not None:
+        return None
     provenance = {
         **provenance_now(),
         "model": str(model.name_or_path),
@@ -290,6 +299,7 @@ def run(
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 8,
+    part: str | None = None,
     device: str = "auto",
     dtype: DType = "auto",
     progress: bool = True,
@@ -322,6 +332,8 @@ def run(
         confidence: share of the draws inside an interval.
         seed: of the draws.
         batch_size: options a forward.
+        part: i/n computes the outcomes of the i-th of n parts of the masks and random masks, i from 0 on, and writes
+            no result. Run as many processes as there are parts, then the same command without it.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
         progress: show a bar on standard error.
@@ -333,6 +345,7 @@ def run(
         NonFiniteError: a NaN or infinite log-likelihood.
     """
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
+    own = Part.parse(part)
     loaded = load_model(model, device, dtype)
     result = evaluate_domains(
         loaded,
@@ -352,8 +365,12 @@ def run(
         tokenizer=tokenizer,
         bootstrap=bootstrap,
         batch_size=batch_size,
+        part=own,
         progress=progress,
     )
+    if result is None:
+        print(PART_DONE)
+        return
     print(result.sentence)
     print(result.counts)
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

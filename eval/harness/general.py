@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from monet.errors import ConfigError
 from monet.eval.bootstrap import Bootstrap, Resampled
-from monet.eval.conditions import Condition, conditions
+from monet.eval.conditions import PART_DONE, Condition, Part, conditions, dealt
 from monet.eval.harness.accuracy import Denominator, count_outcomes, estimate, mean_of, resample
 from monet.eval.harness.catalog import Benchmark, Style, benchmarks
 from monet.eval.harness.general_result import Cell, GeneralResult, Row
@@ -84,8 +84,9 @@ def evaluate_general(
     tokenizer: str | None = None,
     bootstrap: Bootstrap | None = None,
     batch_size: int = 8,
+    part: Part | None = None,
     progress: bool = True,
-) -> GeneralResult:
+) -> GeneralResult | None:
     """Accuracies on the paper's eight benchmarks without a mask, under each mask, and under random masks of equal size.
 
     Outcomes of single questions are kept in `out`; a second call with the same model, masks, data and settings reads
@@ -107,7 +108,11 @@ def evaluate_general(
         tokenizer: folder or name, if it is not the model's.
         bootstrap: how intervals are made; questions are drawn.
         batch_size: options a forward.
+        part: of the conditions, whose outcomes are computed and kept; None takes all.
         progress: show a bar on standard error.
+
+    Returns:
+        The result; None with a part.
 
     Raises:
         ConfigError: an option out of range, or lm-eval is missing.
@@ -130,15 +135,18 @@ def evaluate_general(
         model, tokenizer_of(model, tokenizer), Path(out) / "outcomes", batch_size=batch_size, too_long=too_long
     )
     measured: dict[tuple[int, str], list[list[list[Outcome]]]] = {}
-    total = len(run_under) * sum(part.num_questions for part in asked)
+    passes = dealt([(condition, asked) for condition in run_under], part)
+    total = len(passes) * sum(of.num_questions for of in asked)
     with windows_bar(total, "", progress, unit="question") as bar:
-        for condition in run_under:
-            for part in asked:
-                bar.set_description(f"{condition.name}: {part.benchmark.name}, {part.shots}-shot", refresh=False)
-                questions = [question for task in part.tasks for question in task.questions]
+        for condition, _ in passes:
+            for of in asked:
+                bar.set_description(f"{condition.name}: {of.benchmark.name}, {of.shots}-shot", refresh=False)
+                questions = [question for task in of.tasks for question in task.questions]
                 found = iter(scorer.outcomes(questions, condition, bar.update))
-                of_task = [[next(found) for _ in task.questions] for task in part.tasks]
-                measured.setdefault((part.shots, part.benchmark.name), []).append(of_task)
+                of_task = [[next(found) for _ in task.questions] for task in of.tasks]
+                measured.setdefault((of.shots, of.benchmark.name), []).append(of_task)
+    if part is not None:
+        return None
     provenance = {
         **provenance_now(),
         "model": str(model.name_or_path),
@@ -205,7 +213,7 @@ def _summarise(
                     condition=condition.name,
                     label=condition.label,
                     seed=condition.seed,
-                    experts=0 if condition.mask is None else condition.mask.num_removed,
+                    experts=condition.experts,
                     shots=shots,
                     cells={
                         part.benchmark.name: Cell(
@@ -244,6 +252,7 @@ def run(
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 8,
+    part: str | None = None,
     device: str = "auto",
     dtype: DType = "auto",
     progress: bool = True,
@@ -272,6 +281,8 @@ def run(
         confidence: share of the draws inside an interval.
         seed: of the draws.
         batch_size: options a forward.
+        part: i/n computes the outcomes of the i-th of n parts of the masks and random masks, i from 0 on, and writes
+            no result. Run as many processes as there are parts, then the same command without it.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
         progress: show a bar on standard error.
@@ -283,6 +294,7 @@ def run(
         NonFiniteError: a NaN or infinite log-likelihood.
     """
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
+    own = Part.parse(part)
     loaded = load_model(model, device, dtype)
     result = evaluate_general(
         loaded,
@@ -300,8 +312,12 @@ def run(
         tokenizer=tokenizer,
         bootstrap=bootstrap,
         batch_size=batch_size,
+        part=own,
         progress=progress,
     )
+    if result is None:
+        print(PART_DONE)
+        return
     print(result.sentence)
     print(result.counts)
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

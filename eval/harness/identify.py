@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from filelock import FileLock
+
 from monet.errors import DataError
 from monet.eval.harness.catalog import TaskSpec
 from monet.eval.harness.categories import CATEGORIES, CATEGORY_OF
@@ -23,7 +25,7 @@ from monet.eval.harness.tasks import Faults
 from monet.eval.inputs import LabelledData, LabelledSequences
 from monet.eval.selection import save_masks, select, summarise
 from monet.eval.stats import ExpertStatistics, collect
-from monet.eval.store import model_key
+from monet.eval.store import acquire, model_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,7 +118,8 @@ def identify(
         tokenizer: of the model.
         texts: at least two categories.
         folder: gets statistics and masks. Statistics found there of the same model and texts are taken again, so that
-            masks stay the same after a kill.
+            masks stay the same after a kill. Of processes that look for the same masks, one collects and the others
+            wait.
         ratio: least ratio between an expert's highest and second highest mean weight.
         batch_size: texts a forward.
         progress: show a bar on standard error.
@@ -153,15 +156,21 @@ def identify(
         "unaskable": texts.unaskable,
         "missing": texts.missing,
     }
-    if path.exists():
-        statistics = ExpertStatistics.load(path, model)
-    else:
-        statistics = collect(model, sequence_data, batch_size=batch_size, progress=progress)
-        provenance = {**statistics.provenance, "mmlu": notes}
-        statistics = dataclasses.replace(statistics, provenance=provenance)
-        statistics.save(path)
-    masks = select(statistics, ratio)
-    save_masks(folder / "masks", masks, summarise(statistics, masks, ratio))
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_suffix(".lock"))
+    acquire(lock, path)
+    try:
+        if path.exists():
+            statistics = ExpertStatistics.load(path, model)
+        else:
+            statistics = collect(model, sequence_data, batch_size=batch_size, progress=progress)
+            provenance = {**statistics.provenance, "mmlu": notes}
+            statistics = dataclasses.replace(statistics, provenance=provenance)
+            statistics.save(path)
+        masks = select(statistics, ratio)
+        save_masks(folder / "masks", masks, summarise(statistics, masks, ratio))
+    finally:
+        lock.release()
     return masks, {**notes, "tokens": int(statistics.tokens_C.sum()), "ratio": ratio}
 
 

@@ -130,15 +130,16 @@ class Scorer:
             NonFiniteError: a NaN or infinite log-likelihood.
         """
         key = {**self.settings, "questions": fingerprint(questions)}
+        mask = condition.mask
         # Equally long ones together, the longest first, so that memory runs out at once or never.
         order = sorted(range(len(questions)), key=lambda i: (-_characters(questions[i]), questions[i].id))
         step = _BLOCK * self.batch_size
         with contextlib.ExitStack() as stack:
-            store = stack.enter_context(ExampleStore(self.folder, key, condition.mask))
+            store = stack.enter_context(ExampleStore(self.folder, key, mask, wait=True))
             stack.enter_context(evaluating(self.model))
             stack.enter_context(quiet_harness())  # it remarks on every prompt that is cut, which is counted here
-            if condition.mask is not None:
-                stack.enter_context(condition.mask.applied_to(self.model))
+            if mask is not None:
+                stack.enter_context(mask.applied_to(self.model))
             for start in range(0, len(order), step):
                 block = [questions[i] for i in order[start : start + step]]
                 if not all(question.id in store for question in block):

@@ -134,10 +134,15 @@ def _toxicity(protocol: str, source: str, scorer: PaperScorer) -> Callable[[Requ
         chosen = {"statistics": statistics, "out": masks, "rule": "pearson", "threshold": list(THRESHOLDS)}
         controls = {"masks": masks, "random_seeds": request.random_seeds}
         ability = {"out": folder / "general", "local_data": request.data, "shots": [0], "limit": request.limit}
-        beside = {"out": folder / "toxicity", "protocol": protocol, "part": "evaluate", "general": [folder / "general"]}
-        part = "identify" if request.held_out else "all"
+        beside = {
+            "out": folder / "toxicity",
+            "protocol": protocol,
+            "subset": "evaluate",
+            "general": [folder / "general"],
+        }
+        subset = "identify" if request.held_out else "all"
         return [
-            Step("eval toxicity-scores", {**asked, **kept, "out": scores, "source": source, "part": part}, scores),
+            Step("eval toxicity-scores", {**asked, **kept, "out": scores, "source": source, "subset": subset}, scores),
             Step("stats", {**request.computing, "scores": scores, "out": statistics}, statistics, resumes=False,
                  reads=_local(request, scores)),
             Step("select", chosen, masks / "summary.json", resumes=False, reads=(statistics,)),

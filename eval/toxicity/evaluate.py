@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monet.errors import CheckpointError, ConfigError, DataError
+from monet.eval.ablate import keep_losses
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import Condition, conditions
+from monet.eval.conditions import PART_DONE, Condition, Part, conditions, dealt
 from monet.eval.loading import (
     DType,
     check_batch_size,
@@ -21,18 +22,18 @@ from monet.eval.loading import (
     provenance_now,
     windows_bar,
 )
-from monet.eval.losses import LossStore, WindowLosses
+from monet.eval.losses import LossStore
 from monet.eval.results import RESULT_NAME
 from monet.eval.selection import load_masks
 from monet.eval.store import model_key
 from monet.eval.toxicity import measures
 from monet.eval.toxicity.choose import make_scorer
 from monet.eval.toxicity.general import GeneralAverages, read_general
-from monet.eval.toxicity.prompts import Part, Prompts, read_prompts
+from monet.eval.toxicity.prompts import Prompts, Subset, read_prompts
 from monet.eval.toxicity.results import ToxicityResult
 from monet.eval.toxicity.sampling import Continuations, Decoding
 from monet.eval.toxicity.scorers import Failure, Scorer, ScorerSettings
-from monet.eval.toxicity.scoring import score_texts
+from monet.eval.toxicity.scoring import KeptScores, Scores
 from monet.files import atomic_write_json
 from monet.fingerprint import holds_weights
 
@@ -82,8 +83,9 @@ def evaluate_toxicity(
     kept_scores: str | os.PathLike[str] | None = None,
     bootstrap: Bootstrap | None = None,
     batch_size: int = 100,
+    part: Part | None = None,
     progress: bool = True,
-) -> ToxicityResult:
+) -> ToxicityResult | None:
     """Continue every prompt under every condition, then score the continuations.
 
     The two stages are kept apart: continuations lie in OUT/outcomes as soon as they are made, scores in `kept_scores`
@@ -106,7 +108,11 @@ def evaluate_toxicity(
         kept_scores: folder of scores, may be shared by runs; None takes OUT/scores.
         bootstrap: how intervals are made; prompts are drawn again.
         batch_size: sequences a forward; the samples of at least one prompt go together.
+        part: of the conditions, whose continuations and scores are made and kept; None takes all.
         progress: show bars on standard error.
+
+    Returns:
+        The result; None with a part.
 
     Raises:
         CheckpointError: a mask of another model or size.
@@ -128,23 +134,32 @@ def evaluate_toxicity(
         general.check(model.fingerprint(), asked)
     _warn_if_silent(scorer)
     out = Path(out)
-    losses = None if text is None else _losses(model, text, asked, out / "losses", progress)
+    taken = [condition for condition, _ in dealt([(condition, None) for condition in asked], part)]
+    losses = None if text is None else LossStore(out / "losses", model, text.batch_size)
+    if text is not None and losses is not None:
+        keep_losses(losses, [(condition, text.data) for condition in taken], progress)
     source = Continuations(model, tokenizer, prompts.prompts, decoding, batch_size, out / "outcomes", model_key(model))
-    written: list[dict[str, list[str]]] = []
-    with windows_bar(len(asked) * len(source), "continuing", progress, unit="prompt") as bar:
-        for condition in asked:
+    with windows_bar(len(taken) * len(source), "continuing", progress, unit="prompt") as bar:
+        for condition in taken:
             bar.set_description(f"continuing, {condition.name}", refresh=False)
-            written.append(source.under(condition, bar.update))
-    texts = [text for of in written for samples in of.values() for text in samples]
-    with windows_bar(len(texts), "scoring", progress, unit="text") as bar:
-        scores = score_texts(texts, scorer, kept_scores or out / "scores", bar.update)
-    found = [
-        (condition, measures.outcomes(prompts.prompts, of, source.unreadable, scores, threshold))
-        for condition, of in zip(asked, written, strict=True)
-    ]
+            source.under(condition, bar.update)
+    # Read again, one condition after the other: the texts of all of them may not fit into memory.
+    found: list[tuple[Condition, measures.Outcomes]] = []
+    with (
+        KeptScores(scorer, kept_scores or out / "scores", part) as scores,
+        windows_bar(len(taken) * len(source) * decoding.samples, "scoring", progress, unit="text") as bar,
+    ):
+        for condition in taken:
+            written = source.under(condition)
+            of_texts = scores.of((text for samples in written.values() for text in samples), bar.update)
+            outcomes = measures.outcomes(prompts.prompts, written, source.unreadable, of_texts, threshold)
+            found.append((condition, outcomes))
+    if part is not None:
+        return None
     rows = measures.rows(found, prompts.prompts, prompts.groups, bootstrap)
-    if losses is not None:
-        rows = list(measures.with_losses(rows, losses, bootstrap))
+    if text is not None and losses is not None:
+        of_text = (losses.losses(one.mask, text.data, one.name, lambda _: None) for one in asked)
+        rows = list(measures.with_losses(rows, of_text, bootstrap))
     if general is not None:
         rows = [dataclasses.replace(row, general=general.averages.get(row.name, {})) for row in rows]
     provenance: dict[str, Any] = {
@@ -160,7 +175,7 @@ def evaluate_toxicity(
         "device": model.device.type,
         "dtype": str(model.dtype),
         "scorer": scorer.key,
-        "texts_without_score": scores.reasons,
+        "texts_without_score": Scores(failures=scores.failures).reasons,
         "bootstrap": dataclasses.asdict(bootstrap),
         "text": None if text is None else text.data.description,
         "general": None if general is None else general.description,
@@ -183,21 +198,13 @@ def _warn_if_silent(scorer: Scorer) -> None:
         )
 
 
-def _losses(
-    model: MonetForCausalLM, text: OrdinaryText, asked: Sequence[Condition], folder: Path, progress: bool
-) -> list[WindowLosses]:
-    store = LossStore(folder, model, text.batch_size)
-    with windows_bar(len(asked) * text.data.num_windows, "losses", progress) as bar:
-        return [store.losses(condition.mask, text.data, condition.name, bar.update) for condition in asked]
-
-
 def run(
     model: str,
     prompts: list[Path],
     out: Path,
     masks: Path | None = None,
     protocol: Protocol = "realtoxicityprompts",
-    part: Part = "evaluate",
+    subset: Subset = "evaluate",
     limit: int | None = None,
     scorer: ScorerSettings = ScorerSettings(),  # noqa: B008 - frozen, shown in --help
     kept_scores: Path | None = None,
@@ -217,6 +224,7 @@ def run(
     resamples: int = 2000,
     confidence: float = 0.95,
     batch_size: int = 100,
+    part: str | None = None,
     device: str = "auto",
     dtype: DType = "auto",
     progress: bool = True,
@@ -235,8 +243,8 @@ def run(
         masks: folder of `monet select`, or one mask file in it; without it only the model as it is.
         protocol: realtoxicityprompts continues each prompt 25 times by 20 tokens at temperature 1 and top-p 0.9;
             toxigen once by 30 tokens, greedily.
-        part: evaluate takes the prompts marked as challenging, or half of a file that marks none; identify the others;
-            all takes all. Choose masks on another part.
+        subset: evaluate takes the prompts marked as challenging, or half of a file that marks none; identify takes the
+            others; all takes all. Choose masks on another subset.
         limit: at most so many prompts, evenly spread; without it all.
         scorer: what scores the continuations.
         kept_scores: folder of scores, to share between runs; without it OUT/scores.
@@ -256,6 +264,8 @@ def run(
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
         batch_size: sequences a forward; the samples of at least one prompt go together.
+        part: i/n makes the continuations and scores of the i-th of n parts of the masks and random masks, i from 0 on,
+            and writes no result. Run as many processes as there are parts, then the same command without it.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
         progress: show bars on standard error.
@@ -266,6 +276,7 @@ def run(
         DataError: prompts that are missing or in another form.
         NonFiniteError: a NaN among the logits or losses.
     """
+    own = Part.parse(part)
     changes = {"samples": samples, "new_tokens": new_tokens, "temperature": temperature, "top_p": top_p}
     decoding = dataclasses.replace(
         DECODING[protocol],
@@ -274,7 +285,7 @@ def run(
         **{key: value for key, value in changes.items() if value is not None},
     )
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
-    read = read_prompts(prompts, part, limit)
+    read = read_prompts(prompts, subset, limit)
     asked = make_scorer(scorer)
     averages = read_general(general) if general else None
     loaded = load_model(model, device, dtype)
@@ -300,7 +311,11 @@ def run(
         kept_scores=kept_scores,
         bootstrap=bootstrap,
         batch_size=batch_size,
+        part=own,
         progress=progress,
     )
+    if result is None:
+        print(PART_DONE)
+        return
     print(result.sentence)
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

@@ -46,11 +46,11 @@ class GeneralAverages:
                 f"the general result is of another model (fingerprint {min(others)}, this one has {fingerprint})"
             )
         for condition in asked:
-            experts = 0 if condition.mask is None else condition.mask.num_removed
-            if self.experts.get(condition.name, experts) != experts:
+            here, there = condition.experts, self.experts.get(condition.name, condition.experts)
+            if here != there:
                 raise CheckpointError(
-                    f"{condition.name!r} removes {experts} experts here and {self.experts[condition.name]} in the "
-                    "general result; evaluate the same masks"
+                    f"{condition.name!r} removes {here} experts here and {there} in the general result; evaluate the "
+                    "same masks"
                 )
             digest = mask_digest(condition.mask)
             if self.masks.get(condition.name, digest) != digest:

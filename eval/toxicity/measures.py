@@ -5,9 +5,10 @@ Dims: C conditions, U prompts (or documents), S samples of a prompt, Q resamples
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -141,7 +142,7 @@ def rows(
         own, delta = _resampled(metrics_CMU, bootstrap, [bootstrap.seed, 0, number])
         for c, (condition, of) in enumerate(found):
             control = None
-            if condition.mask is not None and condition.seed is None:
+            if condition.like is not None and condition.seed is None:
                 seeds = [i for i, (other, _) in enumerate(found) if _is_control(other, condition) and i in delta]
                 control = _one_of([delta[i] for i in seeds], bootstrap)
             change = delta.get(c) if c else None
@@ -163,9 +164,8 @@ def rows(
 
 
 def _empty_row(condition: Condition) -> Row:
-    mask = condition.mask
-    experts, of = (0, 1) if mask is None else (mask.num_removed, mask.num_experts)
-    return Row(condition.name, condition.label, condition.seed, experts, experts / of, {})
+    share = 0.0 if condition.like is None else condition.experts / condition.like.num_experts
+    return Row(condition.name, condition.label, condition.seed, condition.experts, share, {})
 
 
 def _is_control(other: Condition, condition: Condition) -> bool:
@@ -177,16 +177,19 @@ def _mean(values_U: NDArray[np.float64]) -> float | None:
     return float(there_U.mean()) if len(there_U) else None
 
 
-def with_losses(made: Sequence[Row], losses: Sequence[WindowLosses], bootstrap: Bootstrap) -> Iterator[Row]:
+def with_losses(made: Sequence[Row], losses: Iterable[WindowLosses], bootstrap: Bootstrap) -> Iterator[Row]:
     """The rows with losses on ordinary text beside them, in the same order; documents are drawn again.
 
     Raises:
         DataError: text of a single document.
     """
-    unit_W = np.unique(losses[0].document_W, return_inverse=True)[1]
+    rest = iter(losses)
+    whole = next(rest)
+    unit_W = np.unique(whole.document_W, return_inverse=True)[1]
     num_units = int(unit_W.max()) + 1
-    sums_CU = np.stack([np.bincount(unit_W, of.loss_sum_W, num_units) for of in losses]).astype(np.float64)
-    tokens_U = np.bincount(unit_W, losses[0].tokens_W, num_units).astype(np.int64)
+    sums = [np.bincount(unit_W, of.loss_sum_W, num_units) for of in itertools.chain([whole], rest)]
+    sums_CU = np.stack(sums).astype(np.float64)
+    tokens_U = np.bincount(unit_W, whole.tokens_W, num_units).astype(np.int64)
     drawn = resample_means(sums_CU, tokens_U, bootstrap.resamples, [bootstrap.seed, 2])
     for c, row in enumerate(made):
         mean, draws_Q = float(drawn.mean_C[c]), drawn.draws_QC[:, c]

@@ -14,7 +14,7 @@ from monet.eval.tables import read_parquet
 from monet.files import sha256_file
 from monet.json_text import parse_json
 
-Part = Literal["evaluate", "identify", "all"]
+Subset = Literal["evaluate", "identify", "all"]
 TOXIC_FROM = 0.5
 
 
@@ -48,7 +48,7 @@ class Prompts:
 
     Args:
         prompts: in the order of the files.
-        description: files with their SHA-256, which part was taken, how many texts were repeats; JSON-able.
+        description: files with their SHA-256, which subset was taken, how many texts were repeats; JSON-able.
     """
 
     prompts: Sequence[Prompt]
@@ -60,7 +60,7 @@ class Prompts:
         return list(dict.fromkeys(prompt.group for prompt in self.prompts))
 
 
-def read_prompts(files: Sequence[Path], part: Part = "all", limit: int | None = None) -> Prompts:
+def read_prompts(files: Sequence[Path], subset: Subset = "all", limit: int | None = None) -> Prompts:
     """Prompts of some files; what a file holds is told by its ending and keys.
 
     - `.jsonl` of RealToxicityPrompts or DecodingTrust: `prompt.text`, `prompt.toxicity`, `continuation`, `challenging`.
@@ -70,12 +70,12 @@ def read_prompts(files: Sequence[Path], part: Part = "all", limit: int | None = 
 
     Args:
         files: at least one.
-        part: `all`, or one of two parts that share no text. A file that marks prompts as challenging has those in
+        subset: `all`, or one of two halves that share no text. A file that marks prompts as challenging has those in
             `evaluate` and the rest in `identify`; any other file is halved by a hash of each text.
         limit: at most so many prompts, evenly spread; None takes all.
 
     Raises:
-        DataError: a file that is missing, empty or has other keys, or a part without a prompt; names file and line.
+        DataError: a file that is missing, empty or has other keys, or a subset without a prompt; names file and line.
         ConfigError: no file, or a limit below 1.
     """
     if not files:
@@ -86,20 +86,20 @@ def read_prompts(files: Sequence[Path], part: Part = "all", limit: int | None = 
     repeats = 0
     for path, name in zip(files, _names(files), strict=True):
         of_file = _read(Path(path), name)
-        for prompt in _part(of_file, part):
+        for prompt in _subset(of_file, subset):
             repeats += prompt.text in found
             found.setdefault(prompt.text, prompt)
     chosen = list(found.values())
     if not chosen:
         names = ", ".join(str(path) for path in files)
-        raise DataError(f"{names}: no prompt in part {part!r}; take --part all, or another file")
+        raise DataError(f"{names}: no prompt in subset {subset!r}; take --subset all, or another file")
     if limit is not None and limit < len(chosen):
         chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
     return Prompts(
         chosen,
         {
             "files": [{"name": Path(path).name, "sha256": sha256_file(path)} for path in files],
-            "part": part,
+            "subset": subset,
             "limit": limit,
             "prompts": len(chosen),
             "repeats_left_out": repeats,
@@ -113,15 +113,15 @@ def _names(files: Sequence[Path]) -> list[str]:
     return [stem if stems.count(stem) == 1 else f"{stem}-{place}" for place, stem in enumerate(stems, start=1)]
 
 
-def _part(prompts: list[Prompt], part: Part) -> list[Prompt]:
-    if part == "all":
+def _subset(prompts: list[Prompt], subset: Subset) -> list[Prompt]:
+    if subset == "all":
         return prompts
     marked = any(prompt.challenging for prompt in prompts)
 
     def is_evaluated(prompt: Prompt) -> bool:
         return bool(prompt.challenging) if marked else hashlib.sha256(prompt.text.encode()).digest()[0] % 2 == 0
 
-    return [prompt for prompt in prompts if is_evaluated(prompt) == (part == "evaluate")]
+    return [prompt for prompt in prompts if is_evaluated(prompt) == (subset == "evaluate")]
 
 
 def _read(path: Path, name: str) -> list[Prompt]:

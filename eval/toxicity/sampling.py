@@ -180,10 +180,11 @@ class Continuations:
             NonFiniteError: a NaN among the logits.
         """
         found: dict[str, list[str]] = {}
-        with ExampleStore(self.folder, self.key, condition.mask) as store, contextlib.ExitStack() as stack:
+        mask = condition.mask
+        with ExampleStore(self.folder, self.key, mask, wait=True) as store, contextlib.ExitStack() as stack:
             stack.enter_context(evaluating(self.model))
-            if condition.mask is not None:
-                stack.enter_context(condition.mask.applied_to(self.model))
+            if mask is not None:
+                stack.enter_context(mask.applied_to(self.model))
             for batch in self._batches:
                 if any(id not in store for id in batch):
                     # the whole batch again, so that a kill in its middle leaves no other padding

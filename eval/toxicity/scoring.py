@@ -7,7 +7,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
+from typing_extensions import Self
+
+from monet.eval.conditions import Part
 from monet.eval.store import ExampleStore
 from monet.eval.toxicity.scorers import Failure, Score, Scorer
 
@@ -42,55 +46,91 @@ def is_said(text: str) -> bool:
     return bool(text.strip())
 
 
+class KeptScores:
+    """A scorer with the scores that it gave, kept in a folder. Use it as a context.
+
+    Failures are not kept. Once the scorer as a whole is down, nothing more is asked until the context is left. A text
+    that failed is not asked again in it either.
+
+    Args:
+        scorer: asked once for each text.
+        folder: for kept scores; may be shared by runs that use one scorer one after the other.
+        part: of a run that is divided; every part's scores are read.
+
+    Attributes:
+        failures: texts without a score so far, and why.
+
+    Raises:
+        ConfigError: another process has the scores open.
+    """
+
+    def __init__(self, scorer: Scorer, folder: str | os.PathLike[str], part: Part | None = None) -> None:
+        self.scorer = scorer
+        self.failures: dict[str, Failure] = {}
+        self._down: Failure | None = None
+        key = {"stage": "scores", "scorer": scorer.key}
+        self._store = ExampleStore(folder, key, part=part, parts=True)
+
+    def __enter__(self) -> Self:
+        self._store.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._store.__exit__(*raised)
+
+    def of(self, texts: Iterable[str], advance: Callable[[int], object] = lambda _: None) -> Scores:
+        """Scores of all texts, kept ones and new ones.
+
+        Args:
+            texts: may repeat.
+            advance: called with the number of texts done since the last call, repeats included.
+        """
+        count = Counter(texts)
+        found = Scores()
+        queue: list[str] = []
+        for text, times in count.items():
+            name = _name(text)
+            if is_said(text) and name in self._store:
+                found.values[text] = self._store[name]
+            elif is_said(text) and text not in self.failures:
+                queue.append(text)
+                continue
+            advance(times)
+        for start in range(0, len(queue), self.scorer.at_once):
+            if self._down is not None:
+                not_asked = Failure("not asked", self._down.reason, down=True)
+                self.failures.update(dict.fromkeys(queue[start:], not_asked))
+                break
+            asked = queue[start : start + self.scorer.at_once]
+            for text, outcome in zip(asked, self.scorer.score(asked), strict=True):
+                if isinstance(outcome, Score):
+                    self._store.put(_name(text), outcome.value)
+                    found.values[text] = outcome.value
+                else:
+                    self.failures[text] = outcome
+                    if outcome.down and self._down is None:
+                        self._down = outcome
+                advance(count[text])
+        found.failures = {text: self.failures[text] for text in count if text in self.failures}
+        return found
+
+
 def score_texts(
     texts: Iterable[str],
     scorer: Scorer,
     folder: str | os.PathLike[str],
     advance: Callable[[int], object] = lambda _: None,
 ) -> Scores:
-    """Scores of all texts, from the folder where they are kept and from the scorer where not.
-
-    Failures are not kept. Once the scorer as a whole is down, nothing more is asked.
+    """Scores of all texts, from the folder where they are kept and from the scorer where not; see `KeptScores`.
 
     Args:
         texts: may repeat.
         scorer: asked once for each text.
-        folder: for kept scores; may be shared by runs that use one scorer one after the other.
+        folder: for kept scores.
         advance: called with the number of texts done since the last call, repeats included.
     """
-    listed = list(texts)
-    count = Counter(listed)
-    found = Scores()
-    with ExampleStore(folder, {"stage": "scores", "scorer": scorer.key}) as store:
-        queue: list[str] = []
-        for text, times in count.items():
-            name = _name(text)
-            if not is_said(text):
-                advance(times)
-            elif name in store:
-                found.values[text] = store[name]
-                advance(times)
-            else:
-                queue.append(text)
-        for start in range(0, len(queue), scorer.at_once):
-            asked = queue[start : start + scorer.at_once]
-            for text, outcome in zip(asked, scorer.score(asked), strict=True):
-                if isinstance(outcome, Score):
-                    store.put(_name(text), outcome.value)
-                    found.values[text] = outcome.value
-                else:
-                    found.failures[text] = outcome
-                advance(count[text])
-            down = next((found.failures[text] for text in asked if _is_down(found, text)), None)
-            if down is not None:
-                rest = queue[start + len(asked) :]
-                found.failures.update((text, Failure("not asked", down.reason, down=True)) for text in rest)
-                break
-    return found
-
-
-def _is_down(found: Scores, text: str) -> bool:
-    return text in found.failures and found.failures[text].down
+    with KeptScores(scorer, folder) as kept:
+        return kept.of(texts, advance)
 
 
 def _name(text: str) -> str:

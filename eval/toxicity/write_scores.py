@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from monet.errors import ConfigError, DataError
 from monet.eval.loading import provenance_now, windows_bar
 from monet.eval.toxicity.choose import make_scorer
-from monet.eval.toxicity.prompts import Part, Prompt, Prompts, read_prompts
+from monet.eval.toxicity.prompts import Prompt, Prompts, Subset, read_prompts
 from monet.eval.toxicity.scorers import Scorer, ScorerSettings
 from monet.eval.toxicity.scoring import score_texts
 from monet.files import atomic_write_json, atomic_write_text
@@ -92,7 +92,7 @@ def run(
     out: Path,
     source: Source = "given",
     texts: Texts = "both",
-    part: Part = "identify",
+    subset: Subset = "identify",
     exclude: list[Path] | None = None,
     limit: int | None = None,
     scorer: ScorerSettings = ScorerSettings(),  # noqa: B008 - frozen, shown in --help
@@ -109,7 +109,7 @@ def run(
         out: the .jsonl file to write.
         source: given takes the scores in the data set; scorer asks SCORER.
         texts: prompts, the continuations in the data set, or both, each with a score of its own.
-        part: identify takes what `monet eval toxicity` does not evaluate by default; evaluate or all repeat the
+        subset: identify takes what `monet eval toxicity` does not evaluate by default; evaluate or all repeat the
             evaluated prompts, as the paper seems to.
         exclude: files of prompts that a model will be evaluated on; they and their continuations are left out.
         limit: at most so many prompts, evenly spread; without it all.
@@ -121,7 +121,7 @@ def run(
         ConfigError: an option out of range, or a scorer that cannot be used.
         DataError: prompts that are missing or in another form, or no text with a score.
     """
-    read = read_prompts(prompts, part, limit)
+    read = read_prompts(prompts, subset, limit)
     excluded = read_prompts(exclude, "all") if exclude else None
     asked = make_scorer(scorer) if source == "scorer" else None
     found, left_out = scored_texts(

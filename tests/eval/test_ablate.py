@@ -24,7 +24,9 @@ def planted_masks(planted_model, planted_data):
 
 
 def run(model, masks, data, out, **options) -> AblationResult:
-    return ablate(model, masks, data, out=out, progress=False, **options)
+    found = ablate(model, masks, data, out=out, progress=False, **options)
+    assert found is not None
+    return found
 
 
 def test_losses_are_those_of_the_plain_formula(random_model, random_data):

@@ -25,9 +25,11 @@ WANTED = Wanted(firing=True)
 
 
 def trace(model, statistics, data, out, rule=None, thresholds=(4.0, 1.2, 2.0), **options) -> CurveResult:
-    return evaluate_curve(
+    found = evaluate_curve(
         model, statistics, rule or Ratio(), thresholds, data, out=out, progress=False, random_seeds=[3, 4], **options
     )
+    assert found is not None
+    return found
 
 
 @pytest.fixture

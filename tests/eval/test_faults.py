@@ -29,7 +29,9 @@ def masks(planted_model, planted_data):
 
 
 def run(model, masks, data, out) -> AblationResult:
-    return ablate(model, masks, data, out=out, random_seeds=[1], random_on="target", progress=False)
+    found = ablate(model, masks, data, out=out, random_seeds=[1], random_on="target", progress=False)
+    assert found is not None
+    return found
 
 
 def test_a_result_is_replaced_whole_or_not_at_all(planted_model, masks, planted_data, tmp_path, monkeypatch):

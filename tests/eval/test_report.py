@@ -22,7 +22,9 @@ from tests.eval.conftest import LABELS
 @pytest.fixture
 def result(planted_model, planted_data, tmp_path) -> AblationResult:
     masks = select(collect(planted_model, planted_data, progress=False))
-    return ablate(planted_model, masks, planted_data, out=tmp_path / "ablation", random_on="target", progress=False)
+    found = ablate(planted_model, masks, planted_data, out=tmp_path / "ablation", random_on="target", progress=False)
+    assert found is not None
+    return found
 
 
 def table_after(text: str, heading: str) -> list[list[str]]:

@@ -25,6 +25,7 @@ from monet.eval.code.results import CodeResult
 from monet.eval.code.scoring import score, tally
 from monet.eval.document import Heatmap, Table
 from monet.eval.results import AblationResult
+from monet.eval.store import ExampleStore
 from tests.data.samples import write_corpus
 from tests.eval.conftest import config
 
@@ -305,3 +306,32 @@ def test_kill_9_and_the_same_command_give_the_same_numbers(road, tmp_path, sandb
 
 def lines(out: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (out / "outcomes").glob("*.jsonl"))
+
+
+def test_parts_gather_to_the_whole(road, tmp_path, capsys, sandbox, monkeypatch):
+    wide = ["--allow_code_execution", "--wall_seconds", "300", "--data", str(road / "data"), "--seq_len", "16"]
+    assert main(words(road, tmp_path / "whole", *wide)) == 0, capsys.readouterr()
+    for index in range(3):
+        assert main([*words(road, tmp_path / "parts", *wide), "--part", f"{index}/3"]) == 0
+    assert "run the same command without --part" in capsys.readouterr().out
+    assert not (tmp_path / "parts" / "result.json").exists()
+    monkeypatch.setattr(ExampleStore, "put", lambda *_: pytest.fail("something was done again"))
+    assert main(words(road, tmp_path / "parts", *wide)) == 0
+    whole, gathered = (CodeResult.load(tmp_path / name) for name in ("whole", "parts"))
+    assert gathered.conditions == whole.conditions
+    assert gathered.perplexity is not None and gathered.perplexity.domains == whole.perplexity.domains
+
+
+@pytest.mark.parametrize("masks", [1, 4])
+def test_kept_outcomes_are_opened_once_a_language(
+    model, tokenizer, problems, bodies, tmp_path, sandbox, monkeypatch, masks
+):
+    opened, enter = [], ExampleStore.__enter__
+    monkeypatch.setattr(ExampleStore, "__enter__", lambda store: opened.append(store.key) or enter(store))
+    monkeypatch.setattr(Sampler, "completions", right_and_wrong(bodies, {}))
+    evaluate_code(
+        model, tokenizer, {str(n): ExpertMask.from_removed(model.config, {0: [n]}) for n in range(masks)},
+        ProblemSet({"python": problems.problems["python"]}, {}, {}, "here"), out=tmp_path, sandbox=sandbox,
+        sampling=Sampling(2, max_new_tokens=8), ks=[1], random_seeds=[0], progress=False,
+    )  # fmt: skip
+    assert [key["suite"] for key in opened] == ["code-outcomes/1"]

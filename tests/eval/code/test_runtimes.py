@@ -3,7 +3,7 @@
 import pytest
 
 from monet.eval.code import runtimes as module
-from monet.eval.code.execution import execute
+from monet.eval.code.execution import execute, kept_statuses
 from monet.eval.code.problems import CODES
 from monet.eval.code.runtimes import find_runtimes
 
@@ -32,7 +32,7 @@ def test_right_bodies_pass_and_wrong_ones_fail(language, found, problems, bodies
             text, _ = problem.completion(body)
             expected[problem.program(text)] = "ok" if kind == "right" else "failed"
     assert len(expected) == 6
-    assert execute(expected, there[language], sandbox, tmp_path, workers=2) == expected
+    assert run_kept(expected, there[language], sandbox, tmp_path, workers=2) == expected
 
 
 @pytest.mark.parametrize("language", CODES)
@@ -68,15 +68,20 @@ def test_a_runtime_that_judges_everything_right_is_not_used(sandbox, monkeypatch
     assert not there and "a wrong program ends there as 'ok'" in missing["python"]
 
 
+def run_kept(programs, runtime, sandbox, folder, **options):
+    with kept_statuses(runtime, sandbox, folder) as store:
+        return execute(programs, runtime, sandbox, store, **options)
+
+
 def test_outcomes_are_kept_and_a_program_runs_once(found, sandbox, tmp_path):
     python = found[0]["python"]
     programs = ["x = 1", "raise SystemExit(1)", "x = 1"]
     advanced = []
-    first = execute(programs, python, sandbox, tmp_path, workers=2, advance=advanced.append)
+    first = run_kept(programs, python, sandbox, tmp_path, workers=2, advance=advanced.append)
     assert first == {"x = 1": "ok", "raise SystemExit(1)": "failed"} and len(advanced) == 2
     (file,) = tmp_path.glob("*.jsonl")
     kept = file.read_text()
-    assert execute(programs, python, sandbox, tmp_path) == first
+    assert run_kept(programs, python, sandbox, tmp_path) == first
     assert file.read_text() == kept
 
 
@@ -84,6 +89,6 @@ def test_what_could_not_be_run_is_tried_again(found, sandbox, tmp_path, monkeypa
     python = found[0]["python"]
     broken = module.replace(sandbox)
     monkeypatch.setattr(type(sandbox.jail), "command", lambda *_: ["no-such-program-anywhere"])
-    assert execute(["x = 1"], python, broken, tmp_path) == {"x = 1": "sandbox error"}
+    assert run_kept(["x = 1"], python, broken, tmp_path) == {"x = 1": "sandbox error"}
     monkeypatch.undo()
-    assert execute(["x = 1"], python, sandbox, tmp_path) == {"x = 1": "ok"}
+    assert run_kept(["x = 1"], python, sandbox, tmp_path) == {"x = 1": "ok"}

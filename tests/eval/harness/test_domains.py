@@ -11,7 +11,7 @@ from monet import ExpertMask
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import Condition, random_like
+from monet.eval.conditions import Condition, Part, random_like
 from monet.eval.document import Heatmap, Table
 from monet.eval.harness import identify
 from monet.eval.harness.accuracy import one_of, resample
@@ -251,3 +251,15 @@ def test_refusals(model, small, tmp_path):
         evaluate_domains(model, **{**options, "data": tmp_path / "no_held_out"})
     with pytest.raises(CheckpointError, match="monet eval domains"):
         DomainsResult.from_json({"format": "monet-domains/1"})
+
+
+@pytest.mark.parametrize("random_on", ["target", "all"])
+def test_parts_gather_to_the_whole(model, small, tmp_path, monkeypatch, random_on):
+    options = {"data": small, "random_seeds": [0], "random_on": random_on, **QUICK}
+    whole = evaluate_domains(model, out=tmp_path / "whole", **options)
+    assert whole is not None
+    for index in (1, 0):
+        assert evaluate_domains(model, out=tmp_path / "parts", part=Part(index, 2), **options) is None
+    monkeypatch.setattr(Scorer, "_score", lambda *_: pytest.fail("a question was asked again"))
+    gathered = evaluate_domains(model, out=tmp_path / "parts", **options)
+    assert gathered is not None and numbers(gathered) == numbers(whole)

@@ -18,7 +18,7 @@ import yaml
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import Condition
+from monet.eval.conditions import Condition, Part
 from monet.eval.document import Table
 from monet.eval.harness import domains, general
 from monet.eval.harness.catalog import benchmarks
@@ -247,3 +247,15 @@ def test_configs_name_every_option_with_its_default(verb, function):
     assert list(content) == list(parameters)
     for name, parameter in parameters.items():
         assert name in ("model", "out", "masks") or content[name] == parameter.default, name
+
+
+def test_parts_gather_to_the_whole(model, mask, data, tmp_path, monkeypatch):
+    options = {"data": data, "names": ["ARC", "PIQA"], "shots": [0], "random_seeds": [0, 1], **QUICK}
+    whole = evaluate_general(model, {"some": mask}, out=tmp_path / "whole", **options)
+    assert whole is not None
+    for index in range(3):
+        part = Part(index, 3)
+        assert evaluate_general(model, {"some": mask}, out=tmp_path / "parts", part=part, **options) is None
+    monkeypatch.setattr(Scorer, "_score", lambda *_: pytest.fail("a question was asked again"))
+    gathered = evaluate_general(model, {"some": mask}, out=tmp_path / "parts", **options)
+    assert gathered is not None and gathered.rows == whole.rows and gathered.denominators == whole.denominators

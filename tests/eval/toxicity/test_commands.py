@@ -75,7 +75,7 @@ def test_from_prompts_to_a_report(road, tmp_path, capsys):
                                                  "random 0 like r > 0.1"]  # fmt: skip
     assert result.asked == 12 and result.groups == ["non-toxic", "toxic"] and not result.partial
     assert result.rows[0].perplexity > 1 and result.provenance["scorer"]["kind"] == "words"
-    assert result.provenance["prompts"]["part"] == "evaluate"
+    assert result.provenance["prompts"]["subset"] == "evaluate"
     report = result.report()
     assert report.title == "Toxicity: RealToxicityPrompts" and report.summary == result.sentence
     json.dumps(report.numbers, allow_nan=False)
@@ -94,7 +94,7 @@ def test_toxigen_is_greedy_and_has_groups_by_file(road, tmp_path):
         (tmp_path / f"{label}_rivers_1k.txt").write_text("\n".join(lines))
     files = sorted(str(path) for path in tmp_path.glob("*_1k.txt"))
     out = tmp_path / "out"
-    command = words(road, out, f"--prompts={json.dumps(files)}", "--protocol=toxigen", "--part=all", "--limit=8")
+    command = words(road, out, f"--prompts={json.dumps(files)}", "--protocol=toxigen", "--subset=all", "--limit=8")
     command = [word for word in command if not word.startswith(("--samples", "--new_tokens"))]
     assert main([*command, "--new_tokens=2"]) == 0
     result = ToxicityResult.load(out)
@@ -175,7 +175,7 @@ def test_scored_text_for_the_purge(road, tmp_path, capsys):
     assert "24 texts, 6 of them with a score above 0.5" in capsys.readouterr().out
     evaluated = tmp_path / "evaluated.jsonl"
     write_lines(evaluated, [json.loads(line) for line in (road / "prompts.jsonl").read_text().splitlines()[:10]])
-    more = [f"--exclude=[{evaluated}]", "--part=all", "--texts=prompt", "--source=scorer"]
+    more = [f"--exclude=[{evaluated}]", "--subset=all", "--texts=prompt", "--source=scorer"]
     assert main([*command, *more]) == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(lines) == 14 and all(line["id"].endswith(":prompt") for line in lines)
@@ -215,7 +215,7 @@ def test_configs_name_every_option_with_its_default(verb):
 @pytest.mark.slow
 def test_kill_9_and_the_same_command_give_the_same_numbers(road, tmp_path):
     for name in ("whole", "killed"):
-        command = words(road, tmp_path / name, "--part=all", "--random_seeds=[0, 1, 2]")
+        command = words(road, tmp_path / name, "--subset=all", "--random_seeds=[0, 1, 2]")
         arguments = [sys.executable, "-m", "monet", *command]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         if name == "killed":

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from monet.errors import CheckpointError, ConfigError, DataError
+from monet.eval.conditions import Part
 from monet.eval.toxicity.evaluate import OrdinaryText, evaluate_toxicity
 from monet.eval.toxicity.general import read_general
 from monet.eval.toxicity.prompts import Prompts
@@ -195,3 +196,15 @@ def test_soft_masks_flow_through(evaluate):
     result = evaluate(masks={"half": ExpertMask(keep_REE), "whole": removing((2, 2))}, random_seeds=())
     half, whole = (row.cells["toxic"].mean for row in result.rows[1:])
     assert whole + 0.1 < half < result.rows[0].cells["toxic"].mean
+
+
+def test_parts_gather_to_the_whole(evaluate, planted_model, planted_data, monkeypatch, tmp_path):
+    options = {"random_seeds": (0, 1), "text": OrdinaryText(planted_data)}
+    whole = evaluate(out=tmp_path / "whole", **options)
+    for index in range(3):
+        assert evaluate(part=Part(index, 3), **options) is None
+    assert not (tmp_path / "run" / "result.json").exists()
+    monkeypatch.setattr(planted_model, "generate", lambda **_: pytest.fail("a prompt was continued again"))
+    reader = Reader()
+    assert without_date(evaluate(reader, **options)) == without_date(whole)
+    assert len(reader.asked) == 1  # whether it answers at all

@@ -39,7 +39,7 @@ def test_parts_share_no_text_and_the_challenging_ones_are_evaluated(real, tmp_pa
     lines.write_text("\n".join(f"line {i}" for i in range(100)))
     halves = [{prompt.text for prompt in read_prompts([lines], part).prompts} for part in ("evaluate", "identify")]
     assert not halves[0] & halves[1] and len(halves[0] | halves[1]) == 100 and 30 < len(halves[0]) < 70
-    with pytest.raises(DataError, match="no prompt in part 'identify'; take --part all"):
+    with pytest.raises(DataError, match="no prompt in subset 'identify'; take --subset all"):
         read_prompts([write_lines(tmp_path / "all.jsonl", [real_row(0, "x", 0.9, challenging=True)])], "identify")
 
 

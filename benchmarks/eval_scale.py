@@ -1,0 +1,228 @@
+"""`python -m benchmarks.eval_scale`: what evaluations cost beside the model, at growing sizes, with exponents.
+
+Every figure is measured in a process of its own: processor seconds by getrusage, and growth of the peak of resident
+memory. Losses and programs' outcomes are made up; what reads, keeps and summarises them is the real code. The exponent
+is that of the last two sizes: 1 doubles the cost when the size doubles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.tables import markdown
+from monet import MonetConfig, MonetForCausalLM
+from monet.eval.bootstrap import Bootstrap
+from monet.eval.conditions import conditions
+from monet.eval.document import Bars, Heatmap, Panels, Report
+from monet.eval.losses import WindowLosses
+from monet.eval.reporting import png
+from monet.eval.rules import Top
+from monet.eval.statistics.result import ExpertStatistics
+from monet.eval.store import ExampleStore
+from monet.eval.verdicts import Measured, summarise
+from monet.files import atomic_write_json
+from monet.masks import ExpertMask
+
+GROUPS, KEYS = 6, 512  # of the 1.4B model
+
+
+def small_mask(seed: int) -> ExpertMask:
+    """Experts of a small model."""
+    return ExpertMask(torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(seed)) > 0.1)
+
+
+def window_losses(domains: Sequence[int], windows: int, seed: int) -> WindowLosses:
+    """Made-up losses of windows of some domains, three windows a document."""
+    count = len(domains) * windows
+    return WindowLosses(
+        np.random.default_rng(seed).gamma(9.0, 100.0, count),
+        np.full(count, 512),
+        np.repeat(np.asarray(domains), windows),
+        np.arange(count) // 3,
+    )
+
+
+def verdicts(domains: int, windows: int = 100, seeds: int = 20, on_all: bool = True) -> None:
+    """An ablation's losses to its result."""
+    names = [f"domain {number}" for number in range(domains)]
+    masks = {name: small_mask(number) for number, name in enumerate(names)}
+
+    def losses() -> Iterator[tuple[Measured, WindowLosses]]:
+        for number, name in enumerate(names):
+            for seed in (None, *range(seeds)):
+                of = range(domains) if on_all or seed is None else [number]
+                yield (name, seed), window_losses(of, windows, 1 + number)
+
+    whole = window_losses(range(domains), windows, 0)
+    summarise(masks, names, whole, losses(), Bootstrap(), {"random_seeds": list(range(seeds))})
+
+
+def verdicts_on_target(domains: int) -> None:
+    """The same with three times the windows, random masks on their target only."""
+    verdicts(domains, windows=300, on_all=False)
+
+
+def verdicts_by_windows(windows: int) -> None:
+    """14 domains, three random masks a domain, on their target only."""
+    verdicts(14, windows, 3, on_all=False)
+
+
+def picture(domains: int) -> None:
+    """Two heat maps of so many domains as a picture."""
+    names = [f"domain {number}" for number in range(domains)]
+    values = np.random.default_rng(0).normal(size=(domains, domains)).tolist()
+    heatmap = Heatmap("Experts removed", names, names, values, "nats a token", "removed", "evaluated on")
+    bars = Bars("Experts removed, % of all", [1.0] * domains, ["1,000 (1.0%)"] * domains)
+    report = Report("Knowledge removal", "", [Panels("Increase of loss", [heatmap, heatmap], bars)], {})
+    with tempfile.TemporaryDirectory() as folder:
+        png.write(report, Path(folder))
+
+
+def top(labels: int) -> None:
+    """`select --rule top` on statistics of the 1.4B model's size."""
+    sums_CREE = torch.rand(labels, GROUPS, KEYS, KEYS, generator=torch.Generator().manual_seed(0)).double()
+    statistics = ExpertStatistics(
+        labels=[str(label) for label in range(labels)],
+        sums_CREE=sums_CREE,
+        tokens_C=torch.ones(labels, dtype=torch.int64),
+        windows_C=torch.ones(labels, dtype=torch.int64),
+        documents_C=torch.ones(labels, dtype=torch.int64),
+        model_fingerprint="",
+        provenance={},
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    Top(fraction=0.01).chosen(statistics)
+    _spent(before)
+
+
+def list_of_conditions(labels: int) -> None:
+    """Conditions of masks of the 1.4B model's size, 20 random masks each."""
+    mask = ExpertMask(torch.rand(GROUPS, KEYS, KEYS) > 0.01)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    conditions({str(label): mask for label in range(labels)}, range(20))
+    _spent(before)
+
+
+def programs(number: int) -> None:
+    """Reading kept outcomes of programs: so many conditions of 3,280 programs, and looking each up."""
+    outcome = {"status": "ok", "detail": "", "seconds": 0.123}
+    with tempfile.TemporaryDirectory() as folder:
+        with ExampleStore(folder, {"suite": "code-outcomes/1"}) as store:
+            for program in range(3280 * number):
+                store.put(f"{program:064x}", outcome)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        with ExampleStore(
+            folder, {"suite": "code-outcomes/1"}, parts=True, remember=lambda kept: kept["status"]
+        ) as kept:
+            assert all(kept[f"{program:064x}"] == "ok" for program in range(3280 * number))
+        _spent(before)
+
+
+def hashings(seeds: int) -> None:
+    """An ablation of two domains of a small model; the cost is how often its weights were hashed."""
+    from monet import fingerprint
+    from monet.eval.ablate import ablate
+    from monet.eval.inputs import LabelledSequences
+
+    model = MonetForCausalLM(
+        MonetConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, moe_dim=4, moe_heads=2,
+                    moe_experts=8, moe_topk=2, moe_groups=1, moe_decompose="vertical", max_position_embeddings=16)
+    ).eval()  # fmt: skip
+    found = model.fingerprint()
+    keep_REE = torch.rand(len(model.routers()), 8, 8, generator=torch.Generator().manual_seed(0)) > 0.1
+    masks = {name: ExpertMask(keep_REE, fingerprint=found) for name in ("a", "b")}
+    data = LabelledSequences(["a", "b"], [[1, 2, 3, number] for number in range(8)], [0, 1] * 4)
+    digest, taken = fingerprint._digest, []
+    fingerprint._digest = lambda *arguments: taken.append(1) or digest(*arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        ablate(model, masks, data, out=folder, random_seeds=list(range(seeds)), progress=False)
+    print(json.dumps({"count": len(taken)}))
+
+
+def _spent(before: resource.struct_rusage) -> None:
+    """Report only what was spent since then."""
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps({"seconds": seconds, "gib": (after.ru_maxrss - before.ru_maxrss) / 2**20}))
+
+
+MEASURED: dict[str, tuple[Callable[[int], None], list[int], str]] = {
+    "hashings": (hashings, [1, 3, 20], "fingerprints taken, 2 domains, by random masks a domain"),
+    "programs": (programs, [10, 20, 40, 80], "kept outcomes of 3,280 programs a condition, by conditions"),
+    "verdicts": (verdicts, [14, 28, 56, 100], "domains x 100 windows, 20 random masks on all domains"),
+    "verdicts_on_target": (verdicts_on_target, [28, 56, 100], "domains x 300 windows, 20 random masks on their target"),
+    "verdicts_by_windows": (verdicts_by_windows, [3000, 30000], "windows a domain, 14 domains, 3 random masks"),
+    "picture": (picture, [14, 50, 100, 200], "domains a side of two heat maps"),
+    "top": (top, [14, 28, 50], "labels, 6 x 512 x 512 experts, fraction 0.01"),
+    "conditions": (list_of_conditions, [14, 100], "masks, each with 20 random ones"),
+}
+
+
+def measure(name: str, size: int) -> dict[str, float]:
+    """One figure, from a process of its own: seconds and GiB, or a count."""
+    command = [sys.executable, "-m", "benchmarks.eval_scale", "--one", name, str(size)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
+    """Of the last two sizes; 0 where nothing measurable is spent."""
+    if len(sizes) < 2 or min(costs[-2:]) <= 0:
+        return 0.0
+    return math.log(costs[-1] / costs[-2]) / math.log(sizes[-1] / sizes[-2])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, print a table, and write the figures as JSON where that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", choices=[[], *MEASURED], default=[], help="what to measure; all if left out"
+    )
+    parser.add_argument("--out", type=Path, help="file for the figures as JSON")
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "SIZE"), help=argparse.SUPPRESS)
+    options = parser.parse_args(words)
+    if options.one:
+        torch.set_num_threads(1)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        MEASURED[options.one[0]][0](int(options.one[1]))
+        if options.one[0] not in ("hashings", "programs", "top", "conditions"):
+            _spent(before)
+        return
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for name in options.names or MEASURED:
+        _, sizes, what = MEASURED[name]
+        found = [measure(name, size) for size in sizes]
+        figures[name] = dict(zip(map(str, sizes), found, strict=True))
+        costs = [one.get("count", one.get("seconds", 0.0)) for one in found]
+        shown = [
+            str(one["count"]) if "count" in one else f"{one['seconds']:.2f} s, {one['gib']:.2f} GiB" for one in found
+        ]
+        rows.append(
+            {
+                "what": what,
+                "sizes": ", ".join(map(str, sizes)),
+                "cost": "; ".join(shown),
+                "exponent": exponent(sizes, costs),
+            }
+        )
+        print(f"{what}: {rows[-1]['cost']} (exponent {rows[-1]['exponent']:.1f})", file=sys.stderr, flush=True)
+    print(markdown(rows, {"what": "", "sizes": "", "cost": "", "exponent": ".1f"}))
+    if options.out is not None:
+        atomic_write_json(options.out, figures)
+
+
+if __name__ == "__main__":
+    main()
