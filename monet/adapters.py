@@ -50,7 +50,10 @@ class Adapter:
         for what, keys in (("lacks", info.missing_keys), ("holds unknown", info.unexpected_keys)):
             if keys:
                 listed = ", ".join(sorted(keys)[:5]) + (", ..." if len(keys) > 5 else "")
-                raise CheckpointError(f"{self.source}: the adapter {what} {len(keys)} tensors: {listed}")
+                raise CheckpointError(
+                    f"{self.source}: the adapter {what} {len(keys)} tensors: {listed}; if it is whole, load it with "
+                    "peft.PeftModel, since this release of transformers does not read this kind"
+                )
 
 
 def split_adapter(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[str | os.PathLike, Adapter | None]:
