@@ -131,6 +131,7 @@ def read_run(files: list[Path], gpus: int | None = None) -> Run:
             "trainer.strategy": strategy + ("_offload" if offload else ""),
             "trainer.accumulate_grad_batches": accumulate,
             "trainer.val_check_interval": trainer.val_check_interval,
+            "data.max_val_windows": settings.data.max_val_windows,
             "model.gradient_checkpointing": settings.model.gradient_checkpointing,
         },
     )  # fmt: skip

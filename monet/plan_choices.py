@@ -181,6 +181,9 @@ def words(run: Run, given: Assumptions, found: Choice) -> str:
     if isinstance(interval, int):
         accumulated = run.words["trainer.accumulate_grad_batches"]
         options["trainer.val_check_interval"] = max(1, interval * found.accumulate // accumulated)
+    limit = run.words.get("data.max_val_windows")
+    if limit is not None and limit < given.gpus:  # each takes at least one
+        options["data.max_val_windows"] = given.gpus
     changed = {name: value for name, value in options.items() if run.words.get(name) != value}
     return " ".join(f"--{name} {str(value).lower()}" for name, value in changed.items())
 

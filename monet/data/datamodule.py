@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from monet.data.hub import SCHEME
 from monet.data.loaders import TrainStream, ValidationPass
 from monet.data.order import WindowOrder
-from monet.data.shards import MANIFEST, TokenShards
+from monet.data.shards import MANIFEST, TokenShards, read_manifest
 from monet.data.windows import WindowDataset
 from monet.errors import ConfigError, DataError
 
@@ -37,7 +37,8 @@ class MonetDataModule(L.LightningDataModule):
         seed: chooses the order of the training windows.
         mixture: share of the training windows drawn from each domain, in any unit; a domain that is not named is not
             drawn. None draws every window equally often, and leaves out domains with less text than a window.
-        max_val_windows: validation windows of each domain at most, spread evenly over it; None takes all.
+        max_val_windows: validation windows of each domain at most, spread evenly over it, but at least one for each
+            rank; None takes all.
         document_mask: no attention across documents inside a window, and positions counted from each document's start;
             false lets a token see all of the window before it.
         num_workers: loader processes of each rank; 0 loads in the training process.
@@ -105,10 +106,37 @@ class MonetDataModule(L.LightningDataModule):
             DataError: they are not there or damaged.
         """
         if self._shards is None:
-            size = sum(path.stat().st_size for path in self.data_dir.rglob("*.bin"))
-            full = size < _HASHED_BELOW_BYTES if self.full_check is None else self.full_check
-            self._shards = TokenShards(self.data_dir, full=full)
+            self._shards = self._checked()
         return self._shards
+
+    def _checked(self) -> TokenShards:
+        """The open data, after looking at every shard."""
+        full = self.full_check
+        if full is None:
+            domains = (part for split in read_manifest(self.data_dir)["splits"].values() for part in split.values())
+            ids = sum(entry["files"][".bin"]["bytes"] for part in domains for entry in part["shards"])
+            full = ids < _HASHED_BELOW_BYTES
+        return TokenShards(self.data_dir, full=full)
+
+    def _open_together(self) -> None:
+        """Rank 0 looks at every shard, the others trust it: thousands of ranks must not ask for each file's size.
+
+        Raises:
+            DataError: on all ranks, if rank 0 finds a fault.
+        """
+        trainer = self.trainer
+        if self._shards is not None or trainer is None or trainer.world_size == 1:
+            return
+        fault = None
+        if trainer.is_global_zero:
+            try:
+                self._shards = self._checked()
+            except (DataError, OSError) as error:
+                fault = str(error)
+        if (fault := trainer.strategy.broadcast(fault)) is not None:
+            raise DataError(fault)
+        if self._shards is None:
+            self._shards = TokenShards(self.data_dir, trusted=True)
 
     @property
     def domains(self) -> list[str]:
@@ -166,6 +194,7 @@ class MonetDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open and check the data; a new fit begins at the position that was loaded, or at the first batch."""
+        self._open_together()
         if stage == "fit":
             self._stream = None
         if self.mixture is not None and (unknown := sorted(set(self.mixture) - set(self.domains))):

@@ -209,13 +209,13 @@ class _BatchNumbers:
 class ValidationPass:
     """Batches for one look at held-out text: each holds windows of one domain, spread evenly over it.
 
-    Each rank takes its share; where a domain's windows do not divide by the ranks, the last few are left out, so that
-    all ranks have equally many batches.
+    Each rank takes its share, at least one window of each domain; where a domain's windows do not divide by the ranks,
+    the last few are left out, so that all ranks have equally many batches.
 
     Args:
         windows: the held-out windows.
         batch_size: windows in a batch at most.
-        max_windows: windows of each domain over all ranks at most; None takes all.
+        max_windows: windows of each domain over all ranks at most, or one a rank if that is more; None takes all.
         world_size, rank, num_workers, pin_memory, timeout: as for `TrainStream`.
     """
 
@@ -237,11 +237,11 @@ class ValidationPass:
         self.timeout = timeout
         self.batches: list[list[int]] = []
         for domain, count in zip(windows.chosen, windows.counts, strict=True):
-            taken = min(count, max_windows or count) // world_size * world_size
+            taken = min(count, max(max_windows or count, world_size)) // world_size * world_size
             if taken == 0:
                 raise DataError(
-                    f"domain {domain!r} has {count} validation windows (max_val_windows {max_windows}) for "
-                    f"{world_size} ranks; add text, shorten seq_len or raise max_val_windows"
+                    f"domain {domain!r} has {count} validation windows for {world_size} ranks, and each takes one; add "
+                    "text or shorten seq_len"
                 )
             first = windows.windows_of(domain).start
             spread = first + np.arange(taken) * count // taken

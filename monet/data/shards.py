@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import resource
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,57 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 PARTS = (".bin", ".offsets", ".names.jsonl")
 _SAMPLED_BOUNDARIES = 16
+_MOST_MAPPED = 4096
 
 
 def dtype_for(vocab_size: int) -> np.dtype:
     """Smallest of uint16 and uint32 (little endian) that holds every id below `vocab_size`."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class MappedFiles:
+    """Files mapped into memory for reading, those used last; each holds a descriptor of the process.
+
+    Args:
+        limit: files mapped at most; None takes a quarter of the descriptors that the process may have.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
+        self._maps: OrderedDict[Path, np.memmap] = OrderedDict()
+
+    def __reduce__(self) -> Any:
+        # a pickled memory map would carry its content into every loader process
+        return MappedFiles, (self._limit,)
+
+    def __call__(self, path: Path, dtype: np.dtype, size: int) -> np.ndarray:
+        """The file's content, a view of it.
+
+        Args:
+            size: bytes that the file must have; reading behind the end of a shorter one would kill the process.
+        Raises:
+            DataError: it is missing, or has another size now.
+        """
+        if (found := self._maps.pop(path, None)) is None:
+            if (there := path.stat().st_size if path.is_file() else 0) != size:
+                raise _other_size(path, there, size)
+            found = np.memmap(path, dtype=dtype, mode="r")
+        # the mapping's own descriptor: no path is looked up
+        elif (there := found._mmap.size()) < size:  # type: ignore[attr-defined]
+            raise _other_size(path, there, size)
+        self._maps[path] = found
+        if self._limit is None:
+            soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            self._limit = _MOST_MAPPED if soft == resource.RLIM_INFINITY else max(2, min(soft // 4, _MOST_MAPPED))
+        while len(self._maps) > self._limit:
+            self._maps.popitem(last=False)
+        return found
+
+
+def _other_size(path: Path, there: int, size: int) -> DataError:
+    return DataError(
+        f"{path}: {there} bytes where the manifest says {size}; truncated or replaced, prepare the data again"
+    )
 
 
 class TokenStream:
@@ -42,14 +90,16 @@ class TokenStream:
         num_tokens, num_documents: counts; tokens include each document's eos.
     """
 
-    def __init__(self, folder: Path, entries: list[dict[str, Any]], dtype: np.dtype, vocab_size: int) -> None:
+    def __init__(
+        self, folder: Path, entries: list[dict[str, Any]], dtype: np.dtype, vocab_size: int, mapped: MappedFiles
+    ) -> None:
         self._folder = folder
         self._entries = entries
         self._dtype = dtype
         self._vocab_size = vocab_size
         self._ends = np.cumsum([entry["tokens"] for entry in entries])
         self._document_ends = np.cumsum([entry["documents"] for entry in entries])
-        self._maps: dict[str, np.ndarray] = {}
+        self._mapped_files = mapped
 
     @property
     def num_tokens(self) -> int:
@@ -59,18 +109,11 @@ class TokenStream:
     def num_documents(self) -> int:
         return int(self._document_ends[-1]) if self._entries else 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        # a pickled memory map would carry its content into every loader process
-        return {**self.__dict__, "_maps": {}}
-
     def path(self, shard: int, suffix: str = ".bin") -> Path:
         return self._folder / (self._entries[shard]["stem"] + suffix)
 
     def _mapped(self, shard: int, suffix: str, dtype: np.dtype) -> np.ndarray:
-        path = self.path(shard, suffix)
-        if (found := self._maps.get(path.name)) is None:
-            found = self._maps[path.name] = np.memmap(path, dtype=dtype, mode="r")
-        return found
+        return self._mapped_files(self.path(shard, suffix), dtype, self._entries[shard]["files"][suffix]["bytes"])
 
     def shard_ids(self, shard: int) -> np.ndarray:
         """Ids of one shard, a view of the file; (tokens,) uint16 or uint32."""
@@ -154,7 +197,7 @@ class TokenStream:
             raise DataError(f"{self._folder / foreign[0]}: not in the manifest; remove it, or prepare the data again")
         for shard, entry in enumerate(self._entries):
             self._check_files(shard, entry, full=full)
-            ids, ends = self.shard_ids(shard), self.shard_offsets(shard)
+            ids, ends = self.shard_ids(shard), np.fromfile(self.path(shard, ".offsets"), dtype="<u8")
             if len(ends) != entry["documents"] + 1 or ends[0] != 0 or ends[-1] != len(ids):
                 raise DataError(f"{self.path(shard, '.offsets')}: does not cover the {len(ids)} ids of its shard")
             if full and (np.diff(ends.astype(np.int64)) <= 0).any():
@@ -179,10 +222,7 @@ class TokenStream:
             if not path.is_file():
                 raise DataError(f"{path}: missing; prepare the data again")
             if (size := path.stat().st_size) != wanted["bytes"]:
-                raise DataError(
-                    f"{path}: {size} bytes where the manifest says {wanted['bytes']}; truncated or replaced, prepare "
-                    "the data again"
-                )
+                raise _other_size(path, size, wanted["bytes"])
             if full and sha256_file(path) != wanted["sha256"]:
                 raise DataError(f"{path}: content differs from the manifest's SHA-256; prepare the data again")
         if entry["files"][".bin"]["bytes"] != entry["tokens"] * self._dtype.itemsize:
@@ -195,6 +235,7 @@ class TokenShards:
     Args:
         folder: what `monet.data.prepare.prepare` made.
         full: also hash every file and look at every id; otherwise names, sizes and a sample of document ends.
+        trusted: look at the manifest only, since another process has just checked the folder.
     Attributes:
         manifest: the parsed manifest.json.
         domains: names in sorted order; a domain's number everywhere is its place here.
@@ -205,7 +246,7 @@ class TokenShards:
         DataError: the folder or one of its files is missing, truncated, foreign or damaged; names it.
     """
 
-    def __init__(self, folder: str | Path, *, full: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, full: bool = False, trusted: bool = False) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.domains: list[str] = self.manifest["domains"]
@@ -213,6 +254,9 @@ class TokenShards:
         self.vocab_size: int = self.manifest["vocab_size"]
         self.eos_id: int = self.manifest["eos_id"]
         self.fingerprint: str = self.manifest["fingerprint"]
+        self._mapped_files = MappedFiles()
+        if trusted:
+            return
         for name, digest in self.manifest["tokenizer_files"].items():
             path = self.folder / TOKENIZER / name
             if not path.is_file():
@@ -240,7 +284,7 @@ class TokenShards:
             raise DataError(f"{self.folder}: no domain {domain!r}; it has {', '.join(self.domains)}")
         entries = self.manifest["splits"][split][domain]["shards"]
         dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
-        return TokenStream(self.folder / split / domain, entries, dtype, self.vocab_size)
+        return TokenStream(self.folder / split / domain, entries, dtype, self.vocab_size, self._mapped_files)
 
 
 def write_manifest(

@@ -1,12 +1,16 @@
 """Training data whose bytes are no longer those of their manifest."""
 
+import os
+import resource
 import shutil
 
 import pytest
 
 from monet.data import datamodule
 from monet.data.datamodule import MonetDataModule
+from monet.data.shards import TokenShards, TokenStream
 from monet.errors import DataError
+from tests.data.samples import make_shards
 
 
 @pytest.fixture
@@ -29,3 +33,38 @@ def test_other_shards_of_equal_size_are_refused(changed):
 def test_large_data_are_not_hashed_at_every_start(changed, monkeypatch):
     monkeypatch.setattr(datamodule, "_HASHED_BELOW_BYTES", 0)
     MonetDataModule(str(changed), seq_len=16).train_dataloader()
+
+
+def test_a_shard_that_is_truncated_while_it_is_mapped_gives_an_error(changed):
+    stream = TokenShards(changed).stream("train", "english")
+    stream.read(0, 10)
+    path = stream.path(0)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match=r"shard-00000.bin: \d+ bytes where the manifest says"):
+        stream.read(0, 10)
+
+
+def test_more_shards_than_descriptors(tmp_path):
+    documents = {"train": {"a": [list(range(2, 40))] * 150}}
+    make_shards(tmp_path, documents, shard_tokens=40)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 100, hard))
+    try:
+        shards = TokenShards(tmp_path, full=True)
+        stream = shards.stream("train", "a")
+        found = [stream.read(39 * n, 39 * n + 39).tolist() for n in range(150)]
+        assert stream.document_at(39 * 149) == 149
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found == [[*range(2, 40), 1]] * 150
+
+
+def test_a_trusted_folder_is_not_looked_at(changed, monkeypatch):
+    monkeypatch.setattr(TokenStream, "check", None)
+    shards = TokenShards(changed, trusted=True)
+    assert shards.stream("train", "english").read(0, 5).size == 5
+    path = shards.stream("train", "english").path(0)
+    os.truncate(path, 10)
+    with pytest.raises(DataError, match="10 bytes where"):
+        TokenShards(changed, trusted=True).stream("train", "english").read(0, 5)

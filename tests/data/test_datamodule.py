@@ -318,3 +318,12 @@ def test_data_without_validation_train_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match=r"no split 'validation'.*nothing is validated"):
         fit(model, make(data), tmp_path / "run")
     assert (len(model.seen), model.validated) == (28, [])
+
+
+def test_validation_takes_at_least_one_window_a_rank(prepared):
+    windows = WindowDataset(prepared, "validation", SEQ_LEN)
+    ranks = min(windows.counts)
+    passes = [ValidationPass(windows, 4, max_windows=1, world_size=ranks, rank=rank) for rank in range(ranks)]
+    assert {len(one.batches) for one in passes} == {len(windows.chosen)}
+    with pytest.raises(DataError, match=f"for {ranks + 1} ranks, and each takes one"):
+        ValidationPass(windows, 4, max_windows=1, world_size=ranks + 1)
