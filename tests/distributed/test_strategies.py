@@ -85,6 +85,20 @@ def test_a_run_goes_from_two_ranks_to_one_and_back(train, train_ranks, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp2", "zero2"])
+def test_a_stage_on_two_ranks_is_that_of_one_process(name, train, train_ranks):
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    first = train("first", "--trainer.max_steps=3")
+    words = ("--trainer.max_steps=3", "--data.seq_len=24", f"--stage_from={first.run_dir}")
+    one = train("one", *words)
+    two = train_ranks("two", STRATEGIES[name], *words)
+    assert two.codes == [0, 0], two.errors
+    assert_same_numbers(two.run_dir, one.run_dir)
+    assert_same_state(two.checkpoints / "step-00000003", one.checkpoints / "step-00000003", TOLERANCE)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.nightly), "fsdp2", "zero1"])
 def test_checkpoints_of_every_strategy_export_to_the_same_model(name, train_ranks, tmp_path):
     from monet.export import export
