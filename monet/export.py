@@ -195,10 +195,10 @@ def _choose(run: Path | None, checkpoint: Path | None) -> Path:
         step_of(checkpoint)
         if not checkpoint.is_dir():
             raise CheckpointError(f"checkpoint {checkpoint} is not there")
-        verify_checkpoint(checkpoint, full=True)
+        verify_checkpoint(checkpoint, full=True, with_optimizer=False)
         return checkpoint
     assert run is not None
-    selection = newest_valid(run / "checkpoints")
+    selection = newest_valid(run / "checkpoints", with_optimizer=False)
     if selection.folder is None:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in selection.rejected)
         raise CheckpointError(f"run {run} has no valid checkpoint{': ' + reasons if reasons else ''}")

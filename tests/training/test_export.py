@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 import monet
+from monet import files
 from monet.export import export, load_checkpoint_model
 from monet.generate import generate
 from monet.training.cli import main
@@ -130,3 +132,12 @@ def test_generation_under_a_mask(run, capsys, tmp_path):
 def test_a_continuation_longer_than_the_model_takes_is_refused(run):
     with pytest.raises(monet.errors.ConfigError, match="the model takes 64"):
         generate(run / "out", "the cat", max_new_tokens=100)
+
+
+def test_an_export_hashes_what_it_reads(train, tmp_path, monkeypatch):
+    run = train("run", "--trainer.max_steps=4")
+    hashed: list[str] = []
+    hash_file = files.sha256_file
+    monkeypatch.setattr(files, "sha256_file", lambda path: hashed.append(Path(path).name) or hash_file(path))
+    export(tmp_path / "model", run=run.run_dir)
+    assert "model.safetensors" in hashed and "optimizer.safetensors" not in hashed
