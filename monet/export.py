@@ -75,7 +75,7 @@ def export(
     from monet.training import tensor_files
     from monet.training.checkpoint import chosen_checkpoint, read_weights
 
-    folder = chosen_checkpoint(run, checkpoint)
+    folder = chosen_checkpoint(run, checkpoint, with_optimizer=False)
     if out.exists():
         raise ConfigError(f"out = {out} exists already; choose another name or remove it first")
     tokenizer = tokenizer or folder.parent.parent / "tokenizer"

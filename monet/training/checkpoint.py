@@ -68,13 +68,18 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def verify_checkpoint(folder: Path, *, full: bool) -> None:
+def verify_checkpoint(folder: Path, *, full: bool, with_optimizer: bool = True) -> None:
     """Check a checkpoint's files against its manifest, with `full` their content too.
+
+    Args:
+        folder: the checkpoint.
+        full: compare hashes.
+        with_optimizer: also those of the optimiser's state, which are not needed where only weights are read.
 
     Raises:
         CheckpointError: names the file and what is wrong with it; also if a file that would be read is not listed.
     """
-    verify_manifest(folder, full=full)
+    verify_manifest(folder, full=full, unread=None if with_optimizer else OPTIMIZER)
     listed = _read_json(folder / MANIFEST_NAME)["files"]
     for name in (CONFIG, TENSORS, STATE):
         _refuse_unlisted(folder, name, listed)
@@ -107,12 +112,12 @@ class Selection:
         return 0 if self.folder is None else step_of(self.folder)
 
 
-def newest_valid(checkpoints: Path) -> Selection:
-    """Find the newest checkpoint whose manifest holds, hashes included."""
+def newest_valid(checkpoints: Path, with_optimizer: bool = True) -> Selection:
+    """Find the newest checkpoint whose manifest holds, hashes included; see `verify_checkpoint`."""
     rejected: list[tuple[Path, str]] = []
     for folder in reversed(list_checkpoints(checkpoints)):
         try:
-            verify_checkpoint(folder, full=True)
+            verify_checkpoint(folder, full=True, with_optimizer=with_optimizer)
         except (CheckpointError, OSError) as error:
             rejected.append((folder, str(error)))
         else:
@@ -120,9 +125,13 @@ def newest_valid(checkpoints: Path) -> Selection:
     return Selection(None, rejected)
 
 
-def chosen_checkpoint(run: Path | None, checkpoint: Path | None) -> Path:
+def chosen_checkpoint(run: Path | None, checkpoint: Path | None, with_optimizer: bool = True) -> Path:
     """The checkpoint folder that a command reads: the newest valid one of a run, or one that is named.
 
+    Args:
+        run: a run's folder.
+        checkpoint: a checkpoint's; give one of the two.
+        with_optimizer: as in `verify_checkpoint`.
     Raises:
         ConfigError: both or none of them is given.
         CheckpointError: there is none, or it is not valid.
@@ -133,10 +142,10 @@ def chosen_checkpoint(run: Path | None, checkpoint: Path | None) -> Path:
         step_of(checkpoint)
         if not checkpoint.is_dir():
             raise CheckpointError(f"checkpoint {checkpoint} is not there")
-        verify_checkpoint(checkpoint, full=True)
+        verify_checkpoint(checkpoint, full=True, with_optimizer=with_optimizer)
         return checkpoint
     assert run is not None
-    selection = newest_valid(run / "checkpoints")
+    selection = newest_valid(run / "checkpoints", with_optimizer)
     if selection.folder is None:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in selection.rejected)
         raise CheckpointError(f"run {run} has no valid checkpoint{': ' + reasons if reasons else ''}")

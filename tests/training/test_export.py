@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import monet
+from monet import files
 from monet.errors import CheckpointError
 from monet.export import export, load_checkpoint_model
 from monet.generate import generate
@@ -187,3 +189,12 @@ def test_a_run_copies_no_link_of_its_data(tmp_path):
     with pytest.raises(CheckpointError, match="outside of its folder"):
         copy.setup(cast(Any, trainer), cast(Any, None), "fit")
     assert not (tmp_path / "run" / "tokenizer").exists()
+
+
+def test_an_export_hashes_what_it_reads(train, tmp_path, monkeypatch):
+    run = train("run", "--trainer.max_steps=4")
+    hashed: list[str] = []
+    hash_file = files.sha256_file
+    monkeypatch.setattr(files, "sha256_file", lambda path: hashed.append(Path(path).name) or hash_file(path))
+    export(tmp_path / "model", run=run.run_dir)
+    assert "model.safetensors" in hashed and "optimizer.safetensors" not in hashed
