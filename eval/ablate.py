@@ -23,7 +23,7 @@ from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import check_mask, load_masks
 from monet.eval.verdicts import Measured, summarise
 from monet.files import atomic_write_json
-from monet.fingerprint import holds_weights
+from monet.fingerprint import hold, holds_weights
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
@@ -225,6 +225,7 @@ def run(
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
     own = Part.parse(part)
     loaded = load_model(model, device, dtype)
+    hold(loaded)
     chosen = load_masks(masks, model=loaded)
     texts = [text for mask in chosen.values() for text in texts_of(mask.provenance)]
     windows = open_windows(data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains)

@@ -31,7 +31,7 @@ from monet.eval.rules import RankedBy, Rule, RuleName, rule_named
 from monet.eval.selection import select_by
 from monet.eval.stats import ExpertStatistics
 from monet.files import atomic_write_json
-from monet.fingerprint import holds_weights
+from monet.fingerprint import hold, holds_weights
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
@@ -350,6 +350,7 @@ def run(
     )  # fmt: skip
     chosen.at(first)
     loaded = load_model(model, device, dtype)
+    hold(loaded)
     found = ExpertStatistics.load(statistics, model=loaded)
     texts = list(found.provenance["parts"])
     windows = open_windows(data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains)

@@ -21,7 +21,7 @@ from monet.configuration_monet import ORIGIN_KEYS
 from monet.devices import choose_device
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.inputs import PreparedWindows
-from monet.fingerprint import hashed_once, hold
+from monet.fingerprint import hashed_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetForCausalLM:
-    """Load a Monet model in eval mode. It is held: its weights are hashed once (`monet.fingerprint.hold`).
+    """Load a Monet model in eval mode.
 
     Args:
         name: Hugging Face folder or hub name.
@@ -48,11 +48,9 @@ def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetF
 
     where = choose_device(device)
     try:
-        model = MonetForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
+        return MonetForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
     except OSError as error:
         raise CheckpointError(f"{name}: no model there ({str(error).splitlines()[0]})") from None
-    hold(model)
-    return model
 
 
 def open_windows(

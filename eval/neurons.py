@@ -265,11 +265,9 @@ def load_llama(name: str, device: str, dtype: DType) -> Any:
 
     where = choose_device(device)
     try:
-        model = LlamaForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
+        return LlamaForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
     except OSError as error:
         raise CheckpointError(f"{name}: no model there ({str(error).splitlines()[0]})") from None
-    hold(model)
-    return model
 
 
 def run(
@@ -328,6 +326,7 @@ def run(
     """
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
     loaded = load_llama(model, device, dtype)
+    hold(loaded)
     chosen_on, windows = (
         open_windows(data, name, loaded, seq_len, max_windows, domains) for name in (identify_split, split)
     )

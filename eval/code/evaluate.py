@@ -32,7 +32,7 @@ from monet.eval.selection import check_mask, load_masks
 from monet.eval.store import model_key
 from monet.experts import lay_out_for_decoding
 from monet.files import atomic_write_json
-from monet.fingerprint import holds_weights
+from monet.fingerprint import hold, holds_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -336,6 +336,7 @@ def run(
     if allow_code_execution and not perplexity_only:
         sandbox = open_sandbox(limits, allow_weak=allow_weak_sandbox)
     loaded = load_model(model, device, dtype)
+    hold(loaded)
     chosen = {} if masks is None else load_masks(masks, model=loaded)
     losses = None
     if data is not None:

@@ -25,7 +25,7 @@ from monet.eval.loading import DType, load_model, provenance_now, windows_bar
 from monet.eval.results import RESULT_NAME, Estimate
 from monet.eval.selection import check_mask, check_ratio, load_masks
 from monet.files import atomic_write_json
-from monet.fingerprint import holds_weights
+from monet.fingerprint import hold, holds_weights
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
@@ -347,6 +347,7 @@ def run(
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
     own = Part.parse(part)
     loaded = load_model(model, device, dtype)
+    hold(loaded)
     result = evaluate_domains(
         loaded,
         None if masks is None else load_masks(masks, model=loaded),

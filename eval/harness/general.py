@@ -24,7 +24,7 @@ from monet.eval.loading import DType, load_model, mask_digest, provenance_now, w
 from monet.eval.results import RESULT_NAME
 from monet.eval.selection import check_mask, load_masks
 from monet.files import atomic_write_json
-from monet.fingerprint import holds_weights
+from monet.fingerprint import hold, holds_weights
 from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
@@ -296,6 +296,7 @@ def run(
     bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
     own = Part.parse(part)
     loaded = load_model(model, device, dtype)
+    hold(loaded)
     result = evaluate_general(
         loaded,
         {} if masks is None else load_masks(masks, model=loaded),

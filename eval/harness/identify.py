@@ -157,7 +157,7 @@ def identify(
         "missing": texts.missing,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
+    lock = FileLock(path.with_name(f".{path.stem}.lock"))
     acquire(lock, path)
     try:
         if path.exists():

@@ -35,7 +35,7 @@ from monet.eval.toxicity.sampling import Continuations, Decoding
 from monet.eval.toxicity.scorers import Failure, Scorer, ScorerSettings
 from monet.eval.toxicity.scoring import KeptScores, Scores
 from monet.files import atomic_write_json
-from monet.fingerprint import holds_weights
+from monet.fingerprint import hold, holds_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -289,6 +289,7 @@ def run(
     asked = make_scorer(scorer)
     averages = read_general(general) if general else None
     loaded = load_model(model, device, dtype)
+    hold(loaded)
     tokenizer = load_tokenizer(loaded)
     if tokenizer is None:
         raise CheckpointError(f"{model}: no tokenizer there; prompts are text, export the model with its tokenizer")
