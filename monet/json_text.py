@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import stat
-from pathlib import Path
 from typing import Any
 
 from monet.errors import DataError, MonetError
@@ -26,12 +24,13 @@ def read_json(path: str | os.PathLike[str], refuse: type[MonetError] = DataError
         MonetError: of the kind `refuse`, with the file's name: as `parse_json` does, or the file is a pipe or a device,
             or larger than `MAX_FILE_BYTES`.
     """
-    about = Path(path).stat()
-    if stat.S_ISDIR(about.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE_BYTES:
-        raise refuse(f"{path}: no JSON (not a file, or larger than {MAX_FILE_BYTES} bytes)")
-    return parse_json(Path(path).read_bytes(), str(path), refuse)
+    # Not blocking, since a pipe that no one writes to would hold the program without end.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE_BYTES:
+            raise refuse(f"{path}: no JSON (not a file, or larger than {MAX_FILE_BYTES} bytes)")
+        content = file.read(MAX_FILE_BYTES + 1)
+    return parse_json(content, str(path), refuse)
 
 
 def parse_json(text: str | bytes, where: str, refuse: type[MonetError] = DataError) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from monet.errors import CheckpointError, ConfigError
 from monet.extras import install_command
-from monet.json_text import read_json
+from monet.json_text import parse_json, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -119,7 +119,7 @@ def different_parts(first: Tokenizer, second: Tokenizer) -> list[str]:
 
     What is put around a text (beginning-of-text) is not among them, see `added_around`.
     """
-    one, other = json.loads(first.to_str()), json.loads(second.to_str())
+    one, other = (parse_json(tokenizer.to_str(), "a tokenizer") for tokenizer in (first, second))
     return [part for part in _PARTS if one[part] != other[part]]
 
 
@@ -147,7 +147,7 @@ def put_around(folder: Path, bos: str | None) -> None:
         )
     backend.save(str(folder / TOKENIZER_FILE))
     path = folder / _CONFIG
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_json(path, CheckpointError) if path.is_file() else {}
     config.pop("auto_map", None)
     config |= {"tokenizer_class": _PLAIN_CLASS, "add_bos_token": bos is not None, "add_eos_token": False}
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -194,7 +194,7 @@ def _from_sentencepiece(name: str, path: Path) -> PreTrainedTokenizerBase:
 def _as_written(name: str, file: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a tokenizer.json, whatever class the settings beside it name."""
     config_file = _file(name, _CONFIG)
-    config = {} if config_file is None else json.loads(config_file.read_text(encoding="utf-8"))
+    config = {} if config_file is None else read_json(config_file, CheckpointError)
     return _plain_tokenizer(name, lambda target: shutil.copyfile(file, target), config)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from monet.data.sources import Document
 from monet.data.splits import SplitPlan
 from monet.data.writer import ShardWriter
 from monet.files import atomic_write_json
+from monet.json_text import read_json
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1 << 20
 _KEEP_SECONDS = 10.0  # work that a kill can cost
@@ -75,7 +75,7 @@ class Written:
     def __init__(self, path: Path, processes: int) -> None:
         self._path = path
         self._processes = processes
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        kept: dict[str, Any] = read_json(path) if path.is_file() else {}
         self.place: dict[str, Any] | None = kept.get("place")
         self.skipped: dict[str, Any] = kept.get("skipped", {"counts": {}, "messages": []})
         self.fidelity: dict[str, Any] | None = kept.get("fidelity")

@@ -32,7 +32,7 @@ class Originals:
         self._documents[document.domain] += 1
         counts = self._counts.setdefault(document.domain, Counter())
         # one more than are counted shows that there are more
-        name = document.source[:_NAME_LETTERS]
+        name = document.source[:_NAME_LETTERS].encode("utf-8", "backslashreplace").decode("utf-8")
         if len(counts) <= _COUNTED or name in counts:
             counts[name] += 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 from monet import model_tokenizer
 from monet.data.text_encoder import TextEncoder
 from monet.errors import CheckpointError, ConfigError, DataError
+from monet.json_text import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -144,7 +144,7 @@ class Encoder(TextEncoder):
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         prefix = [int(tokenizer.bos_token_id)] if add_bos else []  # pyright: ignore[reportArgumentType]
         super().__init__(tokenizer.backend_tokenizer, prefix, int(tokenizer.eos_token_id))  # pyright: ignore[reportArgumentType]
-        model = json.loads(self.backend.to_str())["model"]
+        model = parse_json(self.backend.to_str(), "a tokenizer")["model"]
         unknown = model.get("unk_id")
         if unknown is None and (token := model.get("unk_token") or tokenizer.unk_token) is not None:
             unknown = self.backend.token_to_id(str(token))

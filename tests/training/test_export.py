@@ -187,7 +187,7 @@ def test_a_run_copies_no_link_of_its_data(tmp_path):
     copy = TokenizerCopy(cast(Any, SimpleNamespace(tokenizer=tmp_path / "run" / "tokenizer")))
     trainer = SimpleNamespace(datamodule=SimpleNamespace(tokenizer_dir=source), is_global_zero=True)
     with pytest.raises(CheckpointError, match="outside of its folder"):
-        copy.setup(cast(Any, trainer), cast(Any, None), "fit")
+        copy.on_train_start(cast(Any, trainer), cast(Any, None))
     assert not (tmp_path / "run" / "tokenizer").exists()
 
 
