@@ -183,7 +183,7 @@ ROWS = [
     (lambda g: load_model(str(g.folder / "none")), CheckpointError, r"none: no model there"),
     (lambda g: load_model(str(g.folder), device="abacus"), ConfigError, r"device 'abacus'"),
     (a_larger_vocabulary, DataError, r"vocabulary of 25, the model has 24"),
-    (another_tokenizer, DataError, r"another tokenizer than .*tokenizer\.json"),
+    (another_tokenizer, DataError, r"another tokenizer than that in .*model"),
     (lambda g: open_windows(g.shards(), "identify", g.model, 33), ConfigError, r"33 .* max_position_embeddings 32"),
     (lambda g: open_windows(g.shards(8), "identify", g.model, 16), DataError, r"'identify' .* has 9 tokens"),
     (lambda g: open_windows(g.shards(), "identity", g.model, 16), DataError, r"no split 'identity'"),
