@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -35,6 +36,9 @@ def launched_environment() -> ClusterEnvironment | None:
     """
     given = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     return TorchElasticEnvironment() if given else None
+
+
+_trainers = itertools.count()
 
 
 class RankError(MonetError):
@@ -74,7 +78,9 @@ class ProcessRanks(Ranks):
     def __init__(self, timeout: timedelta) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.timeout = timeout
-        self._store = dist.distributed_c10d._get_default_store()
+        # A process may train several times; calls of an earlier trainer have left their counts in the store.
+        store = dist.distributed_c10d._get_default_store()
+        self._store = dist.PrefixStore(f"monet/trainer/{next(_trainers)}", store)
         self._calls = 0
         # of many ranks each asks the store less often
         self._longest_pause = 0.05 + self.world_size / 10_000
