@@ -125,7 +125,7 @@ pins:
 	.venv-pins/bin/python constraints/pins.py write
 	rm -rf .venv-pins
 
-lint: .venv/.ready
+lint: .venv/.tests-ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --warnings --pythonpath $(BIN)/python
