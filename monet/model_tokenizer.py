@@ -124,9 +124,12 @@ def different_parts(first: Tokenizer, second: Tokenizer) -> list[str]:
 
 
 def added_around(backend: Tokenizer) -> tuple[list[int], list[int]]:
-    """Ids that a tokenizer puts before and behind a text by itself."""
+    """Ids that a tokenizer puts before and behind a text by itself; none if it cannot encode a letter."""
     probe = "a"
-    plain, whole = (backend.encode(probe, add_special_tokens=special).ids for special in (False, True))
+    try:
+        plain, whole = (backend.encode(probe, add_special_tokens=special).ids for special in (False, True))
+    except Exception:  # the library raises no other kind; the first text that is encoded names the fault
+        return [], []
     before = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), 0)
     return whole[:before], whole[before + len(plain) :]
 

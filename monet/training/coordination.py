@@ -80,7 +80,8 @@ class ProcessRanks(Ranks):
         self.timeout = timeout
         # A process may train several times; calls of an earlier trainer have left their counts in the store.
         store = dist.distributed_c10d._get_default_store()
-        self._store = dist.PrefixStore(f"monet/trainer/{next(_trainers)}", store)
+        prefix = f"monet/trainer/{next(_trainers)}"
+        self._store = dist.PrefixStore(prefix, store)  # pyright: ignore[reportPrivateImportUsage]
         self._calls = 0
         # of many ranks each asks the store less often
         self._longest_pause = 0.05 + self.world_size / 10_000

@@ -48,7 +48,7 @@ def test_more_shards_than_descriptors(tmp_path):
     documents = {"train": {"a": [list(range(2, 40))] * 150}}
     make_shards(tmp_path, documents, shard_tokens=40)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(os.listdir("/proc/self/fd"))
+    used = max(map(int, os.listdir("/proc/self/fd")))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 100, hard))
     try:
         shards = TokenShards(tmp_path, full=True)
