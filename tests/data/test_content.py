@@ -45,19 +45,20 @@ def test_a_shard_that_is_truncated_while_it_is_mapped_gives_an_error(changed):
 
 
 def test_more_shards_than_descriptors(tmp_path):
-    documents = {"train": {"a": [list(range(2, 40))] * 150}}
-    make_shards(tmp_path, documents, shard_tokens=40)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = max(map(int, os.listdir("/proc/self/fd")))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 100, hard))
+    limit = 2 * used + 100
+    shards_there = limit + 50
+    make_shards(tmp_path, {"train": {"a": [list(range(2, 40))] * shards_there}}, shard_tokens=40)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
         shards = TokenShards(tmp_path, full=True)
         stream = shards.stream("train", "a")
-        found = [stream.read(39 * n, 39 * n + 39).tolist() for n in range(150)]
-        assert stream.document_at(39 * 149) == 149
+        found = [stream.read(39 * n, 39 * n + 39).tolist() for n in range(shards_there)]
+        assert stream.document_at(39 * (shards_there - 1)) == shards_there - 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert found == [[*range(2, 40), 1]] * 150
+    assert found == [[*range(2, 40), 1]] * shards_there
 
 
 def test_a_trusted_folder_is_not_looked_at(changed, monkeypatch):
