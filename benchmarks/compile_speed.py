@@ -1,4 +1,4 @@
-"""A training step compiled by torch.compile beside the eager one: `python -m benchmarks.compile_speed`.
+"""A training step compiled by torch.compile next to the eager one: `python -m benchmarks.compile_speed`.
 
     python -m benchmarks.compile_speed [--config configs/demo.yaml] [--rounds 20] [--threads N]
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.eval_scale`: what evaluations cost beside the model, at growing sizes, with exponents.
+"""`python -m benchmarks.eval_scale`: what evaluations cost apart from the model, at growing sizes, with exponents.
 
 Every figure is measured in a process of its own: processor seconds by getrusage, and growth of the peak of resident
 memory. Losses and programs' outcomes are made up; what reads, keeps and summarises them is the real code. The exponent
