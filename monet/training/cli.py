@@ -40,6 +40,7 @@ from monet.training.stage import StageCheckpointIO, refuse_other_model, stage_fo
 from monet.training.strategies import NAMES, Together, TogetherTrainer, by_name
 from monet.training.trainer_options import (
     TimeLimit,
+    read_integers_first,
     refuse_callbacks,
     refuse_options,
     tokens_per_step,
@@ -177,6 +178,7 @@ class MonetCLI(LightningCLI):
         parser.add_lightning_class_args(MonetLightningModule, "model")
         parser.add_lightning_class_args(MonetDataModule, "data")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
+        read_integers_first(parser)
         parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
 
     def before_instantiate_classes(self) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from functools import reduce
+from operator import or_
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
@@ -36,6 +40,21 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "gradient_clip_algorithm": ((None, "norm"), "gradients are clipped by norm only"),
 }  # fmt: skip
+
+
+def read_integers_first(parser: ArgumentParser) -> None:
+    """Have the parser read `1` as the integer 1 for every option that takes an integer or a float.
+
+    The parser tries the types of a union in their order. typing caches unions, and for its cache Union[int, float]
+    equals Union[float, int]: which order Lightning's options get depends on what the process imported before. To
+    Lightning, 1 is one batch and 1.0 is all batches.
+    """
+    action: Any
+    for action in parser._actions:
+        members = get_args(kind := getattr(action, "_typehint", None))
+        if get_origin(kind) in (Union, UnionType) and {int, float} <= set(members):
+            ordered = sorted(members, key=lambda member: member is float)
+            action._typehint = reduce(or_, ordered)  # `|` has no cache
 
 
 def refuse_options(trainer: Any) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.cli import LightningArgumentParser
 from safetensors.torch import load_file
 
 from monet.errors import ConfigError
@@ -57,6 +58,20 @@ def test_options_that_need_epochs_or_validate_some_domains_only_are_refused(trai
     assert train("run", f"--trainer.{word}").code == 2
     error = capsys.readouterr().err
     assert f"trainer.{word.partition('=')[0]} = " in error and remedy in error
+
+
+def test_one_batch_is_not_read_as_all_batches_where_typing_puts_float_first(train, capsys, monkeypatch):
+    add = LightningArgumentParser.add_lightning_class_args
+
+    def add_with_float_first(parser, kind, key, **options):
+        add(parser, kind, key, **options)
+        for action in parser._actions:
+            if action.dest == "trainer.limit_val_batches":
+                action._typehint = float | int | None
+
+    monkeypatch.setattr(LightningArgumentParser, "add_lightning_class_args", add_with_float_first)
+    assert train("run", "--trainer.limit_val_batches=1").code == 2
+    assert "trainer.limit_val_batches = 1: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("word", ["limit_val_batches=1.0", "limit_val_batches=0", "limit_train_batches=1.0"])
