@@ -10,8 +10,8 @@
 # make clean-demo   forget the demo's run, to start it over
 #
 # PYTHON picks the interpreter of a new environment, TORCH the release of torch it gets. PYTEST_ARGS="tests/model -x" runs
-# a part of the tests, SUITE="pytest interpreted aot" some of the three steps. SEED repeats the demo with another seed
-# beside the first run.
+# a part of the tests, SUITE="pytest interpreted aot" some of the three steps, WORKERS=0 the tests in one process. SEED
+# repeats the demo with another seed beside the first run.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -19,6 +19,7 @@ TRITON ?= triton==3.7.1
 SLOW ?=
 PYTEST_ARGS ?=
 SUITE ?= pytest interpreted aot
+WORKERS ?= logical
 SEED ?= 0
 
 BIN := .venv/bin
@@ -52,10 +53,12 @@ $(1)/bin/python -m pip install --quiet --no-deps --editable .
 endef
 
 # $(call suite,FOLDER): the tests with that environment.
+# A file's tests run in one process, one after the other: they share fixtures.
+WORKER_ARGS := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 MARKS := $(if $(SLOW),-m "$(if $(filter ci,$(SLOW)),not nightly)")
 define suite
-$(if $(filter pytest,$(SUITE)),$(1)/bin/python -m pytest $(MARKS) $(PYTEST_ARGS))
-$(if $(filter interpreted,$(SUITE)),TRITON_INTERPRET=1 $(1)/bin/python -m pytest tests/interpreted)
+$(if $(filter pytest,$(SUITE)),$(1)/bin/python -m pytest $(WORKER_ARGS) $(MARKS) $(PYTEST_ARGS))
+$(if $(filter interpreted,$(SUITE)),TRITON_INTERPRET=1 $(1)/bin/python -m pytest $(WORKER_ARGS) tests/interpreted)
 $(if $(filter aot,$(SUITE)),$(1)/bin/python -m benchmarks.aot)
 endef
 

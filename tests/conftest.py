@@ -1,4 +1,4 @@
-"""What every test starts from: fixed seeds, two threads, no network, and uninitialised memory that shows."""
+"""What every test starts from: fixed seeds, one thread, no network, and uninitialised memory that shows."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # at these sizes a second thread only waits
 
 
 @pytest.fixture(autouse=True)
-def fixed_seeds() -> None:
+def fixed_state() -> None:
+    """The seeds and torch's settings, which a training run in this process changes."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("highest")  # a training run in this process sets another
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(autouse=True)

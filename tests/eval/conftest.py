@@ -12,15 +12,6 @@ LABELS = ["left", "middle", "right"]
 TOKENS_PER_LABEL = 4
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small lose more time to threads than they win."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def config(**changes) -> MonetConfig:
     keys = {
         "vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "moe_dim": 4,

@@ -5,8 +5,6 @@ A process is interpreted or it is not, so these tests are not collected beside t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy
 import pytest
 import torch
@@ -45,13 +43,9 @@ def _poison(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Force Triton, and fill what is allocated without a value, so that an element nobody writes is seen."""
     monkeypatch.setenv("MONET_KERNELS", "triton")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     monkeypatch.setattr(torch, "empty", lambda *a, **k: _poison(_empty(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: _poison(_empty_like(*a, **k)))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: _poison(_new_empty(*a, **k)))
-    yield
-    torch.set_num_threads(before)

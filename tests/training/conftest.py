@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
 
 from monet.training.cli import main
@@ -59,7 +58,6 @@ def settings(data_dir) -> dict:
 @pytest.fixture
 def train(tmp_path, settings, monkeypatch):
     """Calls train.py's main on a run folder; arguments are further words of the command line."""
-    threads = torch.get_num_threads()
     monkeypatch.setattr(sys, "argv", ["train.py"])  # LightningCLI looks there too
 
     def run(name: str = "run", *words: str) -> SimpleNamespace:
@@ -69,6 +67,4 @@ def train(tmp_path, settings, monkeypatch):
         code = main(["fit", "--config", str(config), "--run_dir", str(run_dir), *words])
         return SimpleNamespace(code=code, run_dir=run_dir, checkpoints=run_dir / "checkpoints", config=config)
 
-    yield run
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
+    return run

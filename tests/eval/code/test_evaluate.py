@@ -55,7 +55,6 @@ def road(tmp_path_factory, tokenizer) -> Path:
     """A model with its tokenizer, masks of two languages, problems and text."""
     from monet.data.prepare import prepare
 
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("road")
     shards = prepare(str(write_corpus(folder / "corpus")), folder / "data", vocab_size=300,
                      splits={"train": 0.4, "identify": 0.3, "evaluate": 0.3})  # fmt: skip
