@@ -35,6 +35,8 @@ UNPIN := $(if $(filter $(PINNED_TORCH),$(TORCH)),,^(torch|triton|setuptools)==|)
 # Each environment is one resolution of torch and everything else, so that nothing pulls in a second build of torch.
 SOURCES := pyproject.toml setup.py
 
+TESTS := .[dev,quantisation]
+
 # $(call install,FOLDER,REQUIREMENTS): a new environment, or an existing one brought up to date. Older releases of pip
 # cannot build every package.
 define install
@@ -70,11 +72,11 @@ endef
 
 # What only tests need: torch warns when transformers imports torchao, and the demo's output has no such warnings.
 .venv/.tests-ready: .venv/.ready
-	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt "$(TORCH)" --editable ".[dev,quantisation]"
+	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt "$(TORCH)" --editable "$(TESTS)"
 	touch $@
 
 .venv-oldest/.ready: $(SOURCES) constraints/oldest.txt
-	$(call install,.venv-oldest,--constraint constraints/oldest.txt --editable ".[dev,quantisation]")
+	$(call install,.venv-oldest,--constraint constraints/oldest.txt --editable "$(TESTS)")
 	touch $@
 
 # Every step keeps what it has finished, so a second `make demo` only repeats what is quick.
@@ -124,7 +126,7 @@ smoke:
 # torch's CUDA build requires one release of triton, the CPU build none; the pin suits both.
 pins:
 	rm -rf .venv-pins
-	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable ".[dev,quantisation]")
+	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable "$(TESTS)")
 	.venv-pins/bin/python constraints/pins.py write
 	rm -rf .venv-pins
 
