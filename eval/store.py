@@ -24,9 +24,9 @@ from monet.eval.loading import mask_digest, provenance_now, weights_digest
 from monet.json_text import parse_json
 
 if TYPE_CHECKING:
-    from monet.eval.conditions import Part
     from monet.masks import ExpertMask
     from monet.modeling_monet import MonetPreTrainedModel
+    from monet.parts import Part
 
 FORMAT = "monet-outcomes/1"
 

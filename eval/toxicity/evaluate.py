@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.ablate import keep_losses
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import PART_DONE, Condition, Part, conditions, dealt
+from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.loading import (
     DType,
     check_batch_size,
@@ -36,6 +36,7 @@ from monet.eval.toxicity.scorers import Failure, Scorer, ScorerSettings
 from monet.eval.toxicity.scoring import KeptScores, Scores
 from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
+from monet.parts import Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,9 +11,9 @@ from typing import Any
 
 from typing_extensions import Self
 
-from monet.eval.conditions import Part
 from monet.eval.store import ExampleStore
 from monet.eval.toxicity.scorers import Failure, Score, Scorer
+from monet.parts import Part
 
 
 @dataclass

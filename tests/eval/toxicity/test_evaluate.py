@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from monet.errors import CheckpointError, ConfigError, DataError
-from monet.eval.conditions import Part
 from monet.eval.toxicity.evaluate import OrdinaryText, evaluate_toxicity
 from monet.eval.toxicity.general import read_general
 from monet.eval.toxicity.prompts import Prompts
 from monet.eval.toxicity.results import ALL, ToxicityResult
 from monet.eval.toxicity.sampling import Decoding
 from monet.masks import ExpertMask
+from monet.parts import Part
 from tests.eval.toxicity.conftest import Reader
 
 FEW = Decoding(samples=6, new_tokens=4)
