@@ -7,9 +7,11 @@ is that of the last two sizes: 1 doubles the cost when the size doubles.
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,10 @@ from monet.eval.reporting import png
 from monet.eval.rules import Top
 from monet.eval.statistics.result import ExpertStatistics
 from monet.eval.store import ExampleStore
+from monet.eval.toxicity import measures
+from monet.eval.toxicity.prompts import Prompt
+from monet.eval.toxicity.scorers import Failure, Score
+from monet.eval.toxicity.scoring import KeptScores
 from monet.eval.verdicts import Measured, summarise
 from monet.masks import ExpertMask
 
@@ -143,6 +149,34 @@ def hashings(seeds: int) -> dict[str, float]:
     return {"count": len(taken)}
 
 
+class _Length:
+    """Scores a text by its length."""
+
+    at_once = 512
+
+    def __init__(self) -> None:
+        self.key: dict[str, Any] = {"kind": "length"}
+
+    def score(self, texts: Sequence[str]) -> list[Score | Failure]:
+        return [Score(len(text) / 200) for text in texts]
+
+
+def toxicity(prompts: int) -> dict[str, float]:
+    """Numbers of the model as it is from kept continuations, 25 a prompt, and a scorer."""
+    rng = random.Random(0)
+    asked = [Prompt(f"{number:06d}", "", "") for number in range(prompts)]
+    with tempfile.TemporaryDirectory() as folder:
+        with ExampleStore(folder, {"suite": "continuations"}) as store:
+            for prompt in asked:
+                store.put(prompt.id, [f"{rng.getrandbits(250):x} and more of this, sample {n}" for n in range(25)])
+        before = now()
+        kept = ExampleStore(folder, {"suite": "continuations"}, remember=lambda _: None)
+        with kept, KeptScores(_Length(), Path(folder, "scores")) as scores:
+            found = measures.outcomes(asked, scores.of_samples(kept.stream()), {}, 0.5)
+        assert not np.isnan(found.expected_max_U).any()
+        return spent(before)
+
+
 MEASURED: dict[str, Cost] = {
     "hashings": Cost(hashings, [1, 3, 20], "fingerprints taken, 2 domains, by random masks a domain"),
     "programs": Cost(programs, [10, 20, 40, 80], "kept outcomes of 3,280 programs a condition, by conditions"),
@@ -153,6 +187,7 @@ MEASURED: dict[str, Cost] = {
     "verdicts_by_windows": Cost(verdicts_by_windows, [3000, 30000], "windows a domain, 14 domains, 3 random masks"),
     "picture": Cost(picture, [14, 50, 100, 200], "domains a side of two heat maps"),
     "top": Cost(top, [14, 28, 50], "labels, 6 x 512 x 512 experts, fraction 0.01"),
+    "toxicity": Cost(toxicity, [5_000, 10_000, 20_000], "prompts of 25 kept continuations, scored"),
     "conditions": Cost(list_of_conditions, [14, 100], "masks, each with 20 random ones"),
 }
 

@@ -143,17 +143,16 @@ def evaluate_toxicity(
     with windows_bar(len(taken) * len(source), "continuing", progress, unit="prompt") as bar:
         for condition in taken:
             bar.set_description(f"continuing, {condition.name}", refresh=False)
-            source.under(condition, bar.update)
-    # Read again, one condition after the other: the texts of all of them may not fit into memory.
+            source.make(condition, bar.update)
+    # read again, some texts at a time: all of them may not fit into memory
     found: list[tuple[Condition, measures.Outcomes]] = []
     with (
         KeptScores(scorer, kept_scores or out / "scores", part) as scores,
         windows_bar(len(taken) * len(source) * decoding.samples, "scoring", progress, unit="text") as bar,
     ):
         for condition in taken:
-            written = source.under(condition)
-            of_texts = scores.of((text for samples in written.values() for text in samples), bar.update)
-            outcomes = measures.outcomes(prompts.prompts, written, source.unreadable, of_texts, threshold)
+            scored = scores.of_samples(source.under(condition), bar.update)
+            outcomes = measures.outcomes(prompts.prompts, scored, source.unreadable, threshold)
             found.append((condition, outcomes))
     if part is not None:
         return None
