@@ -54,7 +54,8 @@ class Growth(NamedTuple):
     @property
     def exponent(self) -> float:
         """Slope of log(cost) over log(size); a cost of nothing counts as one."""
-        return float(np.polyfit(np.log(self.sizes), np.log(np.maximum(self.costs, 1)), 1)[0])
+        slope = float(np.polyfit(np.log(self.sizes), np.log(np.maximum(self.costs, 1)), 1)[0])
+        return round(slope, 6) + 0.0  # no negative zero
 
     @property
     def holds(self) -> bool:
