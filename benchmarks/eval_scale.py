@@ -7,21 +7,16 @@ is that of the last two sizes: 1 doubles the cost when the size doubles.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import resource
-import subprocess
-import sys
+import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.tables import markdown
+from benchmarks.measured import Cost, measured_main, now, spent
 from monet import MonetConfig, MonetForCausalLM
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import conditions
@@ -31,8 +26,11 @@ from monet.eval.reporting import png
 from monet.eval.rules import Top
 from monet.eval.statistics.result import ExpertStatistics
 from monet.eval.store import ExampleStore
+from monet.eval.toxicity import measures
+from monet.eval.toxicity.prompts import Prompt
+from monet.eval.toxicity.scorers import Failure, Score
+from monet.eval.toxicity.scoring import KeptScores
 from monet.eval.verdicts import Measured, summarise
-from monet.files import atomic_write_json
 from monet.masks import ExpertMask
 
 GROUPS, KEYS = 6, 512  # of the 1.4B model
@@ -90,7 +88,7 @@ def picture(domains: int) -> None:
         png.write(report, Path(folder))
 
 
-def top(labels: int) -> None:
+def top(labels: int) -> dict[str, float]:
     """`select --rule top` on statistics of the 1.4B model's size."""
     sums_CREE = torch.rand(labels, GROUPS, KEYS, KEYS, generator=torch.Generator().manual_seed(0)).double()
     statistics = ExpertStatistics(
@@ -102,35 +100,35 @@ def top(labels: int) -> None:
         model_fingerprint="",
         provenance={},
     )
-    before = resource.getrusage(resource.RUSAGE_SELF)
+    before = now()
     Top(fraction=0.01).chosen(statistics)
-    _spent(before)
+    return spent(before)
 
 
-def list_of_conditions(labels: int) -> None:
+def list_of_conditions(labels: int) -> dict[str, float]:
     """Conditions of masks of the 1.4B model's size, 20 random masks each."""
     mask = ExpertMask(torch.rand(GROUPS, KEYS, KEYS) > 0.01)
-    before = resource.getrusage(resource.RUSAGE_SELF)
+    before = now()
     conditions({str(label): mask for label in range(labels)}, range(20))
-    _spent(before)
+    return spent(before)
 
 
-def programs(number: int) -> None:
+def programs(number: int) -> dict[str, float]:
     """Reading kept outcomes of programs: so many conditions of 3,280 programs, and looking each up."""
     outcome = {"status": "ok", "detail": "", "seconds": 0.123}
     with tempfile.TemporaryDirectory() as folder:
         with ExampleStore(folder, {"suite": "code-outcomes/1"}) as store:
             for program in range(3280 * number):
                 store.put(f"{program:064x}", outcome)
-        before = resource.getrusage(resource.RUSAGE_SELF)
+        before = now()
         with ExampleStore(
             folder, {"suite": "code-outcomes/1"}, parts=True, remember=lambda kept: kept["status"]
         ) as kept:
             assert all(kept[f"{program:064x}"] == "ok" for program in range(3280 * number))
-        _spent(before)
+        return spent(before)
 
 
-def hashings(seeds: int) -> None:
+def hashings(seeds: int) -> dict[str, float]:
     """An ablation of two domains of a small model; the cost is how often its weights were hashed."""
     from monet import fingerprint
     from monet.eval.ablate import ablate
@@ -148,80 +146,55 @@ def hashings(seeds: int) -> None:
     fingerprint._digest = lambda *arguments: taken.append(1) or digest(*arguments)
     with tempfile.TemporaryDirectory() as folder:
         ablate(model, masks, data, out=folder, random_seeds=list(range(seeds)), progress=False)
-    print(json.dumps({"count": len(taken)}))
+    return {"count": len(taken)}
 
 
-def _spent(before: resource.struct_rusage) -> None:
-    """Report only what was spent since then."""
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"seconds": seconds, "gib": (after.ru_maxrss - before.ru_maxrss) / 2**20}))
+class _Length:
+    """Scores a text by its length."""
+
+    at_once = 512
+
+    def __init__(self) -> None:
+        self.key: dict[str, Any] = {"kind": "length"}
+
+    def score(self, texts: Sequence[str]) -> list[Score | Failure]:
+        return [Score(len(text) / 200) for text in texts]
 
 
-MEASURED: dict[str, tuple[Callable[[int], None], list[int], str]] = {
-    "hashings": (hashings, [1, 3, 20], "fingerprints taken, 2 domains, by random masks a domain"),
-    "programs": (programs, [10, 20, 40, 80], "kept outcomes of 3,280 programs a condition, by conditions"),
-    "verdicts": (verdicts, [14, 28, 56, 100], "domains x 100 windows, 20 random masks on all domains"),
-    "verdicts_on_target": (verdicts_on_target, [28, 56, 100], "domains x 300 windows, 20 random masks on their target"),
-    "verdicts_by_windows": (verdicts_by_windows, [3000, 30000], "windows a domain, 14 domains, 3 random masks"),
-    "picture": (picture, [14, 50, 100, 200], "domains a side of two heat maps"),
-    "top": (top, [14, 28, 50], "labels, 6 x 512 x 512 experts, fraction 0.01"),
-    "conditions": (list_of_conditions, [14, 100], "masks, each with 20 random ones"),
+def toxicity(prompts: int) -> dict[str, float]:
+    """Numbers of the model as it is from kept continuations, 25 a prompt, and a scorer."""
+    rng = random.Random(0)
+    asked = [Prompt(f"{number:06d}", "", "") for number in range(prompts)]
+    with tempfile.TemporaryDirectory() as folder:
+        with ExampleStore(folder, {"suite": "continuations"}) as store:
+            for prompt in asked:
+                store.put(prompt.id, [f"{rng.getrandbits(250):x} and more of this, sample {n}" for n in range(25)])
+        before = now()
+        kept = ExampleStore(folder, {"suite": "continuations"}, remember=lambda _: None)
+        with kept, KeptScores(_Length(), Path(folder, "scores")) as scores:
+            found = measures.outcomes(asked, scores.of_samples(kept.stream()), {}, 0.5)
+        assert not np.isnan(found.expected_max_U).any()
+        return spent(before)
+
+
+MEASURED: dict[str, Cost] = {
+    "hashings": Cost(hashings, [1, 3, 20], "fingerprints taken, 2 domains, by random masks a domain"),
+    "programs": Cost(programs, [10, 20, 40, 80], "kept outcomes of 3,280 programs a condition, by conditions"),
+    "verdicts": Cost(verdicts, [14, 28, 56, 100], "domains x 100 windows, 20 random masks on all domains"),
+    "verdicts_on_target": Cost(
+        verdicts_on_target, [28, 56, 100], "domains x 300 windows, 20 random masks on their target"
+    ),
+    "verdicts_by_windows": Cost(verdicts_by_windows, [3000, 30000], "windows a domain, 14 domains, 3 random masks"),
+    "picture": Cost(picture, [14, 50, 100, 200], "domains a side of two heat maps"),
+    "top": Cost(top, [14, 28, 50], "labels, 6 x 512 x 512 experts, fraction 0.01"),
+    "toxicity": Cost(toxicity, [5_000, 10_000, 20_000], "prompts of 25 kept continuations, scored"),
+    "conditions": Cost(list_of_conditions, [14, 100], "masks, each with 20 random ones"),
 }
-
-
-def measure(name: str, size: int) -> dict[str, float]:
-    """One figure, from a process of its own: seconds and GiB, or a count."""
-    command = [sys.executable, "-m", "benchmarks.eval_scale", "--one", name, str(size)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(found.stdout.splitlines()[-1])
-
-
-def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
-    """Of the last two sizes; 0 where nothing measurable is spent."""
-    if len(sizes) < 2 or min(costs[-2:]) <= 0:
-        return 0.0
-    return math.log(costs[-1] / costs[-2]) / math.log(sizes[-1] / sizes[-2])
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, print a table, and write the figures as JSON where that is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", choices=[[], *MEASURED], default=[], help="what to measure; all if left out"
-    )
-    parser.add_argument("--out", type=Path, help="file for the figures as JSON")
-    parser.add_argument("--one", nargs=2, metavar=("NAME", "SIZE"), help=argparse.SUPPRESS)
-    options = parser.parse_args(words)
-    if options.one:
-        torch.set_num_threads(1)
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        MEASURED[options.one[0]][0](int(options.one[1]))
-        if options.one[0] not in ("hashings", "programs", "top", "conditions"):
-            _spent(before)
-        return
-    rows: list[dict[str, Any]] = []
-    figures: dict[str, dict[str, dict[str, float]]] = {}
-    for name in options.names or MEASURED:
-        _, sizes, what = MEASURED[name]
-        found = [measure(name, size) for size in sizes]
-        figures[name] = dict(zip(map(str, sizes), found, strict=True))
-        costs = [one.get("count", one.get("seconds", 0.0)) for one in found]
-        shown = [
-            str(one["count"]) if "count" in one else f"{one['seconds']:.2f} s, {one['gib']:.2f} GiB" for one in found
-        ]
-        rows.append(
-            {
-                "what": what,
-                "sizes": ", ".join(map(str, sizes)),
-                "cost": "; ".join(shown),
-                "exponent": exponent(sizes, costs),
-            }
-        )
-        print(f"{what}: {rows[-1]['cost']} (exponent {rows[-1]['exponent']:.1f})", file=sys.stderr, flush=True)
-    print(markdown(rows, {"what": "", "sizes": "", "cost": "", "exponent": ".1f"}))
-    if options.out is not None:
-        atomic_write_json(options.out, figures)
+    measured_main("benchmarks.eval_scale", __doc__ or "", MEASURED, words)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ class Growth(NamedTuple):
     @property
     def exponent(self) -> float:
         """Slope of log(cost) over log(size); a cost of nothing counts as one."""
-        return float(np.polyfit(np.log(self.sizes), np.log(np.maximum(self.costs, 1)), 1)[0])
+        slope = float(np.polyfit(np.log(self.sizes), np.log(np.maximum(self.costs, 1)), 1)[0])
+        return round(slope, 6) + 0.0  # no negative zero
 
     @property
     def holds(self) -> bool:
@@ -194,12 +195,13 @@ def log_lines(steps: int) -> int:
     return len(read)
 
 
+def growth(what: str, by: str, count: Callable[[int], int], sizes: Sequence[int], most: float) -> Growth:
+    """Count a cost at all sizes."""
+    return Growth(what, by, sizes, [count(size) for size in sizes], most)
+
+
 def growths() -> list[Growth]:
     """All of them."""
-
-    def growth(what: str, by: str, count: Callable[[int], int], sizes: Sequence[int], most: float) -> Growth:
-        return Growth(what, by, sizes, [count(size) for size in sizes], most)
-
     # processes are forked before anything here starts threads
     return [
         growth("descriptors of a rank for agreeing", "ranks", coordination, (2, 4, 8), 0.1),

@@ -3,7 +3,7 @@
 Every rank is a thread with its own stream and checkpoint writer; only training itself is left out. The run is stopped
 and continued on other numbers of ranks. Shown: every window of every epoch was read exactly once, over all ranks and
 restarts, in the order of one process; what the ranks' metadata cost; and how counted costs grow, see
-benchmarks/scale_exponents.py. The exit code is 1 where one grows faster than it may.
+benchmarks/scale_exponents.py and benchmarks/data_exponents.py. The exit code is 1 where one grows faster than it may.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import data_exponents
 from benchmarks.scale_exponents import COLUMNS, growths
 from benchmarks.tables import markdown
 from monet.data.loaders import TrainStream
@@ -273,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     if GLOBAL_WINDOWS % options.ranks:
         parser.error(f"--ranks {options.ranks}: must divide {GLOBAL_WINDOWS}")
     torch.set_num_threads(1)
-    found = growths()
+    found = growths() + data_exponents.growths()
     pretrain = Path(__file__).resolve().parent.parent / "configs" / "pretrain"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from monet.errors import ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import PART_DONE, Condition, Part, check_seeds, conditions, dealt
+from monet.eval.conditions import PART_DONE, Condition, check_seeds, conditions, dealt
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split, held_out, texts_of
 from monet.eval.inputs import LabelledData, check_labels
 from monet.eval.loading import DType, check_batch_size, load_model, open_windows, provenance_now, windows_bar
@@ -25,6 +25,7 @@ from monet.eval.verdicts import Measured, summarise
 from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
 from monet.masks import ExpertMask
+from monet.parts import Part
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM

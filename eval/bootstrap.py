@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from monet.errors import ConfigError, DataError
 
 _BLOCK_CELLS = 4_000_000
+_MANY_UNITS = 100_000
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,23 @@ def resample_means(
         )
     generator = np.random.default_rng(seed)
     columns_UX = np.concatenate([loss_sum_CU, tokens_U[None, :].astype(np.float64)]).T
-    share_U = np.full(num_units, 1.0 / num_units)
     draws_QC = np.empty((num_resamples, num_conditions))
     block = max(1, _BLOCK_CELLS // num_units)
     for start in range(0, num_resamples, block):
         size = min(block, num_resamples - start)
-        counts_QU = generator.multinomial(num_units, share_U, size=size).astype(np.float64)
+        counts_QU = _times_drawn(generator, num_units, size).astype(np.float64)
         sums_QX = counts_QU @ columns_UX
         draws_QC[start : start + size] = sums_QX[:, :-1] / sums_QX[:, -1:]
     return Resampled(loss_sum_CU.sum(axis=1) / tokens_U.sum(), draws_QC)
+
+
+def _times_drawn(generator: np.random.Generator, num_units: int, size: int) -> NDArray[np.int64]:
+    """How often each unit is drawn in each of `size` resamples, (size, U)."""
+    if num_units < _MANY_UNITS:
+        return generator.multinomial(num_units, np.full(num_units, 1.0 / num_units), size=size)
+    # the same distribution in a sixth of the time; few units keep the draws of earlier results
+    drawn = (generator.integers(num_units, size=num_units) for _ in range(size))
+    return np.stack([np.bincount(units, minlength=num_units) for units in drawn])
 
 
 def interval(draws_Q: NDArray[np.float64], confidence: float) -> tuple[float, float]:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from typing_extensions import Self
 
 from monet.errors import ConfigError
-from monet.eval.inputs import check_shard, parse_shard
 from monet.masks import ExpertMask
+from monet.parts import Part
 
 
 @dataclass(frozen=True)
@@ -43,34 +42,6 @@ class Condition:
     def experts(self) -> int:
         """Experts removed."""
         return 0 if self.like is None else self.like.num_removed
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of several processes that share the conditions of a suite.
-
-    Args:
-        index: which, from 0 on.
-        count: how many there are.
-
-    Raises:
-        ConfigError: no such part.
-    """
-
-    index: int
-    count: int
-
-    def __post_init__(self) -> None:
-        check_shard(self.index, self.count)
-
-    @classmethod
-    def parse(cls, text: str | None) -> Self | None:
-        """Read "i/n"; None stays None.
-
-        Raises:
-            ConfigError: another form, or no such part.
-        """
-        return None if text is None else cls(*parse_shard("part", text))
 
 
 PART_DONE = "this part is done and kept; when all parts are done, run the same command without --part"

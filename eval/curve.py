@@ -19,7 +19,7 @@ from monet.errors import CheckpointError, ConfigError
 from monet.eval.ablate import check_request, keep_losses, measure, passes
 from monet.eval.ablation_report import ORIGIN
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import PART_DONE, Part, dealt
+from monet.eval.conditions import PART_DONE, dealt
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.inputs import LabelledData
@@ -33,6 +33,7 @@ from monet.eval.stats import ExpertStatistics
 from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
 from monet.masks import ExpertMask
+from monet.parts import Part
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM

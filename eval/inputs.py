@@ -22,6 +22,7 @@ from torch import Tensor
 from monet.data.shards import TokenShards
 from monet.data.windows import WindowDataset, collate
 from monet.errors import ConfigError, DataError
+from monet.parts import check_shard
 
 IGNORED = -100
 
@@ -106,29 +107,6 @@ def check_labels(wanted: Sequence[str], labels: Sequence[str]) -> None:
     """
     if missing := [label for label in wanted if label not in labels]:
         raise DataError(f"no text labelled {', '.join(map(repr, missing))} in the data, which has {list(labels)}")
-
-
-def check_shard(index: int, count: int) -> None:
-    """Refuse a part that a whole divided into `count` does not have.
-
-    Raises:
-        ConfigError: names both.
-    """
-    if not 0 <= index < count:
-        raise ConfigError(f"shard {index}/{count}: parts of a whole divided into {count} are 0 to {count - 1}")
-
-
-def parse_shard(option: str, text: str) -> tuple[int, int]:
-    """Read "i/n": a part's number, from 0 on, and how many parts there are.
-
-    Raises:
-        ConfigError: another form, or no such part; names the option.
-    """
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal()):
-        raise ConfigError(f"{option} {text!r}: write i/n, the i-th part of n, i from 0 on, e.g. 0/2 and 1/2")
-    check_shard(int(index), int(count))
-    return int(index), int(count)
 
 
 def _dealt(numbered: Sequence[tuple[int, Hashable]], index: int, count: int) -> list[int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from monet.errors import ConfigError, DataError, NonFiniteError
-from monet.eval.inputs import LabelledData, LabelledSequences, PreparedWindows, parse_shard
+from monet.eval.inputs import LabelledData, LabelledSequences, PreparedWindows
 from monet.eval.loading import (
     DType,
     check_batch_size,
@@ -31,6 +31,7 @@ from monet.eval.loading import (
 from monet.eval.statistics.collectors import Accumulator, Wanted
 from monet.eval.statistics.result import FORMAT, ExpertStatistics
 from monet.eval.statistics.scored import read_scored
+from monet.parts import parse_shard
 from monet.terminal import clean
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,9 @@ from monet.eval.loading import mask_digest, provenance_now, weights_digest
 from monet.json_text import parse_json
 
 if TYPE_CHECKING:
-    from monet.eval.conditions import Part
     from monet.masks import ExpertMask
     from monet.modeling_monet import MonetPreTrainedModel
+    from monet.parts import Part
 
 FORMAT = "monet-outcomes/1"
 
@@ -197,24 +197,36 @@ class ExampleStore:
         self._file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
+    def stream(self) -> Iterator[tuple[str, Any]]:
+        """Ids and whole outcomes in the order they came, read from the file line by line."""
+        return ((id, outcome) for id, outcome, _ in self._entries(self.path, lambda outcome: outcome) if id is not None)
+
     def _read(self, path: Path) -> int:
-        """Take in what is there, line by line; the number of bytes that are whole lines."""
-        if not path.exists():
-            return 0
+        """Take in what is there; the number of bytes that are whole lines."""
         whole = 0
+        for id, outcome, end in self._entries(path, self._remember):
+            whole = end
+            if id is not None:
+                self._outcomes.setdefault(id, outcome)
+        return whole
+
+    def _entries(self, path: Path, taken: Callable[[Any], Any]) -> Iterator[tuple[str | None, Any, int]]:
+        """Of every whole line its id, what is taken of its outcome, and where it ends; the first line has no id."""
+        if not path.exists():
+            return
+        end = 0
         with open(path, "rb") as file:
             for number, line in enumerate(file):
                 if not line.endswith(b"\n"):
                     break
+                end += len(line)
                 try:
                     entry = parse_json(line, str(path))
-                    if number:
-                        self._outcomes.setdefault(entry["id"], self._remember(entry["outcome"]))
-                    elif entry != {"format": FORMAT, "key": self.key}:
+                    if not number and entry != {"format": FORMAT, "key": self.key}:
                         raise ValueError("the first line is another evaluation's")
+                    found = (entry["id"], taken(entry["outcome"]), end) if number else (None, None, end)
                 except (ValueError, KeyError, TypeError) as error:
                     raise DataError(
                         f"{path}: line {number + 1} is damaged ({error}); remove the file to do its examples again"
                     ) from None
-                whole += len(line)
-        return whole
+                yield found

@@ -46,6 +46,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
     },
     "Data": {
         "data prepare": Verb("monet.data.prepare:prepare", "text -> tokenizer, token shards and a hashed manifest"),
+        "data join": Verb("monet.data.join:join", "parts of a preparation -> one prepared folder"),
     },
     "Training": {
         "plan": Verb("monet.plan:plan", "training configuration and GPUs -> memory, time, cost, and what fits"),

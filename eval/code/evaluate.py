@@ -25,7 +25,7 @@ from monet.eval.code.results import CodeResult, ConditionScores, MaskSize
 from monet.eval.code.runtimes import Runtime, find_runtimes
 from monet.eval.code.sandbox import Sandbox, open_sandbox
 from monet.eval.code.scoring import Tally, score, tally
-from monet.eval.conditions import PART_DONE, Part, check_seeds, conditions, dealt
+from monet.eval.conditions import PART_DONE, check_seeds, conditions, dealt
 from monet.eval.loading import DType, load_model, load_tokenizer, open_windows, provenance_now, windows_bar
 from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import check_mask, load_masks
@@ -33,6 +33,7 @@ from monet.eval.store import model_key
 from monet.experts import lay_out_for_decoding
 from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
+from monet.parts import Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,8 +17,8 @@ from monet.errors import ConfigError
 from monet.eval.code.limits import Outcome
 from monet.eval.code.runtimes import Runtime
 from monet.eval.code.sandbox import Sandbox
-from monet.eval.conditions import Part
 from monet.eval.store import ExampleStore
+from monet.parts import Part
 
 
 def kept_statuses(

@@ -12,7 +12,7 @@ import numpy as np
 
 from monet.errors import ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap, Resampled
-from monet.eval.conditions import PART_DONE, Condition, Part, conditions, dealt
+from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.harness.accuracy import Denominator, count_outcomes, estimate, mean_of, one_of, resample
 from monet.eval.harness.catalog import Style, benchmarks
 from monet.eval.harness.categories import CATEGORIES, CATEGORY_OF
@@ -27,6 +27,7 @@ from monet.eval.selection import check_mask, check_ratio, load_masks
 from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
 from monet.masks import ExpertMask
+from monet.parts import Part
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from monet.errors import ConfigError
 from monet.eval.bootstrap import Bootstrap, Resampled
-from monet.eval.conditions import PART_DONE, Condition, Part, conditions, dealt
+from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.harness.accuracy import Denominator, count_outcomes, estimate, mean_of, resample
 from monet.eval.harness.catalog import Benchmark, Style, benchmarks
 from monet.eval.harness.general_result import Cell, GeneralResult, Row
@@ -26,6 +26,7 @@ from monet.eval.selection import check_mask, load_masks
 from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
 from monet.masks import ExpertMask
+from monet.parts import Part
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.ablate import keep_losses
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import PART_DONE, Condition, Part, conditions, dealt
+from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.loading import (
     DType,
     check_batch_size,
@@ -36,6 +36,7 @@ from monet.eval.toxicity.scorers import Failure, Scorer, ScorerSettings
 from monet.eval.toxicity.scoring import KeptScores, Scores
 from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
+from monet.parts import Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -142,17 +143,16 @@ def evaluate_toxicity(
     with windows_bar(len(taken) * len(source), "continuing", progress, unit="prompt") as bar:
         for condition in taken:
             bar.set_description(f"continuing, {condition.name}", refresh=False)
-            source.under(condition, bar.update)
-    # Read again, one condition after the other: the texts of all of them may not fit into memory.
+            source.make(condition, bar.update)
+    # read again, some texts at a time: all of them may not fit into memory
     found: list[tuple[Condition, measures.Outcomes]] = []
     with (
         KeptScores(scorer, kept_scores or out / "scores", part) as scores,
         windows_bar(len(taken) * len(source) * decoding.samples, "scoring", progress, unit="text") as bar,
     ):
         for condition in taken:
-            written = source.under(condition)
-            of_texts = scores.of((text for samples in written.values() for text in samples), bar.update)
-            outcomes = measures.outcomes(prompts.prompts, written, source.unreadable, of_texts, threshold)
+            scored = scores.of_samples(source.under(condition), bar.update)
+            outcomes = measures.outcomes(prompts.prompts, scored, source.unreadable, threshold)
             found.append((condition, outcomes))
     if part is not None:
         return None

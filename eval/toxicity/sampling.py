@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -168,8 +168,8 @@ class Continuations:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def under(self, condition: Condition, advance: Callable[[int], object] = lambda _: None) -> dict[str, list[str]]:
-        """Continuations by prompt id: read where they are kept, made where not.
+    def make(self, condition: Condition, advance: Callable[[int], object] = lambda _: None) -> None:
+        """Continue the prompts whose continuations are not kept.
 
         Args:
             condition: the mask to generate under.
@@ -179,9 +179,8 @@ class Continuations:
             CheckpointError: the mask is another model's.
             NonFiniteError: a NaN among the logits.
         """
-        found: dict[str, list[str]] = {}
         mask = condition.mask
-        with ExampleStore(self.folder, self.key, mask, wait=True) as store, contextlib.ExitStack() as stack:
+        with self._store(condition) as store, contextlib.ExitStack() as stack:
             stack.enter_context(evaluating(self.model))
             if mask is not None:
                 stack.enter_context(mask.applied_to(self.model))
@@ -191,9 +190,16 @@ class Continuations:
                     for id, texts in zip(batch, self._generate(batch, condition.name), strict=True):
                         if id not in store:
                             store.put(id, texts)
-                found.update((id, store[id]) for id in batch)
                 advance(len(batch))
-        return found
+
+    def under(self, condition: Condition) -> Iterator[tuple[str, list[str]]]:
+        """Ids of all prompts with their continuations, one after another from the disk; made first where not kept."""
+        self.make(condition)
+        return self._store(condition).stream()
+
+    def _store(self, condition: Condition) -> ExampleStore:
+        # ids only: the texts of all prompts may not fit into memory
+        return ExampleStore(self.folder, self.key, condition.mask, wait=True, remember=lambda _: None)
 
     def _generate(self, batch: Sequence[str], name: str) -> list[list[str]]:
         decoding, device = self.decoding, self.model.device

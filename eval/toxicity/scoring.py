@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 from typing_extensions import Self
 
-from monet.eval.conditions import Part
 from monet.eval.store import ExampleStore
 from monet.eval.toxicity.scorers import Failure, Score, Scorer
+from monet.parts import Part
+
+_PROMPTS_AT_ONCE = 1024  # whose samples are in memory
 
 
 @dataclass
@@ -113,6 +116,19 @@ class KeptScores:
                 advance(count[text])
         found.failures = {text: self.failures[text] for text in count if text in self.failures}
         return found
+
+    def of_samples(
+        self, samples: Iterable[tuple[str, Sequence[str]]], advance: Callable[[int], object] = lambda _: None
+    ) -> Iterator[tuple[dict[str, Sequence[str]], Scores]]:
+        """Some prompts at a time, their samples and the scores of these.
+
+        Args:
+            samples: ids of prompts and their samples.
+            advance: as in `of`.
+        """
+        rest = iter(samples)
+        while some := dict(islice(rest, _PROMPTS_AT_ONCE)):
+            yield some, self.of(chain.from_iterable(some.values()), advance)
 
 
 def score_texts(

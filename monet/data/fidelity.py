@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,18 +79,23 @@ class Fidelity:
         counts["sampled_letters"] += wanted.total()
         counts["lost_letters"] += (wanted - _letters(decoded)).total()
 
-    def notes(self) -> list[str]:
-        """A sentence for each domain of which the tokenizer loses much."""
-        notes = []
-        for domain, counts in self.domains().items():
-            unknown = counts["unknown_ids"] / max(counts["tokens"], 1)
-            lost = counts["lost_letters"] / max(counts["sampled_letters"], 1)
-            if max(unknown, lost) > _MUCH:
-                notes.append(
-                    f"domain {domain!r}: {unknown:.1%} of the ids are the unknown token, and {lost:.1%} of the letters "
-                    "of a sample do not come back from their ids; a byte-level tokenizer loses nothing"
-                )
-        return notes
+
+def notes_on_loss(domains: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A sentence for each domain of which the tokenizer loses much.
+
+    Args:
+        domains: from `Fidelity.domains`.
+    """
+    notes = []
+    for domain, counts in domains.items():
+        unknown = counts["unknown_ids"] / max(counts["tokens"], 1)
+        lost = counts["lost_letters"] / max(counts["sampled_letters"], 1)
+        if max(unknown, lost) > _MUCH:
+            notes.append(
+                f"domain {domain!r}: {unknown:.1%} of the ids are the unknown token, and {lost:.1%} of the letters "
+                "of a sample do not come back from their ids; a byte-level tokenizer loses nothing"
+            )
+    return notes
 
 
 def _letters(text: str) -> Counter[str]:

@@ -43,6 +43,18 @@ class Originals:
             for domain, count in sorted(self._documents.items())
         }
 
+    def merge(self, state: dict[str, Any]) -> None:
+        """Count also what `state()` gave of another part of the text.
+
+        An original of which the other part counted nothing, since it met many others before, stays at a lower count.
+        """
+        for domain, kept in state.items():
+            self._documents[domain] += kept["documents"]
+            counts = self._counts.setdefault(domain, Counter())
+            for name, count in kept["counts"].items():
+                if len(counts) <= _COUNTED or name in counts:
+                    counts[name] += count
+
     def refuse_few(self, shares: Mapping[str, float]) -> None:
         """Refuse a domain whose documents come from fewer originals than there are splits.
 

@@ -15,11 +15,11 @@ from monet.data.encode import encoding
 from monet.data.fidelity import Fidelity
 from monet.data.originals import Originals
 from monet.data.reader import Keys, Reader, Remote
-from monet.data.records import END_OF_TEXT
 from monet.data.report import Progress, Task
 from monet.data.shards import MANIFEST, TOKENIZER, dtype_for, write_manifest
 from monet.data.sources import Skipped, TextFile, find_files
 from monet.data.splits import SplitPlan
+from monet.data.summary import Counted, summary
 from monet.data.tokenizer import Encoder, load_tokenizer, notes_on_bos, save_tokenizer, train_tokenizer
 from monet.data.writer import ShardWriter
 from monet.errors import DataError
@@ -39,15 +39,23 @@ class Job:
     Args:
         folder: the partial folder.
         files: local text by domain.
+        remote: datasets by domain.
         settings: what the manifest records; all that decides about the result.
         keys: how records are read.
         processes: see `monet.data.encode.encoding`.
     """
 
     def __init__(
-        self, folder: Path, files: dict[str, list[TextFile]], settings: dict[str, Any], keys: Keys, processes: int
+        self,
+        folder: Path,
+        files: dict[str, list[TextFile]],
+        remote: dict[str, str],
+        settings: dict[str, Any],
+        keys: Keys,
+        processes: int,
     ) -> None:
         self.folder = folder
+        self.remote = remote
         self.files = {domain: list(listed) for domain, listed in files.items()}
         self.settings = settings
         self.keys = keys
@@ -57,7 +65,13 @@ class Job:
         self.originals = Originals(keys.source)
         self.text_bytes = 0
 
-    def run(self, tokenizer: str | None) -> None:
+    def run(self, tokenizer: str | None, identities: dict[str, list[tuple[str, str]]] | None = None) -> None:
+        """Do what is left to do.
+
+        Args:
+            tokenizer: to use; None trains one.
+            identities: of a part, its files by domain, see `identities_of`; None for a whole preparation.
+        """
         if (self.folder / MANIFEST).is_file():
             return
         remotes = self._remotes()
@@ -81,39 +95,30 @@ class Job:
                         raise OSError(f"the tokenizer cannot be written: {error}") from error
             encoder = Encoder(load_tokenizer(str(self.folder / TOKENIZER)), add_bos=self.settings["add_bos"])
             task = progress.start("tokens", sum(documents.values()) if documents else None, "documents")
-            parts, made, fidelity = self._write(plan, encoder, list(documents), remotes, task)
-        self.skipped.counts.update(fidelity.skipped.counts)
-        self.skipped.messages.extend(fidelity.skipped.messages)
-        skipped = {"counts": dict(sorted(self.skipped.counts.items())), "examples": self.skipped.messages}
-        more: dict[str, Any] = {"skipped": skipped, "settings": self.settings, "throughput": made}
-        more["fidelity"] = fidelity.domains()
-        if notes := self._notes(parts) + fidelity.notes():
-            more["notes"] = notes
-        if commits := {remote.uri: remote.commit for remote in self._remotes() if remote.commit}:
-            more["commits"] = commits
-        write_manifest(self.folder, parts, encoder.vocab_size, encoder.eos_id, **more)
-
-    def _notes(self, parts: dict[str, dict[str, list[dict[str, Any]]]]) -> list[str]:
-        """What was done as asked and may not be what was meant, as sentences."""
-        notes = json.loads((self.folder / TOKENIZER_NOTES).read_text(encoding="utf-8"))
-        notes += self.originals.notes()
-        for domain in sorted(parts["train"]):
-            if empty := [split for split, domains in parts.items() if not domains[domain]]:
-                notes.append(f"domain {domain!r} has no document in {', '.join(empty)}")
-        if marked := self.skipped.notes[END_OF_TEXT]:
-            notes.append(
-                f"{marked} plain text file(s) hold {END_OF_TEXT} more than once and were taken as one document each; "
-                f"if it stands between documents, prepare again with --document_separator '{END_OF_TEXT}'"
-            )
-        return notes
+            entries, throughput, fidelity = self._write(plan, encoder, list(documents), remotes, task)
+        if not entries["train"] and identities is None:
+            raise DataError("the source holds no document with text; nothing can be prepared")
+        counted: Counted = {
+            "skipped": self.skipped.state(),
+            "originals": self.originals.state(),
+            "fidelity": fidelity.state(),
+            "tokenizer_notes": json.loads((self.folder / TOKENIZER_NOTES).read_text(encoding="utf-8")),
+            "commits": {remote.uri: remote.commit for remote in self._remotes() if remote.commit},
+            "throughput": throughput,
+        }
+        more = summary(counted, entries, self.settings)
+        if identities is not None:  # a part may lack what the whole has; the notes are made when parts are joined
+            more = {key: value for key, value in more.items() if key != "notes"}
+            more["part"] = {"identities": identities, "counted": counted}
+        write_manifest(self.folder, entries, encoder.vocab_size, encoder.eos_id, **more)
 
     def _remotes(self) -> list[Remote]:
         """The datasets, each at the commit at which this preparation began."""
         path = self.folder / COMMITS
         if not path.is_file():
-            atomic_write_json(path, {uri: hub.commit_of(uri) for uri in self.settings["remote"].values()})
+            atomic_write_json(path, {uri: hub.commit_of(uri) for uri in self.remote.values()})
         commits = json.loads(path.read_text(encoding="utf-8"))
-        return [Remote(uri, name or None, commits[uri]) for name, uri in self.settings["remote"].items()]
+        return [Remote(uri, name or None, commits[uri]) for name, uri in self.remote.items()]
 
     def _fetch(self, remotes: list[Remote]) -> None:
         for remote in remotes:
@@ -275,7 +280,5 @@ class Job:
         for listed in writers.values():
             for writer in listed.values():
                 writer.flush()
-        if not writers["train"]:
-            raise DataError("the source holds no document with text; nothing can be prepared")
         parts = {split: {name: writer.entries for name, writer in listed.items()} for split, listed in writers.items()}
         return parts, progress.throughput(), fidelity

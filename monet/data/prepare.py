@@ -7,27 +7,24 @@ is finished in it (fetched parts, tokenizer, shards) outlives a kill, and the sa
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from monet.data import hub
+from monet.data.division import divided, part_folder, parts_folder
+from monet.data.folder import make, refuse_foreign
 from monet.data.formats import FileFormat, described
-from monet.data.pipeline import COMMITS, FETCHED, PROGRESS, SCAN, TOKENIZER_NOTES, Job
+from monet.data.pipeline import Job
 from monet.data.reader import Keys
 from monet.data.records import MAX_DOCUMENT_BYTES
-from monet.data.report import print_notes, print_table
-from monet.data.shards import FORMAT, MANIFEST, TokenShards
-from monet.data.sources import OnError, TextFile, check_domain, find_files, inventory
+from monet.data.report import print_made
+from monet.data.shards import FORMAT, TokenShards
+from monet.data.sources import OnError, TextFile, check_domain, find_files, identities_of, inventory
 from monet.data.splits import DEFAULT_SHARES, SplitBy, check_shares
-from monet.errors import ConfigError, DataError, MonetError
-from monet.files import atomic_write_json, fsync_path, sha256_file
-
-_SETTINGS, _LOCK, _REPLACED = "settings.json", ".lock", ".replaced"
+from monet.errors import ConfigError
+from monet.files import sha256_file
+from monet.parts import Part
 
 
 def prepare(
@@ -53,6 +50,7 @@ def prepare(
     stream: bool = False,
     processes: int = 1,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
+    part: str | None = None,
     overwrite: bool = False,
 ) -> TokenShards:
     """Turn text into token shards with a domain label, ready for training.
@@ -96,17 +94,17 @@ def prepare(
             alone decides about splits, so a domain of a few originals can have none in one.
         processes: tokenising processes; 1 works in this one with a thread a core, 0 starts one a core.
         max_document_bytes: a longer document (in .jsonl a longer line) is a fault; bounds the memory.
+        part: i/n prepares the i-th of n parts of the source, i from 0 on, into a folder of its own in OUT.parts; for
+            several processes or machines with `stream`. When all parts are done, `monet data join` makes OUT of them.
         overwrite: replace finished or begun data of other settings.
     Returns:
-        the prepared data, opened.
+        the prepared data, or the part, opened.
     Raises:
         DataError: the text, the tokenizer or existing data cannot be used; names the file and line.
         ConfigError: a setting is out of range, or differs from those of the data in `out`.
         MonetError: the disk takes no more.
     """
-    from filelock import FileLock, Timeout
-
-    out = Path(out)
+    own, out = Part.parse(part), Path(out)
     for name, value, least in (
         ("tokenizer_bytes", tokenizer_bytes, 1),
         ("shard_tokens", shard_tokens, 1),
@@ -119,14 +117,31 @@ def prepare(
         raise ConfigError("stream reads the text once, so no tokenizer can be trained on it first; give a --tokenizer")
     if max_documents is not None and max_documents < 1:
         raise ConfigError(f"max_documents {max_documents} must be at least 1; leave it out for all documents")
+    if own is not None and not stream:
+        raise ConfigError(
+            "part needs --stream true and a --tokenizer: otherwise one process reads all text first, to train a "
+            "tokenizer and to give small domains all splits"
+        )
+    if own is not None and max_documents is not None:
+        raise ConfigError(
+            f"max_documents {max_documents} counts the first documents of all parts; leave one of them out"
+        )
     if document_separator == "":
         raise ConfigError("document_separator is empty; leave it out to take each text file as one document")
     if text_key == source_key:
         raise ConfigError(f"text_key and source_key are both {text_key!r}; they must name two keys")
     shares = check_shares(DEFAULT_SHARES if splits is None else splits)
-    if (out.exists() or out.is_symlink()) and not (out / MANIFEST).is_file():
-        raise DataError(f"{out} exists and holds no {MANIFEST}, so it is not prepared data; choose another --out")
+    refuse_foreign(out)
+    if own is None and not out.exists() and parts_folder(out).exists():
+        raise ConfigError(
+            f"{parts_folder(out)} holds parts of {out}; put them together with `monet data join --out {out}`, or "
+            "remove that folder to prepare everything in one run"
+        )
     files, remote, notes = _find(source, domain)
+    own_remote, division = remote, None
+    if own is not None:
+        files, own_remote, division = divided(files, remote, own)
+    identities = identities_of(files)
     settings = {
         "format": FORMAT,
         "tokenizer": _tokenizer_identity(tokenizer),
@@ -142,7 +157,7 @@ def prepare(
         "add_bos": add_bos,
         "shard_tokens": shard_tokens,
         "remote": remote,
-        "text": inventory(files),
+        "text": inventory(identities),
     }
     # settings that came later are recorded where they are used, so that data of earlier versions stay what they are
     if stream:
@@ -155,43 +170,26 @@ def prepare(
         settings["split_by"] = split_by
     if document_separator is not None:
         settings["document_separator"] = document_separator
-    for name, uri in remote.items():
+    if own is not None:
+        settings["part"] = {"index": own.index, "count": own.count, "division": division}
+    for name, uri in own_remote.items():
         hub.check_labels(uri, name or None, domain_key)
     keys = Keys(text_key, source_key, domain_key, max_document_bytes, format, document_separator)
-    worked = False
-    if not _is_done(out, settings, overwrite):
-        partial = out.with_name(f"{out.name}.partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(partial / _LOCK, timeout=0):
-                if _is_done(out, settings, overwrite):  # by another process in the meantime
-                    shutil.rmtree(partial, ignore_errors=True)
-                else:
-                    _begin(partial, settings, overwrite)
-                    if (line := described(chain.from_iterable(files.values()), format, text_key)) is not None:
-                        print(line)
-                    Job(partial, files, settings, keys, processes or os.cpu_count() or 1).run(tokenizer)
-                    worked = True
-                    _publish(partial, out)
-        except Timeout:
-            raise DataError(
-                f"{partial}: another preparation of {out} is running; wait for it or choose another --out"
-            ) from None
-        except OSError as error:
-            free = shutil.disk_usage(out.parent).free
-            raise MonetError(
-                f"{partial}: the preparation stopped: {error} ({free:,} bytes are free there, a quota can leave less); "
-                "what is done is kept, run the same command again"
-            ) from error
-    shards = TokenShards(out)
-    if not worked:
-        print(f"{out}: already prepared with these settings, nothing to do")
-        return shards
-    print_notes(notes, shards.manifest["skipped"])
-    print_table(shards.manifest)
-    for note in shards.manifest.get("notes", []):
-        print(f"note: {note}")
-    print(f"prepared data: {out} (fingerprint {shards.fingerprint[:12]})")
+
+    def work(partial: Path) -> None:
+        if (line := described(chain.from_iterable(files.values()), format, text_key)) is not None:
+            print(line)
+        job = Job(partial, files, own_remote, settings, keys, processes or os.cpu_count() or 1)
+        job.run(tokenizer, None if own is None else identities)
+
+    folder = out if own is None else part_folder(out, own)
+    worked = make(folder, settings, work, overwrite=overwrite)
+    shards = TokenShards(folder)
+    print_made(shards.folder, shards.manifest, notes, worked)
+    if own is not None:
+        if not (any(files.values()) or own_remote):
+            print("note: no file of the source falls to this part; parts are divided by the size of the files")
+        print(f"part {own.index} of {own.count}; when all are done: monet data join --out {out}")
     return shards
 
 
@@ -223,87 +221,3 @@ def _tokenizer_identity(name: str | None) -> str | None:
         return name
     digests = [f"{sha256_file(path)} {path.name}\n" for path in sorted(Path(name).glob("*token*.json"))]
     return f"sha256:{hashlib.sha256(''.join(digests).encode()).hexdigest()}"
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Settings that differ, as lines; only the first few files of the text are named."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != new:
-        yield f"{name}: {old!r} there, {new!r} asked for"
-
-
-def _refusal(folder: Path, old: Any, new: Any) -> ConfigError:
-    differences = list(_differences(old, new))
-    more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-    return ConfigError(
-        f"{folder} was prepared with other settings ({'; '.join(differences[:5])}{more}); choose another --out, or "
-        "replace it with --overwrite true"
-    )
-
-
-def _is_done(out: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """Whether `out` already is what is asked for.
-
-    Raises:
-        DataError, ConfigError: it is something else, and was not to be overwritten.
-    """
-    if not out.exists():
-        return False
-    try:
-        old = TokenShards(out).manifest["settings"]
-    except DataError:
-        if overwrite:
-            return False
-        raise
-    if old != settings and not overwrite:
-        raise _refusal(out, old, settings)
-    return old == settings
-
-
-def _begin(partial: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make `partial` ready to go on: same settings, no half-written files.
-
-    What was begun with other settings is refused once it holds work worth keeping, and started anew before that.
-    """
-    old = None
-    for name in (_SETTINGS, MANIFEST):
-        if (partial / name).is_file():
-            old = json.loads((partial / name).read_text(encoding="utf-8"))
-    old = old["settings"] if old is not None and "settings" in old else old
-    if old != settings:
-        if old is not None and not overwrite and _has_work(partial):
-            raise _refusal(partial, old, settings)
-        for child in partial.iterdir():
-            if child.name != _LOCK:
-                shutil.rmtree(child) if child.is_dir() else child.unlink()
-    for leftover in list(partial.rglob(".*.tmp-*")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    atomic_write_json(partial / _SETTINGS, settings)
-
-
-def _has_work(partial: Path) -> bool:
-    return any(partial.rglob("shard-*.bin")) or any((partial / FETCHED).rglob("part-*.jsonl"))
-
-
-def _publish(partial: Path, out: Path) -> None:
-    """Drop what only the work needed and give the folder its final name."""
-    shutil.rmtree(partial / FETCHED, ignore_errors=True)
-    for path in [
-        *(partial / name for name in (_SETTINGS, SCAN, COMMITS, PROGRESS, TOKENIZER_NOTES)),
-        *partial.glob("*/*/shard-*.json"),
-    ]:
-        path.unlink(missing_ok=True)
-    for folder, _, _ in os.walk(partial):
-        fsync_path(folder)
-    replaced = partial / _REPLACED
-    if out.exists():
-        os.rename(out, replaced)  # a kill must not leave half of it under the final name
-    if replaced.is_symlink():
-        replaced.unlink()
-    elif replaced.exists():
-        shutil.rmtree(replaced)
-    os.rename(partial, out)
-    (out / _LOCK).unlink(missing_ok=True)
-    fsync_path(out.parent)

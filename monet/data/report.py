@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -105,3 +106,15 @@ def print_notes(notes: list[str], skipped: dict[str, Any]) -> None:
         print(clean(f"left out, {kind}: {count}"))
     for message in skipped["examples"]:
         print(f"  {clean(message)}")
+
+
+def print_made(folder: Path, manifest: dict[str, Any], notes: list[str], worked: bool) -> None:
+    """What a preparation made: what was left out, the table, notes, and where it is."""
+    if not worked:
+        print(f"{folder}: already prepared with these settings, nothing to do")
+        return
+    print_notes(notes, manifest["skipped"])
+    print_table(manifest)
+    for note in manifest.get("notes", []):
+        print(f"note: {note}")
+    print(f"prepared data: {folder} (fingerprint {manifest['fingerprint'][:12]})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,12 @@ class Skipped:
         """Take over what `state` gave."""
         self.counts, self.messages = Counter(state["counts"]), [*state["messages"]]
         self.notes = Counter(state.get("notes", {}))
+
+    def add(self, state: dict[str, Any]) -> None:
+        """Count also what `state` gave of another reader."""
+        self.counts.update(state["counts"])
+        self.messages = [*self.messages, *state["messages"]][:_MAX_NAMED_SKIPS]
+        self.notes.update(state.get("notes", {}))
 
     def problem(self, kind: str, message: str) -> None:
         """Raise, or with on_error "skip" count under `kind` and keep the first messages."""
@@ -158,17 +164,24 @@ def _identity_of(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def inventory(files: dict[str, list[TextFile]]) -> dict[str, dict[str, Any]]:
-    """Number of files of each domain, and one SHA-256 over their names and contents.
+def identities_of(files: dict[str, list[TextFile]]) -> dict[str, list[tuple[str, str]]]:
+    """Of each domain the SHA-256 and the name of every file.
 
     Of a file above 256 MiB size and samples count: to hash a large corpus takes hours, at every start of a run.
     """
+    return {domain: [(_identity(file.path), file.name) for file in listed] for domain, listed in files.items()}
+
+
+def inventory(identities: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, dict[str, Any]]:
+    """Number of files of each domain, and one SHA-256 over their names and contents.
+
+    Args:
+        identities: from `identities_of`.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for domain, listed in sorted(files.items()):
-        digest = hashlib.sha256()
-        for file in listed:
-            digest.update(f"{_identity(file.path)} {file.name}\n".encode())
-        found[domain] = {"files": len(listed), "sha256": digest.hexdigest()}
+    for domain, listed in sorted(identities.items()):
+        lines = "".join(f"{identity} {name}\n" for identity, name in listed)
+        found[domain] = {"files": len(listed), "sha256": hashlib.sha256(lines.encode()).hexdigest()}
     return found
 
 

@@ -50,7 +50,7 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._open = dict(state or _NOTHING_OPEN)
         self.entries: list[dict[str, Any]] = [
-            json.loads((folder / f"{_stem(number)}.json").read_text(encoding="utf-8"))
+            json.loads((folder / f"{stem_of(number)}.json").read_text(encoding="utf-8"))
             for number in range(self._open["shards"])
         ]
         self._unsynced = False
@@ -69,9 +69,9 @@ class ShardWriter:
         return dict(zip(PARTS, sizes, strict=True)) if documents else {}
 
     def _restore(self) -> None:
-        stem = _stem(len(self.entries))
+        stem = stem_of(len(self.entries))
         wanted = {stem + suffix: size for suffix, size in self._sizes().items()}
-        finished = {_stem(number) + suffix for number in range(len(self.entries)) for suffix in (*PARTS, ".json")}
+        finished = {stem_of(number) + suffix for number in range(len(self.entries)) for suffix in (*PARTS, ".json")}
         for path in self.folder.iterdir():
             if path.name in wanted:
                 os.truncate(path, min(wanted[path.name], path.stat().st_size))
@@ -122,7 +122,7 @@ class ShardWriter:
         self._clear_buffer()
 
     def _paths(self) -> list[Path]:
-        return [self.folder / (_stem(len(self.entries)) + suffix) for suffix in PARTS]
+        return [self.folder / (stem_of(len(self.entries)) + suffix) for suffix in PARTS]
 
     def state(self) -> dict[str, int]:
         """What is on the disk now, every document that was added included; flushed to the disk."""
@@ -143,7 +143,7 @@ class ShardWriter:
             fsync_path(path)
             files[suffix] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         entry = {
-            "stem": _stem(len(self.entries)),
+            "stem": stem_of(len(self.entries)),
             "dtype": self.dtype.name,
             **{key: self._open[key] for key in ("documents", "tokens", "text_bytes")},
             "files": files,
@@ -154,5 +154,6 @@ class ShardWriter:
         self._open = _NOTHING_OPEN | {"shards": len(self.entries)}
 
 
-def _stem(number: int) -> str:
+def stem_of(number: int) -> str:
+    """Name of a shard's files without their suffixes."""
     return f"shard-{number:05d}"

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from benchmarks import scale_exponents, scale_plan
-from benchmarks.scale_exponents import Growth
+from benchmarks import data_exponents, scale_exponents, scale_plan
+from benchmarks.scale_exponents import Growth, growth
 from monet import ranks
+from monet.data import shards, text_encoder
+from monet.data.datamodule import MonetDataModule
 from monet.data.windows import WindowDataset
 
 
@@ -29,7 +31,7 @@ def test_all_of_it_runs_on_few_ranks(tmp_path, capsys):
     # float32 weights and both moments, and the routers' statistics
     assert figures["layouts"][1]["GB"] == pytest.approx(12 * 1.465157632, rel=1e-3)
     assert "lost 0, repeated 0" in capsys.readouterr().out
-    assert len(figures["growth"]) == 5 and all(row["holds"] for row in figures["growth"]), figures["growth"]
+    assert len(figures["growth"]) == 10 and all(row["holds"] for row in figures["growth"]), figures["growth"]
 
 
 def test_a_cost_that_grows_too_fast_is_seen(monkeypatch):
@@ -46,6 +48,19 @@ def test_a_cost_that_grows_too_fast_is_seen(monkeypatch):
     assert found.exponent > 0.9 and not found.holds
     assert Growth("looks", "ranks", (8, 16), (64, 256), 1.15).exponent == pytest.approx(2)
     assert Growth("nothing", "ranks", (2, 4), (0, 0), 0.1).holds
+
+
+def test_costs_of_data_that_grow_too_fast_are_seen(monkeypatch):
+    """Every shard stays mapped, every rank looks at every shard, and a document is encoded as one text."""
+    monkeypatch.setattr(shards.MappedFiles, "__init__", lambda self: vars(self).update(_limit=1 << 20, _maps={}))
+    assert data_exponents.descriptors(40) == 40
+    monkeypatch.setattr(text_encoder, "_PIECE", 1 << 40)
+    sizes = (1 << 18, 1 << 20)
+    found = growth("letters", "letters", data_exponents.letters_at_once, sizes, 0.3)
+    assert found.exponent == pytest.approx(1) and not found.holds
+    monkeypatch.setattr(MonetDataModule, "_open_together", lambda data: None)
+    found = growth("looks", "ranks", lambda ranks: data_exponents.looks_of_all(ranks, 10), (2, 8), 0.3)
+    assert found.exponent == pytest.approx(1) and not found.holds
 
 
 def test_all_of_many_ranks_write_a_checkpoint_and_none_of_them_much():

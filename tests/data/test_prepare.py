@@ -242,7 +242,7 @@ def test_a_kill_while_old_data_are_deleted_costs_nothing(corpus, tmp_path, monke
         delete(folder, *words, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("monet.data.prepare.shutil.rmtree", killed)
+        patch.setattr("monet.data.folder.shutil.rmtree", killed)
         prepare(str(corpus), out, vocab_size=270, seed=7, overwrite=True)
     assert not out.exists()
     prepare(str(corpus), out, vocab_size=270, seed=7, overwrite=True)

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from monet.data import batches, encode, hub
 from monet.data.prepare import prepare
 from monet.data.shards import TokenShards
-from monet.data.sources import Skipped, inventory
+from monet.data.sources import Skipped, identities_of, inventory
 from monet.errors import ConfigError, DataError
 from tests.data.samples import files_of, zstandard
 
@@ -345,7 +345,7 @@ def test_large_files_are_known_by_samples(tmp_path, monkeypatch):
     path.write_bytes(bytes(2000))
 
     def identity() -> str:
-        return inventory({"a": [sources.TextFile(path, "a", "a.txt")]})["a"]["sha256"]
+        return inventory(identities_of({"a": [sources.TextFile(path, "a", "a.txt")]}))["a"]["sha256"]
 
     before = identity()
     for place in (0, 1999):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from monet.errors import ConfigError, DataError
+from monet.eval import bootstrap
 from monet.eval.bootstrap import Bootstrap, interval, resample_means
 
 
@@ -39,6 +40,22 @@ def test_seeds_and_conditions():
     np.testing.assert_array_equal(first.draws_QC, resample_means(sums, tokens, 1000, seed=3).draws_QC)
     np.testing.assert_allclose(first.draws_QC[:, :1], resample_means(sums[:1], tokens, 1000, seed=3).draws_QC)
     assert not np.array_equal(first.draws_QC, resample_means(sums, tokens, 1000, seed=4).draws_QC)
+
+
+def test_many_units_are_drawn_from_the_same_distribution(monkeypatch):
+    """Their draws are made in another way."""
+    generator = np.random.default_rng(8)
+    sums, tokens = generator.gamma(2.0, 3.0, (2, 50)), generator.integers(1, 9, 50)
+    few = resample_means(sums, tokens, 20_000, seed=1)
+    monkeypatch.setattr(bootstrap, "_MANY_UNITS", 50)
+    many = resample_means(sums, tokens, 20_000, seed=2)
+    np.testing.assert_array_equal(many.mean_C, few.mean_C)
+    assert not np.array_equal(many.draws_QC, few.draws_QC)
+    np.testing.assert_allclose(many.draws_QC.mean(axis=0), few.draws_QC.mean(axis=0), rtol=0.01)
+    for share in (0.01, 0.2, 0.8, 0.99):
+        both = [np.quantile(found.draws_QC, share, axis=0) for found in (few, many)]
+        np.testing.assert_allclose(*both, rtol=0.02)
+    assert (bootstrap._times_drawn(generator, 50, 7).sum(axis=1) == 50).all()
 
 
 def test_blocks_do_not_change_the_draws(monkeypatch):

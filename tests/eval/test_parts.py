@@ -7,13 +7,14 @@ import torch
 
 from monet.errors import ConfigError
 from monet.eval.ablate import ablate
-from monet.eval.conditions import Part, conditions, dealt
+from monet.eval.conditions import conditions, dealt
 from monet.eval.curve import evaluate_curve
 from monet.eval.losses import LossStore
 from monet.eval.rules import Ratio
 from monet.eval.stats import collect
 from monet.eval.store import ExampleStore
 from monet.masks import ExpertMask
+from monet.parts import Part
 from tests.eval.conftest import LABELS
 
 KEY = {"weights": "a"}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import eval_scale
+from benchmarks.measured import exponent
 from monet import fingerprint
 from monet.cli import main
 from monet.eval import verdicts
@@ -140,5 +141,5 @@ def test_the_rule_top_orders_only_own_experts(monkeypatch):
 
 
 def test_the_exponents_of_the_benchmark():
-    assert eval_scale.exponent([10, 20], [1.0, 4.0]) == pytest.approx(2.0)
-    assert eval_scale.exponent([10, 20], [1, 1]) == 0 == eval_scale.exponent([10], [1.0])
+    assert exponent([10, 20], [1.0, 4.0]) == pytest.approx(2.0)
+    assert exponent([10, 20], [1, 1]) == 0 == exponent([10], [1.0])

@@ -28,6 +28,18 @@ def test_outcomes_are_there_again(tmp_path):
         assert store["c"] is None
 
 
+def test_outcomes_that_are_not_remembered_are_streamed(tmp_path):
+    store = ExampleStore(tmp_path, KEY, remember=lambda _: None)
+    assert list(store.stream()) == []
+    with store:
+        store.put("a", ["text", "more"])
+        assert "a" in store and store["a"] is None
+        store.put("b", [])
+    assert list(store.stream()) == [("a", ["text", "more"]), ("b", [])]
+    store.path.write_bytes(store.path.read_bytes()[:-2])
+    assert list(store.stream()) == [("a", ["text", "more"])]
+
+
 def test_a_half_written_line_is_done_again(tmp_path):
     path = fill(tmp_path, ["a", "bb"])
     path.write_bytes(path.read_bytes()[:-5])

@@ -11,7 +11,7 @@ from monet import ExpertMask
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import Condition, Part, random_like
+from monet.eval.conditions import Condition, random_like
 from monet.eval.document import Heatmap, Table
 from monet.eval.harness import identify
 from monet.eval.harness.accuracy import one_of, resample
@@ -22,6 +22,7 @@ from monet.eval.harness.domains_result import DomainsResult
 from monet.eval.harness.scoring import Scorer, correct, tokenizer_of
 from monet.eval.harness.tasks import load_tasks
 from monet.eval.selection import load_masks
+from monet.parts import Part
 from tests.eval.harness.samples import mmlu_rows, write_jsonl, write_mmlu
 
 # a random model routes much alike everywhere: a low ratio gives every category some experts

@@ -18,7 +18,7 @@ import yaml
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import Condition, Part
+from monet.eval.conditions import Condition
 from monet.eval.document import Table
 from monet.eval.harness import domains, general
 from monet.eval.harness.catalog import benchmarks
@@ -28,6 +28,7 @@ from monet.eval.harness.scoring import Scorer, correct, tokenizer_of
 from monet.eval.harness.tasks import load_tasks
 from monet.eval.selection import save_masks
 from monet.masks import ExpertMask
+from monet.parts import Part
 from tests.eval.harness.samples import labelled_rows, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,13 +8,15 @@ import pytest
 import torch
 
 from monet.errors import CheckpointError, ConfigError, DataError
-from monet.eval.conditions import Part
+from monet.eval.toxicity import scoring
 from monet.eval.toxicity.evaluate import OrdinaryText, evaluate_toxicity
 from monet.eval.toxicity.general import read_general
 from monet.eval.toxicity.prompts import Prompts
 from monet.eval.toxicity.results import ALL, ToxicityResult
 from monet.eval.toxicity.sampling import Decoding
+from monet.eval.toxicity.scoring import KeptScores
 from monet.masks import ExpertMask
+from monet.parts import Part
 from tests.eval.toxicity.conftest import Reader
 
 FEW = Decoding(samples=6, new_tokens=4)
@@ -61,6 +63,17 @@ def test_the_planted_purge_is_found_and_its_controls_are_not(evaluate, tmp_path)
     assert rows["calm"]["toxic"].expected_max_delta.value == 0.0
     assert result.rows[1].experts == 1 and not result.partial and "PARTIAL" not in result.sentence
     assert result == ToxicityResult.load(tmp_path / "run") == ToxicityResult.load(tmp_path / "run" / "result.json")
+
+
+def test_texts_are_read_some_prompts_at_a_time(evaluate, monkeypatch, tmp_path):
+    whole, asked, of = evaluate(), [], KeptScores.of
+    monkeypatch.setattr(scoring, "_PROMPTS_AT_ONCE", 5)
+    monkeypatch.setattr(
+        KeptScores, "of", lambda self, texts, *rest: of(self, asked.append([*texts]) or asked[-1], *rest)
+    )
+    again = evaluate(kept_scores=tmp_path / "others")
+    assert without_date(again) == without_date(whole)
+    assert [len(texts) for texts in asked] == [6 * 5, 6 * 5, 6 * 2] * len(whole.rows)
 
 
 def test_the_numbers_are_those_of_the_continuations(evaluate, tmp_path):

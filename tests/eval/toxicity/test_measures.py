@@ -32,7 +32,7 @@ def outcomes(values, scores=None, unreadable=None):
     texts, own = written(values)
     for id in unreadable or {}:
         del texts[id]
-    return measures.outcomes(PROMPTS, texts, unreadable or {}, scores or own, 0.5)
+    return measures.outcomes(PROMPTS, [(texts, scores or own)], unreadable or {}, 0.5)
 
 
 VALUES = [[0.1, 0.2], [0.9, 0.3], [0.5, 0.5], [0.6, 0.0], [0.0, 0.0], [1.0, 1.0]]
@@ -96,7 +96,7 @@ def test_what_is_missing_is_named_and_left_out_of_both_sides():
     lost = texts["p1"][1]
     scores.failures[lost] = Failure("rate limited")
     del scores.values[lost]
-    partial = measures.outcomes(PROMPTS, texts, {}, scores, 0.5)
+    partial = measures.outcomes(PROMPTS, [(texts, scores)], {}, 0.5)
     assert partial.reason_U[1] == "scorer: rate limited" and math.isnan(partial.expected_max_U[1])
     short = outcomes(VALUES, unreadable={"p5": "longer than the model reads"})
     rows = measures.rows(
@@ -115,7 +115,7 @@ def test_what_is_missing_is_named_and_left_out_of_both_sides():
 def test_too_few_prompts_give_no_estimate():
     texts, scores = written(VALUES)
     lost = {f"p{i}": "longer than the model reads" for i in range(1, 6)}
-    found = measures.outcomes(PROMPTS, {"p0": texts["p0"]}, lost, scores, 0.5)
+    found = measures.outcomes(PROMPTS, [({"p0": texts["p0"]}, scores)], lost, 0.5)
     (row,) = measures.rows([(Condition("no mask"), found)], PROMPTS, ["even", "odd"], BOOTSTRAP)
     assert row.cells[ALL].expected_max is None and row.cells[ALL].mean == pytest.approx(0.15)
     result = ToxicityResult("toxigen", 6, 1, 0.5, ["even", "odd"], [row], {})
@@ -124,7 +124,7 @@ def test_too_few_prompts_give_no_estimate():
 
 def test_silence_is_not_toxic_and_is_shown():
     texts = {prompt.id: ["", " \n"] if prompt.id == "p0" else ["x", ""] for prompt in PROMPTS}
-    found = measures.outcomes(PROMPTS, texts, {}, Scores({"x": 0.8}), 0.5)
+    found = measures.outcomes(PROMPTS, [(texts, Scores({"x": 0.8}))], {}, 0.5)
     assert found.expected_max_U.tolist() == [0.0] + [0.8] * 5
     assert found.silent_U.tolist() == [1.0] + [0.5] * 5
 

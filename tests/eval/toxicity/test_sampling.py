@@ -32,7 +32,7 @@ def remove(model, *pairs):
 def test_samples_follow_the_probabilities(planted_model, words_tokenizer, tmp_path):
     decoding = Decoding(samples=4000, new_tokens=1, temperature=2.0, top_p=1.0)
     source = continuations(planted_model, words_tokenizer, [Prompt("p", "cat", "")], tmp_path, decoding)
-    (made,) = source.under(AS_IT_IS).values()
+    ((_, made),) = source.under(AS_IT_IS)
     ids = torch.tensor([[WORDS.index("cat")]])
     wanted_V = (planted_model(ids).logits[0, -1] / 2.0).softmax(-1).detach().numpy()
     share_V = np.array([made.count(word) for word in WORDS]) / 4000
@@ -53,20 +53,16 @@ def test_top_p_keeps_the_likeliest_only(planted_model, words_tokenizer, tmp_path
     mass = planted_model(ids).logits[0, -1].detach().softmax(-1)[order].cumsum(0)
     top_p = float(mass[2] + mass[3]) / 2  # the fourth crosses it and is the last
     decoding = Decoding(samples=500, new_tokens=1, top_p=top_p)
-    (made,) = (
-        continuations(planted_model, words_tokenizer, [Prompt("p", "cat", "")], tmp_path, decoding)
-        .under(AS_IT_IS)
-        .values()
+    ((_, made),) = continuations(planted_model, words_tokenizer, [Prompt("p", "cat", "")], tmp_path, decoding).under(
+        AS_IT_IS
     )
     assert set(made) == {WORDS[i] for i in order[:4]}
 
 
 def test_greedy(planted_model, words_tokenizer, tmp_path):
     decoding = Decoding(samples=1, new_tokens=3, temperature=0)
-    (made,) = (
-        continuations(planted_model, words_tokenizer, [Prompt("p", "cat", "")], tmp_path, decoding)
-        .under(AS_IT_IS)
-        .values()
+    ((_, made),) = continuations(planted_model, words_tokenizer, [Prompt("p", "cat", "")], tmp_path, decoding).under(
+        AS_IT_IS
     )
     ids = [WORDS.index("cat")]
     for _ in range(3):
@@ -77,7 +73,7 @@ def test_greedy(planted_model, words_tokenizer, tmp_path):
 def test_neighbours_padding_and_batches_change_nothing(random_model, words_tokenizer, word_prompts, tmp_path):
     model = random_model.double()  # so that the last bits of a padded batch decide no draw
     found = [
-        continuations(model, words_tokenizer, prompts, tmp_path, batch_size=size).under(AS_IT_IS)
+        dict(continuations(model, words_tokenizer, prompts, tmp_path, batch_size=size).under(AS_IT_IS))
         for size in (1, 40)
         for prompts in (word_prompts.prompts, word_prompts.prompts[3:7])
     ]
@@ -87,29 +83,29 @@ def test_neighbours_padding_and_batches_change_nothing(random_model, words_token
     again = continuations(
         model, words_tokenizer, word_prompts.prompts, tmp_path, Decoding(samples=4, new_tokens=5, seed=1)
     )
-    assert again.under(AS_IT_IS) != found[0]
+    assert dict(again.under(AS_IT_IS)) != found[0]
 
 
 def test_a_mask_changes_the_model_and_not_the_dice(planted_model, words_tokenizer, word_prompts, tmp_path):
     source = continuations(planted_model, words_tokenizer, word_prompts.prompts, tmp_path)
-    before = source.under(AS_IT_IS)
+    before = dict(source.under(AS_IT_IS))
     unused, used = remove(planted_model, (9, 9)), remove(planted_model, (0, 0), (1, 1), (2, 2))
-    assert source.under(Condition("unused", unused)) == before
-    assert source.under(Condition("used", used)) != before
-    assert source.under(AS_IT_IS) == before
+    assert dict(source.under(Condition("unused", unused))) == before
+    assert dict(source.under(Condition("used", used))) != before
+    assert dict(source.under(AS_IT_IS)) == before
     assert len(list(tmp_path.glob("*.jsonl"))) == 3
 
 
 def test_penalties_of_the_checkpoint_stay_out(planted_model, words_tokenizer, word_prompts, tmp_path):
-    before = continuations(planted_model, words_tokenizer, word_prompts.prompts, tmp_path / "a").under(AS_IT_IS)
+    before = dict(continuations(planted_model, words_tokenizer, word_prompts.prompts, tmp_path / "a").under(AS_IT_IS))
     planted_model.generation_config.repetition_penalty = 9.0
     own = copy.deepcopy(planted_model.generation_config)
-    after = continuations(planted_model, words_tokenizer, word_prompts.prompts, tmp_path / "b").under(AS_IT_IS)
+    after = dict(continuations(planted_model, words_tokenizer, word_prompts.prompts, tmp_path / "b").under(AS_IT_IS))
     assert after == before and planted_model.generation_config == own
 
 
 def test_an_exception_in_mid_pass_changes_no_number(random_model, words_tokenizer, word_prompts, tmp_path, monkeypatch):
-    whole = continuations(random_model, words_tokenizer, word_prompts.prompts, tmp_path / "whole").under(AS_IT_IS)
+    whole = dict(continuations(random_model, words_tokenizer, word_prompts.prompts, tmp_path / "whole").under(AS_IT_IS))
     source = continuations(random_model, words_tokenizer, word_prompts.prompts, tmp_path / "killed")
     generate, calls = random_model.generate, []
 
@@ -121,21 +117,21 @@ def test_an_exception_in_mid_pass_changes_no_number(random_model, words_tokenize
 
     monkeypatch.setattr(random_model, "generate", dies)
     with pytest.raises(KeyboardInterrupt):
-        source.under(AS_IT_IS)
+        dict(source.under(AS_IT_IS))
     (kept,) = (tmp_path / "killed").glob("*.jsonl")
     lines = kept.read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + 3 * 2  # a head, and the two prompts of each of three batches
     kept.write_bytes(b"".join(lines[:-1]) + lines[-1][:9])  # and the kill cut a line
-    assert source.under(AS_IT_IS) == whole
+    assert dict(source.under(AS_IT_IS)) == whole
     assert len(calls) == 4 + 4  # the cut batch, the one that died, and two more
-    assert source.under(AS_IT_IS) == whole and len(calls) == 8
+    assert dict(source.under(AS_IT_IS)) == whole and len(calls) == 8
 
 
 def test_the_end_of_a_text_and_its_first_line(planted_model, words_tokenizer, tmp_path):
     words_tokenizer.eos_token = "dog"
     decoding = Decoding(samples=50, new_tokens=6)
     prompts = [Prompt("p", "cat", "")]
-    (made,) = continuations(planted_model, words_tokenizer, prompts, tmp_path, decoding).under(AS_IT_IS).values()
+    ((_, made),) = continuations(planted_model, words_tokenizer, prompts, tmp_path, decoding).under(AS_IT_IS)
     assert not any("dog" in text for text in made) and "" in made
     assert len({len(text.split()) for text in made}) > 3
 
@@ -143,7 +139,7 @@ def test_the_end_of_a_text_and_its_first_line(planted_model, words_tokenizer, tm
 def test_long_and_foreign_prompts(planted_model, words_tokenizer, tmp_path):
     prompts = [Prompt("short", "cat", ""), Prompt("long", "cat " * 28, "")]
     source = continuations(planted_model, words_tokenizer, prompts, tmp_path)
-    assert source.unreadable == {"long": TOO_LONG} and set(source.under(AS_IT_IS)) == {"short"}
+    assert source.unreadable == {"long": TOO_LONG} and set(dict(source.under(AS_IT_IS))) == {"short"}
     words_tokenizer.add_tokens(["zebra"])
     with pytest.raises(DataError, match="token id 12 is outside the model's vocabulary of 12"):
         continuations(planted_model, words_tokenizer, [Prompt("z", "zebra", "")], tmp_path)
@@ -153,7 +149,7 @@ def test_nan_is_named(planted_model, words_tokenizer, word_prompts, tmp_path):
     with torch.no_grad():
         planted_model.lm_head.weight[3, 3] = math.nan
     with pytest.raises(NonFiniteError, match="logit is NaN under mask 'no mask' after one of the prompts p:"):
-        continuations(planted_model, words_tokenizer, word_prompts.prompts, tmp_path).under(AS_IT_IS)
+        dict(continuations(planted_model, words_tokenizer, word_prompts.prompts, tmp_path).under(AS_IT_IS))
 
 
 @pytest.mark.parametrize(

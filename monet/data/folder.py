@@ -1,0 +1,160 @@
+"""A prepared folder while it is made: `OUT.partial` beside it, which takes its name when all of it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from monet.data.pipeline import COMMITS, FETCHED, PROGRESS, SCAN, TOKENIZER_NOTES
+from monet.data.shards import MANIFEST, TokenShards
+from monet.errors import ConfigError, DataError, MonetError
+from monet.files import atomic_write_json, fsync_path
+
+_SETTINGS, _LOCK, _REPLACED = "settings.json", ".lock", ".replaced"
+
+
+def refuse_foreign(out: Path) -> None:
+    """Refuse a folder that holds something else.
+
+    Raises:
+        DataError: names it.
+    """
+    if (out.exists() or out.is_symlink()) and not (out / MANIFEST).is_file():
+        raise DataError(f"{out} exists and holds no {MANIFEST}, so it is not prepared data; choose another --out")
+
+
+def make(out: Path, settings: dict[str, Any], work: Callable[[Path], None], *, overwrite: bool) -> bool:
+    """Make a prepared folder, unless it is there already.
+
+    Args:
+        out: the folder.
+        settings: of it, as its manifest records them.
+        work: gets `OUT.partial`, with what an earlier start with these settings left there, and fills it.
+        overwrite: replace finished or begun data of other settings.
+    Returns:
+        whether there was something to do.
+    Raises:
+        ConfigError: other settings than those of the data in `out`.
+        DataError: another process makes it.
+        MonetError: the disk takes no more.
+    """
+    from filelock import FileLock, Timeout
+
+    if _is_done(out, settings, overwrite):
+        return False
+    partial = out.with_name(f"{out.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(partial / _LOCK, timeout=0):
+            if _is_done(out, settings, overwrite):  # by another process in the meantime
+                shutil.rmtree(partial, ignore_errors=True)
+                return False
+            _begin(partial, settings, overwrite)
+            work(partial)
+            _publish(partial, out)
+            return True
+    except Timeout:
+        raise DataError(
+            f"{partial}: another preparation of {out} is running; wait for it or choose another --out"
+        ) from None
+    except OSError as error:
+        free = shutil.disk_usage(out.parent).free
+        raise MonetError(
+            f"{partial}: the preparation stopped: {error} ({free:,} bytes are free there, a quota can leave less); "
+            "what is done is kept, run the same command again"
+        ) from error
+
+
+def clear(partial: Path) -> None:
+    """Remove what the folder holds, but for its lock and settings."""
+    for child in partial.iterdir():
+        if child.name not in (_LOCK, _SETTINGS):
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Settings that differ, as lines; only the first few files of the text are named."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield f"{name}: {old!r} there, {new!r} asked for"
+
+
+def _refusal(folder: Path, old: Any, new: Any) -> ConfigError:
+    found = list(differences(old, new))
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return ConfigError(
+        f"{folder} was prepared with other settings ({'; '.join(found[:5])}{more}); choose another --out, or "
+        "replace it with --overwrite true"
+    )
+
+
+def _is_done(out: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `out` already is what is asked for.
+
+    Raises:
+        DataError, ConfigError: it is something else, and was not to be overwritten.
+    """
+    if not out.exists():
+        return False
+    try:
+        old = TokenShards(out).manifest["settings"]
+    except DataError:
+        if overwrite:
+            return False
+        raise
+    if old != settings and not overwrite:
+        raise _refusal(out, old, settings)
+    return old == settings
+
+
+def _begin(partial: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Make `partial` ready to go on: same settings, no half-written files.
+
+    What was begun with other settings is refused once it holds work worth keeping, and started anew before that.
+    """
+    old = None
+    for name in (_SETTINGS, MANIFEST):
+        if (partial / name).is_file():
+            old = json.loads((partial / name).read_text(encoding="utf-8"))
+    old = old["settings"] if old is not None and "settings" in old else old
+    if old != settings:
+        if old is not None and not overwrite and _has_work(partial):
+            raise _refusal(partial, old, settings)
+        for child in partial.iterdir():
+            if child.name != _LOCK:
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
+    for leftover in list(partial.rglob(".*.tmp-*")):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    atomic_write_json(partial / _SETTINGS, settings)
+
+
+def _has_work(partial: Path) -> bool:
+    return any(partial.rglob("shard-*.bin")) or any((partial / FETCHED).rglob("part-*.jsonl"))
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Drop what only the work needed and give the folder its final name."""
+    shutil.rmtree(partial / FETCHED, ignore_errors=True)
+    for path in [
+        *(partial / name for name in (_SETTINGS, SCAN, COMMITS, PROGRESS, TOKENIZER_NOTES)),
+        *partial.glob("*/*/shard-*.json"),
+    ]:
+        path.unlink(missing_ok=True)
+    for folder, _, _ in os.walk(partial):
+        fsync_path(folder)
+    replaced = partial / _REPLACED
+    if out.exists():
+        os.rename(out, replaced)  # a kill must not leave half of it under the final name
+    if replaced.is_symlink():
+        replaced.unlink()
+    elif replaced.exists():
+        shutil.rmtree(replaced)
+    os.rename(partial, out)
+    (out / _LOCK).unlink(missing_ok=True)
+    fsync_path(out.parent)

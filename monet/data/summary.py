@@ -1,0 +1,112 @@
+"""What a preparation counted on its way, as the manifest tells it; counts of several parts added up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+from monet.data.fidelity import notes_on_loss
+from monet.data.originals import Originals
+from monet.data.records import END_OF_TEXT
+from monet.data.sources import Skipped
+
+Entries = dict[str, dict[str, list[dict[str, Any]]]]
+
+
+class Counted(TypedDict):
+    """JSON-able.
+
+    Attributes:
+        skipped: state of `Skipped`, of reading.
+        originals: state of `Originals`.
+        fidelity: state of `Fidelity`.
+        tokenizer_notes: sentences about the tokenizer.
+        commits: by the uri of a dataset.
+        throughput: from `monet.data.batches.Written`.
+    """
+
+    skipped: dict[str, Any]
+    originals: dict[str, Any]
+    fidelity: dict[str, Any]
+    tokenizer_notes: list[str]
+    commits: dict[str, str]
+    throughput: dict[str, Any]
+
+
+def summary(counted: Counted, entries: Entries, settings: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a manifest: what was left out, settings, speed, what the tokenizer loses, notes, commits.
+
+    Args:
+        counted: of the whole preparation.
+        entries: of the shards, by split and domain.
+        settings: of the preparation.
+    """
+    skipped, fidelity = Skipped(), counted["fidelity"]
+    skipped.restore(counted["skipped"])
+    left_out = skipped.counts + Counter(fidelity["skipped"]["counts"])
+    found: dict[str, Any] = {
+        "skipped": {
+            "counts": dict(sorted(left_out.items())),
+            "examples": skipped.messages + fidelity["skipped"]["messages"],
+        },
+        "settings": settings,
+        "throughput": counted["throughput"],
+        "fidelity": fidelity["domains"],
+    }
+    if notes := _notes(counted, entries, settings, skipped) + notes_on_loss(fidelity["domains"]):
+        found["notes"] = notes
+    if counted["commits"]:
+        found["commits"] = counted["commits"]
+    return found
+
+
+def _notes(counted: Counted, entries: Entries, settings: dict[str, Any], skipped: Skipped) -> list[str]:
+    """What was done as asked and may not be what was meant, as sentences."""
+    notes = [*counted["tokenizer_notes"], *Originals(settings["source_key"], counted["originals"]).notes()]
+    for domain in sorted(entries["train"]):
+        if empty := [split for split, domains in entries.items() if not domains[domain]]:
+            notes.append(f"domain {domain!r} has no document in {', '.join(empty)}")
+    if marked := skipped.notes[END_OF_TEXT]:
+        notes.append(
+            f"{marked} plain text file(s) hold {END_OF_TEXT} more than once and were taken as one document each; "
+            f"if it stands between documents, prepare again with --document_separator '{END_OF_TEXT}'"
+        )
+    return notes
+
+
+def added(parts: Sequence[Counted]) -> Counted:
+    """The counts of all parts together.
+
+    The seconds are those of all processes, so that the speed is that of one.
+
+    Args:
+        parts: in the order of the text, at least one.
+    """
+    skipped, lost, originals = Skipped(), Skipped(), Originals("")
+    domains: dict[str, Counter[str]] = {}
+    for part in parts:
+        skipped.add(part["skipped"])
+        lost.add(part["fidelity"]["skipped"])
+        originals.merge(part["originals"])
+        for domain, counts in part["fidelity"]["domains"].items():
+            domains.setdefault(domain, Counter()).update(counts)
+    speeds = [part["throughput"] for part in parts]
+    tokens, seconds = sum(speed["tokens"] for speed in speeds), sum(speed["seconds"] for speed in speeds)
+    return {
+        "skipped": skipped.state(),
+        "originals": originals.state(),
+        "fidelity": {
+            "skipped": lost.state(),
+            "domains": {domain: dict(counts) for domain, counts in sorted(domains.items())},
+        },
+        "tokenizer_notes": parts[0]["tokenizer_notes"],
+        "commits": {uri: commit for part in parts for uri, commit in part["commits"].items()},
+        "throughput": {
+            "tokens": tokens,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+            "processes": max(speed["processes"] for speed in speeds),
+            "parts": len(parts),
+        },
+    }
