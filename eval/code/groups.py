@@ -8,6 +8,7 @@ own group or beside it, if that may be written and bounds memory.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import tempfile
@@ -27,19 +28,19 @@ _BUS = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
-def choose(limits: Limits) -> str:
-    """The strongest of `BOUNDS` that works here: a command that is started in such a group has the right limit."""
-    for kind in BOUNDS:
-        with contextlib.suppress(OSError), entered(kind, limits) as words:
-            with subprocess.Popen(
-                [*words, "sh", "-c", "echo; read -r line"],
-                env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            ) as process:  # fmt: skip
-                started = process.stdout is not None and process.stdout.readline()
-                bound = (_folder(process.pid) / "memory.max").read_text() if started else ""
-            if bound.strip() == str(_most(limits)):
-                return kind
-    return "watched"
+def works(kind: str) -> bool:
+    """Whether a command that is started in such a group really has the limit; always true for "watched"."""
+    limits = Limits()
+    with contextlib.suppress(OSError), entered(kind, limits) as words:
+        if not words:
+            return True
+        with subprocess.Popen(
+            [*words, "sh", "-c", "echo; read -r line"],
+            env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        ) as process:  # fmt: skip
+            started = process.stdout is not None and process.stdout.readline()
+            return bool(started) and _read(process.pid, "memory.max") == [str(_most(limits))]
+    return False
 
 
 @contextlib.contextmanager
@@ -72,10 +73,11 @@ def entered(kind: str, limits: Limits) -> Iterator[list[str]]:
 
 
 def was_exceeded(kind: str, pid: int) -> bool:
-    """Whether the kernel killed something in the group of a run's first process because of the group's bound."""
+    """Whether the kernel killed a process because of the bound of the group that a process of the jail is in."""
     with contextlib.suppress(OSError):
-        events = (_folder(pid) / "memory.events").read_text().split() if kind != "watched" else []
-        return any(name == "oom_kill" and count != "0" for name, count in zip(events[::2], events[1::2], strict=True))
+        if kind != "watched" and _folder(pid) != _folder(os.getpid()):
+            events = _read(pid, "memory.events")
+            return ("oom_kill", "0") not in itertools.pairwise(events)
     return False
 
 
@@ -96,6 +98,10 @@ def _make() -> Path:
             if "memory" in (parent / "cgroup.subtree_control").read_text().split():
                 return Path(tempfile.mkdtemp(prefix="monet-", dir=parent))
     raise FileNotFoundError("no control group that may be written")
+
+
+def _read(pid: int, name: str) -> list[str]:
+    return (_folder(pid) / name).read_text().split()
 
 
 def _folder(pid: int) -> Path:

@@ -52,7 +52,7 @@ def version() -> str | None:
     return shown.stdout.strip() or None if shown.returncode == 0 else None
 
 
-def command(script: str, program: Path, view: Sequence[Path], limits: Limits) -> list[str]:
+def command(script: str, program: Path, view: Sequence[Path], limits: Limits, before: Sequence[str] = ()) -> list[str]:
     """What to start so that a script runs shut in.
 
     Args:
@@ -60,9 +60,11 @@ def command(script: str, program: Path, view: Sequence[Path], limits: Limits) ->
         program: folder that is shown as /program.
         view: more files and folders of this machine to show, read-only.
         limits: of each process, and of /box.
+        before: words that start bubblewrap in some other way, as `monet.eval.code.groups.entered` gives them.
     """
     user = _foreign_user()
-    words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), str(os.getpid()), _bubblewrap()]
+    words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), str(os.getpid())]
+    words += [*before, _bubblewrap()]
     words += ["--die-with-parent", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--clearenv"]
     words += [word for name, value in _ENVIRONMENT.items() for word in ("--setenv", name, value)]
     if os.geteuid() != 0:

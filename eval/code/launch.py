@@ -33,15 +33,16 @@ _X32 = 0x40000000
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _NUMBERS = {
     "x86_64": {"clone": 56, "unshare": 272, "setns": 308, "socket": 41, "setsockopt": 54, "mmap": 9, "shmget": 29,
-               "memfd_create": 319, "add_key": 248, "request_key": 249, "keyctl": 250},
+               "semget": 64, "msgget": 68, "memfd_create": 319, "add_key": 248, "request_key": 249, "keyctl": 250},
     "aarch64": {"clone": 220, "unshare": 97, "setns": 268, "socket": 198, "setsockopt": 208, "mmap": 222, "shmget": 194,
-                "memfd_create": 279, "add_key": 217, "request_key": 218, "keyctl": 219},
+                "semget": 190, "msgget": 186, "memfd_create": 279, "add_key": 217, "request_key": 218, "keyctl": 219},
 }  # fmt: skip
 _EVERYWHERE = {"clone3": 435, "io_uring_setup": 425, "memfd_secret": 447}
 # As a kernel would answer that lacks them; libraries then use what is older.
 _REFUSED = {
     "clone3": errno.ENOSYS, "io_uring_setup": errno.ENOSYS, "memfd_secret": errno.ENOSYS, "memfd_create": errno.ENOSYS,
-    "shmget": errno.ENOSYS, "add_key": errno.ENOSYS, "request_key": errno.ENOSYS, "keyctl": errno.ENOSYS,
+    "shmget": errno.ENOSYS, "semget": errno.ENOSYS, "msgget": errno.ENOSYS,
+    "add_key": errno.ENOSYS, "request_key": errno.ENOSYS, "keyctl": errno.ENOSYS,
     "setns": errno.EPERM,
 }  # fmt: skip
 

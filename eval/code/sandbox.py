@@ -103,7 +103,7 @@ class Sandbox:
         try:
             with groups.entered(self.memory, self.limits) as words:
                 process = subprocess.Popen(
-                    [*words, *jail.command(inside, program, view, self.limits)],
+                    jail.command(inside, program, view, self.limits, words),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
@@ -157,7 +157,8 @@ class Sandbox:
                     return bytes(output), "sandbox error", seconds
                 if now - looked >= _LOOK_SECONDS:
                     looked, tree = now, look_at_tree(process.pid)
-                    if tree.memory(most) > most or groups.was_exceeded(self.memory, process.pid):
+                    inside = max(tree.resident.keys() - {process.pid}, default=process.pid)
+                    if tree.memory(most) > most or groups.was_exceeded(self.memory, inside):
                         return bytes(output), "memory", seconds
                     if available_memory() < most // 4:
                         return bytes(output) + _SHORT, "sandbox error", seconds
@@ -207,13 +208,16 @@ def open_sandbox(limits: Limits | None = None) -> Sandbox:
     version = jail.version()
     if version is None:
         raise ConfigError(f"programs cannot be shut in on this machine: bubblewrap (bwrap) is missing. {_INSTALL}")
-    sandbox = Sandbox(version, groups.choose(limits), limits)
-    held, fault = _attempts(sandbox.memory)
+    held, fault, memory = {}, "", "watched"
+    for memory in filter(groups.works, groups.BOUNDS):
+        held, fault = _attempts(memory)
+        if not fault:
+            break
     missing = [name for name in PROTECTIONS if not held.get(name, False)]
     if fault or missing:
         fault = fault or f"these protections do not hold: {', '.join(missing)}"
         raise ConfigError(f"programs cannot be shut in on this machine: {version}: {fault}. {_INSTALL} {_ALLOW}")
-    return sandbox
+    return Sandbox(version, memory, limits)
 
 
 def _attempts(memory: str) -> tuple[dict[str, bool], str]:
