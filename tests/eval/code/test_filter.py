@@ -16,8 +16,8 @@ ARCHITECTURES = {
     }),
     "aarch64": (0xC00000B7, {
         "read": 63, "unshare": 97, "msgget": 186, "semget": 190, "shmget": 194, "socket": 198, "socketpair": 199,
-        "setsockopt": 208, "add_key": 217, "request_key": 218, "keyctl": 219, "clone": 220, "execve": 221, "mmap": 222, "setns": 268,
-        "memfd_create": 279, "io_uring_setup": 425, "clone3": 435, "memfd_secret": 447,
+        "setsockopt": 208, "add_key": 217, "request_key": 218, "keyctl": 219, "clone": 220, "execve": 221, "mmap": 222,
+        "setns": 268, "memfd_create": 279, "io_uring_setup": 425, "clone3": 435, "memfd_secret": 447,
     }),
 }  # fmt: skip
 ALLOW, ERROR = 0x7FFF0000, 0x00050000
