@@ -221,9 +221,8 @@ def test_folders_nested_in_thousands_are_cleared_away(sandbox, python, tmp_path,
 def test_a_program_that_starves_itself_ends_in_time(sandbox, python):
     """More processes than processors, whose parents wait for none of them, so that the time they used is lost."""
     starve = (
-        "import os, signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nfor _ in range(20):\n"
-        "    if os.fork() == 0: break\nwhile True:\n    try:\n        if os.fork() == 0: os._exit(0)\n"
-        "    except OSError: pass\n"
+        "import os, signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nforks = 0\nwhile True:\n    try:\n"
+        "        if os.fork() == 0 and forks > 20: os._exit(0)\n        forks += 1\n    except OSError: pass\n"
     )
     began = time.monotonic()
     outcome = attack(sandbox, python, starve, wall_seconds=3, cpu_seconds=100, processes=60)

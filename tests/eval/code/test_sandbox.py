@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import uuid
@@ -239,6 +240,7 @@ def test_a_folder_that_holds_more_than_an_installation_is_not_shown(tmp_path):
     assert command_at(program).view == (program.resolve(), (tmp_path / "lib").resolve())
 
 
+@pytest.mark.skipif(not os.access(sys.base_prefix, os.W_OK), reason="the interpreter's folder cannot be written")
 def test_of_a_python_installed_in_a_home_only_its_own_files_are_shown(sandbox, monkeypatch):
     secret = Path(sys.base_prefix, f"monet-test-{uuid.uuid4().hex}")
     monkeypatch.setenv("HOME", sys.base_prefix)
@@ -250,6 +252,11 @@ def test_of_a_python_installed_in_a_home_only_its_own_files_are_shown(sandbox, m
         assert attack(sandbox, first, program).output == "False"
     finally:
         secret.unlink()
+
+
+def test_an_interpreter_whose_library_cannot_be_looked_at(monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: "/" + "x" * 5000)
+    assert python_interpreters()[0].view
 
 
 def test_nothing_is_left_in_the_temporary_folder(sandbox, python, tmp_path, monkeypatch):
