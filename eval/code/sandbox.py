@@ -225,15 +225,16 @@ def _attempts(memory: str) -> tuple[dict[str, bool], str]:
     secret = uuid.uuid4().hex
     limits = Limits(cpu_seconds=20, wall_seconds=300, memory_mb=256, processes=48, file_mb=4, disk_mb=16)
     with (
-        tempfile.TemporaryDirectory(prefix="monet-attempts-") as name,
+        tempfile.TemporaryDirectory(prefix="monet-attempts-", ignore_cleanup_errors=True) as name,
         socket.create_server(("127.0.0.1", 0)) as server,
     ):
         folder = Path(name)
-        target = folder / "secret"
+        target = folder / secret
         target.write_text(secret)
         target.chmod(0o666)
-        # last, and sticky: no other user may put something in the place of a file that is written or read by name
-        folder.chmod(0o1777)
+        # Open to the program's user id, and so to every user: only between writing and reading the file. The sticky bit
+        # keeps others from replacing it, and the missing bit for reading keeps its name from them.
+        folder.chmod(0o1733)
         task = {
             "port": server.getsockname()[1],
             "file": str(target),
@@ -252,7 +253,8 @@ def _attempts(memory: str) -> tuple[dict[str, bool], str]:
             if line is not None:
                 held = {key: bool(value) for key, value in json.loads(line).items()}
                 held["no stragglers"] = not is_running(task["straggler"])
-                held["read-only files"] &= target.read_text() == secret and len(list(folder.iterdir())) == 1
+                folder.chmod(0o700)
+                held["read-only files"] &= target.read_text() == secret and not Path(f"{target}-new").exists()
                 return held, ""
             reasons.append(
                 f"{outcome.status}: {outcome.output.splitlines()[-1] if outcome.output else outcome.exit_code}"

@@ -39,21 +39,22 @@ def test_another_user_cannot_misuse_the_attempts(sandbox, monkeypatch, tmp_path)
         os.waitpid(child, 0)
 
     def swap(target: Path) -> None:
+        target.with_name("new").write_text("to be mistaken for the program's")
         target.rename(target.with_name("moved"))
         os.mkfifo(target)
 
     read, write, run = Path.read_text, Path.write_text, Sandbox.run
 
     def attacked_write(path: Path, *given, **named):
-        if path.name == "secret":
-            folders.append(path.parent)
+        if path.parent.name.startswith("monet-attempts-"):
+            folders.append(path)
             as_nobody(lambda target: target.symlink_to(victim), path)
         return write(path, *given, **named)
 
     def attacked_run(sandbox, *given):
         outcome = run(sandbox, *given)
         if "{" in outcome.output:  # the attempts are over, and their traces are read next
-            as_nobody(swap, folders[-1] / "secret")
+            as_nobody(swap, folders[-1])
         return outcome
 
     def attacked_read(path: Path, *given, **named):
@@ -63,8 +64,14 @@ def test_another_user_cannot_misuse_the_attempts(sandbox, monkeypatch, tmp_path)
     monkeypatch.setattr(Path, "write_text", attacked_write)
     monkeypatch.setattr(Sandbox, "run", attacked_run)
     monkeypatch.setattr(Path, "read_text", attacked_read)
-    module._attempts("watched")
-    assert folders and victim.read_text() == "untouched" and victim.stat().st_mode & 0o777 == 0o600
+    held, _ = module._attempts("watched")
+    assert all(held.values()) and len(held) == len(module.PROTECTIONS)
+    assert (
+        folders
+        and not folders[-1].parent.exists()
+        and victim.read_text() == "untouched"
+        and victim.stat().st_mode & 0o777 == 0o600
+    )
 
 
 NAME_OF_BYTES = "import ctypes\nctypes.CDLL(None).prctl(15, b'\\xff\\xd0', 0, 0, 0)\n"
