@@ -106,20 +106,28 @@ def main(parent: int, words: list[str]) -> int:
         library.syscall(_NUMBERS[machine]["keyctl"], _JOIN_SESSION_KEYRING, None)
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
         _die_with(own)
         reading, writing = os.pipe()
         os.write(writing, filter_program(machine))
         os.close(writing)
         os.dup2(reading, FILTER_FD)
         os.execvp(words[0], words)
-    jail, code = [child], 1
-    # the first process of the jail's namespace dies with the jail, and all others with that one
-    signal.signal(signal.SIGTERM, lambda *_: [os.kill(pid, signal.SIGKILL) for pid in jail])
+    with contextlib.suppress(PermissionError):  # the child was first, and became the jail
+        os.setpgid(child, child)
+
+    def stop(*_: object) -> None:
+        # The jail's group holds the first process of the namespace from its first moment on. All others die with that
+        # one. And a program that signals its group does not reach this process.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, stop)
+    code = 1
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.wait()
             if pid == child:
-                jail.clear()
                 code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
     return code
 

@@ -148,6 +148,15 @@ def test_what_namespaces_do_not_shut_out_is_refused(sandbox, python, program):
     assert outcome.status == "failed" and "Error" in outcome.output
 
 
+def test_a_jail_that_is_stopped_while_it_starts_leaves_nothing(sandbox, python, monkeypatch):
+    for delay in range(0, 60, 3):
+        monkeypatch.setattr(module, "_START_SECONDS", delay / 1000)
+        monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
+        began = time.monotonic()
+        assert attack(sandbox, python, "import time; time.sleep(100)", wall_seconds=0.001).status != "ok"
+        assert time.monotonic() - began < 20
+
+
 def test_threads_and_processes_still_start(sandbox, python):
     program = (
         "import os, socket, subprocess, threading\nthread = threading.Thread(target=print, args=['thread'])\n"

@@ -150,6 +150,7 @@ def test_signals_to_everybody(sandbox, python):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         attack(sandbox, python, "import os\nos.kill(os.getppid(), 9)\nos.kill(-1, 9)")
+        attack(sandbox, python, "import os\nif os.fork(): os.kill(0, 9)\nos.setsid()\nwhile True: pass")
         attack(sandbox, python, f"import os\nos.kill({other.pid}, 9)")
         attack(sandbox, python, f"import os\nos.killpg({os.getpid()}, 9)")
         assert other.poll() is None
