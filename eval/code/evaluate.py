@@ -158,7 +158,7 @@ def evaluate_code(
         "problems": problems.description,
         "sampling": dataclasses.asdict(sampling),
         "bootstrap": dataclasses.asdict(bootstrap) | {"unit": "problem"},
-        "sandbox": None if sandbox is None else _describe(sandbox),
+        "sandbox": None if sandbox is None else dataclasses.asdict(sandbox),
         "random_seeds": list(random_seeds),
     }
     result = CodeResult(
@@ -216,15 +216,6 @@ def _provenance(model: MonetForCausalLM, masks: Mapping[str, ExpertMask]) -> dic
     return {**provenance_now(), "model_fingerprint": model.fingerprint(), "masks": notes}
 
 
-def _describe(sandbox: Sandbox) -> dict[str, Any]:
-    return {
-        "jail": sandbox.jail.name,
-        "missing": sandbox.missing,
-        "refused": sandbox.refused,
-        "limits": dataclasses.asdict(sandbox.limits),
-    }
-
-
 def _what_is_missing(
     scored: Sequence[ConditionScores], unavailable: Mapping[str, str], sandbox: Sandbox | None
 ) -> list[str]:
@@ -235,8 +226,6 @@ def _what_is_missing(
     for condition in scored:
         for one in condition.scores:
             missing += [f"{condition.name}, {one.language}, {why}: {number}" for why, number in one.unscored.items()]
-    if sandbox.missing:
-        missing.append(f"programs ran in a weak sandbox, without: {', '.join(sandbox.missing)}")
     return missing
 
 
@@ -249,7 +238,6 @@ def run(
     languages: list[str] = list(CODES),  # noqa: B006 - shown in --help, never changed
     limit: int | None = None,
     allow_code_execution: bool = False,
-    allow_weak_sandbox: bool = False,
     libraries: list[Path] = [],  # noqa: B006
     num_samples: int = 200,
     ks: list[int] = list(KS),  # noqa: B006
@@ -288,9 +276,7 @@ def run(
         benchmark: humaneval or mbpp; chooses the hub's configurations.
         languages: of python, cpp, java, javascript, lua, php.
         limit: problems a language, the first ones; without it all.
-        allow_code_execution: run the generated programs, shut in: no network, no files, limits. Nobody has read them.
-        allow_weak_sandbox: run them under resource limits alone where this machine has no namespaces. They can then
-            read files and use the network.
+        allow_code_execution: run the generated programs, shut in by bubblewrap: no network, no files, limits.
         libraries: folders with luaunit.lua and javatuples.jar, looked at before the system's.
         num_samples: completions a problem.
         ks: the k of pass@k; each needs as many samples.
@@ -333,9 +319,7 @@ def run(
     if data is not None and masks is None:
         raise ConfigError("data without masks: perplexities are compared before and after a mask; give --masks")
     found = None if perplexity_only else read_problems(problems, languages, benchmark).first(limit)
-    sandbox = None
-    if allow_code_execution and not perplexity_only:
-        sandbox = open_sandbox(limits, allow_weak=allow_weak_sandbox)
+    sandbox = open_sandbox(limits) if allow_code_execution and not perplexity_only else None
     loaded = load_model(model, device, dtype)
     hold(loaded)
     chosen = {} if masks is None else load_masks(masks, model=loaded)

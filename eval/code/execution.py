@@ -35,7 +35,7 @@ def kept_statuses(
     key = {
         "suite": "code-outcomes/1",
         "runtime": [runtime.language, runtime.version, runtime.script],
-        "sandbox": [sandbox.jail.name, sandbox.missing],
+        "sandbox": [sandbox.jail, sandbox.memory],
         "limits": asdict(sandbox.limits),
     }
     return ExampleStore(folder, key, part=part, parts=True, remember=lambda outcome: sys.intern(outcome["status"]))

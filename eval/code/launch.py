@@ -1,13 +1,14 @@
-"""Starts a jail, or the program in one, without what a kernel shares beyond namespaces. Started as a file, on its own.
+"""Starts a jail without what a kernel shares beyond namespaces, and ends with its last process. Started as a file.
 
-    python launch.py PARENT WORDS...    a session keyring of its own; waits until the last process of the jail is gone
-    python launch.py inside WORDS...    the filter of system calls, then WORDS in place of this process
+    python launch.py PARENT WORDS...
 
-PARENT is the process that starts this one; everything dies with it.
+PARENT is the process that starts this one; if it dies, everything here dies with it. WORDS start the jail. They get a
+session keyring of their own and find the filter of system calls at the file descriptor FILTER_FD. At SIGTERM this
+process kills the jail. It ends only when the jail's last process is gone.
 
 The filter refuses user namespaces (which give a program mounts, and with them memory without bound), keyrings, sockets
-but for IP, Unix and netlink (a virtual machine's host listens on others), io_uring (which makes sockets past a
-filter), and memory that belongs to no process: anonymous shared mappings, memfd and System V.
+but for Unix and netlink (a virtual machine's host listens on others), io_uring (which makes sockets past a filter), and
+memory that belongs to no process: anonymous shared mappings, memfd and System V. A socket keeps the size of its buffer.
 """
 
 import contextlib
@@ -20,25 +21,28 @@ import struct
 import sys
 
 FILTER_FD = 9
-_DIES_WITH_PARENT, _BECOMES_PARENT_OF_ORPHANS, _SET_SECCOMP = 1, 36, 22
+_DIES_WITH_PARENT, _BECOMES_PARENT_OF_ORPHANS = 1, 36
 _JOIN_SESSION_KEYRING = 1
 _NEW_USER = 0x10000000
 _ANONYMOUS_SHARED = 0x21
-_SOCKETS = (1, 2, 10, 16)
+_SOCKETS = (1, 16)
+# SOL_SOCKET, and SO_SNDBUF and SO_RCVBUF of it.
+_OF_SOCKETS, _BUFFERS = 1, (7, 8)
 _X32 = 0x40000000
 # machine -> the kernel's name of it, and numbers of system calls
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _NUMBERS = {
-    "x86_64": {"clone": 56, "unshare": 272, "setns": 308, "socket": 41, "mmap": 9, "shmget": 29, "memfd_create": 319,
-               "add_key": 248, "request_key": 249, "keyctl": 250},
-    "aarch64": {"clone": 220, "unshare": 97, "setns": 268, "socket": 198, "mmap": 222, "shmget": 194,
-                "memfd_create": 279, "add_key": 217, "request_key": 218, "keyctl": 219},
+    "x86_64": {"clone": 56, "unshare": 272, "setns": 308, "socket": 41, "setsockopt": 54, "mmap": 9, "shmget": 29,
+               "semget": 64, "msgget": 68, "memfd_create": 319, "add_key": 248, "request_key": 249, "keyctl": 250},
+    "aarch64": {"clone": 220, "unshare": 97, "setns": 268, "socket": 198, "setsockopt": 208, "mmap": 222, "shmget": 194,
+                "semget": 190, "msgget": 186, "memfd_create": 279, "add_key": 217, "request_key": 218, "keyctl": 219},
 }  # fmt: skip
 _EVERYWHERE = {"clone3": 435, "io_uring_setup": 425, "memfd_secret": 447}
 # As a kernel would answer that lacks them; libraries then use what is older.
 _REFUSED = {
     "clone3": errno.ENOSYS, "io_uring_setup": errno.ENOSYS, "memfd_secret": errno.ENOSYS, "memfd_create": errno.ENOSYS,
-    "shmget": errno.ENOSYS, "add_key": errno.ENOSYS, "request_key": errno.ENOSYS, "keyctl": errno.ENOSYS,
+    "shmget": errno.ENOSYS, "semget": errno.ENOSYS, "msgget": errno.ENOSYS,
+    "add_key": errno.ENOSYS, "request_key": errno.ENOSYS, "keyctl": errno.ENOSYS,
     "setns": errno.EPERM,
 }  # fmt: skip
 
@@ -60,6 +64,11 @@ def _rule(number: int, body: list[bytes]) -> list[bytes]:
     return [_code(_LOAD, 0), _code(_EQUAL, number, 0, len(body)), *body]
 
 
+def _unless(values: tuple[int, ...]) -> list[bytes]:
+    """Leap over the one instruction that follows if the loaded number is one of these."""
+    return [_code(_EQUAL, value, len(values) - place, 0) for place, value in enumerate(values)]
+
+
 def filter_program(machine: str) -> bytes:
     """The filter as the kernel takes it; empty for a machine whose numbers are not known here."""
     if machine not in _ARCHITECTURES:
@@ -75,9 +84,10 @@ def filter_program(machine: str) -> bytes:
         program += _rule(numbers[name], [_argument(0), _code(_ANY_BIT, _NEW_USER, 0, 1), refuse[errno.EPERM]])
     shared = [_argument(3), _code(_AND, _ANONYMOUS_SHARED), _code(_EQUAL, _ANONYMOUS_SHARED, 0, 1)]
     program += _rule(numbers["mmap"], [*shared, refuse[errno.ENOMEM]])
-    left = len(_SOCKETS)
-    families = [_code(_EQUAL, family, left - place, 0) for place, family in enumerate(_SOCKETS)]
-    program += _rule(numbers["socket"], [_argument(0), *families, refuse[errno.EAFNOSUPPORT]])
+    program += _rule(numbers["socket"], [_argument(0), *_unless(_SOCKETS), refuse[errno.EAFNOSUPPORT]])
+    # it reports success, because programs do not expect a failure there
+    sizes = [_argument(2), _code(_EQUAL, _BUFFERS[0], 1, 0), _code(_EQUAL, _BUFFERS[1], 0, 1), _code(_RETURN, _ERROR)]
+    program += _rule(numbers["setsockopt"], [_argument(1), _code(_EQUAL, _OF_SOCKETS, 0, len(sizes)), *sizes])
     return b"".join([*program, _code(_RETURN, _ALLOW)])
 
 
@@ -87,7 +97,7 @@ def _die_with(parent: int) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
-def _outside(parent: int, words: list[str]) -> int:
+def main(parent: int, words: list[str]) -> int:
     """Run words in a process of its own; its exit code, once it and all that it left are gone."""
     library, machine, own = ctypes.CDLL(None, use_errno=True), platform.machine(), os.getpid()
     _die_with(parent)
@@ -96,12 +106,23 @@ def _outside(parent: int, words: list[str]) -> int:
         library.syscall(_NUMBERS[machine]["keyctl"], _JOIN_SESSION_KEYRING, None)
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
         _die_with(own)
         reading, writing = os.pipe()
         os.write(writing, filter_program(machine))
         os.close(writing)
         os.dup2(reading, FILTER_FD)
         os.execvp(words[0], words)
+    with contextlib.suppress(PermissionError):  # the child was first, and became the jail
+        os.setpgid(child, child)
+
+    def stop(*_: object) -> None:
+        # The jail's group holds the first process of the namespace from its first moment on. All others die with that
+        # one. And a program that signals its group does not reach this process.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, stop)
     code = 1
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -111,20 +132,5 @@ def _outside(parent: int, words: list[str]) -> int:
     return code
 
 
-def _inside(words: list[str]) -> None:
-    program = filter_program(platform.machine())
-    os.close(FILTER_FD)
-    if program:
-        library = ctypes.CDLL(None, use_errno=True)
-        buffer = ctypes.create_string_buffer(program, len(program))
-        # struct sock_fprog: the number of instructions, and where they are
-        wanted = ctypes.create_string_buffer(struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer)))
-        if library.prctl(_SET_SECCOMP, 2, wanted, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "the filter of system calls is not taken")
-    os.execvp(words[0], words)
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "inside":
-        _inside(sys.argv[2:])
-    sys.exit(_outside(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

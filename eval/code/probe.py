@@ -47,8 +47,7 @@ def hidden() -> bool:
 
 def read_only() -> bool:
     """Nothing outside the working folder can be written."""
-    open_to_all = os.path.dirname(task["file"])
-    for path in (task["file"], f"{open_to_all}/new", f"/{task['secret']}", f"/usr/{task['secret']}", __file__):
+    for path in (task["file"], f"{task['file']}-new", f"/{task['secret']}", f"/usr/{task['secret']}", __file__):
         with contextlib.suppress(OSError), open(path, "a") as file:
             file.write("written by a program that should not have been able to\n")
             return False

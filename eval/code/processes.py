@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +17,17 @@ class Tree:
 
     Args:
         resident: bytes of resident memory by process.
-        unnamed_files: bytes of files that live in memory under no name (memfd) and are held open.
+        kernel: bytes that the kernel holds at most for the sockets and the files in memory of those in a jail.
         cpu_seconds: processor time that all of them have had, those that have ended included.
         waited_seconds: time that one of them, the one with most, was ready to run and had no processor.
+        runnable: how many of them run or are ready to run.
     """
 
     resident: dict[int, int]
-    unnamed_files: int
+    kernel: int
     cpu_seconds: float
     waited_seconds: float
+    runnable: int
 
     def memory(self, bound: int) -> int:
         """Bytes of memory of all together.
@@ -38,7 +38,15 @@ class Tree:
         everything = sum(self.resident.values())
         if everything > bound:
             everything = sum(_share(pid, size) for pid, size in self.resident.items())
-        return everything + self.unnamed_files
+        return everything + self.kernel
+
+    def is_starved(self, seconds: float) -> bool:
+        """Whether others kept these from a processor for most of the time, so that they have not shown to be slow.
+
+        More processes than processors keep each other waiting, and children that nobody waits for hide what they use.
+        """
+        by_others = self.runnable <= len(os.sched_getaffinity(0))
+        return by_others and self.waited_seconds > seconds / 2 > self.cpu_seconds
 
 
 def look_at_tree(root: int) -> Tree:
@@ -54,9 +62,10 @@ def look_at_tree(root: int) -> Tree:
     page, tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
     return Tree(
         resident={pid: int(fields_of[pid][21]) * page for pid in tree},
-        unnamed_files=sum({key: size for pid in tree for key, size in _unnamed_files(pid)}.values()),
+        kernel=next((found for pid in sorted(tree, reverse=True) if (found := _of_the_kernel(pid))), 0),
         cpu_seconds=sum(int(ticks) for pid in tree for ticks in fields_of[pid][11:15]) / tick,
         waited_seconds=max((_waited(pid) for pid in tree), default=0.0),
+        runnable=sum(fields_of[pid][0] == "R" for pid in tree),
     )
 
 
@@ -65,15 +74,20 @@ def _stat(pid: int) -> list[str]:
     return (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].decode().split()
 
 
-def _unnamed_files(pid: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """Device, inode and bytes of each file that a process holds open and that is only in memory."""
-    folder = _PROC / str(pid) / "fd"
-    with contextlib.suppress(OSError):
-        for name in os.listdir(folder):
-            with contextlib.suppress(OSError):
-                if os.readlink(folder / name).startswith("/memfd:"):
-                    found = os.stat(folder / name)
-                    yield (found.st_dev, found.st_ino), found.st_blocks * 512
+def _of_the_kernel(pid: int) -> int:
+    """What the kernel holds for the jail that a process is in; 0 if it is in none.
+
+    A Unix socket holds as much unread data as its buffer allows, whichever process has it, and a file in memory needs
+    about 1 KiB beside its content.
+    """
+    root = _PROC / str(pid) / "root"
+    with contextlib.suppress(OSError, ValueError):
+        if not os.path.samestat(os.stat(root), os.stat("/")):
+            sockets = (_PROC / str(pid) / "net" / "unix").read_bytes().count(b"\n") - 1
+            files = os.statvfs(root / "box")
+            buffer = int((_PROC / "sys/net/core/wmem_default").read_text())
+            return sockets * buffer + (files.f_files - files.f_ffree) * 1024
+    return 0
 
 
 def _waited(pid: int) -> float:
@@ -89,19 +103,6 @@ def _share(pid: int, resident: int) -> int:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
     return resident
-
-
-def wait_until_gone(pids: Iterable[int], seconds: float) -> None:
-    """Wait for processes that were killed: the kernel takes a moment for those of a namespace."""
-    deadline = time.monotonic() + seconds
-    while any(_lives(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def _lives(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return _stat(pid)[0] not in ("Z", "X")
-    return False
 
 
 def available_memory() -> int:

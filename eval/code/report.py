@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from monet.eval.code.groups import BOUNDS
 from monet.eval.code.sandbox import PROTECTIONS
 from monet.eval.document import Block, Heatmap, Report, Table, Text
 from monet.eval.reporting import common
@@ -206,6 +207,7 @@ def _protections(result: CodeResult) -> Table:
     sandbox = result.provenance["sandbox"]
     return Table(
         title=f"How programs were shut in: {sandbox['jail']}",
-        header=["protection", "held when it was attacked on this machine"],
-        rows=[[words, "yes" if name not in sandbox["missing"] else "no"] for name, words in PROTECTIONS.items()],
+        header=["protection that held when it was attacked on this machine"],
+        rows=[[words] for name, words in PROTECTIONS.items() if name not in sandbox.get("missing", ())],
+        note=BOUNDS.get(sandbox.get("memory", ""), ""),
     )

@@ -69,9 +69,9 @@ def python_interpreters() -> list[Command]:
     bases = {"base": sys.base_prefix, "installed_base": sys.base_prefix}
     bases |= {"platbase": sys.base_exec_prefix, "installed_platbase": sys.base_exec_prefix}
     parts = [base, *(Path(sysconfig.get_path(name, vars=bases)) for name in ("stdlib", "platstdlib")), library]
-    shown = dict.fromkeys(part.resolve() for part in parts if part.exists())
+    shown = dict.fromkeys(part.resolve() for part in parts if os.path.exists(part))
     # a library is looked for by its name, which may be a link
-    found = [Command(base, tuple(dict.fromkeys([*shown, *([library] if library.exists() else [])])))]
+    found = [Command(base, tuple(dict.fromkeys([*shown, *([library] if os.path.exists(library) else [])])))]
     for name in ("/usr/bin/python3", shutil.which("python3")):
         if name and os.access(name, os.X_OK) and Path(name).resolve() not in [known.path for known in found]:
             found.append(command_at(Path(name)))

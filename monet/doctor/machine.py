@@ -120,8 +120,8 @@ def optional_parts(of_extras: list[Package]) -> list[Part]:
         for package in of_extras
     ]
     jail = shutil.which("bwrap")
-    parts.append(Part("bubblewrap", jail, "monet eval code: the strictest way to shut programs in",
-                      "Debian: apt install bubblewrap"))  # fmt: skip
+    parts.append(Part("bubblewrap", jail, "monet eval code: shuts generated programs in",
+                      "Debian: apt install bubblewrap (0.8 or later; docs/suites.md: without root)"))  # fmt: skip
     for language, (groups, debian) in RUNTIMES.items():
         paths = [next(filter(None, map(shutil.which, names)), None) for names in groups]
         found = None if None in paths else ", ".join(filter(None, paths))

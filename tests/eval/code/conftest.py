@@ -1,4 +1,4 @@
-"""Sandboxes of this machine, a small model, problems with right and wrong bodies, libraries that their tests need."""
+"""The sandbox of this machine, a small model, problems with right and wrong bodies, libraries that their tests need."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import uuid
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from corpus.fetch import fetch
+from corpus.recipe import Source
 from monet import MonetForCausalLM
-from monet.errors import ConfigError
-from monet.eval.code.jails import LimitsOnly
+from monet.errors import ConfigError, DataError
+from monet.eval.code import jail
 from monet.eval.code.limits import Limits, Outcome
 from monet.eval.code.problems import CODES, ProblemSet, read_problems
 from monet.eval.code.processes import is_running
@@ -31,13 +34,22 @@ PATIENT = Limits(cpu_seconds=30, wall_seconds=300)
 
 
 @pytest.fixture(scope="session")
-def sandbox() -> Sandbox:
-    """What holds everything back; there is none where namespaces are forbidden."""
-    try:
-        return open_sandbox(PATIENT)
-    except ConfigError as error:
-        assert not namespaces_work(), f"namespaces work here, and yet: {error}"
-        pytest.skip(f"no full sandbox here: {error}")
+def sandbox(request) -> Iterator[Sandbox]:
+    """bubblewrap that holds everything back. Where it is not installed, Debian's package is unpacked, without root."""
+    with pytest.MonkeyPatch.context() as patch:
+        if jail.version() is None:
+            try:
+                files, _ = fetch(
+                    Source("bubblewrap", "LGPL-2.0-or-later", 1.0, ()), request.config.cache.mkdir("packages")
+                )
+            except DataError as error:
+                pytest.skip(f"no bubblewrap here: {error}")
+            patch.setenv("PATH", str(files / "usr/bin"), prepend=os.pathsep)
+        try:
+            yield open_sandbox(PATIENT)
+        except ConfigError as error:
+            assert not namespaces_work(), f"namespaces work here, and yet: {error}"
+            pytest.skip(f"no sandbox here: {error}")
 
 
 def namespaces_work() -> bool:
@@ -49,12 +61,6 @@ def namespaces_work() -> bool:
         return subprocess.run(["unshare", *mapped, *spaces, *mounts], capture_output=True).returncode == 0
     except OSError:
         return False
-
-
-@pytest.fixture(scope="session")
-def weak() -> Sandbox:
-    """Resource limits alone; what it holds is not tried out."""
-    return Sandbox(LimitsOnly(), {}, {}, PATIENT)
 
 
 @pytest.fixture(scope="session")
@@ -109,14 +115,6 @@ def python(sandbox: Sandbox) -> Command:
         if sandbox.run({}, f"{found.command} -c 1", found.view).status == "ok":
             return found
     raise AssertionError("no interpreter runs in the sandbox")
-
-
-@pytest.fixture(scope="session")
-def weak_python(weak: Sandbox) -> Command:
-    for found in python_interpreters():
-        if weak.run({}, f"{found.command} -c 1").status == "ok":
-            return found
-    pytest.skip("no interpreter that another user may run")
 
 
 def attack(sandbox: Sandbox, python: Command, program: str, **limits: float) -> Outcome:

@@ -17,7 +17,7 @@ from monet import ExpertMask, MonetForCausalLM
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.code import evaluate
+from monet.eval.code import evaluate, jail
 from monet.eval.code.evaluate import evaluate_code, mask_sizes
 from monet.eval.code.generation import Sampler, Sampling
 from monet.eval.code.problems import CODES, ProblemSet
@@ -98,7 +98,8 @@ def test_folder_to_result(road, tmp_path, capsys, sandbox):
             assert (python.change["3"].value, python.change["3"].low, python.change["3"].high) == (0, 0, 0)
     assert result.headline_k == 3 and [head.label for head in result.headlines()] == ["python"]
     assert result.languages["python"].startswith("Python 3") and result.partial == []
-    assert result.provenance["sandbox"]["missing"] == [] and result.provenance["sandbox"]["jail"] == sandbox.jail.name
+    shut_in = result.provenance["sandbox"]
+    assert (shut_in["jail"], shut_in["memory"]) == (sandbox.jail, sandbox.memory)
     assert result.perplexity == AblationResult.load(tmp_path / "perplexity")
     shown = capsys.readouterr().out
     said = "a pass@3 of 50.0 percent by language. Removing a language's experts changes its own by +0.0"
@@ -155,10 +156,8 @@ def test_refusals(road, tmp_path, capsys, monkeypatch):
     says("limit 0 must be at least 1", "--limit", "0")
     says("'rust' is not among", "--languages", "[rust]")
     says("no such file or folder", "--problems", str(tmp_path / "nothing"))
-    from monet.eval.code import sandbox as module
-
-    monkeypatch.setattr(module, "JAILS", ())
-    says("cannot be shut in on this machine", "--allow_code_execution")
+    monkeypatch.setattr(jail, "version", lambda: None)
+    says("bubblewrap (bwrap) is missing", "--allow_code_execution")
     assert not list(tmp_path.glob("result.json"))
 
 

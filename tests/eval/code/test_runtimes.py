@@ -2,6 +2,7 @@
 
 import pytest
 
+from monet.eval.code import jail
 from monet.eval.code import runtimes as module
 from monet.eval.code.execution import execute, kept_statuses
 from monet.eval.code.problems import CODES
@@ -88,7 +89,7 @@ def test_outcomes_are_kept_and_a_program_runs_once(found, sandbox, tmp_path):
 def test_what_could_not_be_run_is_tried_again(found, sandbox, tmp_path, monkeypatch):
     python = found[0]["python"]
     broken = module.replace(sandbox)
-    monkeypatch.setattr(type(sandbox.jail), "command", lambda *_: ["no-such-program-anywhere"])
+    monkeypatch.setattr(jail, "command", lambda *_: ["no-such-program-anywhere"])
     assert run_kept(["x = 1"], python, broken, tmp_path) == {"x = 1": "sandbox error"}
     monkeypatch.undo()
     assert run_kept(["x = 1"], python, sandbox, tmp_path) == {"x = 1": "ok"}
