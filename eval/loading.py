@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -93,6 +94,8 @@ def open_windows(
                 f"{folder} was tokenized with another tokenizer than that in {mine} (they differ in "
                 f"{', '.join(differing)}); prepare the text with that one"
             )
+        if words := model_tokenizer.different_starts([(mine, own), (windows.shards.tokenizer_dir, theirs)]):
+            warnings.warn(f"{words}; prepare the text with the --add_bos of the model's own data", stacklevel=2)
     return windows
 
 

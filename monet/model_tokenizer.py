@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -132,6 +132,21 @@ def added_around(backend: Tokenizer) -> tuple[list[int], list[int]]:
         return [], []
     before = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), 0)
     return whole[:before], whole[before + len(plain) :]
+
+
+def different_starts(places: Sequence[tuple[Path, Tokenizer]]) -> str | None:
+    """What each of two tokenizers puts before a text by itself, in words; None if both put the same ids.
+
+    Args:
+        places: each tokenizer behind the folder it is from.
+    """
+    starts = [added_around(tokenizer)[0] for _, tokenizer in places]
+    if starts[0] == starts[1]:
+        return None
+    return "; ".join(
+        f"{place} begins a text with {[tokenizer.id_to_token(index) for index in ids] or 'no special token'}"
+        for (place, tokenizer), ids in zip(places, starts, strict=True)
+    )
 
 
 def put_around(folder: Path, bos: str | None) -> None:

@@ -7,6 +7,7 @@ through `monet.yaml` or `monet lm-eval` otherwise; docs/suites.md tells both.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +81,20 @@ class MonetLM(HFLM):
             applied = attenuated(loaded if random_seed is None else random_like(loaded, int(random_seed)), float(keep))
             stored = self.model.expert_mask
             self.model.set_expert_mask(applied if stored is None else applied & stored)
+
+    @cached_property
+    def prefix_token_id(self) -> int:
+        """The token before a text without a context: bos if the tokenizer puts it before texts by itself, else eos.
+
+        HFLM takes bos wherever there is one. A model whose tokenizer does not put it there has never seen it: in its
+        data the eos of the document before stands there.
+        """
+        prefix = super().prefix_token_id
+        eos = self.tokenizer.eos_token_id
+        is_own_bos = self.custom_prefix_token_id is None and prefix == self.tokenizer.bos_token_id
+        if is_own_bos and eos is not None and self.tokenizer("a")["input_ids"][0] != prefix:
+            return eos
+        return prefix
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's notes, and which experts are masked."""

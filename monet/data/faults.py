@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from monet.data.sources import Skipped, TextFile
 
 
 def too_long(where: str, what: str, max_bytes: int) -> str:
     """Message: a text or line exceeds the limit."""
     return f"{where}: the {what} is longer than max_document_bytes {max_bytes}; raise that if it is meant to be"
-
-
-def no_key(text_key: str, keys: Sequence[str]) -> str:
-    """Message: none of a record's keys, or of a table's columns, is the text's."""
-    return f"no key {text_key!r} among {sorted(keys)[:10]}; name the right one with --text_key"
 
 
 def broken(file: TextFile, what: str, error: Exception, skipped: Skipped) -> None:

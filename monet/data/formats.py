@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from monet.data.keys import split_keys, text_at
 from monet.data.sources import TextFile
 
 FileFormat = Literal["auto", "text", "jsonl", "csv", "tsv"]
@@ -83,7 +84,7 @@ def kind_of(path: Path, file_format: FileFormat, text_key: str) -> Kind:
     Args:
         path: the file; only one whose name ends with .json (or .json.gz and so on) is opened.
         file_format: "auto" decides by name and first lines; any other value holds for all files but parquet tables.
-        text_key: key of a record that holds the text.
+        text_key: see `monet.data.keys.text_at`.
     """
     suffix = _suffix(path)
     if suffix == PARQUET:
@@ -104,7 +105,8 @@ def _kind_of_json(path: Path, text_key: str) -> Kind:
     if not lines:
         return "text"
     if lines[0].startswith("["):
-        return "json array" if f'"{text_key.rpartition(".")[2]}"' in head.decode("utf-8", "replace") else "text"
+        name = split_keys(text_key)[0].rpartition(".")[2]
+        return "json array" if f'"{name}"' in head.decode("utf-8", "replace") else "text"
     if looks_like_record(lines[0], text_key):
         return "jsonl"
     is_cut = len(lines) == 1 and len(head) == _HEAD_BYTES
@@ -117,7 +119,7 @@ def _kind_of_json(path: Path, text_key: str) -> Kind:
 def looks_like_record(line: str, text_key: str) -> bool:
     """Whether a line is a JSON object with text under the key."""
     record = _record(line)
-    return record is not None and isinstance(value_at(record, text_key), str)
+    return record is not None and text_at(record, text_key) is not None
 
 
 def _record(line: str) -> dict[str, Any] | None:
@@ -128,18 +130,6 @@ def _record(line: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-def value_at(record: dict[str, Any], key: str) -> Any:
-    """The value of a key, or of a path of keys such as "data.text"; None where there is none."""
-    if key in record:
-        return record[key]
-    value: Any = record
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            return None
-        value = value[part]
-    return value
 
 
 def described(files: Iterable[TextFile], file_format: FileFormat, text_key: str) -> str | None:

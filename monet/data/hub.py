@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from monet.data.formats import value_at
+from monet.data.keys import missing_text, split_keys, text_at, value_at
 from monet.data.offline import plain_columns, refuse_addresses
 from monet.data.records import MAX_DOCUMENT_BYTES, usable
 from monet.data.report import Progress
@@ -114,7 +114,8 @@ class Rows:
             self._dataset = load_dataset(self._name, streaming=True, **options)
             columns = self._dataset.column_names
             if columns is not None:
-                self._dataset = plain_columns(self._dataset, {text_key, source_key, domain_key})
+                keys = split_keys(text_key, columns)
+                self._dataset = plain_columns(self._dataset, {*keys, source_key, domain_key})
             if place is not None:
                 self._dataset.load_state_dict(place["state"])
         except DataError:
@@ -123,8 +124,10 @@ class Rows:
             raise DataError(
                 f"{uri}: cannot be opened ({_first_line(error)}); check name, options and network"
             ) from error
-        if columns is not None and text_key not in columns and text_key.split(".")[0] not in columns:
-            raise DataError(f"{uri}: no column {text_key!r} among {columns}; name the right one with --text_key")
+        known = {*(columns or ())}
+        absent = [key for key in split_keys(text_key, known) if known and not known & {key, key.split(".")[0]}]
+        if absent:
+            raise DataError(f"{uri}: no column {absent[0]!r} among {columns}; name the right one with --text_key")
 
     def place(self) -> dict[str, Any]:
         """Where the next row is, JSON-able. Opening there skips whole files, so it costs no second download."""
@@ -148,9 +151,8 @@ class Rows:
 
     def _document(self, record: dict[str, Any]) -> Document | None:
         where = f"{self.uri} row {self.row}"
-        text = value_at(record, self.text_key)
-        if not isinstance(text, str):
-            return self.skipped.problem("no text", f"{where}: {self.text_key!r} is {type(text).__name__}, not text")
+        if (text := text_at(record, self.text_key)) is None:
+            return self.skipped.problem("no text", f"{where}: {missing_text(record, self.text_key)}")
         domain = self.domain
         if domain is None:
             try:

@@ -15,6 +15,7 @@ from monet.data import hub
 from monet.data.division import divided, part_folder, parts_folder
 from monet.data.folder import make, refuse_foreign
 from monet.data.formats import FileFormat, described
+from monet.data.keys import check_keys
 from monet.data.pipeline import Job
 from monet.data.reader import Keys
 from monet.data.records import MAX_DOCUMENT_BYTES
@@ -77,7 +78,9 @@ def prepare(
         split_by: original puts all text of one original in the same split; position cuts each text from its start to
             its end into the splits by their shares, as for a single long text, so that every text is in all splits.
         seed: chooses which originals fall in which split.
-        text_key: key or column of a record that holds its text; data.text is the key "text" inside "data".
+        text_key: key or column of a record that holds its text; data.text is the key "text" inside "data". Several with
+            commas between (title,body) give one text with blank lines between; each record must have all of them, and
+            an empty or null one is left out.
         source_key: key or column of a record that names its original; records of one original stay in one split.
         domain_key: key of a Hugging Face record that names its domain.
         format: how local files are read: text, jsonl, csv or tsv, whatever their names (parquet tables stay tables);
@@ -128,8 +131,7 @@ def prepare(
         )
     if document_separator == "":
         raise ConfigError("document_separator is empty; leave it out to take each text file as one document")
-    if text_key == source_key:
-        raise ConfigError(f"text_key and source_key are both {text_key!r}; they must name two keys")
+    check_keys(text_key, source_key)
     shares = check_shares(DEFAULT_SHARES if splits is None else splits)
     refuse_foreign(out)
     if own is None and not out.exists() and parts_folder(out).exists():

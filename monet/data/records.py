@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from monet.data.faults import broken, no_key, too_long
-from monet.data.formats import BROKEN_ARCHIVE, FileFormat, kind_of, looks_like_record, opener_of, value_at
+from monet.data.faults import broken, too_long
+from monet.data.formats import BROKEN_ARCHIVE, FileFormat, kind_of, looks_like_record, opener_of
+from monet.data.keys import missing_text, text_at, value_at
 from monet.data.sources import Document, Skipped, TextFile
 from monet.data.tables import delimited_rows, parquet_rows
 
@@ -34,7 +35,8 @@ def read_documents(
     Args:
         file: the file to read, UTF-8.
         skipped: collects what is left out; refuses instead unless its rule is "skip".
-        text_key: key or column of a record that holds the text; "data.text" is the key "text" inside "data".
+        text_key: key or column of a record that holds the text; "data.text" is the key "text" inside "data", and
+            "title,body" are two keys, see `monet.data.keys.text_at`.
         source_key: key or column that names its original; where it is absent each record is an original.
         max_bytes: a longer text (for JSON lines, CSV and TSV: a longer line) is a fault, found before it is in memory.
         file_format: see `monet.data.formats.kind_of`.
@@ -178,20 +180,12 @@ def _records(
                 except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
                     skipped.problem("not JSON", f"{where}: not a JSON record ({error})")
                     continue
-                text = value_at(record, text_key) if isinstance(record, dict) else None
-                if not isinstance(text, str):
-                    skipped.problem("no text", f"{where}: {_missing_text(record, text_key)}")
+                text = text_at(record, text_key) if isinstance(record, dict) else None
+                if text is None:
+                    skipped.problem("no text", f"{where}: {missing_text(record, text_key)}")
                     continue
                 original = value_at(record, source_key)
                 name = f"{file.name}:{number}"
                 yield Document(text, file.domain, name if original is None else str(original), name)
     except BROKEN_ARCHIVE as error:
         broken(file, f"archive after line {number}", error, skipped)
-
-
-def _missing_text(record: object, text_key: str) -> str:
-    if not isinstance(record, dict):
-        return f"the record is {type(record).__name__}, not an object with the key {text_key!r}"
-    if (value := value_at(record, text_key)) is not None or text_key in record:
-        return f"the value of {text_key!r} is {type(value).__name__}, not text"
-    return no_key(text_key, list(record))

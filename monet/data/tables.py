@@ -6,8 +6,9 @@ import csv
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from monet.data.faults import broken, no_key, too_long
+from monet.data.faults import broken, too_long
 from monet.data.formats import BROKEN_ARCHIVE
+from monet.data.keys import joined, no_key, not_text, split_keys
 from monet.data.sources import Document, Skipped, TextFile
 from monet.errors import DataError
 
@@ -26,34 +27,38 @@ def parquet_rows(
     try:
         with parquet.ParquetFile(file.path, buffer_size=_PARQUET_BUFFER, pre_buffer=False) as table:
             schema = table.schema_arrow
-            if not _has_column(schema, text_key):
+            keys = split_keys(text_key, schema.names)
+            if absent := [key for key in keys if not _has_column(schema, key)]:
                 raise DataError(
-                    f"{file.path}: no column {text_key!r} among {schema.names}; name the right one with --text_key"
+                    f"{file.path}: no column {absent[0]!r} among {schema.names}; name the right one with --text_key"
                 )
-            columns = [text_key, source_key] if _has_column(schema, source_key) else [text_key]
+            columns = [*keys, source_key] if _has_column(schema, source_key) else keys
             if twice := [key for key in columns if schema.names.count(key) > 1]:
                 raise DataError(
                     f"{file.path}: {schema.names.count(twice[0])} columns are named {twice[0]!r}; rename one"
                 )
             batches = table.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=columns, use_threads=False)
             for batch in batches:
-                originals = _column(batch, source_key) if len(columns) == 2 else [None] * len(batch)
-                for text, original in zip(_column(batch, text_key), originals, strict=True):
+                originals = [None] * len(batch) if columns is keys else _column(batch, source_key)
+                for original, *texts in zip(originals, *(_column(batch, key) for key in keys), strict=True):
                     number += 1
                     where = f"{file.path} row {number}"
-                    if hasattr(text, "as_buffer") and text.is_valid and text.as_buffer().size > max_bytes:
+                    if any(
+                        hasattr(text, "as_buffer") and text.is_valid and text.as_buffer().size > max_bytes
+                        for text in texts
+                    ):
                         skipped.problem("too long", too_long(where, "text", max_bytes))
                         continue
                     try:
-                        value = text.as_py()
+                        values = [text.as_py() for text in texts]
                         source = None if original is None else original.as_py()
                     except UnicodeDecodeError as error:
                         skipped.problem(
                             "undecodable", f"{where}: byte {error.start} of its text or source is not UTF-8"
                         )
                         continue
-                    if not isinstance(value, str):
-                        skipped.problem("no text", f"{where}: {text_key!r} is {type(value).__name__}, not text")
+                    if (value := joined(values)) is None:
+                        skipped.problem("no text", f"{where}: {not_text(dict(zip(keys, values, strict=True)))}")
                         continue
                     name = f"{file.name}:{number}"
                     yield Document(value, file.domain, name if source is None else str(source), name)
@@ -107,11 +112,12 @@ def delimited_rows(
             header = next(rows, None)
             if header is None:
                 return
-            if text_key not in header:
+            keys = split_keys(text_key, header)
+            if absent := [key for key in keys if key not in header]:
                 raise DataError(
-                    f"{file.path}: {no_key(text_key, header)}, or read such files as plain text with --format text"
+                    f"{file.path}: {no_key(absent[0], header)}, or read such files as plain text with --format text"
                 )
-            text_column = header.index(text_key)
+            text_columns = [header.index(key) for key in keys]
             source_column = header.index(source_key) if source_key in header else None
             for number, row in enumerate(rows, start=1):
                 if not row:
@@ -122,10 +128,11 @@ def delimited_rows(
                     continue
                 name = f"{file.name}:{number}"
                 source = name if source_column is None else row[source_column]
-                if any("\udc80" <= letter <= "\udcff" for letter in row[text_column]):
+                text = joined([row[column] for column in text_columns]) or ""
+                if any("\udc80" <= letter <= "\udcff" for letter in text):
                     skipped.problem("undecodable", f"{where}: the text is not UTF-8")
                     continue
-                yield Document(row[text_column], file.domain, source or name, name)
+                yield Document(text, file.domain, source or name, name)
     except _LineTooLong:
         skipped.problem("too long", too_long(f"{file.path} row {number + 1}", "line", max_bytes))
     except csv.Error as error:

@@ -37,7 +37,8 @@ from monet.training.saving import FailurePolicy, StepCheckpoint
 from monet.training.settings import ModelShape, refuse_structural_change
 from monet.training.signals import StopSignals
 from monet.training.stage import StageCheckpointIO, refuse_other_model, stage_folder
-from monet.training.strategies import NAMES, Together, TogetherTrainer, by_name
+from monet.training.strategies import NAMES, Together, by_name
+from monet.training.trainer import TogetherTrainer
 from monet.training.trainer_options import (
     TimeLimit,
     read_integers_first,

@@ -17,7 +17,7 @@ from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.losses import RouterLoss, next_token_loss, projected_loss, projects_in_pieces
 from monet.masks import MASK_FILE, ExpertMask
-from monet.model_tokenizer import added_around, backend_of, different_parts, has_tokenizer
+from monet.model_tokenizer import backend_of, different_parts, different_starts, has_tokenizer
 from monet.modeling_monet import MonetCausalLMOutput, MonetForCausalLM
 from monet.packing import varlen_arguments
 from monet.pretrained import load_checked
@@ -217,11 +217,8 @@ def refuse_other_tokenizer(folder: str, tokenizer: Path, setting: str = "model.i
             f"{setting} = {folder}: the tokenizer {theirs} and the data's {tokenizer} differ in "
             f"{' and '.join(parts)}, so the same text has other ids; prepare the data with the model's tokenizer"
         )
-    (first, _), (mine, _) = added_around(old), added_around(new)
-    if first != mine:
-        words = [f"{place} begins a text with {[before.get(i, now.get(i)) for i in ids] or 'no special token'}"
-                 for place, ids in ((theirs, first), (tokenizer, mine))]  # fmt: skip
-        warnings.warn(f"{setting} = {folder}: {'; '.join(words)} (add_bos of the data)", stacklevel=2)
+    if words := different_starts([(theirs, old), (tokenizer, new)]):
+        warnings.warn(f"{setting} = {folder}: {words} (add_bos of the data)", stacklevel=2)
 
 
 def _classes(content: dict[str, Any]) -> tuple[type[Any], type[Any]]:

@@ -203,5 +203,9 @@ def inside_step(trainer: Trainer) -> bool:
 
 
 def _validates_now(trainer: Trainer) -> bool:
+    """Whether a validation follows the batch that just ended."""
     loop = trainer.fit_loop.epoch_loop
-    return loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+    if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+        return False
+    loop.val_loop.setup_data()  # as the validation does first; only then it is known whether there are data for one
+    return not loop.val_loop.skip

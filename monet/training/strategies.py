@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from monet.errors import ConfigError
-from monet.training.coordination import ProcessRanks, Ranks, is_broken_connection
+from monet.training.coordination import ProcessRanks, Ranks
 from monet.training.folder_io import FolderCheckpointIO
 from monet.training.sharded_state import ShardedState
 from monet.training.states import gather, keep_own
@@ -317,36 +316,6 @@ def by_name(name: str) -> Strategy:
     if name not in NAMES:
         raise ConfigError(f"trainer.strategy = {name!r}; allowed are auto, {', '.join(NAMES)}, or a class of ours")
     return NAMES[name]()
-
-
-class TogetherTrainer(Trainer):
-    """Lightning's trainer; with several processes, rank 0 says what all continue from."""
-
-    finished = False  # there is nothing to do, and all ranks are to end
-
-    def _run(self, model: LightningModule, ckpt_path: Any = None, **kwargs: Any) -> Any:
-        if isinstance(self.strategy, Together):
-            self.strategy.connect(model)
-            self.strategy.setup_environment()
-            choice = (ckpt_path and str(ckpt_path), self.finished)
-            ckpt_path, self.finished = self.strategy.ranks.broadcast(choice, "choosing what to continue from")
-            if self.finished:  # a rank that goes first would take the connections of the others with it
-                self.strategy.barrier()
-                torch.distributed.destroy_process_group()
-        if self.finished:
-            raise SystemExit(0)
-        # Lightning's own agreement on SIGTERM has the host wait for the device in every micro-batch; ours
-        # (monet/training/agree.py) is part of the numbers of a step
-        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        # known to hooks that run before Lightning loads it
-        self._checkpoint_connector._ckpt_path = ckpt_path
-        try:
-            return super()._run(model, ckpt_path=ckpt_path, **kwargs)
-        except RuntimeError as error:
-            ranks = self.strategy.ranks if isinstance(self.strategy, Together) else None
-            if isinstance(ranks, ProcessRanks) and is_broken_connection(error):
-                raise ranks.lost(error) from error
-            raise
 
 
 @contextlib.contextmanager

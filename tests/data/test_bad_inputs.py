@@ -137,7 +137,7 @@ SETTINGS = [
     Bad("negative share", ok, prepared(splits={"train": 1.5, "evaluate": -0.5}), ConfigError, ("1.5", "'train'")),
     Bad("no documents", ok, prepared(max_documents=0), ConfigError, ("max_documents 0", "at least 1")),
     Bad("no shard", ok, prepared(shard_tokens=0), ConfigError, ("shard_tokens 0", "at least 1")),
-    Bad("keys that collide", ok, prepared(text_key="source"), ConfigError, ("'source'", "two keys")),
+    Bad("keys that collide", ok, prepared(text_key="source"), ConfigError, ("'source'", "different keys")),
     Bad("tokenizer missing", ok, prepared(tokenizer="no/tokenizer"), DataError, ("'no/tokenizer'", "tokenizer.json")),
     Bad(
         "tokenizer damaged",

@@ -14,7 +14,7 @@ from monet.data.formats import described
 from monet.data.prepare import prepare
 from monet.data.records import read_documents
 from monet.data.sources import Document, Skipped, TextFile
-from monet.errors import DataError
+from monet.errors import ConfigError, DataError
 from tests.data.test_sources import PACKED
 
 LINES = '{"text": "one\\n", "url": "http://x"}\n{"text": "two", "url": "http://y"}\n'
@@ -76,6 +76,58 @@ def test_keys_inside_keys(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist([record, {"data": {"text": "z", "meta": None}}]), table)
     found = list(read_documents(TextFile(table, "d", "a.parquet"), Skipped(), **keys))
     assert [(document.text, document.source) for document in found] == [("x", "7"), ("z", "a.parquet:2")]
+
+
+BOTH = {"text_key": "title, data.body", "source_key": "id"}
+
+
+def test_several_keys_make_one_text(tmp_path):
+    records = [
+        {"title": "Rivers", "data": {"body": "They run."}, "id": "a"},
+        {"title": None, "data": {"body": "No title."}, "id": "b"},
+        {"title": "", "data": {"body": "Empty title."}, "id": "c"},
+        {"title": "", "data": {"body": ""}, "id": "d"},
+    ]
+    wanted = [("Rivers\n\nThey run.", "a"), ("No title.", "b"), ("Empty title.", "c")]
+    skipped, table = Skipped(), tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(records), table)
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    for found in (
+        read(tmp_path / "a.jsonl", lines, skipped, **BOTH),
+        read(tmp_path / "a.json", lines, skipped, **BOTH),
+        read(table, table.read_bytes(), skipped, **BOTH),
+        read(
+            tmp_path / "a.csv", "id,title,data.body\na,Rivers,They run.\nb,,No title.\nc,,Empty title.\nd,,\n", **BOTH
+        ),
+    ):
+        assert [(document.text, document.source) for document in found] == wanted
+    assert skipped.counts == {"empty": 3}
+    assert texts(tmp_path / "b.jsonl", '{"title, data.body": "as it is"}', **BOTH) == ["as it is"]
+
+
+@pytest.mark.parametrize(("name", "content", "words"), [
+    ("a.jsonl", '{"title": "x"}', r"a\.jsonl:1: no key 'data\.body' among \['title'\]"),
+    ("a.jsonl", '{"title": 3, "data": {"body": "x"}}', "the value of 'title' is int, not text"),
+    ("a.jsonl", '{"title": null, "data": {"body": null}}', "the value of 'title' is NoneType, not text"),
+    ("a.csv", "title,body\nx,y\n", r"no key 'data\.body' among \['body', 'title'\]"),
+])  # fmt: skip
+def test_every_one_of_several_keys_must_be_there(tmp_path, name, content, words):
+    with pytest.raises(DataError, match=words):
+        read(tmp_path / name, content, **BOTH)
+
+
+def test_a_column_too_few_is_named(tmp_path):
+    table = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"title": ["x"]}), table)
+    with pytest.raises(DataError, match=r"no column 'data\.body' among \['title'\]"):
+        read(table, table.read_bytes(), **BOTH)
+
+
+@pytest.mark.parametrize("keys", ["title,", "title,title", "title,source"])
+def test_keys_that_cannot_be_meant_are_refused(tmp_path, keys):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ConfigError, match=f"text_key '{keys}'"):
+        prepare(str(tmp_path / "in"), tmp_path / "out", text_key=keys)
 
 
 @pytest.mark.parametrize(("suffix", "mark"), [(".csv", ","), (".tsv.gz", "\t")])

@@ -180,8 +180,8 @@ def test_damaged_files_are_named(tmp_path, suffix, damage):
     ("table", "reason"),
     [
         ({"body": ["x"]}, r"no column 'text' among \['body'\]; name the right one with --text_key"),
-        ({"text": [1]}, r"row 1: 'text' is int, not text"),
-        ({"text": ["x", None]}, r"row 2: 'text' is NoneType, not text"),
+        ({"text": [1]}, r"row 1: the value of 'text' is int, not text"),
+        ({"text": ["x", None]}, r"row 2: the value of 'text' is NoneType, not text"),
     ],
 )
 def test_tables_without_text(tmp_path, table, reason):

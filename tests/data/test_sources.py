@@ -19,6 +19,7 @@ from monet.data import formats, hub
 from monet.data.prepare import prepare
 from monet.data.records import read_documents
 from monet.data.sources import Skipped, TextFile, find_files
+from monet.data.tokenizer import load_tokenizer
 from monet.errors import DataError
 from tests.data.samples import files_of, zstandard
 
@@ -206,6 +207,18 @@ def test_parts_of_a_download_are_small_and_their_lines_may_be_longer_than_the_te
 def test_a_dataset_without_the_column_is_refused(dataset, tmp_path):
     with pytest.raises(DataError, match=r"no column 'text' among \['body', 'lang'\]"):
         prepare({"only": dataset}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_columns_of_a_dataset_are_one_text(dataset, prepared, tmp_path, stream):
+    arguments = {"text_key": "lang,body", "tokenizer": str(prepared / "tokenizer"), "stream": stream}
+    made = prepare({"only": dataset}, tmp_path / "out", **arguments)
+    tokens = made.stream("train", "only")
+    text = load_tokenizer(str(made.tokenizer_dir)).decode(tokens.read(0, tokens.num_tokens).tolist())
+    assert "a\n\nrow 4 of the set<eos>" in text and "b\n\nrow 57 of the set<eos>" in text
+    assert made.manifest["settings"]["text_key"] == "lang,body"
+    with pytest.raises(DataError, match=r"no column 'title' among \['body', 'lang'\]"):
+        prepare({"only": dataset}, tmp_path / "other", **{**arguments, "text_key": "title,body"})
 
 
 def test_linked_folders_are_read_and_loops_are_not(tmp_path):

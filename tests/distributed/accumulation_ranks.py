@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from monet.training.folder_io import FolderCheckpointIO
-from monet.training.strategies import TogetherTrainer, Zero
+from monet.training.strategies import Zero
+from monet.training.trainer import TogetherTrainer
 
 MICRO_BATCHES = 64
 SMALL = 2.0**-9  # bfloat16 rounds 1 + SMALL to 1

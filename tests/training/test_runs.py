@@ -9,6 +9,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
+from monet.data.prepare import prepare
 from monet.training.checkpoint import list_checkpoints, step_of
 from monet.training.metrics import MetricsLog
 from monet.training.module import MonetLightningModule
@@ -177,6 +178,15 @@ def test_every_so_many_steps_a_checkpoint_stays(train):
     words = ("--checkpoint_every=2", "--checkpoint_keep=1", "--checkpoint_keep_every=4")
     train("run", "--trainer.max_steps=6", *words)
     run = train("run", *words)
+    assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [4, 8, 12]
+
+
+@pytest.mark.parametrize("word", ["--data.data_dir={data}", "--trainer.limit_val_batches=0"])
+def test_checkpoints_do_not_wait_for_a_validation_that_has_no_data(train, data_dir, tmp_path, word):
+    data = tmp_path / "data"
+    prepare(str(data_dir.parent / "text"), data, tokenizer=str(data_dir / "tokenizer"), splits={"train": 1.0})
+    run = train("run", word.format(data=data), "--trainer.val_check_interval=8")
+    assert run.code == 0
     assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [4, 8, 12]
 
 

@@ -26,6 +26,16 @@ def test_a_time_limit_counts_for_each_start_and_the_same_command_continues(train
     assert read_log(run.run_dir, "starts.jsonl")[-1]["step"] == 2
 
 
+def test_a_run_in_pieces_has_the_validations_of_a_whole_one(train, settings):
+    settings["trainer"] |= {"max_steps": 5, "val_check_interval": 4}  # batches: every second step
+    run = train()
+    whole = read_log(run.run_dir, "validation.jsonl")
+    for _ in range(5):
+        pieces = train("pieces", "--trainer.max_time=00:00:00:00")
+    assert [entry["step"] for entry in whole] == [2, 4]
+    assert read_log(pieces.run_dir, "validation.jsonl") == whole
+
+
 def test_an_early_stop_is_not_called_finished(train, settings, capsys):
     settings["trainer"]["callbacks"] = [
         {
