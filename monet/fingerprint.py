@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -233,7 +233,7 @@ def _base_modules(module: nn.Module) -> Iterator[nn.Module]:
 def _brought_in(module: nn.Module) -> AbstractContextManager[Any]:
     """accelerate's context that fills a module whose weights it has offloaded."""
     offloaded = any(weight.is_meta for weight in module.parameters(recurse=False))
-    if not offloaded or importlib.util.find_spec("accelerate") is None:
+    if not offloaded or find_spec("accelerate") is None:
         return nullcontext()
     from accelerate.utils import align_module_device, has_offloaded_params
 
