@@ -114,8 +114,9 @@ VERBS: dict[str, Verb] = {name: verb for verbs in GROUPS.values() for name, verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code.
 
-    Codes: 0 done, 1 an error of the machine (disk, permissions) or a fault of ours (with a traceback), 2 usage or
-    configuration, 3 data, 4 checkpoint or mask, 5 non-finite loss, 6 out of memory, 130 interrupted.
+    Codes: 0 done, 1 an error of the machine (disk, permissions, an absent package) or a fault of ours (with a
+    traceback), 2 usage or configuration, 3 data, 4 checkpoint or mask, 5 non-finite loss, 6 out of memory, 130
+    interrupted.
 
     Args:
         argv: words after the program's name; None takes them from the process.
@@ -135,6 +136,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"monet: error: {clean(' '.join(str(known or error).split()))}", file=sys.stderr)
         return 1 if known is None else known.exit_code
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if debug or package in ("", "monet"):
+            raise
+        print(
+            f"monet: error: the package {package} is not installed; install Monet again, which installs what it needs: "
+            "pip install monet-experts, or pip install -e . in its folder",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("monet: interrupted", file=sys.stderr)
         return 130
@@ -181,14 +192,14 @@ def _overview(prefix: str) -> str:
 
 
 def _run(name: str, options: list[str]) -> int:
-    from jsonargparse import auto_cli
-
     module, _, function = VERBS[name].target.partition(":")
     target: Callable[..., Any] = getattr(importlib.import_module(module), function)
     if VERBS[name].reads_text and not {"--help", "-h", "--plugin"} & set(options):
         _speed_up()
     if VERBS[name].all_words:
         return target(options)
+    from jsonargparse import auto_cli
+
     options = _with_values(_with_list(options, VERBS[name].words_into), target)
     try:
         if "config" in target.__annotations__:  # a word that auto_cli keeps for files of options

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import metadata
+
 DISTRIBUTION = "monet-experts"  # the name that pip knows; the import name is monet
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra of pyproject.toml."""
+    """The command that installs an extra of pyproject.toml; it fits a checkout that is not installed, too."""
+    try:
+        metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return f"pip install -e '.[{extra}]' in Monet's folder"
     return f"pip install '{DISTRIBUTION}[{extra}]'"

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -231,8 +232,9 @@ def _base_modules(module: nn.Module) -> Iterator[nn.Module]:
 
 def _brought_in(module: nn.Module) -> AbstractContextManager[Any]:
     """accelerate's context that fills a module whose weights it has offloaded."""
-    if not hasattr(module, "_hf_hook") or not any(weight.is_meta for weight in module.parameters(recurse=False)):
+    offloaded = any(weight.is_meta for weight in module.parameters(recurse=False))
+    if not offloaded or find_spec("accelerate") is None:
         return nullcontext()
-    from accelerate.utils import align_module_device
+    from accelerate.utils import align_module_device, has_offloaded_params
 
-    return align_module_device(module, torch.device("cpu"))
+    return align_module_device(module, torch.device("cpu")) if has_offloaded_params(module) else nullcontext()

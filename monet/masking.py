@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import reduce
 from operator import and_
@@ -80,7 +80,7 @@ class ActiveMasks:
     def for_another_thread(self) -> ActiveMasks:
         """Masks of a copy that works for this thread in another one: what is applied here is stored there."""
         masks = [mask for mask in (self.stored, *self.applied) if mask is not None]
-        return ActiveMasks(_combine(masks))
+        return ActiveMasks(reduce(and_, masks) if masks else None)
 
     def check(self, model: MonetPreTrainedModel, mask: ExpertMask) -> None:
         """`mask.check_fits(model)`, once for each mask.
@@ -89,7 +89,8 @@ class ActiveMasks:
             CheckpointError: the mask has another shape or belongs to another model.
         """
         if not any(mask is known for known in self._checked):
-            mask.check_fits(model)
+            if (misfit := _misfit(model, mask)) is not None:
+                raise CheckpointError(misfit)
             self._checked = [*self._checked[-63:], mask]
 
     def refuse_named_but_absent(self, config: MonetConfig) -> None:
@@ -133,15 +134,31 @@ class ActiveMasks:
         for mask in distinct:
             if mask is not None:
                 self.check(model, mask)
-        combined = [_combine([*common, mask] if mask is not None else common) for mask in distinct]
+        together = [[*common, mask] if mask is not None else common for mask in distinct]
         numbers = {id(mask): number for number, mask in enumerate(distinct)}
         mask_of_sequence = [numbers[id(mask)] for mask in calls]
-        # Tensors made in inference mode could not enter a later training step.
-        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
-            resolved = [_keep_of_group(combined, mask_of_sequence, T, group, device) for group in range(num_groups)]
+        with _outside_inference_mode():
+            resolved = [_keep_of_group(together, mask_of_sequence, T, group, device) for group in range(num_groups)]
         if _makes_plain_tensors():
             self._last = (key, resolved)
         return resolved
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot trace a hash of the weights
+def _misfit(model: MonetPreTrainedModel, mask: ExpertMask) -> str | None:
+    """Why a mask does not fit a model; None if it does."""
+    try:
+        mask.check_fits(model)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _outside_inference_mode() -> AbstractContextManager[Any]:
+    """Tensors made in inference mode could not enter a later training step."""
+    # torch.compile cannot trace the question.
+    inside = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+    return torch.inference_mode(False) if inside else nullcontext()
 
 
 def _makes_plain_tensors() -> bool:
@@ -156,23 +173,36 @@ def _same(first: list[Any], second: list[Any]) -> bool:
     )
 
 
-def _combine(masks: list[ExpertMask]) -> ExpertMask | None:
-    return reduce(and_, masks) if masks else None
-
-
 def _keep_of_group(
-    masks: list[ExpertMask | None], mask_of_sequence: list[int], T: int, group: int, device: torch.device
+    together: list[list[ExpertMask]], mask_of_sequence: list[int], T: int, group: int, device: torch.device
 ) -> Keep | None:
-    """Stack the masks that remove something in this group; tokens of the other masks are exempt (index -1)."""
-    rows = [None if mask is None or mask.removed_per_group[group] == 0 else mask.keep_REE[group] for mask in masks]
+    """Keep-weights of one routing group for all tokens; None where nothing is removed.
+
+    Args:
+        together: lists of masks that hold at the same time.
+        mask_of_sequence: for each sequence, which list holds; tokens of a list that removes nothing are exempt (index
+            -1).
+    """
+    rows = [_keep_of_all(masks, group) for masks in together]
     removing = [row for row in rows if row is not None]
     if not removing:
         return None
     dtype = torch.bool if all(row.dtype == torch.bool for row in removing) else torch.float32
     weights_SEE = torch.stack([row.to(device, dtype) for row in removing])
-    if len(masks) == 1:
+    if len(together) == 1:
         return Keep(weights_SEE)
     numbers = iter(range(len(removing)))
     stacked_at = torch.tensor([-1 if row is None else next(numbers) for row in rows], device=device)
     index_B = stacked_at[torch.tensor(mask_of_sequence, device=device)]
     return Keep(weights_SEE, index_B.unsqueeze(1).expand(-1, T).flatten())
+
+
+def _keep_of_all(masks: list[ExpertMask], group: int) -> Tensor | None:
+    """What all masks keep in a routing group, as `&` keeps it; (E, E), or None where they remove nothing."""
+    rows = [mask.keep_REE[group] for mask in masks if mask.removed_per_group[group]]
+    if not rows:
+        return None
+    # Tensors only, no new mask: torch.compile traces this.
+    if all(row.dtype == torch.bool for row in rows):
+        return reduce(torch.logical_and, rows)
+    return reduce(torch.minimum, [row.float() for row in rows])

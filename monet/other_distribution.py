@@ -22,10 +22,15 @@ def refuse_other_distribution(folders: Iterable[str] | None = None) -> None:
         ImportError: a distribution named `monet` owns monet/__init__.py.
     """
     for folder in sys.path if folders is None else folders:
+        if not isinstance(folder, str):  # Python imports nothing from such an entry
+            continue
         for record in glob.iglob(os.path.join(glob.escape(folder or "."), "monet-[0-9]*.dist-info", "RECORD")):
-            with open(record, encoding="utf-8", errors="replace") as lines:
-                if not any(line.startswith("monet/__init__.py,") for line in lines):
-                    continue
+            try:
+                with open(record, encoding="utf-8", errors="replace") as lines:
+                    if not any(line.startswith("monet/__init__.py,") for line in lines):
+                        continue
+            except OSError:  # a record that cannot be read shows nothing
+                continue
             raise ImportError(
                 f"{os.path.dirname(os.path.abspath(record))}: the distribution 'monet' is another project, or an old "
                 "release of this one. Its files and this package's lie in one folder. Remove it with `pip uninstall "

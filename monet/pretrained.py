@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,14 @@ def load_checked(
     if name_or_path is not None:
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
         _refuse_mismatches(model, name_or_path, info, hub)
-        _refuse_impossible(name_or_path, model.state_dict())
+        loaded = model.state_dict()
+        _refuse_impossible(name_or_path, loaded)
         if isinstance(model.config, MonetConfig):
             model.base_model.identity.files = _weight_files(name_or_path, hub, kwargs.get("variant"))
             _attach_mask(model, name_or_path, hub)
         if adapter is not None:
             adapter.put_on(model)
-            _refuse_impossible(adapter.source, model.state_dict())
+            _refuse_impossible(adapter.source, model.state_dict(), checked=loaded.values())
     return (model, info) if wants_info else model
 
 
@@ -106,15 +107,23 @@ def _architectures(name_or_path: str | os.PathLike, hub: dict[str, Any]) -> list
     return keys.get("architectures") or []
 
 
-def _refuse_impossible(name_or_path: str | os.PathLike, state: dict[str, Tensor]) -> None:
+def _refuse_impossible(
+    name_or_path: str | os.PathLike, state: dict[str, Tensor], checked: Iterable[Tensor] = ()
+) -> None:
+    """Refuse values that are not finite, and negative variances, but in tensors that were `checked` before."""
+    known = {_place(tensor) for tensor in checked}
     for name, tensor in state.items():
         # Tensors of a quantised or sharded kind have no such operators; offloaded ones have no content here.
-        if tensor.is_meta or hasattr(tensor, "__tensor_flatten__"):
+        if tensor.is_meta or hasattr(tensor, "__tensor_flatten__") or _place(tensor) in known:
             continue
         if name.endswith("running_var") and bool((tensor < 0).any()):
             raise CheckpointError(f"{name_or_path}: tensor {name} holds a negative variance")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name_or_path}: tensor {name} holds values that are NaN or infinite")
+
+
+def _place(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.data_ptr()
 
 
 def _attach_mask(model: Any, source: str | os.PathLike, hub: dict[str, Any]) -> None:

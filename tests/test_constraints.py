@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from packaging.requirements import Requirement
@@ -13,6 +14,7 @@ pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
 
 from benchmarks.aot import LIMITS
 from constraints import pins
+from monet import extras
 
 PROJECT = pins.read_project()
 REQUIREMENTS = [
@@ -81,3 +83,33 @@ def test_a_requirement_without_a_lower_bound_is_refused():
     project = {"dependencies": ["numpy<3"], "optional-dependencies": {"dev": [], "quantisation": []}}
     with pytest.raises(ValueError, match="numpy<3 needs one lower bound"):
         pins.oldest(project)
+
+
+# Libraries whose names with an underscore this project uses.
+PRIVATE_PARTS = ("deepspeed", "jsonargparse", "lightning", "lm-eval", "torch", "transformers", "triton")
+
+
+@pytest.mark.parametrize("name", PRIVATE_PARTS)
+def test_a_library_whose_private_parts_are_used_has_an_upper_bound(name):
+    (found,) = [item for item in REQUIREMENTS if item.name == name]
+    assert any(part.operator == "<" for part in found.specifier), f"{name}: bound it by the next release not tried"
+
+
+def test_messages_name_extras_that_exist():
+    root = pins.PYPROJECT.parent
+    files = [path for folder in ("monet", "eval", "kernels") for path in (root / folder).rglob("*.py")]
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    named = set(re.findall(r"""install_command\(["'](\w+)["']\)""", sources))
+    assert {"deepspeed", "eval", "sentencepiece"} <= named <= PROJECT["optional-dependencies"].keys()
+    assert not re.findall(r"pip install ['\"][\w-]+(?:\[\w+\])?==", sources), "name an extra, not a version"
+
+
+def test_the_command_for_an_extra_fits_a_checkout_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1.0")
+    assert extras.install_command("eval") == "pip install 'monet-experts[eval]'"
+
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", absent)
+    assert extras.install_command("eval") == "pip install -e '.[eval]' in Monet's folder"

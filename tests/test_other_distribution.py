@@ -50,3 +50,9 @@ def test_a_folder_with_a_pattern_in_its_name_is_searched(tmp_path):
     site = record(tmp_path / "[a]*", "monet-0.3.1", "monet/__init__.py")
     with pytest.raises(ImportError, match="another project"):
         refuse_other_distribution([str(site)])
+
+
+def test_entries_and_records_that_cannot_be_read_pass(tmp_path):
+    """Importing this package must not fail on what has nothing to do with it."""
+    (tmp_path / "monet-0.3.1.dist-info" / "RECORD").mkdir(parents=True)
+    refuse_other_distribution([b"/tmp", None, tmp_path, str(tmp_path)])

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from monet.errors import ConfigError
+from monet.extras import install_command
 
 PLUGIN = Path(__file__).with_name("monet.yaml")
 _USAGE = """usage: monet lm-eval WORDS...   all words go to lm-eval, which knows the model `monet` then
@@ -37,7 +38,7 @@ def run(words: list[str]) -> int:
 
         import monet.eval.harness.model  # noqa: F401 - registers the model
     except ImportError as error:
-        raise ConfigError(f"{error.name} is missing; lm-eval runs after: pip install 'lm-eval[hf]==0.4.13'") from None
+        raise ConfigError(f"{error.name} is missing, and lm-eval needs it: {install_command('eval')}") from None
     before = sys.argv
     sys.argv = ["lm-eval", *words]
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from monet.errors import ConfigError, DataError
 from monet.eval.harness import local_data
 from monet.eval.harness.catalog import TaskSpec
+from monet.extras import install_command
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,7 +27,7 @@ def quiet_harness() -> Iterator[None]:
         import datasets
         import lm_eval  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"{error.name} is missing; its tasks need it: pip install 'lm-eval[hf]==0.4.13'") from None
+        raise ConfigError(f"{error.name} is missing; its tasks need it: {install_command('eval')}") from None
     logger = logging.getLogger("lm_eval")
     level = logger.level
     were_off = datasets.are_progress_bars_disabled()

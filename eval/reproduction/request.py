@@ -16,6 +16,7 @@ from typing import Any
 from monet.eval.loading import DType
 from monet.eval.reproduction.scorer import PaperScorer
 from monet.eval.toxicity.scorers import ScorerSettings
+from monet.extras import install_command
 
 _COMMANDS = {
     "C++": ("g++",),
@@ -124,7 +125,7 @@ def _out(request: Request) -> str:
 
 
 def _lm_eval(request: Request) -> str:
-    return "" if importlib.util.find_spec("lm_eval") else "pip install 'lm-eval[hf]==0.4.13'"
+    return "" if importlib.util.find_spec("lm_eval") else install_command("eval")
 
 
 def _folder(request: Request) -> str:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import mmap
 import resource
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -65,8 +66,8 @@ class MappedFiles:
             if (there := path.stat().st_size if path.is_file() else 0) != size:
                 raise _other_size(path, there, size)
             found = np.memmap(path, dtype=dtype, mode="r")
-        # the mapping's own descriptor: no path is looked up
-        elif (there := found._mmap.size()) < size:  # type: ignore[attr-defined]
+        # the array's base is the mapping, which has a descriptor of its own: no path is looked up
+        elif (there := cast(mmap.mmap, found.base).size()) < size:
             raise _other_size(path, there, size)
         self._maps[path] = found
         if self._limit is None:

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from monet.errors import ConfigError
+from monet.extras import install_command
 from monet.training.coordination import ProcessRanks, Ranks
 from monet.training.folder_io import FolderCheckpointIO
 from monet.training.sharded_state import ShardedState
@@ -101,7 +102,7 @@ class Zero(Together, DeepSpeedStrategy):
     ) -> None:
         if importlib.util.find_spec("deepspeed") is None:
             raise ConfigError(
-                "trainer.strategy: ZeRO needs DeepSpeed, which is not installed: pip install 'deepspeed==0.19.8'"
+                f"trainer.strategy: ZeRO needs DeepSpeed, which is not installed: {install_command('deepspeed')}"
             )
         if offload_parameters and stage != 3:
             raise ConfigError(f"trainer.strategy: offload_parameters needs stage 3, got stage {stage}")

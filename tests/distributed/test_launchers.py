@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from benchmarks.ranks import ROOT, free_port
+from monet.extras import install_command
 from monet.training.coordination import launched_environment
 from tests.distributed.conftest import TIMEOUT_SECONDS
 from tests.training.runs import read_log
@@ -66,4 +67,6 @@ def test_two_nodes(launcher, train, train_words, tmp_path):
 def test_zero_without_deepspeed_is_refused_in_one_line(train, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     assert train("run", "--trainer.strategy=zero2").code == 2
-    assert "trainer.strategy: ZeRO needs DeepSpeed, which is not installed" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "trainer.strategy: ZeRO needs DeepSpeed, which is not installed" in error
+    assert install_command("deepspeed") in error

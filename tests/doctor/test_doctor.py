@@ -345,6 +345,14 @@ def test_torch_that_does_not_import_is_a_line(required, monkeypatch):
     assert diagnosis.failed[0].fix.startswith('pip install "torch>=2.6,<2.14"') and diagnosis.devices == {}
 
 
+@pytest.mark.parametrize("package", ["packaging", "rich"])
+def test_a_package_that_doctor_itself_needs_is_named(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from monet import cli; sys.exit(cli.main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"the package {package} is not installed" in done.stderr and "pip install -e ." in done.stderr
+
+
 def test_help_is_quick_and_unknown_words_are_refused(capsys):
     assert cli.main(["doctor", "--help"]) == 0 and "usage: monet doctor" in capsys.readouterr().out
     assert cli.main(["doctor", "--jsno"]) == 2

@@ -135,6 +135,22 @@ def test_an_adapter_hides_no_missing_tensor_of_its_base_model(tmp_path, auto):
         auto.from_pretrained(tmp_path / "adapter")
 
 
+def test_a_base_model_is_checked_once(tmp_path, monkeypatch):
+    tiny_model().save_pretrained(tmp_path / "base")
+    base = MonetForCausalLM.from_pretrained(tmp_path / "base")
+    peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    seen, isfinite = [], torch.Tensor.isfinite
+
+    def watched(tensor):
+        seen.append(tensor)
+        return isfinite(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "isfinite", watched)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    floats = [tensor for tensor in loaded.state_dict().values() if tensor.is_floating_point()]
+    assert len(seen) == len(floats) and len({tensor.data_ptr() for tensor in seen}) == len(seen)
+
+
 def test_a_damaged_adapter_is_refused(tmp_path):
     tiny_model().save_pretrained(tmp_path / "base")
     adapter_folder(tiny_model(), tmp_path / "adapter", tmp_path / "base")

@@ -18,7 +18,9 @@ from monet.eval.conditions import Condition
 from monet.eval.harness.command import PLUGIN
 from monet.eval.harness.model import MonetLM
 from monet.eval.harness.scoring import Scorer, correct, tokenizer_of
+from monet.eval.harness.sources import quiet_harness
 from monet.eval.harness.tasks import load_tasks
+from monet.extras import install_command
 from monet.masks import ExpertMask
 from tests.eval.harness.test_golden import spec_of
 
@@ -139,3 +141,12 @@ def test_a_mask_in_the_folder_and_one_given_hold_together(model_folder, model, m
     mask.save(tmp_path / "mask.safetensors")
     lm = MonetLM(pretrained=str(tmp_path / "masked"), mask=str(tmp_path / "mask.safetensors"), device="cpu")
     assert lm.model.expert_mask == (stored & mask)
+
+
+def test_an_absent_harness_is_installed_by_the_extra(monkeypatch, capsys):
+    for name in ("lm_eval", "lm_eval.__main__"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["lm-eval", "ls"]) == 2
+    assert install_command("eval") in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=re.escape(install_command("eval"))), quiet_harness():
+        pass

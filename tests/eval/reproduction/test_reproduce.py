@@ -12,11 +12,12 @@ import yaml
 from monet.cli import VERBS, main
 from monet.errors import ConfigError
 from monet.eval import report, reproduce
-from monet.eval.reproduction.request import Request, Step
+from monet.eval.reproduction.request import LM_EVAL, Request, Step
 from monet.eval.reproduction.result import ReproductionResult
 from monet.eval.reproduction.tables import EXPERIMENTS, TABLES
 from monet.eval.toxicity.results import ALL
 from monet.eval.toxicity.scorers import ScorerSettings
+from monet.extras import install_command
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = ["--random_seeds", "[0]", "--progress", "false", "--device", "cpu"]
@@ -82,6 +83,11 @@ def test_commands_are_what_the_verbs_take(table, tmp_path):
         for key, value in step.options.items():
             if value is not None:
                 assert str(parsed[key]) == str(value), (step.verb, key)
+
+
+def test_an_absent_harness_is_installed_by_the_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert LM_EVAL.missing(Request()) == install_command("eval")
 
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path, capsys, monkeypatch):
