@@ -213,8 +213,9 @@ def test_a_dataset_without_the_column_is_refused(dataset, tmp_path):
 def test_several_columns_of_a_dataset_are_one_text(dataset, prepared, tmp_path, stream):
     arguments = {"text_key": "lang,body", "tokenizer": str(prepared / "tokenizer"), "stream": stream}
     made = prepare({"only": dataset}, tmp_path / "out", **arguments)
-    tokens = made.stream("train", "only")
-    text = load_tokenizer(str(made.tokenizer_dir)).decode(tokens.read(0, tokens.num_tokens).tolist())
+    streams = [made.stream(split, "only") for split in made.splits]
+    ids = [token for one in streams for token in one.read(0, one.num_tokens).tolist()]
+    text = load_tokenizer(str(made.tokenizer_dir)).decode(ids)
     assert "a\n\nrow 4 of the set<eos>" in text and "b\n\nrow 57 of the set<eos>" in text
     assert made.manifest["settings"]["text_key"] == "lang,body"
     with pytest.raises(DataError, match=r"no column 'title' among \['body', 'lang'\]"):
