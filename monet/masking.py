@@ -99,7 +99,7 @@ class ActiveMasks:
             raise CheckpointError(
                 "the configuration names an expert mask, and this model was loaded or built without it; load with "
                 "from_pretrained, store the mask with model.set_expert_mask(mask), or call model.set_expert_mask(None) "
-                "for the unmasked model"
+                "for the unmasked model. If this is a part of another model, call set_expert_mask of the part"
             )
 
     def resolve(

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from monet import ExpertMask, MonetConfig, MonetForCausalLM
-from monet.errors import ConfigError
+from monet.errors import CheckpointError, ConfigError
 from tests.model.tiny import FORMS, fill, states_equal, tiny_config, tokens
 from tests.tolerances import assert_close
 
@@ -104,6 +104,22 @@ def test_cached_generation_is_uncached_generation(llava, with_picture):
     settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "suppress_tokens": [IMAGE]}
     cached, uncached = (llava.generate(**given, use_cache=use, **settings) for use in (True, False))
     assert cached.shape[1] == given["input_ids"].shape[1] + 12 and torch.equal(cached, uncached)
+
+
+def test_a_stored_mask_is_missed_after_loading_and_can_be_stored_again(llava, tmp_path):
+    language = llava.model.language_model
+    mask = ExpertMask.random(language.config, 20, seed=1, fingerprint=language.fingerprint())
+    language.set_expert_mask(mask)
+    llava.save_pretrained(tmp_path)
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="call set_expert_mask of the part"):
+        again(**inputs())
+    again.model.language_model.set_expert_mask(mask)
+    assert torch.equal(again(**inputs()).logits, llava(**inputs()).logits)
+    with pytest.raises(ValueError, match="expert_mask"):  # transformers' own refusal
+        llava.generate(**inputs(), expert_mask=mask)
+    with mask.applied_to(llava):
+        assert torch.equal(llava(**inputs()).logits, again(**inputs()).logits)
 
 
 def test_masks_act(llava):
