@@ -104,8 +104,11 @@ def main(parent: int, words: list[str]) -> int:
     library.prctl(_BECOMES_PARENT_OF_ORPHANS, 1, 0, 0, 0)
     if machine in _NUMBERS:
         library.syscall(_NUMBERS[machine]["keyctl"], _JOIN_SESSION_KEYRING, None)
+    stopping = {signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)  # until there is a group that can be killed
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)
         os.setpgid(0, 0)
         _die_with(own)
         reading, writing = os.pipe()
@@ -123,6 +126,7 @@ def main(parent: int, words: list[str]) -> int:
             os.killpg(child, signal.SIGKILL)
 
     signal.signal(signal.SIGTERM, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)
     code = 1
     with contextlib.suppress(ChildProcessError):
         while True:
