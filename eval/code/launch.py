@@ -2,9 +2,9 @@
 
     python launch.py PARENT WORDS...
 
-PARENT is the process that starts this one; if it dies, everything here dies with it. WORDS start the jail. They get a
-session keyring of their own and find the filter of system calls at the file descriptor FILTER_FD. At SIGTERM this
-process kills the jail. It ends only when the jail's last process is gone.
+PARENT is the process that starts this one. WORDS start the jail. They get a session keyring of their own and find the
+filter of system calls at the file descriptor FILTER_FD. At SIGTERM, and when PARENT dies, this process kills the jail.
+It ends only when the jail's last process is gone.
 
 The filter refuses user namespaces (which give a program mounts, and with them memory without bound), keyrings, sockets
 but for Unix and netlink (a virtual machine's host listens on others), io_uring (which makes sockets past a filter), and
@@ -91,8 +91,9 @@ def filter_program(machine: str) -> bytes:
     return b"".join([*program, _code(_RETURN, _ALLOW)])
 
 
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+def _die_with(parent: int, by: int) -> None:
+    """Get a signal when the parent dies."""
+    ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, by, 0, 0, 0)
     if os.getppid() != parent:  # it died before the kernel was asked
         os._exit(128 + signal.SIGKILL)
 
@@ -100,14 +101,17 @@ def _die_with(parent: int) -> None:
 def main(parent: int, words: list[str]) -> int:
     """Run words in a process of its own; its exit code, once it and all that it left are gone."""
     library, machine, own = ctypes.CDLL(None, use_errno=True), platform.machine(), os.getpid()
-    _die_with(parent)
+    _die_with(parent, signal.SIGTERM)
     library.prctl(_BECOMES_PARENT_OF_ORPHANS, 1, 0, 0, 0)
     if machine in _NUMBERS:
         library.syscall(_NUMBERS[machine]["keyctl"], _JOIN_SESSION_KEYRING, None)
+    stopping = {signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)  # until there is a group that can be killed
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)
         os.setpgid(0, 0)
-        _die_with(own)
+        _die_with(own, signal.SIGKILL)
         reading, writing = os.pipe()
         os.write(writing, filter_program(machine))
         os.close(writing)
@@ -123,6 +127,7 @@ def main(parent: int, words: list[str]) -> int:
             os.killpg(child, signal.SIGKILL)
 
     signal.signal(signal.SIGTERM, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)
     code = 1
     with contextlib.suppress(ChildProcessError):
         while True:

@@ -166,7 +166,9 @@ def test_privileges(sandbox, python):
     assert mount.status == "failed"
 
 
-def test_a_killed_runner_takes_its_program_along(sandbox, python):
+@pytest.mark.parametrize("after_seconds", [0, 0.01, 0.03, 1])
+def test_a_killed_runner_takes_its_program_along(sandbox, python, after_seconds):
+    """At every moment of the jail's start; its own first process has the marker on its command line."""
     marker = uuid.uuid4().hex
     halves = marker[:16], marker[16:]  # the runner's own command line does not hold the whole
     code = (
@@ -180,8 +182,9 @@ def test_a_killed_runner_takes_its_program_along(sandbox, python):
     runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 200
     while not is_running(marker) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.001)
     assert is_running(marker)
+    time.sleep(after_seconds)
     runner.send_signal(signal.SIGKILL)
     runner.wait()
     deadline = time.monotonic() + 60
