@@ -43,6 +43,7 @@ from monet.training.trainer_options import (
     TimeLimit,
     read_integers_first,
     refuse_callbacks,
+    refuse_compiled_partitions,
     refuse_options,
     tokens_per_step,
     warn_of_rounded_updates,
@@ -289,6 +290,8 @@ class MonetCLI(LightningCLI):
             if rank_zero_only.rank == 0:
                 self._end_if_finished(max_steps)
         warn_of_rounded_updates(trainer)
+        if config.compile:
+            refuse_compiled_partitions(trainer)
         trainer.finished = self.finished
         return trainer
 

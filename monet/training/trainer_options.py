@@ -89,6 +89,19 @@ def tokens_per_step(trainer: Trainer, data: Any = None) -> int:
     return windows * getattr(data, "seq_len", 1)
 
 
+def refuse_compiled_partitions(trainer: Trainer) -> None:
+    """Refuse to compile a model whose weights are partitioned by ZeRO 3.
+
+    Raises:
+        ConfigError: names the strategies that can be compiled.
+    """
+    if isinstance(trainer.strategy, Zero) and trainer.strategy.zero_stage_3:
+        raise ConfigError(
+            "compile = true: ZeRO 3 gathers weights between operations, where a compiled model would find empty ones;"
+            " take ddp, fsdp2, zero1 or zero2, or leave compile out"
+        )
+
+
 def warn_of_rounded_updates(trainer: Trainer) -> None:
     """Say it where the precision keeps weights and moments in bfloat16 alone."""
     if trainer.precision == "bf16-true" and not isinstance(trainer.strategy, Zero):

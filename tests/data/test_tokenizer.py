@@ -17,6 +17,8 @@ from monet.data.shards import dtype_for
 from monet.data.tokenizer import Encoder, load_tokenizer, train_tokenizer
 from monet.errors import ConfigError
 from tests.data.samples import SENTENCES, write_corpus
+from tests.data.test_fidelity import like_llama as of_sentencepiece
+from tests.data.test_fidelity import saved, unigram
 
 TEXTS = [sentence * 3 for sentence in SENTENCES.values()]
 
@@ -81,7 +83,7 @@ def test_the_smallest_type_that_holds_the_ids():
     assert dtype_for((1 << 16) + 1) == np.dtype("<u4")
 
 
-def like_llama(folder: Path, cls: str = "LlamaTokenizer") -> Path:
+def like_llama(folder: Path) -> Path:
     """A tokenizer that puts <s> before a text, under a class that transformers builds anew."""
     backend = Tokenizer(models.BPE())
     backend.normalizer, backend.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -92,20 +94,32 @@ def like_llama(folder: Path, cls: str = "LlamaTokenizer") -> Path:
     backend.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 0)])
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": cls, "add_bos_token": True}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True})
+    )
     return folder
 
 
-CLASSES = ["LlamaTokenizer", "LlamaTokenizerFast", "T5Tokenizer", "XLMRobertaTokenizer", "GPT2Tokenizer"]
+CLASSES = [
+    ("bytes", "LlamaTokenizer"), ("bytes", "GPT2Tokenizer"), ("sentencepiece", "LlamaTokenizer"),
+    ("sentencepiece", "LlamaTokenizerFast"), ("sentencepiece", "Qwen2Tokenizer"), ("unigram", "T5Tokenizer"),
+    ("unigram", "XLMRobertaTokenizer"), ("unigram", "LlamaTokenizer"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_ids_are_those_of_the_file_whatever_class_is_named(tmp_path, cls):
-    folder = like_llama(tmp_path / "llama", cls)
+@pytest.mark.parametrize(("kind", "cls"), CLASSES)
+def test_ids_are_those_of_the_file_whatever_class_is_named(tmp_path, kind, cls):
+    folder = tmp_path / "tokenizer"
+    if kind == "bytes":
+        like_llama(folder)
+    else:
+        saved(folder, {"sentencepiece": of_sentencepiece, "unigram": unigram}[kind](), "</s>", unk_token="<unk>")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": cls}))
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
     raw.encode_special_tokens = True
     loaded = Encoder(load_tokenizer(str(folder)))
-    for text in (" leading space", "naïve ﬁ Å é 😀", "a\tb\r\nc", "<s> two  spaces </s>"):
+    for text in (" leading space", "naïve ﬁ Å é 😀", "a\tb\r\nc", "<s> two  spaces </s>", "▁under"):
         assert loaded([text])[0][:-1] == raw.encode(text, add_special_tokens=False).ids
 
 

@@ -1,11 +1,13 @@
-"""bf16-mixed under each stage of ZeRO on two real processes: a step left out, and a run that continues bit for bit."""
+"""bfloat16 on two real processes: a step left out and a run that continues, and what is kept in float32."""
 
 from __future__ import annotations
 
 import shutil
 
 import pytest
+import torch
 
+from monet.training.tensor_files import StoredTensors
 from tests.distributed.test_strategies import STRATEGIES, assert_same_state
 from tests.training.runs import read_log
 
@@ -33,3 +35,21 @@ def test_a_skipped_step_and_a_continued_run(name, train_ranks, settings, tmp_pat
     assert [entry["loss"] for entry in read_log(again.run_dir)] == [entry["loss"] for entry in log]
     assert sorted(path.name for path in again.checkpoints.iterdir()) == saved
     assert_same_state(again.checkpoints / saved[-1], run.checkpoints / saved[-1], 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dtype"), [
+    ("ddp", torch.bfloat16), ("fsdp2", torch.bfloat16), ("zero2", torch.float32),
+    pytest.param("zero1", torch.float32, marks=NIGHTLY), pytest.param("zero3", torch.float32, marks=NIGHTLY),
+])  # fmt: skip
+def test_bf16_true_warns_where_it_keeps_no_float32_weights(name, dtype, train_ranks):
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    run = train_ranks("run", STRATEGIES[name], "--trainer.precision=bf16-true", "--trainer.max_steps=3")
+    assert run.codes == [0, 0], run.errors
+    folder = run.checkpoints / "step-00000003"
+    moments = StoredTensors(folder, "optimizer")
+    kept = {moments[key].dtype for key in moments if "exp_avg" in key}
+    assert kept | {StoredTensors(folder, "model")["model.embed_tokens.weight"].dtype} == {dtype}
+    warned = "without a float32 copy" in run.errors[0]
+    assert warned == (dtype == torch.bfloat16)

@@ -32,6 +32,13 @@ def test_the_model_is_compiled_only_on_request(train, monkeypatch):
     assert compiled == ["MonetForCausalLM"]
 
 
+@pytest.mark.parametrize("strategy", ["zero3", "zero3_offload"])
+def test_partitioned_weights_are_not_compiled(train, capsys, strategy):
+    pytest.importorskip("deepspeed")
+    assert train("run", "--compile=true", f"--trainer.strategy={strategy}").code == 2
+    assert "compile = true: ZeRO 3" in capsys.readouterr().err
+
+
 def test_a_failed_compilation_is_told_in_one_line(train, monkeypatch, capsys):
     def fail(self, *arguments):
         raise InvalidCxxCompiler("No working C++ compiler found")
