@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from monet.data.pipeline import COMMITS, FETCHED, PROGRESS, SCAN, TOKENIZER_NOTE
 from monet.data.shards import MANIFEST, TokenShards
 from monet.errors import ConfigError, DataError, MonetError
 from monet.files import atomic_write_json, fsync_path
+from monet.json_text import read_json
 
 _SETTINGS, _LOCK, _REPLACED = "settings.json", ".lock", ".replaced"
 
@@ -121,7 +121,7 @@ def _begin(partial: Path, settings: dict[str, Any], overwrite: bool) -> None:
     old = None
     for name in (_SETTINGS, MANIFEST):
         if (partial / name).is_file():
-            old = json.loads((partial / name).read_text(encoding="utf-8"))
+            old = read_json(partial / name)
     old = old["settings"] if old is not None and "settings" in old else old
     if old != settings:
         if old is not None and not overwrite and _has_work(partial):
