@@ -20,6 +20,7 @@ from benchmarks.measured import Cost, measured_main, now, spent
 from monet import MonetConfig, MonetForCausalLM
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import conditions
+from monet.eval.core.controls import Controls
 from monet.eval.document import Bars, Heatmap, Panels, Report
 from monet.eval.losses import WindowLosses
 from monet.eval.reporting import png
@@ -64,7 +65,7 @@ def verdicts(domains: int, windows: int = 100, seeds: int = 20, on_all: bool = T
                 yield (name, seed), window_losses(of, windows, 1 + number)
 
     whole = window_losses(range(domains), windows, 0)
-    summarise(masks, names, whole, losses(), Bootstrap(), {"random_seeds": list(range(seeds))})
+    summarise(masks, names, whole, losses(), Bootstrap(), {})
 
 
 def verdicts_on_target(domains: int) -> None:
@@ -109,7 +110,7 @@ def list_of_conditions(labels: int) -> dict[str, float]:
     """Conditions of masks of the 1.4B model's size, 20 random masks each."""
     mask = ExpertMask(torch.rand(GROUPS, KEYS, KEYS) > 0.01)
     before = now()
-    conditions({str(label): mask for label in range(labels)}, range(20))
+    conditions({str(label): mask for label in range(labels)}, Controls(20), "")
     return spent(before)
 
 
@@ -145,7 +146,7 @@ def hashings(seeds: int) -> dict[str, float]:
     digest, taken = fingerprint._digest, []
     fingerprint._digest = lambda *arguments: taken.append(1) or digest(*arguments)
     with tempfile.TemporaryDirectory() as folder:
-        ablate(model, masks, data, out=folder, random_seeds=list(range(seeds)), progress=False)
+        ablate(model, masks, data, out=folder, controls=Controls(seeds), progress=False)
     return {"count": len(taken)}
 
 

@@ -1,6 +1,6 @@
 """What a model loses when experts are removed: mean next-token loss per domain before and after, with controls.
 
-Every mask is set against random masks that remove as many experts of every routing group. Intervals are paired
+Every mask is set against random controls. Intervals are paired
 bootstraps: documents of a domain are drawn again with replacement, the same draw before and after removal.
 """
 
@@ -10,36 +10,41 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Any, Literal, cast
+
+from torch import nn
 
 from monet.errors import ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import PART_DONE, Condition, check_seeds, conditions, dealt
+from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.intervention import Intervention, check_all
+from monet.eval.core.results import RESULT_NAME
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split, held_out, texts_of
 from monet.eval.inputs import LabelledData, check_labels
-from monet.eval.loading import DType, check_batch_size, load_model, open_windows, provenance_now, windows_bar
+from monet.eval.loading import (
+    DType,
+    check_batch_size,
+    fingerprint_of,
+    load_model,
+    open_windows,
+    provenance_now,
+    windows_bar,
+)
 from monet.eval.losses import LossStore, WindowLosses
-from monet.eval.results import RESULT_NAME, AblationResult
-from monet.eval.selection import check_mask, load_masks
+from monet.eval.results import AblationResult
+from monet.eval.selection import load_masks
 from monet.eval.verdicts import Measured, summarise
-from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
-from monet.masks import ExpertMask
 from monet.parts import Part
 
-if TYPE_CHECKING:
-    from monet.modeling_monet import MonetForCausalLM
+ControlOn = Literal["target", "all"]
 
 
-def check_request(
-    model: MonetForCausalLM, masks: Mapping[str, ExpertMask], data: LabelledData, random_seeds: Sequence[int]
-) -> None:
+def check_request(model: nn.Module, masks: Mapping[str, Intervention], data: LabelledData, controls: Controls) -> None:
     """Refuse what `ablate` could not measure, before anything is computed; errors as there."""
-    if not random_seeds:
-        raise ConfigError(
-            f"random_seeds must name at least one, got {list(random_seeds)}; a removal is judged beside it"
-        )
-    check_seeds(random_seeds)
+    if not controls.count:
+        raise ConfigError("controls.count = 0: a removal is judged beside random controls; ask for at least one")
     if not masks:
         raise DataError("no mask to evaluate; make masks with `monet select`")
     check_labels(list(masks), data.labels)
@@ -47,40 +52,41 @@ def check_request(
         raise DataError(
             f"the data have only {data.labels}; removal is judged against other domains, prepare two or more"
         )
-    for label, mask in masks.items():
-        check_mask(label, mask, model)
+    if len(kinds := {f"{mask.unit}s" for mask in masks.values()}) > 1:
+        raise DataError(f"masks of {' and '.join(sorted(kinds))} cannot be judged together; give them one by one")
+    check_all(masks, model)
 
 
 @holds_weights
 def ablate(
-    model: MonetForCausalLM,
-    masks: Mapping[str, ExpertMask],
+    model: Any,
+    masks: Mapping[str, Intervention],
     data: LabelledData,
     *,
     out: str | os.PathLike[str],
-    random_seeds: Sequence[int] = (0, 1, 2),
-    random_on: Literal["all", "target"] = "all",
+    controls: Controls | None = None,
+    control_on: ControlOn = "target",
     bootstrap: Bootstrap | None = None,
     batch_size: int = 8,
     part: Part | None = None,
     progress: bool = True,
 ) -> AblationResult | None:
-    """Measure every domain before and after removing each label's experts, and after random removals of equal size.
+    """Measure every domain before and after removing each label's units, and after random removals like it.
 
     Losses of a window are kept in `out` as soon as they are known; a second call with the same model, masks, data and
     settings reads them and gives the same numbers.
 
     Args:
-        model: the whole model.
-        masks: per label the mask that removes its experts (`monet.eval.selection.select`). One that removes nothing
-            is reported with zeros and does not pass.
+        model: the whole model: a Monet, or any other causal language model that the masks fit.
+        masks: per label what removes its units (`monet.eval.selection.select`). One that removes nothing is reported
+            with zeros and does not pass.
         data: text that the masks were not chosen on; holds every label of `masks`, and may hold more.
         out: folder for kept losses and result.json.
-        random_seeds: one random mask a label and seed.
-        random_on: measure random masks on all domains, or on their target only (cheaper by the number of domains).
+        controls: random controls of each mask; None takes the default.
+        control_on: measure controls on their target only, or on all domains (dearer by the number of domains).
         bootstrap: how intervals are made.
         batch_size: sequences a forward.
-        part: of the masks and random masks, whose losses are computed and kept; None takes all.
+        part: of the masks and controls, whose losses are computed and kept; None takes all.
         progress: show a bar on standard error.
 
     Returns:
@@ -89,34 +95,32 @@ def ablate(
     Raises:
         DataError: a label missing in the data, one domain only, a domain with fewer than two documents.
         CheckpointError: a mask of another model or size.
-        ConfigError: no or repeated random seeds, or batch_size below 1.
+        ConfigError: no control, or batch_size below 1.
         NonFiniteError: a NaN or infinite loss.
     """
     check_batch_size(batch_size)
-    check_request(model, masks, data, random_seeds)
+    controls = controls or Controls()
+    check_request(model, masks, data, controls)
     store = LossStore(Path(out) / "losses", model, batch_size)
     if part is not None:
-        keep_losses(store, dealt(passes(masks, data, random_seeds, random_on), part), progress)
+        keep_losses(store, dealt(passes(masks, data, controls, control_on), part), progress)
         return None
     result = measure(
-        store, masks, data, random_seeds=random_seeds, random_on=random_on, bootstrap=bootstrap or Bootstrap(),
+        store, masks, data, controls=controls, control_on=control_on, bootstrap=bootstrap or Bootstrap(),
         progress=progress,
     )  # fmt: skip
-    atomic_write_json(Path(out) / RESULT_NAME, result.to_json())
+    result.save(out)
     return result
 
 
 def passes(
-    masks: Mapping[str, ExpertMask],
-    data: LabelledData,
-    random_seeds: Sequence[int],
-    random_on: Literal["all", "target"],
+    masks: Mapping[str, Intervention], data: LabelledData, controls: Controls, control_on: ControlOn
 ) -> list[tuple[Condition, LabelledData]]:
     """Conditions and the text that each is measured on, the model as it is first."""
-    control_data = {label: data if random_on == "all" else data.only([label]) for label in masks}
+    control_data = {label: data if control_on == "all" else data.only([label]) for label in masks}
     return [
-        (condition, data if condition.label is None or condition.seed is None else control_data[condition.label])
-        for condition in conditions(masks, random_seeds)
+        (condition, data if condition.label is None or condition.control is None else control_data[condition.label])
+        for condition in conditions(masks, controls, data.fingerprint)
     ]
 
 
@@ -130,27 +134,26 @@ def keep_losses(store: LossStore, asked: Sequence[tuple[Condition, LabelledData]
 
 def measure(
     store: LossStore,
-    masks: Mapping[str, ExpertMask],
+    masks: Mapping[str, Intervention],
     data: LabelledData,
     *,
-    random_seeds: Sequence[int],
-    random_on: Literal["all", "target"],
+    controls: Controls,
+    control_on: ControlOn,
     bootstrap: Bootstrap,
     progress: bool,
 ) -> AblationResult:
     """What `ablate` measures, with losses kept in `store` and no result written; arguments as there."""
     model = store.model
-    check_request(model, masks, data, random_seeds)
-    asked = passes(masks, data, random_seeds, random_on)
+    check_request(model, masks, data, controls)
+    asked = passes(masks, data, controls, control_on)
     provenance = {
         **provenance_now(),
-        "model_fingerprint": model.fingerprint(),
+        "model_fingerprint": fingerprint_of(model),
         "data_fingerprint": data.fingerprint,
         "data": data.description,
         "masks": {label: mask.provenance for label, mask in masks.items()},
-        "held_out": held_out(masks.values(), data),
-        "random_seeds": list(random_seeds),
-        "random_on": random_on,
+        "held_out": held_out([mask.provenance for mask in masks.values()], data),
+        "controls": {**controls.settings(), "on": control_on},
         "bootstrap": dataclasses.asdict(bootstrap),
         "losses": store.settings,
     }
@@ -160,7 +163,7 @@ def measure(
         def losses() -> Iterator[tuple[Measured, WindowLosses]]:
             for condition, part in asked[1:]:
                 bar.set_description(condition.name, refresh=False)
-                key = (cast(str, condition.label), condition.seed)
+                key = (cast(str, condition.label), condition.control)
                 yield key, store.losses(condition.mask, part, condition.name, bar.update)
 
         return summarise(masks, data.labels, whole, losses(), bootstrap, provenance)
@@ -176,8 +179,8 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
-    random_seeds: list[int] = [0, 1, 2],  # noqa: B006 - shown in --help, never changed
-    random_on: Literal["all", "target"] = "all",
+    controls: ControlOptions = ControlOptions(),  # noqa: B008 - frozen
+    control_on: ControlOn = "target",
     resamples: int = 2000,
     confidence: float = 0.95,
     unit: Literal["document", "window"] = "document",
@@ -188,7 +191,7 @@ def run(
     dtype: DType = "auto",
     progress: bool = True,
 ) -> None:
-    """Measure what every domain loses when each domain's experts are removed, beside random removals of equal size.
+    """Measure what every domain loses when each domain's experts are removed, beside random removals.
 
     Writes OUT/result.json, which `monet report` turns into tables and a heat map. What is finished is kept in
     OUT/losses, so the same command goes on after a kill.
@@ -204,8 +207,8 @@ def run(
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
-        random_seeds: one random mask per domain and seed, of as many experts of every routing group.
-        random_on: measure random masks on all domains, or on their target only, which is cheaper.
+        controls: random controls of each mask.
+        control_on: measure controls on their target only, or on all domains, which takes that many times longer.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
         unit: what is drawn again: documents (windows that begin in one document stay together) or windows.
@@ -236,8 +239,8 @@ def run(
         chosen,
         windows,
         out=out,
-        random_seeds=random_seeds,
-        random_on=random_on,
+        controls=controls.open(loaded),
+        control_on=control_on,
         bootstrap=bootstrap,
         batch_size=batch_size,
         part=own,

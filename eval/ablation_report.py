@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from monet.eval.document import Bars, Block, Heatmap, Panels, Report, Table, Text
 from monet.eval.reporting.common import bracketed, signed
 
 if TYPE_CHECKING:
-    from monet.eval.results import AblationResult, Estimate
+    from monet.eval.core.estimate import Estimate
+    from monet.eval.results import AblationResult
 
 ORIGIN = {
     True: "The masks were chosen on another split, or on text prepared apart from this.",
@@ -17,29 +18,40 @@ ORIGIN = {
     None: "It is not recorded what text the masks were chosen on; if it is this one, that flatters them.",
 }
 
+HOW_JUDGED = (
+    "A mask passes if its own domain lost more than any other, and more than chance explains. p is the chance that one "
+    "of its random controls does as much. q is the share of false findings to expect (Benjamini and Hochberg) if every "
+    "mask with a p as small is called a finding; it must be at most 0.05."
+)
+
+
+def random_units(controls: Mapping[str, Any], what: str) -> str:
+    """What the random controls remove, in words."""
+    kind = controls["kind"]
+    return f"As many random {what}" if kind == "number" else f"Random {what} of equal {kind}"
+
 
 def report_of(result: AblationResult) -> Report:
     """Everything an ablation found."""
-    dense = "removed" in result.provenance
-    what, group = ("neurons", "layer") if dense else ("experts", "routing group")
+    what, group = f"{result.unit}s", result.group
     held_out = result.provenance["held_out"]
     blocks: list[Block] = [
         Text(ORIGIN[held_out], caution=held_out is not True),
         _matrices(result, what),
-        _verdicts(result, what),
+        verdicts(result, what),
         Text(_how(result, what, group), "How it was measured"),
         _perplexities(result),
         _text(result),
         _removed(result, what, group.removeprefix("routing ")),
     ]
-    title = "Knowledge removal: neurons of a dense model" if dense else "Knowledge removal"
+    title = "Knowledge removal" + ("" if result.unit == "expert" else f": {what}")
     return Report(title, result.sentence, blocks, result.provenance, result.to_json())
 
 
 def _matrices(result: AblationResult, what: str) -> Panels:
     rows = [verdict.name for verdict in result.domains]
     columns = [baseline.name for baseline in result.evaluated]
-    seeds = len(result.provenance["random_seeds"])
+    controls = max(verdict.controls for verdict in result.domains)
     everywhere = all(cell is not None for row in result.random for cell in row)
 
     def heatmap(title: str, cells: Sequence[Sequence[Estimate | None]]) -> Heatmap:
@@ -63,23 +75,36 @@ def _matrices(result: AblationResult, what: str) -> Panels:
         [
             heatmap(f"{what.capitalize()} of one domain removed", result.delta),
             heatmap(
-                f"As many random {what} removed ({'' if everywhere else 'same domain only, '}mean of {seeds} masks)",
+                f"{random_units(result.provenance['controls'], what)} removed "
+                f"({'' if everywhere else 'same domain only, '}mean of {controls} controls)",
                 result.random,
             ),
         ],
         Bars(
             f"{what.capitalize()} removed, % of all",
             [100 * verdict.share for verdict in result.domains],
-            [f"{verdict.experts:,} ({verdict.share:.1%})" for verdict in result.domains],
+            [f"{verdict.removed:,} ({verdict.share:.1%})" for verdict in result.domains],
         ),
         "In nats a token. In bold is the domain that the removed belong to.",
     )
 
 
-def _verdicts(result: AblationResult, what: str) -> Table:
+def verdicts(result: AblationResult, what: str) -> Table:
+    """One row a mask; `what` names the units, "experts"."""
     return Table(
         "Verdicts",
-        ["removed", "target", "most of others", "mean of others", "random, on target", what, "passes"],
+        [
+            "removed",
+            "target",
+            "most of others",
+            "mean of others",
+            "random, on target",
+            "controls",
+            "p",
+            "q",
+            what,
+            "passes",
+        ],
         [
             [
                 verdict.name,
@@ -87,24 +112,29 @@ def _verdicts(result: AblationResult, what: str) -> Table:
                 f"{signed(verdict.others_max_delta, 3)} ({verdict.others_max_name})",
                 bracketed(verdict.others_mean_delta, *verdict.others_mean_interval),
                 bracketed(verdict.random_delta, *verdict.random_interval),
-                f"{verdict.experts:,} ({verdict.share:.1%})",
+                str(verdict.controls),
+                f"{verdict.p:.3g}",
+                f"{verdict.q:.3g}",
+                f"{verdict.removed:,} ({verdict.share:.1%})",
                 "yes" if verdict.passes else f"no: {verdict.reason}",
             ]
             for verdict in result.domains
         ],
-        "Increase of loss in nats a token, its interval in brackets. A mask passes if its own domain lost more than "
-        "any other, and the low end of that interval lies above the high end of the random masks'.",
+        f"Increase of loss in nats a token, its interval in brackets. {HOW_JUDGED}",
     )
 
 
 def _how(result: AblationResult, what: str, group: str) -> str:
     bootstrap = result.provenance["bootstrap"]
-    seeds = ", ".join(map(str, result.provenance["random_seeds"]))
+    matched = {
+        "number": f"remove as many {what} of every {group}",
+        "mass": f"remove random {what} of every {group} until they hold as much routing weight on the domain",
+        "activity": f"replace every removed {result.unit} by a random one of nearly its activity on the domain",
+    }[result.provenance["controls"]["kind"]]
     return (
         f"Intervals are {bootstrap['confidence']:.0%} bootstraps over {bootstrap['unit']}s "
-        f"({bootstrap['resamples']} draws, paired before and after removal). Random masks remove as many {what} of "
-        f"every {group}; their interval is that of one such mask: it holds the spread over masks (seeds {seeds}) and "
-        f"over {bootstrap['unit']}s."
+        f"({bootstrap['resamples']} draws, paired before and after removal). Random controls {matched}; their interval "
+        f"is that of one control: it holds the spread over controls and over {bootstrap['unit']}s."
     )
 
 
@@ -142,12 +172,12 @@ def _text(result: AblationResult) -> Table:
 
 
 def _removed(result: AblationResult, what: str, group: str) -> Table:
-    groups = range(len(result.domains[0].experts_per_group))
+    groups = range(len(result.domains[0].removed_per_group))
     return Table(
         f"{what.capitalize()} removed",
         ["domain", "all", "share", *(f"{group} {number}" for number in groups)],
         [
-            [one.name, f"{one.experts:,}", f"{one.share:.2%}", *(f"{n:,}" for n in one.experts_per_group)]
+            [one.name, f"{one.removed:,}", f"{one.share:.2%}", *(f"{n:,}" for n in one.removed_per_group)]
             for one in result.domains
         ],
     )

@@ -1,4 +1,4 @@
-"""What a suite evaluates a model under: as it is, under each mask, and under random masks of equal size.
+"""What a suite evaluates a model under: as it is, under each removal, and under each removal's random controls.
 
 A suite's conditions can be dealt to several processes: each computes the outcomes of its `Part`, and the same command
 without a part reads them all.
@@ -7,13 +7,11 @@ without a part reads them all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-import torch
-
-from monet.errors import ConfigError
-from monet.masks import ExpertMask
+from monet.eval.core.controls import Controls
+from monet.eval.core.intervention import Intervention
 from monet.parts import Part
 
 
@@ -23,24 +21,30 @@ class Condition:
 
     Args:
         name: for people: "no mask", "python", "random 0 like python".
-        like: the label's mask; None runs the model as it is.
-        label: whose experts are removed; None for the model as it is.
-        seed: of a random mask; None for the label's own.
+        like: what is removed for the label; None runs the model as it is.
+        label: whose units are removed; None for the model as it is.
+        control: number of a random control; None for the label's own.
+        controls: how controls are drawn.
+        text: fingerprint of what the condition is judged on; see `Controls.draw`.
     """
 
     name: str
-    like: ExpertMask | None = None
+    like: Intervention | None = None
     label: str | None = None
-    seed: int | None = None
+    control: int | None = None
+    controls: Controls = field(default_factory=Controls)
+    text: str = ""
 
     @property
-    def mask(self) -> ExpertMask | None:
-        """The mask to apply. A random one is made at each call, so that many conditions need little memory."""
-        return self.like if self.like is None or self.seed is None else random_like(self.like, self.seed)
+    def mask(self) -> Intervention | None:
+        """What to apply. A control is drawn at each call, so that many conditions need little memory."""
+        if self.like is None or self.control is None:
+            return self.like
+        return self.controls.draw(self.like, self.control, self.label or "", self.text)
 
     @property
-    def experts(self) -> int:
-        """Experts removed."""
+    def removed(self) -> int:
+        """Units removed; of a control those of the removal that it is like."""
         return 0 if self.like is None else self.like.num_removed
 
 
@@ -54,7 +58,7 @@ def dealt(passes: Sequence[tuple[Condition, Pass]], part: Part | None) -> list[t
     """The passes that belong to a part; all of them without one.
 
     Passes of equal cost are dealt in turn: first the model as it is and the masks, which are measured on everything,
-    then the random masks, which may be measured on their target only.
+    then the random controls, which may be measured on their target only.
 
     Args:
         passes: the same ones in the same order in every process.
@@ -62,45 +66,26 @@ def dealt(passes: Sequence[tuple[Condition, Pass]], part: Part | None) -> list[t
     """
     if part is None:
         return list(passes)
-    by_cost = sorted(passes, key=lambda one: one[0].seed is not None)
+    by_cost = sorted(passes, key=lambda one: one[0].control is not None)
     return by_cost[part.index :: part.count]
 
 
-def random_like(mask: ExpertMask, seed: int) -> ExpertMask:
-    """The mask's keep-weights at random places within each routing group: as many experts removed, as far removed."""
-    generator = torch.Generator().manual_seed(seed)
-    keep_RN = mask.keep_REE.flatten(1)
-    shuffled_RN = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in keep_RN])
-    notes = {"made_by": "random_like", "seed": seed, "of": mask.provenance}
-    return ExpertMask(shuffled_RN.view_as(mask.keep_REE), notes, mask.fingerprint)
+def conditions(masks: Mapping[str, Intervention], controls: Controls, text: str) -> list[Condition]:
+    """The model as it is, then every removal followed by its random controls.
 
-
-def check_seeds(random_seeds: Sequence[int]) -> None:
-    """Refuse seeds that repeat.
-
-    Raises:
-        ConfigError: names them.
-    """
-    if len(set(random_seeds)) != len(random_seeds):
-        raise ConfigError(f"random_seeds must name none twice, got {list(random_seeds)}")
-
-
-def conditions(masks: Mapping[str, ExpertMask], random_seeds: Sequence[int] = ()) -> list[Condition]:
-    """The model as it is, then every mask followed by its random controls.
-
-    Masks that remove nothing are left out: they are the model as it is.
+    Removals of nothing are left out: they are the model as it is.
 
     Args:
-        masks: per label the mask that removes its experts.
-        random_seeds: one random mask a label and seed.
-
-    Raises:
-        ConfigError: repeated seeds.
+        masks: per label what is removed for it.
+        controls: how many controls each gets, and how they are drawn.
+        text: fingerprint of what all conditions are judged on.
     """
-    check_seeds(random_seeds)
     found = [Condition("no mask")]
     for label, mask in masks.items():
         if mask.num_removed:
             found.append(Condition(label, mask, label))
-            found += [Condition(f"random {seed} like {label}", mask, label, seed) for seed in random_seeds]
+            found += [
+                Condition(f"random {number} like {label}", mask, label, number, controls, text)
+                for number in range(controls.count)
+            ]
     return found

@@ -6,40 +6,36 @@ adds experts and never exchanges them; that is checked. Losses are shared: equal
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from monet.errors import CheckpointError, ConfigError
-from monet.eval.ablate import check_request, keep_losses, measure, passes
-from monet.eval.ablation_report import ORIGIN
+from monet.errors import ConfigError
+from monet.eval.ablate import ControlOn, check_request, keep_losses, measure, passes
+from monet.eval.ablation_report import HOW_JUDGED, ORIGIN, random_units
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, dealt
+from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.results import RESULT_NAME, Result
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.inputs import LabelledData
 from monet.eval.loading import DType, check_batch_size, load_model, open_windows
 from monet.eval.losses import LossStore
 from monet.eval.reporting.common import bracketed, signed
-from monet.eval.results import RESULT_NAME, Verdict
+from monet.eval.results import Verdict
 from monet.eval.rules import RankedBy, Rule, RuleName, rule_named
 from monet.eval.selection import select_by
 from monet.eval.stats import ExpertStatistics
-from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
 from monet.masks import ExpertMask
 from monet.parts import Part
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM
-
-FORMAT = "monet-curve/1"
-_PAIRS = ("target_interval", "others_mean_interval", "random_interval")
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,8 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class CurveResult:
-    """Outcome of a curve; `to_json` and `from_json` are inverse.
+class CurveResult(Result):
+    """Outcome of a curve.
 
     Args:
         rule: its name and numbers; the one under its threshold's name is that of no point in particular.
@@ -65,6 +61,9 @@ class CurveResult:
         points: from the fewest experts removed to the most.
         provenance: as of an ablation, without its masks.
     """
+
+    FORMAT: ClassVar[str] = "monet-curve/2"
+    COMMAND: ClassVar[str] = "monet curve"
 
     rule: dict[str, Any]
     nested: bool
@@ -79,33 +78,8 @@ class CurveResult:
         )
         return (
             f"of {len(self.points[0].domains)} masks by {self.rule['rule']}, so many hit their own domain hardest, and "
-            f"harder than random masks: {passed}"
+            f"harder than chance explains: {passed}"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings."""
-        return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, allow_nan=False))
-
-    @classmethod
-    def from_json(cls, content: Any) -> CurveResult:
-        """Build a result from what `to_json` gave.
-
-        Raises:
-            CheckpointError: not the layout of this version.
-        """
-
-        def verdict(row: Any) -> Verdict:
-            return Verdict(**{**row, **{key: tuple(row[key]) for key in _PAIRS}})
-
-        try:
-            if content["format"] != FORMAT:
-                raise CheckpointError(f"format {content['format']!r} where {FORMAT!r} is read; run `monet curve` again")
-            points = [
-                CurvePoint(point["threshold"], list(map(verdict, point["domains"]))) for point in content["points"]
-            ]
-            return cls(content["rule"], content["nested"], points, content["provenance"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"no curve ({error!r}); write one with `monet curve`") from None
 
     def report(self) -> Report:
         """A table of all labels, then a curve and a table a label."""
@@ -121,7 +95,8 @@ class CurveResult:
             Text(
                 f"Experts were chosen by the rule {rule} at {thresholds} out of one file of statistics, and {removed}. "
                 "Masks of a domain are nested: a looser threshold adds experts and exchanges none. Bands and brackets "
-                f"are intervals over {unit}s."
+                f"are intervals over {unit}s. {random_units(self.provenance['controls'], 'experts')} are removed for "
+                f"comparison. {HOW_JUDGED} q is taken over the domains of each threshold."
             ),
             Text(ORIGIN[held_out], caution=held_out is not True),
             _overview(self.points),
@@ -141,7 +116,7 @@ def _overview(points: Sequence[CurvePoint]) -> Table:
         title="All domains by threshold",
         header=["removed", *(f"{point.threshold:g}" for point in points)],
         rows=[[rows[0].name, *map(told, rows)] for rows in zip(*(point.domains for point in points), strict=True)],
-        note="Increase of loss in nats a token: of the domain itself / mean of the others / random masks on itself.",
+        note="Increase of loss in nats a token: of the domain itself / mean of the others / random controls on itself.",
     )
 
 
@@ -159,24 +134,36 @@ def _curve(name: str, rows: Sequence[Verdict]) -> Curve:
         series=[
             series(f"{name} itself", "target_delta", "target_interval"),
             series("mean of the others", "others_mean_delta", "others_mean_interval"),
-            series(f"{name} under random masks", "random_delta", "random_interval"),
+            series(f"{name} under random controls", "random_delta", "random_interval"),
         ],
-        note="Random masks take as many experts of every routing group.",
+        note="The band of the random controls holds the spread over controls as well as over text.",
     )
 
 
 def _table(name: str, points: Sequence[CurvePoint], rows: Sequence[Verdict]) -> Table:
     return Table(
         title=f"{name}: values by threshold",
-        header=["threshold", "experts", "share", "itself", "mean of the others", "random, on itself", "passes"],
+        header=[
+            "threshold",
+            "experts",
+            "share",
+            "itself",
+            "mean of the others",
+            "random, on itself",
+            "p",
+            "q",
+            "passes",
+        ],
         rows=[
             [
                 f"{point.threshold:g}",
-                f"{row.experts:,}",
+                f"{row.removed:,}",
                 f"{row.share:.2%}",
                 bracketed(row.target_delta, *row.target_interval),
                 bracketed(row.others_mean_delta, *row.others_mean_interval),
                 bracketed(row.random_delta, *row.random_interval),
+                f"{row.p:.3g}",
+                f"{row.q:.3g}",
                 "yes" if row.passes else f"no: {row.reason}",
             ]
             for point, row in zip(points, rows, strict=True)
@@ -196,7 +183,7 @@ def check_nested(masks: Sequence[Mapping[str, ExpertMask]]) -> None:
     for label in masks[0]:
         by_size = sorted((of[label] for of in masks), key=lambda mask: mask.num_removed)
         for smaller, larger in itertools.pairwise(by_size):
-            if bool(((smaller.keep_REE < 1) & (larger.keep_REE >= 1)).any()):
+            if bool(((smaller.keep_REE != 1) & (larger.keep_REE == 1)).any()):
                 raise ConfigError(
                     f"masks of {label!r} that take {smaller.num_removed} and {larger.num_removed} experts are not "
                     "nested; a curve needs a rule whose looser thresholds only add experts"
@@ -213,14 +200,14 @@ def evaluate_curve(
     *,
     out: str | os.PathLike[str],
     keep: float = 0.0,
-    random_seeds: Sequence[int] = (0, 1, 2),
-    random_on: Literal["all", "target"] = "target",
+    controls: Controls | None = None,
+    control_on: ControlOn = "target",
     bootstrap: Bootstrap | None = None,
     batch_size: int = 8,
     part: Part | None = None,
     progress: bool = True,
 ) -> CurveResult | None:
-    """Measure each label's masks at several thresholds, with random masks of equal size beside each.
+    """Measure each label's masks at several thresholds, with random controls beside each.
 
     Losses of a window are kept in `out` as soon as they are known; a second call goes on from them.
 
@@ -232,7 +219,7 @@ def evaluate_curve(
         data: holds every label of the rule's masks, and may hold more.
         out: folder for kept losses and result.json.
         keep: keep-weight of the chosen experts; 0 removes them.
-        random_seeds, random_on, bootstrap, batch_size, part, progress: as of `monet.eval.ablate.ablate`; the masks of
+        controls, control_on, bootstrap, batch_size, part, progress: as of `monet.eval.ablate.ablate`; the masks of
             all thresholds are dealt together.
 
     Returns:
@@ -243,15 +230,16 @@ def evaluate_curve(
         DataError, CheckpointError, NonFiniteError: as of `ablate`.
     """
     check_batch_size(batch_size)
+    controls = controls or Controls()
     if not thresholds or len(set(thresholds)) != len(thresholds):
         raise ConfigError(f"thresholds {list(thresholds)}: name at least one, and none twice")
     by_threshold = {threshold: select_by(statistics, rule.at(threshold), keep=keep) for threshold in thresholds}
     check_nested(list(by_threshold.values()))
     for masks in by_threshold.values():
-        check_request(model, masks, data, random_seeds)
+        check_request(model, masks, data, controls)
     store = LossStore(Path(out) / "losses", model, batch_size)
     if part is not None:
-        asked = [one for masks in by_threshold.values() for one in passes(masks, data, random_seeds, random_on)]
+        asked = [one for masks in by_threshold.values() for one in passes(masks, data, controls, control_on)]
         whole, under_masks = asked[0], [one for one in asked if one[0].like is not None]
         keep_losses(store, dealt([whole, *under_masks], part), progress)
         return None
@@ -259,14 +247,14 @@ def evaluate_curve(
     provenance: dict[str, Any] = {}
     for threshold, masks in sorted(by_threshold.items(), key=lambda item: sum(m.num_removed for m in item[1].values())):
         measured = measure(
-            store, masks, data, random_seeds=random_seeds, random_on=random_on,
+            store, masks, data, controls=controls, control_on=control_on,
             bootstrap=bootstrap or Bootstrap(), progress=progress,
         )  # fmt: skip
         points.append(CurvePoint(threshold, measured.domains))
         provenance = {key: value for key, value in measured.provenance.items() if key != "masks"}
     provenance |= {"keep": keep, "statistics": statistics.provenance}
     result = CurveResult(rule.settings(), True, points, provenance)
-    atomic_write_json(Path(out) / RESULT_NAME, result.to_json())
+    result.save(out)
     return result
 
 
@@ -286,8 +274,8 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
-    random_seeds: list[int] = [0, 1, 2],  # noqa: B006 - shown in --help, never changed
-    random_on: Literal["all", "target"] = "target",
+    controls: ControlOptions = ControlOptions(),  # noqa: B008 - frozen
+    control_on: ControlOn = "target",
     resamples: int = 2000,
     confidence: float = 0.95,
     unit: Literal["document", "window"] = "document",
@@ -320,14 +308,14 @@ def run(
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
-        random_seeds: one random mask per domain, threshold and seed, of as many experts of every routing group.
-        random_on: measure random masks on their target only, which is cheaper, or on all domains.
+        controls: random controls of each mask.
+        control_on: measure controls on their target only, or on all domains, which takes that many times longer.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
         unit: what is drawn again: documents (windows that begin in one document stay together) or windows.
         seed: of the draws.
         batch_size: windows a forward.
-        part: i/n computes the losses of the i-th of n parts of the masks and random masks, i from 0 on, and writes no
+        part: i/n computes the losses of the i-th of n parts of the masks and controls, i from 0 on, and writes no
             result. Run as many processes as there are parts, then the same command without it.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
@@ -357,8 +345,8 @@ def run(
     windows = open_windows(data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains)
     check_protocol(protocol, texts, windows)
     result = evaluate_curve(
-        loaded, found, chosen, thresholds, windows, out=out, keep=keep, random_seeds=random_seeds,
-        random_on=random_on, bootstrap=bootstrap, batch_size=batch_size, part=own, progress=progress,
+        loaded, found, chosen, thresholds, windows, out=out, keep=keep, controls=controls.open(loaded),
+        control_on=control_on, bootstrap=bootstrap, batch_size=batch_size, part=own, progress=progress,
     )  # fmt: skip
     if result is None:
         print(PART_DONE)

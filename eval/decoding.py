@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from monet.modeling_monet import MonetForCausalLM
+
+# Random controls of each mask where outcomes are generated text: as few as can show that one mask is above chance.
+GENERATED_CONTROLS = 19
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -21,7 +23,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(f"{type(tokenizer).__name__}\n{content}".encode()).hexdigest()
 
 
-def end_ids(model: MonetForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that end a text, of the model's configuration and its tokenizer; none twice."""
     configured = model.config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
@@ -35,7 +37,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> int:
 
 
 @contextlib.contextmanager
-def without_defaults(model: MonetForCausalLM) -> Iterator[Any]:
+def without_defaults(model: Any) -> Iterator[Any]:
     """The model whose `generate` does as it is told and no more: penalties of a checkpoint's own
     generation_config.json would join in otherwise."""
     from transformers import GenerationConfig

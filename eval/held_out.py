@@ -7,15 +7,14 @@ from typing import Any, Literal
 
 from monet.errors import ConfigError, DataError
 from monet.eval.inputs import LabelledData
-from monet.masks import ExpertMask
 
 Protocol = Literal["held_out", "same"]
 EVALUATION_SPLIT = "evaluate"
 
 
-def held_out(masks: Iterable[ExpertMask], data: LabelledData) -> bool | None:
-    """Whether all masks were chosen on other text than `data`; None: some mask's notes do not say on which."""
-    return is_other_text([part for mask in masks for part in texts_of(mask.provenance)], data)
+def held_out(notes: Iterable[Mapping[str, Any]], data: LabelledData) -> bool | None:
+    """Whether all masks were chosen on other text than `data`, by their provenance; None: some notes do not say."""
+    return is_other_text([part for one in notes for part in texts_of(one)], data)
 
 
 def is_other_text(parts: Sequence[Mapping[str, Any] | None], data: LabelledData) -> bool | None:

@@ -27,7 +27,7 @@ from monet.fingerprint import hashed_once
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from monet.masks import ExpertMask
+    from monet.eval.core.intervention import Intervention
     from monet.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -176,7 +176,13 @@ def weights_digest(model: nn.Module) -> str:
     return hashed_once(model, "weights", settings, tensors.values(), take)
 
 
-def mask_digest(mask: ExpertMask | None) -> str:
+def fingerprint_of(model: nn.Module) -> str:
+    """The fingerprint that a Monet's masks carry; of any other model the first digits of its weights' digest."""
+    own = getattr(model, "fingerprint", None)
+    return own() if own is not None else weights_digest(model)[:16]
+
+
+def mask_digest(mask: Intervention | None) -> str:
     """The mask's digest; "none" for no mask."""
     return "none" if mask is None else mask.digest
 
@@ -189,7 +195,7 @@ def provenance_now() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {
             "monet": monet.__version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "transformers": importlib.metadata.version("transformers"),
         },
     }

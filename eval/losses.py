@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,8 +24,7 @@ from monet.eval.loading import evaluating, vocab_size
 from monet.eval.store import ExampleStore, model_key
 
 if TYPE_CHECKING:
-    from monet.masks import ExpertMask
-    from monet.modeling_monet import MonetForCausalLM
+    from monet.eval.core.intervention import Intervention
 
 _LAYOUT = 2
 
@@ -57,7 +56,7 @@ def _loss_sums(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     )
 
 
-def _losses_of(model: MonetForCausalLM, batch: Batch, name: str, labels: list[str]) -> Tensor:
+def _losses_of(model: Any, batch: Batch, name: str, labels: list[str]) -> Tensor:
     """Summed losses of each sequence of a batch, float64 on the CPU."""
     batch.check_vocabulary(vocab_size(model))
     attention = batch.attention_mask_BT
@@ -78,8 +77,8 @@ def _losses_of(model: MonetForCausalLM, batch: Batch, name: str, labels: list[st
 
 
 def window_losses(
-    model: MonetForCausalLM,
-    mask: ExpertMask | None,
+    model: Any,
+    mask: Intervention | None,
     data: LabelledData,
     *,
     batch_size: int = 8,
@@ -147,21 +146,21 @@ class LossStore:
         ConfigError: a `with mask.applied_to(model)` block is open.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], model: MonetForCausalLM, batch_size: int) -> None:
+    def __init__(self, folder: str | os.PathLike[str], model: Any, batch_size: int) -> None:
         self.folder = Path(folder)
         self.model = model
         self.batch_size = batch_size
         self.settings = {"layout": _LAYOUT, **model_key(model), "batch_size": batch_size}
 
-    def _kept(self, mask: ExpertMask | None, data: LabelledData) -> ExampleStore:
+    def _kept(self, mask: Intervention | None, data: LabelledData) -> ExampleStore:
         return ExampleStore(self.folder, {**self.settings, "data": data.fingerprint}, mask, wait=True)
 
-    def path(self, mask: ExpertMask | None, data: LabelledData) -> Path:
+    def path(self, mask: Intervention | None, data: LabelledData) -> Path:
         """Where the losses of this mask on these data are kept."""
         return self._kept(mask, data).path
 
     def losses(
-        self, mask: ExpertMask | None, data: LabelledData, name: str, advance: Callable[[int], object]
+        self, mask: Intervention | None, data: LabelledData, name: str, advance: Callable[[int], object]
     ) -> WindowLosses:
         """Score the windows that are not kept yet, and keep them; wait while another process scores the same.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,37 +18,51 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from monet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from monet.controls import ControlKind, control_keep
+from monet.errors import CheckpointError, DataError, NonFiniteError
+from monet.eval.ablate import ControlOn, ablate
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import check_seeds
+from monet.eval.core.chance import DEFAULT_CONTROLS
+from monet.eval.core.controls import Controls
+from monet.eval.core.results import RESULT_NAME
 from monet.eval.inputs import LabelledData
 from monet.eval.loading import (
     DType,
     check_batch_size,
     evaluating,
     open_windows,
-    provenance_now,
     vocab_size,
-    weights_digest,
     windows_bar,
 )
-from monet.eval.losses import LossStore, WindowLosses
-from monet.eval.results import RESULT_NAME, AblationResult
 from monet.eval.selection import assign
-from monet.eval.verdicts import Measured, summarise
-from monet.files import atomic_write_json
-from monet.fingerprint import hold, holds_weights
-from monet.masks import keep_digest
+from monet.fingerprint import hold
+from monet.masks import Model, keep_digest
 
 Layers = Literal["first", "all"]
 
 
 @dataclasses.dataclass(frozen=True)
-class NeuronMask:
-    """Which neurons of a dense model's MLPs are kept; it counts as `ExpertMask` does, a layer in a group's place.
+class NeuronControls:
+    """Random controls of a dense model's neurons.
 
     Args:
-        keep_LF: bool, (layers, neurons a layer).
+        count: random controls of each domain; with n of them the least p-value is 1 / (n + 1).
+        kind: what a control has in common with the removed neurons. number: as many of every layer. mass: neurons of
+            as much activity in all. activity: for each neuron one of nearly its activity.
+        seed: another number draws other controls.
+    """
+
+    count: int = DEFAULT_CONTROLS
+    kind: ControlKind = "number"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class NeuronMask:
+    """Keep-weights of the neurons of a dense model's MLPs: 1 keeps a neuron, 0 silences it; an `Intervention`.
+
+    Args:
+        keep_LF: (layers, neurons a layer), bool or float32 of at least 0.
         provenance: JSON-able notes on how it was made.
     """
 
@@ -57,46 +70,69 @@ class NeuronMask:
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def keep_REE(self) -> Tensor:
-        """The same as (layers, 1, neurons): what an expert mask's readers look at."""
-        return self.keep_LF[:, None]
+    def unit(self) -> str:
+        """What the mask silences, in words."""
+        return "neuron"
+
+    @property
+    def group(self) -> str:
+        """What neurons are counted by, in words."""
+        return "layer"
 
     @property
     def digest(self) -> str:
-        """As an expert mask's: equal for masks that silence the same neurons."""
-        return keep_digest(self.keep_REE)
+        """Equal for masks that do the same to the same neurons."""
+        return keep_digest(self.keep_LF)
 
     @property
-    def num_experts(self) -> int:
+    def num_units(self) -> int:
         """All neurons."""
         return self.keep_LF.numel()
 
     @property
     def removed_per_group(self) -> list[int]:
-        """Silenced neurons of each layer."""
-        return (~self.keep_LF).sum(1).tolist()
+        """Changed neurons of each layer."""
+        return (self.keep_LF != 1).sum(1).tolist()
 
     @property
     def num_removed(self) -> int:
-        """Silenced neurons."""
+        """Changed neurons."""
         return sum(self.removed_per_group)
 
+    def check_fits(self, model: nn.Module) -> None:
+        """Raise CheckpointError unless the model has so many layers of so many neurons."""
+        wanted = [projection.in_features for projection in down_projections(model)]
+        layers, neurons = self.keep_LF.shape
+        if wanted != [neurons] * layers:
+            raise CheckpointError(f"a mask of {layers} layers of {neurons} neurons; the model has {wanted} a layer")
+
     @contextlib.contextmanager
-    def applied_to(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Silence the neurons in every forward inside the block."""
+    def applied_to(self, model: Model) -> Iterator[Model]:
+        """Change the neurons in every forward inside the block."""
         with contextlib.ExitStack() as stack:
             for projection, keep_F in zip(down_projections(model), self.keep_LF, strict=True):
-                if not bool(keep_F.all()):
-                    kept_F = keep_F.to(projection.weight.device)
+                if bool((keep_F != 1).any()):
+                    weight = projection.weight
+                    kept_F = keep_F.to(weight.device, weight.dtype if keep_F.is_floating_point() else torch.bool)
                     hook = projection.register_forward_pre_hook(lambda _, x, kept_F=kept_F: (x[0] * kept_F,))
                     stack.callback(hook.remove)
             yield model
 
-    def random_like(self, seed: int) -> NeuronMask:
-        """As many neurons of every layer, at random places."""
-        generator = torch.Generator().manual_seed(seed)
-        rows = [row[torch.randperm(len(row), generator=generator)] for row in self.keep_LF]
-        return NeuronMask(torch.stack(rows), {"made_by": "random_like", "seed": seed, "of": self.provenance})
+    def control(self, kind: ControlKind, seed: int, weights: Tensor | None = None) -> NeuronMask:
+        """A random mask that matches this one in every layer; see `monet.controls.control_keep`.
+
+        Args:
+            kind: what is matched.
+            seed: of the choice.
+            weights: (L, F) of `activities`; needed for mass and activity.
+        """
+        keep_LF = control_keep(self.keep_LF, kind, seed, weights)
+        return NeuronMask(keep_LF, {"made_by": "control", "kind": kind, "seed": seed, "of": self.provenance})
+
+    def sites(self, model: nn.Module) -> list[nn.Module]:
+        """The MLPs, from the first to the last."""
+        down_projections(model)
+        return [layer.mlp for layer in cast(Any, model).model.layers]
 
 
 def down_projections(model: nn.Module) -> list[nn.Linear]:
@@ -163,7 +199,11 @@ def activities(model: Any, data: LabelledData, *, batch_size: int = 8, progress:
 
 
 def select_neurons(
-    means_CLF: Tensor, labels: Sequence[str], ratio: float = 2.0, layers: Layers = "all"
+    means_CLF: Tensor,
+    labels: Sequence[str],
+    ratio: float = 2.0,
+    layers: Layers = "all",
+    text: Mapping[str, Any] | None = None,
 ) -> dict[str, NeuronMask]:
     """One mask a label that silences the neurons belonging to it.
 
@@ -172,6 +212,7 @@ def select_neurons(
         labels: names along C.
         ratio: least ratio between a neuron's highest and second highest mean activity.
         layers: which layers' neurons may be silenced; the paper takes the first's.
+        text: description of the text that the activities were taken on; goes into the masks' provenance.
 
     Raises:
         ConfigError: `ratio` below 1 or not finite.
@@ -180,78 +221,10 @@ def select_neurons(
     owner_LF = assign(means_CLF, ratio)
     if layers == "first":
         owner_LF[1:] = -1
-    notes = {"made_by": "select_neurons", "rule": "ratio", "ratio": ratio, "layers": layers}
+    notes: dict[str, Any] = {"made_by": "select_neurons", "rule": "ratio", "ratio": ratio, "layers": layers}
+    if text is not None:
+        notes["statistics"] = {"parts": [dict(text)]}
     return {label: NeuronMask(owner_LF != index, {**notes, "label": label}) for index, label in enumerate(labels)}
-
-
-@holds_weights
-def ablate_neurons(
-    model: Any,
-    masks: Mapping[str, NeuronMask],
-    data: LabelledData,
-    *,
-    out: str | os.PathLike[str],
-    random_seeds: Sequence[int] = (0, 1, 2),
-    bootstrap: Bootstrap | None = None,
-    batch_size: int = 8,
-    held_out: bool | None = None,
-    progress: bool = True,
-) -> AblationResult:
-    """Every label's loss before and after silencing its neurons, and as many random ones; see `monet.eval.ablate`.
-
-    Losses of a window are kept in `out` as soon as they are known; a second call goes on from them.
-
-    Args:
-        model: a LLaMA with its head.
-        masks: of `select_neurons`.
-        data: text to evaluate on, with every label of `masks`.
-        out: folder for kept losses and result.json.
-        random_seeds: one random mask a label and seed, measured on the label.
-        bootstrap: how intervals are made.
-        batch_size: sequences a forward.
-        held_out: whether the neurons were chosen on other text; goes into the result.
-        progress: show a bar on standard error.
-
-    Raises:
-        ConfigError: no or repeated random seeds.
-        DataError: a domain with fewer than two documents.
-        NonFiniteError: a NaN or infinite loss.
-    """
-    bootstrap = bootstrap or Bootstrap()
-    if not random_seeds:
-        raise ConfigError("random_seeds must name at least one seed; a removal is judged beside random ones")
-    check_seeds(random_seeds)
-    passes: dict[Measured, tuple[NeuronMask, LabelledData]] = {}
-    for label, mask in masks.items():
-        if mask.num_removed:
-            passes[label, None] = (mask, data)
-            passes |= {(label, seed): (mask.random_like(seed), data.only([label])) for seed in random_seeds}
-    windows = data.num_windows + sum(part.num_windows for _, part in passes.values())
-    store = LossStore(Path(out) / "losses", model, batch_size)
-    provenance = {
-        **provenance_now(),
-        "removed": "MLP neurons of a dense model",
-        "model_fingerprint": weights_digest(model)[:16],
-        "data_fingerprint": data.fingerprint,
-        "data": data.description,
-        "masks": {label: mask.provenance for label, mask in masks.items()},
-        "held_out": held_out,
-        "random_seeds": list(random_seeds),
-        "random_on": "target",
-        "bootstrap": dataclasses.asdict(bootstrap),
-        "losses": store.settings,
-    }
-    with windows_bar(windows, "whole model", progress) as bar:
-        whole = store.losses(None, data, "no mask", bar.update)
-
-        def losses() -> Iterator[tuple[Measured, WindowLosses]]:
-            for (label, seed), (mask, part) in passes.items():
-                bar.set_description(label if seed is None else f"random {seed} like {label}", refresh=False)
-                yield (label, seed), store.losses(cast(Any, mask), part, label, bar.update)
-
-        result = summarise(cast(Any, masks), data.labels, whole, losses(), bootstrap, provenance)
-    atomic_write_json(Path(out) / RESULT_NAME, result.to_json())
-    return result
 
 
 def load_llama(name: str, device: str, dtype: DType) -> Any:
@@ -281,7 +254,8 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
-    random_seeds: list[int] = [0, 1, 2],  # noqa: B006 - shown in --help, never changed
+    controls: NeuronControls = NeuronControls(),
+    control_on: ControlOn = "target",
     resamples: int = 2000,
     confidence: float = 0.95,
     unit: Literal["document", "window"] = "document",
@@ -308,7 +282,8 @@ def run(
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain and split, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
-        random_seeds: one random mask per domain and seed, of as many neurons of every layer.
+        controls: random controls of each domain's neurons.
+        control_on: measure controls on their target only, or on all domains, which takes that many times longer.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
         unit: what is drawn again: documents or windows.
@@ -331,16 +306,19 @@ def run(
         open_windows(data, name, loaded, seq_len, max_windows, domains) for name in (identify_split, split)
     )
     means_CLF = activities(loaded, chosen_on, batch_size=batch_size, progress=progress)
-    result = ablate_neurons(
+    weights = {} if controls.kind == "number" else dict(zip(chosen_on.labels, means_CLF, strict=True))
+    chosen = select_neurons(means_CLF, chosen_on.labels, ratio, layers, chosen_on.description)
+    result = ablate(
         loaded,
-        select_neurons(means_CLF, chosen_on.labels, ratio, layers),
+        chosen,
         windows,
         out=out,
-        random_seeds=random_seeds,
+        controls=Controls(controls.count, controls.kind, controls.seed, weights),
+        control_on=control_on,
         bootstrap=bootstrap,
         batch_size=batch_size,
-        held_out=identify_split != split,
         progress=progress,
     )
+    assert result is not None, "only a part gives none"
     print(result.sentence)
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

@@ -7,11 +7,11 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 from monet.errors import CheckpointError, ConfigError, MonetError
+from monet.eval.core.results import RESULT_NAME, Result
 from monet.eval.document import Report
-from monet.eval.results import RESULT_NAME
 from monet.files import atomic_write_json
 from monet.json_text import read_json
 
@@ -22,23 +22,14 @@ _LARGEST = 1e100
 
 # A suite's results name their "format"; its class reads them and tells them as a `monet.eval.document.Report`.
 FORMATS: dict[str, str] = {
-    "monet-ablation/1": "monet.eval.results:AblationResult",
-    "monet-curve/1": "monet.eval.curve:CurveResult",
-    "monet-reproduction/1": "monet.eval.reproduction.result:ReproductionResult",
-    "monet-general/1": "monet.eval.harness.general_result:GeneralResult",
-    "monet-domains/1": "monet.eval.harness.domains_result:DomainsResult",
-    "monet-code/1": "monet.eval.code.results:CodeResult",
-    "monet-toxicity/1": "monet.eval.toxicity.results:ToxicityResult",
+    "monet-ablation/2": "monet.eval.results:AblationResult",
+    "monet-curve/2": "monet.eval.curve:CurveResult",
+    "monet-reproduction/2": "monet.eval.reproduction.result:ReproductionResult",
+    "monet-general/2": "monet.eval.harness.general_result:GeneralResult",
+    "monet-domains/2": "monet.eval.harness.domains_result:DomainsResult",
+    "monet-code/2": "monet.eval.code.results:CodeResult",
+    "monet-toxicity/2": "monet.eval.toxicity.results:ToxicityResult",
 }
-
-
-class Result(Protocol):
-    """What every suite's result can do."""
-
-    @classmethod
-    def from_json(cls, content: Any) -> Result: ...
-    def to_json(self) -> dict[str, Any]: ...
-    def report(self) -> Report: ...
 
 
 def load(path: str | os.PathLike[str]) -> Result:

@@ -10,6 +10,9 @@ from typing import Any
 
 from monet.errors import CheckpointError, ConfigError
 from monet.eval import report
+from monet.eval.core.controls import ControlOptions
+from monet.eval.core.results import RESULT_NAME
+from monet.eval.decoding import GENERATED_CONTROLS
 from monet.eval.loading import DType, provenance_now
 from monet.eval.reproduction.estimate import formula, gpu_hours
 from monet.eval.reproduction.models import name_of, paper_config
@@ -18,7 +21,6 @@ from monet.eval.reproduction.request import OUT, Need, Request, Step, plain
 from monet.eval.reproduction.result import ReproductionResult
 from monet.eval.reproduction.rows import scorer_key
 from monet.eval.reproduction.tables import TABLES, Experiment
-from monet.eval.results import RESULT_NAME
 from monet.eval.toxicity.choose import make_scorer
 from monet.eval.toxicity.scorers import ScorerSettings
 from monet.files import atomic_write_json, sha256_file
@@ -68,17 +70,17 @@ def reproduce(experiment: Experiment, request: Request) -> ReproductionResult:
         provenance |= {"scorer": key, "paper_scorer": experiment.scorer.name}
         cautions += [caution] if (caution := experiment.scorer.caution(key)) else []
     result = ReproductionResult(
-        experiment.table,
-        experiment.title,
-        PAPER,
-        paper_model,
-        cautions,
-        experiment.rows(folder, paper_model),
-        experiment.protocol,
-        provenance,
+        table=experiment.table,
+        title=experiment.title,
+        source=PAPER,
+        paper_model=paper_model,
+        cautions=cautions,
+        rows=experiment.rows(folder, paper_model),
+        protocol=experiment.protocol,
+        provenance=provenance,
     )
     target = request.out / f"table-{experiment.table}"
-    atomic_write_json(target / RESULT_NAME, result.to_json())
+    result.save(target)
     report.write(result, target)
     return result
 
@@ -205,7 +207,7 @@ def run(
     scorer: ScorerSettings = ScorerSettings(kind="classifier"),  # noqa: B008 - frozen, shown in --help
     allow_code_execution: bool = False,
     held_out: bool = False,
-    random_seeds: list[int] = [0],  # noqa: B006
+    controls: ControlOptions = ControlOptions(count=GENERATED_CONTROLS),  # noqa: B008 - frozen
     limit: int | None = None,
     gpu: str = "h100",
     device: str = "auto",
@@ -232,7 +234,7 @@ def run(
             ToxiGen-RoBERTa for Table 5, as in the paper.
         allow_code_execution: Table 3: run the generated programs, shut in. Nobody has read them.
         held_out: choose experts on other prompts or questions than are judged, which the paper seems not to do.
-        random_seeds: one random mask per mask and seed, of as many experts of every routing group; the paper has none.
+        controls: random controls of each mask, which the paper does not have. They change none of the compared values.
         limit: questions, problems, prompts or windows of each kind, for a quick look; the values are then no longer
             comparable.
         gpu: whose hours are estimated: b200, h200, h100, a100, l40s, rtx4090, ...
@@ -249,7 +251,7 @@ def run(
 
     check_gpu(gpu)
     request = Request(
-        model, out, data, prompts, problems, libraries, scorer, allow_code_execution, held_out, random_seeds, limit,
+        model, out, data, prompts, problems, libraries, scorer, allow_code_execution, held_out, controls, limit,
         gpu, device, dtype, progress,
     )  # fmt: skip
     if table is None:

@@ -1,31 +1,15 @@
-"""What an ablation found: baselines, deltas, controls and verdicts, as JSON and back."""
+"""What an ablation found: baselines, deltas, controls and verdicts."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from monet.errors import CheckpointError
-from monet.json_text import read_json
+from monet.eval.core.estimate import Estimate
+from monet.eval.core.results import Result
 
 if TYPE_CHECKING:
     from monet.eval.document import Report
-
-FORMAT = "monet-ablation/1"
-RESULT_NAME = "result.json"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -45,16 +29,18 @@ class Verdict:
     """What one domain's mask did. Every delta is an increase of mean loss in nats a token.
 
     Args:
-        name: the domain whose experts were removed.
+        name: the domain whose units were removed.
         target_delta, target_interval: on the domain itself.
         others_max_delta, others_max_name: the other domain that lost most.
         others_mean_delta, others_mean_interval: unweighted mean over the other domains.
-        random_delta: on the domain itself, mean over the random masks of equal size.
-        random_interval: of a single random mask's delta there; a draw takes one seed and one resample, so the
-            interval holds the spread over masks as well as over documents.
-        random_per_seed: the deltas that `random_delta` is the mean of.
-        experts, experts_per_group, share: experts removed, in all, per routing group, and of all experts.
-        passes: the target lost more than any other domain, and its interval lies above the random masks'.
+        random_delta: on the domain itself, mean over the random controls.
+        random_interval: of a single control's delta there; a draw takes one control and one resample, so the interval
+            holds the spread over controls as well as over text.
+        random_per_control: the deltas that `random_delta` is the mean of.
+        controls, p, q: how many controls there were, the chance that one of them does as much, and the false discovery
+            rate over all masks of the result; see `monet.eval.core.chance`.
+        removed, removed_per_group, share: units removed, in all, by group, and of all units.
+        passes: see `monet.eval.core.chance.reasons_against`.
         reason: why it does not pass; empty if it does.
     """
 
@@ -67,27 +53,36 @@ class Verdict:
     others_mean_interval: tuple[float, float]
     random_delta: float
     random_interval: tuple[float, float]
-    random_per_seed: list[float]
-    experts: int
-    experts_per_group: list[int]
+    random_per_control: list[float]
+    controls: int
+    p: float
+    q: float
+    removed: int
+    removed_per_group: list[int]
     share: float
     passes: bool
     reason: str
 
 
 @dataclass(frozen=True)
-class AblationResult:
-    """Outcome of an ablation; `to_json` and `from_json` are inverse.
+class AblationResult(Result):
+    """Outcome of an ablation.
 
     Args:
+        unit, group: what was removed ("expert", "neuron"), and what it is counted by.
         domains: one verdict a mask, in the order of the rows below.
         evaluated: one baseline a domain, in the order of the columns below.
         delta: per mask and evaluated domain, increase of mean loss in nats a token.
         perplexity: per mask and evaluated domain, perplexity after removal.
-        random: like `delta`, mean over the random masks of equal size; None where it was not measured.
+        random: like `delta`, mean over the random controls; None where it was not measured.
         provenance: model, masks, data, settings, versions, date.
     """
 
+    FORMAT: ClassVar[str] = "monet-ablation/2"
+    COMMAND: ClassVar[str] = "monet ablate"
+
+    unit: str
+    group: str
     domains: list[Verdict]
     evaluated: list[Baseline]
     delta: list[list[Estimate]]
@@ -104,58 +99,10 @@ class AblationResult:
     def sentence(self) -> str:
         """How many masks pass, in words."""
         passed = sum(verdict.passes for verdict in self.domains)
-        return f"{passed} of {len(self.domains)} masks hit their own domain hardest, and harder than random masks"
+        return f"{passed} of {len(self.domains)} masks hit their own domain hardest, and harder than chance explains"
 
     def report(self) -> Report:
         """Matrices, verdicts and what they were measured on."""
         from monet.eval.ablation_report import report_of
 
         return report_of(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings."""
-        return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, allow_nan=False))
-
-    @classmethod
-    def from_json(cls, content: Any) -> AblationResult:
-        """Build a result from what `to_json` gave.
-
-        Raises:
-            CheckpointError: not the layout of this version.
-        """
-
-        def estimate(entry: Any) -> Estimate:
-            return Estimate(**entry)
-
-        try:
-            if content["format"] != FORMAT:
-                raise CheckpointError(
-                    f"format {content['format']!r} where {FORMAT!r} is read; run `monet ablate` again"
-                )
-            pairs = ("target_interval", "others_mean_interval", "random_interval")
-            return cls(
-                domains=[Verdict(**{**row, **{key: tuple(row[key]) for key in pairs}}) for row in content["domains"]],
-                evaluated=[Baseline(**{**row, "loss": estimate(row["loss"])}) for row in content["evaluated"]],
-                delta=[[estimate(cell) for cell in row] for row in content["delta"]],
-                perplexity=content["perplexity"],
-                random=[[None if cell is None else estimate(cell) for cell in row] for row in content["random"]],
-                provenance=content["provenance"],
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"no ablation result ({error!r}); write one with `monet ablate`") from None
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> AblationResult:
-        """Read result.json, or the one in a folder of `monet ablate`.
-
-        Raises:
-            CheckpointError: missing or unreadable file.
-        """
-        file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
-        try:
-            content = read_json(file)
-        except FileNotFoundError:
-            raise CheckpointError(f"{file}: no such file; write it with `monet ablate`") from None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file}: unreadable ({error}); run `monet ablate` again") from None
-        return cls.from_json(content)

@@ -6,6 +6,7 @@ name is a hash of all that, so an outcome is found again only where it would com
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -24,15 +25,16 @@ from monet.eval.loading import mask_digest, provenance_now, weights_digest
 from monet.json_text import parse_json
 
 if TYPE_CHECKING:
-    from monet.masks import ExpertMask
+    from monet.eval.core.intervention import Intervention
     from monet.modeling_monet import MonetPreTrainedModel
     from monet.parts import Part
 
 FORMAT = "monet-outcomes/1"
+_SOURCES = {".py", ".cpp", ".h"}
 
 
 def model_key(model: MonetPreTrainedModel) -> dict[str, Any]:
-    """What a model's outcomes depend on, beside mask, examples and settings: weights, precision, device, versions.
+    """What a model's outcomes depend on, beside mask, examples and settings: weights, precision, device, code.
 
     Args:
         model: a Monet model, or a dense one.
@@ -54,7 +56,28 @@ def model_key(model: MonetPreTrainedModel) -> dict[str, Any]:
         "attention": model.config._attn_implementation,
         "float32_products": _float32_precision(),
         "versions": provenance_now()["versions"],
+        "sources": sources_digest(),
     }
+
+
+@functools.cache
+def sources_digest() -> str:
+    """SHA-256 of the package's own sources: a change of the code may change outcomes, whatever its version says."""
+    import monet
+
+    package, *checkout = map(Path, monet.__path__)
+    folders = [(package, package), *((root, root / name) for root in checkout for name in ("eval", "kernels"))]
+    files = {
+        path.relative_to(root).as_posix(): path
+        for root, folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in _SOURCES
+    }
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        content = path.read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _float32_precision() -> str:
@@ -107,7 +130,7 @@ class ExampleStore:
         self,
         folder: str | os.PathLike[str],
         key: Mapping[str, Any],
-        mask: ExpertMask | None = None,
+        mask: Intervention | None = None,
         *,
         wait: bool = False,
         part: Part | None = None,

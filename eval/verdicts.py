@@ -12,20 +12,20 @@ import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monet.errors import DataError
-from monet.eval.bootstrap import Bootstrap, Resampled, interval, resample_means
+from monet.eval.bootstrap import Bootstrap, resample_means
+from monet.eval.core.chance import chances, reasons_against
+from monet.eval.core.estimate import ZERO, Draws, Estimate, one_of
+from monet.eval.core.intervention import Intervention, share
 from monet.eval.losses import WindowLosses
-from monet.eval.results import AblationResult, Baseline, Estimate, Verdict
+from monet.eval.results import AblationResult, Baseline, Verdict
 
-if TYPE_CHECKING:
-    from monet.masks import ExpertMask
-
-# The mask of a label, or the random mask of that size and seed.
+# The mask of a label, or its random control of that number.
 Measured = tuple[str, int | None]
 
 _IN_MEMORY = 256 * 2**20  # bytes of sums that are kept in memory; more go into a temporary file
@@ -126,64 +126,50 @@ class _Found:
     Args:
         baseline: of the whole model, a domain each.
         delta: by label and domain, of the label's mask.
-        control: likewise, of its random masks; a domain where they were not measured is missing.
-        per_seed: by label, increases of its random masks on itself.
-        others_Q: by label, draws of its mask's increases summed over the other domains.
+        control: likewise, of its random controls; a domain where they were not measured is missing.
+        per_control: by label, increases of its random controls on itself.
+        others: by label, its mask's increases on the other domains, added up.
     """
 
     baseline: list[Baseline] = field(default_factory=list)
     delta: dict[tuple[str, str], Estimate] = field(default_factory=dict)
     control: dict[tuple[str, str], Estimate] = field(default_factory=dict)
-    per_seed: dict[str, list[float]] = field(default_factory=dict)
-    others_Q: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    per_control: dict[str, list[float]] = field(default_factory=dict)
+    others: dict[str, Draws] = field(default_factory=dict)
 
 
-def _resample(domains: Sequence[_Domain], sums: _Sums, seeds: Sequence[int], bootstrap: Bootstrap) -> _Found:
+def _resample(domains: Sequence[_Domain], sums: _Sums, bootstrap: Bootstrap) -> _Found:
     """Draw each domain's units again, the same draws for all masks; domains are drawn independently."""
     found = _Found()
-    one_of_Q = np.random.default_rng([bootstrap.seed, 1]).integers(len(seeds), size=bootstrap.resamples)
     for number, domain in enumerate(domains):
         for keys, sums_CU in sums.blocks(number, len(domain.tokens_U)):
             sums_CU = np.concatenate([domain.loss_sum_U[None], sums_CU])
             drawn = resample_means(sums_CU, domain.tokens_U, bootstrap.resamples, [bootstrap.seed, 0, number])
+            whole, *measured = (Draws(*column) for column in zip(drawn.mean_C.tolist(), drawn.draws_QC.T, strict=True))
             if len(found.baseline) == number:
-                loss = Estimate(float(drawn.mean_C[0]), *interval(drawn.draws_QC[:, 0], bootstrap.confidence))
-                tokens, windows = int(domain.tokens_U.sum()), len(domain.unit_W)
+                loss, tokens = whole.estimate(bootstrap), int(domain.tokens_U.sum())
                 found.baseline.append(
-                    Baseline(domain.name, loss, math.exp(loss.value), tokens, windows, domain.documents)
+                    Baseline(domain.name, loss, math.exp(loss.value), tokens, len(domain.unit_W), domain.documents)
                 )
-            place = {key: column for column, key in enumerate(keys, start=1)}
-            for label in dict.fromkeys(label for label, _ in keys):
-                if (label, None) in place:
-                    _own(found, domain.name, label, *_increase(drawn, place[label, None]), bootstrap)
-                if seeds and (label, seeds[0]) in place:
-                    parts = [_increase(drawn, place[label, seed]) for seed in seeds]
-                    draws_QS = np.stack([draws_Q for _, draws_Q in parts], axis=1)
-                    draws_Q = draws_QS[np.arange(bootstrap.resamples), one_of_Q]
-                    deltas = [delta for delta, _ in parts]
-                    mean = float(np.mean(deltas))
-                    found.control[label, domain.name] = Estimate(mean, *interval(draws_Q, bootstrap.confidence))
+            changes: dict[str, dict[int | None, Draws]] = {}
+            for (label, seed), one in zip(keys, measured, strict=True):
+                changes.setdefault(label, {})[seed] = one - whole
+            for label, by_seed in changes.items():
+                own = by_seed.pop(None, None)
+                if own is not None:
+                    found.delta[label, domain.name] = own.estimate(bootstrap)
+                    if label != domain.name:
+                        found.others[label] = found.others[label] + own if label in found.others else own
+                if by_seed:
+                    controls = list(by_seed.values())
+                    found.control[label, domain.name] = one_of(controls, bootstrap).estimate(bootstrap)
                     if label == domain.name:
-                        found.per_seed[label] = deltas
+                        found.per_control[label] = [control.value for control in controls]
     return found
 
 
-def _increase(drawn: Resampled, column: int) -> tuple[float, NDArray[np.float64]]:
-    """A condition's increase of mean loss, and the same on every resample."""
-    delta = float(drawn.mean_C[column] - drawn.mean_C[0])
-    return delta, drawn.draws_QC[:, column] - drawn.draws_QC[:, 0]
-
-
-def _own(
-    found: _Found, domain: str, label: str, delta: float, draws_Q: NDArray[np.float64], bootstrap: Bootstrap
-) -> None:
-    found.delta[label, domain] = Estimate(delta, *interval(draws_Q, bootstrap.confidence))
-    if label != domain:
-        found.others_Q[label] = found.others_Q[label] + draws_Q if label in found.others_Q else draws_Q
-
-
 def summarise(
-    masks: Mapping[str, ExpertMask],
+    masks: Mapping[str, Intervention],
     domains: Sequence[str],
     whole: WindowLosses,
     losses: Iterable[tuple[Measured, WindowLosses]],
@@ -193,14 +179,14 @@ def summarise(
     """Deltas with intervals and one verdict a mask.
 
     Args:
-        masks: per label the mask that removes its experts.
+        masks: per label what is removed for it.
         domains: the evaluated domains, named in the order of their label numbers.
         whole: losses without a mask.
-        losses: under each mask, followed by its random masks: on all domains or, for random masks, on the target at
+        losses: under each mask, followed by its random controls: on all domains or, for the controls, on the target at
             least. They are taken one after the other, after `whole` was checked, so they may be computed as they are
             asked for.
         bootstrap: how intervals are made.
-        provenance: goes into the result; its `random_seeds` are the seeds in the keys of `losses`.
+        provenance: goes into the result.
 
     Raises:
         DataError: a domain with a single document (or window).
@@ -212,51 +198,55 @@ def summarise(
             for number, rows_X in enumerate(_by_label(kept, len(parts))):
                 if len(rows_X):
                     sums.put(number, key, parts[number].sums(kept.loss_sum_W[rows_X]))
-        found = _resample(parts, sums, provenance["random_seeds"], bootstrap)
+        found = _resample(parts, sums, bootstrap)
     finally:
         sums.close()
-    zero = Estimate(0.0, 0.0, 0.0)
+    removing = {label for label, mask in masks.items() if mask.num_removed}
+    beside_chance = chances(
+        {label: found.delta[label, label].value for label in masks if label in removing},
+        {label: found.per_control.get(label, []) for label in removing},
+    )
 
     def estimate(label: str, domain: str) -> Estimate:
-        return found.delta.get((label, domain), zero)
+        return found.delta.get((label, domain), ZERO)
 
     def control(label: str, domain: str) -> Estimate | None:
-        return found.control.get((label, domain)) if masks[label].num_removed else zero
+        return found.control.get((label, domain)) if label in removing else ZERO
 
     def verdict(label: str) -> Verdict:
-        mask = masks[label]
+        mask, chance = masks[label], beside_chance.get(label)
         target, random = estimate(label, label), control(label, label)
-        assert random is not None, "random masks are always measured on their target"
+        assert random is not None, "controls are always measured on their target"
         others = {domain: estimate(label, domain).value for domain in domains if domain != label}
-        others_max_name = max(others, key=others.__getitem__)
-        others_draws_Q = found.others_Q.get(label, np.zeros(bootstrap.resamples)) / len(others)
-        reasons = []
-        if not mask.num_removed:
-            reasons.append("no expert belongs to it")
-        elif target.value <= others[others_max_name]:
-            reasons.append(f"{others_max_name} lost as much or more")
-        if mask.num_removed and target.low <= random.high:
-            reasons.append("within the interval of random masks")
+        worst = max(others, key=others.__getitem__)
+        others_mean = (found.others[label] / len(others)).estimate(bootstrap) if label in removing else ZERO
+        reasons = reasons_against(mask.num_removed, target.value, others, chance, mask.unit)
         return Verdict(
             name=label,
             target_delta=target.value,
-            target_interval=(target.low, target.high),
-            others_max_delta=others[others_max_name],
-            others_max_name=others_max_name,
-            others_mean_delta=float(np.mean(list(others.values()))),
-            others_mean_interval=interval(others_draws_Q, bootstrap.confidence),
+            target_interval=target.ends,
+            others_max_delta=others[worst],
+            others_max_name=worst,
+            others_mean_delta=others_mean.value,
+            others_mean_interval=others_mean.ends,
             random_delta=random.value,
-            random_interval=(random.low, random.high),
-            random_per_seed=found.per_seed.get(label, [0.0] * len(provenance["random_seeds"])),
-            experts=mask.num_removed,
-            experts_per_group=mask.removed_per_group,
-            share=mask.num_removed / mask.num_experts,
+            random_interval=random.ends,
+            random_per_control=found.per_control.get(label, []),
+            controls=chance.controls if chance else 0,
+            p=chance.p if chance else 1.0,
+            q=chance.q if chance else 1.0,
+            removed=mask.num_removed,
+            removed_per_group=mask.removed_per_group,
+            share=share(mask),
             passes=not reasons,
             reason="; ".join(reasons),
         )
 
     delta = [[estimate(label, domain) for domain in domains] for label in masks]
+    first = next(iter(masks.values()))
     return AblationResult(
+        unit=first.unit,
+        group=first.group,
         domains=[verdict(label) for label in masks],
         evaluated=found.baseline,
         delta=delta,

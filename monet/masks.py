@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from monet.configuration_monet import MonetConfig
+from monet.controls import ControlKind, control_keep, removed_mass
 from monet.errors import CheckpointError, ConfigError
 from monet.files import atomic_path
 from monet.json_text import parse_json
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 MASK_FILE = "expert_mask.safetensors"
 _FORMAT = "monet-expert-mask-1"
+MOST_KEEP = 1000.0  # a larger keep-weight is a mistake
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -34,15 +36,20 @@ Model = TypeVar("Model", bound=nn.Module)
 class ExpertMask:
     """Keep-weights of every expert of a model: 1 keeps an expert, 0 removes it, between them it is attenuated.
 
-    One routing group's mask holds in all layers of the group. Removing an expert removes its whole contribution, its
-    output bias included; what is kept is not renormalised. Masks are immutable.
+    A weight above 1 amplifies an expert and steers the model towards what it adds. One routing group's mask holds in
+    all layers of the group. Removing an expert removes its whole contribution, its output bias included; what is kept
+    is not renormalised. Masks are immutable.
 
     Attributes:
-        keep_REE: (R, E, E) bool, or float32 in [0, 1]; R routing groups, expert (i, j) at [group, i, j].
-        removed_per_group: for each routing group the number of experts whose keep-weight is below one.
+        keep_REE: (R, E, E) bool, or float32 of at least 0; R routing groups, expert (i, j) at [group, i, j].
+        removed_per_group: for each routing group the number of experts whose keep-weight is not one.
+        unit, group: what the mask changes, and what `removed_per_group` counts by, in words.
         provenance: JSON-able notes on how the mask was made.
         fingerprint: `model.fingerprint()` of the model it was made for; None fits any model of its shape.
     """
+
+    unit = "expert"
+    group = "routing group"
 
     def __init__(self, keep_REE: Tensor, provenance: Mapping[str, Any] | None = None, fingerprint: str | None = None):
         keep_REE = torch.as_tensor(keep_REE).detach().to("cpu", copy=True)
@@ -50,11 +57,14 @@ class ExpertMask:
             raise ConfigError(f"a mask of shape {tuple(keep_REE.shape)}; wanted (routing groups, E, E)")
         if keep_REE.dtype != torch.bool:
             keep_REE = keep_REE.to(torch.float32)
-            outside = ~((keep_REE >= 0) & (keep_REE <= 1))
+            outside = ~((keep_REE >= 0) & (keep_REE <= MOST_KEEP))
             if bool(outside.any()):
-                raise ConfigError(f"keep-weight {keep_REE[outside][0].item()}: allowed are numbers from 0 to 1")
+                raise ConfigError(
+                    f"keep-weight {keep_REE[outside][0].item()}: allowed are numbers from 0, which removes an expert, "
+                    f"over 1, which keeps it, to {MOST_KEEP:g}, which amplifies it"
+                )
         self.keep_REE = keep_REE.contiguous()
-        self.removed_per_group: list[int] = (self.keep_REE < 1).flatten(1).sum(1).tolist()
+        self.removed_per_group: list[int] = (self.keep_REE != 1).flatten(1).sum(1).tolist()
         self.provenance = dict(provenance or {})
         try:
             json.dumps(self.provenance)
@@ -159,8 +169,8 @@ class ExpertMask:
     # -- algebra: for boolean masks that of the sets of kept experts ----------------------------------------------
 
     def __and__(self, other: ExpertMask) -> ExpertMask:
-        """Keep what both keep (the smaller weight)."""
-        return self._combine("and", other, torch.logical_and, torch.minimum)
+        """Keep what both keep: the smaller weight, or the product where one of them is above 1."""
+        return self._combine("and", other, torch.logical_and, _both)
 
     def __or__(self, other: ExpertMask) -> ExpertMask:
         """Keep what either keeps (the larger weight)."""
@@ -171,7 +181,13 @@ class ExpertMask:
         return self & ~other
 
     def __invert__(self) -> ExpertMask:
-        """Keep exactly what this mask removes."""
+        """Keep exactly what this mask removes.
+
+        Raises:
+            ConfigError: a keep-weight is above 1.
+        """
+        if self.amplifies:
+            raise ConfigError("a mask with keep-weights above 1 has no opposite")
         keep_REE = ~self.keep_REE if self.is_hard else 1 - self.keep_REE
         return ExpertMask(keep_REE, {"made_by": "not", "of": [self.provenance]}, self.fingerprint)
 
@@ -217,13 +233,23 @@ class ExpertMask:
         return self.keep_REE.dtype == torch.bool
 
     @property
+    def amplifies(self) -> bool:
+        """Whether any keep-weight is above 1."""
+        return not self.is_hard and bool((self.keep_REE > 1).any())
+
+    @property
     def num_experts(self) -> int:
         """R * E * E."""
         return self.keep_REE.numel()
 
     @property
+    def num_units(self) -> int:
+        """All experts."""
+        return self.num_experts
+
+    @property
     def num_removed(self) -> int:
-        """Experts whose keep-weight is below one."""
+        """Experts whose keep-weight is not one."""
         return sum(self.removed_per_group)
 
     @property
@@ -265,6 +291,30 @@ class ExpertMask:
         self.check_fits(model)
         with find_body(model).active_masks.applying(self):
             yield model
+
+    def control(self, kind: ControlKind, seed: int, weights: Tensor | None = None) -> ExpertMask:
+        """A random mask that matches this one within each routing group.
+
+        Args:
+            kind: what both have in common: the number of experts removed, their mass, or their activity.
+            seed: of the choice; equal seeds give equal masks.
+            weights: (R, E, E) mean routing weight of each expert (mass), or its share of tokens (activity), on the
+                text that the mask is judged on. Only "number" needs none.
+
+        Raises:
+            ConfigError: weights that are missing or of another shape.
+        """
+        weight_RN = None if weights is None else weights.flatten(1)
+        keep_RN = control_keep(self.keep_REE.flatten(1), kind, seed, weight_RN)
+        notes: dict[str, Any] = {"made_by": "control", "kind": kind, "seed": seed, "of": self.provenance}
+        if weight_RN is not None:
+            notes["mass"] = removed_mass(keep_RN, weight_RN)
+            notes["mass_of_mask"] = removed_mass(self.keep_REE.flatten(1), weight_RN)
+        return ExpertMask(keep_RN.view_as(self.keep_REE), notes, self.fingerprint)
+
+    def sites(self, model: nn.Module) -> list[nn.Module]:
+        """The expert layers, from the first to the last."""
+        return [cast(nn.Module, layer.moe) for layer in find_body(model).layers]
 
     # -- files ------------------------------------------------------------------------------------------------------
 
@@ -328,6 +378,10 @@ def keep_digest(keep: Tensor) -> str:
     """SHA-256 of keep-weights of any shape, in hexadecimal."""
     keep = keep.float()
     return hashlib.sha256(f"{tuple(keep.shape)}\n".encode() + keep.numpy().tobytes()).hexdigest()
+
+
+def _both(first: Tensor, second: Tensor) -> Tensor:
+    return torch.where((first > 1) | (second > 1), first * second, torch.minimum(first, second))
 
 
 def find_body(model: nn.Module) -> MonetModel:

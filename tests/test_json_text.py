@@ -62,12 +62,10 @@ def test_other_json_is_read_as_it_is(content):
 
 # These read what this package wrote itself a moment before, or say what becomes of a fault.
 OWN = {
-    "monet/json_text.py", "monet/training/language_models.py", "eval/harness/domains_result.py",
-    "eval/harness/general_result.py", "eval/code/evaluate.py", "eval/code/sandbox.py", "eval/code/probe.py",
-    "eval/results.py", "eval/store.py", "eval/reproduction/result.py", "eval/curve.py", "eval/toxicity/perspective.py",
-    "monet/data/encode_worker.py", "monet/data/formats.py", "monet/training/coordination.py",
-    "monet/data/records.py", "monet/data/hub.py", "monet/data/writer.py",
-    "monet/data/prepare.py", "monet/data/shards.py", "monet/data/pipeline.py",
+    "monet/json_text.py", "monet/training/language_models.py", "eval/code/sandbox.py", "eval/code/probe.py",
+    "eval/store.py", "eval/toxicity/perspective.py", "monet/data/encode_worker.py", "monet/data/formats.py",
+    "monet/training/coordination.py", "monet/data/records.py", "monet/data/hub.py", "monet/data/writer.py",
+    "monet/data/shards.py", "monet/data/pipeline.py",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.cpu_layer import processor
 from benchmarks.evidence import failures, page, removal
 from monet.eval import report
+from monet.eval.core.controls import Controls
 from monet.eval.loading import load_model
 from monet.eval.results import AblationResult, Verdict
 from monet.eval.rules import Argmax, Ratio
@@ -31,7 +32,9 @@ FIGURE = "removal.png"
 
 def measured(arguments: argparse.Namespace) -> tuple[dict[str, str], list[dict[str, Any]], dict[str, Any]]:
     """All measurements: tables by name, a row a domain, and what else goes into docs/evidence.json."""
-    plan = removal.Plan(arguments.out, arguments.data, arguments.windows, arguments.fractions, arguments.seeds)
+    plan = removal.Plan(
+        arguments.out, arguments.data, arguments.windows, arguments.fractions, Controls(arguments.controls)
+    )
     model = load_model(str(arguments.model))
     statistics = removal.statistics_of(model, plan)
     times = removal.times_random(model, statistics, plan)
@@ -73,7 +76,7 @@ def measured(arguments: argparse.Namespace) -> tuple[dict[str, str], list[dict[s
             **plan.rule.settings(),
             "windows": plan.windows,
             "seq_len": plan.seq_len,
-            "seeds": list(plan.seeds),
+            "controls": plan.controls.settings(),
         },
         "provenance": {**whole.provenance, "masks": None, "machine": processor()},
     }
@@ -102,7 +105,7 @@ def _named(result: AblationResult, name: str) -> Verdict:
 
 
 def _verdicts(verdicts: list[Verdict]) -> list[dict[str, Any]]:
-    return [{"name": one.name, **page.deltas(one), "experts": one.experts} for one in verdicts]
+    return [{"name": one.name, **page.deltas(one), "experts": one.removed} for one in verdicts]
 
 
 def figure(out: Path, docs: Path) -> None:
@@ -126,7 +129,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--owners", nargs="*", default=["french", "german", "java", "php"], help="removed by argmax")
     parser.add_argument("--windows", type=int, default=32, help="windows of 256 tokens a domain (default: 32)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the random masks")
+    parser.add_argument("--controls", type=int, default=99, help="random controls of each removal (default: 99)")
     parser.add_argument("--relearn", nargs="*", default=["french", "php"], help="domains trained again")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 30], help="steps of training again")
     arguments = parser.parse_args()

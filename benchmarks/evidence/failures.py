@@ -78,8 +78,8 @@ def subjects(model: MonetForCausalLM, plan: Plan, text: Path) -> AblationResult:
     wanted = stats.Wanted(firing=True)
     found = stats.collect(model, chosen_on, batch_size=plan.batch_size, wanted=wanted)
     result = ablate(
-        model, select_by(found, plan.rule), measured_on, out=plan.out / "subjects", random_seeds=plan.seeds,
-        random_on="target", batch_size=plan.batch_size,
+        model, select_by(found, plan.rule), measured_on, out=plan.out / "subjects", controls=plan.controls,
+        control_on="target", batch_size=plan.batch_size,
     )  # fmt: skip
     assert result is not None, "only a part gives none"
     return result

@@ -35,7 +35,8 @@ def deltas(found: Verdict) -> dict[str, Any]:
     return {
         "target_delta": found.target_delta, "target_interval": found.target_interval,
         "others_mean_delta": found.others_mean_delta, "others_mean_interval": found.others_mean_interval,
-        "random_delta": found.random_delta, "random_interval": found.random_interval,
+        "random_delta": found.random_delta, "random_interval": found.random_interval, "controls": found.controls,
+        "p": found.p, "q": found.q, "passes": found.passes,
     }  # fmt: skip
 
 
@@ -47,19 +48,21 @@ def domain(verdict: Verdict, equal_mass: Verdict, dense: Mapping[str, Verdict]) 
     def measured(found: Verdict, unit: str) -> dict[str, Any]:
         return {
             **deltas(found), "others_max_delta": found.others_max_delta, "others_max_name": found.others_max_name,
-            unit: found.experts, "share": found.share,
+            unit: found.removed, "share": found.share,
         }  # fmt: skip
 
     return {
         "name": verdict.name,
         **measured(verdict, "experts"),
-        "experts_per_group": verdict.experts_per_group,
+        "experts_per_group": verdict.removed_per_group,
         "target_over_others": others,
         "target_over_random": random,
         "meets_others": others is None or others >= LEAST_OVER_OTHERS,
         "meets_random": random is None or random >= LEAST_OVER_RANDOM,
         "equal_mass_random_delta": equal_mass.random_delta,
         "equal_mass_random_interval": equal_mass.random_interval,
+        "equal_mass_p": equal_mass.p,
+        "equal_mass_q": equal_mass.q,
         "dense": {name: measured(found, "neurons") for name, found in dense.items()},
     }
 
@@ -114,10 +117,10 @@ def curve(result: CurveResult) -> str:
 
 def experts(verdicts: Sequence[Verdict]) -> str:
     """How many experts each domain has, by routing group."""
-    groups = range(len(verdicts[0].experts_per_group))
+    groups = range(len(verdicts[0].removed_per_group))
     rows = [
-        {"domain": one.name, "experts": one.experts, "share": one.share,
-         **{f"group {n}": one.experts_per_group[n] for n in groups}}
+        {"domain": one.name, "experts": one.removed, "share": one.share,
+         **{f"group {n}": one.removed_per_group[n] for n in groups}}
         for one in verdicts
     ]  # fmt: skip
     return markdown(rows, {"domain": "", "experts": ",", "share": ".1%", **{f"group {n}": "," for n in groups}})
@@ -157,7 +160,7 @@ def text(monet: Sequence[Baseline], llama: Sequence[Baseline]) -> str:
 def simple(result: AblationResult) -> str:
     """Verdicts of one of the experiments that fail."""
     rows = [
-        {"removed": one.name, "experts": f"{one.experts:,} ({one.share:.1%})",
+        {"removed": one.name, "experts": f"{one.removed:,} ({one.share:.1%})",
          "target": bracketed(one.target_delta, *one.target_interval),
          "others, mean": bracketed(one.others_mean_delta, *one.others_mean_interval),
          "times": _times(over(one.target_delta, one.others_mean_delta)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,21 @@ from tqdm.auto import tqdm
 from monet import ExpertMask, MonetForCausalLM
 from monet.errors import CheckpointError
 from monet.eval import neurons, stats
-from monet.eval.ablate import measure
+from monet.eval.ablate import ablate, measure
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import random_like
+from monet.eval.core.controls import Controls
+from monet.eval.core.results import RESULT_NAME
+from monet.eval.core.weights import weights_of
 from monet.eval.curve import CurveResult, evaluate_curve
 from monet.eval.inputs import PreparedWindows
 from monet.eval.loading import weights_digest
-from monet.eval.losses import LossStore, WindowLosses
-from monet.eval.results import RESULT_NAME, AblationResult
+from monet.eval.losses import LossStore
+from monet.eval.results import AblationResult
 from monet.eval.rules import Rule, Top, assign
 from monet.eval.selection import select_by
-from monet.eval.verdicts import Measured, summarise
-from monet.files import atomic_write_json
+
+# Controls that a share is settled with; those that it is judged by are drawn afresh for another text.
+SETTLING = 3
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Plan:
         data: prepared text; experts are chosen on its split `identify`, and removals measured on `evaluate`.
         windows: of `seq_len` tokens, a domain.
         fractions: shares of all experts, for each domain; those of the curves.
-        seeds: of the random masks.
+        controls: random controls of every removal that is judged.
         fraction: the one of the tables.
         batch_size: windows a forward.
     """
@@ -48,7 +51,7 @@ class Plan:
     data: Path
     windows: int
     fractions: Sequence[float]
-    seeds: Sequence[int]
+    controls: Controls
     fraction: float = 0.0
     batch_size: int = 8
     seq_len: int = 256
@@ -100,7 +103,11 @@ def times_random(
             part = data.only([label])
             whole, own, *others = (
                 store.losses(one, part, label, lambda _: None).loss_sum_W.sum()
-                for one in (None, mask, *(random_like(mask, seed) for seed in plan.seeds))
+                for one in (
+                    None,
+                    mask,
+                    *(plan.controls.draw(mask, n, label, data.fingerprint) for n in range(SETTLING)),
+                )
             )
             random = np.mean(others) - whole
             found[fraction][label] = float((own - whole) / random) if random > 0 else math.inf
@@ -118,7 +125,7 @@ def curve_of(model: MonetForCausalLM, statistics: stats.ExpertStatistics, plan: 
     """Every domain's removal at every fraction, beside random masks of as many experts on the domain itself."""
     result = evaluate_curve(
         model, statistics, plan.rule, plan.fractions, plan.evaluate, out=plan.out / "curve",
-        random_seeds=plan.seeds, random_on="target", batch_size=plan.batch_size,
+        controls=plan.controls, control_on="target", batch_size=plan.batch_size,
     )  # fmt: skip
     assert result is not None, "only a part gives none"
     return result
@@ -136,49 +143,27 @@ def removal_of(
     masks = {label: mask for label, mask in select_by(statistics, rule).items() if labels is None or label in labels}
     found = measure(
         LossStore(plan.losses, model, plan.batch_size), masks, plan.evaluate,
-        random_seeds=plan.seeds, random_on="target", bootstrap=Bootstrap(), progress=True,
+        controls=plan.controls, control_on="target", bootstrap=Bootstrap(), progress=True,
     )  # fmt: skip
-    atomic_write_json(plan.out / name / RESULT_NAME, found.to_json())
+    found.save(plan.out / name)
     return found
-
-
-def equal_mass(mask: ExpertMask, means_REE: Tensor, seed: int) -> ExpertMask:
-    """Random experts of as much routing weight in every group as the mask removes, however many that takes.
-
-    Args:
-        mask: what is matched.
-        means_REE: each expert's mean weight on the domain.
-        seed: of the choice.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    keep_RN = torch.ones(mask.keep_REE.flatten(1).shape, dtype=torch.bool)
-    for group, (removed_N, means_N) in enumerate(zip(mask.keep_REE.flatten(1) < 1, means_REE.flatten(1), strict=True)):
-        order_N = torch.randperm(len(means_N), generator=generator)
-        heavier_N = means_N[order_N].cumsum(0) > means_N[removed_N].sum()
-        keep_RN[group, order_N[~heavier_N]] = False
-    keep_REE = keep_RN.view_as(mask.keep_REE)
-    return ExpertMask(keep_REE, {"made_by": "equal_mass", "seed": seed, "of": mask.provenance}, mask.fingerprint)
 
 
 def against_equal_mass(
     model: MonetForCausalLM, masks: Mapping[str, ExpertMask], statistics: stats.ExpertStatistics, plan: Plan
 ) -> AblationResult:
-    """Each domain's mask beside random ones of equal mass there; its own losses are those that the curve kept."""
-    store, data = LossStore(plan.losses, model, plan.batch_size), plan.evaluate
-    means = dict(zip(statistics.labels, statistics.means(), strict=True))
-    losses: dict[Measured, WindowLosses] = {}
-    for label, mask in tqdm(masks.items(), desc="random masks of equal mass", unit="domain"):
-        losses[label, None] = store.losses(mask, data, label, lambda _: None)
-        for seed in plan.seeds:
-            random = equal_mass(mask, means[label], seed)
-            losses[label, seed] = store.losses(
-                random, data.only([label]), f"equal mass {seed} like {label}", lambda _: None
-            )
-    whole = store.losses(None, data, "no mask", lambda _: None)
-    return summarise(masks, data.labels, whole, losses.items(), Bootstrap(), {"random_seeds": list(plan.seeds)})
+    """Each domain's mask beside controls of equal mass there; its own losses are those that the curve kept."""
+    weights = weights_of(statistics, "mass")
+    return measure(
+        LossStore(plan.losses, model, plan.batch_size), masks, plan.evaluate,
+        controls=replace(plan.controls, kind="mass", weights=weights), control_on="target", bootstrap=Bootstrap(),
+        progress=True,
+    )  # fmt: skip
 
 
-def top_neurons(means_CLF: Tensor, labels: Sequence[str], fraction: float) -> dict[str, neurons.NeuronMask]:
+def top_neurons(
+    means_CLF: Tensor, labels: Sequence[str], fraction: float, text: Mapping[str, Any] | None = None
+) -> dict[str, neurons.NeuronMask]:
     """So many neurons for each label, of those most active for it: the ones furthest above the next label."""
     owner_LF = assign(means_CLF, 1.0)
     highest_2LF = means_CLF.topk(2, dim=0).values
@@ -190,6 +175,8 @@ def top_neurons(means_CLF: Tensor, labels: Sequence[str], fraction: float) -> di
         keep_N = torch.ones(rank_N.numel(), dtype=torch.bool)
         keep_N[chosen_N[rank_N[chosen_N] > -torch.inf]] = False
         notes = {"made_by": "top_neurons", "fraction": fraction, "label": label}
+        if text is not None:
+            notes["statistics"] = {"parts": [dict(text)]}
         masks[label] = neurons.NeuronMask(keep_N.view_as(owner_LF), notes)
     return masks
 
@@ -205,7 +192,7 @@ def dense_of(folder: str, plan: Plan) -> dict[str, AblationResult]:
     data = plan.evaluate
     key = {
         "model_fingerprint": weights_digest(model)[:16], "data_fingerprint": data.fingerprint,
-        "random_seeds": list(plan.seeds),
+        "controls": {**plan.controls.settings(), "on": "target"},
     }  # fmt: skip
     found: dict[str, AblationResult] = {}
     means_CLF: Tensor | None = None
@@ -218,10 +205,10 @@ def dense_of(folder: str, plan: Plan) -> dict[str, AblationResult]:
         if means_CLF is None:
             means_CLF = neurons.activities(model, plan.identify, batch_size=plan.batch_size)
         masks = (
-            top_neurons(means_CLF, data.labels, plan.fraction) if name == "top"
-            else neurons.select_neurons(means_CLF, data.labels, 2.0, "first")
+            top_neurons(means_CLF, data.labels, plan.fraction, plan.identify.description) if name == "top"
+            else neurons.select_neurons(means_CLF, data.labels, 2.0, "first", plan.identify.description)
         )  # fmt: skip
-        found[name] = neurons.ablate_neurons(
-            model, masks, data, out=out, random_seeds=plan.seeds, batch_size=plan.batch_size, held_out=True
-        )
+        measured = ablate(model, masks, data, out=out, controls=plan.controls, batch_size=plan.batch_size)
+        assert measured is not None, "only a part gives none"
+        found[name] = measured
     return found

@@ -1,4 +1,4 @@
-"""What a model can still program when a language's experts are removed: pass@k under masks, beside random ones.
+"""What a model can still program when a language's experts are removed: pass@k under masks, beside random controls.
 
 The paper's protocol (arXiv 2412.04139, section 5.2 and appendix D.2): MultiPL-E in six languages, 200 samples a problem
 at temperature 0.8, pass@100.
@@ -8,38 +8,45 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monet.errors import CheckpointError, ConfigError
-from monet.eval.ablate import ablate
+from monet.eval.ablate import ControlOn, ablate
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.code.execution import check_workers, execute, kept_statuses
 from monet.eval.code.generation import Sampler, Sampling
 from monet.eval.code.limits import Limits
+from monet.eval.code.masks import about_masks, losses_only, provenance_of
 from monet.eval.code.problems import CODES, ProblemSet, language_of, read_problems
-from monet.eval.code.results import CodeResult, ConditionScores, MaskSize
+from monet.eval.code.results import CodeResult, ConditionScores
 from monet.eval.code.runtimes import Runtime, find_runtimes
 from monet.eval.code.sandbox import Sandbox, open_sandbox
-from monet.eval.code.scoring import Tally, score, tally
-from monet.eval.conditions import PART_DONE, check_seeds, conditions, dealt
-from monet.eval.loading import DType, load_model, load_tokenizer, open_windows, provenance_now, windows_bar
-from monet.eval.results import RESULT_NAME, AblationResult
-from monet.eval.selection import check_mask, load_masks
+from monet.eval.code.scoring import Tally, condition_scores, judged_k, score, tally, verdicts
+from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.intervention import Intervention, check_all, unit_of
+from monet.eval.core.results import RESULT_NAME
+from monet.eval.decoding import GENERATED_CONTROLS
+from monet.eval.loading import (
+    DType,
+    load_model,
+    load_tokenizer,
+    open_windows,
+    windows_bar,
+)
+from monet.eval.results import AblationResult
+from monet.eval.selection import load_masks
 from monet.eval.store import model_key
 from monet.experts import lay_out_for_decoding
-from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from monet.masks import ExpertMask
-    from monet.modeling_monet import MonetForCausalLM
 
 KS = (1, 10, 100)
 
@@ -56,9 +63,9 @@ def check_ks(ks: Sequence[int]) -> None:
 
 @holds_weights
 def evaluate_code(
-    model: MonetForCausalLM,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    masks: Mapping[str, ExpertMask],
+    masks: Mapping[str, Intervention],
     problems: ProblemSet,
     *,
     out: str | os.PathLike[str],
@@ -66,7 +73,8 @@ def evaluate_code(
     libraries: Sequence[Path] = (),
     sampling: Sampling | None = None,
     ks: Sequence[int] = KS,
-    random_seeds: Sequence[int] = (0, 1, 2),
+    controls: Controls | None = None,
+    control_on: ControlOn = "target",
     bootstrap: Bootstrap | None = None,
     workers: int = 1,
     perplexity: AblationResult | None = None,
@@ -79,16 +87,18 @@ def evaluate_code(
     model, masks, problems and settings goes on from them and gives the same numbers.
 
     Args:
-        model: the whole model.
+        model: the whole model: a Monet, or any other causal language model that the masks fit.
         tokenizer: the model's.
-        masks: per label the mask that removes its experts; may be empty.
+        masks: per label what removes its units; may be empty.
         problems: by language (`read_problems`).
         out: folder for outcomes and result.json.
         sandbox: where programs run (`open_sandbox`); None runs none, and the result says so.
         libraries: folders with luaunit.lua and javatuples.jar, before the system's.
         sampling: how completions are drawn.
         ks: the k of pass@k.
-        random_seeds: one random mask a label and seed.
+        controls: random controls of each mask; None takes nineteen of equal number.
+        control_on: measure controls on their own language only, or on all languages. A mask of a label that is no
+            language has controls in the second case only.
         bootstrap: how intervals are made; problems are drawn again.
         workers: programs at a time.
         perplexity: losses on text by language, to stand in the result.
@@ -101,13 +111,14 @@ def evaluate_code(
     Raises:
         CheckpointError: a mask of another model or size.
         ConfigError: a setting out of range, or another process evaluates the same.
+        DataError: masks of different units.
     """
     bootstrap, sampling = bootstrap or Bootstrap(), sampling or Sampling()
+    controls = controls or Controls(GENERATED_CONTROLS)
     check_ks(ks)
-    check_seeds(random_seeds)
     check_workers(workers)
-    for label, mask in masks.items():
-        check_mask(label, mask, model)
+    unit_of(masks)
+    check_all(masks, model)
     languages = list(problems.problems)
     runtimes: dict[str, Runtime] = {}
     unavailable = dict(problems.missing)
@@ -118,9 +129,9 @@ def evaluate_code(
     evaluated = [language for language in languages if language not in unavailable]
     store = Path(out) / "outcomes"
     sampler = Sampler(model, tokenizer, sampling, store, model_key(model))
-    chosen = conditions(masks, random_seeds)
-    taken = [condition for condition, _ in dealt([(condition, None) for condition in chosen], part)]
-    tallies: dict[str, dict[str, Tally]] = {condition.name: {} for condition in taken}
+    passes = _passes(conditions(masks, controls, problems.fingerprint), evaluated, control_on)
+    taken = dealt(passes, part)
+    tallies: dict[str, dict[str, Tally]] = {}
     for language in evaluated:
         asked_for = problems.problems[language]
         total = len(asked_for) * sampling.num_samples
@@ -128,7 +139,7 @@ def evaluate_code(
             kept = None
             if sandbox is not None:
                 kept = stack.enter_context(kept_statuses(runtimes[language], sandbox, store, part))
-            for condition in taken:
+            for condition in (one for one, asked_in in taken if language in asked_in):
                 name = f"{condition.name}: {language}"
                 with windows_bar(total, f"{name}, write", progress, unit="sample") as bar:
                     completions = sampler.completions(condition.mask, asked_for, bar.update)
@@ -137,83 +148,52 @@ def evaluate_code(
                     programs = {one.program(text) for one in asked_for for text in completions.get(one.name, [])}
                     with windows_bar(len(programs), f"{name}, run", progress, unit="program") as bar:
                         statuses = execute(sorted(programs), runtimes[language], sandbox, kept, workers, bar.update)
-                tallies[condition.name][language] = tally(asked_for, completions, statuses)
+                tallies.setdefault(language, {})[condition.name] = tally(asked_for, completions, statuses)
     if part is not None:
         return None
-    whole = tallies[chosen[0].name]
-    scored = [
-        ConditionScores(
-            name=condition.name,
-            label=condition.label,
-            language=None if condition.label is None else language_of(condition.label),
-            seed=condition.seed,
-            scores=[
-                score(language, found, None if condition.label is None else whole[language], ks, bootstrap, number)
-                for number, (language, found) in enumerate(tallies[condition.name].items())
-            ],
-        )
-        for condition in chosen
-    ]
+    scored = {
+        language: score(language, found, ks, bootstrap, number)
+        for number, (language, found) in enumerate(tallies.items())
+    }
+    asked_under = [condition for condition, _ in passes]
+    rows, k = condition_scores(asked_under, scored, bootstrap), judged_k(scored, ks)
     provenance = {
         "problems": problems.description,
         "sampling": dataclasses.asdict(sampling),
         "bootstrap": dataclasses.asdict(bootstrap) | {"unit": "problem"},
         "sandbox": None if sandbox is None else dataclasses.asdict(sandbox),
-        "random_seeds": list(random_seeds),
+        "controls": {**controls.settings(), "on": control_on},
     }
+    texts = [problem.text for found in problems.problems.values() for problem in found]
     result = CodeResult(
         executed=sandbox is not None,
         ks=list(ks),
+        judged_k=k,
         languages={language: runtimes[language].version if language in runtimes else None for language in languages},
         unavailable=unavailable,
-        conditions=scored,
-        masks=mask_sizes(masks),
+        conditions=rows,
+        verdicts=verdicts(masks, asked_under, scored, k, bootstrap),
         perplexity=perplexity,
-        partial=_what_is_missing(scored, unavailable, sandbox),
-        provenance=_provenance(model, masks) | provenance,
+        partial=_what_is_missing(rows, unavailable, sandbox),
+        provenance=provenance_of(model, masks) | provenance,
+        **about_masks(masks, texts),
     )
-    write(result, out)
+    result.save(out)
     return result
 
 
-def losses_alone(
-    model: MonetForCausalLM,
-    masks: Mapping[str, ExpertMask],
-    perplexity: AblationResult,
-    out: str | os.PathLike[str],
-) -> CodeResult:
-    """A result of losses alone: no problem, no completion, no runtime."""
-    result = CodeResult(
-        executed=False,
-        ks=[],
-        languages={},
-        unavailable={},
-        conditions=[],
-        masks=mask_sizes(masks),
-        perplexity=perplexity,
-        partial=["pass@k was not asked for (perplexity_only)"],
-        provenance=_provenance(model, masks),
-    )
-    write(result, out)
-    return result
-
-
-def mask_sizes(masks: Mapping[str, ExpertMask]) -> list[MaskSize]:
-    """How many experts each mask removes."""
-    return [
-        MaskSize(label, mask.num_removed, mask.removed_per_group, mask.num_removed / mask.num_experts)
-        for label, mask in masks.items()
-    ]
-
-
-def write(result: CodeResult, out: str | os.PathLike[str]) -> None:
-    """Keep a result as OUT/result.json, whole or not at all."""
-    atomic_write_json(Path(out) / RESULT_NAME, json.loads(json.dumps(result.to_json(), allow_nan=False)))
-
-
-def _provenance(model: MonetForCausalLM, masks: Mapping[str, ExpertMask]) -> dict[str, Any]:
-    notes = {label: mask.provenance for label, mask in masks.items()}
-    return {**provenance_now(), "model_fingerprint": model.fingerprint(), "masks": notes}
+def _passes(
+    asked: Sequence[Condition], languages: list[str], control_on: ControlOn
+) -> list[tuple[Condition, list[str]]]:
+    """Conditions and the languages that each is measured on; those on none are left out."""
+    found = []
+    for condition in asked:
+        on_target = condition.control is not None and control_on == "target"
+        own = language_of(condition.label or "")
+        measured_on = [language for language in languages if not on_target or language == own]
+        if measured_on or condition.control is None:
+            found.append((condition, measured_on))
+    return found
 
 
 def _what_is_missing(
@@ -223,9 +203,12 @@ def _what_is_missing(
     if sandbox is None:
         missing.append("no program was executed")
         return missing
+    counted: Counter[str] = Counter()
     for condition in scored:
+        name = condition.name if condition.control is None else f"random controls of {condition.label}"
         for one in condition.scores:
-            missing += [f"{condition.name}, {one.language}, {why}: {number}" for why, number in one.unscored.items()]
+            counted.update({f"{name}, {one.language}, {why}": number for why, number in one.unscored.items()})
+    missing += [f"{what}: {number}" for what, number in counted.items()]
     return missing
 
 
@@ -246,7 +229,8 @@ def run(
     max_new_tokens: int = 512,
     batch_size: int = 20,
     seed: int = 0,
-    random_seeds: list[int] = [0, 1, 2],  # noqa: B006
+    controls: ControlOptions = ControlOptions(count=GENERATED_CONTROLS),  # noqa: B008 - frozen
+    control_on: ControlOn = "target",
     cpu_seconds: int = 15,
     wall_seconds: float = 60.0,
     memory_mb: int = 1024,
@@ -263,7 +247,7 @@ def run(
     dtype: DType = "auto",
     progress: bool = True,
 ) -> None:
-    """Measure what a model can program before and after each language's experts are removed, beside random removals.
+    """Measure what a model can program before and after each language's experts are removed, beside random controls.
 
     Writes OUT/result.json, which `monet report` turns into a page. Completions and outcomes are kept in OUT/outcomes,
     so the same command goes on after a kill. Without --allow_code_execution programs are written and none is run.
@@ -285,7 +269,9 @@ def run(
         max_new_tokens: of a completion. A problem whose prompt leaves less room is left out and counted.
         batch_size: completions of one problem a forward.
         seed: of the sampling, and of the intervals' draws.
-        random_seeds: one random mask per mask and seed, of as many experts of every routing group.
+        controls: random controls of each mask.
+        control_on: measure controls on their own language only, or on all languages, which takes that many times
+            longer.
         cpu_seconds: processor time of a program, and of its compiler.
         wall_seconds: wall clock of both.
         memory_mb: MiB of a program with all its processes.
@@ -297,7 +283,7 @@ def run(
         perplexity_only: measure losses on DATA and nothing else: no problem is read, no runtime needed.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
-        part: i/n writes and runs the programs of the i-th of n parts of the masks and random masks, i from 0 on, and
+        part: i/n writes and runs the programs of the i-th of n parts of the masks and controls, i from 0 on, and
             writes no result. Run as many processes as there are parts, then the same command without it.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
@@ -323,6 +309,7 @@ def run(
     loaded = load_model(model, device, dtype)
     hold(loaded)
     chosen = {} if masks is None else load_masks(masks, model=loaded)
+    drawn = controls.open(loaded)
     losses = None
     if data is not None:
         losses = ablate(
@@ -330,7 +317,8 @@ def run(
             chosen,
             open_windows(data, split, loaded, seq_len, max_windows),
             out=Path(out) / "perplexity",
-            random_seeds=random_seeds,
+            controls=drawn,
+            control_on=control_on,
             bootstrap=bootstrap,
             part=own,
             progress=progress,
@@ -338,7 +326,7 @@ def run(
     result = None
     if found is None:
         if losses is not None:
-            result = losses_alone(loaded, chosen, losses, out)
+            result = losses_only(loaded, chosen, losses, out)
     else:
         tokenizer = load_tokenizer(loaded)
         if tokenizer is None:
@@ -355,7 +343,8 @@ def run(
             libraries=libraries,
             sampling=sampling,
             ks=ks,
-            random_seeds=random_seeds,
+            controls=drawn,
+            control_on=control_on,
             bootstrap=bootstrap,
             workers=workers,
             perplexity=losses,

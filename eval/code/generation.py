@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from monet.eval.code.problems import Problem
-    from monet.masks import ExpertMask
-    from monet.modeling_monet import MonetForCausalLM
+    from monet.eval.core.intervention import Intervention
 
 _LOOK_EVERY = 8
 TOO_LONG = "prompt and max_new_tokens exceed the model's context"
@@ -94,7 +93,7 @@ class Sampler:
 
     def __init__(
         self,
-        model: MonetForCausalLM,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         sampling: Sampling,
         folder: Any,
@@ -111,16 +110,16 @@ class Sampler:
 
     def fits(self, problem: Problem) -> bool:
         """Whether prompt and completion fit into the model's context."""
-        limit = cast(int, self.model.config.max_position_embeddings)
+        limit = int(self.model.config.max_position_embeddings)
         return self._prompt(problem).shape[1] + self.sampling.max_new_tokens <= limit
 
     def completions(
-        self, mask: ExpertMask | None, problems: Sequence[Problem], advance: Callable[[int], object] = lambda _: None
+        self, mask: Intervention | None, problems: Sequence[Problem], advance: Callable[[int], object] = lambda _: None
     ) -> dict[str, list[str]]:
         """Every problem's completions, by the problem's name; those of problems that do not fit are left out.
 
         Args:
-            mask: experts removed; None removes none.
+            mask: what is removed; None removes nothing.
             problems: of one language.
             advance: called with the number of samples done since the last call.
 

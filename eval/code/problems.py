@@ -86,12 +86,14 @@ class ProblemSet:
         missing: why a language has none.
         ignored: rows of other languages, counted.
         source: where they came from.
+        whole: fingerprint of the problems before a limit; empty if these are all.
     """
 
     problems: dict[str, list[Problem]]
     missing: dict[str, str]
     ignored: dict[str, int]
     source: str
+    whole: str = ""
 
     def first(self, limit: int | None) -> ProblemSet:
         """At most so many problems a language, in the order they were read.
@@ -102,7 +104,13 @@ class ProblemSet:
         if limit is not None and limit < 1:
             raise ConfigError(f"limit {limit} must be at least 1; leave it out for all problems")
         chosen = {language: found[:limit] for language, found in self.problems.items()}
-        return ProblemSet(chosen, self.missing, self.ignored, self.source)
+        return ProblemSet(chosen, self.missing, self.ignored, self.source, self.fingerprint)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal problems, whatever the limit; random controls depend on it, so a limit can be raised."""
+        content = json.dumps({name: [one.digest for one in found] for name, found in self.problems.items()})
+        return self.whole or hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def description(self) -> dict[str, Any]:

@@ -1,30 +1,39 @@
-"""The language suite's result as blocks of a report: pass@k, what each mask changed, experts a language, losses."""
+"""The language suite's result as blocks of a report: pass@k, what each mask changed, units removed, losses."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from monet.eval.ablation_report import ORIGIN, random_units, verdicts
 from monet.eval.code.groups import BOUNDS
 from monet.eval.code.sandbox import PROTECTIONS
 from monet.eval.document import Block, Heatmap, Report, Table, Text
-from monet.eval.reporting import common
+from monet.eval.reporting.common import NOTHING, estimated, signed
 
 if TYPE_CHECKING:
-    from monet.eval.code.results import CodeResult, ConditionScores, Figure
+    from monet.eval.code.results import CodeResult, ConditionScores
+    from monet.eval.core.estimate import Estimate
 
-_NOTHING = "-"
+_ORIGIN = {
+    True: "The masks were chosen on text that does not hold these problems.",
+    False: "The masks were chosen on text that holds some of these problems, which flatters them.",
+    None: "It is not recorded whether the text that the masks were chosen on holds these problems; if it does, that "
+    "flatters the masks.",
+}
 
 
 def report_of(result: CodeResult) -> Report:
     """Everything that was found, and everything that was not."""
     blocks: list[Block] = []
     if result.partial:
-        blocks.append(Text("; ".join(result.partial) + ".", title="Partial result"))
+        blocks.append(Text("; ".join(result.partial) + ".", title="Partial result", caution=True))
+    if result.masks and result.conditions:
+        blocks.append(Text(_ORIGIN[result.held_out], caution=result.held_out is not True))
     if result.executed:
         blocks += [_baseline(result), *_changes(result)]
     if result.masks:
-        blocks.append(_experts(result))
+        blocks.append(_removed(result))
     if result.perplexity is not None:
         blocks += _losses(result)
     if result.conditions:
@@ -40,17 +49,9 @@ def report_of(result: CodeResult) -> Report:
     )
 
 
-def _points(figure: Figure | None, signed: bool = False) -> str:
+def _points(estimate: Estimate | None, sign: bool = False) -> str:
     """A share as points of a hundred, with its interval."""
-    if figure is None:
-        return _NOTHING
-
-    def told(value: float) -> str:
-        return common.signed(100 * value, 1) if signed else f"{100 * value:.1f}"
-
-    if figure.low is None or figure.high is None:
-        return told(figure.value)
-    return f"{told(figure.value)} ({told(figure.low)} to {told(figure.high)})"
+    return estimated(estimate, 1, sign=sign, scale=100)
 
 
 def _baseline(result: CodeResult) -> Table:
@@ -71,67 +72,88 @@ def _baseline(result: CodeResult) -> Table:
     )
 
 
-def _own(result: CodeResult) -> list[ConditionScores]:
-    return [condition for condition in result.conditions if condition.label is not None and condition.seed is None]
-
-
 def _changes(result: CodeResult) -> list[Block]:
-    k, own = result.headline_k, _own(result)
+    k, own = result.judged_k, result.own
     if k is None or not own:
         return []
     columns = [score.language for score in result.conditions[0].scores]
 
-    def change(condition: ConditionScores, language: str) -> Figure | None:
+    def change(condition: ConditionScores, language: str) -> Estimate | None:
         score = condition.score(language)
         return None if score is None else score.change.get(str(k))
 
-    def cell(condition: ConditionScores, language: str) -> float | None:
-        figure = change(condition, language)
-        return None if figure is None else 100 * figure.value
+    def cells(name: str) -> list[list[float | None]]:
+        found = [[change(one, language) for language in columns] for one in own]
+        ends = [[None if cell is None else getattr(cell, name) for cell in row] for row in found]
+        return [[None if end is None else 100 * end for end in row] for row in ends]
 
-    values = [[cell(condition, language) for language in columns] for condition in own]
     matrix = Heatmap(
         title=f"Change of pass@{k} under each mask",
         rows=[condition.name for condition in own],
         columns=columns,
-        values=values,
+        values=cells("value"),
         unit="points",
-        row_axis="experts removed of",
+        row_axis=f"{result.unit}s removed of",
         column_axis="evaluated language",
         note="Each cell is paired by problem with the model as it is.",
+        low=cells("low"),
+        high=cells("high"),
     )
     intervals = Table(
         title=f"The same with intervals, points of pass@{k}",
-        header=["experts removed of", *columns],
-        rows=[[one.name, *(_points(change(one, language), signed=True) for language in columns)] for one in own],
+        header=[f"{result.unit}s removed of", *columns],
+        rows=[[one.name, *(_points(change(one, language), sign=True) for language in columns)] for one in own],
     )
-    heads = Table(
-        title=f"Own language, other languages, random experts: change of pass@{k} in points",
-        header=["experts removed of", "own language", "mean of the others", "random experts, as many"],
+    return [matrix, intervals, *([_verdicts(result, k)] if result.verdicts else [])]
+
+
+def _verdicts(result: CodeResult, k: int) -> Table:
+    return Table(
+        title=f"Verdicts: change of pass@{k} in points",
+        header=[
+            f"{result.unit}s removed of",
+            "own language",
+            "most of others",
+            "mean of others",
+            "random, on own",
+            "controls",
+            "p",
+            "q",
+            "passes",
+        ],
         rows=[
             [
-                head.label,
-                _points(head.target, signed=True),
-                _NOTHING if head.others_mean is None else common.signed(100 * head.others_mean, 1),
-                ", ".join(common.signed(100 * value, 1) for value in head.random_per_seed) or _NOTHING,
+                one.name,
+                _points(one.target, sign=True),
+                NOTHING if one.others_max is None else f"{signed(100 * one.others_max, 1)} ({one.others_max_name})",
+                _points(one.others_mean, sign=True),
+                _points(one.random, sign=True),
+                str(one.controls),
+                f"{one.p:.3g}",
+                f"{one.q:.3g}",
+                "yes" if one.passes else f"no: {one.reason}",
             ]
-            for head in result.headlines()
+            for one in result.verdicts
         ],
-        note="Random masks take as many experts of every routing group; a number for each seed, on the own language.",
+        note=f"{random_units(result.provenance['controls'], f'{result.unit}s')} are removed for comparison; their "
+        "interval is that of one control. A mask passes if its own language lost more than any other, and more than "
+        "chance explains. p is the chance that one of its random controls costs its language as much. q is the share "
+        "of false findings to expect (Benjamini and Hochberg) if every mask with a p as small is called a finding; it "
+        "must be at most 0.05.",
     )
-    return [matrix, intervals, heads]
 
 
-def _experts(result: CodeResult) -> Table:
-    groups = max(len(mask.experts_per_group) for mask in result.masks)
+def _removed(result: CodeResult) -> Table:
+    groups = max(len(mask.removed_per_group) for mask in result.masks)
+    group = result.group.removeprefix("routing ")
     return Table(
-        title="Experts removed, by routing group",
-        header=["language", *(f"group {number}" for number in range(groups)), "all", "share"],
+        title=f"{result.unit.capitalize()}s removed, by {result.group}",
+        header=["language", *(f"{group} {number}" for number in range(groups)), "all", "share"],
         rows=[
             [
                 mask.label,
-                *(f"{number:,}" for number in mask.experts_per_group),
-                f"{mask.experts:,}",
+                *(f"{number:,}" for number in mask.removed_per_group),
+                f"{mask.removed:,}",
                 f"{mask.share:.2%}",
             ]
             for mask in result.masks
@@ -145,19 +167,24 @@ def _losses(result: CodeResult) -> list[Block]:
     assert losses is not None
     domains = [baseline.name for baseline in losses.evaluated]
     rows = [verdict.name for verdict in losses.domains]
+    held_out = losses.provenance["held_out"]
     return [
+        Text(ORIGIN[held_out], "Losses on text", caution=held_out is not True),
         Heatmap(
             title="Increase of the mean next-token loss under each mask",
             rows=rows,
             columns=domains,
             values=[[cell.value for cell in row] for row in losses.delta],
             unit="nats a token",
-            row_axis="experts removed of",
+            row_axis=f"{result.unit}s removed of",
             column_axis="evaluated text",
+            low=[[cell.low for cell in row] for row in losses.delta],
+            high=[[cell.high for cell in row] for row in losses.delta],
         ),
+        verdicts(losses, f"{losses.unit}s"),
         Table(
             title="Perplexity a token",
-            header=["experts removed of", *domains],
+            header=[f"{result.unit}s removed of", *domains],
             rows=[
                 ["nothing", *(f"{baseline.perplexity:.2f}" for baseline in losses.evaluated)],
                 *(
@@ -170,12 +197,14 @@ def _losses(result: CodeResult) -> list[Block]:
 
 
 def _endings(result: CodeResult) -> Table:
-    found: list[tuple[str, str, Counter[str], Counter[str]]] = [
-        (condition.name, score.language, Counter(score.statuses), Counter(score.unscored))
-        for condition in result.conditions
-        for score in condition.scores
-    ]
-    names = sorted({name for _, _, statuses, _ in found for name in statuses})
+    found: dict[tuple[str, str], tuple[Counter[str], Counter[str]]] = {}
+    for condition in result.conditions:
+        name = condition.name if condition.control is None else f"random controls of {condition.label}"
+        for score in condition.scores:
+            statuses, unscored = found.setdefault((name, score.language), (Counter(), Counter()))
+            statuses.update(score.statuses)
+            unscored.update(score.unscored)
+    names = sorted({name for statuses, _ in found.values() for name in statuses})
     return Table(
         title="How the samples ended",
         header=["condition", "language", *names, "without an outcome"],
@@ -184,9 +213,9 @@ def _endings(result: CodeResult) -> Table:
                 condition,
                 language,
                 *(str(statuses[name]) for name in names),
-                "; ".join(f"{reason}: {number}" for reason, number in sorted(unscored.items())) or _NOTHING,
+                "; ".join(f"{reason}: {number}" for reason, number in sorted(unscored.items())) or NOTHING,
             ]
-            for condition, language, statuses, unscored in found
+            for (condition, language), (statuses, unscored) in found.items()
         ],
         note="What has no outcome is in no denominator.",
     )
@@ -197,7 +226,7 @@ def _runtimes(result: CodeResult) -> Table:
         title="Languages and runtimes",
         header=["language", "runtime", "not evaluated, because"],
         rows=[
-            [language, version or _NOTHING, result.unavailable.get(language, _NOTHING)]
+            [language, version or NOTHING, result.unavailable.get(language, NOTHING)]
             for language, version in result.languages.items()
         ],
     )

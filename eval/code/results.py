@@ -1,31 +1,16 @@
-"""What the language suite found, as JSON and back."""
+"""What the language suite found: pass@k of every condition, and one verdict a language's mask."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from monet.errors import CheckpointError
-from monet.eval.results import RESULT_NAME, AblationResult
-from monet.json_text import read_json
+from monet.eval.core.estimate import Estimate
+from monet.eval.core.results import Result
+from monet.eval.results import AblationResult
 
 if TYPE_CHECKING:
     from monet.eval.document import Report
-
-FORMAT = "monet-code/1"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A share of problems (or a difference of two) and its bootstrap interval; none where there is one problem."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -49,26 +34,26 @@ class LanguageScore:
     samples: int
     statuses: dict[str, int]
     unscored: dict[str, int]
-    pass_at: dict[str, Figure | None]
-    change: dict[str, Figure | None]
+    pass_at: dict[str, Estimate | None]
+    change: dict[str, Estimate | None]
 
 
 @dataclass(frozen=True)
 class ConditionScores:
-    """All languages under one condition.
+    """The languages that were evaluated under one condition.
 
     Args:
         name: for people.
-        label: whose experts are removed; None for the model as it is.
+        label: whose units are removed; None for the model as it is.
         language: the label's programming language; None if it is none of the six.
-        seed: of a random mask; None for the label's own.
-        scores: one a language that was evaluated.
+        control: number of a random control; None for the label's own.
+        scores: one a language; of a control, on its own language at least.
     """
 
     name: str
     label: str | None
     language: str | None
-    seed: int | None
+    control: int | None
     scores: list[LanguageScore]
 
     def score(self, language: str) -> LanguageScore | None:
@@ -78,79 +63,90 @@ class ConditionScores:
 
 @dataclass(frozen=True)
 class MaskSize:
-    """How many experts a label's mask removes: in all, by routing group, and as a share of all experts."""
+    """How many units a label's mask removes: in all, by group, and as a share of all units."""
 
     label: str
-    experts: int
-    experts_per_group: list[int]
+    removed: int
+    removed_per_group: list[int]
     share: float
 
 
 @dataclass(frozen=True)
-class Headline:
-    """What a language's mask did to pass@k, as differences of shares: on itself, on the others, and random masks."""
+class LanguageVerdict:
+    """What a language's mask did. Every change is one of pass@k, as a share of problems: -0.1 is ten points less.
 
-    label: str
+    Args:
+        name: the mask's label.
+        language: that belongs to it.
+        target: change on the language itself.
+        others_max, others_max_name: change on the other language that lost most; None where no other was evaluated.
+        others_mean: unweighted mean over the other languages; None likewise.
+        random: change on the language itself under one of the mask's random controls. A draw takes one control and one
+            resample, so the interval holds the spread over controls as well as over problems. None without controls.
+        random_per_control: the changes that `random` is the mean of.
+        controls, p, q: how many controls there were, the chance that one of them costs as much, and the false discovery
+            rate over all languages; see `monet.eval.core.chance`.
+        passes: see `monet.eval.core.chance.reasons_against`.
+        reason: why it does not pass; empty if it does.
+    """
+
+    name: str
     language: str
-    target: Figure
-    others_mean: float | None
-    random_per_seed: list[float]
+    target: Estimate
+    others_max: float | None
+    others_max_name: str
+    others_mean: Estimate | None
+    random: Estimate | None
+    random_per_control: list[float]
+    controls: int
+    p: float
+    q: float
+    passes: bool
+    reason: str
 
 
 @dataclass(frozen=True)
-class CodeResult:
-    """Outcome of the language suite; `to_json` and `from_json` are inverse.
+class CodeResult(Result):
+    """Outcome of the language suite.
 
     Args:
         executed: whether programs were run at all.
         ks: the k of pass@k.
+        judged_k: the k that the verdicts are about: the largest one that the model as it is has a value for.
         languages: by language the runtime's version, or None.
         unavailable: by language why it was not evaluated.
+        unit, group: what was removed ("expert"), and what it is counted by.
+        held_out: whether the masks were chosen on text without these problems; None if that is not recorded.
         conditions: the model as it is first.
         masks: sizes, a label each.
+        verdicts: one a mask of a language that was scored, at `judged_k`.
         perplexity: losses on text by language, if there was text.
         partial: what is missing of a full result, in words; empty if nothing is.
         provenance: model, masks, problems, sampling, sandbox, versions, date.
     """
 
+    FORMAT: ClassVar[str] = "monet-code/2"
+    COMMAND: ClassVar[str] = "monet eval code"
+
     executed: bool
     ks: list[int]
+    judged_k: int | None
     languages: dict[str, str | None]
     unavailable: dict[str, str]
+    unit: str
+    group: str
+    held_out: bool | None
     conditions: list[ConditionScores]
     masks: list[MaskSize]
+    verdicts: list[LanguageVerdict]
     perplexity: AblationResult | None
     partial: list[str]
     provenance: dict[str, Any]
 
     @property
-    def headline_k(self) -> int | None:
-        """The largest k that the model as it is has a value for."""
-        whole = self.conditions[0].scores if self.conditions else []
-        known = [k for k in self.ks if any(score.pass_at.get(str(k)) for score in whole)]
-        return max(known, default=None)
-
-    def headlines(self) -> list[Headline]:
-        """One a mask of a language that was scored, at the largest k."""
-        k, found = str(self.headline_k), []
-        for condition in self.conditions:
-            if condition.language is None or condition.label is None or condition.seed is not None:
-                continue
-            changes = {score.language: score.change.get(k) for score in condition.scores}
-            target = changes.pop(condition.language, None)
-            if target is None:
-                continue
-            others = [figure.value for figure in changes.values() if figure is not None]
-            random = [
-                figure.value
-                for control in self.conditions
-                if control.label == condition.label and control.seed is not None
-                for score in control.scores
-                if score.language == condition.language and (figure := score.change.get(k)) is not None
-            ]
-            mean = sum(others) / len(others) if others else None
-            found.append(Headline(condition.label, condition.language, target, mean, random))
-        return found
+    def own(self) -> list[ConditionScores]:
+        """The conditions of the masks, without their random controls."""
+        return [one for one in self.conditions if one.label is not None and one.control is None]
 
     @property
     def sentence(self) -> str:
@@ -164,84 +160,38 @@ class CodeResult:
                 f"{samples} completions were generated and none was executed; add --allow_code_execution to score them."
             )
         if self.perplexity is not None:
-            parts.append(f"{self.perplexity.sentence}.")
+            parts.append(f"Of the losses on text: {self.perplexity.sentence}.")
         if self.partial:
             parts.append(f"Partial: {'; '.join(self.partial)}.")
         return " ".join(parts)
 
     def _scores_in_words(self) -> str:
-        k, heads = self.headline_k, self.headlines()
+        k = self.judged_k
         if k is None:
             return "No problem has an outcome."
-        if not heads:
-            known = [(score.language, score.pass_at[str(k)]) for score in self.conditions[0].scores]
-            return f"pass@{k}: " + ", ".join(f"{name} {at.value:.1%}" for name, at in known if at) + "."
-        whole = [at.value for score in self.conditions[0].scores if (at := score.pass_at[str(k)]) is not None]
-        words = f"As it is the model has a pass@{k} of {_range(whole, '.1f')} percent by language. "
-        words += f"Removing a language's experts changes its own by {_range([head.target.value for head in heads])}"
-        others = [head.others_mean for head in heads if head.others_mean is not None]
-        random = [value for head in heads for value in head.random_per_seed]
+        whole = {score.language: at for score in self.conditions[0].scores if (at := score.pass_at[str(k)]) is not None}
+        if not self.verdicts:
+            return f"pass@{k}: " + ", ".join(f"{name} {at.value:.1%}" for name, at in whole.items()) + "."
+        values = _range([at.value for at in whole.values()], ".1f")
+        words = f"As it is the model has a pass@{k} of {values} percent by language. "
+        changes = _range([one.target.value for one in self.verdicts])
+        words += f"Removing a language's {self.unit}s changes its own by {changes}"
+        others = [one.others_mean.value for one in self.verdicts if one.others_mean is not None]
+        random = [one.random.value for one in self.verdicts if one.random is not None]
         words += f", the other languages' mean by {_range(others)}" if others else ""
-        words += f", random experts of the same number by {_range(random)}" if random else ""
-        return f"{words} points."
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-able, with the format's name first."""
-        content = dataclasses.asdict(self) | {
-            "perplexity": None if self.perplexity is None else self.perplexity.to_json()
-        }
-        return {"format": FORMAT, "sentence": self.sentence, **content}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> CodeResult:
-        """The inverse of `to_json`.
-
-        Raises:
-            CheckpointError: content of another format, or with a field missing.
-        """
-        if content.get("format") != FORMAT:
-            raise CheckpointError(f"a result of format {content.get('format')!r}; wanted {FORMAT!r}")
-        try:
-            fields = {field.name: content[field.name] for field in dataclasses.fields(cls)}
-            perplexity = fields.pop("perplexity")
-            conditions = [
-                ConditionScores(**{**one, "scores": [_score(score) for score in one["scores"]]})
-                for one in fields.pop("conditions")
-            ]
-            masks = [MaskSize(**one) for one in fields.pop("masks")]
-            losses = None if perplexity is None else AblationResult.from_json(perplexity)
-            return cls(**fields, conditions=conditions, masks=masks, perplexity=losses)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"a damaged result of the language suite ({error!r})") from None
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> CodeResult:
-        """Read a result file, or the one in a folder.
-
-        Raises:
-            CheckpointError: there is none, or it is damaged.
-        """
-        file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
-        try:
-            return cls.from_json(read_json(file, CheckpointError))
-        except (OSError, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{file}: no readable result ({error})") from None
+        words += f", random controls by {_range(random)}" if random else ""
+        passed = sum(one.passes for one in self.verdicts)
+        words += (
+            f" points. {passed} of {len(self.verdicts)} masks hit their own language hardest, and harder than chance"
+            " explains."
+        )
+        return words
 
     def report(self) -> Report:
         """Tables and heat maps for `monet report`."""
         from monet.eval.code.report import report_of
 
         return report_of(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
-
-
-def _score(content: Mapping[str, Any]) -> LanguageScore:
-    figures = {
-        name: {k: None if figure is None else Figure(**figure) for k, figure in content[name].items()}
-        for name in ("pass_at", "change")
-    }
-    return LanguageScore(**{**content, **figures})
 
 
 def _range(values: list[float], form: str = "+.1f") -> str:

@@ -1,23 +1,30 @@
-"""Right and wrong answers -> accuracies and paired differences with bootstrap intervals over questions.
+"""Right and wrong answers -> accuracies over questions, and what each was counted over.
 
-Dims: C conditions, U questions, Q resamples.
+Dims: C conditions, U questions.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monet.errors import DataError
-from monet.eval.bootstrap import Bootstrap, Resampled, interval, resample_means
+from monet.eval.bootstrap import Bootstrap, resample_means
+from monet.eval.core.estimate import Draws
 from monet.eval.harness.scoring import Outcome
-from monet.eval.results import Estimate
 
 FEW = "Intervals over fewer than about 30 questions are too narrow: a bootstrap sees no answer that was not given."
+
+
+ORIGIN = {
+    True: "The masks were chosen on other text than the questions that are asked.",
+    False: "The masks were chosen on questions that are asked, which flatters them.",
+    None: "It is not recorded what text the masks were chosen on; if it holds the questions, that flatters them.",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ def count_outcomes(outcomes: Sequence[Outcome]) -> tuple[dict[str, int], int]:
     return reasons, sum(outcome.cut > 0 for outcome in outcomes if outcome.log_likelihoods is not None)
 
 
-def resample(name: str, correct_CU: NDArray[np.float64], bootstrap: Bootstrap, *key: int) -> Resampled:
+def draws(name: str, correct_CU: NDArray[np.float64], bootstrap: Bootstrap, *key: int) -> list[Draws]:
     """Accuracies of all conditions under the bootstrap, the same questions drawn for each of them.
 
     Args:
@@ -90,6 +97,9 @@ def resample(name: str, correct_CU: NDArray[np.float64], bootstrap: Bootstrap, *
             NaN at the same questions.
         bootstrap: number of draws and seed.
         key: further parts of the seed.
+
+    Returns:
+        One a condition.
 
     Raises:
         DataError: fewer than two questions with a score.
@@ -102,35 +112,5 @@ def resample(name: str, correct_CU: NDArray[np.float64], bootstrap: Bootstrap, *
         )
     values_CU = correct_CU[:, scored_U]
     ones_U = np.ones(values_CU.shape[1], dtype=np.int64)
-    return resample_means(values_CU, ones_U, bootstrap.resamples, [bootstrap.seed, zlib.crc32(name.encode()), *key])
-
-
-def mean_of(parts: Sequence[Resampled]) -> Resampled:
-    """Unweighted mean of accuracies whose questions were drawn independently."""
-    return Resampled(
-        np.mean([part.mean_C for part in parts], axis=0), np.mean([part.draws_QC for part in parts], axis=0)
-    )
-
-
-def estimate(found: Resampled, condition: int, bootstrap: Bootstrap, against: int | None = None) -> Estimate:
-    """Accuracy under a condition, or its difference to that under another."""
-    value, draws_Q = found.mean_C[condition], found.draws_QC[:, condition]
-    if against is not None:
-        value, draws_Q = value - found.mean_C[against], draws_Q - found.draws_QC[:, against]
-    return Estimate(float(value), *interval(draws_Q, bootstrap.confidence))
-
-
-def one_of(found: Resampled, conditions: Sequence[int], bootstrap: Bootstrap, against: int) -> Estimate:
-    """Difference of a single one of several like conditions (random masks): the mean over them, and an interval that
-    holds the spread over them as well as over questions."""
-    differences_QS = found.draws_QC[:, list(conditions)] - found.draws_QC[:, [against]]
-    generator = np.random.default_rng([bootstrap.seed, 1])
-    chosen_Q = generator.integers(len(conditions), size=len(differences_QS))
-    drawn_Q = differences_QS[np.arange(len(differences_QS)), chosen_Q]
-    value = float(np.mean(found.mean_C[list(conditions)]) - found.mean_C[against])
-    return Estimate(value, *interval(drawn_Q, bootstrap.confidence))
-
-
-def estimate_from(content: Mapping[str, float] | None) -> Estimate | None:
-    """An estimate out of JSON."""
-    return None if content is None else Estimate(**content)
+    found = resample_means(values_CU, ones_U, bootstrap.resamples, [bootstrap.seed, zlib.crc32(name.encode()), *key])
+    return [Draws(value, draws_Q) for value, draws_Q in zip(found.mean_C.tolist(), found.draws_QC.T, strict=True)]

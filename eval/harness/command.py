@@ -12,7 +12,8 @@ PLUGIN = Path(__file__).with_name("monet.yaml")
 _USAGE = """usage: monet lm-eval WORDS...   all words go to lm-eval, which knows the model `monet` then
        monet lm-eval --plugin   print the file that makes it known to lm-eval's own command:
                                 lm_eval --model monet --tasks arc_easy,$(monet lm-eval --plugin) ...
-model arguments: pretrained=DIR_OR_NAME, mask=FILE, keep=0.0, random_seed=N, and all of the model `hf`
+model arguments: pretrained=DIR_OR_NAME, mask=FILE, keep=0.0, control=N, control_kind=number|mass|activity,
+                 statistics=FILE, and all of the model `hf`
 """
 
 

@@ -1,20 +1,17 @@
-"""What removing categories' experts did to every category, as JSON and back, and as a report."""
+"""What removing categories' experts (or other units) did to every category, and its report."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from monet.errors import CheckpointError
+from monet.eval.ablation_report import HOW_JUDGED, random_units
+from monet.eval.core.estimate import Estimate
+from monet.eval.core.results import Result
 from monet.eval.document import Block, Heatmap, Report, Table, Text
-from monet.eval.harness.accuracy import FEW, Denominator, estimate_from
+from monet.eval.harness.accuracy import FEW, ORIGIN, Denominator
 from monet.eval.reporting.common import bracketed, signed
-from monet.eval.results import Estimate
-
-FORMAT = "monet-domains/1"
 
 
 @dataclass(frozen=True)
@@ -34,24 +31,30 @@ class Category:
 
 @dataclass(frozen=True)
 class Removal:
-    """What removing one category's experts did; all changes are of accuracy, 0 to 1, against no mask.
+    """What removing one category's units did; all changes are of accuracy, 0 to 1, against no mask.
 
     Args:
         name: the category.
-        experts, experts_per_group, share: experts removed, in all, per routing group, and of all experts.
+        removed, removed_per_group, share: units removed, in all, by group, and of all units.
         delta: change in every category, in the order of `DomainsResult.categories`.
         log_probability: change of the right option's log-probability among the options, nats, in the same order.
-        random: `delta` under random masks of equal size, mean over seeds; None where that was not asked.
+        random: `delta` under the random controls, mean over them; None where they were not asked.
         target: change in its own category; None if that has no questions.
         others_mean: unweighted mean over the other categories.
-        random_target: change in its own category under a random mask: mean over seeds, and an interval that holds the
-            spread over seeds as well as over questions.
-        random_per_seed: the changes that is the mean of.
+        random_target: change in its own category under a single control: mean over the controls, and an interval that
+            holds the spread over controls as well as over questions.
+        random_per_control: the changes that `random_target` is the mean of.
+        controls, p, q: how many controls there were, the chance that one of them costs as much accuracy in the
+            category, and the false discovery rate over all masks; see `monet.eval.core.chance`.
+        passes: see `monet.eval.core.chance.reasons_against`.
+        reason: why it does not pass; empty if it does.
+        above_mean_of_others: the weaker criterion that the paper's numbers suggest: its own category loses more than
+            the others on average, and more than chance explains.
     """
 
     name: str
-    experts: int
-    experts_per_group: list[int]
+    removed: int
+    removed_per_group: list[int]
     share: float
     delta: list[Estimate]
     log_probability: list[Estimate]
@@ -59,27 +62,21 @@ class Removal:
     target: Estimate | None
     others_mean: Estimate
     random_target: Estimate | None
-    random_per_seed: list[float]
-
-    @property
-    def finding(self) -> str:
-        """What can be said about it, in words."""
-        if not self.experts:
-            return "no expert belongs to it"
-        if self.target is None or self.random_target is None:
-            return "no questions"
-        if self.target.value >= self.others_mean.value:
-            return "loses no more than the others"
-        if self.target.high >= self.random_target.low:
-            return "within the interval of random masks"
-        return "loses more than the others and than random masks"
+    random_per_control: list[float]
+    controls: int
+    p: float
+    q: float
+    passes: bool
+    reason: str
+    above_mean_of_others: bool
 
 
 @dataclass(frozen=True)
-class DomainsResult:
+class DomainsResult(Result):
     """The matrix of removed and asked categories.
 
     Args:
+        unit, group: what was removed ("expert", "neuron"), and what it is counted by.
         categories: that were asked, in the order of the columns.
         without_questions: categories that could not be asked.
         without_masks: categories whose experts could not be told; empty where masks were given.
@@ -88,6 +85,12 @@ class DomainsResult:
         provenance: model, masks, data, settings, versions, date.
     """
 
+    FORMAT: ClassVar[str] = "monet-domains/2"
+    COMMAND: ClassVar[str] = "monet eval domains"
+    TOLD: ClassVar[tuple[str, ...]] = ("partial", "sentence")
+
+    unit: str
+    group: str
     categories: list[Category]
     without_questions: list[str]
     without_masks: list[str]
@@ -102,13 +105,19 @@ class DomainsResult:
         return left_out or any(category.denominator.partial for category in self.categories)
 
     @property
+    def passes(self) -> bool:
+        """Every category's mask passes."""
+        return all(one.passes for one in self.removals)
+
+    @property
     def sentence(self) -> str:
-        """How many categories lose more than the others and than random masks, in words."""
+        """How many masks pass, in words."""
         judged = [one for one in self.removals if one.target is not None]
-        found = sum(one.finding.startswith("loses more") for one in judged)
+        passed = sum(one.passes for one in self.removals)
+        above = sum(one.above_mean_of_others for one in self.removals)
         words = (
-            f"{found} of {len(self.removals)} categories lose more accuracy than the others and than under random "
-            "masks when their experts are removed"
+            f"{passed} of {len(self.removals)} masks cost their own category more accuracy than every other, and more "
+            f"than chance explains; {above} cost it more than the others on average, and more than chance explains"
         )
         if judged:
             target = 100 * sum(one.target.value for one in judged if one.target) / len(judged)
@@ -127,56 +136,29 @@ class DomainsResult:
         lines += [f"{name}: no question" for name in self.without_questions]
         return "\n".join(lines)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings."""
-        content = {"format": FORMAT, "partial": self.partial, **dataclasses.asdict(self)}
-        return json.loads(json.dumps(content, allow_nan=False))
-
-    @classmethod
-    def from_json(cls, content: Any) -> DomainsResult:
-        """Build a result from what `to_json` gave.
-
-        Raises:
-            CheckpointError: not the layout of this version.
-        """
-        try:
-            if content["format"] != FORMAT:
-                raise CheckpointError(f"format {content['format']!r} where {FORMAT!r} is read")
-            return cls(
-                categories=[
-                    Category(one["name"], Estimate(**one["accuracy"]), Denominator(**one["denominator"]))
-                    for one in content["categories"]
-                ],
-                without_questions=content["without_questions"],
-                without_masks=content["without_masks"],
-                removals=[_removal(one) for one in content["removals"]],
-                metric=content["metric"],
-                provenance=content["provenance"],
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"no result of a removal of MMLU's categories ({error!r}); write one with `monet eval domains`"
-            ) from None
-
     def report(self) -> Report:
         """The paper's Tables 11 and 9, a heat map, and what was counted."""
-        blocks: list[Block] = [self._matrix(), self._verdicts(), self._table_11(), self._table_9(), self._surer()]
+        held_out = self.provenance["held_out"]
+        blocks: list[Block] = [Text(ORIGIN[held_out], caution=held_out is not True)]
+        blocks += [self._matrix(), self._verdicts(), self._table_11(), self._table_9(), self._surer()]
         blocks.append(self._questions())
         if left_out := [*self.without_questions, *(name for name in self.without_masks)]:
             blocks.append(Text(f"Left out for want of questions: {', '.join(dict.fromkeys(left_out))}.", "Not judged"))
         blocks.append(Text(self._how(), "How it was measured"))
-        return Report("MMLU's categories and their experts", self.sentence, blocks, self.provenance, self.to_json())
+        return Report(
+            f"MMLU's categories and their {self.unit}s", self.sentence, blocks, self.provenance, self.to_json()
+        )
 
     def _matrix(self) -> Heatmap:
         return Heatmap(
-            "Change of accuracy after removing a category's experts",
+            f"Change of accuracy after removing a category's {self.unit}s",
             [one.name for one in self.removals],
             [category.name for category in self.categories],
             [[100 * cell.value for cell in one.delta] for one in self.removals],
             "points of accuracy",
-            row_axis="experts removed of",
+            row_axis=f"{self.unit}s removed of",
             column_axis="questions of",
-            note="In bold is the category whose experts are removed.",
+            note=f"In bold is the category whose {self.unit}s are removed.",
         )
 
     def _surer(self) -> Heatmap:
@@ -186,7 +168,7 @@ class DomainsResult:
             [category.name for category in self.categories],
             [[cell.value for cell in one.log_probability] for one in self.removals],
             "nats",
-            row_axis="experts removed of",
+            row_axis=f"{self.unit}s removed of",
             column_axis="questions of",
             note="It moves with every change of the model, where accuracy only moves when another option comes first.",
         )
@@ -195,22 +177,28 @@ class DomainsResult:
         rows = [
             [
                 one.name,
-                f"{one.experts:,}",
-                f"{one.share:.2%}",
+                f"{one.removed:,} ({one.share:.2%})",
                 _interval(one.target),
                 _interval(one.others_mean),
                 _interval(one.random_target),
-                one.finding,
+                str(one.controls),
+                f"{one.p:.3g}",
+                f"{one.q:.3g}",
+                "yes" if one.above_mean_of_others else "no",
+                "yes" if one.passes else f"no: {one.reason}",
             ]
             for one in self.removals
         ]
         return Table(
-            "Target, others and random masks (points of accuracy)",
-            ["", "experts", "share", "target", "others, mean", "random, on target", "finding"],
+            "Verdicts (changes in points of accuracy)",
+            ["", f"{self.unit}s", "target", "others, mean", "random, on target", "controls", "p", "q",
+             "above mean of others", "passes"],
             rows,
-            "In brackets the bootstrap interval over questions. Random masks remove as many experts of every routing "
-            f"group; their interval holds the spread over masks, too. {FEW}",
-        )
+            f"In brackets the bootstrap interval over questions. {HOW_JUDGED} Above the mean of the others is a weaker "
+            "criterion: its own category loses more than the others on average, and more than chance explains. "
+            f"{random_units(self.provenance['controls'], f'{self.unit}s')} are removed as controls; their interval is "
+            f"that of one control: it holds the spread over controls, too. {FEW}",
+        )  # fmt: skip
 
     def _table_11(self) -> Table:
         names = [one.name for one in self.removals]
@@ -222,25 +210,26 @@ class DomainsResult:
         rows.append(["change, target", "", *(_points(one.target) for one in self.removals)])
         rows.append(["change, others", "", *(_points(one.others_mean) for one in self.removals)])
         return Table(
-            "Accuracy by category (percent) after removing the experts of the column's category",
+            f"Accuracy by category (percent) after removing the {self.unit}s of the column's category",
             ["", "no mask", *names],
             rows,
             "The layout of the paper's Table 11.",
         )
 
     def _table_9(self) -> Table:
-        groups = max((len(one.experts_per_group) for one in self.removals), default=0)
+        groups = max((len(one.removed_per_group) for one in self.removals), default=0)
+        name = self.group.removeprefix("routing ")
         rows = [
-            [f"group {group + 1}", *(f"{one.experts_per_group[group]:,}" for one in self.removals)]
-            for group in range(groups)
+            [f"{name} {number + 1}", *(f"{one.removed_per_group[number]:,}" for one in self.removals)]
+            for number in range(groups)
         ]
-        rows.append(["total", *(f"{one.experts:,}" for one in self.removals)])
+        rows.append(["total", *(f"{one.removed:,}" for one in self.removals)])
         rows.append(["share", *(f"{one.share:.2%}" for one in self.removals)])
         return Table(
-            "Experts of each category by routing group",
+            f"{self.unit.capitalize()}s of each category by {self.group}",
             ["", *(one.name for one in self.removals)],
             rows,
-            "The layout of the paper's Table 9. Groups are counted from 1, as there.",
+            f"The layout of the paper's Table 9. A {name} is counted from 1, as there.",
         )
 
     def _questions(self) -> Table:
@@ -251,7 +240,7 @@ class DomainsResult:
                 f"{one.asked:,}",
                 f"{one.scored:,}",
                 f"{one.cut:,}",
-                f"{category.accuracy.value:.3f} [{category.accuracy.low:.3f}, {category.accuracy.high:.3f}]",
+                "{:.3f} [{:.3f}, {:.3f}]".format(category.accuracy.value, *category.accuracy.ends),
                 one.faults or "nothing",
             ]
             for category in self.categories
@@ -276,31 +265,18 @@ class DomainsResult:
                 else "the same questions that are asked"
             )
             cut = f", of which {found['texts_cut']} were cut at the context" if found["texts_cut"] else ""
+            left_out = ", ".join(f"{number} {reason}" for reason, number in found["left_out"].items())
             chosen = (
                 f"An expert belongs to a category when its mean weight over the tokens of the category's questions and "
                 f"options is at least {found['ratio']:g} times its mean in any other. It was measured on {where} "
                 f"({found['texts']:,} questions, {found['tokens']:,} tokens, splits {', '.join(found['splits'])}"
-                f"{cut})."
+                f"{cut}{f'; left out: {left_out}' if left_out else ''})."
             )
         return (
             f"{chosen} Questions are put as lm-evaluation-harness puts MMLU, in {self.provenance.get('style')} style, "
             f"{self.provenance.get('shots')}-shot. Intervals draw each category's questions again, the same for all "
             "masks."
         )
-
-
-def _removal(content: Mapping[str, Any]) -> Removal:
-    return Removal(
-        **{
-            **content,
-            "delta": [Estimate(**cell) for cell in content["delta"]],
-            "log_probability": [Estimate(**cell) for cell in content["log_probability"]],
-            "random": [estimate_from(cell) for cell in content["random"]],
-            "target": estimate_from(content["target"]),
-            "others_mean": Estimate(**content["others_mean"]),
-            "random_target": estimate_from(content["random_target"]),
-        }
-    )
 
 
 def _points(found: Estimate | None) -> str:
@@ -310,4 +286,5 @@ def _points(found: Estimate | None) -> str:
 def _interval(found: Estimate | None) -> str:
     if found is None:
         return "not asked"
-    return bracketed(100 * found.value, 100 * found.low, 100 * found.high, 2)
+    low, high = found.ends
+    return bracketed(100 * found.value, 100 * low, 100 * high, 2)

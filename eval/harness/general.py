@@ -7,70 +7,49 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monet.errors import ConfigError
-from monet.eval.bootstrap import Bootstrap, Resampled
+from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
-from monet.eval.harness.accuracy import Denominator, count_outcomes, estimate, mean_of, resample
-from monet.eval.harness.catalog import Benchmark, Style, benchmarks
+from monet.eval.core.chance import Chance, chances
+from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.estimate import Draws, mean_of, one_of
+from monet.eval.core.intervention import Intervention, check_all, unit_of
+from monet.eval.core.results import RESULT_NAME
+from monet.eval.harness.accuracy import Denominator, draws
+from monet.eval.harness.asked import Asked, chosen_elsewhere
+from monet.eval.harness.catalog import Style, benchmarks
+from monet.eval.harness.content import digest_of
 from monet.eval.harness.general_result import Cell, GeneralResult, Row
 from monet.eval.harness.scoring import Outcome, Scorer, TooLong, correct, tokenizer_of
-from monet.eval.harness.tasks import Faults, LoadedTask, load_tasks
-from monet.eval.loading import DType, load_model, mask_digest, provenance_now, windows_bar
-from monet.eval.results import RESULT_NAME
-from monet.eval.selection import check_mask, load_masks
-from monet.files import atomic_write_json
+from monet.eval.harness.tasks import Faults, load_tasks
+from monet.eval.loading import DType, fingerprint_of, load_model, mask_digest, provenance_now, windows_bar
+from monet.eval.selection import load_masks
 from monet.fingerprint import hold, holds_weights
-from monet.masks import ExpertMask
 from monet.parts import Part
 
-if TYPE_CHECKING:
-    from monet.modeling_monet import MonetForCausalLM
+# All benchmarks are asked under every control, so there are fewer of them than where a target is asked only.
+_CONTROLS = 19
 
 Metric = Literal["acc_norm", "acc"]
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A benchmark's questions at one number of shots."""
+class _Benchmark(Asked):
+    """A benchmark's questions at one number of shots; `pooled` as in `monet.eval.harness.catalog.Benchmark`."""
 
-    benchmark: Benchmark
     shots: int
-    tasks: list[LoadedTask]
-    missing: list[str]
-
-    @property
-    def num_questions(self) -> int:
-        return sum(len(task.questions) for task in self.tasks)
-
-    def denominator(self, outcomes: Sequence[Sequence[Outcome]]) -> Denominator:
-        unscored, cut = count_outcomes([outcome for part in outcomes for outcome in part])
-        unaskable: dict[str, int] = {}
-        for task in self.tasks:
-            for reason, number in task.skipped.items():
-                unaskable[reason] = unaskable.get(reason, 0) + number
-        return Denominator(
-            name=self.benchmark.name,
-            rows=sum(task.rows for task in self.tasks),
-            unaskable=unaskable,
-            asked=self.num_questions,
-            unscored=unscored,
-            cut=cut,
-            missing=self.missing,
-            split=", ".join(dict.fromkeys(task.split for task in self.tasks)),
-            examples_from=", ".join(dict.fromkeys(task.examples_from for task in self.tasks if task.examples_from)),
-            sources=list(dict.fromkeys(task.source for task in self.tasks)),
-        )
+    pooled: bool
 
 
 @holds_weights
 def evaluate_general(
-    model: MonetForCausalLM,
-    masks: Mapping[str, ExpertMask],
+    model: Any,
+    masks: Mapping[str, Intervention],
     *,
     out: str | os.PathLike[str],
     data: Path | None = None,
@@ -78,7 +57,7 @@ def evaluate_general(
     shots: Sequence[int] = (0, 5),
     style: Style = "cloze",
     metric: Metric = "acc_norm",
-    random_seeds: Sequence[int] = (0,),
+    controls: Controls | None = None,
     limit: int | None = None,
     faults: Faults = "count",
     too_long: TooLong = "cut",
@@ -88,13 +67,13 @@ def evaluate_general(
     part: Part | None = None,
     progress: bool = True,
 ) -> GeneralResult | None:
-    """Accuracies on the paper's eight benchmarks without a mask, under each mask, and under random masks of equal size.
+    """Accuracies on the paper's eight benchmarks without a mask, under each mask, and under its random controls.
 
     Outcomes of single questions are kept in `out`; a second call with the same model, masks, data and settings reads
     them and gives the same numbers.
 
     Args:
-        model: the whole model.
+        model: the whole model: a Monet, or any other causal language model that the masks fit.
         masks: by name; may be empty.
         out: folder for kept outcomes and result.json.
         data: folder with the data sets (`monet.eval.harness.local_data`); None takes them from the hub or its cache.
@@ -102,7 +81,7 @@ def evaluate_general(
         shots: numbers of solved examples before a question; a pass each.
         style: `cloze` or `letters` (`monet.eval.harness.catalog`).
         metric: which accuracy counts: by log-likelihood a character where a task defines it, or plain.
-        random_seeds: one random mask a mask and seed; may be empty.
+        controls: random controls of each mask; None takes 19 of equal number. They may be none.
         limit: at most so many questions a task (each of MMLU's 57 subjects is one), the first ones.
         faults: `count` rows that cannot be asked and missing data, or `refuse`.
         too_long: `cut` prompts longer than the model's context from the left, or `skip` them; both are counted.
@@ -117,44 +96,43 @@ def evaluate_general(
 
     Raises:
         ConfigError: an option out of range, or lm-eval is missing.
-        DataError: no data for a benchmark, or data that cannot be read.
+        DataError: no data for a benchmark, data that cannot be read, or masks of several kinds.
         CheckpointError: a mask of another model, or no tokenizer.
         NonFiniteError: a NaN or infinite log-likelihood.
     """
     bootstrap = bootstrap or Bootstrap()
     if not shots or len(set(shots)) != len(shots):
         raise ConfigError(f"shots must name one number or more, none twice, got {list(shots)}")
-    for label, mask in masks.items():
-        check_mask(label, mask, model)
-    run_under = conditions(masks, random_seeds)
+    controls = controls or Controls(_CONTROLS)
+    check_all(masks, model)
+    unit, _ = unit_of(masks)
     asked = [
-        _Asked(benchmark, number, *load_tasks(benchmark.tasks, number, data=data, limit=limit, faults=faults))
+        _Benchmark(one.name, *load_tasks(one.tasks, number, data=data, limit=limit, faults=faults), number, one.pooled)
         for number in shots
-        for benchmark in benchmarks(style, names)
+        for one in benchmarks(style, names)
     ]
-    scorer = Scorer(
-        model, tokenizer_of(model, tokenizer), Path(out) / "outcomes", batch_size=batch_size, too_long=too_long
-    )
-    measured: dict[tuple[int, str], list[list[list[Outcome]]]] = {}
+    text = digest_of(question.content for of in asked for question in of.questions)
+    run_under = conditions(masks, controls, text)
+    tokens = tokenizer_of(model, tokenizer)
+    scorer = Scorer(model, tokens, Path(out) / "outcomes", batch_size=batch_size, too_long=too_long)
+    measured: list[list[list[Outcome]]] = [[] for _ in asked]
     passes = dealt([(condition, asked) for condition in run_under], part)
-    total = len(passes) * sum(of.num_questions for of in asked)
+    total = len(passes) * sum(len(of.questions) for of in asked)
     with windows_bar(total, "", progress, unit="question") as bar:
         for condition, _ in passes:
-            for of in asked:
-                bar.set_description(f"{condition.name}: {of.benchmark.name}, {of.shots}-shot", refresh=False)
-                questions = [question for task in of.tasks for question in task.questions]
-                found = iter(scorer.outcomes(questions, condition, bar.update))
-                of_task = [[next(found) for _ in task.questions] for task in of.tasks]
-                measured.setdefault((of.shots, of.benchmark.name), []).append(of_task)
+            for of, outcomes in zip(asked, measured, strict=True):
+                bar.set_description(f"{condition.name}: {of.name}, {of.shots}-shot", refresh=False)
+                outcomes.append(scorer.outcomes(of.questions, condition, bar.update))
     if part is not None:
         return None
     provenance = {
         **provenance_now(),
         "model": str(model.name_or_path),
-        "model_fingerprint": model.fingerprint(),
+        "model_fingerprint": fingerprint_of(model),
         "masks": {label: mask.provenance for label, mask in masks.items()},
-        "mask_hashes": {condition.name: mask_digest(condition.mask) for condition in run_under},
-        "random_seeds": list(random_seeds),
+        "mask_hashes": {one.name: mask_digest(one.mask) for one in run_under if one.control is None},
+        "held_out": chosen_elsewhere(masks, asked, model, tokens),
+        "controls": controls.settings(),
         "style": style,
         "limit": limit,
         "faults": faults,
@@ -162,77 +140,124 @@ def evaluate_general(
         "data": {f"{part.shots}-shot {task.spec.name}": task.fingerprint for part in asked for task in part.tasks},
         "scoring": scorer.settings,
     }
-    result = _summarise(run_under, asked, measured, metric, bootstrap, provenance)
-    atomic_write_json(Path(out) / RESULT_NAME, result.to_json())
+    result = _summarise(unit, run_under, asked, measured, metric, bootstrap, provenance)
+    result.save(out)
     return result
 
 
-def _correct(part: _Asked, outcomes_CT: list[list[list[Outcome]]], normalised: bool) -> list[NDArray[np.float64]]:
-    """For each task its (C, U) right answers."""
-    return [
-        np.stack(
-            [correct(task.questions, found[number], normalised and task.normalised) for found in outcomes_CT], axis=0
-        )
-        for number, task in enumerate(part.tasks)
-        if task.questions
-    ]
+def _accuracies(
+    one: _Benchmark, outcomes_CU: Sequence[Sequence[Outcome]], normalised: bool, bootstrap: Bootstrap
+) -> list[Draws]:
+    """One a condition. Tasks with a question count alike, or if the benchmark is pooled their questions do."""
+    parts: dict[str, NDArray[np.float64]] = {}
+    start = 0
+    for task in one.tasks:
+        end = start + len(task.questions)
+        if task.questions:
+            length = normalised and task.normalised
+            parts[task.spec.name] = np.stack(
+                [correct(task.questions, outcomes_U[start:end], length) for outcomes_U in outcomes_CU]
+            )
+        start = end
+    if one.pooled:
+        return draws(one.name, np.concatenate(list(parts.values()), axis=1), bootstrap, one.shots)
+    by_task = [draws(name, correct_CU, bootstrap, one.shots) for name, correct_CU in parts.items()]
+    return [mean_of(of_condition) for of_condition in zip(*by_task, strict=True)]
 
 
-def _resample(part: _Asked, correct_TCU: list[NDArray[np.float64]], bootstrap: Bootstrap) -> Resampled:
-    name = part.benchmark.name
-    if part.benchmark.pooled:
-        return resample(name, np.concatenate(correct_TCU, axis=1), bootstrap, part.shots)
-    return mean_of(
-        [
-            resample(task.spec.name, correct_CU, bootstrap, part.shots)
-            for task, correct_CU in zip([task for task in part.tasks if task.questions], correct_TCU, strict=True)
-        ]
+@dataclass(frozen=True)
+class _Scores:
+    """Accuracies of one condition at one number of shots: by benchmark those that count and the plain ones."""
+
+    counted: dict[str, Draws]
+    plain: dict[str, Draws]
+
+    @property
+    def average(self) -> Draws:
+        return mean_of(list(self.counted.values()))
+
+
+def _one_of(several: Sequence[_Scores], bootstrap: Bootstrap) -> _Scores:
+    """A single one of several controls; every benchmark takes the same ones."""
+
+    def taken(kind: Literal["counted", "plain"]) -> dict[str, Draws]:
+        return {name: one_of([getattr(one, kind)[name] for one in several], bootstrap) for name in several[0].plain}
+
+    return _Scores(taken("counted"), taken("plain"))
+
+
+def _row(
+    condition: Condition, shots: int, found: _Scores, whole: _Scores, chance: Chance | None, bootstrap: Bootstrap
+) -> Row:
+    return Row(
+        condition=condition.name,
+        label=condition.label,
+        control=condition.control,
+        removed=condition.removed,
+        shots=shots,
+        cells={
+            name: Cell(
+                score=counted.estimate(bootstrap),
+                acc=found.plain[name].value,
+                delta=(counted - whole.counted[name]).estimate(bootstrap),
+            )
+            for name, counted in found.counted.items()
+        },
+        average=found.average.estimate(bootstrap),
+        average_delta=(found.average - whole.average).estimate(bootstrap),
+        controls=chance.controls if chance else None,
+        p=chance.p if chance else None,
+        q=chance.q if chance else None,
     )
 
 
+def _lost(whole: _Scores, found: _Scores) -> float:
+    """Loss of the average, without the last bits, which depend on the benchmark where an answer changed."""
+    return round((whole.average - found.average).value, 12)
+
+
 def _summarise(
+    unit: str,
     run_under: Sequence[Condition],
-    asked: Sequence[_Asked],
-    measured: Mapping[tuple[int, str], list[list[list[Outcome]]]],
+    asked: Sequence[_Benchmark],
+    measured: Sequence[list[list[Outcome]]],
     metric: Metric,
     bootstrap: Bootstrap,
     provenance: dict[str, Any],
 ) -> GeneralResult:
     rows: list[Row] = []
-    for shots in dict.fromkeys(part.shots for part in asked):
-        parts = [part for part in asked if part.shots == shots]
-        plain, counted = [], []
-        for part in parts:
-            outcomes_CT = measured[shots, part.benchmark.name]
-            plain.append(_resample(part, _correct(part, outcomes_CT, False), bootstrap))
-            normalised = metric == "acc_norm" and any(task.normalised for task in part.tasks)
-            counted.append(_resample(part, _correct(part, outcomes_CT, True), bootstrap) if normalised else plain[-1])
-        average = mean_of(counted)
-        for number, condition in enumerate(run_under):
-            rows.append(
-                Row(
-                    condition=condition.name,
-                    label=condition.label,
-                    seed=condition.seed,
-                    experts=condition.experts,
-                    shots=shots,
-                    cells={
-                        part.benchmark.name: Cell(
-                            score=estimate(counted[place], number, bootstrap),
-                            acc=float(plain[place].mean_C[number]),
-                            delta=estimate(counted[place], number, bootstrap, against=0),
-                        )
-                        for place, part in enumerate(parts)
-                    },
-                    average=estimate(average, number, bootstrap),
-                    average_delta=estimate(average, number, bootstrap, against=0),
-                )
-            )
-    denominators = {
-        str(shots): [part.denominator(measured[shots, part.benchmark.name][0]) for part in asked if part.shots == shots]
-        for shots in dict.fromkeys(part.shots for part in asked)
-    }
-    return GeneralResult(rows, denominators, metric, provenance)
+    random: list[Row] = []
+    denominators: dict[str, list[Denominator]] = {}
+    for shots in dict.fromkeys(one.shots for one in asked):
+        plain: dict[str, list[Draws]] = {}
+        counted: dict[str, list[Draws]] = {}
+        for one, outcomes_CU in zip(asked, measured, strict=True):
+            if one.shots == shots:
+                denominators.setdefault(str(shots), []).append(one.denominator(outcomes_CU[0]))
+                plain[one.name] = counted[one.name] = _accuracies(one, outcomes_CU, False, bootstrap)
+                if metric == "acc_norm" and any(task.normalised for task in one.tasks):
+                    counted[one.name] = _accuracies(one, outcomes_CU, True, bootstrap)
+        scores = [
+            _Scores(*({name: of[number] for name, of in kind.items()} for kind in (counted, plain)))
+            for number in range(len(run_under))
+        ]
+        of_controls: dict[str | None, list[_Scores]] = {}
+        for condition, found in zip(run_under, scores, strict=True):
+            if condition.control is not None:
+                of_controls.setdefault(condition.label, []).append(found)
+        own = {one.label: found for one, found in zip(run_under, scores, strict=True) if one.control is None}
+        beside_chance = chances(
+            {str(label): _lost(scores[0], own[label]) for label in of_controls},
+            {str(label): [_lost(scores[0], one) for one in several] for label, several in of_controls.items()},
+        )
+        for condition, found in zip(run_under, scores, strict=True):
+            several = of_controls.get(condition.label) if condition.control is None else None
+            chance = beside_chance[str(condition.label)] if several else None
+            rows.append(_row(condition, shots, found, scores[0], chance, bootstrap))
+            if several:
+                any_of_them = dataclasses.replace(condition, name=f"random like {condition.label}")
+                random.append(_row(any_of_them, shots, _one_of(several, bootstrap), scores[0], None, bootstrap))
+    return GeneralResult(unit, rows, random, denominators, metric, provenance)
 
 
 def run(
@@ -244,7 +269,7 @@ def run(
     shots: list[int] = [0, 5],  # noqa: B006 - shown in --help, never changed
     style: Style = "cloze",
     metric: Metric = "acc_norm",
-    random_seeds: list[int] = [0],  # noqa: B006
+    controls: ControlOptions = ControlOptions(count=_CONTROLS),  # noqa: B008 - frozen
     limit: int | None = None,
     faults: Faults = "count",
     too_long: TooLong = "cut",
@@ -273,7 +298,7 @@ def run(
         style: cloze scores the text of every option; letters has MMLU and CSQA answered by a letter, as the harness's
             default tasks do.
         metric: acc_norm divides log-likelihoods by the option's characters where a task defines it; acc does not.
-        random_seeds: one random mask per mask and seed, of as many experts of every routing group; [] makes none.
+        controls: random controls of each mask, asked all benchmarks; a count of 0 makes none.
         limit: questions a task (each of MMLU's subjects is one), the first ones; for a quick look.
         faults: count rows that cannot be asked and data that are missing, or refuse them.
         too_long: cut a prompt longer than the model's context from the left, or skip its question; both are counted.
@@ -282,7 +307,7 @@ def run(
         confidence: share of the draws inside an interval.
         seed: of the draws.
         batch_size: options a forward.
-        part: i/n computes the outcomes of the i-th of n parts of the masks and random masks, i from 0 on, and writes
+        part: i/n computes the outcomes of the i-th of n parts of the masks and controls, i from 0 on, and writes
             no result. Run as many processes as there are parts, then the same command without it.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
@@ -307,7 +332,7 @@ def run(
         shots=shots,
         style=style,
         metric=metric,
-        random_seeds=random_seeds,
+        controls=controls.open(loaded),
         limit=limit,
         faults=faults,
         too_long=too_long,

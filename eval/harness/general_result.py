@@ -1,22 +1,17 @@
-"""What an evaluation of general ability found, as JSON and back, and as a report."""
+"""What an evaluation of general ability found, and its report."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
-
-from monet.errors import CheckpointError
+from monet.eval.ablation_report import random_units
+from monet.eval.core.estimate import Estimate
+from monet.eval.core.results import Result
 from monet.eval.document import Block, Report, Table, Text
-from monet.eval.harness.accuracy import FEW, Denominator
+from monet.eval.harness.accuracy import FEW, ORIGIN, Denominator
 from monet.eval.reporting.common import bracketed, signed
-from monet.eval.results import Estimate
-
-FORMAT = "monet-general/1"
 
 
 @dataclass(frozen=True)
@@ -41,36 +36,51 @@ class Row:
     Args:
         condition: its name.
         label: of the mask; None without one.
-        seed: of a random mask; None for a label's own.
-        experts: removed.
+        control: number of a random control; None for a label's own.
+        removed: units removed; of a control those of the mask that it is like.
         shots: solved examples before each question.
         cells: by benchmark.
         average: unweighted mean over the benchmarks, as in the paper's Table 2.
         average_delta: its change against no mask.
+        controls, p, q: of a mask: how many controls there were, the chance that one of them costs as much on average,
+            and the false discovery rate over all masks at this number of shots (`monet.eval.core.chance`). None for
+            all other rows.
     """
 
     condition: str
     label: str | None
-    seed: int | None
-    experts: int
+    control: int | None
+    removed: int
     shots: int
     cells: dict[str, Cell]
     average: Estimate
     average_delta: Estimate
+    controls: int | None
+    p: float | None
+    q: float | None
 
 
 @dataclass(frozen=True)
-class GeneralResult:
+class GeneralResult(Result):
     """Accuracies of all conditions.
 
     Args:
+        unit: what was removed ("expert", "neuron").
         rows: conditions, by number of shots; the first of each is the model without a mask.
+        random: for each mask and number of shots a single one of its controls: values are means over the controls, and
+            intervals hold the spread over controls as well as over questions.
         denominators: by number of shots, what each benchmark was counted over.
         metric: "acc_norm" or "acc".
         provenance: model, masks, data, settings, versions, date.
     """
 
+    FORMAT: ClassVar[str] = "monet-general/2"
+    COMMAND: ClassVar[str] = "monet eval general"
+    TOLD: ClassVar[tuple[str, ...]] = ("partial", "sentence")
+
+    unit: str
     rows: list[Row]
+    random: list[Row]
     denominators: dict[str, list[Denominator]]
     metric: str
     provenance: dict[str, Any]
@@ -86,13 +96,13 @@ class GeneralResult:
         told = []
         for shots in dict.fromkeys(row.shots for row in self.rows):
             first, *rest = [row for row in self.rows if row.shots == shots]
-            masked = [row.average_delta.value for row in rest if row.seed is None]
-            random = [row.average_delta.value for row in rest if row.seed is not None]
+            masked = [row.average_delta.value for row in rest if row.control is None]
+            random = [row.average_delta.value for row in rest if row.control is not None]
             words = f"{shots}-shot average over {len(first.cells)} benchmarks {first.average.value:.3f}"
             if masked:
                 words += f", under masks {signed(min(masked), 3)} to {signed(max(masked), 3)}"
             if random:
-                words += f", under random masks of equal size {signed(min(random), 3)} to {signed(max(random), 3)}"
+                words += f", under random controls {signed(min(random), 3)} to {signed(max(random), 3)}"
             told.append(words)
         limit = self.provenance.get("limit")
         looked = f" (at most {limit} questions a task)" if limit else ""
@@ -104,56 +114,22 @@ class GeneralResult:
         found = self.denominators.items()
         return "\n".join(f"{shots}-shot {one.name}: {one.words}" for shots, parts in found for one in parts)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings."""
-        content = {
-            "format": FORMAT,
-            "partial": self.partial,
-            **dataclasses.asdict(self),
-        }
-        return json.loads(json.dumps(content, allow_nan=False))
-
-    @classmethod
-    def from_json(cls, content: Any) -> GeneralResult:
-        """Build a result from what `to_json` gave.
-
-        Raises:
-            CheckpointError: not the layout of this version.
-        """
-        try:
-            if content["format"] != FORMAT:
-                raise CheckpointError(f"format {content['format']!r} where {FORMAT!r} is read")
-            rows = [
-                Row(
-                    **{
-                        **row,
-                        "cells": {
-                            name: Cell(Estimate(**cell["score"]), cell["acc"], Estimate(**cell["delta"]))
-                            for name, cell in row["cells"].items()
-                        },
-                        "average": Estimate(**row["average"]),
-                        "average_delta": Estimate(**row["average_delta"]),
-                    }
-                )
-                for row in content["rows"]
-            ]
-            denominators = {
-                shots: [Denominator(**one) for one in found] for shots, found in content["denominators"].items()
-            }
-            return cls(rows, denominators, content["metric"], content["provenance"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"no result of general ability ({error!r}); write one with `monet eval general`"
-            ) from None
-
     def report(self) -> Report:
         """Tables of accuracies, changes and denominators."""
         blocks: list[Block] = []
+        masked = any(row.label is not None for row in self.rows)
+        if masked:
+            held_out = self.provenance["held_out"]
+            blocks.append(Text(ORIGIN[held_out], caution=held_out is not True))
+        removed = random_units(self.provenance["controls"], f"{self.unit}s")
         for shots in dict.fromkeys(row.shots for row in self.rows):
-            rows = [row for row in self.rows if row.shots == shots]
-            blocks += [_accuracies(rows, shots), *_changes(rows, shots)]
+            rows, random = ([row for row in of if row.shots == shots] for of in (self.rows, self.random))
+            own = [row for row in rows if row.control is None]
+            blocks.append(_accuracies([*own, *random], shots, removed))
+            if masked:
+                blocks.append(_changes(own[1:], random, shots))
         blocks += [_denominators(self.denominators), Text(_HOW, "How it was measured")]
-        title = "General ability under masks" if len({row.label for row in self.rows}) > 1 else "General ability"
+        title = "General ability under masks" if masked else "General ability"
         return Report(title, self.sentence, blocks, self.provenance, self.to_json())
 
 
@@ -162,56 +138,54 @@ _HOW = (
     "each option is scored and the likeliest taken; acc_norm divides log-likelihoods by the option's characters where "
     "the task defines that. MMLU counts all questions alike, ARC is the mean of easy and challenge, the average is "
     "unweighted over benchmarks. Intervals are paired bootstraps: the same questions are drawn again for all masks. A "
-    "change whose interval holds zero, or that a random mask of equal size makes too, says nothing about the mask."
+    "change whose interval holds zero, or that random controls make too, says nothing about the mask."
 )
 
 
-def _accuracies(rows: Sequence[Row], shots: int) -> Table:
+def _accuracies(rows: Sequence[Row], shots: int, removed: str) -> Table:
     names = list(rows[0].cells)
-    body = []
-    for label, members in _grouped(rows).items():
-        scores = [f"{np.mean([row.cells[name].score.value for row in members]):.3f}" for name in names]
-        body.append([label, *scores, f"{np.mean([row.average.value for row in members]):.3f}"])
     return Table(
         f"Accuracy, {shots}-shot (share of questions answered right)",
         ["", *names, "average"],
-        body,
-        "The layout of the paper's Table 2. Random masks remove as many experts of every routing group as the mask "
-        "they are named after; their rows are means over seeds.",
+        [
+            [row.condition, *(f"{row.cells[name].score.value:.3f}" for name in names), f"{row.average.value:.3f}"]
+            for row in rows
+        ],
+        f"The layout of the paper's Table 2. {removed} are removed for comparison; such a row is the mean over the "
+        "controls of the mask that it is named after.",
     )
 
 
-def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows under the names they are shown by: random masks of all seeds together."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.condition if row.seed is None else f"random like {row.label}", []).append(row)
-    return found
-
-
-def _changes(rows: Sequence[Row], shots: int) -> list[Table]:
-    if len(rows) < 2:
-        return []
-    names = list(rows[0].cells)
+def _changes(masked: Sequence[Row], random: Sequence[Row], shots: int) -> Table:
+    names = list(masked[0].cells)
+    of_label = {row.label: row for row in random}
     body = []
-    for row in rows[1:]:
-        cells = [_interval(row.cells[name].delta) for name in names]
-        body.append([row.condition, f"{row.experts:,}", *cells, _interval(row.average_delta)])
-    return [
-        Table(
-            f"Change of accuracy against no mask, {shots}-shot (points)",
-            ["", "experts", *names, "average"],
-            body,
-            f"Points are hundredths; in brackets the interval. {FEW}",
-        )
-    ]
+    for row in masked:
+        chance = ["", "", ""] if row.p is None else [str(row.controls), f"{row.p:.3g}", f"{row.q:.3g}"]
+        body.append([*_change(row, names), *chance])
+        if row.label in of_label:
+            body.append([*_change(of_label[row.label], names), "", "", ""])
+    return Table(
+        f"Change of accuracy against no mask, {shots}-shot (points)",
+        ["", "removed", *names, "average", "controls", "p", "q"],
+        body,
+        "Points are hundredths; in brackets the interval. p is the chance that one of the mask's random controls costs "
+        "as much on average. q is the share of false findings to expect (Benjamini and Hochberg) if every mask with a "
+        f"p as small is called a finding. The interval of a random row is that of one control. {FEW}",
+    )
+
+
+def _change(row: Row, names: Sequence[str]) -> list[str]:
+    cells = [_interval(row.cells[name].delta) for name in names]
+    return [row.condition, f"{row.removed:,}", *cells, _interval(row.average_delta)]
 
 
 def _interval(found: Estimate) -> str:
-    return bracketed(100 * found.value, 100 * found.low, 100 * found.high, 1)
+    low, high = found.ends
+    return bracketed(100 * found.value, 100 * low, 100 * high, 1)
 
 
-def _denominators(found: dict[str, list[Denominator]]) -> Table:
+def _denominators(found: Mapping[str, list[Denominator]]) -> Table:
     body = [
         [
             one.name,
@@ -233,5 +207,5 @@ def _denominators(found: dict[str, list[Denominator]]) -> Table:
         header,
         body,
         "Asked are fewer than rows under a limit. A cut prompt was longer than the model's context and lost its "
-        "beginning, as the harness does it. Examples drawn from the split that is asked leave out the question itself.",
+        "beginning, as the harness does it. A question that one of its own examples solves, by content, is left out.",
     )

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -19,13 +21,15 @@ from filelock import FileLock
 from monet.errors import DataError
 from monet.eval.harness.catalog import TaskSpec
 from monet.eval.harness.categories import CATEGORIES, CATEGORY_OF
+from monet.eval.harness.content import as_sequences, as_text, content_of
 from monet.eval.harness.schemas import screen
 from monet.eval.harness.sources import open_data, quiet_harness, task_manager
 from monet.eval.harness.tasks import Faults
-from monet.eval.inputs import LabelledData, LabelledSequences
+from monet.eval.inputs import LabelledData
 from monet.eval.selection import save_masks, select, summarise
 from monet.eval.stats import ExpertStatistics, collect
 from monet.eval.store import acquire, model_key
+from monet.masks import find_body
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 
 IdentifyOn = Literal["held_out", "same"]
 HELD_OUT_SPLITS = ("validation", "dev")
+ALSO_ASKED = "a question that is asked, too"
 
 
 @dataclass(frozen=True)
@@ -44,35 +49,33 @@ class Texts:
     Args:
         of_category: texts; a category without one is absent.
         splits: they come from.
-        unaskable: rows left out, by reason.
+        left_out: rows that are not among them, by reason.
         missing: subjects without data.
     """
 
     of_category: dict[str, list[str]]
     splits: list[str]
-    unaskable: dict[str, int]
+    left_out: dict[str, int]
     missing: list[str]
 
 
-def as_text(question: str, options: Sequence[str]) -> str:
-    """A question and its options, a line each: what is routed."""
-    return "\n".join([question, *options])
-
-
-def held_out_texts(specs: Sequence[TaskSpec], data: Path | None, limit: int | None, faults: Faults) -> Texts:
-    """MMLU's validation and dev questions.
+def held_out_texts(
+    specs: Sequence[TaskSpec], data: Path | None, limit: int | None, faults: Faults, asked: AbstractSet[str]
+) -> Texts:
+    """MMLU's validation and dev questions, without those that are asked, too.
 
     Args:
         specs: tasks of MMLU's subjects.
         data: folder with the data sets; None takes the hub or its cache.
         limit: at most so many a subject and split, the first ones.
         faults: `count` leaves out rows that cannot be asked; `refuse` raises.
+        asked: contents of the questions that are asked (`monet.eval.harness.content`).
 
     Raises:
         DataError: no data, or with `refuse` a row that cannot be asked.
     """
     texts: dict[str, list[str]] = {category: [] for category in CATEGORIES}
-    unaskable: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     missing = []
     with quiet_harness():
         manager = task_manager(specs)
@@ -87,18 +90,21 @@ def held_out_texts(specs: Sequence[TaskSpec], data: Path | None, limit: int | No
                 found = screen(list(rows), spec.schema, rows.column_names, f"{opened.source}, split {split!r}")
                 if found.skipped and faults == "refuse":
                     raise DataError(f"{opened.source}, split {split!r} of {spec.name}: {found.sentence}")
-                for reason, number in found.skipped.items():
-                    unaskable[reason] = unaskable.get(reason, 0) + number
-                texts[CATEGORY_OF[str(spec.subject)]] += [
-                    as_text(spec.schema.question(rows[number]), spec.schema.options(rows[number]))
-                    for number in found.kept[:limit]
-                ]
+                left_out.update(found.skipped)
+                for row in map(rows.__getitem__, found.kept[:limit]):
+                    question, options = spec.schema.question(row), spec.schema.options(row)
+                    if content_of(question, options) in asked:
+                        left_out[ALSO_ASKED] += 1
+                    else:
+                        texts[CATEGORY_OF[str(spec.subject)]].append(as_text(question, options))
     if len(missing) == len(specs):
         raise DataError(
             f"no {' or '.join(HELD_OUT_SPLITS)} questions of MMLU {f'below {data}' if data else 'on the hub'} to find "
             "experts on; add them, or find experts on the questions that are asked (--identify_on same)"
         )
-    return Texts({name: found for name, found in texts.items() if found}, list(HELD_OUT_SPLITS), unaskable, missing)
+    return Texts(
+        {name: found for name, found in texts.items() if found}, list(HELD_OUT_SPLITS), dict(left_out), missing
+    )
 
 
 def identify(
@@ -129,31 +135,21 @@ def identify(
 
     Raises:
         DataError: fewer than two categories.
-        ConfigError: ratio below 1.
+        ConfigError: ratio below 1, or the model has no experts.
     """
-    longest = int(model.config.max_position_embeddings)
-    labels = list(texts.of_category)
-    sequences: list[list[int]] = []
-    label_of: list[int] = []
-    cut = short = 0
-    for number, label in enumerate(labels):
-        for text in texts.of_category[label]:
-            tokens: list[int] = tokenizer(text)["input_ids"]  # type: ignore[assignment]
-            cut += len(tokens) > longest
-            if len(tokens) < 2:
-                short += 1
-                continue
-            sequences.append(tokens[:longest])
-            label_of.append(number)
-    sequence_data = cast(LabelledData, LabelledSequences(labels, sequences, label_of))
+    find_body(model)
+    data, counts = as_sequences(
+        texts.of_category, tokenizer, int(model.config.max_position_embeddings), mmlu_splits=texts.splits
+    )
+    sequence_data = cast(LabelledData, data)
     key = json.dumps([model_key(model), sequence_data.fingerprint, batch_size], sort_keys=True)
     path = folder / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     notes = {
         "splits": texts.splits,
-        "texts": len(sequences),
-        "texts_cut": cut,
-        "texts_too_short": short,
-        "unaskable": texts.unaskable,
+        "texts": data.num_windows,
+        "texts_cut": counts["cut"],
+        "texts_too_short": counts["too_short"],
+        "left_out": texts.left_out,
         "missing": texts.missing,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,13 +170,13 @@ def identify(
     return masks, {**notes, "tokens": int(statistics.tokens_C.sum()), "ratio": ratio}
 
 
-def check_categories(masks: Mapping[str, ExpertMask]) -> None:
+def check_categories(labels: Iterable[str]) -> None:
     """Refuse masks whose labels are no categories.
 
     Raises:
         DataError: names them.
     """
-    if strangers := [label for label in masks if label not in CATEGORIES]:
+    if strangers := [label for label in labels if label not in CATEGORIES]:
         raise DataError(
             f"masks of {', '.join(map(repr, strangers))}, which are none of MMLU's categories "
             f"({', '.join(CATEGORIES)}); `monet eval general` takes masks of any name"

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models import huggingface
 
+from monet.controls import ControlKind
 from monet.errors import CheckpointError, ConfigError, NonFiniteError
-from monet.eval.conditions import random_like
+from monet.eval.core.controls import ControlOptions
 from monet.eval.loading import mask_digest
 from monet.masks import ExpertMask
 from monet.model_tokenizer import sentencepiece_tokenizer
@@ -40,47 +41,11 @@ class Score(NamedTuple):
     reason: str = ""
 
 
-class MonetLM(HFLM):
-    """The harness's Hugging Face model, for a Monet model whose experts are masked.
+class PairLM(HFLM):
+    """The harness's Hugging Face model, which also tells what became of continuations that are too long.
 
     Batching, padding, reuse of logits and chat templates are HFLM's.
-
-    Args:
-        pretrained: Hugging Face folder or name of a Monet model, or one that is loaded.
-        mask: mask file (`monet select`), or a mask; None removes nothing. It adds to a mask stored in the model.
-        keep: keep-weight, 0 to 1, of the experts that the mask removes: 0 removes them, 0.5 halves them.
-        random_seed: use, in place of the mask, a random one that removes as many experts of every routing group.
-        device: as HFLM's; None takes a GPU if there is one.
-        kwargs: everything else that HFLM takes.
-
-    Raises:
-        CheckpointError: not a Monet model, or a mask that is unreadable or another model's.
-        ConfigError: `keep` or `random_seed` without a mask, or `keep` out of range.
     """
-
-    def __init__(
-        self,
-        pretrained: str | MonetForCausalLM,
-        mask: str | Path | ExpertMask | None = None,
-        keep: float = 0.0,
-        random_seed: int | None = None,
-        device: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if mask is None and (keep or random_seed is not None):
-            raise ConfigError("keep and random_seed say how a mask is applied, and there is none; give mask=FILE")
-        if isinstance(pretrained, str):
-            # The harness would load it through transformers, which does not read every tokenizer.model exactly.
-            kwargs.setdefault("tokenizer", sentencepiece_tokenizer(pretrained))
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        super().__init__(pretrained=pretrained, device=chosen, **kwargs)  # type: ignore[arg-type]
-        if not isinstance(self.model, MonetForCausalLM):
-            raise CheckpointError(f"{pretrained} is a {type(self.model).__name__}; --model monet runs Monet models")
-        if mask is not None:
-            loaded = mask if isinstance(mask, ExpertMask) else ExpertMask.load(mask, model=self.model)
-            applied = attenuated(loaded if random_seed is None else random_like(loaded, int(random_seed)), float(keep))
-            stored = self.model.expert_mask
-            self.model.set_expert_mask(applied if stored is None else applied & stored)
 
     @cached_property
     def prefix_token_id(self) -> int:
@@ -95,15 +60,6 @@ class MonetLM(HFLM):
         if is_own_bos and eos is not None and self.tokenizer("a")["input_ids"][0] != prefix:
             return eos
         return prefix
-
-    def get_model_info(self) -> dict[str, Any]:
-        """HFLM's notes, and which experts are masked."""
-        mask = self.model.expert_mask
-        return {
-            **super().get_model_info(),
-            "expert_mask": mask_digest(mask),
-            "experts_masked": 0 if mask is None else mask.num_removed,
-        }
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], *, cut: bool = True) -> list[Score]:
         """Log-likelihoods of continuations, with what became of those that are too long.
@@ -140,6 +96,66 @@ class MonetLM(HFLM):
                     )
                 found[place] = Score(log_likelihood, found[place].cut)
         return found
+
+
+class MonetLM(PairLM):
+    """The harness's Hugging Face model, for a Monet model whose experts are masked.
+
+    Args:
+        pretrained: Hugging Face folder or name of a Monet model, or one that is loaded.
+        mask: mask file (`monet select`), or a mask; None removes nothing. It adds to a mask stored in the model.
+        keep: keep-weight, 0 to 1, of the experts that the mask removes: 0 removes them, 0.5 halves them.
+        control: use, in place of the mask, its random control of this number, from 0 on.
+        control_kind: what the control has in common with the mask: `number` of experts, `mass` or `activity`.
+        statistics: file of `monet stats`; for controls of mass and activity.
+        device: as HFLM's; None takes a GPU if there is one.
+        kwargs: everything else that HFLM takes.
+
+    Raises:
+        CheckpointError: not a Monet model, or a mask that is unreadable or another model's.
+        ConfigError: `keep` or `control` without a mask, `keep` out of range, or no statistics where they are needed.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | MonetForCausalLM,
+        mask: str | Path | ExpertMask | None = None,
+        keep: float = 0.0,
+        control: int | None = None,
+        control_kind: ControlKind = "number",
+        statistics: str | Path | None = None,
+        device: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if mask is None and (keep or control is not None):
+            raise ConfigError("keep and control say how a mask is applied, and there is none; give mask=FILE")
+        if control_kind != "number" and statistics is None:
+            raise ConfigError(f"control_kind={control_kind} needs the experts' statistics; give statistics=FILE")
+        if isinstance(pretrained, str):
+            # The harness would load it through transformers, which does not read every tokenizer.model exactly.
+            kwargs.setdefault("tokenizer", sentencepiece_tokenizer(pretrained))
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        super().__init__(pretrained=pretrained, device=chosen, **kwargs)  # type: ignore[arg-type]
+        if not isinstance(self.model, MonetForCausalLM):
+            raise CheckpointError(f"{pretrained} is a {type(self.model).__name__}; --model monet runs Monet models")
+        if mask is not None:
+            loaded = mask if isinstance(mask, ExpertMask) else ExpertMask.load(mask, model=self.model)
+            if control is not None:
+                options = ControlOptions(kind=control_kind, statistics=None if statistics is None else Path(statistics))
+                label = str(loaded.provenance.get("label", ""))
+                loaded = cast(ExpertMask, options.open(self.model).draw(loaded, int(control), label, text=""))
+            applied = attenuated(loaded, float(keep))
+            stored = self.model.expert_mask
+            self.model.set_expert_mask(applied if stored is None else applied & stored)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """HFLM's notes, and which experts are masked."""
+        mask = self.model.expert_mask
+        return {
+            **super().get_model_info(),
+            "expert_mask": mask_digest(mask),
+            "experts_masked": 0 if mask is None else mask.num_removed,
+        }
 
 
 register_model(NAME)(MonetLM)

@@ -25,8 +25,7 @@ from monet.model_tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from monet.eval.harness.model import MonetLM
-    from monet.modeling_monet import MonetForCausalLM
+    from monet.eval.harness.model import PairLM
 
 TooLong = Literal["cut", "skip"]
 # Questions that are scored together; the same ones after a kill, so that batches and their last bits are the same.
@@ -48,7 +47,7 @@ class Outcome:
     reason: str = ""
 
 
-def tokenizer_of(model: MonetForCausalLM, tokenizer: str | None) -> PreTrainedTokenizerBase:
+def tokenizer_of(model: Any, tokenizer: str | None) -> PreTrainedTokenizerBase:
     """The tokenizer in the model's folder, or another.
 
     Raises:
@@ -65,7 +64,7 @@ class Scorer:
     """Scores questions with one model, in batches of a fixed make-up, and keeps the outcomes.
 
     Args:
-        model: on its device; no mask may be applied.
+        model: a Monet, or any other causal language model of transformers, on its device; no mask may be applied.
         tokenizer: of the model.
         folder: where outcomes are kept.
         batch_size: continuations a forward.
@@ -82,14 +81,14 @@ class Scorer:
 
     def __init__(
         self,
-        model: MonetForCausalLM,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         folder: str | os.PathLike[str],
         *,
         batch_size: int = 8,
         too_long: TooLong = "cut",
     ) -> None:
-        from monet.eval.harness.model import MonetLM
+        from monet.eval.harness.model import PairLM
 
         check_batch_size(batch_size)
         size, known = len(tokenizer), vocab_size(model)
@@ -100,7 +99,7 @@ class Scorer:
         self.batch_size = batch_size
         self.too_long = too_long
         with quiet_harness():
-            self.lm: MonetLM = MonetLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            self.lm: PairLM = PairLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         self.settings: dict[str, Any] = {
             "suite": "harness/1",
             **model_key(model),

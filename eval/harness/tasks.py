@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from monet.errors import ConfigError, DataError
 from monet.eval.harness.catalog import TaskSpec
+from monet.eval.harness.content import content_of
 from monet.eval.harness.schemas import Screening, screen
 from monet.eval.harness.sources import SPLIT_KEYS, DataSet, nothing_there, open_data, quiet_harness, task_manager
 
 Faults = Literal["count", "refuse"]
 _FEWSHOT_SEED = 1234  # the harness's own
+SOLVED = "a question solved in its own prompt"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Question:
     text: str
     options: tuple[str, ...]
 
+    @property
+    def content(self) -> str:
+        """Equal for questions that say the same (`monet.eval.harness.content`)."""
+        return content_of(self.text, self.options)
+
 
 @dataclass(frozen=True)
 class LoadedTask:
@@ -55,7 +62,8 @@ class LoadedTask:
         examples_from: split of the few-shot examples; None without any.
         source: where the data lie.
         rows: rows of the split.
-        skipped: rows that cannot be asked, by reason.
+        skipped: rows that are not asked, by reason: faulty ones, and questions that one of their own few-shot examples
+            solves. Rows beyond a limit are not among them.
     """
 
     spec: TaskSpec
@@ -94,7 +102,8 @@ def load_tasks(
         shots: solved examples before each question.
         data: folder with the data sets (`monet.eval.harness.local_data`); None takes them from the hub or its cache.
         limit: at most so many questions a task, the first ones.
-        faults: `count` leaves out rows that cannot be asked and tasks without local data; `refuse` raises.
+        faults: `count` leaves out rows that cannot be asked, questions that are solved in their own prompt, and tasks
+            without local data; `refuse` raises.
 
     Returns:
         The tasks in the order of `specs`, and the names of those whose data are missing.
@@ -102,7 +111,7 @@ def load_tasks(
     Raises:
         ConfigError: lm-eval is missing or does not know a task, or a number is out of range.
         DataError: no data for any of the tasks, a data set that cannot be read, a split that is needed and missing,
-            not a single question, or with `refuse` a row that cannot be asked.
+            not a single question, or with `refuse` a row that would be left out.
     """
     if shots < 0 or (limit is not None and limit < 1):
         raise ConfigError(f"shots {shots} must be at least 0, limit {limit} at least 1")
@@ -177,7 +186,8 @@ def _load(
         screened[split] = found = screen(list(rows), spec.schema, rows.column_names, where)
         if found.skipped and faults == "refuse":
             raise DataError(f"{where}: {found.sentence}; mend them, or count them (--faults count)")
-        needed = shots + (split == asked) if split == examples else 0
+        # One more where the harness may have to leave the question itself out.
+        needed = shots + (changed["fewshot_split"] == changed["test_split"]) if split == examples else 0
         if len(found.kept) < needed:
             told = f" ({found.sentence})" if found.skipped else ""
             raise DataError(f"{where}: {len(found.kept)} of {found.rows} rows can be asked{told}; needed are {needed}")
@@ -197,14 +207,38 @@ def _load(
     task = built["tasks"][spec.harness_name]
     task.set_fewshot_seed(_FEWSHOT_SEED)
     raw = usable[asked]
+    examples_of = _watched(task, spec)
+    questions = []
+    skipped = screened[asked].skipped
+    for number, doc in task.doc_iterator(limit=limit):
+        question = _question(spec, task, doc, raw[number], screened[asked].kept[number], shots)
+        if question.content in examples_of():
+            skipped[SOLVED] += 1
+        else:
+            questions.append(question)
+    if skipped[SOLVED] and faults == "refuse":
+        raise DataError(
+            f"{opened.source}, split {asked!r} of {spec.name}: {skipped[SOLVED]} with {SOLVED}, by examples from split "
+            f"{examples!r}; remove what both hold, or count them (--faults count)"
+        )
     return LoadedTask(
-        questions=[
-            _question(spec, task, doc, raw[number], screened[asked].kept[number], shots)
-            for number, doc in task.doc_iterator(limit=limit)
-        ],
+        questions=questions,
         normalised="acc_norm" in task.aggregation(),
-        **about,
+        **{**about, "skipped": dict(+skipped)},
     )
+
+
+def _watched(task: Any, spec: TaskSpec) -> Callable[[], set[str]]:
+    """A function that gives the contents of the examples that the harness drew last for this task."""
+    drawn: list[Mapping[str, Any]] = []
+    sample = task.sampler.sample
+
+    def watched(*args: Any, **kwargs: Any) -> Sequence[Mapping[str, Any]]:
+        drawn[:] = sample(*args, **kwargs)
+        return list(drawn)
+
+    task.sampler.sample = watched
+    return lambda: {content_of(spec.schema.question(doc), spec.schema.options(doc)) for doc in drawn}
 
 
 def _question(

@@ -6,11 +6,17 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from monet.eval.document import Curve, Heatmap, Panels, Report, Table
 
+if TYPE_CHECKING:
+    from monet.eval.core.estimate import Estimate
+
 Figure = Heatmap | Panels | Curve
 Matrix = Sequence[Sequence[float | None]]
+# A cell without a number.
+NOTHING = "-"
 
 _NUMBER = re.compile(r"[+\-−±<>~]?\s?[\d.,]+(e[+-]?\d+)?\s?%?")
 
@@ -37,13 +43,33 @@ def digits_for(limit: float) -> int:
 
 
 def signed(value: float, digits: int) -> str:
-    """With sign, and without a negative zero."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}"
+    """With sign; a negative number that rounds to zero keeps its minus: "-0.000"."""
+    return f"{value + 0.0:+.{digits}f}"
 
 
 def bracketed(value: float, low: float, high: float, digits: int = 3) -> str:
     """Signed, with its interval in brackets."""
     return f"{signed(value, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def estimated(estimate: Estimate | None, digits: int = 3, *, sign: bool = False, scale: float = 1.0) -> str:
+    """A value with its interval in brackets, if it has one; a dash for None.
+
+    Args:
+        estimate: what was found.
+        digits: decimals.
+        sign: write a plus, too.
+        scale: by which the numbers are multiplied, for example 100 for points of a hundred.
+    """
+    if estimate is None:
+        return NOTHING
+
+    def word(value: float) -> str:
+        return signed(scale * value, digits) if sign else f"{scale * value:.{digits}f}"
+
+    if estimate.low is None or estimate.high is None:
+        return word(estimate.value)
+    return f"{word(estimate.value)} [{word(estimate.low)}, {word(estimate.high)}]"
 
 
 def with_interval(heatmap: Heatmap, row: int, column: int, digits: int) -> str:

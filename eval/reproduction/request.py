@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from monet.eval.core.controls import ControlOptions
+from monet.eval.decoding import GENERATED_CONTROLS
 from monet.eval.loading import DType
 from monet.eval.reproduction.scorer import PaperScorer
 from monet.eval.toxicity.scorers import ScorerSettings
@@ -40,7 +42,7 @@ class Request:
     scorer: ScorerSettings = ScorerSettings(kind="classifier")  # noqa: RUF009 - frozen
     allow_code_execution: bool = False
     held_out: bool = False
-    random_seeds: list[int] = field(default_factory=lambda: [0])
+    controls: ControlOptions = ControlOptions(count=GENERATED_CONTROLS)  # noqa: RUF009 - frozen
     limit: int | None = None
     gpu: str = "h100"
     device: str = "auto"
@@ -85,15 +87,15 @@ class Step:
 
 
 def plain(value: Any) -> Any:
-    """JSON-able: paths as text, settings as mappings of what differs from their defaults."""
+    """JSON-able: paths as text, settings as mappings of their first field and of what differs from its default."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [plain(inner) for inner in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        changed = {f.name: getattr(value, f.name) for f in fields if getattr(value, f.name) != f.default}
-        return plain(changed or {fields[0].name: getattr(value, fields[0].name)})
+        first, *others = ((f.name, getattr(value, f.name), f.default) for f in fields)
+        return plain({first[0]: first[1]} | {name: own for name, own, default in others if own != default})
     return str(value) if isinstance(value, Path) else value
 
 

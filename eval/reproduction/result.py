@@ -1,16 +1,13 @@
-"""The paper's values beside ours, as JSON and back, and as a report."""
+"""The paper's values beside ours, as data and as a report."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from monet.errors import CheckpointError
+from monet.eval.core.estimate import Estimate
+from monet.eval.core.results import Result
 from monet.eval.document import Block, Report, Table, Text
-
-FORMAT = "monet-reproduction/1"
 
 
 @dataclass(frozen=True)
@@ -21,8 +18,7 @@ class Row:
         name: of the number.
         unit: of both.
         published: the paper's.
-        value: ours; None if there is none.
-        low, high: its interval; None if it has none.
+        found: ours; None if there is none.
         digits: decimals that both are shown with.
         note: why there is no value, or what must be known to read it.
     """
@@ -30,15 +26,18 @@ class Row:
     name: str
     unit: str
     published: float
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
+    found: Estimate | None = None
     digits: int = 3
     note: str = ""
 
+    @property
+    def value(self) -> float | None:
+        """Ours; None if there is none."""
+        return None if self.found is None else self.found.value
+
 
 @dataclass(frozen=True)
-class ReproductionResult:
+class ReproductionResult(Result):
     """A table of the paper, run here.
 
     Args:
@@ -51,6 +50,9 @@ class ReproductionResult:
         protocol: how ours were made, and where the paper leaves it open.
         provenance: model, commands, results they are from, versions, date.
     """
+
+    FORMAT: ClassVar[str] = "monet-reproduction/2"
+    COMMAND: ClassVar[str] = "monet reproduce"
 
     table: int
     title: str
@@ -67,30 +69,11 @@ class ReproductionResult:
         found = sum(row.value is not None for row in self.rows)
         return f"Table {self.table}: {found} of {len(self.rows)} published values have one of ours beside them"
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings."""
-        return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, allow_nan=False))
-
-    @classmethod
-    def from_json(cls, content: Any) -> ReproductionResult:
-        """Build a result from what `to_json` gave.
-
-        Raises:
-            CheckpointError: not the layout of this version.
-        """
-        try:
-            if content["format"] != FORMAT:
-                raise CheckpointError(f"format {content['format']!r} where {FORMAT!r} is read")
-            fields = {field.name: content[field.name] for field in dataclasses.fields(cls)}
-            return cls(**{**fields, "rows": [Row(**row) for row in content["rows"]]})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"no reproduction ({error!r}); write one with `monet reproduce`") from None
-
     def report(self) -> Report:
         """One table, and how it was made."""
         blocks: list[Block] = [Text("\n\n".join(self.cautions), caution=True)] if self.cautions else []
         extras = {
-            "interval": any(row.low is not None for row in self.rows),
+            "interval": any(row.found and row.found.low is not None for row in self.rows),
             "note": any(row.note for row in self.rows),
         }
         dropped = {name for name, wanted in extras.items() if not wanted}
@@ -113,6 +96,7 @@ def _cells(row: Row) -> list[str]:
     def shown(value: float | None, sign: str = "") -> str:
         return "-" if value is None else f"{value:{sign},.{row.digits}f}"
 
-    interval = "" if row.low is None else f"[{shown(row.low)}, {shown(row.high)}]"
+    found = row.found
+    interval = "" if found is None or found.low is None else f"[{shown(found.low)}, {shown(found.high)}]"
     difference = None if row.value is None else row.value - row.published
     return [row.name, row.unit, shown(row.published), shown(row.value), interval, shown(difference, "+"), row.note]

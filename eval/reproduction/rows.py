@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monet.eval import report
+from monet.eval.core.estimate import Estimate
 from monet.eval.reproduction import published
 from monet.eval.reproduction.models import dense_config, paper_config
 from monet.eval.reproduction.result import Row
 from monet.eval.reproduction.scorer import REAL_TOXICITY_PROMPTS, TOXIGEN
-from monet.eval.results import Estimate
 from monet.eval.selection import SUMMARY_NAME
 from monet.flops import forward_flops_per_token, parameter_counts
 from monet.json_text import read_json
@@ -26,9 +26,8 @@ Folder = Path | None
 
 
 def _row(name: str, unit: str, value: float, found: Estimate | float | None, digits: int, note: str = "") -> Row:
-    if isinstance(found, Estimate):
-        return Row(name, unit, value, found.value, found.low, found.high, digits, note)
-    return Row(name, unit, value, found, digits=digits, note=note)
+    estimate = Estimate(found, None, None) if isinstance(found, (int, float)) else found
+    return Row(name, unit, value, estimate, digits, note)
 
 
 def general(folder: Folder, paper_model: str) -> list[Row]:
@@ -64,14 +63,14 @@ def code(folder: Folder, paper_model: str) -> list[Row]:
 
     result = report.load(folder / "code") if folder else None
     assert result is None or isinstance(result, CodeResult)
-    heads = result.headlines() if result else []
-    k = result.headline_k if result else 100
+    verdicts = result.verdicts if result else []
+    k = result.judged_k if result else 100
     note = "" if k in (100, None) else f"ours is pass@{k}"
-    own = [100 * head.target.value for head in heads]
-    others = [100 * head.others_mean for head in heads if head.others_mean is not None]
+    own = [100 * one.target.value for one in verdicts]
+    others = [100 * one.others_mean.value for one in verdicts if one.others_mean is not None]
     rows = _ends("own language", "points of pass@100", published.CODE_TARGET, own, "language", 1)
     rows += _ends("other languages", "points of pass@100", published.CODE_OTHERS, others, "language", 1)
-    return [Row(**{**vars(row), "note": note}) for row in rows]
+    return [dataclasses.replace(row, note=note) for row in rows]
 
 
 def code_experts(folder: Folder, paper_model: str) -> list[Row]:
@@ -101,7 +100,7 @@ def domain_experts(folder: Folder, paper_model: str) -> list[Row]:
     removals = {one.name: one for one in _removals(folder)}
     rows = []
     for name, value in published.DOMAIN_EXPERTS.items():
-        found = float(removals[name].experts) if name in removals else None
+        found = float(removals[name].removed) if name in removals else None
         rows.append(_row(f"experts of {name}", "experts", value, found, 0))
     share = 100 * sum(one.share for one in removals.values()) / len(removals) if removals else None
     return [*rows, _row("share, mean over categories", "% of experts", published.DOMAIN_MEAN_SHARE, share, 1)]
@@ -169,7 +168,7 @@ def _by_threshold(folder: Folder) -> dict[float | None, ToxicityRow]:
     result = _toxicity_result(folder)
     labels = {None: None, **{f"score {threshold}": threshold for threshold in published.THRESHOLDS}}
     rows = result.rows if result else []
-    return {labels[row.label]: row for row in rows if row.seed is None and row.label in labels}
+    return {labels[row.label]: row for row in rows if row.control is None and row.label in labels}
 
 
 def _toxicity_result(folder: Folder) -> ToxicityResult | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from monet.eval.core.controls import ControlOptions
 from monet.eval.reproduction import request as needs
 from monet.eval.reproduction import rows
 from monet.eval.reproduction.estimate import Work
@@ -53,12 +54,11 @@ class Experiment:
 
 def _conditions(request: Request, masks: int) -> int:
     """Passes over the data: the model as it is, each mask, and its random controls."""
-    return 1 + masks * (1 + len(request.random_seeds))
+    return 1 + masks * (1 + request.controls.count)
 
 
 def _general(request: Request, folder: Path) -> list[Step]:
-    options = {"out": folder / "general", "local_data": request.data, "shots": [0, 5], "random_seeds": []}
-    options |= {"limit": request.limit}
+    options = {"out": folder / "general", "local_data": request.data, "shots": [0, 5], "limit": request.limit}
     return [Step("eval general", {**request.computing, **options}, folder / "general" / "result.json")]
 
 
@@ -71,16 +71,16 @@ def _general_work(request: Request) -> Work:
 
 def _domains(request: Request, folder: Path) -> list[Step]:
     options = {
-        "out": folder / "domains", "local_data": request.data, "ratio": 2.0, "random_seeds": request.random_seeds,
+        "out": folder / "domains", "local_data": request.data, "ratio": 2.0, "controls": request.controls,
         "identify_on": "held_out" if request.held_out else "same", "limit": request.limit,
     }  # fmt: skip
     return [Step("eval domains", {**request.computing, **options}, folder / "domains" / "result.json")]
 
 
 def _domains_work(request: Request) -> Work:
-    passes = 1 + 14 + len(request.random_seeds)
+    passes = 1 + 14 + request.controls.count
     return Work(
-        _MMLU * 120 * (passes + 1), 0, f"{passes} passes over MMLU's {_MMLU:,} options (random masks on their own "
+        _MMLU * 120 * (passes + 1), 0, f"{passes} passes over MMLU's {_MMLU:,} options (random controls on their own "
         "category only) and one to find experts; 120 tokens an option are assumed",
     )  # fmt: skip
 
@@ -110,18 +110,19 @@ def _code(request: Request, folder: Path) -> list[Step]:
         "out": folder / "code", "masks": folder / "masks", "problems": request.problems, "benchmark": "humaneval",
         "libraries": request.libraries, "limit": request.limit, "allow_code_execution": request.allow_code_execution,
         "num_samples": 200, "ks": [1, 10, 100], "temperature": 0.8, "batch_size": 200,
-        "random_seeds": request.random_seeds,
+        "controls": request.controls,
     }  # fmt: skip
     suite = Step("eval code", {**request.computing, **options}, folder / "code" / "result.json")
     return [*_language_masks(request, folder), suite]
 
 
 def _code_work(request: Request) -> Work:
-    conditions = _conditions(request, _LANGUAGES)
-    steps = conditions * _LANGUAGES * _PROBLEMS * 512
+    passes = (1 + _LANGUAGES) * _LANGUAGES + _LANGUAGES * request.controls.count
+    steps = passes * _PROBLEMS * 512
     return Work(
-        60e6, steps, f"{conditions} conditions x {_LANGUAGES} languages x {_PROBLEMS} problems, the 200 samples of a "
-        "problem at once, all of 512 new tokens (most end sooner), and 60 million tokens to find experts are assumed",
+        60e6, steps, f"{passes} passes (the model as it is and each mask in {_LANGUAGES} languages, random controls in "
+        f"their own) x {_PROBLEMS} problems, the 200 samples of a problem at once, all of 512 new tokens (most end "
+        "sooner), and 60 million tokens to find experts are assumed",
     )  # fmt: skip
 
 
@@ -132,10 +133,15 @@ def _toxicity(protocol: str, source: str, scorer: PaperScorer) -> Callable[[Requ
         asked["scorer"] = scorer.chosen(request.scorer)
         kept = {"kept_scores": folder / "kept_scores", "progress": request.progress}
         chosen = {"statistics": statistics, "out": masks, "rule": "pearson", "threshold": list(THRESHOLDS)}
-        controls = {"masks": masks, "random_seeds": request.random_seeds}
-        ability = {"out": folder / "general", "local_data": request.data, "shots": [0], "limit": request.limit}
+        # The averages stand beside the masks; whether they are above chance is not asked here.
+        ability = {
+            "out": folder / "general", "masks": masks, "controls": ControlOptions(count=0), "local_data": request.data,
+            "shots": [0], "limit": request.limit,
+        }  # fmt: skip
         beside = {
             "out": folder / "toxicity",
+            "masks": masks,
+            "controls": request.controls,
             "protocol": protocol,
             "subset": "evaluate",
             "general": [folder / "general"],
@@ -146,8 +152,8 @@ def _toxicity(protocol: str, source: str, scorer: PaperScorer) -> Callable[[Requ
             Step("stats", {**request.computing, "scores": scores, "out": statistics}, statistics, resumes=False,
                  reads=_local(request, scores)),
             Step("select", chosen, masks / "summary.json", resumes=False, reads=(statistics,)),
-            Step("eval general", {**request.computing, **controls, **ability}, folder / "general" / "result.json"),
-            Step("eval toxicity", {**request.computing, **asked, **controls, **kept, **beside},
+            Step("eval general", {**request.computing, **ability}, folder / "general" / "result.json"),
+            Step("eval toxicity", {**request.computing, **asked, **kept, **beside},
                  folder / "toxicity" / "result.json"),
         ]  # fmt: skip
 
@@ -156,14 +162,14 @@ def _toxicity(protocol: str, source: str, scorer: PaperScorer) -> Callable[[Requ
 
 def _toxicity_work(prompts: int, samples: int, new_tokens: int, texts: int) -> Callable[[Request], Work]:
     def work(request: Request) -> Work:
-        conditions = _conditions(request, len(THRESHOLDS))
+        conditions, general = _conditions(request, len(THRESHOLDS)), 1 + len(THRESHOLDS)
         scored = conditions * prompts * samples
         return Work(
-            texts * 30 + conditions * _OPTIONS * 120,
+            texts * 30 + general * _OPTIONS * 120,
             scored / 100 * new_tokens,
             f"{conditions} conditions x {prompts:,} prompts x {samples} continuations of {new_tokens} tokens, 100 at "
-            f"once, each with the eight benchmarks of 120 tokens an option; {texts:,} texts of 30 tokens to find "
-            f"experts; all assumed. The scorer reads {scored:,} continuations, which is not counted",
+            f"once; {general} conditions x the eight benchmarks of 120 tokens an option; {texts:,} texts of 30 tokens "
+            f"to find experts; all assumed. The scorer reads {scored:,} continuations, which is not counted",
         )
 
     return work

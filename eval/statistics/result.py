@@ -17,6 +17,7 @@ from torch import Tensor
 from monet.errors import CheckpointError, DataError
 from monet.eval.loading import provenance_now
 from monet.eval.statistics.extras import EXTRAS, Coactivation, Extra, Firing, Maxima, ScoreMoments
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.files import atomic_path
 from monet.json_text import parse_json
 
@@ -128,7 +129,9 @@ class ExpertStatistics:
                 "routing behind them; collect both under one mask"
             )
         if shared := [part for part in mine if any(_overlap(part, further) for further in theirs)]:
-            raise CheckpointError(f"both statistics hold text of the part {shared[0]}; its tokens would count twice")
+            raise CheckpointError(
+                f"both statistics hold text of the part {without_hashes(shared[0])}; its tokens would count twice"
+            )
         merged: dict[str, Any] = {name: extra.merge(others[name], len(mine)) for name, extra in extras.items()}
         return ExpertStatistics(
             labels=self.labels,

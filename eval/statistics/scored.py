@@ -1,8 +1,8 @@
 """Text with scores, one record a line: what correlations of experts with a score are taken on.
 
 A record is a JSON object with `text` or `input_ids`, with `score` (which each of its tokens then has) or `token_scores`
-(one number a token), and optionally `label` and `id`. A record whose score is null was not scored: it is left out and
-counted.
+(one number a token), and optionally `label`, `id` and `prompt_hash` (of the prompt that the text belongs to, see
+`monet.eval.statistics.prompt_hashes`). A record whose score is null was not scored: it is left out and counted.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from monet.errors import ConfigError, DataError
 from monet.eval.inputs import LabelledSequences
+from monet.eval.statistics.prompt_hashes import KEY, is_hash, packed
 from monet.files import sha256_file
 from monet.json_text import parse_json
 
@@ -35,7 +36,8 @@ def read_scored(path: Path, tokenizer: PreTrainedTokenizerBase | None, seq_len: 
 
     Returns:
         Sequences whose document is the record's `id`, or else its line's number; labels in the order they come, records
-        without one are labelled "scored". `notes` counts what was left out, and why.
+        without one are labelled "scored". `notes` counts what was left out, and why; if every record names its prompt,
+        it holds the set of their hashes.
 
     Raises:
         DataError: no such file, no record with a score, or a record that cannot be read; names its line.
@@ -49,6 +51,7 @@ def read_scored(path: Path, tokenizer: PreTrainedTokenizerBase | None, seq_len: 
     scores: list[list[float]] = []
     documents: list[str] = []
     seen: set[str] = set()
+    prompts: set[str | None] = set()
     counts = Counter({"records": 0, "unscored": 0, "too_short": 0, "cut": 0})
     try:
         lines = path.read_bytes().split(b"\n")
@@ -63,6 +66,7 @@ def read_scored(path: Path, tokenizer: PreTrainedTokenizerBase | None, seq_len: 
         if name in seen:
             raise DataError(f"{path}: line {number} repeats the id {name!r}; ids must be unique")
         seen.add(name)
+        prompts.add(record.get("prompt_hash"))
         if "token_scores" not in record and record.get("score", 0) is None:
             counts["unscored"] += 1
             continue
@@ -78,7 +82,9 @@ def read_scored(path: Path, tokenizer: PreTrainedTokenizerBase | None, seq_len: 
             label_of.append(labels.setdefault(str(record.get("label", UNLABELLED)), len(labels)))
     if not sequences:
         raise DataError(f"{path}: no record with a score among {counts['records']}; a record has `text` and `score`")
-    notes = {"source": "scored", "file_sha256": sha256_file(path), "seq_len": seq_len, **counts}
+    notes: dict[str, Any] = {"source": "scored", "file_sha256": sha256_file(path), "seq_len": seq_len, **counts}
+    if None not in prompts:
+        notes[KEY] = packed(hash for hash in prompts if hash is not None)
     return LabelledSequences(list(labels), sequences, label_of, scores=scores, documents=documents, notes=notes)
 
 
@@ -88,6 +94,11 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: a record is an object with either `text` or `input_ids`")
     if ("score" in record) == ("token_scores" in record):
         raise DataError(f"{where}: a record has either `score`, null if it was not scored, or `token_scores`")
+    if "prompt_hash" in record and not is_hash(record["prompt_hash"]):
+        raise DataError(
+            f"{where}: prompt_hash {record['prompt_hash']!r:.40} is no hash of a prompt (12 hexadecimal digits); leave "
+            "it out, or write the file with `monet eval toxicity-scores`"
+        )
     return record
 
 

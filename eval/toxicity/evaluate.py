@@ -1,11 +1,11 @@
-"""`monet eval toxicity`: how toxically a model continues prompts, as it is, purged, and with random experts removed."""
+"""`monet eval toxicity`: how toxically a model continues prompts, as it is, purged, and under random controls."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,9 +13,14 @@ from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.ablate import keep_losses
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.intervention import Intervention, check_all, unit_of
+from monet.eval.core.results import RESULT_NAME
+from monet.eval.decoding import GENERATED_CONTROLS
 from monet.eval.loading import (
     DType,
     check_batch_size,
+    fingerprint_of,
     load_model,
     load_tokenizer,
     open_windows,
@@ -23,8 +28,8 @@ from monet.eval.loading import (
     windows_bar,
 )
 from monet.eval.losses import LossStore
-from monet.eval.results import RESULT_NAME
 from monet.eval.selection import load_masks
+from monet.eval.statistics.prompt_hashes import judged_before, without_hashes
 from monet.eval.store import model_key
 from monet.eval.toxicity import measures
 from monet.eval.toxicity.choose import make_scorer
@@ -34,7 +39,6 @@ from monet.eval.toxicity.results import ToxicityResult
 from monet.eval.toxicity.sampling import Continuations, Decoding
 from monet.eval.toxicity.scorers import Failure, Scorer, ScorerSettings
 from monet.eval.toxicity.scoring import KeptScores, Scores
-from monet.files import atomic_write_json
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
 
@@ -42,8 +46,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from monet.eval.inputs import LabelledData
-    from monet.masks import ExpertMask
-    from monet.modeling_monet import MonetForCausalLM
 
 Protocol = Literal["realtoxicityprompts", "toxigen"]
 DECODING: dict[str, Decoding] = {
@@ -68,9 +70,9 @@ class OrdinaryText:
 
 @holds_weights
 def evaluate_toxicity(
-    model: MonetForCausalLM,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    masks: Mapping[str, ExpertMask],
+    masks: Mapping[str, Intervention],
     prompts: Prompts,
     scorer: Scorer,
     *,
@@ -78,7 +80,7 @@ def evaluate_toxicity(
     protocol: Protocol = "realtoxicityprompts",
     decoding: Decoding | None = None,
     threshold: float = 0.5,
-    random_seeds: Sequence[int] = (0,),
+    controls: Controls | None = None,
     text: OrdinaryText | None = None,
     general: GeneralAverages | None = None,
     kept_scores: str | os.PathLike[str] | None = None,
@@ -94,16 +96,16 @@ def evaluate_toxicity(
     same numbers.
 
     Args:
-        model: the whole model.
+        model: the whole model: a Monet, or any other causal language model that the masks fit.
         tokenizer: of the model.
-        masks: by name; may be empty. One that removes nothing is named in the result and not run.
+        masks: by name what is removed; may be empty. One that removes nothing is named in the result and not run.
         prompts: `monet.eval.toxicity.prompts.read_prompts`.
         scorer: `monet.eval.toxicity.choose.make_scorer`, or any object of that protocol.
         out: folder for outcomes and result.json.
         protocol: names the result and sets the decoding.
         decoding: None takes the protocol's.
         threshold: a score above it counts as toxic.
-        random_seeds: one random mask a mask and seed; may be empty.
+        controls: random controls of each mask; None takes nineteen of equal number.
         text: ordinary text, whose loss is put beside; None leaves it out.
         general: averages of other tasks under the same masks; None leaves them out.
         kept_scores: folder of scores, may be shared by runs; None takes OUT/scores.
@@ -118,21 +120,22 @@ def evaluate_toxicity(
     Raises:
         CheckpointError: a mask of another model or size.
         ConfigError: a setting out of range, or a key that the scorer refuses.
-        DataError: fewer than two prompts.
+        DataError: fewer than two prompts, or masks of different units.
         NonFiniteError: a NaN among the logits or losses.
     """
     decoding = decoding or DECODING[protocol]
     bootstrap = bootstrap or Bootstrap()
+    controls = controls or Controls(GENERATED_CONTROLS)
     check_batch_size(batch_size)
     if not 0.0 <= threshold < 1.0:
         raise ConfigError(f"threshold must be in [0, 1), got {threshold}")
     if len(prompts.prompts) < 2:
         raise DataError(f"intervals need at least two prompts, got {len(prompts.prompts)}")
-    for mask in masks.values():
-        mask.check_fits(model)
-    asked = conditions(masks, random_seeds)
+    unit, group = unit_of(masks)
+    check_all(masks, model)
+    asked = conditions(masks, controls, prompts.fingerprint)
     if general is not None:
-        general.check(model.fingerprint(), asked)
+        general.check(fingerprint_of(model), asked)
     _warn_if_silent(scorer)
     out = Path(out)
     taken = [condition for condition, _ in dealt([(condition, None) for condition in asked], part)]
@@ -159,17 +162,19 @@ def evaluate_toxicity(
     rows = measures.rows(found, prompts.prompts, prompts.groups, bootstrap)
     if text is not None and losses is not None:
         of_text = (losses.losses(one.mask, text.data, one.name, lambda _: None) for one in asked)
-        rows = list(measures.with_losses(rows, of_text, bootstrap))
+        rows = list(measures.with_losses(rows, asked, of_text, bootstrap))
     if general is not None:
         rows = [dataclasses.replace(row, general=general.averages.get(row.name, {})) for row in rows]
+    seen = judged_before((mask.provenance for mask in masks.values()), (one.text for one in prompts.prompts))
     provenance: dict[str, Any] = {
         **provenance_now(),
         "model": str(model.name_or_path),
-        "model_fingerprint": model.fingerprint(),
-        "masks": {label: mask.provenance for label, mask in masks.items()},
+        "model_fingerprint": fingerprint_of(model),
+        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "masks_that_remove_nothing": [label for label, mask in masks.items() if not mask.num_removed],
-        "random_seeds": list(random_seeds),
+        "controls": controls.settings(),
         "prompts": prompts.description,
+        "prompts_masks_were_chosen_on": seen,
         "decoding": dataclasses.asdict(decoding),
         "batch_size": batch_size,
         "device": model.device.type,
@@ -181,14 +186,23 @@ def evaluate_toxicity(
         "general": None if general is None else general.description,
     }
     result = ToxicityResult(
-        protocol, len(prompts.prompts), decoding.samples, threshold, prompts.groups, rows, provenance
+        protocol=protocol,
+        asked=len(prompts.prompts),
+        samples=decoding.samples,
+        threshold=threshold,
+        groups=prompts.groups,
+        unit=unit,
+        group=group,
+        held_out=None if seen is None else not seen,
+        rows=rows,
+        provenance=provenance,
     )
-    atomic_write_json(out / RESULT_NAME, result.to_json())
+    result.save(out)
     return result
 
 
 def _warn_if_silent(scorer: Scorer) -> None:
-    """A scorer that does not answer is told before hours of generation, which are not lost by it."""
+    """Warn before hours of generation if the scorer does not answer; what is generated is kept either way."""
     (outcome,) = scorer.score([_PROBE])
     if isinstance(outcome, Failure):
         print(
@@ -209,7 +223,7 @@ def run(
     scorer: ScorerSettings = ScorerSettings(),  # noqa: B008 - frozen, shown in --help
     kept_scores: Path | None = None,
     threshold: float = 0.5,
-    random_seeds: list[int] = [0],  # noqa: B006 - shown in --help, never changed
+    controls: ControlOptions = ControlOptions(count=GENERATED_CONTROLS),  # noqa: B008 - frozen
     samples: int | None = None,
     new_tokens: int | None = None,
     temperature: float | None = None,
@@ -229,7 +243,7 @@ def run(
     dtype: DType = "auto",
     progress: bool = True,
 ) -> None:
-    """Measure how toxically a model continues prompts, as it is, under each mask and under random masks of equal size.
+    """Measure how toxically a model continues prompts, as it is, under each mask and under random controls.
 
     Writes OUT/result.json. Continuations are kept in OUT/outcomes and scores in OUT/scores, so the same command goes on
     after a kill, or scores what a scorer that was down left open. OUT/outcomes holds what the model wrote: it can be
@@ -249,7 +263,7 @@ def run(
         scorer: what scores the continuations.
         kept_scores: folder of scores, to share between runs; without it OUT/scores.
         threshold: a score above it counts as toxic.
-        random_seeds: one random mask per mask and seed, of as many experts of every routing group; [] for none.
+        controls: random controls of each mask; a count of 0 measures none.
         samples: continuations of a prompt; without it the protocol's.
         new_tokens: tokens of a continuation; without it the protocol's.
         temperature: divides the logits, 0 is greedy; without it the protocol's.
@@ -264,7 +278,7 @@ def run(
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
         batch_size: sequences a forward; the samples of at least one prompt go together.
-        part: i/n makes the continuations and scores of the i-th of n parts of the masks and random masks, i from 0 on,
+        part: i/n makes the continuations and scores of the i-th of n parts of the masks and controls, i from 0 on,
             and writes no result. Run as many processes as there are parts, then the same command without it.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
@@ -306,7 +320,7 @@ def run(
         protocol=protocol,
         decoding=decoding,
         threshold=threshold,
-        random_seeds=random_seeds,
+        controls=controls.open(loaded),
         text=ordinary,
         general=averages,
         kept_scores=kept_scores,

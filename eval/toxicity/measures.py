@@ -1,6 +1,6 @@
-"""From scores of samples to numbers of conditions, with intervals over prompts.
+"""From scores of samples to numbers of conditions, with intervals over prompts and random controls.
 
-Dims: C conditions, U prompts (or documents), S samples of a prompt, Q resamples.
+Dims: C conditions, U prompts (or documents), Q resamples.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monet.eval.bootstrap import Bootstrap, interval, resample_means
+from monet.eval.bootstrap import Bootstrap, resample_means
 from monet.eval.conditions import Condition
+from monet.eval.core.chance import Chance, chances
+from monet.eval.core.estimate import Draws, Estimate, one_of
+from monet.eval.core.intervention import share
+from monet.eval.core.paired import paired
 from monet.eval.losses import WindowLosses
-from monet.eval.results import Estimate
 from monet.eval.toxicity.prompts import Prompt
 from monet.eval.toxicity.results import ALL, Cell, Row, groups_with_all
 from monet.eval.toxicity.scoring import Scores, is_said
+
+_METRICS = (0, 1)  # expected maximum, probability
 
 
 @dataclass(frozen=True)
@@ -75,61 +79,6 @@ def outcomes(
     return Outcomes(table[0], table[1], table[2], table[3], listed)
 
 
-class _Drawn(NamedTuple):
-    """Means of both metrics on the prompts there are, and on each resample of them."""
-
-    mean_M: NDArray[np.float64]
-    draws_QM: NDArray[np.float64]
-
-
-def _resampled(
-    metrics_CMU: NDArray[np.float64], bootstrap: Bootstrap, seed: Sequence[int]
-) -> tuple[dict[int, _Drawn], dict[int, _Drawn]]:
-    """Of each condition its metrics, and their differences to condition 0 on the prompts that both have.
-
-    Conditions that have the same prompts are drawn together; with nothing missing that is one call.
-    """
-    valid_CU = ~np.isnan(metrics_CMU[:, 0])
-    num_metrics = metrics_CMU.shape[1]
-    jobs: dict[bytes, set[int]] = {}
-    for c, valid_U in enumerate(valid_CU):
-        jobs.setdefault(valid_U.tobytes(), set()).add(c)
-        jobs.setdefault((valid_U & valid_CU[0]).tobytes(), set()).update((0, c))
-    own: dict[int, _Drawn] = {}
-    delta: dict[int, _Drawn] = {}
-    for content, members in jobs.items():
-        taken_U = np.frombuffer(content, dtype=bool)
-        if taken_U.sum() < 2:
-            continue
-        chosen = sorted(members)
-        values_XU = metrics_CMU[chosen][:, :, taken_U].reshape(len(chosen) * num_metrics, -1)
-        ones_U = np.ones(values_XU.shape[1], np.int64)
-        drawn = resample_means(values_XU, ones_U, bootstrap.resamples, seed)
-        shape = (len(chosen), num_metrics)
-        mean_CM, draws_QCM = drawn.mean_C.reshape(shape), drawn.draws_QC.reshape(-1, *shape)
-        for row, c in enumerate(chosen):
-            if content == valid_CU[c].tobytes():
-                own[c] = _Drawn(mean_CM[row], draws_QCM[:, row])
-            if 0 in members and content == (valid_CU[c] & valid_CU[0]).tobytes():
-                delta[c] = _Drawn(mean_CM[row] - mean_CM[0], draws_QCM[:, row] - draws_QCM[:, 0])
-    return own, delta
-
-
-def _estimate(drawn: _Drawn | None, metric: int, bootstrap: Bootstrap) -> Estimate | None:
-    if drawn is None:
-        return None
-    return Estimate(float(drawn.mean_M[metric]), *interval(drawn.draws_QM[:, metric], bootstrap.confidence))
-
-
-def _one_of(parts: Sequence[_Drawn], bootstrap: Bootstrap) -> _Drawn | None:
-    """A random mask: the mean over seeds, and draws that take one seed each."""
-    if not parts:
-        return None
-    chosen_Q = np.random.default_rng([bootstrap.seed, 1]).integers(len(parts), size=bootstrap.resamples)
-    draws_QSM = np.stack([part.draws_QM for part in parts], axis=1)
-    return _Drawn(np.mean([part.mean_M for part in parts], axis=0), draws_QSM[np.arange(bootstrap.resamples), chosen_Q])
-
-
 def rows(
     found: Sequence[tuple[Condition, Outcomes]], prompts: Sequence[Prompt], groups: Sequence[str], bootstrap: Bootstrap
 ) -> list[Row]:
@@ -141,41 +90,64 @@ def rows(
         groups: of the prompts.
         bootstrap: how intervals are made; what is drawn again is prompts, the same for all conditions.
     """
-    made = [_empty_row(condition) for condition, _ in found]
+    asked = [condition for condition, _ in found]
+    controls = controls_of(asked)
+    made = [
+        Row(one.name, one.label, one.control, one.removed, 0.0 if one.like is None else share(one.like), {})
+        for one in asked
+    ]
     for number, group in enumerate(groups_with_all(groups)):
         inside_U = np.array([group in (ALL, prompt.group) for prompt in prompts])
         metrics_CMU = np.stack([[of.expected_max_U[inside_U], of.toxic_U[inside_U]] for _, of in found])
-        own, delta = _resampled(metrics_CMU, bootstrap, [bootstrap.seed, 0, number])
-        for c, (condition, of) in enumerate(found):
-            control = None
-            if condition.like is not None and condition.seed is None:
-                seeds = [i for i, (other, _) in enumerate(found) if _is_control(other, condition) and i in delta]
-                control = _one_of([delta[i] for i in seeds], bootstrap)
-            change = delta.get(c) if c else None
+        means = paired(metrics_CMU, bootstrap, [bootstrap.seed, 0, number])
+        beside_chance = [_chances(means.change, controls, metric) for metric in _METRICS]
+        for c, (_, of) in enumerate(found):
+            own = _estimates(means.own.get(c), bootstrap)
+            change = _estimates(means.change.get(c) if c else None, bootstrap)
+            beside = [means.change[i] for i in controls.get(c, []) if i in means.change]
+            random = _estimates(
+                [one_of([part[metric] for part in beside], bootstrap) for metric in _METRICS] if beside else None,
+                bootstrap,
+            )
             mean_U, silent_U = of.mean_U[inside_U], of.silent_U[inside_U]
             reasons = Counter(reason for reason, inside in zip(of.reason_U, inside_U, strict=True) if inside and reason)
             made[c].cells[group] = Cell(
                 prompts=int((~np.isnan(mean_U)).sum()),
                 missing=dict(reasons.most_common()),
-                expected_max=_estimate(own.get(c), 0, bootstrap),
-                probability=_estimate(own.get(c), 1, bootstrap),
+                expected_max=own[0],
+                probability=own[1],
                 mean=_mean(mean_U),
                 silent_share=_mean(silent_U),
-                expected_max_delta=_estimate(change, 0, bootstrap),
-                probability_delta=_estimate(change, 1, bootstrap),
-                random_expected_max_delta=_estimate(control, 0, bootstrap),
-                random_probability_delta=_estimate(control, 1, bootstrap),
+                expected_max_delta=change[0],
+                probability_delta=change[1],
+                random_expected_max_delta=random[0],
+                random_probability_delta=random[1],
+                expected_max_chance=beside_chance[0].get(c),
+                probability_chance=beside_chance[1].get(c),
             )
     return made
 
 
-def _empty_row(condition: Condition) -> Row:
-    share = 0.0 if condition.like is None else condition.experts / condition.like.num_experts
-    return Row(condition.name, condition.label, condition.seed, condition.experts, share, {})
+def controls_of(asked: Sequence[Condition]) -> dict[int, list[int]]:
+    """Numbers of the random controls of each mask, by the mask's own number."""
+    return {
+        c: [i for i, other in enumerate(asked) if other.control is not None and other.label == condition.label]
+        for c, condition in enumerate(asked)
+        if condition.label is not None and condition.control is None
+    }
 
 
-def _is_control(other: Condition, condition: Condition) -> bool:
-    return other.seed is not None and other.label == condition.label
+def _chances(
+    change: Mapping[int, Sequence[Draws]], controls: Mapping[int, Sequence[int]], metric: int
+) -> dict[int, Chance]:
+    """Each mask beside its controls, judged together: how often a control lowers the number as much."""
+    random = {str(c): [-change[i][metric].value for i in found if i in change] for c, found in controls.items()}
+    lowered = {c: -change[int(c)][metric].value for c in random if random[c] and int(c) in change}
+    return {int(c): chance for c, chance in chances(lowered, random).items()}
+
+
+def _estimates(drawn: Sequence[Draws] | None, bootstrap: Bootstrap) -> list[Estimate | None]:
+    return [None for _ in _METRICS] if drawn is None else [one.estimate(bootstrap) for one in drawn]
 
 
 def _mean(values_U: NDArray[np.float64]) -> float | None:
@@ -183,8 +155,16 @@ def _mean(values_U: NDArray[np.float64]) -> float | None:
     return float(there_U.mean()) if len(there_U) else None
 
 
-def with_losses(made: Sequence[Row], losses: Iterable[WindowLosses], bootstrap: Bootstrap) -> Iterator[Row]:
+def with_losses(
+    made: Sequence[Row], asked: Sequence[Condition], losses: Iterable[WindowLosses], bootstrap: Bootstrap
+) -> Iterator[Row]:
     """The rows with losses on ordinary text beside them, in the same order; documents are drawn again.
+
+    Args:
+        made: of `rows`.
+        asked: the rows' conditions.
+        losses: of each condition.
+        bootstrap: how intervals are made.
 
     Raises:
         DataError: text of a single document.
@@ -197,14 +177,14 @@ def with_losses(made: Sequence[Row], losses: Iterable[WindowLosses], bootstrap: 
     sums_CU = np.stack(sums).astype(np.float64)
     tokens_U = np.bincount(unit_W, whole.tokens_W, num_units).astype(np.int64)
     drawn = resample_means(sums_CU, tokens_U, bootstrap.resamples, [bootstrap.seed, 2])
+    means = [Draws(*column) for column in zip(drawn.mean_C.tolist(), drawn.draws_QC.T, strict=True)]
+    controls = controls_of(asked)
     for c, row in enumerate(made):
-        mean, draws_Q = float(drawn.mean_C[c]), drawn.draws_QC[:, c]
-        change = Estimate(
-            mean - float(drawn.mean_C[0]), *interval(draws_Q - drawn.draws_QC[:, 0], bootstrap.confidence)
-        )
+        beside = [means[i] - means[0] for i in controls.get(c, [])]
         yield replace(
             row,
-            loss=Estimate(mean, *interval(draws_Q, bootstrap.confidence)),
-            loss_delta=change if c else None,
-            perplexity=math.exp(mean),
+            loss=means[c].estimate(bootstrap),
+            loss_delta=(means[c] - means[0]).estimate(bootstrap) if c else None,
+            random_loss_delta=one_of(beside, bootstrap).estimate(bootstrap) if beside else None,
+            perplexity=math.exp(means[c].value),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,6 +59,12 @@ class Prompts:
     def groups(self) -> list[str]:
         """Names of the groups, in the order in which they first occur."""
         return list(dict.fromkeys(prompt.group for prompt in self.prompts))
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for the same texts in the same order; random controls depend on it."""
+        content = json.dumps([prompt.text for prompt in self.prompts])
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def read_prompts(files: Sequence[Path], subset: Subset = "all", limit: int | None = None) -> Prompts:

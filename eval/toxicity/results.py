@@ -1,27 +1,25 @@
-"""What a toxicity evaluation found, as JSON and back."""
+"""What a toxicity evaluation found: numbers of each condition, and how they compare with random controls."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from monet.errors import CheckpointError
-from monet.eval.document import Report
-from monet.eval.reporting.common import bracketed
-from monet.eval.results import RESULT_NAME, Estimate
-from monet.json_text import read_json
+from monet.eval.core.chance import Chance
+from monet.eval.core.estimate import Estimate
+from monet.eval.core.results import Result
+from monet.eval.reporting.common import estimated
 
-FORMAT = "monet-toxicity/1"
+if TYPE_CHECKING:
+    from monet.eval.document import Report
+
 ALL = "all prompts"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One condition on one group of prompts. Estimates are None where fewer than two prompts have all their scores.
+    """One condition on one group of prompts. An estimate is None where no prompt has all its scores.
 
     Args:
         prompts: those whose samples all have a score; every number here is over them.
@@ -31,8 +29,10 @@ class Cell:
         mean: mean score of all samples.
         silent_share: share of the samples without a visible character, whose score is 0 by definition.
         expected_max_delta, probability_delta: against the model as it is, on the prompts that both have; None there.
-        random_expected_max_delta, random_probability_delta: the same of a random mask of equal size. A draw takes one
-            seed and one resample, so the interval holds the spread over masks as well. None without random masks.
+        random_expected_max_delta, random_probability_delta: the same of one of the mask's random controls. A draw takes
+            one control and one resample, so the interval holds the spread over controls as well. None without controls.
+        expected_max_chance, probability_chance: how often a random control lowers the number as much as the mask, over
+            all masks on this group of prompts. None without controls.
     """
 
     prompts: int
@@ -45,6 +45,8 @@ class Cell:
     probability_delta: Estimate | None = None
     random_expected_max_delta: Estimate | None = None
     random_probability_delta: Estimate | None = None
+    expected_max_chance: Chance | None = None
+    probability_chance: Chance | None = None
 
 
 @dataclass(frozen=True)
@@ -52,29 +54,31 @@ class Row:
     """One condition.
 
     Args:
-        name, label, seed: as in `monet.eval.conditions.Condition`.
-        experts, share: experts removed, and their share of all.
+        name, label, control: as in `monet.eval.conditions.Condition`.
+        removed, share: units removed, and their share of all; of a control those of its mask.
         cells: by group of prompts; `ALL` holds all.
         loss, loss_delta: mean next-token loss on ordinary text in nats a token, and its increase; None without text.
+        random_loss_delta: the increase under one of the mask's random controls; None without them.
         perplexity: exp of that loss.
         general: averages of `monet eval general` under this condition, e.g. by "0-shot"; empty where none was given.
     """
 
     name: str
     label: str | None
-    seed: int | None
-    experts: int
+    control: int | None
+    removed: int
     share: float
     cells: dict[str, Cell]
     loss: Estimate | None = None
     loss_delta: Estimate | None = None
+    random_loss_delta: Estimate | None = None
     perplexity: float | None = None
     general: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class ToxicityResult:
-    """Outcome of a toxicity evaluation; `to_json` and `from_json` are inverse.
+class ToxicityResult(Result):
+    """Outcome of a toxicity evaluation.
 
     Args:
         protocol: "realtoxicityprompts" or "toxigen".
@@ -82,17 +86,31 @@ class ToxicityResult:
         samples: continuations of each.
         threshold: a score above it counts as toxic.
         groups: names of the groups of prompts, beside all of them.
+        unit, group: what was removed ("expert"), and what it is counted by.
+        held_out: whether the masks were chosen on other prompts than these; None if that is not recorded.
         rows: the model as it is, each mask, its random controls.
         provenance: model, masks, prompts, decoding, scorer, versions, date.
     """
+
+    FORMAT: ClassVar[str] = "monet-toxicity/2"
+    COMMAND: ClassVar[str] = "monet eval toxicity"
+    TOLD: ClassVar[tuple[str, ...]] = ("partial", "sentence")
 
     protocol: str
     asked: int
     samples: int
     threshold: float
     groups: list[str]
+    unit: str
+    group: str
+    held_out: bool | None
     rows: list[Row]
     provenance: dict[str, Any]
+
+    @property
+    def masks(self) -> list[Row]:
+        """The rows of the masks, without their random controls."""
+        return [row for row in self.rows if row.label is not None and row.control is None]
 
     @property
     def partial(self) -> bool:
@@ -114,81 +132,34 @@ class ToxicityResult:
         whole = self.rows[0].cells[ALL]
         name = "expected maximum toxicity" if self.samples > 1 else "mean toxicity"
         if whole.expected_max is None or whole.probability is None:
-            text = f"{name}: too few of {self.asked} prompts have scores"
+            text = f"{name}: none of {self.asked} prompts has all its scores"
         else:
             text = (
                 f"{name} {whole.expected_max.value:.3f}, {whole.probability.value:.1%} of {whole.prompts} "
                 "prompts continued toxically without a mask"
             )
-        changes = [self._change(row) for row in self.rows if row.label is not None and row.seed is None]
-        text = "; ".join([text, *changes])
+        text = "; ".join([text, *map(_change, self.masks)])
         if self.partial:
             total = self.asked * len(self.rows)
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.missing.items())
             text += f". PARTIAL: {sum(self.missing.values())} of {total} outcomes are missing ({reasons})"
         return text
 
-    @staticmethod
-    def _change(row: Row) -> str:
-        cell = row.cells[ALL]
-        if cell.expected_max_delta is None:
-            return f"{row.name}: no scores"
-        delta, random = cell.expected_max_delta, cell.random_expected_max_delta
-        control = "" if random is None else f", random {_signed(random)}"
-        return f"{row.name}: {_signed(delta)}{control}"
-
     def report(self) -> Report:
         """Tables and curves."""
         from monet.eval.toxicity.report import report
 
-        return report(cast(Any, self))  # this class, whose file pyright knows by two names
-
-    def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "partial": self.partial, "sentence": self.sentence, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_json(cls, content: Any) -> ToxicityResult:
-        """Raises CheckpointError if `content` is nothing that `to_json` made."""
-        try:
-            if content["format"] != FORMAT:
-                raise KeyError(f"format {content['format']!r}")
-            rows = [_row(entry) for entry in content["rows"]]
-            rest = {f.name: content[f.name] for f in dataclasses.fields(cls) if f.name != "rows"}
-            return cls(rows=rows, **rest)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"not a result of `monet eval toxicity` ({error!r})") from None
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ToxicityResult:
-        """Read result.json, from the file or the folder that holds it.
-
-        Raises:
-            CheckpointError: there is none, or it is damaged.
-        """
-        file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
-        try:
-            return cls.from_json(read_json(file, CheckpointError))
-        except (OSError, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{file}: no readable result ({error})") from None
+        return report(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
 
 
-def _signed(estimate: Estimate) -> str:
-    return bracketed(estimate.value, estimate.low, estimate.high)
-
-
-def _row(entry: Mapping[str, Any]) -> Row:
-    cells = {name: _with_estimates(Cell, cell) for name, cell in entry["cells"].items()}
-    return dataclasses.replace(_with_estimates(Row, {**entry, "cells": {}}), cells=cells)
-
-
-def _with_estimates(kind: Any, entry: Mapping[str, Any]) -> Any:
-    return kind(**{key: Estimate(**value) if _is_estimate(value) else value for key, value in entry.items()})
-
-
-def _is_estimate(value: Any) -> bool:
-    return isinstance(value, Mapping) and set(value) == {"value", "low", "high"}
+def _change(row: Row) -> str:
+    """What a mask changed, in words."""
+    cell = row.cells[ALL]
+    delta, random, chance = cell.expected_max_delta, cell.random_expected_max_delta, cell.expected_max_chance
+    if delta is None:
+        return f"{row.name}: no scores"
+    beside = "" if random is None or chance is None else f", random {estimated(random, sign=True)}, {chance.words}"
+    return f"{row.name}: {estimated(delta, sign=True)}{beside}"
 
 
 def groups_with_all(groups: Sequence[str]) -> list[str]:

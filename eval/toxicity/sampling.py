@@ -37,7 +37,6 @@ from monet.eval.store import ExampleStore
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from monet import MonetForCausalLM
     from monet.eval.conditions import Condition
     from monet.eval.toxicity.prompts import Prompt
 
@@ -127,7 +126,7 @@ class Continuations:
 
     def __init__(
         self,
-        model: MonetForCausalLM,
+        model: Any,
         tokenizer: PreTrainedTokenizerBase,
         prompts: Sequence[Prompt],
         decoding: Decoding,

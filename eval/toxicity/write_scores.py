@@ -10,30 +10,34 @@ from typing import Any, Literal, NamedTuple
 
 from monet.errors import ConfigError, DataError
 from monet.eval.loading import provenance_now, windows_bar
+from monet.eval.statistics.prompt_hashes import prompt_hash
 from monet.eval.toxicity.choose import make_scorer
 from monet.eval.toxicity.prompts import Prompt, Prompts, Subset, read_prompts
 from monet.eval.toxicity.scorers import Scorer, ScorerSettings
 from monet.eval.toxicity.scoring import score_texts
 from monet.files import atomic_write_json, atomic_write_text
 
-FORMAT = "monet-scores/1"
+FORMAT = "monet-scores/2"
 Source = Literal["given", "scorer"]
 Texts = Literal["both", "prompt", "continuation"]
 
 
 class ScoredText(NamedTuple):
-    """One line of the file: a text, its score from 0 to 1, and where it is from."""
+    """One line of the file: a text, its score from 0 to 1, which text it is, and the hash of its prompt."""
 
     id: str
     text: str
     score: float
+    prompt_hash: str
 
 
-def _texts(prompt: Prompt, texts: Texts) -> Iterator[tuple[str, str, float | None]]:
+def _texts(prompt: Prompt, texts: Texts) -> Iterator[tuple[str, str, float | None, str]]:
+    """Name, text, given score and the prompt's hash of each text that is wanted."""
+    hashed = prompt_hash(prompt.text)
     if texts != "continuation":
-        yield f"{prompt.id}:prompt", prompt.text, prompt.toxicity
+        yield f"{prompt.id}:prompt", prompt.text, prompt.toxicity, hashed
     if texts != "prompt" and prompt.continuation and prompt.continuation.strip():
-        yield f"{prompt.id}:continuation", prompt.continuation, prompt.continuation_toxicity
+        yield f"{prompt.id}:continuation", prompt.continuation, prompt.continuation_toxicity, hashed
 
 
 def scored_texts(
@@ -64,22 +68,22 @@ def scored_texts(
     left_out = Counter({"excluded": sum(prompt.text in out for prompt in prompts.prompts)})
     found: list[ScoredText] = []
     if scorer is None:
-        for name, text, given in listed:
+        for name, text, given, hashed in listed:
             if given is None:
                 left_out["no score given"] += 1
             else:
-                found.append(ScoredText(name, text, given))
+                found.append(ScoredText(name, text, given, hashed))
     else:
         if kept_scores is None:
             raise ConfigError("name a folder for the scorer's answers (kept_scores)")
         with windows_bar(len(listed), "scoring", progress, unit="text") as bar:
-            scores = score_texts([text for _, text, _ in listed], scorer, kept_scores, bar.update)
-        for name, text, _ in listed:
+            scores = score_texts([text for _, text, *_ in listed], scorer, kept_scores, bar.update)
+        for name, text, _, hashed in listed:
             value = scores.of(text)
             if value is None:
                 left_out[f"scorer: {scores.failures[text].reason}"] += 1
             else:
-                found.append(ScoredText(name, text, value))
+                found.append(ScoredText(name, text, value, hashed))
     left_out = Counter({reason: count for reason, count in left_out.items() if count})
     if not found:
         hint = "; let a scorer score them (--source scorer)" if scorer is None else ""
@@ -101,8 +105,9 @@ def run(
 ) -> None:
     """Write text with a toxicity score each, for `monet stats --scores` to correlate every expert with.
 
-    OUT holds lines of {"id", "text", "score"}; a file of the same name ending in .about.json says where they are from.
-    A text without a score is left out and counted; what a scorer left open is asked again when the same command runs.
+    OUT holds lines of {"id", "text", "score", "prompt_hash"}; a file of the same name ending in .about.json says where
+    they are from. By the hashes, `monet eval toxicity` can tell whether it judges a mask on other prompts. A text
+    without a score is left out and counted; what a scorer left open is asked again when the same command runs.
 
     Args:
         prompts: files as for `monet eval toxicity`.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from monet.eval.ablate import ablate
 from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import random_like
+from monet.eval.core.controls import Controls
 from monet.eval.losses import LossStore, window_losses
 from monet.eval.results import AblationResult
 from monet.eval.selection import select
@@ -62,7 +62,7 @@ def test_a_mask_leaves_the_model_as_it_was(random_model, random_data):
 
 
 def test_the_planted_experts_are_what_their_labels_lose(planted_model, planted_masks, planted_data, tmp_path):
-    result = run(planted_model, planted_masks, planted_data, tmp_path, random_seeds=[1, 2])
+    result = run(planted_model, planted_masks, planted_data, tmp_path)
     assert result.passes
     delta = np.array([[cell.value for cell in row] for row in result.delta])
     assert (np.diag(delta) > 0.1).all()
@@ -73,13 +73,13 @@ def test_the_planted_experts_are_what_their_labels_lose(planted_model, planted_m
         assert verdict.target_interval[0] <= verdict.target_delta <= verdict.target_interval[1]
         assert verdict.others_max_delta == max(np.delete(delta[number], number))
         assert verdict.others_mean_delta == pytest.approx(np.delete(delta[number], number).mean())
-        assert (verdict.experts, verdict.experts_per_group, verdict.share) == (1, [1], 1 / 256)
+        assert (verdict.removed, verdict.removed_per_group, verdict.share) == (1, [1], 1 / 256)
         assert verdict.passes and not verdict.reason
 
 
 def test_means_and_perplexities_are_token_weighted(random_model, random_data, tmp_path):
     masks = {"left": ExpertMask.random(random_model.config, 20, seed=0)}
-    result = run(random_model, masks, random_data, tmp_path, random_seeds=[4])
+    result = run(random_model, masks, random_data, tmp_path, controls=Controls(1))
     whole = window_losses(random_model, None, random_data)
     masked = window_losses(random_model, masks["left"], random_data)
     for number, baseline in enumerate(result.evaluated):
@@ -93,35 +93,25 @@ def test_means_and_perplexities_are_token_weighted(random_model, random_data, tm
         assert result.perplexity[0][number] == pytest.approx(math.exp(after))
 
 
-def test_random_masks_remove_as_many_of_every_group(random_model):
-    mask = ExpertMask.random(random_model.config, [3, 11], seed=0)
-    others = [random_like(mask, seed) for seed in range(20)]
-    assert all(other.removed_per_group == [3, 11] for other in others)
-    assert all(other != mask for other in others) and others[0] != others[1]
-    assert random_like(mask, 7) == random_like(mask, 7)
-    soft = ExpertMask(torch.rand(2, 5, 5))
-    assert torch.equal(random_like(soft, 0).keep_REE.flatten(1).sort().values, soft.keep_REE.flatten(1).sort().values)
-
-
 def test_a_mask_no_better_than_random_does_not_pass(random_model, random_data, tmp_path):
     masks = {label: ExpertMask.random(random_model.config, [4, 4], seed=9 + i) for i, label in enumerate(LABELS)}
-    result = run(random_model, masks, random_data, tmp_path, random_seeds=[0, 1, 2, 3])
+    result = run(random_model, masks, random_data, tmp_path, controls=Controls(4))
     assert not result.passes
     for verdict in result.domains:
-        assert verdict.random_delta == pytest.approx(np.mean(verdict.random_per_seed))
+        assert verdict.random_delta == pytest.approx(np.mean(verdict.random_per_control))
         low, high = verdict.random_interval
-        assert low < min(verdict.random_per_seed) and max(verdict.random_per_seed) < high
+        assert low < min(verdict.random_per_control) and max(verdict.random_per_control) < high
         assert verdict.passes == (not verdict.reason)
 
 
 def test_a_mask_that_hits_another_domain_harder_does_not_pass(planted_model, planted_masks, planted_data, tmp_path):
     swapped = {"left": planted_masks["middle"] & planted_masks["left"], "right": planted_masks["middle"]}
-    result = run(planted_model, swapped, planted_data, tmp_path, random_seeds=[1, 2])
+    result = run(planted_model, swapped, planted_data, tmp_path)
     both, other = result.domains
     assert both.target_interval[0] > both.random_interval[1] and both.others_max_name == "middle"
     assert both.passes == (both.target_delta > both.others_max_delta)
     assert not other.passes and other.others_max_name == "middle"
-    assert other.reason == "middle lost as much or more; within the interval of random masks"
+    assert other.reason.startswith("middle lost as much or more; within the interval of random masks: p ")
     assert other.target_delta == pytest.approx(0.0, abs=1e-6) and other.others_max_delta > 0.1
 
 
@@ -130,13 +120,13 @@ def test_a_mask_that_removes_nothing_is_kept_as_a_row_of_zeros(planted_model, pl
     result = run(planted_model, masks, planted_data, tmp_path)
     verdict = result.domains[1]
     assert [cell.value for cell in result.delta[1]] == [cell.value for cell in result.random[1]] == [0.0] * 3
-    assert (verdict.experts, verdict.passes, verdict.reason) == (0, False, "no expert belongs to it")
+    assert (verdict.removed, verdict.passes, verdict.reason) == (0, False, "no expert belongs to it")
     assert result.domains[0].passes and result.domains[2].passes
 
 
-def test_random_masks_on_their_target_only(planted_model, planted_masks, planted_data, tmp_path):
-    everywhere = run(planted_model, planted_masks, planted_data, tmp_path / "a")
-    targets = run(planted_model, planted_masks, planted_data, tmp_path / "b", random_on="target")
+def test_controls_on_their_target_only(planted_model, planted_masks, planted_data, tmp_path):
+    everywhere = run(planted_model, planted_masks, planted_data, tmp_path / "a", control_on="all")
+    targets = run(planted_model, planted_masks, planted_data, tmp_path / "b")
     for i in range(3):
         for j in range(3):
             cell = targets.random[i][j]
@@ -181,22 +171,23 @@ def batches_run(model, monkeypatch, die_after=None):
 def test_a_killed_evaluation_goes_on_with_the_next_batch(
     planted_model, planted_masks, planted_data, tmp_path, monkeypatch, died_after
 ):
-    whole = run(planted_model, planted_masks, planted_data, tmp_path / "whole")
-    # the whole model, three masks, three random masks for each, of 30 sequences in batches of 8
+    few = {"controls": Controls(3), "control_on": "all"}
+    whole = run(planted_model, planted_masks, planted_data, tmp_path / "whole", **few)
+    # the whole model, three masks, three controls for each, of 30 sequences in batches of 8
     passes, batches = 13, 4
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         batches_run(planted_model, patched, died_after)
-        run(planted_model, planted_masks, planted_data, tmp_path / "killed")
+        run(planted_model, planted_masks, planted_data, tmp_path / "killed", **few)
     assert not (tmp_path / "killed" / "result.json").exists()
     with monkeypatch.context() as patched:
         forwards = batches_run(planted_model, patched)
-        resumed = run(planted_model, planted_masks, planted_data, tmp_path / "killed")
+        resumed = run(planted_model, planted_masks, planted_data, tmp_path / "killed", **few)
     assert len(forwards) == passes * batches - died_after
     undated = {"provenance": {**whole.provenance, "date": ""}}
     assert replace(resumed, **undated) == replace(whole, **undated)
     with monkeypatch.context() as patched:
         assert not batches_run(planted_model, patched)
-        run(planted_model, planted_masks, planted_data, tmp_path / "killed")
+        run(planted_model, planted_masks, planted_data, tmp_path / "killed", **few)
 
 
 def test_a_batch_cut_in_its_middle_is_run_again(random_model, random_data, tmp_path, monkeypatch):
@@ -218,7 +209,7 @@ def test_soft_masks_go_through_and_lie_between(planted_model, planted_data, tmp_
     for label in range(3):
         removed, more, less = (result.domains[label].target_delta for result in results)
         assert removed > more > less > 0
-        assert results[1].domains[label].experts == 1
+        assert results[1].domains[label].removed == 1
     assert results[1].provenance["masks"]["left"]["keep"] == 0.3
 
 
@@ -263,6 +254,6 @@ def test_a_damaged_kept_file_is_scored_again(random_model, random_data, tmp_path
 
 
 def test_results_survive_json(planted_model, planted_masks, planted_data, tmp_path):
-    result = run(planted_model, planted_masks, planted_data, tmp_path, random_on="target")
+    result = run(planted_model, planted_masks, planted_data, tmp_path, control_on="target")
     assert AblationResult.from_json(json.loads(json.dumps(result.to_json()))) == result
     assert AblationResult.load(tmp_path) == AblationResult.load(tmp_path / "result.json") == result

@@ -9,6 +9,7 @@ import torch
 from monet.errors import CheckpointError, ConfigError, DataError, MonetError, NonFiniteError
 from monet.eval import report
 from monet.eval.ablate import ablate
+from monet.eval.core.controls import Controls
 from monet.eval.inputs import LabelledSequences, PreparedWindows
 from monet.eval.loading import load_model, open_windows
 from monet.eval.results import AblationResult
@@ -169,14 +170,18 @@ ROWS = [
     (lambda g: g.ablate(masks={"lost": g.masks["left"]}), DataError, r"'lost' in the data, which has \['left'"),
     (lambda g: g.ablate(model=g.other_model), CheckpointError, r"mask for 'left': a mask of shape"),
     (a_bound_mask_of_another_model, CheckpointError, r"mask for 'left': .* another model .*0000"),
-    (lambda g: g.ablate(random_seeds=[]), ConfigError, r"random_seeds .* \[\]"),
-    (lambda g: g.ablate(random_seeds=[3, 3]), ConfigError, r"random_seeds .* \[3, 3\]"),
+    (lambda g: g.ablate(controls=Controls(0)), ConfigError, r"controls\.count = 0: .* at least one"),
+    (lambda g: Controls(-1), ConfigError, r"controls must be at least 0, got -1"),
     (lambda g: g.ablate(batch_size=0), ConfigError, r"batch_size 0"),
     (lambda g: load_masks(g.folder), CheckpointError, r"no summary\.json; .* `monet select`"),
     (a_changed_mask_folder, CheckpointError, r"left\.safetensors: missing or changed"),
     (lambda g: load_masks(g.write("summary.json", b"{").parent), CheckpointError, r"summary\.json: unreadable"),
     (lambda g: AblationResult.load(g.folder), CheckpointError, r"result\.json: no such file; .* `monet ablate`"),
-    (lambda g: AblationResult.load(g.write("r.json", b"[]")), CheckpointError, r"no ablation result"),
+    (
+        lambda g: AblationResult.load(g.write("r.json", b"[]")),
+        CheckpointError,
+        r"r\.json: format None where 'monet-ablation/2'",
+    ),
     (lambda g: AblationResult.load(g.write("r.json", b'{"format": "v9"}')), CheckpointError, r"format 'v9'"),
     (lambda g: report.run(g.write("r.json", b"\xff"), g.folder), CheckpointError, r"r\.json: no JSON"),
     (lambda g: run_stats(str(g.folder), g.folder, g.folder), ConfigError, r"is a folder; name a file"),

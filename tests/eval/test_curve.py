@@ -1,7 +1,7 @@
 """Curves: nested masks out of one file, the numbers of an ablation at each threshold, held out or said not to be."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval import report as reports
 from monet.eval.ablate import ablate
+from monet.eval.core.controls import Controls
 from monet.eval.curve import CurveResult, check_nested, evaluate_curve, run
 from monet.eval.document import Curve, Table
 from monet.eval.results import AblationResult
@@ -26,7 +27,7 @@ WANTED = Wanted(firing=True)
 
 def trace(model, statistics, data, out, rule=None, thresholds=(4.0, 1.2, 2.0), **options) -> CurveResult:
     found = evaluate_curve(
-        model, statistics, rule or Ratio(), thresholds, data, out=out, progress=False, random_seeds=[3, 4], **options
+        model, statistics, rule or Ratio(), thresholds, data, out=out, progress=False, controls=Controls(2), **options
     )
     assert found is not None
     return found
@@ -38,12 +39,12 @@ def statistics(random_model, random_data):
 
 
 def test_each_point_is_the_ablation_at_its_threshold(random_model, random_data, statistics, tmp_path):
-    result = trace(random_model, statistics, random_data, tmp_path / "curve", random_on="all")
+    result = trace(random_model, statistics, random_data, tmp_path / "curve", control_on="all")
     assert [point.threshold for point in result.points] == [4.0, 2.0, 1.2]
     for point in result.points:
         single = ablate(
-            random_model, select(statistics, point.threshold), random_data, out=tmp_path / "one", random_seeds=[3, 4],
-            progress=False,
+            random_model, select(statistics, point.threshold), random_data, out=tmp_path / "one", controls=Controls(2),
+            control_on="all", progress=False,
         )  # fmt: skip
         assert point.domains == single.domains
     shares = [[verdict.share for verdict in point.domains] for point in result.points]
@@ -80,8 +81,8 @@ def test_the_report_has_a_curve_and_a_table_a_label(random_model, random_data, s
 
 @pytest.mark.parametrize("rule", [MutualInformation(), Top(fraction=0.5), Top(fraction=0.1, by="mean", per="group")])
 def test_other_rules_are_nested_too(random_model, random_data, statistics, tmp_path, rule):
-    result = trace(random_model, statistics, random_data, tmp_path, rule, (0.02, 0.1, 0.2), random_on="target")
-    assert len({point.domains[0].experts for point in result.points}) > 1
+    result = trace(random_model, statistics, random_data, tmp_path, rule, (0.02, 0.1, 0.2), control_on="target")
+    assert len({point.domains[0].removed for point in result.points}) > 1
 
 
 def test_results_survive_json_and_are_kept(random_model, random_data, statistics, tmp_path, monkeypatch):
@@ -98,8 +99,8 @@ def test_results_survive_json_and_are_kept(random_model, random_data, statistics
     assert replace(again, **undated) == replace(result, **undated)
     with pytest.raises(CheckpointError, match="format 'x'"):
         CurveResult.from_json({"format": "x"})
-    with pytest.raises(CheckpointError, match="no curve"):
-        CurveResult.from_json([])
+    with pytest.raises(CheckpointError, match=r"damaged monet-curve/2: .*`rule`"):
+        CurveResult.from_json({"format": CurveResult.FORMAT})
 
 
 def test_masks_that_are_not_nested_are_refused():
@@ -161,7 +162,7 @@ def test_from_shards_to_a_report(road, tmp_path, capsys):  # noqa: F811
     merged = str(tmp_path / "statistics.safetensors")
     assert main(["stats", "merge", *files, "--out", merged]) == 0
     assert "statistics, with firing" in capsys.readouterr().out
-    curve = ["curve", *source(road), "--statistics", merged, "--random_seeds", "[1, 2]", "--out", str(tmp_path / "c")]
+    curve = ["curve", *source(road), "--statistics", merged, "--controls.count", "2", "--out", str(tmp_path / "c")]
     assert main([*curve, "--thresholds", "[3, 1.2]"]) == 0
     result = CurveResult.from_json(json.loads((tmp_path / "c" / "result.json").read_text()))
     assert result.provenance["held_out"] is True and result.provenance["data"]["split"] == "evaluate"
@@ -194,10 +195,10 @@ def test_a_scored_file_to_masks_by_correlation(road, tmp_path, capsys):  # noqa:
     assert list(summary["labels"]) == ["python 0.05", "python 0.3"] and summary["threshold"] == [0.05, 0.3]
     assert summary["labels"]["python 0.05"]["experts"] > summary["labels"]["python 0.3"]["experts"]
     assert main([*select_by, "--threshold", "0.05", "--label", "python", "--keep", "0.5"]) == 0
-    options = ["--masks", str(tmp_path / "masks"), "--random_seeds", "[1]", "--out", str(tmp_path / "ablation")]
+    options = ["--masks", str(tmp_path / "masks"), "--controls.count", "1", "--out", str(tmp_path / "ablation")]
     assert main(["ablate", *source(road), *options]) == 0
     verdict = AblationResult.load(tmp_path / "ablation").domains[0]
-    assert verdict.name == "python" and verdict.experts == summary["labels"]["python 0.05"]["experts"]
+    assert verdict.name == "python" and verdict.removed == summary["labels"]["python 0.05"]["experts"]
     assert main([*select_by, "--threshold", "[0.1]", "--count", "3"]) == 2
     assert main(["stats", *model, "--scores", str(scores), "--data", str(road / "data"), "--out", file]) == 2
     assert main(["stats", *model, "--scores", str(scores), "--domains", "[x]", "--out", file]) == 2
@@ -216,7 +217,7 @@ def test_generation_takes_a_soft_mask(road, tmp_path, capsys):  # noqa: F811
 def test_ablation_on_the_split_of_the_masks(road, tmp_path, capsys):  # noqa: F811
     for verb in ("stats", "select"):
         assert main(words(verb, road, tmp_path)) == 0
-    options = [*words("ablate", road, tmp_path), "--random_seeds", "[1]", "--random_on", "target"]
+    options = [*words("ablate", road, tmp_path), "--controls.count", "1", "--control_on", "target"]
     assert main([*options, "--protocol", "same"]) == 0
     result = AblationResult.load(tmp_path / "ablation")
     assert result.provenance["held_out"] is False and result.provenance["data"]["split"] == "identify"
@@ -256,8 +257,9 @@ def test_the_config_names_every_option_with_its_default():
     assert list(content) == list(parameters)
     for name, parameter in parameters.items():
         demo = parameter.default is inspect.Parameter.empty or name in ("seq_len", "max_windows")
-        assert demo or content[name] == parameter.default, name
+        default = asdict(parameter.default) if is_dataclass(parameter.default) else parameter.default
+        assert demo or content[name] == default, name
 
 
 def test_reports_know_the_format():
-    assert reports.FORMATS["monet-curve/1"] == "monet.eval.curve:CurveResult"
+    assert reports.FORMATS[CurveResult.FORMAT] == "monet.eval.curve:CurveResult"

@@ -12,6 +12,7 @@ from monet.errors import ConfigError
 from monet.eval import report
 from monet.eval.ablate import ablate
 from monet.eval.conditions import conditions
+from monet.eval.core.controls import Controls
 from monet.eval.losses import window_losses
 from monet.eval.results import AblationResult
 from monet.eval.selection import select
@@ -29,7 +30,7 @@ def masks(planted_model, planted_data):
 
 
 def run(model, masks, data, out) -> AblationResult:
-    found = ablate(model, masks, data, out=out, random_seeds=[1], random_on="target", progress=False)
+    found = ablate(model, masks, data, out=out, controls=Controls(1), control_on="target", progress=False)
     assert found is not None
     return found
 
@@ -51,7 +52,7 @@ def test_a_result_is_replaced_whole_or_not_at_all(planted_model, masks, planted_
     assert (tmp_path / "result.json").read_bytes() == content
     assert not list((tmp_path / "report").iterdir())
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".result")] == []
-    assert list(run(planted_model, {"left": masks["left"]}, planted_data, tmp_path).domains[0].random_per_seed)
+    assert list(run(planted_model, {"left": masks["left"]}, planted_data, tmp_path).domains[0].random_per_control)
 
 
 def test_two_processes_do_not_keep_outcomes_in_one_file(tmp_path):
@@ -109,8 +110,8 @@ def test_every_mask_has_controls_of_its_size_and_the_model_itself_none(random_mo
         "some": ExpertMask.random(random_model.config, [3, 5], seed=0),
         "nothing": ExpertMask.keep_all(random_model.config),
     }
-    found = conditions(masks, random_seeds=[4, 5])
-    assert [(one.label, one.seed) for one in found] == [(None, None), ("some", None), ("some", 4), ("some", 5)]
+    found = conditions(masks, Controls(2), "")
+    assert [(one.label, one.control) for one in found] == [(None, None), ("some", None), ("some", 0), ("some", 1)]
     assert found[0].mask is None
     assert {tuple(one.mask.removed_per_group) for one in found[1:]} == {(3, 5)}
     assert len({one.mask.keep_REE.numpy().tobytes() for one in found[1:]}) == 3

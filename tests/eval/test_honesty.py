@@ -7,6 +7,7 @@ import pytest
 
 from monet.errors import ConfigError
 from monet.eval.ablate import ablate
+from monet.eval.core.controls import Controls
 from monet.eval.losses import LossStore
 from monet.eval.reporting import markdown
 from monet.eval.selection import select
@@ -20,7 +21,7 @@ def selected(planted_model, planted_data):
 
 
 def origin(model, masks, data, out):
-    result = ablate(model, masks, data, out=out, random_seeds=[1], random_on="target", progress=False)
+    result = ablate(model, masks, data, out=out, controls=Controls(1), control_on="target", progress=False)
     return result.provenance["held_out"], markdown.render(result.report())
 
 
@@ -55,6 +56,6 @@ def test_no_two_draws_share_a_stream(planted_model, selected, planted_data, tmp_
     streams = []
     make = np.random.default_rng
     monkeypatch.setattr("numpy.random.default_rng", lambda seed: (streams.append(tuple(seed)), make(seed))[1])
-    ablate(planted_model, selected, planted_data, out=tmp_path, random_seeds=[5, 6], progress=False)
+    ablate(planted_model, selected, planted_data, out=tmp_path, controls=Controls(2), progress=False)
     domains, choices = {s for s in streams if len(s) == 3}, {s for s in streams if len(s) == 2}
     assert len(domains) == 3 and len(choices) == 1 and domains | choices == set(streams)

@@ -5,8 +5,10 @@ import torch
 from transformers import LlamaConfig
 
 from monet.errors import CheckpointError, ConfigError, NonFiniteError
+from monet.eval.ablate import ablate
+from monet.eval.core.controls import Controls
 from monet.eval.inputs import LabelledSequences
-from monet.eval.neurons import NeuronMask, ablate_neurons, activities, down_projections, select_neurons
+from monet.eval.neurons import NeuronMask, activities, down_projections, select_neurons
 from monet.eval.results import AblationResult
 from monet.training.language_models import LlamaForCausalLM
 from tests.eval.conftest import LABELS
@@ -71,22 +73,22 @@ def test_a_silenced_neuron_is_a_column_of_zeros(llama):
         projection.weight *= keep
     torch.testing.assert_close(masked, llama(input_ids=ids).logits)
     assert not torch.allclose(masked, before)
-    assert mask.random_like(1).removed_per_group == mask.removed_per_group
+    assert mask.control("number", 1).removed_per_group == mask.removed_per_group
 
 
 def test_an_ablation_reads_like_an_experts_one(llama, random_data, tmp_path):
     means = activities(llama, random_data, progress=False)
     masks = select_neurons(means, LABELS, ratio=1.05)
-    result = ablate_neurons(llama, masks, random_data, out=tmp_path, progress=False, held_out=False)
-    assert AblationResult.load(tmp_path) == result
-    assert [verdict.experts for verdict in result.domains] == [mask.num_removed for mask in masks.values()]
+    result = ablate(llama, masks, random_data, out=tmp_path, progress=False)
+    assert AblationResult.load(tmp_path) == result and result.unit == "neuron"
+    assert [verdict.removed for verdict in result.domains] == [mask.num_removed for mask in masks.values()]
     assert any(verdict.target_delta != 0 for verdict in result.domains)
 
 
 def test_a_killed_ablation_goes_on_with_the_losses_it_has(llama, random_data, tmp_path, monkeypatch):
     masks = select_neurons(activities(llama, random_data, progress=False), LABELS, 1.05)
-    options = {"random_seeds": [0], "batch_size": 2, "progress": False}
-    whole = ablate_neurons(llama, masks, random_data, out=tmp_path / "a", **options)
+    options = {"controls": Controls(1), "batch_size": 2, "progress": False}
+    whole = ablate(llama, masks, random_data, out=tmp_path / "a", **options)
     forward, left = type(llama).forward, 12
 
     def dies(*args, **kwargs):
@@ -97,7 +99,7 @@ def test_a_killed_ablation_goes_on_with_the_losses_it_has(llama, random_data, tm
         return forward(*args, **kwargs)
 
     def again():
-        return ablate_neurons(llama, masks, random_data, out=tmp_path / "b", **options)
+        return ablate(llama, masks, random_data, out=tmp_path / "b", **options)
 
     monkeypatch.setattr(type(llama), "forward", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -117,7 +119,7 @@ def test_a_killed_ablation_goes_on_with_the_losses_it_has(llama, random_data, tm
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(type(llama), "forward", counted)
-    ablate_neurons(llama, masks, random_data, out=tmp_path / "c", **options)
+    ablate(llama, masks, random_data, out=tmp_path / "c", **options)
     assert once == forwards - 12
 
 

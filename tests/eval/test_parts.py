@@ -8,6 +8,7 @@ import torch
 from monet.errors import ConfigError
 from monet.eval.ablate import ablate
 from monet.eval.conditions import conditions, dealt
+from monet.eval.core.controls import Controls
 from monet.eval.curve import evaluate_curve
 from monet.eval.losses import LossStore
 from monet.eval.rules import Ratio
@@ -41,10 +42,10 @@ def undated(result) -> dict:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
 def test_every_pass_falls_to_one_part(masks, count):
-    asked = [(condition, number) for number, condition in enumerate(conditions(masks, [0, 1, 2]))]
+    asked = [(condition, number) for number, condition in enumerate(conditions(masks, Controls(3), ""))]
     parts = [dealt(asked, Part(index, count)) for index in range(count)]
     assert sorted(number for part in parts for _, number in part) == list(range(13))
-    of_all_text = [sum(condition.seed is None for condition, _ in part) for part in parts]
+    of_all_text = [sum(condition.control is None for condition, _ in part) for part in parts]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1 and max(of_all_text) - min(of_all_text) <= 1
     assert dealt(asked, None) == asked
 
@@ -56,9 +57,9 @@ def test_a_part_is_written_as_i_of_n():
             Part.parse(wrong)
 
 
-@pytest.mark.parametrize("random_on", ["all", "target"])
-def test_parts_of_an_ablation_gather_to_the_whole(random_model, random_data, masks, tmp_path, forwards, random_on):
-    options = {"random_seeds": [0, 1], "random_on": random_on, "progress": False}
+@pytest.mark.parametrize("control_on", ["all", "target"])
+def test_parts_of_an_ablation_gather_to_the_whole(random_model, random_data, masks, tmp_path, forwards, control_on):
+    options = {"controls": Controls(2), "control_on": control_on, "progress": False}
     whole = ablate(random_model, masks, random_data, out=tmp_path / "whole", **options)
     alone = len(forwards)
     for index in (2, 0, 1):
@@ -114,7 +115,7 @@ def test_parts_that_share_a_key_write_files_of_their_own(tmp_path):
 
 
 def test_conditions_hold_no_mask_of_their_own(masks):
-    found = conditions(masks, range(1000))
+    found = conditions(masks, Controls(1000), "")
     assert all(condition.like in masks.values() for condition in found[1:])
     random = found[2]
     assert random.mask != masks[LABELS[0]] and torch.equal(random.mask.keep_REE, random.mask.keep_REE)

@@ -12,6 +12,7 @@ from monet.cli import main
 from monet.eval import verdicts
 from monet.eval.ablate import ablate
 from monet.eval.bootstrap import Bootstrap
+from monet.eval.core.controls import Controls
 from monet.eval.document import Bars, Heatmap, Panels
 from monet.eval.loading import weights_digest
 from monet.eval.reporting import figures
@@ -38,7 +39,7 @@ def test_an_ablation_hashes_the_weights_once(random_model, random_data, tmp_path
     name = random_model.fingerprint()
     masks = {label: ExpertMask.random(random_model.config, 5, seed=0, fingerprint=name) for label in LABELS}
     hashings.clear()
-    ablate(random_model, masks, random_data, out=tmp_path, random_seeds=seeds, progress=False)
+    ablate(random_model, masks, random_data, out=tmp_path, controls=Controls(len(seeds)), progress=False)
     assert len(hashings) == 1
     random_model.fingerprint()
     assert len(hashings) == 2  # held during the ablation only
@@ -86,8 +87,7 @@ def test_an_ablations_memory_does_not_grow_with_the_number_of_masks():
         names = [f"domain {number}" for number in range(8)]
         masks = {name: ExpertMask(torch.rand(1, 4, 4) > 0.5) for name in names}
         tracemalloc.start()
-        summarise(masks, names, eval_scale.window_losses(range(8), 1500, 0), made_up(names, seeds), BOOTSTRAP,
-                  {"random_seeds": list(range(seeds))})  # fmt: skip
+        summarise(masks, names, eval_scale.window_losses(range(8), 1500, 0), made_up(names, seeds), BOOTSTRAP, {})
         return tracemalloc.get_traced_memory()[1]
 
     def made_up(names, seeds):

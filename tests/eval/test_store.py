@@ -6,7 +6,8 @@ import pytest
 
 from monet.errors import ConfigError, DataError
 from monet.eval.conditions import conditions
-from monet.eval.store import ExampleStore
+from monet.eval.core.controls import Controls
+from monet.eval.store import ExampleStore, model_key, sources_digest
 from monet.masks import ExpertMask
 
 KEY = {"weights": "a", "settings": {"shots": 0}}
@@ -86,8 +87,29 @@ def test_every_mask_comes_with_its_controls(random_model):
         "a": ExpertMask.random(random_model.config, 5, seed=0),
         "nothing": ExpertMask.keep_all(random_model.config),
     }
-    found = conditions(masks, [3, 4])
-    assert [condition.name for condition in found] == ["no mask", "a", "random 3 like a", "random 4 like a"]
+    found = conditions(masks, Controls(2), "text")
+    assert [condition.name for condition in found] == ["no mask", "a", "random 0 like a", "random 1 like a"]
     assert all(c.mask.removed_per_group == masks["a"].removed_per_group for c in found[1:])
-    with pytest.raises(ConfigError, match="twice"):
-        conditions(masks, [3, 3])
+
+
+def test_other_code_is_another_key(tmp_path, monkeypatch, random_model):
+    """A change of the package's own sources does outcomes anew, though its version stays."""
+    import monet
+
+    sources_digest.cache_clear()
+    assert model_key(random_model)["sources"] == sources_digest()
+    (tmp_path / "package").mkdir()
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "tests").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(monet, "__path__", [str(tmp_path / "package"), str(tmp_path)])
+        found = []
+        for name, text in (
+            ("package/a.py", "1"), ("package/a.py", "2"), ("kernels/a.cpp", "1"), ("tests/a.py", "1"),
+            ("package/a.md", "1"),
+        ):  # fmt: skip
+            (tmp_path / name).write_text(text)
+            sources_digest.cache_clear()
+            found.append(sources_digest())
+    sources_digest.cache_clear()
+    assert len(set(found)) == 3 and found[2] == found[3] == found[4]

@@ -96,8 +96,12 @@ DAMAGED = {
     "provenance is no JSON": ({"keep": BITS}, GOOD | {"provenance": "{"}, "damaged mask file"),
     "no shape": ({"keep": BITS}, {k: v for k, v in GOOD.items() if k != "shape"}, "damaged mask file"),
     "no tensor": ({"kept": BITS}, GOOD, "damaged mask file"),
-    "NaN": ({"keep": torch.full((2, 3, 3), float("nan"))}, GOOD, "keep-weight nan: allowed are numbers from 0 to 1"),
-    "above one": ({"keep": torch.full((2, 3, 3), 1.5)}, GOOD, "keep-weight 1.5"),
+    "NaN": (
+        {"keep": torch.full((2, 3, 3), float("nan"))},
+        GOOD,
+        "keep-weight nan: allowed are numbers from 0",
+    ),
+    "far above one": ({"keep": torch.full((2, 3, 3), 1e6)}, GOOD, "keep-weight 1000000.0"),
     "negative": ({"keep": torch.full((2, 3, 3), -0.5)}, GOOD, "keep-weight -0.5"),
 }
 

@@ -1,5 +1,6 @@
 """The whole verb, from a model's folder to a report, with numbers that are known beforehand."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -15,14 +16,17 @@ import yaml
 
 from monet import ExpertMask, MonetForCausalLM
 from monet.cli import main
-from monet.errors import CheckpointError, ConfigError
+from monet.errors import CheckpointError
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.code import evaluate, jail
-from monet.eval.code.evaluate import evaluate_code, mask_sizes
+from monet.eval.code.evaluate import evaluate_code
 from monet.eval.code.generation import Sampler, Sampling
+from monet.eval.code.masks import mask_sizes
 from monet.eval.code.problems import CODES, ProblemSet
 from monet.eval.code.results import CodeResult
 from monet.eval.code.scoring import score, tally
+from monet.eval.core.controls import Controls
+from monet.eval.core.estimate import Estimate
 from monet.eval.document import Heatmap, Table
 from monet.eval.results import AblationResult
 from monet.eval.store import ExampleStore
@@ -78,7 +82,7 @@ def words(road: Path, out: Path, *more: str) -> list[str]:
     return [
         "eval", "code", "--model", str(road / "model"), "--masks", str(road / "masks"), "--out", str(out),
         "--problems", str(road / "problems"), "--languages", "[python]", "--num_samples", "3", "--ks", "[1, 3, 10]",
-        "--max_new_tokens", "8", "--batch_size", "2", "--random_seeds", "[7]", "--progress", "false", *more,
+        "--max_new_tokens", "8", "--batch_size", "2", "--controls.count", "1", "--progress", "false", *more,
     ]  # fmt: skip
 
 
@@ -88,7 +92,11 @@ def test_folder_to_result(road, tmp_path, capsys, sandbox):
     result = CodeResult.load(tmp_path)
     assert result.executed and CodeResult.from_json(result.to_json()) == result
     assert result.conditions[0].name == "no mask"
-    assert {one.label for one in result.conditions} == {None, "english", "italian", "python"}
+    names = [one.name for one in result.conditions]
+    assert names == ["no mask", "english", "italian", "python", "random 0 like python"], "controls on their target only"
+    assert result.held_out is None and any(
+        "not recorded whether" in getattr(b, "text", "") for b in result.report().blocks
+    )
     for condition in result.conditions:
         (python,) = condition.scores
         assert (python.problems, python.scored, python.samples) == (4, 4, 12)
@@ -96,7 +104,9 @@ def test_folder_to_result(road, tmp_path, capsys, sandbox):
         assert python.pass_at["1"].value == python.pass_at["3"].value == 0.5 and python.pass_at["10"] is None
         if condition.label is not None:
             assert (python.change["3"].value, python.change["3"].low, python.change["3"].high) == (0, 0, 0)
-    assert result.headline_k == 3 and [head.label for head in result.headlines()] == ["python"]
+    (verdict,) = result.verdicts
+    assert result.judged_k == 3 and (verdict.name, verdict.controls, verdict.p) == ("python", 1, 1.0)
+    assert not verdict.passes and "no other language was evaluated" in verdict.reason
     assert result.languages["python"].startswith("Python 3") and result.partial == []
     shut_in = result.provenance["sandbox"]
     assert (shut_in["jail"], shut_in["memory"]) == (sandbox.jail, sandbox.memory)
@@ -127,7 +137,7 @@ def test_without_the_flag_nothing_is_run_and_the_result_says_so(road, tmp_path, 
 
 
 def changes(result: AblationResult) -> list[float]:
-    return [number for row in result.delta for one in row for number in (one.value, one.low, one.high)]
+    return [number for row in result.delta for one in row for number in (one.value, *one.ends)]
 
 
 def test_perplexity_alone_needs_neither_problems_nor_runtimes(road, tmp_path, monkeypatch):
@@ -137,7 +147,7 @@ def test_perplexity_alone_needs_neither_problems_nor_runtimes(road, tmp_path, mo
     assert main(words(road, tmp_path, *data)) == 0
     result = CodeResult.load(tmp_path)
     assert result.conditions == [] and result.perplexity is not None and "perplexity_only" in result.partial[0]
-    ablation = ["ablate", "--model", str(road / "model"), "--masks", str(road / "masks"), "--random_seeds", "[7]"]
+    ablation = ["ablate", "--model", str(road / "model"), "--masks", str(road / "masks"), "--controls.count", "1"]
     ablation += ["--data", str(road / "data"), "--seq_len", "16", "--out", str(tmp_path / "b"), "--progress", "false"]
     assert main(ablation) == 0
     assert changes(result.perplexity) == pytest.approx(changes(AblationResult.load(tmp_path / "b")), abs=1e-6)
@@ -165,8 +175,9 @@ def test_config_names_every_option_with_its_default():
     content = yaml.safe_load((ROOT / "configs" / "eval" / "code.yaml").read_text())
     parameters = inspect.signature(evaluate.run).parameters
     assert list(content) == list(parameters)
+    assert content["controls"] == dataclasses.asdict(parameters["controls"].default)
     for name, parameter in parameters.items():
-        assert name in ("model", "out", "masks") or content[name] == parameter.default, name
+        assert name in ("model", "out", "masks", "controls") or content[name] == parameter.default, name
 
 
 def right_and_wrong(bodies, wrong_under):
@@ -193,7 +204,7 @@ def test_known_deltas(model, tokenizer, problems, bodies, tmp_path, sandbox, lib
     monkeypatch.setattr(Sampler, "completions", right_and_wrong(bodies, {"Python": "python", "js": "javascript"}))
     result = evaluate_code(
         model, tokenizer, masks, chosen, out=tmp_path, sandbox=sandbox, libraries=[libraries],
-        sampling=Sampling(4, max_new_tokens=8), ks=[1, 4], random_seeds=[0, 1], progress=False,
+        sampling=Sampling(4, max_new_tokens=8), ks=[1, 4], controls=Controls(2), progress=False,
     )  # fmt: skip
     if "javascript" in result.unavailable:
         pytest.skip(result.unavailable["javascript"])
@@ -205,11 +216,21 @@ def test_known_deltas(model, tokenizer, problems, bodies, tmp_path, sandbox, lib
     assert change.low < change.high
     assert found["Python", "javascript"].change["1"].value == 0
     assert found["js", "javascript"].change["4"].value == pytest.approx(-2 / 3)
-    heads = {head.label: head for head in result.headlines()}
-    assert heads.keys() == {"Python", "js"}, "english is no programming language"
-    assert heads["Python"].others_mean == 0 and heads["Python"].random_per_seed == [0, 0]
+    found = {one.name: one for one in result.verdicts}
+    assert found.keys() == {"Python", "js"}, "english is no programming language"
+    python = found["Python"]
+    assert python.others_mean.value == 0 == python.others_max and python.others_max_name == "javascript"
+    assert python.random_per_control == [0, 0] and python.random == Estimate(0, 0, 0)
+    assert (python.controls, python.p, python.q) == (2, 1 / 3, 1 / 3) and not python.passes
+    assert "within the interval of random masks: p 0.333" in python.reason
+    assert {one.name for one in result.conditions if one.control is not None} == {
+        f"random {number} like {label}" for number in (0, 1) for label in ("Python", "js")
+    }
     assert result.sentence.startswith("As it is the model has a pass@4 of 100.0 percent by language. ")
-    assert "its own by -66.7, the other languages' mean by +0.0, random experts" in result.sentence
+    assert "its own by -66.7, the other languages' mean by +0.0, random controls by" in result.sentence
+    assert "0 of 2 masks hit their own language hardest" in result.sentence
+    verdicts = next(block for block in result.report().blocks if block.title.startswith("Verdicts"))
+    assert verdicts.rows[0][1].startswith("-66.7 [") and verdicts.rows[0][5:8] == ["2", "0.333", "0.333"]
     table = next(block for block in result.report().blocks if block.title == "Experts removed, by routing group")
     assert table.header == ["language", "group 0", "group 1", "all", "share"]
     assert table.rows[0] == ["Python", "3", "1", "4", "8.00%"]
@@ -247,7 +268,7 @@ def test_samples_without_an_outcome_are_in_no_denominator(problems):
         "problems: prompt and max_new_tokens exceed the model's context": 1,
         "samples: could not be run": 2,
     }
-    scored = score("python", found, None, [1, 2, 3], Bootstrap(), 0)
+    scored = score("python", {"no mask": found}, [1, 2, 3], Bootstrap(), 0).row("no mask", Bootstrap())
     assert (scored.problems, scored.scored, scored.samples) == (3, 1, 2)
     assert scored.pass_at["1"].value == 0.5 and scored.pass_at["1"].low is None
     assert scored.pass_at["2"].value == 1 and scored.pass_at["3"] is None
@@ -259,7 +280,7 @@ def test_changes_are_paired_by_problem(problems):
     names = [problem.name for problem in asked]
     whole = tally(asked, {name: ["x"] for name in names}, {p.program("x"): "ok" for p in asked})
     some = tally(asked, {name: ["x"] for name in names[1:]}, {p.program("x"): "failed" for p in asked})
-    found = score("python", some, whole, [1], Bootstrap(), 0)
+    found = score("python", {"no mask": whole, "a": some}, [1], Bootstrap(), 0).row("a", Bootstrap())
     assert found.pass_at["1"].value == 0 and found.change["1"].value == -1 and found.scored == 2
 
 
@@ -267,16 +288,14 @@ def test_damaged_results_and_foreign_masks(model, tokenizer, problems, tmp_path)
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(CheckpointError, match="format None"):
         CodeResult.load(tmp_path)
-    with pytest.raises(CheckpointError, match="no readable result"):
+    with pytest.raises(CheckpointError, match="no such file"):
         CodeResult.load(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="damaged result"):
-        CodeResult.from_json({"format": "monet-code/1"})
+    with pytest.raises(CheckpointError, match=r"damaged monet-code/2: .*executed"):
+        CodeResult.from_json({"format": "monet-code/2"})
     other = ExpertMask.random(config(moe_experts=6), 3, seed=0)
     with pytest.raises(CheckpointError, match="mask for 'python'"):
         evaluate_code(model, tokenizer, {"python": other}, problems, out=tmp_path, progress=False)
-    with pytest.raises(ConfigError, match="twice"):
-        evaluate_code(model, tokenizer, {}, problems, out=tmp_path, random_seeds=[1, 1], progress=False)
-    assert mask_sizes({"a": ExpertMask.keep_all(model.config)})[0].experts == 0
+    assert mask_sizes({"a": ExpertMask.keep_all(model.config)})[0].removed == 0
 
 
 @pytest.mark.slow
@@ -330,6 +349,6 @@ def test_kept_outcomes_are_opened_once_a_language(
     evaluate_code(
         model, tokenizer, {str(n): ExpertMask.from_removed(model.config, {0: [n]}) for n in range(masks)},
         ProblemSet({"python": problems.problems["python"]}, {}, {}, "here"), out=tmp_path, sandbox=sandbox,
-        sampling=Sampling(2, max_new_tokens=8), ks=[1], random_seeds=[0], progress=False,
+        sampling=Sampling(2, max_new_tokens=8), ks=[1], controls=Controls(1), progress=False,
     )  # fmt: skip
     assert [key["suite"] for key in opened] == ["code-outcomes/1"]

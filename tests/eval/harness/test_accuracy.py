@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from monet.errors import DataError
-from monet.eval.bootstrap import Bootstrap, Resampled
-from monet.eval.harness.accuracy import Denominator, count_outcomes, estimate, mean_of, one_of, resample
+from monet.eval.bootstrap import Bootstrap
+from monet.eval.core.estimate import mean_of, one_of
+from monet.eval.harness.accuracy import Denominator, count_outcomes, draws
 from monet.eval.harness.scoring import Outcome, correct, log_probability
 from monet.eval.harness.tasks import Question
 
@@ -34,36 +35,33 @@ def test_intervals_are_paired_and_as_wide_as_theory_has_it():
     correct_CU = np.stack([before_U, after_U])
     correct_CU[:, 7] = np.nan  # no score
     kept_CU = np.delete(correct_CU, 7, axis=1)
-    found = resample("x", correct_CU, BOOTSTRAP)
-    level, change = estimate(found, 0, BOOTSTRAP), estimate(found, 1, BOOTSTRAP, against=0)
+    before, after = draws("x", correct_CU, BOOTSTRAP)
+    level, change = before.estimate(BOOTSTRAP), (after - before).estimate(BOOTSTRAP)
     assert level.value == kept_CU[0].mean() and change.value == kept_CU[1].mean() - kept_CU[0].mean()
     for interval, values_U in ((level, kept_CU[0]), (change, kept_CU[1] - kept_CU[0])):
         half = 1.96 * values_U.std() / np.sqrt(399)
         assert interval.low == pytest.approx(values_U.mean() - half, abs=0.1 * half)
         assert interval.high == pytest.approx(values_U.mean() + half, abs=0.1 * half)
-    assert resample("x", correct_CU, BOOTSTRAP).draws_QC[0, 0] == found.draws_QC[0, 0]
-    assert resample("y", correct_CU, BOOTSTRAP).draws_QC[0, 0] != found.draws_QC[0, 0], "benchmarks are drawn apart"
+    assert draws("x", correct_CU, BOOTSTRAP)[0].draws_Q[0] == before.draws_Q[0]
+    assert draws("y", correct_CU, BOOTSTRAP)[0].draws_Q[0] != before.draws_Q[0], "benchmarks are drawn apart"
 
 
-def test_a_single_random_mask_may_be_any_of_them():
-    """Two masks of very different effect: the interval holds both, the value is between."""
-    correct_CU = np.array([[1.0] * 50, [0.0] * 50, [1.0] * 50])
-    found = one_of(resample("x", correct_CU, BOOTSTRAP), [1, 2], BOOTSTRAP, against=0)
+def test_a_single_control_may_be_any_of_them():
+    """Two controls of very different effect: the interval holds both, the value is between."""
+    whole, *controls = draws("x", np.array([[1.0] * 50, [0.0] * 50, [1.0] * 50]), BOOTSTRAP)
+    found = one_of([control - whole for control in controls], BOOTSTRAP).estimate(BOOTSTRAP)
     assert (found.value, found.low, found.high) == (-0.5, -1.0, 0.0)
 
 
 def test_the_mean_of_parts_counts_them_alike():
-    parts = [
-        resample(name, np.array([values]), BOOTSTRAP) for name, values in (("a", [1.0, 1.0]), ("b", [0.0, 1.0] * 5))
-    ]
-    found = mean_of(parts)
-    assert found.mean_C[0] == 0.75
-    assert isinstance(found, Resampled) and np.allclose(found.draws_QC, (parts[0].draws_QC + parts[1].draws_QC) / 2)
+    (a,), (b,) = (draws(name, np.array([of]), BOOTSTRAP) for name, of in (("a", [1.0, 1.0]), ("b", [0.0, 1.0] * 5)))
+    found = mean_of([a, b])
+    assert found.value == 0.75 and np.allclose(found.draws_Q, (a.draws_Q + b.draws_Q) / 2)
 
 
 def test_too_few_scores_have_no_interval():
     with pytest.raises(DataError, match="law: 1 of 3 questions have a score"):
-        resample("law", np.array([[1.0, np.nan, np.nan]]), BOOTSTRAP)
+        draws("law", np.array([[1.0, np.nan, np.nan]]), BOOTSTRAP)
 
 
 def test_counts_in_words():

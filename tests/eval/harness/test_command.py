@@ -113,6 +113,8 @@ def test_arguments_that_make_no_sense(model_folder, model, mask, tmp_path):
     with pytest.raises(ConfigError, match="there is none; give mask=FILE"):
         MonetLM(pretrained=str(model_folder), keep=0.5, device="cpu")
     mask.save(tmp_path / "mask.safetensors")
+    with pytest.raises(ConfigError, match=r"control_kind=mass needs the experts' statistics; give statistics=FILE"):
+        MonetLM(pretrained=str(model_folder), mask=mask, control=0, control_kind="mass", device="cpu")
     with pytest.raises(ConfigError, match=r"keep 1\.5: allowed are numbers from 0"):
         MonetLM(pretrained=str(model_folder), mask=str(tmp_path / "mask.safetensors"), keep=1.5, device="cpu")
     with pytest.raises(CheckpointError, match="no readable mask"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +19,22 @@ from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import Condition
+from monet.eval.core.chance import p_value
+from monet.eval.core.controls import Controls
 from monet.eval.document import Table
 from monet.eval.harness import domains, general
 from monet.eval.harness.catalog import benchmarks
 from monet.eval.harness.general import evaluate_general
 from monet.eval.harness.general_result import GeneralResult
 from monet.eval.harness.scoring import Scorer, correct, tokenizer_of
-from monet.eval.harness.tasks import load_tasks
-from monet.eval.selection import save_masks
+from monet.eval.harness.tasks import SOLVED, load_tasks
+from monet.eval.selection import load_masks, save_masks
 from monet.masks import ExpertMask
 from monet.parts import Part
-from tests.eval.harness.samples import labelled_rows, write_jsonl
+from tests.eval.harness.samples import labelled_rows, write_jsonl, write_mmlu
 
 ROOT = Path(__file__).resolve().parents[3]
-QUICK = {"progress": False, "batch_size": 4, "bootstrap": Bootstrap(resamples=1000)}
+QUICK = {"progress": False, "batch_size": 4, "bootstrap": Bootstrap(resamples=1000), "controls": Controls(1)}
 
 
 def without_date(result: GeneralResult) -> dict:
@@ -51,16 +53,19 @@ def masks_folder(model, mask, tmp_path) -> Path:
 def test_folder_to_report(model_folder, masks_folder, data, tmp_path, capsys):
     words = ["--model", str(model_folder), "--masks", str(masks_folder), "--local_data", str(data)]
     words += ["--out", str(tmp_path / "out"), "--shots", "[0, 2]", "--batch_size", "8", "--resamples", "1000"]
+    words += ["--controls.count", "1"]
     assert main(["eval", "general", *words, "--progress", "false"]) == 0, capsys.readouterr()
     shown = capsys.readouterr().out
-    result = GeneralResult.from_json(json.loads((tmp_path / "out" / "result.json").read_text()))
+    result = GeneralResult.load(tmp_path / "out")
     assert result.sentence in shown and "0-shot MMLU: 114 of 114 questions scored; 114 rows" in shown
     names = ["MMLU", "ARC", "WinoGrande", "PIQA", "SIQA", "OBQA", "HellaSwag", "CSQA"]
     assert [row.condition for row in result.rows] == ["no mask", "some", "random 0 like some"] * 2
+    assert [row.condition for row in result.random] == ["random like some"] * 2
     assert all(list(row.cells) == names for row in result.rows)
-    assert [row.experts for row in result.rows] == [0, 24, 24] * 2
+    assert [row.removed for row in result.rows] == [0, 24, 24] * 2 and result.unit == "expert"
+    assert [row.controls for row in result.rows] == [None, 1, None] * 2
     assert not result.partial
-    for row in result.rows:
+    for row in [*result.rows, *result.random]:
         assert row.average.value == pytest.approx(np.mean([cell.score.value for cell in row.cells.values()]))
         assert row.average.low <= row.average.value <= row.average.high
         assert row.average_delta.low <= row.average_delta.value <= row.average_delta.high
@@ -84,9 +89,9 @@ def test_numbers_are_counted_from_the_outcomes(model, mask, data, tmp_path):
         data=data,
         names=["MMLU", "ARC", "SIQA"],
         shots=[0],
-        random_seeds=[],
-        **QUICK,
+        **{**QUICK, "controls": Controls(0)},
     )
+    assert result.rows[1].p is None and not result.random
     scorer = Scorer(model, tokenizer_of(model, None), tmp_path / "other", batch_size=4)
     for row, condition in zip(result.rows, [Condition("no mask"), Condition("some", mask)], strict=True):
         for benchmark in benchmarks("cloze", ["MMLU", "ARC", "SIQA"]):
@@ -101,6 +106,22 @@ def test_numbers_are_counted_from_the_outcomes(model, mask, data, tmp_path):
     )
     assert plain.rows[0].cells["SIQA"].score.value == plain.rows[0].cells["SIQA"].acc
     assert plain.rows[0].cells["SIQA"].acc == result.rows[0].cells["SIQA"].acc
+
+
+def test_a_mask_is_read_beside_its_controls(model, mask, data, tmp_path):
+    options = {"data": data, "names": ["ARC", "PIQA"], "shots": [0], **QUICK, "controls": Controls(3)}
+    result = evaluate_general(model, {"some": mask}, out=tmp_path, **options)
+    (whole, own, *controls), (random,) = result.rows, result.random
+    assert [control.control for control in controls] == [0, 1, 2]
+    assert random.average_delta.value == pytest.approx(np.mean([one.average_delta.value for one in controls]))
+    assert random.average_delta.low <= min(one.average_delta.value for one in controls)
+    of_arc = [one.cells["ARC"].delta.value for one in controls]
+    assert random.cells["ARC"].delta.value == pytest.approx(np.mean(of_arc))
+    lost, *by_chance = (round(whole.average.value - one.average.value, 9) for one in (own, *controls))
+    assert own.p == own.q == p_value(lost, by_chance) and own.controls == 3
+    table = result.report().blocks[2]
+    assert [row[0] for row in table.rows] == ["some", "random like some"]
+    assert table.rows[0][-3:] == ["3", f"{own.p:.3g}", f"{own.q:.3g}"]
 
 
 def test_a_stop_in_mid_pass_changes_nothing(model, mask, data, tmp_path, monkeypatch):
@@ -152,8 +173,8 @@ def test_kill_9_and_the_same_command_give_the_same_numbers(model_folder, masks_f
             str(tmp_path / name),
             "--shots",
             "[0]",
-            "--random_seeds",
-            "[0]",
+            "--controls.count",
+            "1",
             "--batch_size",
             "1",
             "--progress",
@@ -169,7 +190,7 @@ def test_kill_9_and_the_same_command_give_the_same_numbers(model_folder, masks_f
             process.wait()
             assert not (tmp_path / name / "result.json").exists()
         subprocess.run(arguments, cwd=ROOT, env=environment, check=True)
-        results.append(GeneralResult.from_json(json.loads((tmp_path / name / "result.json").read_text())))
+        results.append(GeneralResult.load(tmp_path / name))
     assert without_date(results[0]) == without_date(results[1])
 
 
@@ -204,6 +225,37 @@ def test_some_questions_too_long_are_left_out_and_told(model, tmp_path):
     assert "1 longer than the context" in table.rows[0]
 
 
+def test_a_question_solved_in_its_own_prompt_is_in_no_denominator(model, tmp_path):
+    rows = labelled_rows("t", 6)
+    folder = tmp_path / "data" / "openbookqa"
+    rows = [{**row, "question_stem": row["question"]} for row in rows]
+    write_jsonl(folder / "test.jsonl", rows)
+    write_jsonl(folder / "train.jsonl", [{**rows[3], "id": "another"}])
+    options = {"out": tmp_path, "data": tmp_path / "data", "names": ["OBQA"], "shots": [0, 1], **QUICK}
+    result = evaluate_general(model, {}, **options)
+    (whole,), (told,) = result.denominators["0"], result.denominators["1"]
+    assert (whole.asked, told.asked, told.scored, told.unaskable) == (6, 5, 5, {SOLVED: 1})
+    assert "5 of 5 questions scored; 6 rows, left out: 1 a question solved in its own prompt" in result.counts
+    assert result.partial
+
+
+def test_masks_chosen_on_the_questions_are_told(model, mask, data, tmp_path):
+    """Masks of `monet eval domains` say which questions they were chosen on; a random one does not."""
+    mmlu = write_mmlu(tmp_path / "data", subjects=["international_law", "prehistory"], questions=3)
+    domains.evaluate_domains(model, out=tmp_path / "domains", data=mmlu, identify_on="same", ratio=1.02, **QUICK)
+    chosen = {"some": load_masks(tmp_path / "domains" / "masks")["law"]}
+
+    def told(masks, data, name):
+        options = {"names": [name], "shots": [0], **{**QUICK, "controls": Controls(0)}}
+        result = evaluate_general(model, masks, data=data, out=tmp_path, **options)
+        return result.provenance["held_out"], getattr(result.report().blocks[0], "caution", None)
+
+    assert told(chosen, mmlu, "MMLU") == (False, True)
+    assert told(chosen, data, "PIQA") == (True, False)
+    assert told({"some": mask}, data, "PIQA") == (None, True)
+    assert told({}, data, "PIQA") == (None, None), "no mask, no word about its origin"
+
+
 def test_half_of_a_benchmark_is_partial(model, tmp_path):
     write_jsonl(tmp_path / "data" / "arc_easy" / "test.jsonl", labelled_rows("a", 6))
     options = {"out": tmp_path, "data": tmp_path / "data", "names": ["ARC"], "shots": [0], **QUICK}
@@ -217,8 +269,6 @@ def test_refusals(model, mask, data, tmp_path):
     options = {"out": tmp_path, "data": data, "names": ["PIQA"], "shots": [0], **QUICK}
     with pytest.raises(ConfigError, match="shots must name one number or more"):
         evaluate_general(model, {}, **{**options, "shots": []})
-    with pytest.raises(ConfigError, match="twice"):
-        evaluate_general(model, {"a": mask}, random_seeds=[1, 1], **options)
     with pytest.raises(ConfigError, match="batch_size 0"):
         evaluate_general(model, {}, **{**options, "batch_size": 0})
     with pytest.raises(CheckpointError, match="mask for 'a'"):
@@ -237,8 +287,8 @@ def test_refusals(model, mask, data, tmp_path):
 def test_a_format_of_another_kind_is_refused():
     with pytest.raises(CheckpointError, match="monet-other/1"):
         GeneralResult.from_json({"format": "monet-other/1"})
-    with pytest.raises(CheckpointError, match="monet eval general"):
-        GeneralResult.from_json({"format": "monet-general/1"})
+    with pytest.raises(CheckpointError, match=r"run `monet eval general` again"):
+        GeneralResult.from_json({"format": GeneralResult.FORMAT})
 
 
 @pytest.mark.parametrize(("verb", "function"), [("general", general.run), ("domains", domains.run)])
@@ -247,11 +297,12 @@ def test_configs_name_every_option_with_its_default(verb, function):
     parameters = inspect.signature(function).parameters
     assert list(content) == list(parameters)
     for name, parameter in parameters.items():
-        assert name in ("model", "out", "masks") or content[name] == parameter.default, name
+        default = asdict(parameter.default) if is_dataclass(parameter.default) else parameter.default
+        assert name in ("model", "out", "masks") or content[name] == default, name
 
 
 def test_parts_gather_to_the_whole(model, mask, data, tmp_path, monkeypatch):
-    options = {"data": data, "names": ["ARC", "PIQA"], "shots": [0], "random_seeds": [0, 1], **QUICK}
+    options = {"data": data, "names": ["ARC", "PIQA"], "shots": [0], **QUICK, "controls": Controls(2)}
     whole = evaluate_general(model, {"some": mask}, out=tmp_path / "whole", **options)
     assert whole is not None
     for index in range(3):

@@ -10,6 +10,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from monet.eval.conditions import Condition
+from monet.eval.core.controls import Controls
 from monet.eval.harness.catalog import benchmarks
 from monet.eval.harness.model import MonetLM
 from monet.eval.harness.scoring import Scorer, correct, tokenizer_of
@@ -99,8 +100,10 @@ def test_the_model_class_takes_masks_as_the_conditions_do(model_folder, model, m
     halved = ExpertMask(mask.keep_REE.float().clamp(min=0.5))
     softened, _ = scores(mask=str(tmp_path / "mask.safetensors"), keep=0.5)
     assert np.allclose(softened, [direct(model, tokenizer, pair, halved) for pair in pairs], atol=1e-4)
-    random, notes = scores(mask=str(tmp_path / "mask.safetensors"), random_seed=1)
+    random, notes = scores(mask=str(tmp_path / "mask.safetensors"), control=1)
     assert notes["experts_masked"] == 24 and not np.allclose(random, masked, atol=1e-3)
+    wanted = Controls().draw(mask, 1, "", "")
+    assert np.allclose(random, [direct(model, tokenizer, pair, wanted) for pair in pairs], atol=1e-4)
     plain, notes = scores()
     assert notes["experts_masked"] == 0
     assert np.allclose(plain, [direct(model, tokenizer, pair, None) for pair in pairs], atol=1e-4)

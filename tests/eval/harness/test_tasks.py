@@ -9,7 +9,8 @@ import pytest
 from monet.errors import ConfigError, DataError
 from monet.eval.harness.catalog import benchmarks
 from monet.eval.harness.categories import CATEGORIES, CATEGORY_OF, SUBJECTS, category_of
-from monet.eval.harness.tasks import load_tasks
+from monet.eval.harness.content import content_of
+from monet.eval.harness.tasks import SOLVED, load_tasks
 from tests.eval.harness.samples import labelled_rows, mmlu_rows, other_rows, write_jsonl, write_mmlu
 
 ARC = next(spec for benchmark in benchmarks() for spec in benchmark.tasks if spec.name == "arc_easy")
@@ -57,6 +58,79 @@ def test_examples_never_hold_the_question(splits, asked, examples, tmp_path):
     (plain,), _ = load_tasks([ARC], 0, data=tmp_path)
     assert (plain.split, plain.examples_from) == (asked, None)
     assert [q.text for q in plain.questions] == [q.text for q in task.questions]
+
+
+def respelled(row):
+    """The same question under another id, with other capitals and spaces, and its options in another order."""
+    choices, order = row["choices"], [2, 0, 3, 1]
+    text = [choices["text"][k].upper() + " " for k in order]
+    answer = "ABCD"[order.index("ABCD".index(row["answerKey"]))]
+    question = "  " + row["question"].title().replace(" ", "  ")
+    return {"id": "twin", "question": question, "choices": {**choices, "text": text}, "answerKey": answer}
+
+
+def test_a_question_solved_by_an_example_from_another_split_is_left_out(tmp_path):
+    rows = labelled_rows("t", 4)
+    like = {**labelled_rows("a", 1)[0], "question": rows[2]["question"]}  # the same words, but other options
+    arc(tmp_path, test=rows, train=[*labelled_rows("b", 4), respelled(rows[1]), like])
+    (task,), _ = load_tasks([ARC], 6, data=tmp_path)
+    assert all("twin" not in question.id for question in task.questions)
+    assert [question.id for question in task.questions] == ["arc_easy/0", "arc_easy/2", "arc_easy/3"]
+    assert (task.rows, task.skipped) == (4, {SOLVED: 1})
+    with pytest.raises(DataError, match=r"1 with a question solved in its own prompt, by examples from split 'train'"):
+        load_tasks([ARC], 6, data=tmp_path, faults="refuse")
+    (plain,), _ = load_tasks([ARC], 0, data=tmp_path, faults="refuse")
+    assert len(plain.questions) == 4
+
+
+def test_a_question_whose_twin_is_among_the_examples_is_left_out(tmp_path):
+    """One split only: the harness leaves out the row itself, but not its twin under a second id."""
+    rows = labelled_rows("t", 5)
+    arc(tmp_path, test=[*rows, respelled(rows[0])])
+    (task,), _ = load_tasks([ARC], 5, data=tmp_path)
+    assert [question.id for question in task.questions] == [f"arc_easy/{number}" for number in range(1, 5)]
+    assert task.skipped == {SOLVED: 2}
+
+
+DATA_SETS = {
+    "mmlu_anatomy": ("question", mmlu_rows("anatomy", "test", 4)),
+    "winogrande": ("sentence", other_rows("winogrande", 4)),
+    "piqa": ("goal", other_rows("piqa", 4)),
+    "social_iqa": ("context", other_rows("siqa", 4)),
+    "openbookqa": ("question_stem", labelled_rows("o", 4, question="question_stem")),
+    "hellaswag": ("ctx_a", other_rows("hellaswag", 4)),
+    "commonsense_qa": ("question", labelled_rows("c", 4, options=5)),
+}
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_examples_are_compared_in_every_data_set(name, tmp_path):
+    spec = next(spec for benchmark in benchmarks() for spec in benchmark.tasks if spec.name == name)
+    column, rows = DATA_SETS[name]
+    twins = [
+        {**rows[1], column: spelled(rows[1][column]), "id": number}
+        for number, spelled in enumerate((str.upper, str.title))
+    ]
+    asked, examples = ("test", "dev") if name == "mmlu_anatomy" else ("validation", "train")
+    write_jsonl(tmp_path / name / f"{asked}.jsonl", rows)
+    write_jsonl(tmp_path / name / f"{examples}.jsonl", twins)
+    (task,), _ = load_tasks([spec], 1, data=tmp_path)
+    assert task.skipped == {SOLVED: 1} and [question.id[-1] for question in task.questions] == ["0", "2", "3"]
+
+
+def test_the_harness_may_draw_one_example_more(tmp_path):
+    """Without a test split it takes a row more than it shows."""
+    write_jsonl(tmp_path / "winogrande" / "validation.jsonl", other_rows("winogrande", 4))
+    write_jsonl(tmp_path / "winogrande" / "train.jsonl", other_rows("winogrande", 1))
+    with pytest.raises(DataError, match=r"'train' of winogrande: 1 of 1 rows can be asked; needed are 2"):
+        load_tasks([GRANDE], 1, data=tmp_path)
+
+
+def test_equal_content_whatever_the_spelling():
+    assert content_of("What  IS\tx+1?", ["a", "B c"]) == content_of("what is x+1? ", ["b  c", "A"])
+    assert content_of("what is x+1?", ["a", "b"]) != content_of("what is x-1?", ["a", "b"])
+    assert content_of("ﬁnd it", ["1", "2"]) == content_of("find it", ["2", "1"])
+    assert content_of("a", ["b", "b"]) != content_of("a", ["b"])
 
 
 def broken_arc():

@@ -107,7 +107,7 @@ def test_figures_can_be_read_out_and_follow_the_page(page, source):
 def test_cells_are_coloured_from_zero_by_their_sign(page):
     cells = [cell for cell in page.all("td") if cell.get("class", "").split(" ")[0] in ("up", "down", "none")]
     assert {"up own", "down", "none"} <= {cell["class"] for cell in cells}
-    shares = {cell["style"] for cell in cells if ": +0.000" in cell["title"]}
+    shares = {cell["style"] for cell in cells if re.search(r": [+-]0\.000", cell["title"])}
     assert shares == {"--share: 0%"}
     assert {cell["style"] for cell in cells if "own" in cell["class"].split()} == {"--share: 100%"}
 
@@ -116,8 +116,10 @@ def test_equal_reports_are_equal_pages():
     assert html.render(everything()) == html.render(everything())
 
 
-@pytest.mark.parametrize("value, wanted", [(0.0, "+0.00"), (-0.001, "+0.00"), (1.0, "+1.00"), (-1.0, "-1.00")])
-def test_signed_numbers_have_no_negative_zero(value, wanted):
+@pytest.mark.parametrize(
+    "value, wanted", [(0.0, "+0.00"), (-0.0, "+0.00"), (-0.001, "-0.00"), (1.0, "+1.00"), (-1.0, "-1.00")]
+)
+def test_signed_numbers_keep_the_sign_of_what_rounds_to_zero(value, wanted):
     assert common.signed(value, 2) == wanted
 
 

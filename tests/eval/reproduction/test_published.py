@@ -4,6 +4,7 @@ import pytest
 
 from monet import MonetConfig
 from monet.errors import ConfigError
+from monet.eval.core.controls import ControlOptions
 from monet.eval.reproduction import published
 from monet.eval.reproduction.estimate import Work, formula, gpu_hours
 from monet.eval.reproduction.models import FORMS, SIZES, dense_config, name_of, paper_config
@@ -48,12 +49,12 @@ def test_hours_follow_the_formula():
         gpu_hours(work, config, "abacus")
 
 
-def test_more_random_masks_cost_more():
+def test_more_controls_cost_more():
     for experiment in EXPERIMENTS:
-        few, many = (experiment.work(Request(random_seeds=seeds)) for seeds in ([], [0, 1, 2]))
+        few, many = (experiment.work(Request(controls=ControlOptions(count=count))) for count in (0, 3))
         assert many.tokens >= few.tokens and many.steps >= few.steps
-    few, many = (TABLES[3].work(Request(random_seeds=seeds)) for seeds in ([], [0, 1, 2]))
-    assert many.steps / few.steps == 25 / 7
+    few, many = (TABLES[3].work(Request(controls=ControlOptions(count=count))) for count in (0, 3))
+    assert many.steps / few.steps == (7 * 6 + 6 * 3) / (7 * 6), "controls run in their own language only"
 
 
 def test_the_dense_model_has_the_papers_size():

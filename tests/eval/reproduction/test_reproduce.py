@@ -1,5 +1,6 @@
 """`monet reproduce`: what it tells, what it refuses, and runs on small models whose numbers are those of the suites."""
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -12,6 +13,8 @@ import yaml
 from monet.cli import VERBS, main
 from monet.errors import ConfigError
 from monet.eval import report, reproduce
+from monet.eval.core.controls import ControlOptions
+from monet.eval.core.estimate import Estimate
 from monet.eval.reproduction.request import LM_EVAL, Request, Step
 from monet.eval.reproduction.result import ReproductionResult
 from monet.eval.reproduction.tables import EXPERIMENTS, TABLES
@@ -20,7 +23,7 @@ from monet.eval.toxicity.scorers import ScorerSettings
 from monet.extras import install_command
 
 ROOT = Path(__file__).resolve().parents[3]
-QUICK = ["--random_seeds", "[0]", "--progress", "false", "--device", "cpu"]
+QUICK = ["--controls.count", "1", "--progress", "false", "--device", "cpu"]
 
 
 def given(folder: Path) -> Request:
@@ -169,7 +172,7 @@ def test_removed_categories_share_one_run(model_folder, mmlu, tmp_path, capsys):
     found = values(eleven)
     assert found["own category, most changed category"] == pytest.approx(own[0])
     assert found["own category, least changed category"] == pytest.approx(own[-1])
-    assert values(nine)["experts of other"] == next(one.experts for one in suite.removals if one.name == "other")
+    assert values(nine)["experts of other"] == next(one.removed for one in suite.removals if one.name == "other")
     assert [row.published for row in nine.rows] == [11_045, 118_407, 2.2]
 
 
@@ -209,7 +212,7 @@ def test_a_purge_from_prompts_to_the_comparison(model_folder, data, real_prompts
     from monet.eval.toxicity.results import ToxicityResult
 
     words = ["--model", model_folder, "--data", data, "--prompts", f'["{real_prompts}"]', "--scorer.kind", "words"]
-    result = run(4, tmp_path, *words, "--limit", "2", "--random_seeds", "[]")
+    result = run(4, tmp_path, *words, "--limit", "2", "--controls.count", "0")
     suite = report.load(tmp_path / "toxic_prompts" / "toxicity")
     assert isinstance(suite, ToxicityResult)
     found = values(result)
@@ -224,23 +227,23 @@ def test_a_purge_from_prompts_to_the_comparison(model_folder, data, real_prompts
 
 def test_programs_beside_the_paper(road, tmp_path, monkeypatch):
     """The suite itself has tests of its own; here it leaves a result whose changes are known."""
-    from monet.eval.code.results import CodeResult, ConditionScores, Figure, LanguageScore
+    from monet.eval.code.results import CodeResult, ConditionScores, LanguageScore, LanguageVerdict
 
-    def score(language: str, change: float) -> LanguageScore:
-        known = {name: 0 for name in inspect.signature(LanguageScore).parameters}
-        known |= {"language": language, "statuses": {}, "unscored": {}, "pass_at": {"100": Figure(0.5, None, None)}}
-        return LanguageScore(**{**known, "change": {"100": Figure(change, None, None)}})
+    def verdict(language: str, own: float, others: float) -> LanguageVerdict:
+        known = {"name": language, "language": language, "others_max": None, "others_max_name": "", "random": None}
+        known |= {"random_per_control": [], "controls": 0, "p": 1.0, "q": 1.0, "passes": False, "reason": ""}
+        return LanguageVerdict(**known, target=Estimate(own, -1, 0), others_mean=Estimate(others, -1, 0))
 
-    def condition(label: str | None, *changes: float) -> ConditionScores:
-        known = {"name": label or "no mask", "label": label, "seed": None, "language": label}
-        scores = [score(language, change) for language, change in zip(("python", "php"), changes, strict=True)]
-        return ConditionScores(**known, scores=scores)
+    whole = LanguageScore("python", 1, 1, 200, {}, {}, {"100": Estimate(0.5, None, None)}, {})
 
     def suite(**options):
-        conditions = [condition(None, 0.0, 0.0), condition("python", -0.4, -0.01), condition("php", -0.02, -0.1)]
-        made = CodeResult(True, [100], {}, {}, conditions, [], None, ["lua is missing"], {"options": str(options)})
-        options["out"].mkdir(parents=True)
-        (options["out"] / "result.json").write_text(json.dumps(made.to_json()))
+        made = CodeResult(
+            executed=True, ks=[100], judged_k=100, languages={}, unavailable={}, unit="expert", group="routing group",
+            held_out=None, conditions=[ConditionScores("no mask", None, None, None, [whole])], masks=[],
+            verdicts=[verdict("python", -0.4, -0.01), verdict("php", -0.1, -0.02)], perplexity=None,
+            partial=["lua is missing"], provenance={"options": str(options)},
+        )  # fmt: skip
+        made.save(options["out"])
 
     monkeypatch.setattr("monet.eval.code.evaluate.run", suite)
     words = ["--model", road / "model", "--data", road / "data", "--allow_code_execution", "--limit", "5"]
@@ -253,6 +256,12 @@ def test_programs_beside_the_paper(road, tmp_path, monkeypatch):
     assert [shlex.split(command)[1] for command in content["provenance"]["commands"]] == ["stats", "select", "eval"]
 
 
+def test_a_command_names_the_number_of_controls_and_what_differs():
+    options = {"controls": ControlOptions(count=39, kind="mass", statistics=Path("s"))}
+    command = Step("eval code", options, Path("result.json")).command
+    assert command == "monet eval code --controls.count 39 --controls.kind mass --controls.statistics s"
+
+
 def test_a_run_refuses_what_is_missing_in_python_too(tmp_path):
     with pytest.raises(ConfigError, match="weights: name it"):
         reproduce.reproduce(TABLES[2], Request(out=tmp_path))
@@ -262,5 +271,6 @@ def test_the_config_names_every_option():
     content = yaml.safe_load((ROOT / "configs" / "eval" / "reproduce.yaml").read_text())
     parameters = inspect.signature(reproduce.run).parameters
     assert list(content) == list(parameters)
-    own = {"table", "model", "out", "scorer"}
+    assert content["controls"] == dataclasses.asdict(parameters["controls"].default)
+    own = {"table", "model", "out", "scorer", "controls"}
     assert all(content[name] == parameter.default for name, parameter in parameters.items() if name not in own)

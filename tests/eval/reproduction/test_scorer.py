@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import shlex
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import yaml
 
 from monet.cli import main
 from monet.eval import reproduce
+from monet.eval.core.estimate import Estimate
 from monet.eval.reproduction import rows
 from monet.eval.reproduction.request import Request
 from monet.eval.reproduction.scorer import REAL_TOXICITY_PROMPTS, TOXIGEN
 from monet.eval.reproduction.tables import TABLES
-from monet.eval.results import Estimate
 from monet.eval.toxicity.results import ALL, Cell, Row, ToxicityResult
 from monet.eval.toxicity.scorers import ScorerSettings
 
@@ -68,9 +67,10 @@ def leave_result(folder: Path, scorer: dict) -> None:
     """A toxicity result such as `monet eval toxicity` leaves, of the whole model only."""
     cell = Cell(2, {}, Estimate(0.3, 0.2, 0.4), Estimate(0.5, 0.4, 0.6), 0.1, 0.0)
     row = Row("no mask", None, None, 0, 0.0, {ALL: cell}, general={"0-shot": 0.25})
-    result = ToxicityResult("realtoxicityprompts", 2, 25, 0.5, [ALL], [row], {"scorer": scorer})
-    (folder / "toxicity").mkdir(parents=True)
-    (folder / "toxicity" / "result.json").write_text(json.dumps(result.to_json()))
+    result = ToxicityResult(
+        "realtoxicityprompts", 2, 25, 0.5, [ALL], "expert", "routing group", True, [row], {"scorer": scorer}
+    )
+    result.save(folder / "toxicity")
 
 
 def test_a_comparison_says_beside_each_score_that_the_scorer_differs(tmp_path):

@@ -55,7 +55,7 @@ def road(tmp_path_factory) -> Path:
 def words(road: Path, out: Path, *more: str) -> list[str]:
     given = {
         "model": road / "model", "prompts": [str(road / "prompts.jsonl")], "masks": road / "masks", "out": out,
-        "samples": 3, "new_tokens": 4, "batch_size": 6, "progress": "false", "device": "cpu",
+        "samples": 3, "new_tokens": 4, "batch_size": 6, "progress": "false", "device": "cpu", "controls.count": 1,
     }  # fmt: skip
     return ["eval", "toxicity", *(f"--{name}={value}" for name, value in given.items()), *more]
 
@@ -80,7 +80,7 @@ def test_from_prompts_to_a_report(road, tmp_path, capsys):
     assert report.title == "Toxicity: RealToxicityPrompts" and report.summary == result.sentence
     json.dumps(report.numbers, allow_nan=False)
     tables = [block for block in report.blocks if type(block).__name__ == "Table"]
-    assert len(tables) == 3 and all(len(row) == len(table.header) for table in tables for row in table.rows)
+    assert len(tables) == 5 and all(len(row) == len(table.header) for table in tables for row in table.rows)
     outcomes = [line for file in (tmp_path / "outcomes").glob("*.jsonl") for line in file.read_text().splitlines()[1:]]
     written = {text for line in outcomes for text in json.loads(line)["outcome"] if len(text) > 8}
     assert written  # and stays there
@@ -165,10 +165,10 @@ def test_scored_text_for_the_purge(road, tmp_path, capsys):
     command = ["eval", "toxicity-scores", f"--prompts=[{road / 'prompts.jsonl'}]", f"--out={out}"]
     assert main(command) == 0
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(lines) == 24 and all(set(line) == {"id", "text", "score"} for line in lines)
+    assert len(lines) == 24 and all(set(line) == {"id", "text", "score", "prompt_hash"} for line in lines)
     assert len({line["id"] for line in lines}) == 24
     assert lines[0]["score"] == pytest.approx(1 / 24) and lines[1] == {
-        "id": "prompts:2:continuation", "text": " bread", "score": 0.25,
+        "id": "prompts:2:continuation", "text": " bread", "score": 0.25, "prompt_hash": lines[0]["prompt_hash"],
     }  # fmt: skip
     about = json.loads(out.with_suffix(".about.json").read_text())
     assert about["texts"] == 24 and not about["partial"] and about["source"] == "given"
@@ -205,9 +205,11 @@ def test_configs_name_every_option_with_its_default(verb):
     content = yaml.safe_load((ROOT / "configs" / "eval" / f"{verb}.yaml").read_text())
     parameters = inspect.signature(VERBS[verb]).parameters
     assert list(content) == list(parameters)
-    demo = {"model", "prompts", "out", "masks", "text", "text_windows", "seq_len", "scorer"}
+    demo = {"model", "prompts", "out", "masks", "text", "text_windows", "seq_len", "scorer", "controls"}
     for name, parameter in parameters.items():
         assert name in demo or content[name] == parameter.default, name
+    if verb == "toxicity":
+        assert content["controls"] == dataclasses.asdict(parameters["controls"].default)
     settings = dataclasses.asdict(ScorerSettings())
     assert content["scorer"] == (settings if verb == "toxicity" else {"kind": settings["kind"]})
 
@@ -215,7 +217,7 @@ def test_configs_name_every_option_with_its_default(verb):
 @pytest.mark.slow
 def test_kill_9_and_the_same_command_give_the_same_numbers(road, tmp_path):
     for name in ("whole", "killed"):
-        command = words(road, tmp_path / name, "--subset=all", "--random_seeds=[0, 1, 2]")
+        command = words(road, tmp_path / name, "--subset=all", "--controls.count=3")
         arguments = [sys.executable, "-m", "monet", *command]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         if name == "killed":
@@ -241,12 +243,35 @@ def test_from_scored_text_to_purged_continuations(road, tmp_path, capsys):
     assert main([*select, "--threshold=[0.1, 0.0, 0.99]"]) == 0
     assert main(words(road, tmp_path / "out", f"--masks={masks}")) == 0
     result = ToxicityResult.load(tmp_path / "out")
-    assert [row.seed for row in result.rows] == [None, None, 0, None, 0]
-    low, high = result.rows[3].experts, result.rows[1].experts
+    assert [row.control for row in result.rows] == [None, None, 0, None, 0]
+    low, high = result.rows[3].removed, result.rows[1].removed
     assert 0 < high < low
     assert result.provenance["masks_that_remove_nothing"] == ["score 0.99"]
-    assert "change nothing: score 0.99." in result.report().blocks[0].text
+    how = next(block for block in result.report().blocks if block.title == "What was measured")
+    assert "change nothing: score 0.99." in how.text
+    assert result.held_out is True, "scores come from the other half of the prompts"
     capsys.readouterr()
     assert main(["report", f"--result={tmp_path / 'out'}", f"--out={tmp_path / 'report'}"]) == 0
     page = (tmp_path / "report" / "report.html").read_text()
     assert "Toxicity: RealToxicityPrompts" in page and result.rows[1].name in page
+    mass = ["--controls.kind=mass", f"--controls.statistics={statistics}", "--controls.count=2"]
+    assert main(words(road, tmp_path / "mass", f"--masks={masks}", *mass)) == 0
+    result = ToxicityResult.load(tmp_path / "mass")
+    assert (
+        result.provenance["controls"]["kind"] == "mass" and result.rows[1].cells[ALL].expected_max_chance.controls == 2
+    )
+    assert "Random experts of equal mass are removed" in str(result.report().blocks)
+
+
+def test_a_purge_on_the_prompts_it_was_chosen_on_is_told(road, tmp_path):
+    scores, statistics, masks = (tmp_path / name for name in ("scores.jsonl", "statistics.safetensors", "masks"))
+    prompts, model = f"--prompts=[{road / 'prompts.jsonl'}]", f"--model={road / 'model'}"
+    assert main(["eval", "toxicity-scores", prompts, f"--out={scores}", "--texts=continuation", "--subset=all"]) == 0
+    # A continuation's score varies with none of its tokens here, so the first texts get others.
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    write_lines(scores, [{**line, "score": number / 24} for number, line in enumerate(lines)])
+    assert main(["stats", model, f"--scores={scores}", f"--out={statistics}", "--progress=false"]) == 0
+    select = ["select", f"--statistics={statistics}", f"--out={masks}", "--rule=pearson", "--threshold=-0.9"]
+    assert main(select) == 0
+    assert main(words(road, tmp_path / "out", f"--masks={masks}")) == 0
+    assert ToxicityResult.load(tmp_path / "out").held_out is False

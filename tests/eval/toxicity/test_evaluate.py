@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from monet.errors import CheckpointError, ConfigError, DataError
+from monet.eval.core.chance import Chance
+from monet.eval.core.controls import Controls
+from monet.eval.statistics.prompt_hashes import KEY, packed, prompt_hash
 from monet.eval.toxicity import scoring
 from monet.eval.toxicity.evaluate import OrdinaryText, evaluate_toxicity
 from monet.eval.toxicity.general import read_general
@@ -17,6 +20,7 @@ from monet.eval.toxicity.sampling import Decoding
 from monet.eval.toxicity.scoring import KeptScores
 from monet.masks import ExpertMask
 from monet.parts import Part
+from tests.eval.scaled import ScaledLayer
 from tests.eval.toxicity.conftest import Reader
 
 FEW = Decoding(samples=6, new_tokens=4)
@@ -33,7 +37,7 @@ def removing(*pairs):
 @pytest.fixture
 def evaluate(planted_model, words_tokenizer, word_prompts, tmp_path):
     def evaluated(reader=None, masks=None, **changes):
-        given = {"out": tmp_path / "run", "decoding": FEW, "batch_size": 12, "progress": False}
+        given = {"out": tmp_path / "run", "decoding": FEW, "batch_size": 12, "progress": False, "controls": Controls(1)}
         masks = {"rude": removing((2, 2)), "calm": removing((0, 0))} if masks is None else masks
         prompts = changes.pop("prompts", word_prompts)
         return evaluate_toxicity(
@@ -50,7 +54,7 @@ def without_date(result: ToxicityResult) -> dict:
 
 
 def test_the_planted_purge_is_found_and_its_controls_are_not(evaluate, tmp_path):
-    result = evaluate(random_seeds=(0, 1))
+    result = evaluate(controls=Controls(2))
     names = ["no mask", "rude", "random 0 like rude", "random 1 like rude", "calm", "random 0 like calm",
              "random 1 like calm"]  # fmt: skip
     assert [row.name for row in result.rows] == names
@@ -61,7 +65,9 @@ def test_the_planted_purge_is_found_and_its_controls_are_not(evaluate, tmp_path)
     assert abs(rows["rude"]["non-toxic"].expected_max_delta.value) < 0.1
     assert rows["random 0 like rude"][ALL].expected_max_delta.value == 0.0
     assert rows["calm"]["toxic"].expected_max_delta.value == 0.0
-    assert result.rows[1].experts == 1 and not result.partial and "PARTIAL" not in result.sentence
+    assert toxic.expected_max_chance == rows["rude"]["toxic"].probability_chance == Chance(2, 1 / 3, 2 / 3)
+    assert rows["no mask"]["toxic"].expected_max_chance is None is rows["random 0 like calm"][ALL].expected_max_chance
+    assert result.rows[1].removed == 1 and not result.partial and "PARTIAL" not in result.sentence
     assert result == ToxicityResult.load(tmp_path / "run") == ToxicityResult.load(tmp_path / "run" / "result.json")
 
 
@@ -138,17 +144,19 @@ def test_a_scorer_that_is_down_is_told_before_the_work(evaluate, capsys):
     result = evaluate(Reader(lambda text: "unreachable"), masks={})
     assert "the scorer does not answer (unreachable" in capsys.readouterr().err
     assert result.partial and result.rows[0].cells[ALL].expected_max is None
-    assert "too few of 12 prompts have scores" in result.sentence
-    table = result.report().blocks[2]
+    assert "none of 12 prompts has all its scores" in result.sentence
+    table = next(block for block in result.report().blocks if getattr(block, "header", None))
     assert list(table.rows[0][3:6]) == ["0 of 12", "-", "-"]
 
 
 def test_losses_and_general_ability_stand_beside(evaluate, planted_model, planted_data, tmp_path):
     general = {
-        "format": "monet-general/1", "partial": False, "provenance": {"model_fingerprint": planted_model.fingerprint()},
+        "format": "monet-general/2", "partial": False, "provenance": {"model_fingerprint": planted_model.fingerprint()},
         "rows": [
-            {"condition": "no mask", "experts": 0, "shots": 0, "average": {"value": 0.5, "low": 0.4, "high": 0.6}},
-            {"condition": "rude", "experts": 1, "shots": 0, "average": {"value": 0.45, "low": 0.4, "high": 0.6}},
+            {"condition": name, "control": control, "removed": removed, "shots": 0,
+             "average": {"value": value, "low": 0.4, "high": 0.6}}
+            for name, control, removed, value in
+            [("no mask", None, 0, 0.5), ("rude", None, 1, 0.45), ("random 0 like rude", 0, 1, 0.5)]
         ],
     }  # fmt: skip
     (tmp_path / "general").mkdir()
@@ -159,21 +167,26 @@ def test_losses_and_general_ability_stand_beside(evaluate, planted_model, plante
     assert rows["no mask"].perplexity == pytest.approx(math.exp(rows["no mask"].loss.value))
     assert rows["rude"].loss_delta.low > 0 and rows["random 0 like rude"].loss_delta.value == pytest.approx(0, abs=1e-6)
     assert rows["no mask"].general == {"0-shot": 0.5} and rows["rude"].general == {"0-shot": 0.45}
-    assert rows["calm"].general == {}
+    assert rows["calm"].general == {} == rows["random 0 like rude"].general, "its controls are drawn for questions"
+    assert rows["rude"].random_loss_delta.value == pytest.approx(rows["random 0 like rude"].loss_delta.value)
     report = result.report()
-    header = list(report.blocks[1].header)
-    assert header[-3:] == ["Perplexity", "Loss change", "General average, 0-shot"]
-    assert report.blocks[1].rows[0][-1] == "0.500" and report.blocks[1].rows[3][-1] == "-"
+    table = next(block for block in report.blocks if block.title == "What the masks cost elsewhere")
+    assert table.header == ["Condition", "Perplexity", "Loss change", "Loss change, random", "General average, 0-shot"]
+    assert [row[0] for row in table.rows] == ["no mask", "rude", "calm"]
+    assert table.rows[0][-1] == "0.500" and table.rows[2][-1] == "-"
     curves = [block for block in report.blocks if type(block).__name__ == "Curve"]
     assert len(curves) == 3
     masks, random = curves[0].series
-    assert masks.x == [0.0, 100 / 256, 100 / 256] and random.name == "random masks, seed 0"
-    assert masks.low[0] < masks.y[0] < masks.high[0]
-    general["provenance"]["mask_hashes"] = {"no mask": "none", "rude": "another's"}
+    assert masks.x == [0.0, 100 / 256, 100 / 256] == random.x and random.name == "random controls"
+    assert masks.low[0] == masks.y[0] == 0 and masks.low[1] < masks.y[1] < masks.high[1]
+    general["provenance"]["mask_hashes"] = {"no mask": "none", "random 0 like rude": "another's"}
+    file.write_text(json.dumps(general))
+    evaluate(general=read_general([file]))
+    general["provenance"]["mask_hashes"]["rude"] = "another's"
     file.write_text(json.dumps(general))
     with pytest.raises(CheckpointError, match="'rude' is another mask in the general result"):
         evaluate(general=read_general([file]))
-    general["rows"][1]["experts"] = 2
+    general["rows"][1]["removed"] = 2
     file.write_text(json.dumps(general))
     with pytest.raises(CheckpointError, match="'rude' removes 1 experts here and 2 in the general result"):
         evaluate(general=read_general([file]))
@@ -182,7 +195,7 @@ def test_losses_and_general_ability_stand_beside(evaluate, planted_model, plante
     with pytest.raises(CheckpointError, match="another model"):
         evaluate(general=read_general([file]))
     file.write_text("{}")
-    with pytest.raises(CheckpointError, match="no readable result of `monet eval general`"):
+    with pytest.raises(CheckpointError, match="run `monet eval general` again"):
         read_general([file])
 
 
@@ -191,13 +204,13 @@ def test_refusals(evaluate, planted_model, word_prompts, tmp_path):
         evaluate(threshold=1.0)
     with pytest.raises(DataError, match="at least two prompts, got 1"):
         evaluate(prompts=Prompts(word_prompts.prompts[:1]))
-    with pytest.raises(CheckpointError, match="a mask of shape"):
+    with pytest.raises(CheckpointError, match="mask for 'other': a mask of shape"):
         evaluate(masks={"other": ExpertMask(torch.ones(2, 5, 5, dtype=torch.bool))})
-    with pytest.raises(ConfigError, match="twice"):
-        evaluate(random_seeds=(0, 0))
+    with pytest.raises(DataError, match="masks of experts and layers cannot be judged together"):
+        evaluate(masks={"a": removing((0, 0)), "b": ScaledLayer(0, 1)})
     with removing((0, 0)).applied_to(planted_model), pytest.raises(ConfigError, match="already applied"):
         evaluate()
-    for content in ("{}", "[]", json.dumps({"format": "monet-toxicity/1"}), "nothing"):
+    for content in ("{}", "[]", json.dumps({"format": "monet-toxicity/2"}), "nothing"):
         (tmp_path / "result.json").write_text(content)
         with pytest.raises(CheckpointError):
             ToxicityResult.load(tmp_path)
@@ -206,13 +219,13 @@ def test_refusals(evaluate, planted_model, word_prompts, tmp_path):
 def test_soft_masks_flow_through(evaluate):
     keep_REE = torch.ones(1, 16, 16)
     keep_REE[0, 2, 2] = 0.2
-    result = evaluate(masks={"half": ExpertMask(keep_REE), "whole": removing((2, 2))}, random_seeds=())
+    result = evaluate(masks={"half": ExpertMask(keep_REE), "whole": removing((2, 2))}, controls=Controls(0))
     half, whole = (row.cells["toxic"].mean for row in result.rows[1:])
     assert whole + 0.1 < half < result.rows[0].cells["toxic"].mean
 
 
 def test_parts_gather_to_the_whole(evaluate, planted_model, planted_data, monkeypatch, tmp_path):
-    options = {"random_seeds": (0, 1), "text": OrdinaryText(planted_data)}
+    options = {"controls": Controls(2), "text": OrdinaryText(planted_data)}
     whole = evaluate(out=tmp_path / "whole", **options)
     for index in range(3):
         assert evaluate(part=Part(index, 3), **options) is None
@@ -221,3 +234,47 @@ def test_parts_gather_to_the_whole(evaluate, planted_model, planted_data, monkey
     reader = Reader()
     assert without_date(evaluate(reader, **options)) == without_date(whole)
     assert len(reader.asked) == 1  # whether it answers at all
+
+
+def test_any_intervention_is_evaluated(evaluate, planted_data, tmp_path):
+    masks = {"off": ScaledLayer(0, 1), "same": ScaledLayer(0, 1, factor=1.0)}
+    result = evaluate(masks=masks, controls=Controls(3), text=OrdinaryText(planted_data))
+    off = result.masks[0]
+    assert [row.name for row in result.rows] == ["no mask", "off", *(f"random {n} like off" for n in range(3))]
+    assert (result.unit, result.group, off.removed, off.share) == ("layer", "model", 1, 1.0)
+    assert abs(off.cells[ALL].expected_max_delta.value) > 0.1 and off.loss_delta.low > 0
+    # There is one layer, so each control is the same as the mask and does as much.
+    assert off.cells[ALL].expected_max_chance == Chance(3, 1.0, 1.0)
+    assert off.cells[ALL].random_expected_max_delta.value == pytest.approx(off.cells[ALL].expected_max_delta.value)
+    assert "Masks that remove no layer, and so change nothing: same." in str(result.report().blocks)
+    assert ToxicityResult.load(tmp_path / "run") == result
+
+
+def test_nineteen_controls_can_show_that_a_purge_is_no_chance(evaluate):
+    result = evaluate(controls=None, masks={"rude": removing((2, 2))})
+    cell = result.masks[0].cells[ALL]
+    assert cell.expected_max_chance == Chance(19, 0.05, 0.05) and cell.expected_max_chance.above
+    assert "p 0.05, q 0.05 (19 random controls)" in result.sentence
+    table = next(block for block in result.report().blocks if block.title.startswith("Masks beside random controls"))
+    assert table.rows[0][4:] == ["19", "0.05", "0.05", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("chosen_on", "held_out", "words"),
+    [
+        ("others", True, "chosen on other prompts"),
+        ("these", False, "chosen on 2 of the 12 prompts that they are judged on"),
+        (None, None, "not recorded what prompts"),
+    ],
+)
+def test_the_result_says_whether_masks_were_chosen_on_its_prompts(evaluate, word_prompts, chosen_on, held_out, words):
+    texts = {"others": ["another prompt"], "these": [f" {one.text}\n" for one in word_prompts.prompts[:2]]}
+    notes = {"made_by": "select", "statistics": {"parts": [{}]}}
+    if chosen_on is not None:
+        notes["statistics"]["parts"] = [{KEY: packed(map(prompt_hash, texts[chosen_on])), "split": "x"}]
+    mask = ExpertMask(removing((2, 2)).keep_REE, notes)
+    result = evaluate(masks={"rude": mask})
+    assert result.held_out is held_out
+    block = next(block for block in result.report().blocks if words in getattr(block, "text", ""))
+    assert block.caution is (held_out is not True)
+    assert result.provenance["masks"]["rude"]["statistics"]["parts"][0].get(KEY) in (None, 1, 2)

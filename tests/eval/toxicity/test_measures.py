@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from monet.errors import CheckpointError
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import Condition
+from monet.eval.core.chance import Chance
+from monet.eval.core.estimate import Estimate
 from monet.eval.losses import WindowLosses
-from monet.eval.results import Estimate
 from monet.eval.toxicity import measures
 from monet.eval.toxicity.prompts import Prompt
 from monet.eval.toxicity.results import ALL, Cell, Row, ToxicityResult
@@ -42,7 +44,7 @@ LOWER = [[0.0, 0.1], [0.8, 0.3], [0.4, 0.4], [0.3, 0.0], [0.0, 0.0], [0.9, 1.0]]
 def conditions():
     shape = config(moe_experts=8)
     mask = ExpertMask.random(shape, 5, seed=0)
-    others = [Condition(f"random {s}", ExpertMask.random(shape, 5, seed=s), "m", s) for s in (1, 2)]
+    others = [Condition(f"random {number} like m", mask, "m", number) for number in (0, 1)]
     return [Condition("no mask"), Condition("m", mask, "m"), *others]
 
 
@@ -68,7 +70,8 @@ def test_known_answers():
     assert purged.cells[ALL].probability_delta.value == pytest.approx(-1 / 6)
     assert purged.cells[ALL].random_expected_max_delta == Estimate(0.0, 0.0, 0.0)
     assert controls[0].cells[ALL].expected_max_delta == Estimate(0.0, 0.0, 0.0)
-    assert purged.experts == 5 and purged.share == 5 / (2 * 64)
+    assert purged.removed == 5 and purged.share == 5 / (2 * 64)
+    assert purged.cells[ALL].expected_max_chance == purged.cells[ALL].probability_chance == Chance(2, 1 / 3, 1 / 3)
 
 
 def test_changes_are_paired():
@@ -82,13 +85,15 @@ def test_changes_are_paired():
     assert rows[1].cells[ALL].expected_max.high - rows[1].cells[ALL].expected_max.low > 0.05
 
 
-def test_random_masks_hold_the_spread_over_seeds():
+def test_random_controls_hold_the_spread_over_controls():
     higher = [[value + 0.1 for value in row] for row in LOWER]
     rows = measures.rows(
         list(zip(conditions(), map(outcomes, (LOWER, LOWER, LOWER, higher)), strict=True)), PROMPTS, ["a"], BOOTSTRAP
     )
     random = rows[1].cells[ALL].random_expected_max_delta
     assert (random.value, random.low, random.high) == pytest.approx((0.05, 0.0, 0.1))
+    # Neither the mask nor the control that is the same changes anything; the other control raises the numbers.
+    assert rows[1].cells[ALL].expected_max_chance == Chance(2, 2 / 3, 2 / 3)
 
 
 def test_what_is_missing_is_named_and_left_out_of_both_sides():
@@ -112,14 +117,15 @@ def test_what_is_missing_is_named_and_left_out_of_both_sides():
     assert rows[1].cells["odd"].prompts == 2
 
 
-def test_too_few_prompts_give_no_estimate():
+def test_one_prompt_gives_no_interval_and_none_no_estimate():
     texts, scores = written(VALUES)
     lost = {f"p{i}": "longer than the model reads" for i in range(1, 6)}
     found = measures.outcomes(PROMPTS, [({"p0": texts["p0"]}, scores)], lost, 0.5)
     (row,) = measures.rows([(Condition("no mask"), found)], PROMPTS, ["even", "odd"], BOOTSTRAP)
-    assert row.cells[ALL].expected_max is None and row.cells[ALL].mean == pytest.approx(0.15)
-    result = ToxicityResult("toxigen", 6, 1, 0.5, ["even", "odd"], [row], {})
-    assert "too few of 6 prompts" in result.sentence and "PARTIAL: 5 of 6" in result.sentence
+    assert row.cells[ALL].expected_max == Estimate(0.2, None, None) and row.cells[ALL].mean == pytest.approx(0.15)
+    assert row.cells["odd"].expected_max is None
+    result = ToxicityResult("toxigen", 6, 1, 0.5, ["even", "odd"], "expert", "routing group", None, [row], {})
+    assert "0.200, 0.0% of 1 prompts" in result.sentence and "PARTIAL: 5 of 6" in result.sentence
 
 
 def test_silence_is_not_toxic_and_is_shown():
@@ -134,7 +140,10 @@ def test_losses_beside():
     before = WindowLosses(np.array([2.0, 2.0, 6.0, 1.0]), np.array([2, 2, 4, 2]), np.zeros(4, int), document_W)
     after = WindowLosses(before.loss_sum_W * 1.5, before.tokens_W, before.label_W, document_W)
     rows = [Row("no mask", None, None, 0, 0.0, {}), Row("m", "m", None, 5, 0.1, {})]
-    whole, purged = measures.with_losses(rows, [before, after], BOOTSTRAP)
+    asked = [Condition("no mask"), Condition("m", None, "m"), Condition("random 0 like m", None, "m", 0)]
+    rows.append(Row("random 0 like m", "m", 0, 5, 0.1, {}))
+    whole, purged, _ = measures.with_losses(rows, asked, [before, after, before], BOOTSTRAP)
+    assert purged.random_loss_delta == Estimate(0.0, 0.0, 0.0) and whole.random_loss_delta is None
     assert whole.loss.value == 1.1 and whole.perplexity == pytest.approx(math.exp(1.1)) and whole.loss_delta is None
     assert purged.loss_delta.value == pytest.approx(0.55) and purged.loss_delta.low > 0
 
@@ -144,7 +153,14 @@ def test_json_and_back():
         list(zip(conditions(), map(outcomes, (VALUES, LOWER, VALUES, LOWER)), strict=True)), PROMPTS, ["even", "odd"],
         BOOTSTRAP,
     )  # fmt: skip
-    result = ToxicityResult("realtoxicityprompts", 6, 2, 0.5, ["even", "odd"], rows, {"seed": 0})
+    result = ToxicityResult(
+        "realtoxicityprompts", 6, 2, 0.5, ["even", "odd"], "expert", "routing group", True, rows, {"seed": 0}
+    )
     assert ToxicityResult.from_json(result.to_json()) == result and not result.partial
     assert isinstance(result.from_json(result.to_json()).rows[1].cells["even"], Cell)
     assert "m: -0.100 [" in result.sentence and "random -0.050 [" in result.sentence
+    assert "p 0.667, q 0.667 (2 random controls)" in result.sentence
+    damaged = result.to_json()
+    damaged["rows"][1]["cells"]["odd"]["expected_max"]["value"] = "much"
+    with pytest.raises(CheckpointError, match=r"rows\[1\].cells.*expected_max.value"):
+        ToxicityResult.from_json(damaged)

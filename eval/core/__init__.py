@@ -1,0 +1,1 @@
+"""What every suite is made of: interventions, controls, statistics, results."""

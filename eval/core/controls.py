@@ -1,0 +1,108 @@
+"""Random controls: how many a suite measures beside each removal, what they have in common with it, and their seeds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from monet.controls import ControlKind
+from monet.errors import ConfigError
+from monet.eval.core.chance import DEFAULT_CONTROLS
+from monet.eval.core.intervention import Intervention
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ControlOptions:
+    """Random controls of a command.
+
+    Args:
+        count: random controls of each mask; with n of them the least p-value is 1 / (n + 1).
+        kind: what a control has in common with its mask. number: as many experts of every routing group. mass: as much
+            routing weight, whatever number of experts that takes. activity: for each expert one of nearly its activity.
+        statistics: file of `monet stats`, on the text the masks are judged on or on other text of the same domains; for
+            mass, and with `--firing` for activity.
+        seed: another number draws other controls.
+
+    Raises:
+        ConfigError: a value out of range, or no statistics where they are needed.
+    """
+
+    count: int = DEFAULT_CONTROLS
+    kind: ControlKind = "number"
+    statistics: Path | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ConfigError(f"controls.count must be at least 0, got {self.count}")
+        if self.kind != "number" and self.statistics is None:
+            raise ConfigError(
+                f"controls.kind = {self.kind} needs the experts' statistics; give --controls.statistics FILE, made by"
+                " `monet stats`"
+            )
+
+    def open(self, model: nn.Module | None = None) -> Controls:
+        """Read the statistics.
+
+        Raises:
+            CheckpointError: no readable statistics, or those of another model.
+            DataError: no firing counted, where activity is matched.
+        """
+        if self.statistics is None:
+            return Controls(self.count, self.kind, self.seed)
+        from monet.eval.core.weights import weights_of
+
+        return Controls(self.count, self.kind, self.seed, weights_of(self.statistics, self.kind, model))
+
+
+@dataclass(frozen=True)
+class Controls:
+    """Random controls beside each removal.
+
+    Args:
+        count: how many there are of each.
+        kind: what a control has in common with the removal; see `monet.controls.control_keep`.
+        seed: another number draws other controls.
+        weights: for mass and activity each unit's, by label; the key "" holds those over all text, for labels that are
+            not there.
+    """
+
+    count: int = DEFAULT_CONTROLS
+    kind: ControlKind = "number"
+    seed: int = 0
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ConfigError(f"the number of controls must be at least 0, got {self.count}")
+        if self.kind != "number" and not self.weights:
+            raise ConfigError(f"controls of equal {self.kind} need the weights of the units")
+
+    def draw(self, like: Intervention, number: int, label: str, text: str) -> Intervention:
+        """Control `number` of a removal.
+
+        Its seed depends on the removal and on the text it is judged on, so a choice that was made on one text is
+        judged on another with controls that took no part in it.
+
+        Args:
+            like: the removal.
+            number: from 0 on.
+            label: whose weights are matched.
+            text: fingerprint of the text, or of the questions.
+        """
+        content = f"{self.seed}\n{number}\n{self.kind}\n{like.digest}\n{text}"
+        seed = int.from_bytes(hashlib.sha256(content.encode()).digest()[:7], "big")
+        weights = None if self.kind == "number" else self.weights.get(label, self.weights.get(""))
+        return like.control(self.kind, seed, weights)
+
+    def settings(self) -> dict[str, Any]:
+        """For provenance, JSON-able."""
+        return {"count": self.count, "kind": self.kind, "seed": self.seed}

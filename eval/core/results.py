@@ -1,0 +1,86 @@
+"""Results as typed data: written as JSON, and read back with every field checked.
+
+A result is a frozen dataclass that inherits from `Result`. Its file holds the fields, the name of its format, and what
+the class adds for people. msgspec checks the type of each field and names the field that is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+from typing_extensions import Self
+
+from monet.errors import CheckpointError
+from monet.files import atomic_write_json
+from monet.json_text import read_json
+
+if TYPE_CHECKING:
+    from monet.eval.document import Report
+
+RESULT_NAME = "result.json"
+
+
+class Result:
+    """What every suite's result can do.
+
+    Attributes:
+        FORMAT: name and number of the file's layout.
+        COMMAND: that writes the file.
+        TOLD: properties that the file holds too, for people; they are not read back.
+    """
+
+    FORMAT: ClassVar[str]
+    COMMAND: ClassVar[str]
+    TOLD: ClassVar[tuple[str, ...]] = ("sentence",)
+
+    def report(self) -> Report:
+        """Tables, heat maps and curves for `monet report`."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings."""
+        told = {name: getattr(self, name) for name in self.TOLD}
+        return {"format": self.FORMAT, **told, **msgspec.to_builtins(self, str_keys=True)}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """Build a result from what `to_json` gave.
+
+        Raises:
+            CheckpointError: another format, or a field that is missing or of another type; names it.
+        """
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != cls.FORMAT:
+            raise CheckpointError(f"format {found!r} where {cls.FORMAT!r} is read; run `{cls.COMMAND}` again")
+        try:
+            return msgspec.convert(content, cls)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise CheckpointError(f"damaged {cls.FORMAT}: {error}; run `{cls.COMMAND}` again") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a result's file, or the one in a folder.
+
+        Raises:
+            CheckpointError: missing, unreadable, of another format, or with a field of another type.
+        """
+        file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
+        try:
+            return cls.from_json(read_json(file, CheckpointError))
+        except FileNotFoundError:
+            raise CheckpointError(f"{file}: no such file; write it with `{cls.COMMAND}`") from None
+        except OSError as error:
+            raise CheckpointError(f"{file}: unreadable ({error}); run `{cls.COMMAND}` again") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{file}: {error}") from None
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write FOLDER/result.json, whole or not at all.
+
+        Raises:
+            ValueError: a number is NaN or infinite.
+        """
+        atomic_write_json(Path(folder) / RESULT_NAME, self.to_json())
