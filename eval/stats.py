@@ -29,6 +29,7 @@ from monet.eval.loading import (
     windows_bar,
 )
 from monet.eval.statistics.collectors import Accumulator, Wanted
+from monet.eval.statistics.exclusion import Exclude, Exclusion
 from monet.eval.statistics.result import FORMAT, ExpertStatistics
 from monet.eval.statistics.scored import read_scored
 from monet.parts import parse_shard
@@ -46,6 +47,7 @@ def collect(
     *,
     batch_size: int = 8,
     wanted: Wanted | None = None,
+    exclusion: Exclusion = Exclusion(),  # noqa: B008 - frozen
     progress: bool = True,
 ) -> ExpertStatistics:
     """Sum every expert's weight over the tokens of every label, in one pass.
@@ -60,6 +62,7 @@ def collect(
             they have scores, the moments of weights and scores are collected too.
         batch_size: sequences a forward.
         wanted: what else to collect; None for nothing else.
+        exclusion: tokens that are not counted, beside pads; see `Exclusion.chosen` for what commands leave out.
         progress: show a bar on standard error.
 
     Raises:
@@ -71,9 +74,12 @@ def collect(
     routers = model.routers()
     device = model.device
     num_labels = len(data.labels)
-    total = Accumulator(num_labels, len(routers), cast(int, model.config.moe_experts), device, wanted or Wanted())
+    total = Accumulator(
+        num_labels, len(routers), cast(int, model.config.moe_experts), device, wanted or Wanted(), exclusion
+    )
     tokens_C, windows_C, documents_C = (torch.zeros(num_labels, dtype=torch.int64) for _ in range(3))
     last_document: dict[int, str] = {}
+    left_out = 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
         bar = stack.enter_context(windows_bar(data.num_windows, "routing statistics", progress))
@@ -82,7 +88,8 @@ def collect(
             stack.callback(handle.remove)
         for batch in data.batches(batch_size):
             batch.check_vocabulary(vocab_size(model))
-            total.start(batch)
+            length_B = total.start(batch)
+            left_out += int((batch.num_tokens_B - length_B).sum())
             mask_BT = batch.attention_mask_BT
             model.base_model(
                 input_ids=batch.input_ids_BT.to(device),
@@ -94,7 +101,6 @@ def collect(
                     f"routing probabilities are not finite in the batch of windows {batch.index_B.tolist()} "
                     f"(document {batch.document_B[0]}); check the checkpoint's weights, or load it as float32"
                 )
-            length_B = batch.num_tokens_B
             for label, length, document in zip(
                 batch.label_B.tolist(), length_B.tolist(), batch.document_B, strict=True
             ):
@@ -106,6 +112,7 @@ def collect(
     if not int(tokens_C.sum()):
         raise DataError(f"no text to collect statistics from: {data.description}; prepare a larger split")
     part = {"data_fingerprint": data.fingerprint, **data.description, "stored_mask": mask_digest(model.expert_mask)}
+    part["excluded"] = exclusion.notes(left_out)
     return ExpertStatistics(
         labels=list(data.labels),
         sums_CREE=total.sums_CREE.cpu(),
@@ -131,6 +138,9 @@ def run(
     firing_above: float | None = None,
     maxima: bool = False,
     coactivation: int | dict[int, list[int]] | None = None,
+    exclude: Exclude = "special",
+    exclude_first: int = 0,
+    exclude_tokens: list[int] = [],  # noqa: B006 - shown in --help, never changed
     shard: str | None = None,
     batch_size: int = 8,
     device: str = "auto",
@@ -159,6 +169,10 @@ def run(
         coactivation: also count the tokens at which two experts of a group are active together: for the so many
             strongest experts of every group, which takes a pass more to find them, or for experts by group, such as
             '{0: [17, 4], 1: [900]}' (expert (i, j) has the number i*E + j).
+        exclude: special does not count the tokens that begin, end and pad a text, which tell domains apart by the
+            length of their texts; none counts all, as the paper does.
+        exclude_first: tokens at the beginning of each window that are not counted.
+        exclude_tokens: further token ids that are not counted.
         shard: i/n reads the i-th of n parts of the text, i from 0 on, for as many processes at once; add their files
             up with `monet stats merge`. Windows that begin in one document stay together.
         batch_size: windows a forward; it does not change the result beyond float32 rounding.
@@ -182,13 +196,15 @@ def run(
     text = _open(loaded, data, scores, split, seq_len, max_windows, domains)
     if part is not None:
         text = text.shard(*part)
+    exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude, exclude_first, exclude_tokens)
     wanted = Wanted(firing, firing_above, maxima, coactivation if isinstance(coactivation, dict) else None)
     if isinstance(coactivation, int):
         if coactivation < 1:
             raise ConfigError(f"coactivation {coactivation} must be at least 1 expert a group")
-        strongest_RN = collect(loaded, text, batch_size=batch_size, progress=progress).strongest(coactivation)
+        summed = collect(loaded, text, batch_size=batch_size, exclusion=exclusion, progress=progress)
+        strongest_RN = summed.strongest(coactivation)
         wanted = Wanted(firing, firing_above, maxima, dict(enumerate(strongest_RN.tolist())))
-    statistics = collect(loaded, text, batch_size=batch_size, wanted=wanted, progress=progress)
+    statistics = collect(loaded, text, batch_size=batch_size, wanted=wanted, exclusion=exclusion, progress=progress)
     statistics.save(out)
     _print(statistics, out)
 
@@ -250,5 +266,7 @@ def _print(statistics: ExpertStatistics, out: Path) -> None:
         if left_out:
             counted = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items())
             print(f"of {part['records']} records left out: {counted}")
+    if excluded := sum(part.get("excluded", {}).get("tokens", 0) for part in statistics.provenance["parts"]):
+        print(f"not counted: {excluded:,} tokens that begin or end a text, or that --exclude_* names")
     also = f", with {', '.join(statistics.extras)}" if statistics.extras else ""
     print(f"statistics{also}: {out}")

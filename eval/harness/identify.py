@@ -27,6 +27,7 @@ from monet.eval.harness.sources import open_data, quiet_harness, task_manager
 from monet.eval.harness.tasks import Faults
 from monet.eval.inputs import LabelledData
 from monet.eval.selection import save_masks, select, summarise
+from monet.eval.statistics.exclusion import Exclusion
 from monet.eval.stats import ExpertStatistics, collect
 from monet.eval.store import acquire, model_key
 from monet.masks import find_body
@@ -159,7 +160,8 @@ def identify(
         if path.exists():
             statistics = ExpertStatistics.load(path, model)
         else:
-            statistics = collect(model, sequence_data, batch_size=batch_size, progress=progress)
+            exclusion = Exclusion.chosen(model, tokenizer)
+            statistics = collect(model, sequence_data, batch_size=batch_size, exclusion=exclusion, progress=progress)
             provenance = {**statistics.provenance, "mmlu": notes}
             statistics = dataclasses.replace(statistics, provenance=provenance)
             statistics.save(path)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from monet.errors import ConfigError, DataError
 from monet.eval.inputs import Batch
+from monet.eval.statistics.exclusion import Exclusion
 from monet.eval.statistics.extras import Coactivation, Extra, Firing, Maxima, ScoreMoments
 from monet.eval.statistics.pairs import ActiveExperts, ExpertLister, num_pairs
 
@@ -66,15 +67,17 @@ class Tokens(NamedTuple):
     place_X3: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, device: torch.device) -> Tokens:
-        """Those of a batch that are no pads."""
+    def of(cls, batch: Batch, device: torch.device, exclusion: Exclusion) -> Tokens:
+        """Those of a batch that are no pads and not excluded."""
         shape = batch.input_ids_BT.shape
         mask_BT = torch.ones(shape, dtype=torch.bool)
         if batch.attention_mask_BT is not None:
             mask_BT = batch.attention_mask_BT != 0
+        position_BT = mask_BT.cumsum(1) - 1
+        mask_BT &= exclusion.counted(batch.input_ids_BT, position_BT)
         numbers = [int(name) if name.isdecimal() and len(name) <= 18 else -1 for name in batch.document_B]
         document_B = torch.tensor(numbers)
-        places = (batch.index_B[:, None].expand(shape), document_B[:, None].expand(shape), mask_BT.cumsum(1) - 1)
+        places = (batch.index_B[:, None].expand(shape), document_B[:, None].expand(shape), position_BT)
         return cls(
             None if bool(mask_BT.all()) else mask_BT.to(device),
             batch.label_B[:, None].expand(shape)[mask_BT].to(device),
@@ -103,9 +106,19 @@ class Accumulator:
         num_keys: E.
         device: of the model.
         wanted: what to collect.
+        exclusion: tokens that are not counted.
     """
 
-    def __init__(self, num_labels: int, num_groups: int, num_keys: int, device: torch.device, wanted: Wanted) -> None:
+    def __init__(
+        self,
+        num_labels: int,
+        num_groups: int,
+        num_keys: int,
+        device: torch.device,
+        wanted: Wanted,
+        exclusion: Exclusion = Exclusion(),  # noqa: B008 - frozen
+    ) -> None:
+        self.exclusion = exclusion
         # MPS has no float64.
         self.device = torch.device("cpu") if device.type == "mps" else device
         self.sums_CREE = torch.zeros(
@@ -123,8 +136,11 @@ class Accumulator:
         self._lister: ExpertLister | None = None
         self._lists: bool | None = None
 
-    def start(self, batch: Batch) -> None:
+    def start(self, batch: Batch) -> Tensor:
         """Say which tokens the coming forward is of.
+
+        Returns:
+            int64 (B,), how many tokens of each sequence count.
 
         Raises:
             DataError: some batches have scores and others do not.
@@ -134,9 +150,11 @@ class Accumulator:
         scores = self.collectors.get("scores")
         if (scores is None) != (batch.score_BT is None):
             raise DataError(f"some sequences have scores and others do not, from window {int(batch.index_B[0])} on")
-        self._tokens = Tokens.of(batch, self.device)
+        self._tokens = Tokens.of(batch, self.device, self.exclusion)
         if isinstance(scores, _Scores):
             scores.start(self._tokens)
+        chosen_BT = self._tokens.chosen_BT
+        return batch.num_tokens_B if chosen_BT is None else chosen_BT.sum(dim=1).cpu()
 
     def add(self, group: int, output: Any) -> None:
         """Take in what the group's router returned."""

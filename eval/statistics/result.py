@@ -28,7 +28,7 @@ FORMAT = "monet-expert-statistics/1"
 _SUMS = ("sums", "tokens", "windows", "documents")
 # What says of a pass which text it read: prepared text, a scored file, sequences in memory.
 _SOURCES = (("content", "split"), ("file_sha256",), ("sha256",))
-_OF_A_PASS = {"shard", "data_fingerprint", "only"}
+_OF_A_PASS = {"shard", "data_fingerprint", "only", "excluded"}
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,10 @@ class ExpertStatistics:
                 "statistics of one model with two stored masks do not add up, for experts that are removed move the "
                 "routing behind them; collect both under one mask"
             )
+        if len({_excluded(part) for part in [*mine, *theirs]}) > 1:
+            raise CheckpointError(
+                "statistics that leave out different tokens do not add up; collect both with the same --exclude options"
+            )
         if shared := [part for part in mine if any(_overlap(part, further) for further in theirs)]:
             raise CheckpointError(
                 f"both statistics hold text of the part {without_hashes(shared[0])}; its tokens would count twice"
@@ -218,6 +222,12 @@ class ExpertStatistics:
             )
         counts = (tensors["tokens"], tensors["windows"], tensors["documents"])
         return cls(labels, sums, *counts, fingerprint, provenance, **collected)
+
+
+def _excluded(part: dict[str, Any]) -> tuple[Any, ...]:
+    """Which tokens a pass left out."""
+    notes = part.get("excluded", {})
+    return tuple(notes.get("ids", [])), notes.get("first", 0)
 
 
 def _overlap(part: dict[str, Any], other: dict[str, Any]) -> bool:

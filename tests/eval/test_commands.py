@@ -65,6 +65,8 @@ def test_folder_to_folder(road, tmp_path, capsys):
     assert result == AblationResult.load(tmp_path / "ablation")
     assert result.provenance["controls"]["count"] == 2 and result.provenance["held_out"]
     summary = json.loads((tmp_path / "masks" / "summary.json").read_text())
+    (part,) = summary["statistics"]["parts"]
+    assert part["excluded"]["ids"] and part["excluded"]["tokens"] > 0  # the end of each document
     for verdict in result.domains:
         assert verdict.removed == summary["labels"][verdict.name]["experts"] > 0
         assert f"{verdict.removed_per_group[0]}" in shown
