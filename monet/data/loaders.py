@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from monet.data.order import WindowOrder
 from monet.data.windows import WindowDataset, collate
@@ -63,17 +64,21 @@ def _collated(windows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _end(iterator: Any, processes: list[Any]) -> None:
-    """End the loader's processes all at once, and kill those that do not end."""
+    """Kill the loader's processes, which only read.
+
+    SIGTERM would not do: in a process that is still starting it has the run's handler, which only takes a note.
+    """
     if not processes:
         return
+    # off torch's watch, which takes the end of a process for a fault
+    signal_handling._remove_worker_pids(id(iterator))  # pyright: ignore[reportPrivateImportUsage]
+    iterator._worker_pids_set = False
     # one that ends while it looks at torch's event keeps the event's lock, for which torch would wait for ever
     iterator._workers_done_event = threading.Event()
     for process in processes:
-        process.terminate()
-    iterator._shutdown_workers()  # also takes them off torch's watch, before any of them is killed
+        process.kill()
+    iterator._shutdown_workers()
     for process in processes:
-        if process.is_alive():
-            process.kill()
         process.join()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data._utils import signal_handling
 
 from monet.data.datamodule import MonetDataModule
 from monet.data.windows import WindowDataset
@@ -94,6 +95,27 @@ def test_an_iteration_that_is_left_leaves_no_process(data):
     assert len(children() - before) == 2
     iterator.close()
     assert children() == before
+
+
+def test_a_process_that_is_still_starting_ends_whatever_handler_of_sigterm_it_has(data, monkeypatch):
+    """Until torch has set its own handler in the process, it has that of the run, which only takes a note."""
+    set_handlers = getattr(signal_handling, "_set_worker_signal_handlers")  # noqa: B009 - private to the checker
+
+    def late():
+        if sys._getframe(1).f_locals["worker_id"] == 1:
+            time.sleep(1)
+        set_handlers()
+
+    monkeypatch.setattr(signal_handling, "_set_worker_signal_handlers", late)
+    earlier = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        before = children()
+        iterator = iter(data(lambda: None).train_dataloader())
+        next(iterator)
+        iterator.close()
+        assert children() == before
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def test_a_process_that_has_the_lock_of_torchs_event_when_it_is_ended(data):
