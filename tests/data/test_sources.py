@@ -214,7 +214,7 @@ def test_several_columns_of_a_dataset_are_one_text(dataset, prepared, tmp_path, 
     arguments = {"text_key": "lang,body", "tokenizer": str(prepared / "tokenizer"), "stream": stream}
     made = prepare({"only": dataset}, tmp_path / "out", **arguments)
     streams = [made.stream(split, "only") for split in made.splits]
-    ids = [token for one in streams for token in one.read(0, one.num_tokens).tolist()]
+    ids = [token for one in streams if one.num_tokens for token in one.read(0, one.num_tokens).tolist()]
     text = load_tokenizer(str(made.tokenizer_dir)).decode(ids)
     assert "a\n\nrow 4 of the set<eos>" in text and "b\n\nrow 57 of the set<eos>" in text
     assert made.manifest["settings"]["text_key"] == "lang,body"
