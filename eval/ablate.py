@@ -18,7 +18,7 @@ from monet.errors import ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.core.controls import ControlOptions, Controls
-from monet.eval.core.intervention import Intervention, check_all
+from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split, held_out, texts_of
 from monet.eval.inputs import LabelledData, check_labels
@@ -52,8 +52,7 @@ def check_request(model: nn.Module, masks: Mapping[str, Intervention], data: Lab
         raise DataError(
             f"the data have only {data.labels}; removal is judged against other domains, prepare two or more"
         )
-    if len(kinds := {f"{mask.unit}s" for mask in masks.values()}) > 1:
-        raise DataError(f"masks of {' and '.join(sorted(kinds))} cannot be judged together; give them one by one")
+    unit_of(masks)  # refuses units of two kinds
     check_all(masks, model)
 
 

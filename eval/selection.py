@@ -14,6 +14,7 @@ from urllib.parse import quote
 import torch
 
 from monet.errors import CheckpointError, ConfigError
+from monet.eval.core.intervention import check_all
 from monet.eval.rules import RankedBy, Ratio, Rule, RuleName, assign, check_ratio, rule_named
 from monet.eval.stats import ExpertStatistics
 from monet.files import atomic_write_json, sha256_file
@@ -161,7 +162,7 @@ def load_masks(source: str | os.PathLike[str], model: MonetPreTrainedModel | Non
             raise CheckpointError(f"{path}: missing or changed since the selection; run `monet select` again")
         masks[label] = ExpertMask.load(path)
         if model is not None:
-            check_mask(label, masks[label], model)
+            check_all({label: masks[label]}, model)
     return masks
 
 
@@ -174,18 +175,6 @@ def _listed(root: Path) -> dict[str, tuple[Path, str]]:
         raise CheckpointError(f"{root}: no {SUMMARY_NAME}; make the masks with `monet select`") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{root / SUMMARY_NAME}: unreadable ({error!r}); run `monet select` again") from None
-
-
-def check_mask(label: str, mask: ExpertMask, model: MonetPreTrainedModel) -> None:
-    """Refuse a mask of another model or size.
-
-    Raises:
-        CheckpointError: names the label and both sides.
-    """
-    try:
-        mask.check_fits(model)
-    except CheckpointError as error:
-        raise CheckpointError(f"mask for {label!r}: {error}") from None
 
 
 def run(

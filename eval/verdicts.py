@@ -21,7 +21,7 @@ from monet.errors import DataError
 from monet.eval.bootstrap import Bootstrap, resample_means
 from monet.eval.core.chance import chances, reasons_against
 from monet.eval.core.estimate import ZERO, Draws, Estimate, one_of
-from monet.eval.core.intervention import Intervention, share
+from monet.eval.core.intervention import Intervention, share, unit_of
 from monet.eval.losses import WindowLosses
 from monet.eval.results import AblationResult, Baseline, Verdict
 
@@ -243,10 +243,10 @@ def summarise(
         )
 
     delta = [[estimate(label, domain) for domain in domains] for label in masks]
-    first = next(iter(masks.values()))
+    unit, group = unit_of(masks)
     return AblationResult(
-        unit=first.unit,
-        group=first.group,
+        unit=unit,
+        group=group,
         domains=[verdict(label) for label in masks],
         evaluated=found.baseline,
         delta=delta,

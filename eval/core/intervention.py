@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from monet.controls import ControlKind
+from monet.errors import CheckpointError, DataError
 
 
 @runtime_checkable
@@ -88,8 +89,6 @@ def check_all(interventions: Mapping[str, Intervention], model: nn.Module) -> No
     Raises:
         CheckpointError: names the label.
     """
-    from monet.errors import CheckpointError
-
     for label, one in interventions.items():
         try:
             one.check_fits(model)
@@ -103,8 +102,6 @@ def unit_of(interventions: Mapping[str, Intervention]) -> tuple[str, str]:
     Raises:
         DataError: they change different units.
     """
-    from monet.errors import DataError
-
     found = {(one.unit, one.group) for one in interventions.values()} or {("expert", "routing group")}
     if len(found) > 1:
         units = " and ".join(sorted(f"{unit}s" for unit, _ in found))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from monet import MonetConfig, MonetForCausalLM
 from monet.eval.inputs import LabelledSequences
+from monet.training.language_models import LlamaForCausalLM
 
 LABELS = ["left", "middle", "right"]
 TOKENS_PER_LABEL = 4
@@ -19,6 +21,16 @@ def config(**changes) -> MonetConfig:
         "max_position_embeddings": 32,
     }  # fmt: skip
     return MonetConfig(**{**keys, **changes})
+
+
+@pytest.fixture
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(3)
+    shape = LlamaConfig(
+        vocab_size=24, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=32, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(shape).eval()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from monet.errors import CheckpointError, ConfigError, NonFiniteError
 from monet.eval.ablate import ablate
@@ -10,18 +9,7 @@ from monet.eval.core.controls import Controls
 from monet.eval.inputs import LabelledSequences
 from monet.eval.neurons import NeuronMask, activities, down_projections, select_neurons
 from monet.eval.results import AblationResult
-from monet.training.language_models import LlamaForCausalLM
 from tests.eval.conftest import LABELS
-
-
-@pytest.fixture
-def llama():
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=24, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=32, initializer_range=0.3,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 def explicit_activities(model, data):

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from monet.errors import CheckpointError
 from monet.eval.ablate import ablate
@@ -15,7 +14,6 @@ from monet.eval.inputs import LabelledSequences
 from monet.eval.neurons import NeuronMask
 from monet.eval.results import AblationResult
 from monet.masks import ExpertMask
-from monet.training.language_models import LlamaForCausalLM
 from tests.eval.conftest import LABELS, config
 from tests.tolerances import assert_close
 
@@ -28,16 +26,6 @@ KINDS = [
     "neurons amplified",
     "neurons' mean",
 ]
-
-
-@pytest.fixture
-def llama():
-    torch.manual_seed(3)
-    shape = LlamaConfig(
-        vocab_size=24, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=32, initializer_range=0.3,
-    )  # fmt: skip
-    return LlamaForCausalLM(shape).eval()
 
 
 @pytest.fixture(params=KINDS)
