@@ -59,8 +59,8 @@ def descriptors(shards: int) -> int:
         folder = write_shards(Path(name), shards)
         before = {int(number) for number in os.listdir("/proc/self/fd")}
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # a quarter of it is fewer than the shards, and it is more than what is open already
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(512, max(before) + 256), hard))
+        # few more than what is open already: a quarter of them is fewer than the shards
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(before) + 256, hard))
         try:
             stream = TokenShards(folder).stream("train", "text")
             most = 0

@@ -15,7 +15,9 @@ import hashlib
 import itertools
 import json
 import mmap
+import os
 import resource
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, cast
@@ -43,7 +45,7 @@ class MappedFiles:
     """Files mapped into memory for reading, those used last; each holds a descriptor of the process.
 
     Args:
-        limit: files mapped at most; None takes a quarter of the descriptors that the process may have.
+        limit: files mapped at most; None takes a quarter of the descriptors that the process may still open.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -71,11 +73,16 @@ class MappedFiles:
             raise _other_size(path, there, size)
         self._maps[path] = found
         if self._limit is None:
-            soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            self._limit = _MOST_MAPPED if soft == resource.RLIM_INFINITY else max(2, min(soft // 4, _MOST_MAPPED))
+            self._limit = max(2, min(_free_descriptors() // 4, _MOST_MAPPED))
         while len(self._maps) > self._limit:
             self._maps.popitem(last=False)
         return found
+
+
+def _free_descriptors() -> int:
+    """Descriptors that this process may still open."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft - len(os.listdir("/dev/fd"))
 
 
 def _other_size(path: Path, there: int, size: int) -> DataError:

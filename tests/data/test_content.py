@@ -44,9 +44,11 @@ def test_a_shard_that_is_truncated_while_it_is_mapped_gives_an_error(changed):
         stream.read(0, 10)
 
 
-def test_more_shards_than_descriptors(tmp_path):
-    used = max(map(int, os.listdir("/proc/self/fd")))
-    limit = 2 * used + 100
+@pytest.mark.parametrize("held", [0, 600])
+def test_more_shards_than_descriptors(tmp_path, held):
+    """Also in a process that holds many descriptors already: a quarter of the limit would be more than are free."""
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(held)]
+    limit = max(map(int, os.listdir("/proc/self/fd"))) + 100
     shards_there = limit + 50
     make_shards(tmp_path, {"train": {"a": [list(range(2, 40))] * shards_there}}, shard_tokens=40)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -58,6 +60,8 @@ def test_more_shards_than_descriptors(tmp_path):
         assert stream.document_at(39 * (shards_there - 1)) == shards_there - 1
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in others:
+            os.close(descriptor)
     assert found == [[*range(2, 40), 1]] * shards_there
 
 
