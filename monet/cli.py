@@ -10,15 +10,19 @@ import difflib
 import importlib
 import inspect
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from monet import __version__
 from monet.errors import MonetError, recognised
 from monet.terminal import clean, clean_warnings
+
+
+# An annotation that allows a list, perhaps beside something else.
+_LIST = re.compile(r"(^|\| )list\[")
 
 
 class Verb(NamedTuple):
@@ -226,33 +230,39 @@ def _with_list(options: list[str], name: str) -> list[str]:
 
 
 def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:
-    """Options of a yes or no get their value, so that `--full` alone means `--full=true`; a list may be one word.
+    """Options of a yes or no get their value, so that `--full` alone means `--full=true`. A list may be plain words.
 
-    jsonargparse would read `--prompts FILE` as a file that holds the list.
+    `--result A B` is `--result [A, B]`, and `--prompts FILE` is `--prompts [FILE]`: jsonargparse would read FILE as a
+    file that holds the list.
     """
     kinds = {f"--{name}": str(one.annotation) for name, one in inspect.signature(target).parameters.items()}
     words: list[str] = []
-    option = ""  # whose value the next word is
-    for word, value in pairwise([*options, ""]):
-        name, has_value, own = word.partition("=")
-        if option:
-            words.append(_as_list(word, kinds[option]))
-            option = ""
-        elif kinds.get(word) == "bool" and value not in ("true", "false"):
-            words.append(f"{word}=true")
-        elif kinds.get(name, "").startswith("list["):
-            words.append(f"{name}={_as_list(own, kinds[name])}" if has_value else name)
-            option = "" if has_value else name
+    place = 0
+    while place < len(options):
+        name, has_value, own = options[place].partition("=")
+        place += 1
+        takes_list = _LIST.search(kinds.get(name, "")) is not None
+        if kinds.get(name) == "bool" and not has_value and options[place : place + 1] not in (["true"], ["false"]):
+            words.append(f"{name}=true")
+        elif takes_list and has_value:
+            words.append(f"{name}={_as_list([own], kinds[name])}")
+        elif takes_list and place < len(options):
+            end = next((n for n in range(place + 1, len(options)) if options[n].startswith("-")), len(options))
+            words.append(f"{name}={_as_list(options[place:end], kinds[name])}")
+            place = end
         else:
-            words.append(word)
+            words.append(options[place - 1])
     return words
 
 
-def _as_list(value: str, kind: str) -> str:
-    """A list of this one value, unless it is a list."""
-    if value.lstrip().startswith("[") or value == "null":
+def _as_list(values: list[str], kind: str) -> str:
+    """Words as one list, unless they are a list already, or a single word for an option that takes one too."""
+    value = " ".join(values)
+    takes_one = not kind.startswith("list[")
+    if (takes_one and len(values) == 1) or value.lstrip().startswith("[") or value == "null":
         return value
-    return f"[{value}]" if kind.startswith(("list[int]", "list[float]")) else json.dumps([value])
+    numbers = any(inner in kind for inner in ("list[int]", "list[float]"))
+    return f"[{', '.join(values)}]" if numbers else json.dumps(values)
 
 
 def _run_with_config(target: Callable[..., Any], options: list[str], name: str) -> int:
