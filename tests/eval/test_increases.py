@@ -43,10 +43,14 @@ def test_increases_are_those_of_an_ablation(planted_model, planted_data, masks, 
     assert [found[""][domain].estimate(bootstrap) for domain in LABELS] == [one.loss for one in wanted.evaluated]
 
 
-def test_increases_of_one_domain_need_its_windows_only(planted_model, planted_data: LabelledSequences, masks):
+@pytest.mark.parametrize("present", [["right"], ["middle", "right"]])
+def test_increases_of_some_domains_need_their_windows_only(
+    planted_model, planted_data: LabelledSequences, masks, present
+):
     """A label's number need not be its place among the domains that are there."""
-    part = planted_data.only(["right"])
+    part = planted_data.only(present)
     whole, removed = (window_losses(planted_model, mask, part) for mask in (None, masks["right"]))
-    found = increases(["right"], whole, {"right": removed}, Bootstrap())
-    assert list(found["right"]) == ["right"] and found["right"]["right"].value > 0.1
-    assert np.isfinite(found["right"]["right"].draws_Q).all()
+    found = increases(present, whole, {"right": removed}, Bootstrap())["right"]
+    assert list(found) == present and found["right"].value > 0.1
+    assert all(abs(found[name].value) < 1e-3 for name in present if name != "right")
+    assert all(np.isfinite(one.draws_Q).all() for one in found.values())
