@@ -12,8 +12,9 @@ without, the page is printed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.cpu_layer import processor
@@ -45,16 +46,17 @@ def result_of(
     relearned: dict[str, list[Relearning]] = {}
     for kind, candidates in (("monet", monets), ("llama", llamas)):
         for candidate in candidates:
-            started = time.process_time()
-            found[kind].append(measure(candidate))
-            print(f"{candidate.name}: measured in {(time.process_time() - started) / 60:.1f} minutes of CPU time")
-        relearned[kind] = [relearning.relearning(found[kind], label) for label in plan.relearn]
+            with timed(f"{candidate.name}: removals"):
+                found[kind].append(measure(candidate))
+        with timed(f"relearning, {kind}"):
+            relearned[kind] = [relearning.relearning(found[kind], label) for label in plan.relearn]
     monet, llama = found["monet"], found["llama"]
     names = plan.evaluate.labels
     rows, dense = ([row(name, of, plan.bootstrap) for name in names] for of in (monet, llama))
-    failing = failures.other_rules(monets[0], owners)
-    failing["subjects"] = failures.subjects(monets[0], monet[0].settled.share, text)
-    failing["first_layer"] = failures.first_layer(llamas[0])
+    with timed("where removal fails"):
+        failing = failures.other_rules(monets[0], owners)
+        failing["subjects"] = failures.subjects(monets[0], monet[0].settled.share, text)
+        failing["first_layer"] = failures.first_layer(llamas[0])
     matrix, dense_matrix = (
         [[sum(one.cells[name][other].value for one in of) / len(of) for other in names] for name in names]
         for of in (monet, llama)
@@ -70,6 +72,14 @@ def result_of(
         },
         {**provenance_now(), "machine": processor(), "text": plan.evaluate.description["content"]},
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def timed(part: str) -> Iterator[None]:
+    """Say how long a part took, in minutes of CPU time of all threads."""
+    started = time.process_time()
+    yield
+    print(f"{part}: {(time.process_time() - started) / 60:.1f} minutes of CPU time", flush=True)
 
 
 def check_different(candidates: Sequence[Candidate]) -> None:
@@ -119,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan.check_families(plan.evaluate.labels)
     monets, llamas = [Monet(folder, plan) for folder in given.model], [Llama(folder, plan) for folder in given.dense]
     check_different([*monets, *llamas])
-    print(told(plan, len(monets), len(llamas)))
+    print(told(plan, len(monets), len(llamas)), flush=True)
     result = result_of(monets, llamas, plan, given.text, given.owners)
     result.save(given.out)
     text = page.body(result)

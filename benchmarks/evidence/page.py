@@ -37,28 +37,23 @@ def number_of(count: int, kind: str) -> str:
     return f"{count} {kind}{'' if count == 1 else 's'}"
 
 
-def verdict(rows: Sequence[Domain], kind: str, *, why: bool = True) -> str:
-    """Which domains pass in all models, which in some, which in none, and why not.
+def verdict(rows: Sequence[Domain], kind: str) -> str:
+    """Which domains pass in all models, which in some, and which in none.
 
     Args:
         rows: of one kind of model.
         kind: "Monet" or "dense LLaMA".
-        why: say the reasons.
     """
-
-    def reason(row: Domain) -> str:
-        return f" ({row.reason})" if why else ""
-
     models = len(rows[0].seeds)
     whole = [row.name for row in rows if row.passes]
-    some = [f"{row.name} in {row.passed}{reason(row)}" for row in rows if 0 < row.passed < models]
-    none = [f"{row.name}{reason(row)}" for row in rows if not row.passed]
+    some = [f"{row.name} in {row.passed}" for row in rows if 0 < row.passed < models]
+    none = [row.name for row in rows if not row.passed]
     where = f"the one {kind}" if models == 1 else f"each of the {models} {kind}s"
-    told = [f"{len(whole)} of {len(rows)} domains pass in {where}: {', '.join(whole) or 'none'}."]
+    told = [f"{len(whole)} of {len(rows)} domains pass in {where}{': ' if whole else ''}{', '.join(whole)}."]
     if some:
-        told.append(f"These pass in some of them: {'; '.join(some)}.")
+        told.append(f"These pass in some of them: {', '.join(some)}.")
     if none:
-        told.append(f"These fail{'' if models == 1 else ' in all of them'}: {'; '.join(none)}.")
+        told.append(f"These fail{'' if models == 1 else ' in all of them'}: {', '.join(none)}.")
     return " ".join(told)
 
 
@@ -90,8 +85,8 @@ def summary(result: EvidenceResult) -> str:
         harder.append(f"of equal {kind} in {above} of {len(result.domains)} domains")
     models = "" if len(result.models) == 1 else ", counting only domains where this holds for every model"
     return (
-        f"{verdict(result.domains, 'Monet', why=False)} A removal costs its domain more than each random removal "
-        f"{' and '.join(harder)}{models}. {verdict(result.dense, 'dense LLaMA', why=False)}"
+        f"{verdict(result.domains, 'Monet')} A removal costs its domain more than each random removal "
+        f"{' and '.join(harder)}{models}. {verdict(result.dense, 'dense LLaMA')}"
     )
 
 

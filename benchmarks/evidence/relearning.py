@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
@@ -107,23 +108,16 @@ def _kept(
     path = candidate.place("relearning", LEARNING_RATE, *key).with_suffix(".json")
     if not path.exists():
         losses = _trained(candidate, label, removed, held_out, name)
-        atomic_write_json(
-            path,
-            {
-                str(step): {
-                    "loss_sum": one.loss_sum_W.tolist(), "tokens": one.tokens_W.tolist(),
-                    "label": one.label_W.tolist(), "document": one.document_W.tolist(),
-                }
-                for step, one in losses.items()
-            },
-        )  # fmt: skip
+        atomic_write_json(path, {str(step): _as_lists(one) for step, one in losses.items()})
+    content = read_json(path, DataError)
     return {
-        int(step): WindowLosses(
-            np.array(one["loss_sum"], np.float64),
-            *(np.array(one[part], np.int64) for part in ("tokens", "label", "document")),
-        )
-        for step, one in read_json(path, DataError).items()
+        int(step): WindowLosses(**{name: np.array(of) for name, of in one.items()}) for step, one in content.items()
     }
+
+
+def _as_lists(losses: WindowLosses) -> dict[str, list[float]]:
+    """Every array of it; float64 and int64 are read back as they were."""
+    return {field.name: getattr(losses, field.name).tolist() for field in dataclasses.fields(losses)}
 
 
 def relearned(measured: Measurement, label: str) -> tuple[dict[str, list[Costs]], dict[str, float]]:

@@ -48,6 +48,17 @@ def removal(rows: Sequence[Domain]) -> str:
     ])  # fmt: skip
 
 
+def reasons(rows: Sequence[Domain], models: Sequence[Model]) -> str:
+    """Why domains do not pass, model by model; empty if all pass."""
+    failing = [
+        {"removed": row.name, "model": model.name, "why it does not pass": one.reason}
+        for row in rows
+        for one, model in zip(row.seeds, models, strict=True)
+        if not one.passes
+    ]
+    return _table(failing) if failing else ""
+
+
 def families(rows: Sequence[Domain]) -> str:
     """Each domain beside the other languages of its family, and beside the worst other domain of all."""
     return _table([

@@ -17,7 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.evidence import __main__ as command
-from benchmarks.evidence import failures, page, relearning, rows
+from benchmarks.evidence import failures, page, relearning, rows, tables
 from benchmarks.evidence.plan import NATURAL, Plan
 from benchmarks.evidence.removal import settled
 from benchmarks.evidence.results import Arm, Domain, EvidenceResult, Share, Stage, Times, Trial
@@ -268,9 +268,13 @@ def domain(name: str, passed: list[bool]) -> Domain:
 def test_the_verdict_names_what_fails():
     rows_ = [domain("a", [True, True]), domain("b", [True, False]), domain("c", [False, False])]
     assert page.verdict(rows_, "Monet") == (
-        "1 of 3 domains pass in each of the 2 Monets: a. These pass in some of them: b in 1 (why). "
-        "These fail in all of them: c (why)."
+        "1 of 3 domains pass in each of the 2 Monets: a. These pass in some of them: b in 1. "
+        "These fail in all of them: c."
     )
+    models: Any = [SimpleNamespace(name="first"), SimpleNamespace(name="second")]
+    why = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.reasons(rows_, models).splitlines()[2:]]
+    assert why == [["b", "second", "why"], ["c", "first", "why"], ["c", "second", "why"]]
+    assert tables.reasons(rows_[:1], models) == ""
     assert page.verdict([domain("a", [True])], "Monet") == "1 of 1 domains pass in the one Monet: a."
 
 
