@@ -234,7 +234,7 @@ def test_the_whole_command(folders, tmp_path, monkeypatch):
         assert [one.name for one in result.failures["subjects"]] == list(failures.SUBJECTS)
         assert [len(result.failures[name]) for name in ("ratio", "argmax")] == [len(DOMAINS), 2]
         told = " ".join((tmp_path / "evidence.md").read_text().split())
-        assert ("in the one Monet:" if len(models) == 1 else "in each of the 2 Monets:") in told
+        assert ("in the one Monet" if len(models) == 1 else "in each of the 2 Monets") in told
         assert ("## Over training seeds" in told) == (len(models) > 1)
         assert (tmp_path / page.FIGURE).read_bytes().startswith(b"\x89PNG")
 
