@@ -32,6 +32,7 @@ from monet.eval.selection import select_by
 from monet.eval.statistics.exclusion import Exclusion
 from monet.eval.store import model_key
 from monet.files import atomic_path
+from monet.fingerprint import hold
 from monet.json_text import read_json
 
 Kind = Literal["monet", "llama"]
@@ -55,6 +56,7 @@ class Candidate(ABC):
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
         self.model = self._load(str(folder))
+        hold(self.model)  # nothing changes it: training again takes a copy
         self.store = LossStore(plan.out / "losses", self.model, plan.batch_size)
 
     @property

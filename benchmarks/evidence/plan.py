@@ -61,7 +61,7 @@ class Plan:
     control_windows: int = 8
     controls: int = DEFAULT_CONTROLS
     harder_controls: int = 19
-    settling_windows: int = 8
+    settling_windows: int = 6
     settling_controls: int = 9
     relearn: Sequence[str] = ("french", "php")
     steps: Sequence[int] = (10, 20)
