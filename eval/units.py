@@ -19,7 +19,7 @@ Sources = Mapping[str, Sequence[str | None]]
 def choose_unit(bootstrap: Bootstrap, data: LabelledData) -> tuple[Bootstrap, Sources | None]:
     """The bootstrap with the unit that it draws.
 
-    Without a unit it draws sources, if the source of every window is known and every label has two or more. Otherwise
+    Without a unit it draws sources, if the source of every window is known and every label with windows has two or more. Otherwise
     it draws documents.
 
     Args:
@@ -40,7 +40,7 @@ def choose_unit(bootstrap: Bootstrap, data: LabelledData) -> tuple[Bootstrap, So
             "text again (`monet data prepare --overwrite true`) from records that name their original (--source_key), "
             "or draw documents (--unit document)"
         )
-    several = not unknown and all(len(set(found)) >= 2 for found in sources.values())
+    several = not unknown and all(len(set(found)) >= 2 for found in sources.values() if found)
     unit = bootstrap.unit or ("source" if several else "document")
     return replace(bootstrap, unit=unit), None if unknown else sources
 

@@ -121,6 +121,7 @@ def test_a_source_of_two_labels_is_one_unit_where_labels_are_drawn_together(sour
     assert found.units_W(None) is found.source_W and losses.units_W(None) is losses.document_W
     assert found.units_W("window").tolist() == [0, 1, 2, 3]
     assert choose_unit(Bootstrap(), sourced)[0].unit == "source"
+    assert choose_unit(Bootstrap(), sourced.only(["left"]))[0].unit == "source"
 
 
 def test_reports_warn_of_few_units(planted_model, masks, planted_data, sourced, tmp_path):
