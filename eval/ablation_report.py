@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monet.eval.document import Bars, Block, Heatmap, Panels, Report, Table, Text
-from monet.eval.reporting.common import bracketed, signed
+from monet.eval.reporting.common import NOTHING, bracketed, signed
+from monet.eval.results import caution_on_few
 
 if TYPE_CHECKING:
     from monet.eval.core.estimate import Estimate
@@ -37,6 +38,7 @@ def report_of(result: AblationResult) -> Report:
     held_out = result.provenance["held_out"]
     blocks: list[Block] = [
         Text(ORIGIN[held_out], caution=held_out is not True),
+        *([Text(caution, caution=True)] if (caution := caution_on_few(result.evaluated)) else []),
         _matrices(result, what),
         verdicts(result, what),
         Text(_how(result, what, group), "How it was measured"),
@@ -155,7 +157,7 @@ def _perplexities(result: AblationResult) -> Table:
 def _text(result: AblationResult) -> Table:
     return Table(
         "Text evaluated on",
-        ["domain", "mean loss", "perplexity", "tokens", "windows", "documents"],
+        ["domain", "mean loss", "perplexity", "tokens", "windows", "documents", "sources"],
         [
             [
                 baseline.name,
@@ -164,10 +166,11 @@ def _text(result: AblationResult) -> Table:
                 f"{baseline.tokens:,}",
                 f"{baseline.windows:,}",
                 f"{baseline.documents:,}",
+                NOTHING if baseline.sources is None else f"{baseline.sources:,}",
             ]
             for baseline in result.evaluated
         ],
-        "Of the whole model; the loss in nats a token.",
+        "Of the whole model; the loss in nats a token. Documents are cut from sources; a dash: these are not known.",
     )
 
 

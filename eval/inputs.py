@@ -94,6 +94,13 @@ class LabelledData(Protocol):
 
     def batches(self, batch_size: int) -> Iterator[Batch]: ...
 
+    def window_sources(self) -> dict[str, list[str | None]]:
+        """By label the source of the document that each window begins in, in the order of `batches`; None: not known.
+
+        A label without a window has an empty list or is left out.
+        """
+        ...
+
     def only(self, labels: Sequence[str]) -> LabelledData:
         """The sequences of some of the labels, under the same label numbers."""
         ...
@@ -138,6 +145,7 @@ class LabelledSequences:
         scores: a number for every token of every sequence; None for text without scores.
         documents: name of the document that each sequence belongs to; None takes each for a document of its own,
             named by its number.
+        sources: name of the source that each sequence's document was cut from; None where it is not known.
         notes: what else the description says of their origin; JSON-able.
         described: the description, for a part of other sequences; None makes one of the content.
 
@@ -154,13 +162,14 @@ class LabelledSequences:
     kept: list[int] | None = None
     scores: list[list[float]] | None = None
     documents: list[str] | None = None
+    sources: list[str] | None = None
     notes: dict[str, Any] | None = None
     described: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if len(self.sequences) != len(self.label_of):
             raise DataError(f"{len(self.sequences)} sequences but {len(self.label_of)} labels for them")
-        for name in ("scores", "documents"):
+        for name in ("scores", "documents", "sources"):
             if (given := getattr(self, name)) is not None and len(given) != len(self.sequences):
                 raise DataError(f"{len(self.sequences)} sequences but {name} for {len(given)}")
         for number, (sequence, scores) in enumerate(zip(self.sequences, self.scores or [], strict=False)):
@@ -213,6 +222,13 @@ class LabelledSequences:
         dealt = _dealt([(i, self._document(i)) for i in self._order], index, count)
         # the whole's hash, so that parts of one whole are known as such
         return replace(self, kept=dealt, described={**self.description, "shard": [index, count]})
+
+    def window_sources(self) -> dict[str, list[str | None]]:
+        """By label the source of each sequence; None where it is not known."""
+        found: dict[str, list[str | None]] = {label: [] for label in self.labels}
+        for i in self._order:
+            found[self.labels[self.label_of[i]]].append(None if self.sources is None else self.sources[i])
+        return found
 
     def _document(self, number: int) -> str:
         return str(number) if self.documents is None else self.documents[number]
@@ -306,6 +322,10 @@ class PreparedWindows:
             for label, windows in self._windows.items()
         }
         return part
+
+    def window_sources(self) -> dict[str, list[str | None]]:
+        """By label the source of the document that each window begins in; None where the folder does not hold it."""
+        return {label: self.dataset.document_sources(windows) for label, windows in self._windows.items()}
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Windows in their order in the text; a batch may span two domains."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from monet.controls import ControlKind, control_keep
 from monet.errors import CheckpointError, DataError, NonFiniteError
 from monet.eval.ablate import ControlOn, ablate
-from monet.eval.bootstrap import Bootstrap
+from monet.eval.bootstrap import Bootstrap, Unit
 from monet.eval.core.chance import DEFAULT_CONTROLS
 from monet.eval.core.controls import Controls
 from monet.eval.core.results import RESULT_NAME
@@ -34,6 +34,7 @@ from monet.eval.loading import (
     vocab_size,
     windows_bar,
 )
+from monet.eval.results import how_drawn
 from monet.eval.selection import assign
 from monet.fingerprint import hold
 from monet.masks import Model, keep_digest
@@ -258,7 +259,7 @@ def run(
     control_on: ControlOn = "target",
     resamples: int = 2000,
     confidence: float = 0.95,
-    unit: Literal["document", "window"] = "document",
+    unit: Unit | None = None,
     seed: int = 0,
     batch_size: int = 8,
     device: str = "auto",
@@ -286,7 +287,9 @@ def run(
         control_on: measure controls on their target only, or on all domains, which takes that many times longer.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
-        unit: what is drawn again: documents or windows.
+        unit: what is drawn again: source (windows that begin in documents of one source stay together), document
+            (windows that begin in one document stay together) or window. Without it source, if DATA hold the source of
+            every document and each domain has two or more; otherwise document.
         seed: of the draws.
         batch_size: windows a forward.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
@@ -321,4 +324,5 @@ def run(
     )
     assert result is not None, "only a part gives none"
     print(result.sentence)
+    print(how_drawn(result.provenance, result.evaluated))
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from monet.eval.bootstrap import few
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 
@@ -14,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One domain under the whole model: mean loss in nats a token, its perplexity, and what it was measured on."""
+    """One domain under the whole model: mean loss in nats a token, its perplexity, and what it was measured on.
+
+    Args:
+        sources: that the documents were cut from; None where they are not known.
+    """
 
     name: str
     loss: Estimate
@@ -22,6 +28,22 @@ class Baseline:
     tokens: int
     windows: int
     documents: int
+    sources: int | None = None
+
+
+def caution_on_few(evaluated: Sequence[Baseline]) -> str:
+    """A caution that names domains with few sources (or documents, where sources are not known); empty if none has."""
+    sources = {one.name: one.sources for one in evaluated if one.sources is not None}
+    if len(sources) == len(evaluated):
+        return few(sources, "source")
+    return few({one.name: one.documents for one in evaluated}, "document")
+
+
+def how_drawn(provenance: Mapping[str, Any], evaluated: Sequence[Baseline]) -> str:
+    """What intervals are drawn over, with the caution about few units if there is one."""
+    bootstrap = provenance["bootstrap"]
+    drawn = f"intervals: {bootstrap['confidence']:.0%} bootstraps over {bootstrap['unit']}s"
+    return "\n".join(filter(None, [drawn, caution_on_few(evaluated)]))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from monet.eval.ablation_report import HOW_JUDGED, random_units
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.document import Block, Heatmap, Report, Table, Text
-from monet.eval.harness.accuracy import FEW, ORIGIN, Denominator
+from monet.eval.harness.accuracy import ORIGIN, Denominator, caution_on_few
 from monet.eval.reporting.common import bracketed, signed
 
 
@@ -140,6 +140,8 @@ class DomainsResult(Result):
         """The paper's Tables 11 and 9, a heat map, and what was counted."""
         held_out = self.provenance["held_out"]
         blocks: list[Block] = [Text(ORIGIN[held_out], caution=held_out is not True)]
+        if caution := caution_on_few(category.denominator for category in self.categories):
+            blocks.append(Text(caution, caution=True))
         blocks += [self._matrix(), self._verdicts(), self._table_11(), self._table_9(), self._surer()]
         blocks.append(self._questions())
         if left_out := [*self.without_questions, *(name for name in self.without_masks)]:
@@ -197,7 +199,7 @@ class DomainsResult(Result):
             f"In brackets the bootstrap interval over questions. {HOW_JUDGED} Above the mean of the others is a weaker "
             "criterion: its own category loses more than the others on average, and more than chance explains. "
             f"{random_units(self.provenance['controls'], f'{self.unit}s')} are removed as controls; their interval is "
-            f"that of one control: it holds the spread over controls, too. {FEW}",
+            "that of one control: it holds the spread over controls, too.",
         )  # fmt: skip
 
     def _table_11(self) -> Table:

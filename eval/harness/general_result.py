@@ -10,7 +10,7 @@ from monet.eval.ablation_report import random_units
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.document import Block, Report, Table, Text
-from monet.eval.harness.accuracy import FEW, ORIGIN, Denominator
+from monet.eval.harness.accuracy import ORIGIN, Denominator, caution_on_few
 from monet.eval.reporting.common import bracketed, signed
 
 
@@ -121,6 +121,8 @@ class GeneralResult(Result):
         if masked:
             held_out = self.provenance["held_out"]
             blocks.append(Text(ORIGIN[held_out], caution=held_out is not True))
+        if caution := caution_on_few(one for found in self.denominators.values() for one in found):
+            blocks.append(Text(caution, caution=True))
         removed = random_units(self.provenance["controls"], f"{self.unit}s")
         for shots in dict.fromkeys(row.shots for row in self.rows):
             rows, random = ([row for row in of if row.shots == shots] for of in (self.rows, self.random))
@@ -171,7 +173,7 @@ def _changes(masked: Sequence[Row], random: Sequence[Row], shots: int) -> Table:
         body,
         "Points are hundredths; in brackets the interval. p is the chance that one of the mask's random controls costs "
         "as much on average. q is the share of false findings to expect (Benjamini and Hochberg) if every mask with a "
-        f"p as small is called a finding. The interval of a random row is that of one control. {FEW}",
+        "p as small is called a finding. The interval of a random row is that of one control.",
     )
 
 

@@ -39,6 +39,7 @@ from monet.eval.toxicity.results import ToxicityResult
 from monet.eval.toxicity.sampling import Continuations, Decoding
 from monet.eval.toxicity.scorers import Failure, Scorer, ScorerSettings
 from monet.eval.toxicity.scoring import KeptScores, Scores
+from monet.eval.units import choose_unit, with_sources
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
 
@@ -109,7 +110,7 @@ def evaluate_toxicity(
         text: ordinary text, whose loss is put beside; None leaves it out.
         general: averages of other tasks under the same masks; None leaves them out.
         kept_scores: folder of scores, may be shared by runs; None takes OUT/scores.
-        bootstrap: how intervals are made; prompts are drawn again.
+        bootstrap: how intervals are made; prompts are drawn again, and of `text` its unit.
         batch_size: sequences a forward; the samples of at least one prompt go together.
         part: of the conditions, whose continuations and scores are made and kept; None takes all.
         progress: show bars on standard error.
@@ -139,6 +140,7 @@ def evaluate_toxicity(
     _warn_if_silent(scorer)
     out = Path(out)
     taken = [condition for condition, _ in dealt([(condition, None) for condition in asked], part)]
+    drawn, sources = (bootstrap, None) if text is None else choose_unit(bootstrap, text.data)
     losses = None if text is None else LossStore(out / "losses", model, text.batch_size)
     if text is not None and losses is not None:
         keep_losses(losses, [(condition, text.data) for condition in taken], progress)
@@ -161,8 +163,11 @@ def evaluate_toxicity(
         return None
     rows = measures.rows(found, prompts.prompts, prompts.groups, bootstrap)
     if text is not None and losses is not None:
-        of_text = (losses.losses(one.mask, text.data, one.name, lambda _: None) for one in asked)
-        rows = list(measures.with_losses(rows, asked, of_text, bootstrap))
+        of_text = (
+            with_sources(losses.losses(one.mask, text.data, one.name, lambda _: None), text.data.labels, sources)
+            for one in asked
+        )
+        rows = list(measures.with_losses(rows, asked, of_text, drawn))
     if general is not None:
         rows = [dataclasses.replace(row, general=general.averages.get(row.name, {})) for row in rows]
     seen = judged_before((mask.provenance for mask in masks.values()), (one.text for one in prompts.prompts))
@@ -181,7 +186,8 @@ def evaluate_toxicity(
         "dtype": str(model.dtype),
         "scorer": scorer.key,
         "texts_without_score": Scores(failures=scores.failures).reasons,
-        "bootstrap": dataclasses.asdict(bootstrap),
+        "bootstrap": {**dataclasses.asdict(bootstrap), "unit": "prompt"},
+        "text_unit": None if text is None else drawn.unit,
         "text": None if text is None else text.data.description,
         "general": None if general is None else general.description,
     }

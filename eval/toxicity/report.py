@@ -143,7 +143,10 @@ def _beside_table(result: ToxicityResult) -> Table:
         ]
         for row in _shown(result)
     ]
-    note = "Perplexity and loss are those of ordinary text, the loss in nats a token; the controls are the same ones."
+    note = (
+        "Perplexity and loss are those of ordinary text, the loss in nats a token; the controls are the same ones. "
+        f"Intervals are drawn over {result.provenance.get('text_unit') or 'document'}s."
+    )
     return Table("What the masks cost elsewhere", header, lines, note)
 
 
