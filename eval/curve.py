@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from monet.errors import ConfigError
 from monet.eval.ablate import ControlOn, check_request, keep_losses, measure, passes
-from monet.eval.ablation_report import HOW_JUDGED, ORIGIN, random_units
+from monet.eval.ablation_report import HOW_JUDGED, ORIGIN, control_blocks, random_units
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, dealt
+from monet.eval.core.achieved import told
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.results import RESULT_NAME, Result
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.inputs import LabelledData
+from monet.eval.label_control import KEY
 from monet.eval.loading import DType, check_batch_size, load_model, open_windows
 from monet.eval.losses import LossStore
 from monet.eval.reporting.common import bracketed, signed
@@ -59,7 +61,7 @@ class CurveResult(Result):
         rule: its name and numbers; the one under its threshold's name is that of no point in particular.
         nested: each label's masks contain one another; always true, for others are refused.
         points: from the fewest experts removed to the most.
-        provenance: as of an ablation, without its masks.
+        provenance: as of an ablation; of its masks only what the rule finds under permuted labels.
     """
 
     FORMAT: ClassVar[str] = "monet-curve/2"
@@ -100,6 +102,7 @@ class CurveResult(Result):
             ),
             Text(ORIGIN[held_out], caution=held_out is not True),
             _overview(self.points),
+            *control_blocks(self.provenance),
         ]
         for index, name in enumerate(names):
             rows = [point.domains[index] for point in self.points]
@@ -245,14 +248,19 @@ def evaluate_curve(
         return None
     points = []
     provenance: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    taken: list[dict[str, Any]] = []
     for threshold, masks in sorted(by_threshold.items(), key=lambda item: sum(m.num_removed for m in item[1].values())):
         measured = measure(
             store, masks, data, controls=controls, control_on=control_on,
             bootstrap=bootstrap or Bootstrap(), progress=progress,
         )  # fmt: skip
         points.append(CurvePoint(threshold, measured.domains))
-        provenance = {key: value for key, value in measured.provenance.items() if key != "masks"}
-    provenance |= {"keep": keep, "statistics": statistics.provenance}
+        provenance = measured.provenance
+        found |= {f"{label} at {threshold:g}": {KEY: of[KEY]} for label, of in provenance["masks"].items() if KEY in of}
+        taken += [{**one, "mask": f"{one['mask']} at {threshold:g}"} for one in provenance["controls"]["achieved"]]
+    provenance["controls"]["achieved"] = taken
+    provenance |= {"masks": found, "keep": keep, "statistics": statistics.provenance}
     result = CurveResult(rule.settings(), True, points, provenance)
     result.save(out)
     return result
@@ -351,5 +359,5 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
+    print(result.sentence, *told(result.provenance), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its curves: monet report --result {out} --out FOLDER")
