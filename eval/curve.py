@@ -102,11 +102,11 @@ class CurveResult(Result):
             ),
             Text(ORIGIN[held_out], caution=held_out is not True),
             _overview(self.points),
-            *control_blocks(self.provenance),
         ]
         for index, name in enumerate(names):
             rows = [point.domains[index] for point in self.points]
             blocks += [_curve(name, rows), _table(name, self.points, rows)]
+        blocks += control_blocks(self.provenance)
         return Report("Removal by threshold", self.sentence, blocks, self.provenance, self.to_json())
 
 

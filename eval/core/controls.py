@@ -114,7 +114,7 @@ class Controls:
 
     def weights_by_quantity(self, label: str) -> dict[str, Tensor]:
         """Each unit's weights for a label, by quantity: what is matched, and what is measured beside it."""
-        known = {**({} if self.kind == "number" else {self.kind: self.weights}), **self.measured}
+        known = {**self.measured, **({} if self.kind == "number" else {self.kind: self.weights})}
         found = {of: _of_label(weights, label) for of, weights in known.items()}
         return {of: weights for of, weights in found.items() if weights is not None}
 

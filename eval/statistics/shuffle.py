@@ -40,7 +40,7 @@ class _Documents(NamedTuple):
 
 
 def _read(data: LabelledData, batch_size: int, exclusion: Exclusion) -> _Documents:
-    numbers: dict[tuple[int, str], int] = {}
+    places: dict[tuple[int, str], int] = {}
     labels: list[int] = []
     tokens: list[int] = []
     document_of: list[int] = []
@@ -55,20 +55,22 @@ def _read(data: LabelledData, batch_size: int, exclusion: Exclusion) -> _Documen
         if counted.score_X is not None:
             scores.append(counted.score_X)
         for label, name in zip(batch.label_B.tolist(), batch.document_B, strict=True):
-            number = numbers.setdefault((label, name), len(numbers))
+            number = places.setdefault((label, name), len(places))
             if number == len(labels):
                 labels.append(label)
                 tokens.append(0)
             first.append(tokens[number])
             tokens[number] += lengths[len(document_of)]
             document_of.append(number)
-    document_S, length_S = torch.tensor(document_of), torch.tensor(lengths)
+    label_U, tokens_U, document_S, first_S, length_S = (
+        torch.tensor(numbers, dtype=torch.int64) for numbers in (labels, tokens, document_of, first, lengths)
+    )
     score_X = None
     if scores:
         of_token_X = document_S.repeat_interleave(length_S)
         score_X = torch.cat(scores)[of_token_X.argsort(stable=True)]
     sequences_U = torch.bincount(document_S, minlength=len(labels))
-    return _Documents(torch.tensor(labels), torch.tensor(tokens), sequences_U, document_S, torch.tensor(first), score_X)
+    return _Documents(label_U, tokens_U, sequences_U, document_S, first_S, score_X)
 
 
 class Shuffle:
