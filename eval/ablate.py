@@ -17,6 +17,7 @@ from torch import nn
 from monet.errors import ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap, Unit
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.achieved import control_notes, told
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
@@ -156,7 +157,7 @@ def measure(
         "data": data.description,
         "masks": {label: mask.provenance for label, mask in masks.items()},
         "held_out": held_out([mask.provenance for mask in masks.values()], data),
-        "controls": {**controls.settings(), "on": control_on},
+        "controls": control_notes(controls, [condition for condition, _ in asked], on=control_on),
         "bootstrap": dataclasses.asdict(bootstrap),
         "losses": store.settings,
     }
@@ -254,6 +255,5 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
-    print(how_drawn(result.provenance, result.evaluated))
+    print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

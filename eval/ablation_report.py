@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from monet.eval.core.achieved import achieved_table
 from monet.eval.document import Bars, Block, Heatmap, Panels, Report, Table, Text
+from monet.eval.label_control import blocks_of, of_masks
 from monet.eval.reporting.common import NOTHING, bracketed, signed
 from monet.eval.results import caution_on_few
 
@@ -32,6 +34,11 @@ def random_units(controls: Mapping[str, Any], what: str) -> str:
     return f"As many random {what}" if kind == "number" else f"Random {what} of equal {kind}"
 
 
+def control_blocks(provenance: Mapping[str, Any]) -> list[Block]:
+    """What a suite's random controls take, and what the selection of its masks finds under permuted labels."""
+    return [*achieved_table(provenance), *blocks_of(of_masks(provenance.get("masks", {})))]
+
+
 def report_of(result: AblationResult) -> Report:
     """Everything an ablation found."""
     what, group = f"{result.unit}s", result.group
@@ -41,6 +48,7 @@ def report_of(result: AblationResult) -> Report:
         *([Text(caution, caution=True)] if (caution := caution_on_few(result.evaluated)) else []),
         _matrices(result, what),
         verdicts(result, what),
+        *control_blocks(result.provenance),
         Text(_how(result, what, group), "How it was measured"),
         _perplexities(result),
         _text(result),

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from monet.errors import ConfigError
 from monet.eval.ablate import ControlOn, check_request, keep_losses, measure, passes
-from monet.eval.ablation_report import HOW_JUDGED, ORIGIN, random_units
+from monet.eval.ablation_report import HOW_JUDGED, ORIGIN, control_blocks, random_units
 from monet.eval.bootstrap import Bootstrap, Unit
 from monet.eval.conditions import PART_DONE, dealt
+from monet.eval.core.achieved import told
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.results import RESULT_NAME, Result
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.inputs import LabelledData
+from monet.eval.label_control import KEY
 from monet.eval.loading import DType, check_batch_size, load_model, open_windows
 from monet.eval.losses import LossStore
 from monet.eval.reporting.common import bracketed, signed
@@ -60,7 +62,7 @@ class CurveResult(Result):
         rule: its name and numbers; the one under its threshold's name is that of no point in particular.
         nested: each label's masks contain one another; always true, for others are refused.
         points: from the fewest experts removed to the most.
-        provenance: as of an ablation, without its masks.
+        provenance: as of an ablation; of its masks only what the rule finds under permuted labels.
         evaluated: one baseline a domain of the data; empty in files of earlier versions.
     """
 
@@ -109,6 +111,7 @@ class CurveResult(Result):
         for index, name in enumerate(names):
             rows = [point.domains[index] for point in self.points]
             blocks += [_curve(name, rows), _table(name, self.points, rows)]
+        blocks += control_blocks(self.provenance)
         return Report("Removal by threshold", self.sentence, blocks, self.provenance, self.to_json())
 
 
@@ -252,6 +255,8 @@ def evaluate_curve(
     points = []
     provenance: dict[str, Any] = {}
     evaluated: list[Baseline] = []
+    found: dict[str, Any] = {}
+    taken: list[dict[str, Any]] = []
     for threshold, masks in sorted(by_threshold.items(), key=lambda item: sum(m.num_removed for m in item[1].values())):
         measured = measure(
             store, masks, data, controls=controls, control_on=control_on,
@@ -259,8 +264,11 @@ def evaluate_curve(
         )  # fmt: skip
         points.append(CurvePoint(threshold, measured.domains))
         evaluated = measured.evaluated
-        provenance = {key: value for key, value in measured.provenance.items() if key != "masks"}
-    provenance |= {"keep": keep, "statistics": statistics.provenance}
+        provenance = measured.provenance
+        found |= {f"{label} at {threshold:g}": {KEY: of[KEY]} for label, of in provenance["masks"].items() if KEY in of}
+        taken += [{**one, "mask": f"{one['mask']} at {threshold:g}"} for one in provenance["controls"]["achieved"]]
+    provenance["controls"]["achieved"] = taken
+    provenance |= {"masks": found, "keep": keep, "statistics": statistics.provenance}
     result = CurveResult(rule.settings(), True, points, provenance, evaluated)
     result.save(out)
     return result
@@ -361,6 +369,5 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
-    print(how_drawn(result.provenance, result.evaluated))
+    print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its curves: monet report --result {out} --out FOLDER")

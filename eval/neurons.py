@@ -18,10 +18,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from monet.controls import ControlKind, control_keep
+from monet.controls import ControlKind, control_keep, removed_mass
 from monet.errors import CheckpointError, DataError, NonFiniteError
 from monet.eval.ablate import ControlOn, ablate
 from monet.eval.bootstrap import Bootstrap, Unit
+from monet.eval.core.achieved import told
 from monet.eval.core.chance import DEFAULT_CONTROLS
 from monet.eval.core.controls import Controls
 from monet.eval.core.results import RESULT_NAME
@@ -129,6 +130,10 @@ class NeuronMask:
         """
         keep_LF = control_keep(self.keep_LF, kind, seed, weights)
         return NeuronMask(keep_LF, {"made_by": "control", "kind": kind, "seed": seed, "of": self.provenance})
+
+    def taken(self, weights: Tensor) -> float:
+        """The sum of (L, F) weights that the mask takes."""
+        return removed_mass(self.keep_LF, weights)
 
     def sites(self, model: nn.Module) -> list[nn.Module]:
         """The MLPs, from the first to the last."""
@@ -309,20 +314,19 @@ def run(
         open_windows(data, name, loaded, seq_len, max_windows, domains) for name in (identify_split, split)
     )
     means_CLF = activities(loaded, chosen_on, batch_size=batch_size, progress=progress)
-    weights = {} if controls.kind == "number" else dict(zip(chosen_on.labels, means_CLF, strict=True))
+    weights = dict(zip(chosen_on.labels, means_CLF, strict=True))
     chosen = select_neurons(means_CLF, chosen_on.labels, ratio, layers, chosen_on.description)
     result = ablate(
         loaded,
         chosen,
         windows,
         out=out,
-        controls=Controls(controls.count, controls.kind, controls.seed, weights),
+        controls=Controls(controls.count, controls.kind, controls.seed, weights, {"mass": weights}),
         control_on=control_on,
         bootstrap=bootstrap,
         batch_size=batch_size,
         progress=progress,
     )
     assert result is not None, "only a part gives none"
-    print(result.sentence)
-    print(how_drawn(result.provenance, result.evaluated))
+    print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

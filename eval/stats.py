@@ -8,10 +8,12 @@ weights are ever built.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
 from monet.errors import ConfigError, DataError, NonFiniteError
 from monet.eval.inputs import LabelledData, LabelledSequences, PreparedWindows
@@ -28,17 +30,23 @@ from monet.eval.loading import (
     window_length,
     windows_bar,
 )
-from monet.eval.statistics.collectors import Accumulator, Wanted
+from monet.eval.statistics.accumulator import Accumulator, Sums
+from monet.eval.statistics.collectors import PERMUTATIONS, Wanted
 from monet.eval.statistics.exclusion import Exclude, Exclusion
 from monet.eval.statistics.result import FORMAT, ExpertStatistics
 from monet.eval.statistics.scored import read_scored
+from monet.eval.statistics.shuffle import Shuffle
 from monet.parts import parse_shard
 from monet.terminal import clean
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
 
-__all__ = ["FORMAT", "ExpertStatistics", "Wanted", "collect", "merge", "run"]
+NOT_PERMUTED = (
+    "no labels were permuted: --permutations is 0, or the text has one label only, or a part that was merged has none"
+)
+
+__all__ = ["FORMAT", "PERMUTATIONS", "ExpertStatistics", "Wanted", "collect", "merge", "run"]
 
 
 def collect(
@@ -53,15 +61,16 @@ def collect(
     """Sum every expert's weight over the tokens of every label, in one pass.
 
     Memory beside the model's own is (C, R, E, E) float64, however much text there is; firing counts take two or three
-    times that more, moments with scores and maxima (R, E, E) a few times. The result does not depend on the batch size
-    or the padding side beyond float32 rounding of the model's forward.
+    times that more, moments with scores and maxima (R, E, E) a few times. Each permutation of the labels takes as much
+    again as the sums, the firing counts and the moments; the data are then read once more, without the model.
+    The result does not depend on the batch size or the padding side beyond float32 rounding of the model's forward.
 
     Args:
         model: a Monet model (with or without head); run in eval mode, its mode is restored.
         data: labelled sequences: `PreparedWindows` for a folder of `monet data prepare`, or `LabelledSequences`. If
             they have scores, the moments of weights and scores are collected too.
         batch_size: sequences a forward.
-        wanted: what else to collect; None for nothing else.
+        wanted: what else to collect; None for nothing else but one permutation of the labels.
         exclusion: tokens that are not counted, beside pads; see `Exclusion.chosen` for what commands leave out.
         progress: show a bar on standard error.
 
@@ -74,9 +83,12 @@ def collect(
     routers = model.routers()
     device = model.device
     num_labels = len(data.labels)
-    total = Accumulator(
-        num_labels, len(routers), cast(int, model.config.moe_experts), device, wanted or Wanted(), exclusion
-    )
+    wanted = wanted or Wanted()
+    shuffle = None
+    if wanted.permutations:
+        shuffle = Shuffle(data, batch_size, exclusion, wanted.permutations, wanted.permutation_seed)
+    keys = cast(int, model.config.moe_experts)
+    total = Accumulator(num_labels, len(routers), keys, device, wanted, exclusion, shuffle)
     tokens_C, windows_C, documents_C = (torch.zeros(num_labels, dtype=torch.int64) for _ in range(3))
     last_document: dict[int, str] = {}
     left_out = 0
@@ -113,16 +125,17 @@ def collect(
         raise DataError(f"no text to collect statistics from: {data.description}; prepare a larger split")
     part = {"data_fingerprint": data.fingerprint, **data.description, "stored_mask": mask_digest(model.expert_mask)}
     part["excluded"] = exclusion.notes(left_out)
-    return ExpertStatistics(
-        labels=list(data.labels),
-        sums_CREE=total.sums_CREE.cpu(),
-        tokens_C=tokens_C,
-        windows_C=windows_C,
-        documents_C=documents_C,
-        model_fingerprint=model.fingerprint(),
-        provenance={**provenance_now(), "parts": [part]},
-        **total.extras(),
-    )
+    if shuffle is not None:
+        part["permutations"] = shuffle.notes()
+
+    def found(one: Sums, counts: tuple[Tensor, Tensor, Tensor], provenance: dict[str, Any]) -> ExpertStatistics:
+        return ExpertStatistics(
+            list(data.labels), one.sums_CREE.cpu(), *counts, model.fingerprint(), provenance, **one.extras()
+        )
+
+    permuted = [found(one, shuffle.counts(n), {}) for n, one in enumerate(total.permuted) if shuffle is not None]
+    own = found(total.own, (tokens_C, windows_C, documents_C), {**provenance_now(), "parts": [part]})
+    return dataclasses.replace(own, permuted=permuted)
 
 
 def run(
@@ -138,6 +151,8 @@ def run(
     firing_above: float | None = None,
     maxima: bool = False,
     coactivation: int | dict[int, list[int]] | None = None,
+    permutations: int = PERMUTATIONS,
+    permutation_seed: int = 0,
     exclude: Exclude = "special",
     exclude_first: int = 0,
     exclude_tokens: list[int] = [],  # noqa: B006 - shown in --help, never changed
@@ -169,6 +184,10 @@ def run(
         coactivation: also count the tokens at which two experts of a group are active together: for the so many
             strongest experts of every group, which takes a pass more to find them, or for experts by group, such as
             '{0: [17, 4], 1: [900]}' (expert (i, j) has the number i*E + j).
+        permutations: so many times, also add up everything that rules read under permuted labels: whole documents are
+            shuffled over the domains, or with SCORES the scores over the texts. `monet select` then says how many
+            experts its rule assigns to labels that mean nothing. 0 permutes none.
+        permutation_seed: another number gives other permutations.
         exclude: special does not count the tokens that begin, end and pad a text, which tell domains apart by the
             length of their texts; none counts all, as the paper does.
         exclude_first: tokens at the beginning of each window that are not counted.
@@ -197,13 +216,15 @@ def run(
     if part is not None:
         text = text.shard(*part)
     exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude, exclude_first, exclude_tokens)
-    wanted = Wanted(firing, firing_above, maxima, coactivation if isinstance(coactivation, dict) else None)
+    pairs = coactivation if isinstance(coactivation, dict) else None
+    wanted = Wanted(firing, firing_above, maxima, pairs, permutations, permutation_seed)
     if isinstance(coactivation, int):
         if coactivation < 1:
             raise ConfigError(f"coactivation {coactivation} must be at least 1 expert a group")
-        summed = collect(loaded, text, batch_size=batch_size, exclusion=exclusion, progress=progress)
+        sums = Wanted(permutations=0)
+        summed = collect(loaded, text, batch_size=batch_size, wanted=sums, exclusion=exclusion, progress=progress)
         strongest_RN = summed.strongest(coactivation)
-        wanted = Wanted(firing, firing_above, maxima, dict(enumerate(strongest_RN.tolist())))
+        wanted = dataclasses.replace(wanted, coactivation=dict(enumerate(strongest_RN.tolist())))
     statistics = collect(loaded, text, batch_size=batch_size, wanted=wanted, exclusion=exclusion, progress=progress)
     statistics.save(out)
     _print(statistics, out)
@@ -268,5 +289,6 @@ def _print(statistics: ExpertStatistics, out: Path) -> None:
             print(f"of {part['records']} records left out: {counted}")
     if excluded := sum(part.get("excluded", {}).get("tokens", 0) for part in statistics.provenance["parts"]):
         print(f"not counted: {excluded:,} tokens that begin or end a text, or that --exclude_* names")
+    print(f"labels were permuted {len(statistics.permuted)} times" if statistics.permuted else NOT_PERMUTED)
     also = f", with {', '.join(statistics.extras)}" if statistics.extras else ""
     print(f"statistics{also}: {out}")

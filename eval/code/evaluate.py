@@ -27,6 +27,7 @@ from monet.eval.code.runtimes import Runtime, find_runtimes
 from monet.eval.code.sandbox import Sandbox, open_sandbox
 from monet.eval.code.scoring import Tally, condition_scores, judged_k, score, tally, verdicts
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.achieved import control_notes, told
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
@@ -162,7 +163,7 @@ def evaluate_code(
         "sampling": dataclasses.asdict(sampling),
         "bootstrap": dataclasses.asdict(bootstrap) | {"unit": "problem"},
         "sandbox": None if sandbox is None else dataclasses.asdict(sandbox),
-        "controls": {**controls.settings(), "on": control_on},
+        "controls": control_notes(controls, asked_under, on=control_on),
     }
     texts = [problem.text for found in problems.problems.values() for problem in found]
     result = CodeResult(
@@ -354,5 +355,5 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
+    print(result.sentence, *told(result.provenance), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

@@ -76,6 +76,10 @@ class MeanAblation:
         """A random removal like this one, with means of its own over the same text."""
         return MeanAblation(self.base.control(kind, seed, weights), self.reference, self.batch_size)
 
+    def taken(self, weights: Tensor) -> float:
+        """As the removal's."""
+        return self.base.taken(weights)
+
     def sites(self, model: nn.Module) -> Sequence[nn.Module]:
         """As the removal's."""
         return self.base.sites(model)

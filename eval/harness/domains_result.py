@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from monet.eval.ablation_report import HOW_JUDGED, random_units
+from monet.eval.ablation_report import HOW_JUDGED, control_blocks, random_units
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.document import Block, Heatmap, Report, Table, Text
@@ -143,7 +143,7 @@ class DomainsResult(Result):
         if caution := caution_on_few(category.denominator for category in self.categories):
             blocks.append(Text(caution, caution=True))
         blocks += [self._matrix(), self._verdicts(), self._table_11(), self._table_9(), self._surer()]
-        blocks.append(self._questions())
+        blocks += [*control_blocks(self.provenance), self._questions()]
         if left_out := [*self.without_questions, *(name for name in self.without_masks)]:
             blocks.append(Text(f"Left out for want of questions: {', '.join(dict.fromkeys(left_out))}.", "Not judged"))
         blocks.append(Text(self._how(), "How it was measured"))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from monet.errors import ConfigError
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.achieved import control_notes, told
 from monet.eval.core.chance import Chance, chances
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.estimate import Draws, mean_of, one_of
@@ -132,7 +133,7 @@ def evaluate_general(
         "masks": {label: mask.provenance for label, mask in masks.items()},
         "mask_hashes": {one.name: mask_digest(one.mask) for one in run_under if one.control is None},
         "held_out": chosen_elsewhere(masks, asked, model, tokens),
-        "controls": controls.settings(),
+        "controls": control_notes(controls, run_under),
         "style": style,
         "limit": limit,
         "faults": faults,
@@ -345,6 +346,6 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
+    print(result.sentence, *told(result.provenance), sep="\n")
     print(result.counts)
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from monet.eval.ablation_report import random_units
+from monet.eval.ablation_report import control_blocks, random_units
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.document import Block, Report, Table, Text
@@ -130,6 +130,7 @@ class GeneralResult(Result):
             blocks.append(_accuracies([*own, *random], shots, removed))
             if masked:
                 blocks.append(_changes(own[1:], random, shots))
+        blocks += control_blocks(self.provenance)
         blocks += [_denominators(self.denominators), Text(_HOW, "How it was measured")]
         title = "General ability under masks" if masked else "General ability"
         return Report(title, self.sentence, blocks, self.provenance, self.to_json())

@@ -13,6 +13,7 @@ from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.ablate import keep_losses
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.achieved import control_notes, told
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
@@ -177,7 +178,7 @@ def evaluate_toxicity(
         "model_fingerprint": fingerprint_of(model),
         "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "masks_that_remove_nothing": [label for label, mask in masks.items() if not mask.num_removed],
-        "controls": controls.settings(),
+        "controls": control_notes(controls, asked),
         "prompts": prompts.description,
         "prompts_masks_were_chosen_on": seen,
         "decoding": dataclasses.asdict(decoding),
@@ -338,5 +339,5 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
+    print(result.sentence, *told(result.provenance), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

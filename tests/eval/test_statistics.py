@@ -8,7 +8,7 @@ import torch
 
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.inputs import LabelledSequences, PreparedWindows
-from monet.eval.statistics import collectors, pairs
+from monet.eval.statistics import accumulator, collectors, pairs
 from monet.eval.statistics.extras import ScoreMoments
 from monet.eval.statistics.pairs import ExpertLister, num_pairs
 from monet.eval.stats import ExpertStatistics, Wanted, collect
@@ -81,7 +81,7 @@ def test_lists_hold_every_active_expert_once(monkeypatch, cells, entries):
 def test_products_and_lists_add_up_to_the_same(random_model, random_data, monkeypatch):
     found = []
     for products_a_pair in (0, 10**9):
-        monkeypatch.setattr(collectors, "_PRODUCTS_A_PAIR", products_a_pair)
+        monkeypatch.setattr(accumulator, "_PRODUCTS_A_PAIR", products_a_pair)
         found.append(collect(random_model, random_data, progress=False))
     assert not torch.equal(found[0].sums_CREE, found[1].sums_CREE)  # float32 products, float64 lists
     same(*found)

@@ -306,7 +306,10 @@ def test_controls_of_equal_mass(model, model_folder, small, tmp_path):
     masks = load_masks(tmp_path / "masks")
     controls = ControlOptions(1, "mass", path).open(model)
     result = evaluate_domains(model, masks, out=tmp_path, data=small, **{**QUICK, "controls": controls})
-    assert result.provenance["controls"] == {"count": 1, "kind": "mass", "seed": 0, "on": "target"}
+    drawn = result.provenance["controls"]
+    assert (drawn["count"], drawn["kind"], drawn["seed"], drawn["on"]) == (1, "mass", 0, "target")
+    assert [one["mask"] for one in drawn["achieved"]] == ["health", "economics", "history"]
+    assert all(one["mean"] == pytest.approx(1.0, rel=1e-4) for one in drawn["achieved"])
     assert [one.controls for one in result.removals] == [1, 1, 1]
     assert "Random experts of equal mass are removed as controls" in result.report().blocks[3].note
     given = {"mask": masks["health"], "control": 1, "control_kind": "mass", "statistics": str(path)}
