@@ -20,7 +20,6 @@ from monet import __version__
 from monet.errors import MonetError, recognised
 from monet.terminal import clean, clean_warnings
 
-
 # An annotation that allows a list, perhaps beside something else.
 _LIST = re.compile(r"(^|\| )list\[")
 
