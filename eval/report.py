@@ -152,15 +152,16 @@ def run(
 
     Several results (`--result A B C`) give one report with the spread over training seeds beside the spread over text.
     They must be of one kind (monet ablate, eval neurons, eval code, eval general, eval domains or eval toxicity) and
-    measured on the same text. Results whose models differ only in their training seed are one group. Other models are
-    groups of their own, in the same tables. The order of the results does not matter.
+    measured on the same text. Models that differ in more than their training seed are groups of their own, in the same
+    tables. The order of the results does not matter.
 
     Args:
-        result: result.json, a report.json, or the folder of a suite; or several of one kind.
+        result: result.json, a report.json, or the folder of a suite. Several of one kind that were measured on the same
+            text (A B C) give one report: the spread over training seeds beside the spread over text.
         out: folder for the report; an earlier one there is replaced.
         forms: which of html, markdown, png and json to write; markdown names the pictures of png.
-        group: with several results, one name for each in their order; results of one name are one group. Without it
-            the models' recorded origins tell.
+        group: with several results, one name for each in their order; results of one name are one group. Without it,
+            results whose models differ in their training seed only are one group.
 
     Raises:
         CheckpointError: RESULT is missing or not a result.

@@ -108,7 +108,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "the paper's tables: needs, cost, and ours beside the published",
             reads_text=True,
         ),
-        "report": Verb("monet.eval.report:run", "any result -> one page, Markdown, figures, JSON"),
+        "report": Verb(
+            "monet.eval.report:run", "any result, or those of several seeds -> one page, Markdown, figures, JSON"
+        ),
     },
 }
 VERBS: dict[str, Verb] = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()}
