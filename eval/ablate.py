@@ -26,13 +26,13 @@ from monet.eval.inputs import LabelledData, check_labels
 from monet.eval.loading import (
     DType,
     check_batch_size,
-    fingerprint_of,
     load_model,
     open_windows,
     provenance_now,
     windows_bar,
 )
 from monet.eval.losses import LossStore, WindowLosses
+from monet.eval.model_origin import about_model
 from monet.eval.results import AblationResult, how_drawn
 from monet.eval.selection import load_masks
 from monet.eval.units import choose_unit, with_sources
@@ -152,7 +152,7 @@ def measure(
     asked = passes(masks, data, controls, control_on)
     provenance = {
         **provenance_now(),
-        "model_fingerprint": fingerprint_of(model),
+        **about_model(model),
         "data_fingerprint": data.fingerprint,
         "data": data.description,
         "masks": {label: mask.provenance for label, mask in masks.items()},

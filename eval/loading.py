@@ -156,14 +156,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def settings_of(model: nn.Module) -> str:
+    """A model's configuration as JSON, without the keys that say where it comes from."""
+    config = cast(Any, model).config.to_dict()
+    told = {key: value for key, value in config.items() if key not in ORIGIN_KEYS}
+    return json.dumps(told, sort_keys=True, default=str)
+
+
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over configuration and names, types and bytes of all tensors: unlike `model.fingerprint()` it sees all.
 
     Rotary base, norm epsilon, number of heads and the like change what weights do and leave them as they are.
     """
-    config = cast(Any, model).config.to_dict()
-    told = {key: value for key, value in config.items() if key not in ORIGIN_KEYS}
-    settings = json.dumps(told, sort_keys=True, default=str)
+    settings = settings_of(model)
     tensors = model.state_dict()
 
     def take() -> str:

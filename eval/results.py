@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from monet.eval.bootstrap import few
+from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 
@@ -128,3 +129,31 @@ class AblationResult(Result):
         from monet.eval.ablation_report import report_of
 
         return report_of(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
+
+    def effects(self) -> Effects:
+        """One row a mask: increases of loss."""
+        rows = [
+            Effect(
+                one.name,
+                Estimate(one.target_delta, *one.target_interval),
+                Estimate(one.others_mean_delta, *one.others_mean_interval),
+                one.others_max_delta,
+                one.others_max_name,
+                Estimate(one.random_delta, *one.random_interval) if one.controls else None,
+                one.controls,
+                one.p,
+                one.q,
+                one.passes,
+                one.reason,
+            )
+            for one in self.domains
+        ]
+        return Effects(
+            "Increase of the mean next-token loss",
+            "nats a token",
+            self.provenance["bootstrap"]["confidence"],
+            self.unit,
+            {"text": self.provenance["data_fingerprint"]},
+            self.provenance["held_out"],
+            rows,
+        )

@@ -14,7 +14,6 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from monet import __version__
@@ -107,7 +106,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "the paper's tables: needs, cost, and ours beside the published",
             reads_text=True,
         ),
-        "report": Verb("monet.eval.report:run", "any result -> one page, Markdown, figures, JSON"),
+        "report": Verb(
+            "monet.eval.report:run", "any result, or those of several seeds -> one page, Markdown, figures, JSON"
+        ),
     },
 }
 VERBS: dict[str, Verb] = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()}
@@ -266,32 +267,41 @@ def _options_of(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:
-    """Options of a yes or no get their value, so that `--full` alone means `--full=true`; a list may be one word."""
+    """Options of a yes or no get their value, so that `--full` alone means `--full=true`. A list may be plain words.
+
+    `--result A B` is `--result [A, B]`, and `--prompts FILE` is `--prompts [FILE]`.
+    """
     kinds = {f"--{name}": kind for name, kind in _options_of(target).items()}
     words: list[str] = []
-    option = ""  # whose value the next word is
-    for word, value in pairwise([*options, ""]):
-        name, has_value, own = word.partition("=")
-        if option:
-            words.append(_as_list(word, kinds[option]))
-            option = ""
-        elif kinds.get(word) is bool and value not in ("true", "false"):
-            words.append(f"{word}=true")
-        elif _list_of(kinds.get(name)):
-            words.append(f"{name}={_as_list(own, kinds[name])}" if has_value else name)
-            option = "" if has_value else name
+    place = 0
+    while place < len(options):
+        name, has_value, own = options[place].partition("=")
+        place += 1
+        takes_list = _list_of(kinds.get(name)) is not None
+        if kinds.get(name) is bool and not has_value and options[place : place + 1] not in (["true"], ["false"]):
+            words.append(f"{name}=true")
+        elif takes_list and has_value:
+            words.append(f"{name}={_as_list([own], kinds[name])}")
+        elif takes_list and place < len(options):
+            end = next((n for n in range(place + 1, len(options)) if options[n].startswith("-")), len(options))
+            words.append(f"{name}={_as_list(options[place:end], kinds[name])}")
+            place = end
         else:
-            words.append(word)
+            words.append(options[place - 1])
     return words
 
 
 def _list_of(kind: Any) -> Any:
-    """What a list holds, of a list or of a list that may be left out; None: the type is something else."""
-    return next((get_args(one)[0] for one in (kind, *get_args(kind)[:1]) if get_origin(one) is list), None)
+    """What a list holds, where the type is a list or allows one; None: it does not."""
+    return next((get_args(one)[0] for one in (kind, *get_args(kind)) if get_origin(one) is list), None)
 
 
-def _as_list(value: str, kind: Any) -> str:
-    """A list of this one value, unless it is a list."""
-    if value.lstrip().startswith("[") or value == "null":
+def _as_list(values: list[str], kind: Any) -> str:
+    """Words as one list, unless they are a list already, or a single word for an option that takes one too."""
+    value = " ".join(values)
+    takes_one = get_origin(kind) is not list and any(
+        get_origin(one) is not list and one is not type(None) for one in get_args(kind)
+    )
+    if (takes_one and len(values) == 1) or value.lstrip().startswith("[") or value == "null":
         return value
-    return f"[{value}]" if _list_of(kind) in (int, float) else json.dumps([value])
+    return f"[{', '.join(values)}]" if _list_of(kind) in (int, float) else json.dumps(values)

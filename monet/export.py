@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from monet.training.language_models import LanguageModel
 
+PROVENANCE = "provenance.json"
 # a tokenizer's folder may hold a whole other model
 _TOKENIZER_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
                        "chat_template*")  # fmt: skip
@@ -28,12 +29,18 @@ _TOKENIZER_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.js
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an exported model comes from; written to its model card and to provenance.json."""
+    """Where an exported model comes from; written to its model card and to provenance.json.
+
+    `seed` is that of the initial weights and `data_seed` that of the order of the training text; None where the run's
+    folder does not record it.
+    """
 
     checkpoint: str
     checkpoint_manifest_sha256: str
     step: int
     tokens_seen: int
+    seed: int | None
+    data_seed: int | None
     data_fingerprint: str | None
     validation: dict[str, Any] | None
     dtype: str
@@ -115,7 +122,7 @@ def export(
         _check_written(weights, target)
         card = model_card(model, provenance, remote_code)
         (target / "README.md").write_text(card, encoding="utf-8")
-        (target / "provenance.json").write_text(json.dumps(vars(provenance), indent=2) + "\n", encoding="utf-8")
+        (target / PROVENANCE).write_text(json.dumps(vars(provenance), indent=2) + "\n", encoding="utf-8")
     print(f"exported step {provenance.step} of {folder} to {out}")
 
 
@@ -234,6 +241,8 @@ def _provenance(folder: Path, dtype: str) -> Provenance:
         checkpoint_manifest_sha256=sha256_file(folder / MANIFEST_NAME),
         step=step,
         tokens_seen=read_entry(folder, "monet")["tokens_seen"],
+        seed=_seed_of(folder.parent.parent),
+        data_seed=data.get("seed"),
         data_fingerprint=data.get("fingerprint"),
         validation=_validation_at(folder.parent.parent, step),
         dtype=dtype,
@@ -242,6 +251,18 @@ def _provenance(folder: Path, dtype: str) -> Provenance:
         transformers_version=transformers.__version__,
         python_version=platform.python_version(),
     )
+
+
+def _seed_of(run: Path) -> int | None:
+    """The seed that a run was started with."""
+    import yaml
+
+    try:
+        content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    seed = content.get("seed_everything") if isinstance(content, dict) else None
+    return seed if type(seed) is int else None
 
 
 def _validation_at(run: Path, step: int) -> dict[str, Any] | None:
@@ -279,6 +300,7 @@ def model_card(model: LanguageModel, provenance: Provenance, remote_code: bool =
         **parts,
         "vocabulary": f"{c.vocab_size:,}",
         "trained for": f"{provenance.step:,} steps, {provenance.tokens_seen:,} tokens",
+        "seeds": f"of the weights {provenance.seed}, of the data's order {provenance.data_seed}",
         "data": f"fingerprint `{provenance.data_fingerprint}`",
         "exported from": f"`{provenance.checkpoint}`, manifest SHA-256 `{provenance.checkpoint_manifest_sha256}`",
         "software": f"monet {provenance.monet_version}, torch {provenance.torch_version},"

@@ -40,15 +40,21 @@ def verb(
         raise getattr(errors, fail)(f"{out}: moe_topk is 0;\nuse 1..32")
 
 
-def listing(files: list[Path] = [], seeds: list[int] = [0, 1], names: list[str] | None = None) -> None:  # noqa: B006
+def listing(
+    files: list[Path] = [],  # noqa: B006
+    seeds: list[int] = [0, 1],  # noqa: B006
+    names: list[str] | None = None,
+    source: Path | list[Path] | None = None,
+) -> None:
     """Take lists.
 
     Args:
         files: files.
         seeds: numbers.
         names: names.
+        source: one file or several.
     """
-    CALLS.append({"files": files, "seeds": seeds, "names": names})
+    CALLS.append({"files": files, "seeds": seeds, "names": names, "source": source})
 
 
 @pytest.mark.parametrize(
@@ -59,15 +65,21 @@ def listing(files: list[Path] = [], seeds: list[int] = [0, 1], names: list[str] 
         (["--files", "[a.jsonl, b.txt]", "--seeds", "[]"], {"files": [Path("a.jsonl"), Path("b.txt")], "seeds": []}),
         (["--names", "12", "--seeds=7"], {"names": ["12"], "seeds": [7]}),
         (["--names", "null"], {"names": None}),
+        (
+            ["--files", "a.jsonl", "b.txt", "--seeds", "3", "4"],
+            {"files": [Path("a.jsonl"), Path("b.txt")], "seeds": [3, 4]},
+        ),
+        (["--names", "[a,", "b]", "--source", "c", "d"], {"names": ["a", "b"], "source": [Path("c"), Path("d")]}),
+        (["--source", "a.jsonl", "--names", "1", "2"], {"names": ["1", "2"], "source": Path("a.jsonl")}),
     ],
 )
-def test_a_list_of_one_needs_no_brackets(monkeypatch, tmp_path, words, wanted):
+def test_a_list_needs_no_brackets(monkeypatch, tmp_path, words, wanted):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"prompt": "not a list of paths"}\n')
     sys.modules["planted_verbs"].listing = listing  # type: ignore[attr-defined]
     monkeypatch.setitem(cli.VERBS, "data prepare", cli.Verb("planted_verbs:listing", "planted"))
     assert cli.main(["data", "prepare", *words]) == 0
-    assert CALLS[-1] == {"files": [], "seeds": [0, 1], "names": None} | wanted
+    assert CALLS[-1] == {"files": [], "seeds": [0, 1], "names": None, "source": None} | wanted
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,8 @@ from monet.eval.harness.general import Metric
 from monet.eval.harness.identify import IdentifyOn, Texts, check_categories, held_out_texts, identify
 from monet.eval.harness.scoring import Outcome, Scorer, TooLong, tokenizer_of
 from monet.eval.harness.tasks import Faults, LoadedTask, load_tasks
-from monet.eval.loading import DType, fingerprint_of, load_model, provenance_now, windows_bar
+from monet.eval.loading import DType, load_model, provenance_now, windows_bar
+from monet.eval.model_origin import about_model
 from monet.eval.selection import check_ratio, load_masks
 from monet.eval.stats import PERMUTATIONS
 from monet.fingerprint import hold, holds_weights
@@ -156,7 +157,7 @@ def evaluate_domains(
     provenance = {
         **provenance_now(),
         "model": str(model.name_or_path),
-        "model_fingerprint": fingerprint_of(model),
+        **about_model(model),
         "masks": {label: mask.provenance for label, mask in masks.items()},
         "identification": found_on,
         "held_out": found_on["identify_on"] == "held_out"

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from monet.errors import ConfigError
 from monet.eval.ablation_report import HOW_JUDGED, control_blocks, random_units
+from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.document import Block, Heatmap, Report, Table, Text
@@ -149,6 +151,47 @@ class DomainsResult(Result):
         blocks.append(Text(self._how(), "How it was measured"))
         return Report(
             f"MMLU's categories and their {self.unit}s", self.sentence, blocks, self.provenance, self.to_json()
+        )
+
+    def effects(self) -> Effects:
+        """One row a mask whose category was asked: changes of accuracy in points.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        names = [category.name for category in self.categories]
+        rows = []
+        for one in self.removals:
+            if one.target is None:
+                continue
+            others = {name: cell.value for name, cell in zip(names, one.delta, strict=True) if name != one.name}
+            worst = min(others, key=others.__getitem__, default="")
+            rows.append(
+                Effect(
+                    one.name,
+                    one.target.times(100),
+                    one.others_mean.times(100),
+                    100 * others[worst] if worst else None,
+                    worst,
+                    None if one.random_target is None else one.random_target.times(100),
+                    one.controls,
+                    one.p,
+                    one.q,
+                    one.passes,
+                    one.reason,
+                )
+            )
+        if not rows:
+            raise ConfigError("a result of `monet eval domains` without judged masks has nothing to compare over seeds")
+        told = self.provenance
+        return Effects(
+            "Change of accuracy",
+            "points",
+            told["bootstrap"]["confidence"],
+            self.unit,
+            {key: told[key] for key in ("data", "shots", "style", "metric")},
+            told["held_out"],
+            rows,
         )
 
     def _matrix(self) -> Heatmap:

@@ -28,7 +28,8 @@ from monet.eval.harness.content import digest_of
 from monet.eval.harness.general_result import Cell, GeneralResult, Row
 from monet.eval.harness.scoring import Outcome, Scorer, TooLong, correct, tokenizer_of
 from monet.eval.harness.tasks import Faults, load_tasks
-from monet.eval.loading import DType, fingerprint_of, load_model, mask_digest, provenance_now, windows_bar
+from monet.eval.loading import DType, load_model, mask_digest, provenance_now, windows_bar
+from monet.eval.model_origin import about_model
 from monet.eval.selection import load_masks
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
@@ -129,7 +130,7 @@ def evaluate_general(
     provenance = {
         **provenance_now(),
         "model": str(model.name_or_path),
-        "model_fingerprint": fingerprint_of(model),
+        **about_model(model),
         "masks": {label: mask.provenance for label, mask in masks.items()},
         "mask_hashes": {one.name: mask_digest(one.mask) for one in run_under if one.control is None},
         "held_out": chosen_elsewhere(masks, asked, model, tokens),

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from monet.errors import ConfigError
 from monet.eval.ablation_report import control_blocks, random_units
+from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.document import Block, Report, Table, Text
@@ -134,6 +136,43 @@ class GeneralResult(Result):
         blocks += [_denominators(self.denominators), Text(_HOW, "How it was measured")]
         title = "General ability under masks" if masked else "General ability"
         return Report(title, self.sentence, blocks, self.provenance, self.to_json())
+
+    def effects(self) -> Effects:
+        """One row a mask and number of shots: changes of the average accuracy in points. There is no verdict.
+
+        Raises:
+            ConfigError: there is no mask.
+        """
+        several = len({row.shots for row in self.rows}) > 1
+        random = {(row.label, row.shots): row.average_delta.times(100) for row in self.random}
+        rows = [
+            Effect(
+                f"{row.label}, {row.shots}-shot" if several else str(row.label),
+                row.average_delta.times(100),
+                None,
+                None,
+                "",
+                random.get((row.label, row.shots)),
+                row.controls or 0,
+                1.0 if row.p is None else row.p,
+                1.0 if row.q is None else row.q,
+                None,
+                "",
+            )
+            for row in self.rows
+            if row.label is not None and row.control is None
+        ]
+        if not rows:
+            raise ConfigError("a result of `monet eval general` without masks has nothing to compare over seeds")
+        return Effects(
+            "Change of the average accuracy",
+            "points",
+            self.provenance["bootstrap"]["confidence"],
+            self.unit,
+            {"data": self.provenance["data"], "style": self.provenance["style"], "metric": self.metric},
+            self.provenance["held_out"],
+            rows,
+        )
 
 
 _HOW = (

@@ -29,6 +29,7 @@ from monet.eval.loading import (
     windows_bar,
 )
 from monet.eval.losses import LossStore
+from monet.eval.model_origin import about_model
 from monet.eval.selection import load_masks
 from monet.eval.statistics.prompt_hashes import judged_before, without_hashes
 from monet.eval.store import model_key
@@ -175,7 +176,7 @@ def evaluate_toxicity(
     provenance: dict[str, Any] = {
         **provenance_now(),
         "model": str(model.name_or_path),
-        "model_fingerprint": fingerprint_of(model),
+        **about_model(model),
         "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "masks_that_remove_nothing": [label for label, mask in masks.items() if not mask.num_removed],
         "controls": control_notes(controls, asked),
