@@ -6,7 +6,8 @@
 # make lint    style, types, dependencies
 # make check   lint, then all tests, slow ones too
 # make pins    write constraints/tested.txt from the newest releases, then run the tests with it before you commit it
-# make evidence     train the models of docs/evidence.md, five hours on one core, and measure its numbers again
+# make evidence     train the models of docs/evidence.md, two and a half hours on one core for each, and measure its
+#              numbers again; SEEDS="0 1 2" are the training seeds of the Monets, DENSE_SEEDS="0" those of the dense twins
 # make clean-demo   forget the demo's run, to start it over
 #
 # PYTHON picks the interpreter of a new environment, TORCH the release of torch it gets. PYTEST_ARGS="tests/model -x" runs
@@ -21,6 +22,8 @@ PYTEST_ARGS ?=
 SUITE ?= pytest interpreted aot
 WORKERS ?= logical
 SEED ?= 0
+SEEDS ?= 0 1 2
+DENSE_SEEDS ?= 0
 
 BIN := .venv/bin
 DATA := data/demo
@@ -94,16 +97,28 @@ demo: .venv/.ready
 	$(BIN)/monet report --config configs/eval/report.yaml --result $(RUN)/ablation --out $(RUN)/report
 	@echo "all of it lies in $(RUN); make clean-demo forgets it"
 
+# $(call runs,NAME,SEEDS): folders of the runs with these training seeds; seed 0 has none in its name.
+runs = $(foreach seed,$(2),runs/$(1)$(if $(filter-out 0,$(seed)),-seed$(seed)))
+
+# $(call train,RUN,CONFIGS): the run's training, with the seed in its name, and its export.
+define train
+	$(BIN)/python train.py fit $(2) --run_dir $(1) \
+		--seed_everything $(call seed_of,$(1)) --data.seed $(call seed_of,$(1))
+	rm -rf $(1)/export && $(BIN)/monet export --run $(1) --out $(1)/export
+
+endef
+seed_of = $(or $(word 2,$(subst -seed, ,$(1))),0)
+EVIDENCE := $(call runs,evidence,$(SEEDS))
+EVIDENCE_DENSE := $(call runs,evidence-llama,$(DENSE_SEEDS))
+
 # Each step goes on where it was stopped; packages are fetched on the first run.
 evidence: .venv/.ready
 	test -d data/evidence-text || $(BIN)/python -m corpus.build --recipe evidence --out data/evidence-text
 	$(BIN)/monet data prepare --config configs/data/evidence.yaml
-	$(BIN)/python train.py fit --config configs/evidence.yaml --run_dir runs/evidence
-	$(BIN)/python train.py fit --config configs/evidence.yaml --config configs/evidence_llama.yaml \
-		--run_dir runs/evidence-llama
-	for run in evidence evidence-llama; do \
-		rm -rf runs/$$run/export && $(BIN)/monet export --run runs/$$run --out runs/$$run/export || exit 1; done
-	$(BIN)/python -m benchmarks.evidence --model runs/evidence/export --dense runs/evidence-llama/export \
+	$(foreach run,$(EVIDENCE),$(call train,$(run),--config configs/evidence.yaml))
+	$(foreach run,$(EVIDENCE_DENSE),$(call train,$(run),\
+		--config configs/evidence.yaml --config configs/evidence_llama.yaml))
+	$(BIN)/python -m benchmarks.evidence --model $(EVIDENCE:=/export) --dense $(EVIDENCE_DENSE:=/export) \
 		--data data/evidence --text data/evidence-text/text --out runs/evidence-results --docs docs
 
 clean-demo:

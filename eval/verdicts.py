@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -271,3 +271,38 @@ def summarise(
         random=[[control(label, domain) for domain in domains] for label in masks],
         provenance=provenance,
     )
+
+
+def increases(
+    names: Sequence[str], whole: WindowLosses, masked: Mapping[str, WindowLosses], bootstrap: Bootstrap
+) -> dict[str, dict[str, Draws]]:
+    """Every domain's loss without a mask, and its increase under each mask, with their resamples.
+
+    A verdict holds intervals of these; take the resamples for what it lacks, such as ratios or means of some domains.
+    The resamples of one domain are the same for all masks, and those of two domains are independent.
+
+    Args:
+        names: of the domains that have windows here, in the order of their label numbers.
+        whole: losses without a mask.
+        masked: losses under each mask, on the same windows.
+        bootstrap: how resamples are drawn.
+
+    Returns:
+        by name of the mask and name of the domain, nats a token; under "" the losses without a mask.
+
+    Raises:
+        DataError: a domain with a single document (or window).
+    """
+    numbers, label_W = np.unique(whole.label_W, return_inverse=True)
+    assert len(numbers) == len(names), f"windows of {len(numbers)} labels for {list(names)}"
+    whole = replace(whole, label_W=label_W)
+    parts = _domains(names, whole, bootstrap)
+    found: dict[str, dict[str, Draws]] = {name: {} for name in ("", *masked)}
+    for place, (domain, rows_X) in enumerate(zip(parts, _by_label(whole, len(parts)), strict=True)):
+        sums_CU = np.stack([domain.loss_sum_U, *(domain.sums(one.loss_sum_W[rows_X]) for one in masked.values())])
+        drawn = resample_means(sums_CU, domain.tokens_U, bootstrap.resamples, [bootstrap.seed, 0, place])
+        before, *after = (Draws(*column) for column in zip(drawn.mean_C.tolist(), drawn.draws_QC.T, strict=True))
+        found[""][domain.name] = before
+        for name, one in zip(masked, after, strict=True):
+            found[name][domain.name] = one - before
+    return found

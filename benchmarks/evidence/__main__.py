@@ -1,146 +1,172 @@
-"""The numbers of docs/evidence.md, from the two trained models to the page's tables.
+"""The numbers of docs/evidence.md, from trained models to the page.
 
-    python -m benchmarks.evidence --model runs/evidence/export --dense runs/evidence-llama/export \
-        --data data/evidence --text data/evidence-text/text --out runs/evidence-results [--docs docs]
+    python -m benchmarks.evidence --model runs/evidence/export runs/evidence-seed1/export runs/evidence-seed2/export \
+        --dense runs/evidence-llama/export --data data/evidence --text data/evidence-text/text \
+        --out runs/evidence-results [--docs docs]
 
-What is finished is kept in --out, so the same command goes on after a kill. With --docs, docs/evidence.json, the tables
-of docs/evidence.md and its figure are written; without, they are printed.
+Takes one model or several that differ in their training seed. What is finished is kept in --out, so the same command
+goes on after a kill. With --docs, docs/evidence.json, the page between its marks and the page's figure are written;
+without, the page is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import math
-import shutil
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.cpu_layer import processor
-from benchmarks.evidence import failures, page, removal
+from benchmarks.evidence import failures, page, relearning
+from benchmarks.evidence.candidates import Candidate, Llama, Monet
+from benchmarks.evidence.plan import Plan
+from benchmarks.evidence.removal import Measurement, measure
+from benchmarks.evidence.results import EvidenceResult, Relearning
+from benchmarks.evidence.rows import model_of, row
+from monet.errors import ConfigError
 from monet.eval import report
-from monet.eval.core.controls import Controls
-from monet.eval.loading import load_model
-from monet.eval.results import AblationResult, Verdict
-from monet.eval.rules import Argmax, Ratio
-from monet.eval.selection import select_by
-from monet.files import atomic_write_json
-
-FIGURE = "removal.png"
+from monet.eval.document import Heatmap, Report
+from monet.eval.loading import provenance_now
+from monet.files import atomic_path, atomic_write_json
 
 
-def measured(arguments: argparse.Namespace) -> tuple[dict[str, str], list[dict[str, Any]], dict[str, Any]]:
-    """All measurements: tables by name, a row a domain, and what else goes into docs/evidence.json."""
-    plan = removal.Plan(
-        arguments.out, arguments.data, arguments.windows, arguments.fractions, Controls(arguments.controls)
+def result_of(
+    monets: Sequence[Monet], llamas: Sequence[Llama], plan: Plan, text: Path, owners: Sequence[str]
+) -> EvidenceResult:
+    """Measure all models; what is kept in `plan.out` is not measured again.
+
+    Args:
+        monets, llamas: at least one each.
+        plan: sizes of the measurement.
+        text: folder of the text that was prepared.
+        owners: domains that are removed by the rule argmax.
+    """
+    found: dict[str, list[Measurement]] = {"monet": [], "llama": []}
+    relearned: dict[str, list[Relearning]] = {}
+    for kind, candidates in (("monet", monets), ("llama", llamas)):
+        for candidate in candidates:
+            with timed(f"{candidate.name}: removals"):
+                found[kind].append(measure(candidate))
+        with timed(f"relearning, {kind}"):
+            relearned[kind] = [relearning.relearning(found[kind], label) for label in plan.relearn]
+    monet, llama = found["monet"], found["llama"]
+    names = plan.evaluate.labels
+    rows, dense = ([row(name, of, plan.bootstrap) for name in names] for of in (monet, llama))
+    with timed("where removal fails"):
+        failing = failures.other_rules(monets[0], owners)
+        failing["subjects"] = failures.subjects(monets[0], monet[0].settled.share, text)
+        failing["first_layer"] = failures.first_layer(llamas[0])
+    matrix, dense_matrix = (
+        [[sum(one.cells[name][other].value for one in of) / len(of) for other in names] for name in names]
+        for of in (monet, llama)
     )
-    model = load_model(str(arguments.model))
-    statistics = removal.statistics_of(model, plan)
-    times = removal.times_random(model, statistics, plan)
-    plan = dataclasses.replace(plan, fraction=removal.settled(times, page.LEAST_OVER_RANDOM))
-    masks = select_by(statistics, plan.rule)
-    curve = removal.curve_of(model, statistics, plan)
-    whole = removal.removal_of(model, statistics, plan.rule, plan, "ablation")
-    equal = removal.against_equal_mass(model, masks, statistics, plan)
-    dense = removal.dense_of(str(arguments.dense), plan)
-    others = {
-        "ratio": removal.removal_of(model, statistics, Ratio(2.0), plan, "ratio"),
-        "argmax": removal.removal_of(model, statistics, Argmax(), plan, "argmax", arguments.owners),
-    }
-    subjects = failures.subjects(model, plan, arguments.text)
-    relearned = relearning(model, masks, plan, arguments)
-    rows = [
-        page.domain(verdict, other, {name: _named(result, verdict.name) for name, result in dense.items()})
-        for verdict, other in zip(whole.domains, equal.domains, strict=True)
-    ]
-    tables = {
-        "shares": page.shares(times),
-        "goals": page.goals(rows), "matrix": page.matrix(whole), "thresholds": page.curve(curve),
-        "experts": page.experts(whole.domains), "dense": page.dense(rows),
-        "text": page.text(whole.evaluated, dense["top"].evaluated),
-        **{name: page.simple(result) for name, result in others.items()},
-        "subjects": page.simple(subjects), "relearning": page.relearning(relearned),
-    }  # fmt: skip
-    more = {
-        "matrix": [[cell.value for cell in row] for row in whole.delta],
-        "times_random_on_validation": {
-            str(share): {name: value if math.isfinite(value) else None for name, value in found.items()}
-            for share, found in times.items()
+    return EvidenceResult(
+        "nats a token", [model_of(one) for one in monet], [model_of(one) for one in llama], rows, dense, matrix,
+        dense_matrix, [*relearned["monet"], *relearned["llama"]], failing,
+        {
+            "windows": plan.windows, "control_windows": plan.control_windows, "seq_len": plan.seq_len,
+            "controls": plan.controls, "harder_controls": plan.harder_controls,
+            "settling_windows": plan.settling_windows, "settling_controls": plan.settling_controls,
+            "unit": plan.bootstrap.unit, "confidence": plan.bootstrap.confidence, "resamples": plan.bootstrap.resamples,
         },
-        "curve": [{"fraction": point.threshold, "domains": _verdicts(point.domains)} for point in curve.points],
-        **{name: _verdicts(result.domains) for name, result in others.items()},
-        "subjects": _verdicts(subjects.domains),
-        "relearning": {label: {str(n): losses for n, losses in found.items()} for label, found in relearned.items()},
-        "settings": {
-            **plan.rule.settings(),
-            "windows": plan.windows,
-            "seq_len": plan.seq_len,
-            "controls": plan.controls.settings(),
-        },
-        "provenance": {**whole.provenance, "masks": None, "machine": processor()},
-    }
-    return tables, rows, more
-
-
-def relearning(
-    model: Any, masks: Any, plan: removal.Plan, arguments: argparse.Namespace
-) -> dict[str, dict[int, dict[str, float]]]:
-    """Of each domain named, kept in a file as soon as it is known."""
-    found = {}
-    for label in arguments.relearn:
-        path = plan.out / "relearning" / f"{label}.json"
-        key = [model.fingerprint(), plan.evaluate.fingerprint, plan.rule.settings(), list(arguments.steps)]
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        if kept.get("of") != key:
-            losses = failures.relearned(model, label, masks[label], plan, arguments.steps)
-            kept = {"of": key, "losses": list(losses.items())}
-            atomic_write_json(path, kept)
-        found[label] = {int(step): losses for step, losses in kept["losses"]}
-    return found
-
-
-def _named(result: AblationResult, name: str) -> Verdict:
-    return next(verdict for verdict in result.domains if verdict.name == name)
-
-
-def _verdicts(verdicts: list[Verdict]) -> list[dict[str, Any]]:
-    return [{"name": one.name, **page.deltas(one), "experts": one.removed} for one in verdicts]
-
-
-def figure(out: Path, docs: Path) -> None:
-    """The page's picture, from the report of the removal."""
-    report.write(AblationResult.load(out / "ablation"), out / "report")
-    (docs / "evidence").mkdir(exist_ok=True)
-    shutil.copyfile(min((out / "report").glob("figure-01*.png")), docs / "evidence" / FIGURE)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="exported evidence model")
-    parser.add_argument("--dense", type=Path, required=True, help="exported dense twin")
-    parser.add_argument("--data", type=Path, required=True, help="prepared text of configs/data/evidence.yaml")
-    parser.add_argument("--text", type=Path, required=True, help="folder of text that it was prepared from")
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything that is measured")
-    parser.add_argument("--docs", type=Path, help="folder with evidence.md, to be filled in; else tables are printed")
-    parser.add_argument(
-        "--fractions", type=float, nargs="+", default=[0.005, 0.01, 0.03], help="of all experts; the one"
-        " of the tables is settled on the split validation (default: 0.005 0.01 0.03)",
+        {**provenance_now(), "machine": processor(), "text": plan.evaluate.description["content"]},
     )  # fmt: skip
-    parser.add_argument("--owners", nargs="*", default=["french", "german", "java", "php"], help="removed by argmax")
-    parser.add_argument("--windows", type=int, default=32, help="windows of 256 tokens a domain (default: 32)")
-    parser.add_argument("--controls", type=int, default=99, help="random controls of each removal (default: 99)")
-    parser.add_argument("--relearn", nargs="*", default=["french", "php"], help="domains trained again")
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 30], help="steps of training again")
-    arguments = parser.parse_args()
-    tables, rows, more = measured(arguments)
-    if arguments.docs is None:
-        for name, table in tables.items():
-            print(f"\n{name}\n\n{table}")
+
+
+@contextlib.contextmanager
+def timed(part: str) -> Iterator[None]:
+    """Say how long a part took, in minutes of CPU time of all threads."""
+    started = time.process_time()
+    yield
+    print(f"{part}: {(time.process_time() - started) / 60:.1f} minutes of CPU time", flush=True)
+
+
+def check_different(candidates: Sequence[Candidate]) -> None:
+    """Refuse models that are given twice: their spread over seeds would be too small.
+
+    Raises:
+        ConfigError: names both.
+    """
+    for place, one in enumerate(candidates):
+        for other in candidates[:place]:
+            if one.fingerprint == other.fingerprint or one.name == other.name:
+                raise ConfigError(
+                    f"{other.folder} and {one.folder} hold the same weights or have the same name ({one.name}); give "
+                    "models that were trained with different seeds, each exported from a run of its own name"
+                )
+
+
+def figure(result: EvidenceResult, out: Path, docs: Path) -> None:
+    """The page's picture: increases by removed and evaluated domain."""
+    names = [one.name for one in result.domains]
+    title = "Increase of mean loss by removed domain (row) and evaluated domain (column)"
+    heatmap = Heatmap(title, names, names, result.matrix, result.unit, "removed", "evaluated")
+    report.write(Report("Evidence", result.sentence, [heatmap], result.provenance), out / "report", ["png"])
+    (docs / page.FIGURE).parent.mkdir(exist_ok=True)
+    with atomic_path(docs / page.FIGURE) as temporary:
+        temporary.write_bytes(min((out / "report").glob("figure-01*.png")).read_bytes())
+
+
+def told(plan: Plan, models: int, llamas: int) -> str:
+    """How much there is to do."""
+    windows = plan.forwards(len(plan.evaluate.labels), plan.identify.num_windows)
+    parts = ", ".join(f"{part} {count:,}" for part, count in windows.items())
+    return (
+        f"{models} Monet{'s' if models > 1 else ''} (so many training seeds) and {llamas} dense; each reads about "
+        f"{sum(windows.values()):,} windows of {plan.seq_len} tokens, if nothing is kept: {parts}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, then write the page or print it."""
+    given = parser().parse_args(arguments)
+    plan = Plan(
+        given.out, given.data, given.shares, given.windows, given.control_windows, given.controls,
+        given.harder_controls, given.settling_windows, given.settling_controls, given.relearn, given.steps,
+        given.random_removals,
+    )  # fmt: skip
+    plan.check_families(plan.evaluate.labels)
+    monets, llamas = [Monet(folder, plan) for folder in given.model], [Llama(folder, plan) for folder in given.dense]
+    check_different([*monets, *llamas])
+    print(told(plan, len(monets), len(llamas)), flush=True)
+    result = result_of(monets, llamas, plan, given.text, given.owners)
+    result.save(given.out)
+    text = page.body(result)
+    if given.docs is None:
+        print(text)
         return
-    page.insert(arguments.docs / "evidence.md", tables)
-    page.write_json(arguments.docs / "evidence.json", rows, more)
-    figure(arguments.out, arguments.docs)
+    figure(result, given.out, given.docs)
+    atomic_write_json(given.docs / "evidence.json", result.to_json())
+    page.insert(given.docs / "evidence.md", text)
+    print(page.summary(result))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--model", type=Path, nargs="+", required=True, help="exported Monets, one a training seed")
+    found.add_argument("--dense", type=Path, nargs="+", required=True, help="exported dense twins, one a training seed")
+    found.add_argument("--data", type=Path, required=True, help="prepared text of configs/data/evidence.yaml")
+    found.add_argument("--text", type=Path, required=True, help="folder of text that it was prepared from")
+    found.add_argument("--out", type=Path, required=True, help="folder for everything that is measured")
+    found.add_argument("--docs", type=Path, help="folder with evidence.md, to be written; else the page is printed")
+    found.add_argument("--shares", type=float, nargs="+", default=Plan.shares, help="of all units, to choose from")
+    found.add_argument("--relearn", nargs="*", default=Plan.relearn, help="domains trained again")
+    found.add_argument("--steps", type=int, nargs="+", default=Plan.steps, help="steps of training again")
+    found.add_argument("--owners", nargs="*", default=["french", "german", "java", "php"], help="removed by argmax")
+    for name, words in {
+        "windows": "windows a domain that removals are measured on",
+        "control-windows": "windows a domain that removals are compared with random ones on",
+        "controls": "random removals of equal number beside each removal",
+        "harder-controls": "of equal mass, and of equal activity",
+        "settling-windows": "windows a domain that the share is settled on",
+        "settling-controls": "random removals that the share is settled with",
+        "random-removals": "random removals that are trained again beside each domain's own",
+    }.items():
+        default = getattr(Plan, name.replace("-", "_"))
+        found.add_argument(f"--{name}", type=int, default=default, help=f"{words} (default: {default})")
+    return found
 
 
 if __name__ == "__main__":

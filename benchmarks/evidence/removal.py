@@ -1,214 +1,176 @@
-"""What docs/evidence.md rests on: statistics, removal by threshold, random masks of equal mass, the dense twin."""
+"""Removal of every domain from one model: the share of its units is settled, then every removal is judged.
+
+Dims: W windows, U documents drawn together, Q resamples, as in `monet.eval.bootstrap`.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from tqdm.auto import tqdm
 
-from monet import ExpertMask, MonetForCausalLM
-from monet.errors import CheckpointError
-from monet.eval import neurons, stats
-from monet.eval.ablate import ablate, measure
-from monet.eval.bootstrap import Bootstrap
+from benchmarks.evidence.candidates import Candidate
+from benchmarks.evidence.plan import JUDGING_SEED, Plan
+from benchmarks.evidence.results import Loss, Share, Trial
+from monet.controls import ControlKind, removed_mass
+from monet.eval.core.chance import chances
 from monet.eval.core.controls import Controls
-from monet.eval.core.results import RESULT_NAME
-from monet.eval.core.weights import weights_of
-from monet.eval.curve import CurveResult, evaluate_curve
+from monet.eval.core.estimate import Draws, one_of
+from monet.eval.core.intervention import Intervention
 from monet.eval.inputs import PreparedWindows
-from monet.eval.loading import weights_digest
-from monet.eval.losses import LossStore
-from monet.eval.results import AblationResult
-from monet.eval.rules import Rule, Top, assign
-from monet.eval.selection import select_by
-
-# Controls that a share is settled with; those that it is judged by are drawn afresh for another text.
-SETTLING = 3
+from monet.eval.loading import windows_bar
+from monet.eval.losses import WindowLosses
+from monet.eval.verdicts import increases
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What every measurement shares.
+class Compared:
+    """A removal beside its random controls on its own domain, all on the same windows.
 
     Args:
-        out: folder of everything that is kept, so that a killed command goes on.
-        data: prepared text; experts are chosen on its split `identify`, and removals measured on `evaluate`.
-        windows: of `seq_len` tokens, a domain.
-        fractions: shares of all experts, for each domain; those of the curves.
-        controls: random controls of every removal that is judged.
-        fraction: the one of the tables.
-        batch_size: windows a forward.
+        own: increase of loss under the removal.
+        control: of a single control; a resample takes one of them.
+        per_control: increases under each control.
+        p, q: see `monet.eval.core.chance`; q over the domains.
+        reached: mass that a control removes over that of the removal, mean over controls; None where mass is unknown.
     """
 
-    out: Path
-    data: Path
-    windows: int
-    fractions: Sequence[float]
-    controls: Controls
-    fraction: float = 0.0
-    batch_size: int = 8
-    seq_len: int = 256
-
-    @property
-    def identify(self) -> PreparedWindows:
-        return PreparedWindows(self.data, "identify", self.seq_len)
-
-    @property
-    def evaluate(self) -> PreparedWindows:
-        return PreparedWindows(self.data, "evaluate", self.seq_len, self.windows)
-
-    @property
-    def rule(self) -> Top:
-        """The experts whose firing tells most about the domain; the same number for each."""
-        return Top(fraction=self.fraction, by="mutual_information")
-
-    @property
-    def losses(self) -> Path:
-        """Where `evaluate_curve` keeps losses, so that every other measurement finds its own among them."""
-        return self.out / "curve" / "losses"
+    own: Draws
+    control: Draws
+    per_control: list[float]
+    p: float
+    q: float
+    reached: float | None
 
 
-def statistics_of(model: MonetForCausalLM, plan: Plan) -> stats.ExpertStatistics:
-    """Routing statistics of the whole split `identify`, read from `out` where they are those of this model and text."""
-    path, data = plan.out / "statistics.safetensors", plan.identify
-    if path.exists():
-        try:
-            kept = stats.ExpertStatistics.load(path, model=model)
-            if [part["data_fingerprint"] for part in kept.provenance["parts"]] == [data.fingerprint]:
-                return kept
-        except CheckpointError:
-            pass
-    found = stats.collect(model, data, batch_size=plan.batch_size, wanted=stats.Wanted(firing=True))
-    found.save(path)
-    return found
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured on one model.
 
-
-def times_random(
-    model: MonetForCausalLM, statistics: stats.ExpertStatistics, plan: Plan
-) -> dict[float, dict[str, float]]:
-    """How many times a random mask's increase each domain's own is, by share of experts, on the split `validation`."""
-    store = LossStore(plan.losses, model, plan.batch_size)
-    data = PreparedWindows(plan.data, "validation", plan.seq_len, plan.windows)
-    found: dict[float, dict[str, float]] = {}
-    for fraction in tqdm(plan.fractions, desc="shares of experts", unit="share"):
-        found[fraction] = {}
-        for label, mask in select_by(statistics, plan.rule.at(fraction)).items():
-            part = data.only([label])
-            whole, own, *others = (
-                store.losses(one, part, label, lambda _: None).loss_sum_W.sum()
-                for one in (
-                    None,
-                    mask,
-                    *(plan.controls.draw(mask, n, label, data.fingerprint) for n in range(SETTLING)),
-                )
-            )
-            random = np.mean(others) - whole
-            found[fraction][label] = float((own - whole) / random) if random > 0 else math.inf
-    return found
-
-
-def settled(times: Mapping[float, Mapping[str, float]], least: float) -> float:
-    """The largest share at which every domain's increase is at least so many times a random mask's; else the best."""
-    lowest = {fraction: min(by_label.values()) for fraction, by_label in times.items()}
-    enough = [fraction for fraction, found in lowest.items() if found >= least]
-    return max(enough) if enough else max(lowest, key=lowest.__getitem__)
-
-
-def curve_of(model: MonetForCausalLM, statistics: stats.ExpertStatistics, plan: Plan) -> CurveResult:
-    """Every domain's removal at every fraction, beside random masks of as many experts on the domain itself."""
-    result = evaluate_curve(
-        model, statistics, plan.rule, plan.fractions, plan.evaluate, out=plan.out / "curve",
-        controls=plan.controls, control_on="target", batch_size=plan.batch_size,
-    )  # fmt: skip
-    assert result is not None, "only a part gives none"
-    return result
-
-
-def removal_of(
-    model: MonetForCausalLM,
-    statistics: stats.ExpertStatistics,
-    rule: Rule,
-    plan: Plan,
-    name: str,
-    labels: Sequence[str] | None = None,
-) -> AblationResult:
-    """The matrix of one rule's masks, or of some; what the curve measured is taken from there."""
-    masks = {label: mask for label, mask in select_by(statistics, rule).items() if labels is None or label in labels}
-    found = measure(
-        LossStore(plan.losses, model, plan.batch_size), masks, plan.evaluate,
-        controls=plan.controls, control_on="target", bootstrap=Bootstrap(), progress=True,
-    )  # fmt: skip
-    found.save(plan.out / name)
-    return found
-
-
-def against_equal_mass(
-    model: MonetForCausalLM, masks: Mapping[str, ExpertMask], statistics: stats.ExpertStatistics, plan: Plan
-) -> AblationResult:
-    """Each domain's mask beside controls of equal mass there; its own losses are those that the curve kept."""
-    weights = weights_of(statistics, "mass")
-    return measure(
-        LossStore(plan.losses, model, plan.batch_size), masks, plan.evaluate,
-        controls=replace(plan.controls, kind="mass", weights=weights), control_on="target", bootstrap=Bootstrap(),
-        progress=True,
-    )  # fmt: skip
-
-
-def top_neurons(
-    means_CLF: Tensor, labels: Sequence[str], fraction: float, text: Mapping[str, Any] | None = None
-) -> dict[str, neurons.NeuronMask]:
-    """So many neurons for each label, of those most active for it: the ones furthest above the next label."""
-    owner_LF = assign(means_CLF, 1.0)
-    highest_2LF = means_CLF.topk(2, dim=0).values
-    lead_LF = highest_2LF[0] - highest_2LF[1]
-    masks = {}
-    for index, label in enumerate(labels):
-        rank_N = torch.where(owner_LF == index, lead_LF, -torch.inf).flatten()
-        chosen_N = rank_N.topk(int(fraction * rank_N.numel())).indices
-        keep_N = torch.ones(rank_N.numel(), dtype=torch.bool)
-        keep_N[chosen_N[rank_N[chosen_N] > -torch.inf]] = False
-        notes = {"made_by": "top_neurons", "fraction": fraction, "label": label}
-        if text is not None:
-            notes["statistics"] = {"parts": [dict(text)]}
-        masks[label] = neurons.NeuronMask(keep_N.view_as(owner_LF), notes)
-    return masks
-
-
-def dense_of(folder: str, plan: Plan) -> dict[str, AblationResult]:
-    """The dense twin without neurons of each domain, on the same text and beside as many random masks.
-
-    Returns:
-        first: neurons of the first layer by the ratio of 2, as in the paper; top: of all layers, as large a share as
-        the Monet's experts, by lead in activity.
+    Args:
+        candidate: the model.
+        shares: those that were tried, with what they did on `validation`.
+        settled: the one that was taken.
+        masks: at that share.
+        cells: increase of loss by removed and evaluated domain.
+        text: the whole model's losses.
+        compared: by kind of control and domain.
     """
-    model: Any = neurons.load_llama(folder, "auto", "auto")
+
+    candidate: Candidate
+    shares: list[Share]
+    settled: Share
+    masks: Mapping[str, Intervention]
+    cells: dict[str, dict[str, Draws]]
+    text: list[Loss]
+    compared: dict[ControlKind, dict[str, Compared]]
+
+
+def settled(shares: Sequence[Share]) -> Share:
+    """The share at which most domains hold on the split `validation`; of shares that tie, the largest.
+
+    A domain holds at a share if the removal of its units costs it more than it costs every other domain, and more than
+    each of the random removals of as many units costs it.
+    """
+    return max(shares, key=lambda one: (len(one.holds), one.share))
+
+
+def measure(candidate: Candidate) -> Measurement:
+    """Settle the share, then measure all removals at it; what is kept is not measured again."""
+    plan = candidate.plan
+    shares = [_tried(candidate, share) for share in plan.shares]
+    taken = settled(shares)
+    masks = candidate.masks(taken.share)
     data = plan.evaluate
-    key = {
-        "model_fingerprint": weights_digest(model)[:16], "data_fingerprint": data.fingerprint,
-        "controls": {**plan.controls.settings(), "on": "target"},
+    losses = _losses(candidate, {"": None, **masks}, data, f"{candidate.name}: removals")
+    whole = losses.pop("")
+    cells = increases(data.labels, whole, losses, plan.bootstrap)
+    kinds: dict[ControlKind, int] = {
+        "number": plan.controls, "mass": plan.harder_controls, "activity": plan.harder_controls,
     }  # fmt: skip
-    found: dict[str, AblationResult] = {}
-    means_CLF: Tensor | None = None
-    for name in ("first", "top"):
-        out = plan.out / (f"dense-top-{plan.fraction:g}" if name == "top" else f"dense-{name}")
-        if (out / RESULT_NAME).exists():
-            found[name] = AblationResult.load(out)
-            if all(found[name].provenance[part] == value for part, value in key.items()):
-                continue
-        if means_CLF is None:
-            means_CLF = neurons.activities(model, plan.identify, batch_size=plan.batch_size)
-        masks = (
-            top_neurons(means_CLF, data.labels, plan.fraction, plan.identify.description) if name == "top"
-            else neurons.select_neurons(means_CLF, data.labels, 2.0, "first", plan.identify.description)
-        )  # fmt: skip
-        measured = ablate(model, masks, data, out=out, controls=plan.controls, batch_size=plan.batch_size)
-        assert measured is not None, "only a part gives none"
-        found[name] = measured
+    return Measurement(
+        candidate, shares, taken, masks, cells, _text(data, whole, cells.pop(""), plan),
+        {kind: _compare(candidate, masks, kind, count) for kind, count in kinds.items()},
+    )  # fmt: skip
+
+
+def _losses(
+    candidate: Candidate, masks: Mapping[str, Intervention | None], data: PreparedWindows, title: str
+) -> dict[str, WindowLosses]:
+    with windows_bar(len(masks) * data.num_windows, title, True) as bar:
+        return {name: candidate.store.losses(mask, data, name, bar.update) for name, mask in masks.items()}
+
+
+def _means(losses: WindowLosses, labels: int) -> list[float]:
+    """Mean loss of each label, nats a token; 0 for one without a window."""
+    loss_C, tokens_C = (np.bincount(losses.label_W, of, labels) for of in (losses.loss_sum_W, losses.tokens_W))
+    return (loss_C / np.maximum(tokens_C, 1)).tolist()
+
+
+def _tried(candidate: Candidate, share: float) -> Share:
+    """What one share does on `validation`."""
+    plan, masks, data = candidate.plan, candidate.masks(share), candidate.plan.validation
+    controls, labels, store = plan.settling, data.labels, candidate.store
+    trials = {}
+    with windows_bar(
+        data.num_windows * (1 + len(labels)) + controls.count * data.num_windows, f"{candidate.name}: {share:.1%}", True
+    ) as bar:
+        before = _means(store.losses(None, data, "no mask", bar.update), len(labels))
+        for place, label in enumerate(labels):
+            after = _means(store.losses(masks[label], data, label, bar.update), len(labels))
+            increase = {name: one - whole for name, one, whole in zip(labels, after, before, strict=True)}
+            own, part, random = increase.pop(label), data.only([label]), []
+            for number in range(controls.count):
+                like = controls.draw(masks[label], number, label, data.fingerprint)
+                drawn = store.losses(like, part, f"random {number} like {label}", bar.update)
+                random.append(_means(drawn, len(labels))[place] - before[place])
+            worst = max(increase, key=increase.__getitem__)
+            trials[label] = Trial(masks[label].num_removed, own, increase[worst], worst, max(random))
+    return Share(share, trials)
+
+
+def _text(data: PreparedWindows, whole: WindowLosses, mean: Mapping[str, Draws], plan: Plan) -> list[Loss]:
+    found = []
+    for place, label in enumerate(data.labels):
+        rows_X = whole.label_W == place
+        documents = len(np.unique(whole.document_W[rows_X]))
+        found.append(Loss(label, mean[label].estimate(plan.bootstrap), int(rows_X.sum()), documents))
     return found
+
+
+def _compare(
+    candidate: Candidate, masks: Mapping[str, Intervention], kind: ControlKind, count: int
+) -> dict[str, Compared]:
+    """Each domain's removal beside controls of one kind, on the domain itself."""
+    plan, data = candidate.plan, candidate.plan.beside_controls
+    weights = {} if kind == "number" else candidate.weights(kind)
+    mass = candidate.weights("mass")
+    controls = Controls(count, kind, JUDGING_SEED, weights)
+    own: dict[str, Draws] = {}
+    drawn: dict[str, list[Draws]] = {}
+    reached: dict[str, float | None] = {}
+    with windows_bar(len(masks) * (count + 2) * plan.control_windows, f"{candidate.name}: equal {kind}", True) as bar:
+        for label, mask in masks.items():
+            part = data.only([label])
+            like = [controls.draw(mask, number, label, data.fingerprint) for number in range(count)]
+            names = [f"random {number} like {label}" for number in range(count)]
+            whole, removed, *after = (
+                candidate.store.losses(one, part, name, bar.update)
+                for name, one in zip(["no mask", label, *names], [None, mask, *like], strict=True)
+            )
+            found = increases([label], whole, {label: removed, **dict(zip(names, after, strict=True))}, plan.bootstrap)
+            own[label], drawn[label] = found[label][label], [found[name][label] for name in names]
+            wanted = removed_mass(candidate.keep(mask), mass[label])
+            masses = [removed_mass(candidate.keep(one), mass[label]) for one in like]
+            reached[label] = float(np.mean(masses)) / wanted if wanted > 0 else None
+    removing = {label: own[label].value for label, mask in masks.items() if mask.num_removed}
+    values = {label: [one.value for one in drawn[label]] for label in masks}
+    found = chances(removing, values)
+    return {
+        label: Compared(
+            own[label], one_of(drawn[label], plan.bootstrap), values[label],
+            found[label].p if label in found else 1.0, found[label].q if label in found else 1.0, reached[label],
+        )
+        for label in masks
+    }  # fmt: skip
