@@ -12,7 +12,7 @@ from monet.configuration_monet import MonetConfig
 from monet.errors import ConfigError
 from monet.float32_buffers import Float32Buffers
 from monet.kernels.dispatch import without_autocast
-from monet.kernels.routing.op import batch_statistics, route_with_losses, thresholded_softmax
+from monet.kernels.routing.op import batch_statistics, facts_about_gates, route_with_losses, thresholded_softmax
 from monet.kernels.routing.reference import (
     BatchStatistics,
     RoutingSums,
@@ -20,6 +20,7 @@ from monet.kernels.routing.reference import (
     normal_quantile,
     raw_threshold,
 )
+from monet.kernels.shared import GateFacts, SharedGates, share
 from monet.losses import RouterLoss, ambiguity_loss, uniformity_loss
 from monet.ranks import GlobalBatch
 
@@ -99,6 +100,7 @@ class RouterOutput(NamedTuple):
     gates: both in the dtype of the logits, one tensor for all layers of the group, which mix with them.
     sums: what losses and metrics are made of, or None when they were not asked for.
     statistics: moments of both axes' logits in this batch, or None unless the router is learning.
+    shared: what the layers of the group share about `gates`, passed to each of them; None where there is nothing.
     """
 
     g1_BTHE: Tensor
@@ -106,6 +108,7 @@ class RouterOutput(NamedTuple):
     gates: tuple[Tensor, Tensor]
     sums: RouterSums | None = None
     statistics: tuple[BatchStatistics, BatchStatistics] | None = None
+    shared: SharedGates | None = None
 
     @property
     def losses(self) -> RouterLosses | None:
@@ -224,8 +227,10 @@ class MonetRouter(nn.Module):
         g1_BTHE, g2_BTHE = (axis.g_BTHE for axis in axes)
         gates = (g1_BTHE.to(axes[0].dtype), g2_BTHE.to(axes[1].dtype))
         sums = [axis.sums for axis in axes if axis.sums is not None]
+        first_facts, second_facts = (axis.facts for axis in axes)
+        shared = None if first_facts is None or second_facts is None else share(gates, (first_facts, second_facts))
         if not sums:
-            return RouterOutput(g1_BTHE, g2_BTHE, gates, statistics=statistics)
+            return RouterOutput(g1_BTHE, g2_BTHE, gates, statistics=statistics, shared=shared)
         shares = [axis.share_HE for axis in sums if axis.share_HE is not None]
         tokens = torch.tensor(B * T, device=x_BTD.device) if token_mask_BT is None else token_mask_BT.sum()
         router_sums = RouterSums(
@@ -235,7 +240,7 @@ class MonetRouter(nn.Module):
             torch.stack([axis.fired_HE for axis in sums]),
             tokens,
         )
-        return RouterOutput(g1_BTHE, g2_BTHE, gates, router_sums, statistics)
+        return RouterOutput(g1_BTHE, g2_BTHE, gates, router_sums, statistics, shared)
 
     def route(self, x_BTD: Tensor, float32_probs: bool = False, **options: Any) -> RouterOutput:
         """Call the router with its hooks, and route by what they return.
@@ -318,7 +323,8 @@ class MonetRouter(nn.Module):
             threshold_H = raw_threshold(mean_H, var_H, self.quantile, _EPS)
             if not with_losses:
                 g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=overwrite, dtype=dtype)
-                return _Axis(g_TP.view(*shape_BT, self.num_heads, self.num_keys), z_TP.dtype)
+                facts = facts_about_gates(z_TP, threshold_H, with_losses)
+                return _Axis(g_TP.view(*shape_BT, self.num_heads, self.num_keys), z_TP.dtype, facts)
             spread = "routing" if router_loss is None else router_loss.uniformity_on
             width_H = None
             if router_loss is not None and spread == "firing":
@@ -327,12 +333,14 @@ class MonetRouter(nn.Module):
             routed = route_with_losses(
                 z_TP, threshold_H, weight_T, width_H, spread=spread, overwrite=overwrite, dtype=dtype
             )
-        return _Axis(routed.g_TP.view(*shape_BT, self.num_heads, self.num_keys), z_TP.dtype, routed)
+            facts = facts_about_gates(z_TP, threshold_H, with_losses)
+        return _Axis(routed.g_TP.view(*shape_BT, self.num_heads, self.num_keys), z_TP.dtype, facts, routed)
 
 
 class _Axis(NamedTuple):
     g_BTHE: Tensor
     dtype: torch.dtype  # of the logits
+    facts: GateFacts | None
     sums: RoutingSums | None = None
 
 
