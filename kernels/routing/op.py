@@ -88,6 +88,11 @@ def route_with_losses(
     return resolve("route_with_losses", z_TP)(z_TP, threshold_H, weight_T, width_H, spread, overwrite, dtype)
 
 
+def rounds_in_kernel(z_TP: Tensor) -> bool:
+    """Whether a result in half precision is rounded, and differentiated, otherwise than a float32 one cast to it."""
+    return z_TP.dtype.itemsize < 4 and backend("thresholded_softmax", z_TP) == "triton"
+
+
 def facts_about_gates(z_TP: Tensor, threshold_H: Tensor, with_losses: bool) -> GateFacts | None:
     """What the layers of a group can share about the gates of one axis.
 
