@@ -35,6 +35,7 @@ from monet.eval.losses import LossStore, WindowLosses
 from monet.eval.results import AblationResult
 from monet.eval.selection import load_masks
 from monet.eval.verdicts import Measured, summarise
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
 
@@ -150,7 +151,7 @@ def measure(
         "model_fingerprint": fingerprint_of(model),
         "data_fingerprint": data.fingerprint,
         "data": data.description,
-        "masks": {label: mask.provenance for label, mask in masks.items()},
+        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "held_out": held_out([mask.provenance for mask in masks.values()], data),
         "controls": {**controls.settings(), "on": control_on},
         "bootstrap": dataclasses.asdict(bootstrap),

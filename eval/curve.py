@@ -29,6 +29,7 @@ from monet.eval.reporting.common import bracketed, signed
 from monet.eval.results import Verdict
 from monet.eval.rules import RankedBy, Rule, RuleName, rule_named
 from monet.eval.selection import select_by
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.eval.stats import ExpertStatistics
 from monet.fingerprint import hold, holds_weights
 from monet.masks import ExpertMask
@@ -252,7 +253,7 @@ def evaluate_curve(
         )  # fmt: skip
         points.append(CurvePoint(threshold, measured.domains))
         provenance = {key: value for key, value in measured.provenance.items() if key != "masks"}
-    provenance |= {"keep": keep, "statistics": statistics.provenance}
+    provenance |= {"keep": keep, "statistics": without_hashes(statistics.provenance)}
     result = CurveResult(rule.settings(), True, points, provenance)
     result.save(out)
     return result

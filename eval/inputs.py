@@ -211,8 +211,9 @@ class LabelledSequences:
         """One of `count` parts that together are the whole; a document is never divided."""
         check_shard(index, count)
         dealt = _dealt([(i, self._document(i)) for i in self._order], index, count)
-        # the whole's hash, so that parts of one whole are known as such
-        return replace(self, kept=dealt, described={**self.description, "shard": [index, count]})
+        # the whole's hash, so that parts of one whole are known as such; a part of a part is described by its own
+        whole = self._described if "shard" in self.description else self.description
+        return replace(self, kept=dealt, described={**whole, "shard": [index, count]})
 
     def _document(self, number: int) -> str:
         return str(number) if self.documents is None else self.documents[number]
@@ -300,7 +301,9 @@ class PreparedWindows:
         """One of `count` parts that together are the whole; windows that begin in one document stay together."""
         check_shard(index, count)
         part = copy.copy(self)
-        part.description = {**self.description, "shard": [index, count]}
+        # part i of n of part j of m is part j + i m of n m of the whole
+        first, step = self.description.get("shard", (0, 1))
+        part.description = {**self.description, "shard": [first + index * step, count * step]}
         part._windows = {
             label: _dealt([(window, self.dataset.locate(window)[2]) for window in windows], index, count)
             for label, windows in self._windows.items()

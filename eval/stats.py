@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from monet.errors import ConfigError, DataError, NonFiniteError
+from monet.eval import signature
 from monet.eval.inputs import LabelledData, LabelledSequences, PreparedWindows
 from monet.eval.loading import (
     DType,
@@ -84,6 +85,7 @@ def collect(
         stack.enter_context(evaluating(model))
         bar = stack.enter_context(windows_bar(data.num_windows, "routing statistics", progress))
         for group, router in enumerate(routers):
+    sequences = signature.Collected()
             handle = router.register_forward_hook(lambda _, __, output, group=group: total.add(group, output))
             stack.callback(handle.remove)
         for batch in data.batches(batch_size):
@@ -112,7 +114,7 @@ def collect(
     if not int(tokens_C.sum()):
         raise DataError(f"no text to collect statistics from: {data.description}; prepare a larger split")
     part = {"data_fingerprint": data.fingerprint, **data.description, "stored_mask": mask_digest(model.expert_mask)}
-    part["excluded"] = exclusion.notes(left_out)
+    part |= {"excluded": exclusion.notes(left_out), **sequences.signature().notes()}
     return ExpertStatistics(
         labels=list(data.labels),
         sums_CREE=total.sums_CREE.cpu(),

@@ -29,6 +29,7 @@ from monet.eval.harness.scoring import Outcome, Scorer, TooLong, correct, tokeni
 from monet.eval.harness.tasks import Faults, load_tasks
 from monet.eval.loading import DType, fingerprint_of, load_model, mask_digest, provenance_now, windows_bar
 from monet.eval.selection import load_masks
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
 
@@ -129,7 +130,7 @@ def evaluate_general(
         **provenance_now(),
         "model": str(model.name_or_path),
         "model_fingerprint": fingerprint_of(model),
-        "masks": {label: mask.provenance for label, mask in masks.items()},
+        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "mask_hashes": {one.name: mask_digest(one.mask) for one in run_under if one.control is None},
         "held_out": chosen_elsewhere(masks, asked, model, tokens),
         "controls": controls.settings(),
