@@ -23,6 +23,7 @@ from monet.eval.core.results import RESULT_NAME
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split, held_out, texts_of
 from monet.eval.inputs import LabelledData, check_labels
 from monet.eval.loading import (
+    DocumentMask,
     DType,
     check_batch_size,
     fingerprint_of,
@@ -179,6 +180,7 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
     controls: ControlOptions = ControlOptions(),  # noqa: B008 - frozen
     control_on: ControlOn = "target",
     resamples: int = 2000,
@@ -207,6 +209,8 @@ def run(
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         controls: random controls of each mask.
         control_on: measure controls on their target only, or on all domains, which takes that many times longer.
         resamples: bootstrap draws an interval, at least 1000.
@@ -232,7 +236,9 @@ def run(
     hold(loaded)
     chosen = load_masks(masks, model=loaded)
     texts = [text for mask in chosen.values() for text in texts_of(mask.provenance)]
-    windows = open_windows(data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains)
+    windows = open_windows(
+        data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains, document_mask
+    )
     check_protocol(protocol, texts, windows)
     result = ablate(
         loaded,

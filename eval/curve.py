@@ -23,7 +23,7 @@ from monet.eval.core.results import RESULT_NAME, Result
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.inputs import LabelledData
-from monet.eval.loading import DType, check_batch_size, load_model, open_windows
+from monet.eval.loading import DocumentMask, DType, check_batch_size, load_model, open_windows
 from monet.eval.losses import LossStore
 from monet.eval.reporting.common import bracketed, signed
 from monet.eval.results import Verdict
@@ -275,6 +275,7 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
     controls: ControlOptions = ControlOptions(),  # noqa: B008 - frozen
     control_on: ControlOn = "target",
     resamples: int = 2000,
@@ -309,6 +310,8 @@ def run(
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         controls: random controls of each mask.
         control_on: measure controls on their target only, or on all domains, which takes that many times longer.
         resamples: bootstrap draws an interval, at least 1000.
@@ -343,7 +346,9 @@ def run(
     hold(loaded)
     found = ExpertStatistics.load(statistics, model=loaded)
     texts = list(found.provenance["parts"])
-    windows = open_windows(data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains)
+    windows = open_windows(
+        data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains, document_mask
+    )
     check_protocol(protocol, texts, windows)
     result = evaluate_curve(
         loaded, found, chosen, thresholds, windows, out=out, keep=keep, controls=controls.open(loaded),

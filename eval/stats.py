@@ -17,6 +17,7 @@ from monet.errors import ConfigError, DataError, NonFiniteError
 from monet.eval import signature
 from monet.eval.inputs import LabelledData, LabelledSequences, PreparedWindows
 from monet.eval.loading import (
+    DocumentMask,
     DType,
     check_batch_size,
     evaluating,
@@ -92,12 +93,7 @@ def collect(
             batch.check_vocabulary(vocab_size(model))
             length_B = total.start(batch)
             left_out += int((batch.num_tokens_B - length_B).sum())
-            mask_BT = batch.attention_mask_BT
-            model.base_model(
-                input_ids=batch.input_ids_BT.to(device),
-                attention_mask=None if mask_BT is None else mask_BT.to(device),
-                use_cache=False,
-            )
+            model.base_model(**batch.inputs(device))
             if not bool(total.is_finite):
                 raise NonFiniteError(
                     f"routing probabilities are not finite in the batch of windows {batch.index_B.tolist()} "
@@ -140,6 +136,7 @@ def run(
     firing_above: float | None = None,
     maxima: bool = False,
     coactivation: int | dict[int, list[int]] | None = None,
+    document_mask: DocumentMask = "auto",
     exclude: Exclude = "special",
     exclude_first: int = 0,
     exclude_tokens: list[int] = [],  # noqa: B006 - shown in --help, never changed
@@ -169,11 +166,14 @@ def run(
         firing_above: also count the tokens at which its weight is above this number; implies --firing.
         maxima: also keep each expert's largest weight, and the window, document and position where it was.
         coactivation: also count the tokens at which two experts of a group are active together: for the so many
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
             strongest experts of every group, which takes a pass more to find them, or for experts by group, such as
             '{0: [17, 4], 1: [900]}' (expert (i, j) has the number i*E + j).
         exclude: special does not count the tokens that begin, end and pad a text, which tell domains apart by the
             length of their texts; none counts all, as the paper does.
-        exclude_first: tokens at the beginning of each window that are not counted.
+        exclude_first: tokens at the beginning of each window, and of each document under document masks, that are not
+            counted.
         exclude_tokens: further token ids that are not counted.
         shard: i/n reads the i-th of n parts of the text, i from 0 on, for as many processes at once; add their files
             up with `monet stats merge`. Windows that begin in one document stay together.
@@ -195,7 +195,7 @@ def run(
         raise ConfigError("coactivation of the strongest experts differs by shard; name the experts, by group")
     _check_source(data, scores, max_windows, domains)
     loaded = load_model(model, device, dtype)
-    text = _open(loaded, data, scores, split, seq_len, max_windows, domains)
+    text = _open(loaded, data, scores, split, seq_len, max_windows, domains, document_mask)
     if part is not None:
         text = text.shard(*part)
     exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude, exclude_first, exclude_tokens)
@@ -255,7 +255,8 @@ def _open(
     if scores is not None:
         return read_scored(scores, load_tokenizer(model), window_length(model, seq_len))
     assert data is not None
-    return open_windows(data, split, model, seq_len, max_windows, domains)
+    document_mask: DocumentMask,
+    return open_windows(data, split, model, seq_len, max_windows, domains, document_mask)
 
 
 def _print(statistics: ExpertStatistics, out: Path) -> None:

@@ -74,7 +74,8 @@ class Tokens(NamedTuple):
         if batch.attention_mask_BT is not None:
             mask_BT = batch.attention_mask_BT != 0
         position_BT = mask_BT.cumsum(1) - 1
-        mask_BT &= exclusion.counted(batch.input_ids_BT, position_BT)
+        place_BT = position_BT if batch.position_ids_BT is None else batch.position_ids_BT
+        mask_BT &= exclusion.counted(batch.input_ids_BT, place_BT)
         numbers = [int(name) if name.isdecimal() and len(name) <= 18 else -1 for name in batch.document_B]
         document_B = torch.tensor(numbers)
         places = (batch.index_B[:, None].expand(shape), document_B[:, None].expand(shape), position_BT)

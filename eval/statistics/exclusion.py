@@ -24,7 +24,7 @@ class Exclusion:
 
     Args:
         ids: token ids.
-        first: so many tokens at the beginning of every sequence.
+        first: so many tokens at the beginning of every sequence, and of every document under document masks.
 
     Raises:
         ConfigError: a negative number.
@@ -65,7 +65,8 @@ class Exclusion:
 
         Args:
             input_ids_BT: token ids.
-            position_BT: int64, place of each token in its sequence, from 0 on; pads are not looked at.
+            position_BT: int64, place of each token in its sequence, or in its document under document masks, from 0 on;
+                pads are not looked at.
         """
         return (position_BT >= self.first) & ~torch.isin(input_ids_BT, torch.tensor(self.ids, dtype=torch.int64))
 
