@@ -35,8 +35,8 @@ from monet.eval.loading import (
 from monet.eval.losses import LossStore, WindowLosses
 from monet.eval.results import AblationResult
 from monet.eval.selection import load_masks
-from monet.eval.verdicts import Measured, summarise
 from monet.eval.statistics.prompt_hashes import without_hashes
+from monet.eval.verdicts import Measured, summarise
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
 

@@ -117,11 +117,13 @@ def window_length(model: MonetPreTrainedModel, seq_len: int | None) -> int:
 
 
 def load_tokenizer(model: MonetPreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the model's own folder, or None if there is none.
+    """The tokenizer in the model's own folder, or None if there is none, as for a model that was made in memory.
 
     Raises:
         ConfigError: there is only a tokenizer.model, and sentencepiece is not installed.
     """
+    if not model.name_or_path:
+        return None
     try:
         return model_tokenizer.load_tokenizer(str(model.name_or_path))
     except CheckpointError:

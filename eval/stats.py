@@ -49,7 +49,7 @@ def collect(
     *,
     batch_size: int = 8,
     wanted: Wanted | None = None,
-    exclusion: Exclusion = Exclusion(),  # noqa: B008 - frozen
+    exclusion: Exclusion | None = None,
     progress: bool = True,
 ) -> ExpertStatistics:
     """Sum every expert's weight over the tokens of every label, in one pass.
@@ -64,7 +64,9 @@ def collect(
             they have scores, the moments of weights and scores are collected too.
         batch_size: sequences a forward.
         wanted: what else to collect; None for nothing else.
-        exclusion: tokens that are not counted, beside pads; see `Exclusion.chosen` for what commands leave out.
+        exclusion: tokens that are not counted, beside pads. None leaves out the tokens that begin, end and pad a text,
+            by the model's tokenizer or else its configuration, as `monet stats` does; `Exclusion()` counts all tokens,
+            as the paper does.
         progress: show a bar on standard error.
 
     Raises:
@@ -75,6 +77,7 @@ def collect(
     check_batch_size(batch_size)
     routers = model.routers()
     device = model.device
+    exclusion = Exclusion.chosen(model, load_tokenizer(model)) if exclusion is None else exclusion
     num_labels = len(data.labels)
     total = Accumulator(
         num_labels, len(routers), cast(int, model.config.moe_experts), device, wanted or Wanted(), exclusion
@@ -82,15 +85,16 @@ def collect(
     tokens_C, windows_C, documents_C = (torch.zeros(num_labels, dtype=torch.int64) for _ in range(3))
     last_document: dict[int, str] = {}
     left_out = 0
+    sequences = signature.Collected()
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
         bar = stack.enter_context(windows_bar(data.num_windows, "routing statistics", progress))
         for group, router in enumerate(routers):
-    sequences = signature.Collected()
             handle = router.register_forward_hook(lambda _, __, output, group=group: total.add(group, output))
             stack.callback(handle.remove)
         for batch in data.batches(batch_size):
             batch.check_vocabulary(vocab_size(model))
+            sequences.add(batch)
             length_B = total.start(batch)
             left_out += int((batch.num_tokens_B - length_B).sum())
             model.base_model(**batch.inputs(device))
@@ -132,11 +136,11 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
     firing: bool = False,
     firing_above: float | None = None,
     maxima: bool = False,
     coactivation: int | dict[int, list[int]] | None = None,
-    document_mask: DocumentMask = "auto",
     exclude: Exclude = "special",
     exclude_first: int = 0,
     exclude_tokens: list[int] = [],  # noqa: B006 - shown in --help, never changed
@@ -162,12 +166,12 @@ def run(
         seq_len: tokens a window, or a piece of a longer scored text; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         firing: also count, per domain, the tokens at which each expert is active, and at which it is the strongest.
         firing_above: also count the tokens at which its weight is above this number; implies --firing.
         maxima: also keep each expert's largest weight, and the window, document and position where it was.
         coactivation: also count the tokens at which two experts of a group are active together: for the so many
-        document_mask: true reads each document of a window apart: no attention across documents, positions from each
-            document's start. auto does what the model was trained with.
             strongest experts of every group, which takes a pass more to find them, or for experts by group, such as
             '{0: [17, 4], 1: [900]}' (expert (i, j) has the number i*E + j).
         exclude: special does not count the tokens that begin, end and pad a text, which tell domains apart by the
@@ -251,11 +255,11 @@ def _open(
     seq_len: int | None,
     max_windows: int | None,
     domains: list[str] | None,
+    document_mask: DocumentMask,
 ) -> LabelledSequences | PreparedWindows:
     if scores is not None:
         return read_scored(scores, load_tokenizer(model), window_length(model, seq_len))
     assert data is not None
-    document_mask: DocumentMask,
     return open_windows(data, split, model, seq_len, max_windows, domains, document_mask)
 
 

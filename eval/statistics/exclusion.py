@@ -70,6 +70,7 @@ class Exclusion:
         """
         return (position_BT >= self.first) & ~torch.isin(input_ids_BT, torch.tensor(self.ids, dtype=torch.int64))
 
-    def notes(self, left_out: int) -> dict[str, Any]:
-        """For provenance; `left_out` is the number of tokens."""
-        return {"ids": list(self.ids), "first": self.first, "tokens": left_out}
+    def notes(self, left_out: int | None = None) -> dict[str, Any]:
+        """For provenance; `left_out` is the number of tokens, if it was counted."""
+        counted = {} if left_out is None else {"tokens": left_out}
+        return {"ids": list(self.ids), "first": self.first, **counted}
