@@ -24,6 +24,7 @@ from monet.eval.core.results import RESULT_NAME
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split, held_out, texts_of
 from monet.eval.inputs import LabelledData, check_labels
 from monet.eval.loading import (
+    DocumentMask,
     DType,
     check_batch_size,
     load_model,
@@ -35,6 +36,7 @@ from monet.eval.losses import LossStore, WindowLosses
 from monet.eval.model_origin import about_model
 from monet.eval.results import AblationResult, how_drawn
 from monet.eval.selection import load_masks
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.eval.units import choose_unit, with_sources
 from monet.eval.verdicts import Measured, summarise
 from monet.fingerprint import hold, holds_weights
@@ -155,7 +157,7 @@ def measure(
         **about_model(model),
         "data_fingerprint": data.fingerprint,
         "data": data.description,
-        "masks": {label: mask.provenance for label, mask in masks.items()},
+        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "held_out": held_out([mask.provenance for mask in masks.values()], data),
         "controls": control_notes(controls, [condition for condition, _ in asked], on=control_on),
         "bootstrap": dataclasses.asdict(bootstrap),
@@ -183,6 +185,7 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
     controls: ControlOptions = ControlOptions(),  # noqa: B008 - frozen
     control_on: ControlOn = "target",
     resamples: int = 2000,
@@ -211,6 +214,8 @@ def run(
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         controls: random controls of each mask.
         control_on: measure controls on their target only, or on all domains, which takes that many times longer.
         resamples: bootstrap draws an interval, at least 1000.
@@ -238,7 +243,9 @@ def run(
     hold(loaded)
     chosen = load_masks(masks, model=loaded)
     texts = [text for mask in chosen.values() for text in texts_of(mask.provenance)]
-    windows = open_windows(data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains)
+    windows = open_windows(
+        data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains, document_mask
+    )
     check_protocol(protocol, texts, windows)
     result = ablate(
         loaded,

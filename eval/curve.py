@@ -25,12 +25,13 @@ from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.inputs import LabelledData
 from monet.eval.label_control import KEY
-from monet.eval.loading import DType, check_batch_size, load_model, open_windows
+from monet.eval.loading import DocumentMask, DType, check_batch_size, load_model, open_windows
 from monet.eval.losses import LossStore
 from monet.eval.reporting.common import bracketed, signed
 from monet.eval.results import Baseline, Verdict, caution_on_few, how_drawn
 from monet.eval.rules import RankedBy, Rule, RuleName, rule_named
 from monet.eval.selection import select_by
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.eval.stats import ExpertStatistics
 from monet.eval.units import choose_unit
 from monet.fingerprint import hold, holds_weights
@@ -268,7 +269,7 @@ def evaluate_curve(
         found |= {f"{label} at {threshold:g}": {KEY: of[KEY]} for label, of in provenance["masks"].items() if KEY in of}
         taken += [{**one, "mask": f"{one['mask']} at {threshold:g}"} for one in provenance["controls"]["achieved"]]
     provenance["controls"]["achieved"] = taken
-    provenance |= {"masks": found, "keep": keep, "statistics": statistics.provenance}
+    provenance |= {"masks": found, "keep": keep, "statistics": without_hashes(statistics.provenance)}
     result = CurveResult(rule.settings(), True, points, provenance, evaluated)
     result.save(out)
     return result
@@ -290,6 +291,7 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
     controls: ControlOptions = ControlOptions(),  # noqa: B008 - frozen
     control_on: ControlOn = "target",
     resamples: int = 2000,
@@ -324,6 +326,8 @@ def run(
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         controls: random controls of each mask.
         control_on: measure controls on their target only, or on all domains, which takes that many times longer.
         resamples: bootstrap draws an interval, at least 1000.
@@ -360,7 +364,9 @@ def run(
     hold(loaded)
     found = ExpertStatistics.load(statistics, model=loaded)
     texts = list(found.provenance["parts"])
-    windows = open_windows(data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains)
+    windows = open_windows(
+        data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains, document_mask
+    )
     check_protocol(protocol, texts, windows)
     result = evaluate_curve(
         loaded, found, chosen, thresholds, windows, out=out, keep=keep, controls=controls.open(loaded),

@@ -76,12 +76,7 @@ def _loss_sums(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 def _losses_of(model: Any, batch: Batch, name: str, labels: list[str]) -> Tensor:
     """Summed losses of each sequence of a batch, float64 on the CPU."""
     batch.check_vocabulary(vocab_size(model))
-    attention = batch.attention_mask_BT
-    logits_BTV = model(
-        input_ids=batch.input_ids_BT.to(model.device),
-        attention_mask=None if attention is None else attention.to(model.device),
-        use_cache=False,
-    ).logits
+    logits_BTV = model(**batch.inputs(model.device)).logits
     sums_B = _loss_sums(logits_BTV, batch.targets_BT.to(model.device)).cpu()
     if not bool(torch.isfinite(sums_B).all()):
         row = int((~torch.isfinite(sums_B)).nonzero()[0])

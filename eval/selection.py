@@ -17,6 +17,7 @@ from monet.errors import CheckpointError, ConfigError
 from monet.eval.core.intervention import check_all
 from monet.eval.label_control import KEY, label_controls, note_on, of_masks, warning
 from monet.eval.rules import RankedBy, Ratio, Rule, RuleName, assign, check_ratio, rule_named
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.eval.stats import ExpertStatistics
 from monet.files import atomic_write_json, sha256_file
 from monet.json_text import read_json
@@ -119,7 +120,7 @@ def summarise(
             }
             for label, mask in masks.items()
         },
-        "statistics": statistics.provenance,
+        "statistics": without_hashes(statistics.provenance),
     }
 
 

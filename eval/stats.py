@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from monet.errors import ConfigError, DataError, NonFiniteError
+from monet.eval import signature
 from monet.eval.inputs import LabelledData, LabelledSequences, PreparedWindows
 from monet.eval.loading import (
+    DocumentMask,
     DType,
     check_batch_size,
     evaluating,
@@ -55,7 +57,7 @@ def collect(
     *,
     batch_size: int = 8,
     wanted: Wanted | None = None,
-    exclusion: Exclusion = Exclusion(),  # noqa: B008 - frozen
+    exclusion: Exclusion | None = None,
     progress: bool = True,
 ) -> ExpertStatistics:
     """Sum every expert's weight over the tokens of every label, in one pass.
@@ -71,7 +73,9 @@ def collect(
             they have scores, the moments of weights and scores are collected too.
         batch_size: sequences a forward.
         wanted: what else to collect; None for nothing else but one permutation of the labels.
-        exclusion: tokens that are not counted, beside pads; see `Exclusion.chosen` for what commands leave out.
+        exclusion: tokens that are not counted, beside pads. None leaves out the tokens that begin, end and pad a text,
+            by the model's tokenizer or else its configuration, as `monet stats` does; `Exclusion()` counts all tokens,
+            as the paper does.
         progress: show a bar on standard error.
 
     Raises:
@@ -82,6 +86,7 @@ def collect(
     check_batch_size(batch_size)
     routers = model.routers()
     device = model.device
+    exclusion = Exclusion.chosen(model, load_tokenizer(model)) if exclusion is None else exclusion
     num_labels = len(data.labels)
     wanted = wanted or Wanted()
     shuffle = None
@@ -92,6 +97,7 @@ def collect(
     tokens_C, windows_C, documents_C = (torch.zeros(num_labels, dtype=torch.int64) for _ in range(3))
     last_document: dict[int, str] = {}
     left_out = 0
+    sequences = signature.Collected()
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
         bar = stack.enter_context(windows_bar(data.num_windows, "routing statistics", progress))
@@ -100,14 +106,10 @@ def collect(
             stack.callback(handle.remove)
         for batch in data.batches(batch_size):
             batch.check_vocabulary(vocab_size(model))
+            sequences.add(batch)
             length_B = total.start(batch)
             left_out += int((batch.num_tokens_B - length_B).sum())
-            mask_BT = batch.attention_mask_BT
-            model.base_model(
-                input_ids=batch.input_ids_BT.to(device),
-                attention_mask=None if mask_BT is None else mask_BT.to(device),
-                use_cache=False,
-            )
+            model.base_model(**batch.inputs(device))
             if not bool(total.is_finite):
                 raise NonFiniteError(
                     f"routing probabilities are not finite in the batch of windows {batch.index_B.tolist()} "
@@ -124,7 +126,7 @@ def collect(
     if not int(tokens_C.sum()):
         raise DataError(f"no text to collect statistics from: {data.description}; prepare a larger split")
     part = {"data_fingerprint": data.fingerprint, **data.description, "stored_mask": mask_digest(model.expert_mask)}
-    part["excluded"] = exclusion.notes(left_out)
+    part |= {"excluded": exclusion.notes(left_out), **sequences.signature().notes()}
     if shuffle is not None:
         part["permutations"] = shuffle.notes()
 
@@ -147,6 +149,7 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
     firing: bool = False,
     firing_above: float | None = None,
     maxima: bool = False,
@@ -178,6 +181,8 @@ def run(
         seq_len: tokens a window, or a piece of a longer scored text; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         firing: also count, per domain, the tokens at which each expert is active, and at which it is the strongest.
         firing_above: also count the tokens at which its weight is above this number; implies --firing.
         maxima: also keep each expert's largest weight, and the window, document and position where it was.
@@ -190,7 +195,8 @@ def run(
         permutation_seed: another number gives other permutations.
         exclude: special does not count the tokens that begin, end and pad a text, which tell domains apart by the
             length of their texts; none counts all, as the paper does.
-        exclude_first: tokens at the beginning of each window that are not counted.
+        exclude_first: tokens at the beginning of each window, and of each document under document masks, that are not
+            counted.
         exclude_tokens: further token ids that are not counted.
         shard: i/n reads the i-th of n parts of the text, i from 0 on, for as many processes at once; add their files
             up with `monet stats merge`. Windows that begin in one document stay together.
@@ -212,7 +218,7 @@ def run(
         raise ConfigError("coactivation of the strongest experts differs by shard; name the experts, by group")
     _check_source(data, scores, max_windows, domains)
     loaded = load_model(model, device, dtype)
-    text = _open(loaded, data, scores, split, seq_len, max_windows, domains)
+    text = _open(loaded, data, scores, split, seq_len, max_windows, domains, document_mask)
     if part is not None:
         text = text.shard(*part)
     exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude, exclude_first, exclude_tokens)
@@ -270,11 +276,12 @@ def _open(
     seq_len: int | None,
     max_windows: int | None,
     domains: list[str] | None,
+    document_mask: DocumentMask,
 ) -> LabelledSequences | PreparedWindows:
     if scores is not None:
         return read_scored(scores, load_tokenizer(model), window_length(model, seq_len))
     assert data is not None
-    return open_windows(data, split, model, seq_len, max_windows, domains)
+    return open_windows(data, split, model, seq_len, max_windows, domains, document_mask)
 
 
 def _print(statistics: ExpertStatistics, out: Path) -> None:

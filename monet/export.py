@@ -106,6 +106,8 @@ def export(
     provenance = _provenance(folder, dtype)
     with atomic_directory(out) as target:
         model.config.dtype, model.config.architectures = getattr(torch, dtype), [type(model).__name__]
+        if masked := trained_with_document_masks(folder):
+            model.config.document_mask = masked
         model.config.save_pretrained(target)
         if remote_code:
             add_remote_code(target)
@@ -145,6 +147,16 @@ def _class_and_config(folder: Path) -> LanguageModel:
 
     config = config_of(read_config(folder))
     return class_of(config)(config)
+
+
+def trained_with_document_masks(folder: Path) -> bool:
+    """Whether the run of a checkpoint folder kept the documents of a window apart (`data.document_mask`).
+
+    The configuration in checkpoints of earlier versions does not say so; the data's position does.
+    """
+    from monet.training.checkpoint import read_entry
+
+    return bool((read_entry(folder, "MonetDataModule") or {}).get("document_mask"))
 
 
 def released_tensors(model: LanguageModel) -> dict[str, Tensor]:
@@ -301,7 +313,8 @@ def model_card(model: LanguageModel, provenance: Provenance, remote_code: bool =
         "vocabulary": f"{c.vocab_size:,}",
         "trained for": f"{provenance.step:,} steps, {provenance.tokens_seen:,} tokens",
         "seeds": f"of the weights {provenance.seed}, of the data's order {provenance.data_seed}",
-        "data": f"fingerprint `{provenance.data_fingerprint}`",
+        "data": f"fingerprint `{provenance.data_fingerprint}`"
+        + (", with document masks" if getattr(c, "document_mask", False) else ""),
         "exported from": f"`{provenance.checkpoint}`, manifest SHA-256 `{provenance.checkpoint_manifest_sha256}`",
         "software": f"monet {provenance.monet_version}, torch {provenance.torch_version},"
         f" transformers {provenance.transformers_version}, Python {provenance.python_version}",

@@ -29,6 +29,7 @@ from monet.eval.harness.tasks import Faults, LoadedTask, load_tasks
 from monet.eval.loading import DType, load_model, provenance_now, windows_bar
 from monet.eval.model_origin import about_model
 from monet.eval.selection import check_ratio, load_masks
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.eval.stats import PERMUTATIONS
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
@@ -158,7 +159,7 @@ def evaluate_domains(
         **provenance_now(),
         "model": str(model.name_or_path),
         **about_model(model),
-        "masks": {label: mask.provenance for label, mask in masks.items()},
+        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "identification": found_on,
         "held_out": found_on["identify_on"] == "held_out"
         if found_on

@@ -31,6 +31,7 @@ from monet.eval.harness.tasks import Faults, load_tasks
 from monet.eval.loading import DType, load_model, mask_digest, provenance_now, windows_bar
 from monet.eval.model_origin import about_model
 from monet.eval.selection import load_masks
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
 
@@ -131,7 +132,7 @@ def evaluate_general(
         **provenance_now(),
         "model": str(model.name_or_path),
         **about_model(model),
-        "masks": {label: mask.provenance for label, mask in masks.items()},
+        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "mask_hashes": {one.name: mask_digest(one.mask) for one in run_under if one.control is None},
         "held_out": chosen_elsewhere(masks, asked, model, tokens),
         "controls": control_notes(controls, run_under),

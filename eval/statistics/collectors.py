@@ -12,7 +12,7 @@ from torch import Tensor
 from monet.errors import ConfigError, DataError
 from monet.eval.inputs import Batch
 from monet.eval.statistics.exclusion import Exclusion
-from monet.eval.statistics.extras import Coactivation, Extra, Firing, Maxima, ScoreMoments
+from monet.eval.statistics.extras import EQUAL, Coactivation, Extra, Firing, Maxima, ScoreMoments
 from monet.eval.statistics.pairs import ActiveExperts
 
 # What `monet stats` permutes the labels by default: one permutation costs a few percent of the pass.
@@ -76,7 +76,8 @@ class Tokens(NamedTuple):
         if batch.attention_mask_BT is not None:
             mask_BT = batch.attention_mask_BT != 0
         position_BT = mask_BT.cumsum(1) - 1
-        mask_BT &= exclusion.counted(batch.input_ids_BT, position_BT)
+        place_BT = position_BT if batch.position_ids_BT is None else batch.position_ids_BT
+        mask_BT &= exclusion.counted(batch.input_ids_BT, place_BT)
         numbers = [int(name) if name.isdecimal() and len(name) <= 18 else -1 for name in batch.document_B]
         document_B = torch.tensor(numbers)
         places = (batch.index_B[:, None].expand(shape), document_B[:, None].expand(shape), position_BT)
@@ -195,7 +196,7 @@ def _count(table_CREE: Tensor, place_P: Tensor) -> None:
 
 
 class _Maxima:
-    """Largest weights and where they were."""
+    """Largest weights and where they were; of weights that `EQUAL` takes for the same, the first in reading order."""
 
     def __init__(self, sums_CREE: Tensor) -> None:
         self.weight_REE = torch.zeros_like(sums_CREE[0])
@@ -203,15 +204,17 @@ class _Maxima:
 
     def add(self, group: int, active: ActiveExperts, place_P: Tensor, tokens: Tokens) -> None:
         best_N, place_N3 = self.weight_REE[group].view(-1), self.place_REE3[group].flatten(0, 1)
-        larger_P = (active.weight_P > best_N.index_select(0, active.expert_P)).nonzero().view(-1)
-        token_P, expert_P, weight_P = (column_P.index_select(0, larger_P) for column_P in active)
-        best_N.scatter_reduce_(0, expert_P, weight_P, "amax")
-        equal_P = (weight_P == best_N.index_select(0, expert_P)).nonzero().view(-1)
-        # tokens come in their order, so that the first of each expert's is the earliest
-        order_P = equal_P[expert_P[equal_P].argsort(stable=True)]
-        begins_P = torch.cat([order_P.new_ones(1), expert_P[order_P].diff()])[: len(order_P)] != 0
-        first_P = order_P[begins_P]
-        place_N3[expert_P[first_P]] = tokens.place_X3[token_P[first_P]]
+        token_P, expert_P, weight_P = active
+        while len(larger_P := (weight_P > best_N.index_select(0, expert_P) * EQUAL).nonzero().view(-1)):
+            token_P, expert_P, weight_P = (column_P[larger_P] for column_P in (token_P, expert_P, weight_P))
+            # tokens come in their order, so that an expert's first entry is its earliest; it takes the place, and later
+            # ones are compared with it in turn, as if tokens came one by one
+            number_P = torch.arange(len(expert_P), device=expert_P.device)
+            first_N = torch.full_like(best_N, len(expert_P), dtype=torch.int64)
+            first_N.scatter_reduce_(0, expert_P, number_P, "amin")
+            first_P = first_N[first_N < len(expert_P)]
+            best_N[expert_P[first_P]] = weight_P[first_P]
+            place_N3[expert_P[first_P]] = tokens.place_X3[token_P[first_P]]
 
     def result(self) -> Maxima:
         part_REE1 = torch.where(self.weight_REE > 0, 0, -1)[..., None]

@@ -6,8 +6,10 @@ labels.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from monet.errors import CheckpointError, DataError
 from monet.eval.loading import provenance_now
+from monet.eval.signature import common_sequences, same_source, shares_text, thinned
 from monet.eval.statistics.extras import EXTRAS, Coactivation, Extra, Firing, Maxima, ScoreMoments
 from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.files import atomic_path
@@ -28,9 +31,6 @@ FORMAT = "monet-expert-statistics/2"
 # Files of the first format hold no permuted labels, and are otherwise the same.
 _READ = ("monet-expert-statistics/1", FORMAT)
 _SUMS = ("sums", "tokens", "windows", "documents")
-# What says of a pass which text it read: prepared text, a scored file, sequences in memory.
-_SOURCES = (("content", "split"), ("file_sha256",), ("sha256",))
-_OF_A_PASS = {"shard", "data_fingerprint", "only", "excluded", "permutations"}
 _PERMUTED = "permuted"
 
 
@@ -142,10 +142,11 @@ class ExpertStatistics:
             raise CheckpointError(
                 "statistics that leave out different tokens do not add up; collect both with the same --exclude options"
             )
-        if shared := [part for part in mine if any(_overlap(part, further) for further in theirs)]:
+        if len({bool(part.get("document_mask")) for part in [*mine, *theirs]}) > 1:
             raise CheckpointError(
-                f"both statistics hold text of the part {without_hashes(shared[0])}; its tokens would count twice"
+                "statistics with and without document masks do not add up; collect both with the same --document_mask"
             )
+        _refuse_overlap(mine, theirs)
         merged: dict[str, Any] = {name: extra.merge(others[name], len(mine)) for name, extra in extras.items()}
         return ExpertStatistics(
             labels=self.labels,
@@ -154,7 +155,7 @@ class ExpertStatistics:
             windows_C=self.windows_C + other.windows_C,
             documents_C=self.documents_C + other.documents_C,
             model_fingerprint=self.model_fingerprint,
-            provenance={**self.provenance, **provenance_now(), "parts": mine + theirs},
+            provenance={**self.provenance, **provenance_now(), "parts": thinned(mine + theirs)},
             permuted=[one.merge(another) for one, another in zip(self.permuted, other.permuted, strict=False)],
             **merged,
         )
@@ -260,14 +261,19 @@ def _excluded(part: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(notes.get("ids", [])), notes.get("first", 0)
 
 
-def _overlap(part: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two passes read some of the same text: one source, however cut, unless it was divided between them."""
-    source = next((keys for keys in _SOURCES if keys[0] in part), tuple(part.keys() - _OF_A_PASS))
-    if any(part.get(key) != other.get(key) for key in source):
-        return False
-    if "only" in part and "only" in other and not set(part["only"]) & set(other["only"]):
-        return False
-    mine, theirs = part.get("shard"), other.get("shard")
-    alike = all(part.get(key) == other.get(key) for key in (part.keys() | other.keys()) - _OF_A_PASS)
-    divided = mine is not None and theirs is not None and mine[1] == theirs[1] and mine[0] != theirs[0]
-    return not (alike and divided)
+def _refuse_overlap(parts: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> None:
+    """Raise CheckpointError if two passes read some of the same text."""
+    for part, other in itertools.product(parts, others):
+        if not shares_text(part, other):
+            continue
+        told = without_hashes(part)
+        if same_source(part, other):
+            raise CheckpointError(
+                f"both statistics hold text of the part {told}, and its tokens would count twice; merge the shards of "
+                "one division of a source, or different domains of it"
+            )
+        raise CheckpointError(
+            f"both statistics hold {common_sequences(part, other)} of the same sequences, and their tokens would count "
+            "twice; take these sequences out of one text, or collect both texts in one pass. The part that holds them: "
+            f"{told}"
+        )

@@ -19,6 +19,7 @@ from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.decoding import GENERATED_CONTROLS
 from monet.eval.loading import (
+    DocumentMask,
     DType,
     check_batch_size,
     fingerprint_of,
@@ -242,6 +243,7 @@ def run(
     text_split: str = "evaluate",
     text_windows: int | None = None,
     seq_len: int | None = None,
+    document_mask: DocumentMask = "auto",
     general: list[Path] | None = None,
     resamples: int = 2000,
     confidence: float = 0.95,
@@ -282,6 +284,8 @@ def run(
         text_split: split of TEXT.
         text_windows: windows a domain of TEXT, evenly spread; without it all.
         seq_len: tokens a window of TEXT; without it the most the model was made for.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         general: results of `monet eval general` whose averages are put beside, condition by condition.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
@@ -317,7 +321,8 @@ def run(
         raise CheckpointError(f"{model}: no tokenizer there; prompts are text, export the model with its tokenizer")
     ordinary = None
     if text is not None:
-        ordinary = OrdinaryText(open_windows(text, text_split, loaded, seq_len, text_windows))
+        windows = open_windows(text, text_split, loaded, seq_len, text_windows, document_mask=document_mask)
+        ordinary = OrdinaryText(windows)
     result = evaluate_toxicity(
         loaded,
         tokenizer,

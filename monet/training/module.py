@@ -141,6 +141,8 @@ class MonetLightningModule(LightningModule):
         if data is None:
             return
         config = self.model.config
+        if getattr(data, "document_mask", False):  # checkpoints and exports say so
+            config.document_mask = True
         rows = self.model.model.embed_tokens.num_embeddings
         if (found := getattr(data, "vocab_size", rows)) > rows:
             raise ConfigError(f"model.shape.vocab_size = {rows} is smaller than the tokenizer's {found} ids; raise it")
