@@ -19,8 +19,8 @@ Sources = Mapping[str, Sequence[str | None]]
 def choose_unit(bootstrap: Bootstrap, data: LabelledData) -> tuple[Bootstrap, Sources | None]:
     """The bootstrap with the unit that it draws.
 
-    Without a unit it draws sources, if the source of every window is known and every label with windows has two or more. Otherwise
-    it draws documents.
+    Without a unit it draws sources, if the source of every window is known and every label with windows has two or
+    more. Otherwise it draws documents.
 
     Args:
         bootstrap: `unit` is None, or what was asked for.
