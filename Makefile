@@ -3,7 +3,7 @@
 # make test-oldest   the same tests with the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-newest   the same tests with the newest releases, in .venv-newest
 # make smoke   a short check of the newest releases, in .venv-smoke
-# make lint    style, types, dependencies
+# make lint    style, types, dependencies, spelling, English (tools/prose)
 # make check   lint, then all tests, slow ones too
 # make pins    write constraints/tested.txt from the newest releases, then run the tests with it before you commit it
 # make evidence     train the models of docs/evidence.md, two and a half hours on one core for each, and measure its
@@ -151,6 +151,8 @@ lint: .venv/.tests-ready
 	$(BIN)/pyright --warnings --pythonpath $(BIN)/python
 	$(BIN)/deptry .
 	$(BIN)/deptry monet kernels eval --optional-dependencies-dev-groups dev
+	$(BIN)/codespell
+	$(BIN)/python -m tools.prose
 
 check: lint
 	$(MAKE) test SLOW=1

@@ -86,11 +86,14 @@ def contestants(model: MonetForCausalLM, batches: int, batch_size: int, length: 
     strongest = collect(model, data, batch_size=batch_size, progress=False).strongest(64).tolist()
     coactivation = dict(enumerate(strongest))
     runs: dict[str, tuple[LabelledSequences, Wanted]] = {
-        "sums": (data, Wanted()),
-        "scores": (scored, Wanted()),
-        "firing": (data, Wanted(firing=True, firing_above=0.1)),
-        "maxima": (data, Wanted(maxima=True)),
-        "coactivation of 64": (data, Wanted(coactivation=coactivation)),
+        "sums": (data, Wanted(permutations=0)),
+        "sums, labels permuted once": (data, Wanted()),
+        "scores": (scored, Wanted(permutations=0)),
+        "scores, permuted once": (scored, Wanted()),
+        "firing": (data, Wanted(firing=True, firing_above=0.1, permutations=0)),
+        "firing, labels permuted once": (data, Wanted(firing=True, firing_above=0.1)),
+        "maxima": (data, Wanted(maxima=True, permutations=0)),
+        "coactivation of 64": (data, Wanted(coactivation=coactivation, permutations=0)),
         "all of these": (scored, Wanted(True, 0.1, True, coactivation)),
     }
 

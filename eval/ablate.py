@@ -1,7 +1,7 @@
 """What a model loses when experts are removed: mean next-token loss per domain before and after, with controls.
 
 Every mask is set against random controls. Intervals are paired
-bootstraps: documents of a domain are drawn again with replacement, the same draw before and after removal.
+bootstraps: sources (or documents) of a domain are drawn again with replacement, the same draw before and after removal.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from monet.errors import ConfigError, DataError
-from monet.eval.bootstrap import Bootstrap
+from monet.eval.bootstrap import Bootstrap, Unit
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.achieved import control_notes, told
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split, held_out, texts_of
 from monet.eval.inputs import LabelledData, check_labels
 from monet.eval.loading import (
+    DocumentMask,
     DType,
     check_batch_size,
-    fingerprint_of,
     load_model,
     open_windows,
     provenance_now,
     windows_bar,
 )
 from monet.eval.losses import LossStore, WindowLosses
-from monet.eval.results import AblationResult
+from monet.eval.model_origin import about_model
+from monet.eval.results import AblationResult, how_drawn
 from monet.eval.selection import load_masks
+from monet.eval.statistics.prompt_hashes import without_hashes
+from monet.eval.units import choose_unit, with_sources
 from monet.eval.verdicts import Measured, summarise
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
@@ -83,7 +87,7 @@ def ablate(
         out: folder for kept losses and result.json.
         controls: random controls of each mask; None takes the default.
         control_on: measure controls on their target only, or on all domains (dearer by the number of domains).
-        bootstrap: how intervals are made.
+        bootstrap: how intervals are made; None takes the defaults.
         batch_size: sequences a forward.
         part: of the masks and controls, whose losses are computed and kept; None takes all.
         progress: show a bar on standard error.
@@ -92,7 +96,8 @@ def ablate(
         The result; None with a part.
 
     Raises:
-        DataError: a label missing in the data, one domain only, a domain with fewer than two documents.
+        DataError: a label missing in the data, one domain only, a domain with fewer than two units to draw, or sources
+            to draw that are not known.
         CheckpointError: a mask of another model or size.
         ConfigError: no control, or batch_size below 1.
         NonFiniteError: a NaN or infinite loss.
@@ -102,6 +107,7 @@ def ablate(
     check_request(model, masks, data, controls)
     store = LossStore(Path(out) / "losses", model, batch_size)
     if part is not None:
+        choose_unit(bootstrap or Bootstrap(), data)  # refuses before the work what the last call would refuse
         keep_losses(store, dealt(passes(masks, data, controls, control_on), part), progress)
         return None
     result = measure(
@@ -144,20 +150,21 @@ def measure(
     """What `ablate` measures, with losses kept in `store` and no result written; arguments as there."""
     model = store.model
     check_request(model, masks, data, controls)
+    bootstrap, sources = choose_unit(bootstrap, data)
     asked = passes(masks, data, controls, control_on)
     provenance = {
         **provenance_now(),
-        "model_fingerprint": fingerprint_of(model),
+        **about_model(model),
         "data_fingerprint": data.fingerprint,
         "data": data.description,
-        "masks": {label: mask.provenance for label, mask in masks.items()},
+        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "held_out": held_out([mask.provenance for mask in masks.values()], data),
-        "controls": {**controls.settings(), "on": control_on},
+        "controls": control_notes(controls, [condition for condition, _ in asked], on=control_on),
         "bootstrap": dataclasses.asdict(bootstrap),
         "losses": store.settings,
     }
     with windows_bar(sum(part.num_windows for _, part in asked), "no mask", progress) as bar:
-        whole = store.losses(None, data, "no mask", bar.update)
+        whole = with_sources(store.losses(None, data, "no mask", bar.update), data.labels, sources)
 
         def losses() -> Iterator[tuple[Measured, WindowLosses]]:
             for condition, part in asked[1:]:
@@ -178,11 +185,12 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
     controls: ControlOptions = ControlOptions(),  # noqa: B008 - frozen
     control_on: ControlOn = "target",
     resamples: int = 2000,
     confidence: float = 0.95,
-    unit: Literal["document", "window"] = "document",
+    unit: Unit | None = None,
     seed: int = 0,
     batch_size: int = 8,
     part: str | None = None,
@@ -206,11 +214,15 @@ def run(
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         controls: random controls of each mask.
         control_on: measure controls on their target only, or on all domains, which takes that many times longer.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
-        unit: what is drawn again: documents (windows that begin in one document stay together) or windows.
+        unit: what is drawn again: source (windows that begin in documents of one source stay together), document
+            (windows that begin in one document stay together) or window. Without it source, if DATA hold the source of
+            every document and each domain has two or more; otherwise document.
         seed: of the draws.
         batch_size: windows a forward.
         part: i/n computes the losses of the i-th of n parts of the masks and random masks, i from 0 on, and writes no
@@ -231,7 +243,9 @@ def run(
     hold(loaded)
     chosen = load_masks(masks, model=loaded)
     texts = [text for mask in chosen.values() for text in texts_of(mask.provenance)]
-    windows = open_windows(data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains)
+    windows = open_windows(
+        data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains, document_mask
+    )
     check_protocol(protocol, texts, windows)
     result = ablate(
         loaded,
@@ -248,5 +262,5 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
+    print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from monet.eval.core.achieved import achieved_table
 from monet.eval.document import Bars, Block, Heatmap, Panels, Report, Table, Text
-from monet.eval.reporting.common import bracketed, signed
+from monet.eval.label_control import blocks_of, of_masks
+from monet.eval.reporting.common import NOTHING, bracketed, signed
+from monet.eval.results import caution_on_few
 
 if TYPE_CHECKING:
     from monet.eval.core.estimate import Estimate
@@ -31,14 +34,21 @@ def random_units(controls: Mapping[str, Any], what: str) -> str:
     return f"As many random {what}" if kind == "number" else f"Random {what} of equal {kind}"
 
 
+def control_blocks(provenance: Mapping[str, Any]) -> list[Block]:
+    """What a suite's random controls take, and what the selection of its masks finds under permuted labels."""
+    return [*achieved_table(provenance), *blocks_of(of_masks(provenance.get("masks", {})))]
+
+
 def report_of(result: AblationResult) -> Report:
     """Everything an ablation found."""
     what, group = f"{result.unit}s", result.group
     held_out = result.provenance["held_out"]
     blocks: list[Block] = [
         Text(ORIGIN[held_out], caution=held_out is not True),
+        *([Text(caution, caution=True)] if (caution := caution_on_few(result.evaluated)) else []),
         _matrices(result, what),
         verdicts(result, what),
+        *control_blocks(result.provenance),
         Text(_how(result, what, group), "How it was measured"),
         _perplexities(result),
         _text(result),
@@ -155,7 +165,7 @@ def _perplexities(result: AblationResult) -> Table:
 def _text(result: AblationResult) -> Table:
     return Table(
         "Text evaluated on",
-        ["domain", "mean loss", "perplexity", "tokens", "windows", "documents"],
+        ["domain", "mean loss", "perplexity", "tokens", "windows", "documents", "sources"],
         [
             [
                 baseline.name,
@@ -164,10 +174,11 @@ def _text(result: AblationResult) -> Table:
                 f"{baseline.tokens:,}",
                 f"{baseline.windows:,}",
                 f"{baseline.documents:,}",
+                NOTHING if baseline.sources is None else f"{baseline.sources:,}",
             ]
             for baseline in result.evaluated
         ],
-        "Of the whole model; the loss in nats a token.",
+        "Of the whole model; the loss in nats a token. Documents are cut from sources; a dash: these are not known.",
     )
 
 

@@ -1,19 +1,22 @@
-"""Paired bootstrap intervals of mean token losses: documents (or windows) are drawn again with replacement.
+"""Paired bootstrap intervals of mean token losses: sources, documents or windows are drawn again with replacement.
 
-Dims: C conditions (no mask, each mask), U units drawn together (documents or windows), Q resamples.
+Dims: C conditions (no mask, each mask), U units drawn together (sources, documents or windows), Q resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monet.errors import ConfigError, DataError
 
+Unit = Literal["source", "document", "window"]
+
+FEW = 10  # fewer units than this call for a caution
 _BLOCK_CELLS = 4_000_000
 _MANY_UNITS = 100_000
 
@@ -25,7 +28,10 @@ class Bootstrap:
     Args:
         resamples: draws an interval, at least 1000.
         confidence: share of the draws inside an interval, between 0 and 1.
-        unit: what is drawn: `document` (windows that begin in one document stay together) or `window`.
+        unit: what is drawn: `source` (windows that begin in documents of one source stay together), `document`
+            (windows that begin in one document stay together) or `window`. None takes `source` if every domain has
+            two or more and all are known, otherwise `document`. Suites that draw questions, prompts or problems do not
+            use it.
         seed: of the draws.
 
     Raises:
@@ -34,7 +40,7 @@ class Bootstrap:
 
     resamples: int = 2000
     confidence: float = 0.95
-    unit: Literal["document", "window"] = "document"
+    unit: Unit | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -42,8 +48,8 @@ class Bootstrap:
             raise ConfigError(f"resamples must be at least 1000 for steady intervals, got {self.resamples}")
         if not 0.0 < self.confidence < 1.0:
             raise ConfigError(f"confidence must lie between 0 and 1, got {self.confidence}")
-        if self.unit not in ("document", "window"):
-            raise ConfigError(f"unit must be 'document' or 'window', got {self.unit!r}")
+        if self.unit is not None and self.unit not in get_args(Unit):
+            raise ConfigError(f"unit must be {', '.join(map(repr, get_args(Unit)))} or None, got {self.unit!r}")
         if self.seed < 0:
             raise ConfigError(f"seed of the draws must be at least 0, got {self.seed}")
 
@@ -82,8 +88,8 @@ def resample_means(
     num_conditions, num_units = loss_sum_CU.shape
     if num_units < 2:
         raise DataError(
-            f"a bootstrap needs at least two documents (or windows) a domain, got {num_units}; "
-            "add text to the evaluation split, or resample windows (--unit window)"
+            f"a bootstrap needs at least two units (sources, documents or windows) a domain, got {num_units}; "
+            "add text to the evaluation split, or draw smaller units (--unit document or window)"
         )
     generator = np.random.default_rng(seed)
     columns_UX = np.concatenate([loss_sum_CU, tokens_U[None, :].astype(np.float64)]).T
@@ -111,3 +117,20 @@ def interval(draws_Q: NDArray[np.float64], confidence: float) -> tuple[float, fl
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(draws_Q, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def few(counts: Mapping[str, int], unit: str, least: int = FEW) -> str:
+    """A caution that names what rests on few units; empty if nothing does.
+
+    Args:
+        counts: units of each domain, benchmark or category.
+        unit: what they are, for example "source".
+        least: so many are enough.
+    """
+    scarce = [f"{name} ({count} {unit}{'' if count == 1 else 's'})" for name, count in counts.items() if count < least]
+    if not scarce:
+        return ""
+    return (
+        f"Intervals over fewer than {least} {unit}s are unreliable, and mostly too narrow: a bootstrap does not see "
+        f"what the {unit}s at hand do not hold. This concerns {', '.join(scarce)}."
+    )

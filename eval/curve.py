@@ -9,27 +9,31 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from monet.errors import ConfigError
 from monet.eval.ablate import ControlOn, check_request, keep_losses, measure, passes
-from monet.eval.ablation_report import HOW_JUDGED, ORIGIN, random_units
-from monet.eval.bootstrap import Bootstrap
+from monet.eval.ablation_report import HOW_JUDGED, ORIGIN, control_blocks, random_units
+from monet.eval.bootstrap import Bootstrap, Unit
 from monet.eval.conditions import PART_DONE, dealt
+from monet.eval.core.achieved import told
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.results import RESULT_NAME, Result
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.inputs import LabelledData
-from monet.eval.loading import DType, check_batch_size, load_model, open_windows
+from monet.eval.label_control import KEY
+from monet.eval.loading import DocumentMask, DType, check_batch_size, load_model, open_windows
 from monet.eval.losses import LossStore
 from monet.eval.reporting.common import bracketed, signed
-from monet.eval.results import Verdict
+from monet.eval.results import Baseline, Verdict, caution_on_few, how_drawn
 from monet.eval.rules import RankedBy, Rule, RuleName, rule_named
 from monet.eval.selection import select_by
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.eval.stats import ExpertStatistics
+from monet.eval.units import choose_unit
 from monet.fingerprint import hold, holds_weights
 from monet.masks import ExpertMask
 from monet.parts import Part
@@ -59,7 +63,8 @@ class CurveResult(Result):
         rule: its name and numbers; the one under its threshold's name is that of no point in particular.
         nested: each label's masks contain one another; always true, for others are refused.
         points: from the fewest experts removed to the most.
-        provenance: as of an ablation, without its masks.
+        provenance: as of an ablation; of its masks only what the rule finds under permuted labels.
+        evaluated: one baseline a domain of the data; empty in files of earlier versions.
     """
 
     FORMAT: ClassVar[str] = "monet-curve/2"
@@ -69,6 +74,7 @@ class CurveResult(Result):
     nested: bool
     points: list[CurvePoint]
     provenance: dict[str, Any]
+    evaluated: list[Baseline] = field(default_factory=list)
 
     @property
     def sentence(self) -> str:
@@ -101,9 +107,12 @@ class CurveResult(Result):
             Text(ORIGIN[held_out], caution=held_out is not True),
             _overview(self.points),
         ]
+        if caution := caution_on_few(self.evaluated):
+            blocks.insert(2, Text(caution, caution=True))
         for index, name in enumerate(names):
             rows = [point.domains[index] for point in self.points]
             blocks += [_curve(name, rows), _table(name, self.points, rows)]
+        blocks += control_blocks(self.provenance)
         return Report("Removal by threshold", self.sentence, blocks, self.provenance, self.to_json())
 
 
@@ -239,21 +248,29 @@ def evaluate_curve(
         check_request(model, masks, data, controls)
     store = LossStore(Path(out) / "losses", model, batch_size)
     if part is not None:
+        choose_unit(bootstrap or Bootstrap(), data)  # refuses before the work what the last call would refuse
         asked = [one for masks in by_threshold.values() for one in passes(masks, data, controls, control_on)]
         whole, under_masks = asked[0], [one for one in asked if one[0].like is not None]
         keep_losses(store, dealt([whole, *under_masks], part), progress)
         return None
     points = []
     provenance: dict[str, Any] = {}
+    evaluated: list[Baseline] = []
+    found: dict[str, Any] = {}
+    taken: list[dict[str, Any]] = []
     for threshold, masks in sorted(by_threshold.items(), key=lambda item: sum(m.num_removed for m in item[1].values())):
         measured = measure(
             store, masks, data, controls=controls, control_on=control_on,
             bootstrap=bootstrap or Bootstrap(), progress=progress,
         )  # fmt: skip
         points.append(CurvePoint(threshold, measured.domains))
-        provenance = {key: value for key, value in measured.provenance.items() if key != "masks"}
-    provenance |= {"keep": keep, "statistics": statistics.provenance}
-    result = CurveResult(rule.settings(), True, points, provenance)
+        evaluated = measured.evaluated
+        provenance = measured.provenance
+        found |= {f"{label} at {threshold:g}": {KEY: of[KEY]} for label, of in provenance["masks"].items() if KEY in of}
+        taken += [{**one, "mask": f"{one['mask']} at {threshold:g}"} for one in provenance["controls"]["achieved"]]
+    provenance["controls"]["achieved"] = taken
+    provenance |= {"masks": found, "keep": keep, "statistics": without_hashes(statistics.provenance)}
+    result = CurveResult(rule.settings(), True, points, provenance, evaluated)
     result.save(out)
     return result
 
@@ -274,11 +291,12 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
     controls: ControlOptions = ControlOptions(),  # noqa: B008 - frozen
     control_on: ControlOn = "target",
     resamples: int = 2000,
     confidence: float = 0.95,
-    unit: Literal["document", "window"] = "document",
+    unit: Unit | None = None,
     seed: int = 0,
     batch_size: int = 8,
     part: str | None = None,
@@ -308,11 +326,15 @@ def run(
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         controls: random controls of each mask.
         control_on: measure controls on their target only, or on all domains, which takes that many times longer.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
-        unit: what is drawn again: documents (windows that begin in one document stay together) or windows.
+        unit: what is drawn again: source (windows that begin in documents of one source stay together), document
+            (windows that begin in one document stay together) or window. Without it source, if DATA hold the source of
+            every document and each domain has two or more; otherwise document.
         seed: of the draws.
         batch_size: windows a forward.
         part: i/n computes the losses of the i-th of n parts of the masks and controls, i from 0 on, and writes no
@@ -342,7 +364,9 @@ def run(
     hold(loaded)
     found = ExpertStatistics.load(statistics, model=loaded)
     texts = list(found.provenance["parts"])
-    windows = open_windows(data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains)
+    windows = open_windows(
+        data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains, document_mask
+    )
     check_protocol(protocol, texts, windows)
     result = evaluate_curve(
         loaded, found, chosen, thresholds, windows, out=out, keep=keep, controls=controls.open(loaded),
@@ -351,5 +375,5 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
+    print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its curves: monet report --result {out} --out FOLDER")

@@ -1,4 +1,4 @@
-"""A report as data: titled blocks of tables, heat maps, curves and text, which every renderer reads.
+"""A report as data: titled blocks of tables, heat maps, curves, dots and text, which every renderer reads.
 
 Suites build a `Report` from their result; `monet.eval.report` writes it as HTML, Markdown, PNG and JSON.
 """
@@ -131,7 +131,48 @@ class Curve:
     note: str = ""
 
 
-Block = Text | Table | Heatmap | Panels | Curve
+@dataclass(frozen=True)
+class Marks:
+    """One mark a row of a `Dots`, for example of one model; None where nothing was measured.
+
+    Args:
+        name: of the series.
+        values: one a row.
+        low, high: bounds of the intervals, one a row; None without one.
+        colour: number of the colour; series that belong together share it.
+        strong: drawn larger, for a mean of the others.
+    """
+
+    name: str
+    values: Sequence[float | None]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+    colour: int = 0
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Numbers with intervals by row, the series of a row below each other.
+
+    Args:
+        title: what is drawn.
+        rows: names.
+        x_label: of the numbers, with their unit.
+        marks: the series.
+        row_axis: what the rows are.
+        note: how to read it.
+    """
+
+    title: str
+    rows: Sequence[str]
+    x_label: str
+    marks: Sequence[Marks]
+    row_axis: str = ""
+    note: str = ""
+
+
+Block = Text | Table | Heatmap | Panels | Curve | Dots
 
 
 @dataclass(frozen=True)

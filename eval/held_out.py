@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from monet.errors import ConfigError, DataError
 from monet.eval.inputs import LabelledData
+from monet.eval.signature import KEY, Signature, same_source, shares_text
 
 Protocol = Literal["held_out", "same"]
 EVALUATION_SPLIT = "evaluate"
@@ -18,11 +19,22 @@ def held_out(notes: Iterable[Mapping[str, Any]], data: LabelledData) -> bool | N
 
 
 def is_other_text(parts: Sequence[Mapping[str, Any] | None], data: LabelledData) -> bool | None:
-    """Whether none of the parts is `data`, or a part of it; None: some are not known."""
-    keys = ("content", "split") if "content" in data.description else tuple(data.description)
-    if any(part is not None and all(part.get(key) == data.description[key] for key in keys) for part in parts):
+    """Whether no part has text in common with `data`; None: it is not known of some.
+
+    Prepared text is compared by its content and split, other text by its sequences; see `monet.eval.signature`. Text
+    in memory that was described without its sequences (by an earlier version, say) is not known.
+    """
+    described = dict(data.description)
+    known = [part for part in parts if part is not None]
+    sources = [same_source(part, described) for part in known]
+    if True in sources:
         return False
-    return None if None in parts else True
+    if any(source is None and KEY in part for source, part in zip(sources, known, strict=True)):
+        described |= Signature.of(data).notes()
+    shared = [shares_text(part, described) for part in known]
+    if True in shared:
+        return False
+    return None if None in shared or len(known) < len(parts) else True
 
 
 def texts_of(notes: Mapping[str, Any]) -> list[dict[str, Any] | None]:

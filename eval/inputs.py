@@ -38,6 +38,8 @@ class Batch(NamedTuple):
         index_B: int64, number of the sequence; with the data's fingerprint it names one sequence.
         document_B: the document each sequence begins in.
         score_BT: float64, a number for every token, anything at pads; None for text without scores.
+        position_ids_BT: int64, place of each token in its document, for rows whose documents do not attend to each
+            other; None where a row is one text.
     """
 
     input_ids_BT: Tensor
@@ -47,6 +49,15 @@ class Batch(NamedTuple):
     index_B: Tensor
     document_B: list[str]
     score_BT: Tensor | None = None
+    position_ids_BT: Tensor | None = None
+
+    def inputs(self, device: torch.device) -> dict[str, Any]:
+        """Arguments of a forward over these sequences: tensors on the device, and no cache."""
+        given = {"input_ids": self.input_ids_BT, "attention_mask": self.attention_mask_BT}
+        if self.position_ids_BT is not None:
+            given["position_ids"] = self.position_ids_BT
+        moved = {name: None if value is None else value.to(device) for name, value in given.items()}
+        return {**moved, "use_cache": False}
 
     @property
     def num_tokens_B(self) -> Tensor:
@@ -94,6 +105,13 @@ class LabelledData(Protocol):
 
     def batches(self, batch_size: int) -> Iterator[Batch]: ...
 
+    def window_sources(self) -> dict[str, list[str | None]]:
+        """By label the source of the document that each window begins in, in the order of `batches`; None: not known.
+
+        A label without a window has an empty list or is left out.
+        """
+        ...
+
     def only(self, labels: Sequence[str]) -> LabelledData:
         """The sequences of some of the labels, under the same label numbers."""
         ...
@@ -138,6 +156,7 @@ class LabelledSequences:
         scores: a number for every token of every sequence; None for text without scores.
         documents: name of the document that each sequence belongs to; None takes each for a document of its own,
             named by its number.
+        sources: name of the source that each sequence's document was cut from; None where it is not known.
         notes: what else the description says of their origin; JSON-able.
         described: the description, for a part of other sequences; None makes one of the content.
 
@@ -154,13 +173,14 @@ class LabelledSequences:
     kept: list[int] | None = None
     scores: list[list[float]] | None = None
     documents: list[str] | None = None
+    sources: list[str] | None = None
     notes: dict[str, Any] | None = None
     described: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if len(self.sequences) != len(self.label_of):
             raise DataError(f"{len(self.sequences)} sequences but {len(self.label_of)} labels for them")
-        for name in ("scores", "documents"):
+        for name in ("scores", "documents", "sources"):
             if (given := getattr(self, name)) is not None and len(given) != len(self.sequences):
                 raise DataError(f"{len(self.sequences)} sequences but {name} for {len(given)}")
         for number, (sequence, scores) in enumerate(zip(self.sequences, self.scores or [], strict=False)):
@@ -211,8 +231,16 @@ class LabelledSequences:
         """One of `count` parts that together are the whole; a document is never divided."""
         check_shard(index, count)
         dealt = _dealt([(i, self._document(i)) for i in self._order], index, count)
-        # the whole's hash, so that parts of one whole are known as such
-        return replace(self, kept=dealt, described={**self.description, "shard": [index, count]})
+        # the whole's hash, so that parts of one whole are known as such; a part of a part is described by its own
+        whole = self._described if "shard" in self.description else self.description
+        return replace(self, kept=dealt, described={**whole, "shard": [index, count]})
+
+    def window_sources(self) -> dict[str, list[str | None]]:
+        """By label the source of each sequence; None where it is not known."""
+        found: dict[str, list[str | None]] = {label: [] for label in self.labels}
+        for i in self._order:
+            found[self.labels[self.label_of[i]]].append(None if self.sources is None else self.sources[i])
+        return found
 
     def _document(self, number: int) -> str:
         return str(number) if self.documents is None else self.documents[number]
@@ -249,6 +277,8 @@ class PreparedWindows:
         seq_len: tokens that go in; as many are predicted, and no token counts twice.
         max_windows: windows a domain, evenly spread over its text; None takes all.
         domains: the labels, in this order; None takes all domains of the folder.
+        document_mask: no attention across the documents of a window, and positions counted from each document's
+            start: for a model that was trained so, whose configuration has `document_mask`.
 
     Raises:
         DataError: no prepared data, no such split or domain there, or a domain without a single window.
@@ -262,10 +292,11 @@ class PreparedWindows:
         seq_len: int,
         max_windows: int | None = None,
         domains: Sequence[str] | None = None,
+        document_mask: bool = False,
     ) -> None:
         if max_windows is not None and max_windows < 1:
             raise ConfigError(f"max_windows {max_windows} must be at least 1; leave it out for all windows")
-        self.dataset = WindowDataset(prepared, split, seq_len, domains)
+        self.dataset = WindowDataset(prepared, split, seq_len, domains, document_mask=document_mask)
         self.shards = self.dataset.shards
         self.labels: list[str] = self.dataset.chosen
         self.description: dict[str, Any] = {
@@ -275,6 +306,7 @@ class PreparedWindows:
             "seq_len": seq_len,
             "max_windows": max_windows,
             "domains": self.labels,
+            "document_mask": document_mask,
         }
         self._windows = {label: _spread(self.dataset.windows_of(label), max_windows) for label in self.labels}
 
@@ -300,12 +332,18 @@ class PreparedWindows:
         """One of `count` parts that together are the whole; windows that begin in one document stay together."""
         check_shard(index, count)
         part = copy.copy(self)
-        part.description = {**self.description, "shard": [index, count]}
+        # part i of n of part j of m is part j + i m of n m of the whole
+        first, step = self.description.get("shard", (0, 1))
+        part.description = {**self.description, "shard": [first + index * step, count * step]}
         part._windows = {
             label: _dealt([(window, self.dataset.locate(window)[2]) for window in windows], index, count)
             for label, windows in self._windows.items()
         }
         return part
+
+    def window_sources(self) -> dict[str, list[str | None]]:
+        """By label the source of the document that each window begins in; None where the folder does not hold it."""
+        return {label: self.dataset.document_sources(windows) for label, windows in self._windows.items()}
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Windows in their order in the text; a batch may span two domains."""
@@ -315,7 +353,10 @@ class PreparedWindows:
             rows = collate([self.dataset[window] for window in windows])
             window_BX = rows["input_ids"]
             documents = [str(document) for document in rows["document"].tolist()]
-            yield Batch(window_BX[:, :-1], None, window_BX[:, 1:], torch.tensor(labels), rows["index"], documents)
+            yield Batch(
+                window_BX[:, :-1], None, window_BX[:, 1:], torch.tensor(labels), rows["index"], documents,
+                position_ids_BT=rows.get("position_ids"),
+            )  # fmt: skip
 
 
 def _spread(windows: range, at_most: int | None) -> Sequence[int]:

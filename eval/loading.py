@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+DocumentMask = Literal["auto"] | bool
 
 
 def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetForCausalLM:
@@ -61,6 +62,7 @@ def open_windows(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
 ) -> PreparedWindows:
     """Windows of prepared text that fit a model.
 
@@ -71,12 +73,15 @@ def open_windows(
         seq_len: tokens a window; None takes the model's `max_position_embeddings`.
         max_windows: windows a domain, evenly spread; None takes all.
         domains: names to take; None takes all.
+        document_mask: no attention across the documents of a window; "auto" takes what the model's configuration says
+            it was trained with, and false if that says nothing.
 
     Raises:
         DataError: another tokenizer, a larger vocabulary, no such split or domain, a domain without a window.
         ConfigError: a value out of range.
     """
-    windows = PreparedWindows(folder, split, window_length(model, seq_len), max_windows, domains)
+    masked = bool(getattr(model.config, "document_mask", False)) if document_mask == "auto" else document_mask
+    windows = PreparedWindows(folder, split, window_length(model, seq_len), max_windows, domains, masked)
     data_size, model_size = windows.shards.vocab_size, vocab_size(model)
     if data_size > model_size:
         raise DataError(
@@ -112,11 +117,13 @@ def window_length(model: MonetPreTrainedModel, seq_len: int | None) -> int:
 
 
 def load_tokenizer(model: MonetPreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the model's own folder, or None if there is none.
+    """The tokenizer in the model's own folder, or None if there is none, as for a model that was made in memory.
 
     Raises:
         ConfigError: there is only a tokenizer.model, and sentencepiece is not installed.
     """
+    if not model.name_or_path:
+        return None
     try:
         return model_tokenizer.load_tokenizer(str(model.name_or_path))
     except CheckpointError:
@@ -156,14 +163,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
+def settings_of(model: nn.Module) -> str:
+    """A model's configuration as JSON, without the keys that say where it comes from."""
+    config = cast(Any, model).config.to_dict()
+    told = {key: value for key, value in config.items() if key not in ORIGIN_KEYS}
+    return json.dumps(told, sort_keys=True, default=str)
+
+
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 over configuration and names, types and bytes of all tensors: unlike `model.fingerprint()` it sees all.
 
     Rotary base, norm epsilon, number of heads and the like change what weights do and leave them as they are.
     """
-    config = cast(Any, model).config.to_dict()
-    told = {key: value for key, value in config.items() if key not in ORIGIN_KEYS}
-    settings = json.dumps(told, sort_keys=True, default=str)
+    settings = settings_of(model)
     tensors = model.state_dict()
 
     def take() -> str:

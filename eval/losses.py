@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monet.errors import NonFiniteError
+from monet.errors import DataError, NonFiniteError
+from monet.eval.bootstrap import Unit
 from monet.eval.inputs import IGNORED, Batch, LabelledData
 from monet.eval.loading import evaluating, vocab_size
 from monet.eval.store import ExampleStore, model_key
@@ -38,12 +39,28 @@ class WindowLosses:
         tokens_W: int64, scored tokens.
         label_W: int64, index into the data's labels.
         document_W: int64, number of the document the window begins in, counted from 0 in the order of the data.
+        source_W: int64, number of that document's source, likewise; None where sources are not known.
     """
 
     loss_sum_W: NDArray[np.float64]
     tokens_W: NDArray[np.int64]
     label_W: NDArray[np.int64]
     document_W: NDArray[np.int64]
+    source_W: NDArray[np.int64] | None = None
+
+    def units_W(self, unit: Unit | None) -> NDArray[np.int64]:
+        """Number of the unit that each window belongs to; None takes sources where they are known, else documents.
+
+        Raises:
+            DataError: sources, and they are not known.
+        """
+        if unit == "window":
+            return np.arange(len(self.label_W))
+        if unit == "document" or (unit is None and self.source_W is None):
+            return self.document_W
+        if self.source_W is None:
+            raise DataError("unit source: the losses name no sources; draw documents (--unit document)")
+        return self.source_W
 
 
 def _loss_sums(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -59,12 +76,7 @@ def _loss_sums(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 def _losses_of(model: Any, batch: Batch, name: str, labels: list[str]) -> Tensor:
     """Summed losses of each sequence of a batch, float64 on the CPU."""
     batch.check_vocabulary(vocab_size(model))
-    attention = batch.attention_mask_BT
-    logits_BTV = model(
-        input_ids=batch.input_ids_BT.to(model.device),
-        attention_mask=None if attention is None else attention.to(model.device),
-        use_cache=False,
-    ).logits
+    logits_BTV = model(**batch.inputs(model.device)).logits
     sums_B = _loss_sums(logits_BTV, batch.targets_BT.to(model.device)).cpu()
     if not bool(torch.isfinite(sums_B).all()):
         row = int((~torch.isfinite(sums_B)).nonzero()[0])

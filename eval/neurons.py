@@ -18,23 +18,30 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from monet.controls import ControlKind, control_keep
+from monet.controls import ControlKind, control_keep, removed_mass
 from monet.errors import CheckpointError, DataError, NonFiniteError
 from monet.eval.ablate import ControlOn, ablate
-from monet.eval.bootstrap import Bootstrap
+from monet.eval.bootstrap import Bootstrap, Unit
+from monet.eval.core.achieved import told
 from monet.eval.core.chance import DEFAULT_CONTROLS
 from monet.eval.core.controls import Controls
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.inputs import LabelledData
 from monet.eval.loading import (
+    DocumentMask,
     DType,
     check_batch_size,
     evaluating,
+    load_tokenizer,
     open_windows,
     vocab_size,
     windows_bar,
 )
+from monet.eval.results import how_drawn
 from monet.eval.selection import assign
+from monet.eval.signature import Signature
+from monet.eval.statistics.collectors import Tokens
+from monet.eval.statistics.exclusion import Exclude, Exclusion
 from monet.fingerprint import hold
 from monet.masks import Model, keep_digest
 
@@ -129,6 +136,10 @@ class NeuronMask:
         keep_LF = control_keep(self.keep_LF, kind, seed, weights)
         return NeuronMask(keep_LF, {"made_by": "control", "kind": kind, "seed": seed, "of": self.provenance})
 
+    def taken(self, weights: Tensor) -> float:
+        """The sum of (L, F) weights that the mask takes."""
+        return removed_mass(self.keep_LF, weights)
+
     def sites(self, model: nn.Module) -> list[nn.Module]:
         """The MLPs, from the first to the last."""
         down_projections(model)
@@ -149,8 +160,17 @@ def down_projections(model: nn.Module) -> list[nn.Linear]:
         ) from None
 
 
-def activities(model: Any, data: LabelledData, *, batch_size: int = 8, progress: bool = True) -> Tensor:
+def activities(
+    model: Any, data: LabelledData, *, batch_size: int = 8, exclusion: Exclusion | None = None, progress: bool = True
+) -> Tensor:
     """Mean absolute input of every MLP's last matrix over the tokens of each label: (C, L, F) float64.
+
+    Args:
+        model: the whole model.
+        data: labelled sequences.
+        batch_size: sequences a forward.
+        exclusion: tokens that are not counted; None leaves out what `monet.eval.stats.collect` leaves out.
+        progress: show a bar on standard error.
 
     Raises:
         DataError: a label without a token, or an id beyond the vocabulary.
@@ -158,6 +178,7 @@ def activities(model: Any, data: LabelledData, *, batch_size: int = 8, progress:
         CheckpointError: the model is not built like a LLaMA.
     """
     check_batch_size(batch_size)
+    exclusion = Exclusion.chosen(model, load_tokenizer(model)) if exclusion is None else exclusion
     projections = down_projections(model)
     sums_CLF = torch.zeros(len(data.labels), len(projections), projections[0].in_features, dtype=torch.float64)
     tokens_C = torch.zeros(len(data.labels), dtype=torch.int64)
@@ -174,18 +195,15 @@ def activities(model: Any, data: LabelledData, *, batch_size: int = 8, progress:
             stack.callback(hook.remove)
         for batch in data.batches(batch_size):
             batch.check_vocabulary(vocab_size(model))
-            attention = batch.attention_mask_BT
-            model.model(
-                input_ids=batch.input_ids_BT.to(model.device),
-                attention_mask=None if attention is None else attention.to(model.device),
-                use_cache=False,
-            )
+            counted_BT = Tokens.of(batch, torch.device("cpu"), exclusion).chosen_BT
+            # not the body's own forward: the whole model's keeps documents apart under flash attention too
+            model(**batch.inputs(model.device), logits_to_keep=1)
             for number, input_BTF in seen.items():
                 size_BTF = input_BTF.float().abs()
-                if attention is not None:
-                    size_BTF = size_BTF * attention.to(size_BTF.device)[..., None]
+                if counted_BT is not None:
+                    size_BTF = size_BTF * counted_BT.to(size_BTF.device)[..., None]
                 sums_CLF[:, number].index_add_(0, batch.label_B, size_BTF.sum(1).double().cpu())
-            tokens_C.index_add_(0, batch.label_B, batch.num_tokens_B)
+            tokens_C.index_add_(0, batch.label_B, batch.num_tokens_B if counted_BT is None else counted_BT.sum(1))
             bar.update(len(batch.document_B))
     if empty := [label for label, tokens in zip(data.labels, tokens_C.tolist(), strict=True) if not tokens]:
         raise DataError(f"no token of {', '.join(map(repr, empty))} to choose neurons on; give more documents")
@@ -212,7 +230,8 @@ def select_neurons(
         labels: names along C.
         ratio: least ratio between a neuron's highest and second highest mean activity.
         layers: which layers' neurons may be silenced; the paper takes the first's.
-        text: description of the text that the activities were taken on; goes into the masks' provenance.
+        text: description of the text that the activities were taken on, and its `Signature.notes()`; goes into the
+            masks' provenance.
 
     Raises:
         ConfigError: `ratio` below 1 or not finite.
@@ -250,15 +269,17 @@ def run(
     ratio: float = 2.0,
     layers: Layers = "first",
     identify_split: str = "identify",
+    exclude: Exclude = "special",
     split: str = "evaluate",
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
     controls: NeuronControls = NeuronControls(),
     control_on: ControlOn = "target",
     resamples: int = 2000,
     confidence: float = 0.95,
-    unit: Literal["document", "window"] = "document",
+    unit: Unit | None = None,
     seed: int = 0,
     batch_size: int = 8,
     device: str = "auto",
@@ -278,15 +299,20 @@ def run(
         ratio: least ratio between a neuron's highest and second highest mean activity, at least 1.
         layers: first takes neurons of the first layer only, as the paper does; all takes any layer's.
         identify_split: split of DATA that neurons are chosen on.
+        exclude: special does not count the tokens that begin, end and pad a text; none counts all, as the paper does.
         split: split of DATA to evaluate on.
         seq_len: tokens a window; without it the most the model was made for.
         max_windows: windows a domain and split, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         controls: random controls of each domain's neurons.
         control_on: measure controls on their target only, or on all domains, which takes that many times longer.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
-        unit: what is drawn again: documents or windows.
+        unit: what is drawn again: source (windows that begin in documents of one source stay together), document
+            (windows that begin in one document stay together) or window. Without it source, if DATA hold the source of
+            every document and each domain has two or more; otherwise document.
         seed: of the draws.
         batch_size: windows a forward.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
@@ -303,22 +329,25 @@ def run(
     loaded = load_llama(model, device, dtype)
     hold(loaded)
     chosen_on, windows = (
-        open_windows(data, name, loaded, seq_len, max_windows, domains) for name in (identify_split, split)
+        open_windows(data, name, loaded, seq_len, max_windows, domains, document_mask)
+        for name in (identify_split, split)
     )
-    means_CLF = activities(loaded, chosen_on, batch_size=batch_size, progress=progress)
-    weights = {} if controls.kind == "number" else dict(zip(chosen_on.labels, means_CLF, strict=True))
-    chosen = select_neurons(means_CLF, chosen_on.labels, ratio, layers, chosen_on.description)
+    exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude)
+    means_CLF = activities(loaded, chosen_on, batch_size=batch_size, exclusion=exclusion, progress=progress)
+    weights = dict(zip(chosen_on.labels, means_CLF, strict=True))
+    text = {**chosen_on.description, "excluded": exclusion.notes(), **Signature.of(chosen_on).notes()}
+    chosen = select_neurons(means_CLF, chosen_on.labels, ratio, layers, text)
     result = ablate(
         loaded,
         chosen,
         windows,
         out=out,
-        controls=Controls(controls.count, controls.kind, controls.seed, weights),
+        controls=Controls(controls.count, controls.kind, controls.seed, weights, {"mass": weights}),
         control_on=control_on,
         bootstrap=bootstrap,
         batch_size=batch_size,
         progress=progress,
     )
     assert result is not None, "only a part gives none"
-    print(result.sentence)
+    print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ FORMATS: dict[str, str] = {
     "monet-domains/2": "monet.eval.harness.domains_result:DomainsResult",
     "monet-code/2": "monet.eval.code.results:CodeResult",
     "monet-toxicity/2": "monet.eval.toxicity.results:ToxicityResult",
+    "monet-seeds/1": "monet.eval.seeds:SeedsResult",
 }
 
 
@@ -101,36 +103,84 @@ def _write_json(report: Report, folder: Path) -> list[Path]:
     return [folder / JSON_NAME]
 
 
+def load_all(paths: Sequence[Path], groups: Sequence[str] | None = None) -> Result:
+    """One result, or several as one; see `monet.eval.seeds.compare`.
+
+    Each of several is named by that part of its path that tells it from the others.
+
+    Raises:
+        CheckpointError: as `load`.
+        ConfigError, DataError: as `compare`; also groups of a single result, or a path that is given twice.
+    """
+    if len(paths) == 1:
+        if groups is not None:
+            raise ConfigError("--group names groups of several results, and --result has one; leave --group out")
+        return load(paths[0])
+    from monet.eval.seeds import compare
+
+    names = _names(paths)
+    return compare({name: load(path) for name, path in zip(names, paths, strict=True)}, groups)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Paths without the parts in front and at the end that all of them share."""
+    if not paths:
+        raise ConfigError("--result names no result; give one or several")
+    parts = [(path.parent if path.name == RESULT_NAME else path).absolute().parts for path in paths]
+    if twice := [str(path) for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1]:
+        raise ConfigError(f"--result names {twice[0]} twice; give each result once")
+    start = _shared(parts)
+    end = _shared([own[start:][:0:-1] for own in parts])  # from the end; one part stays
+    names = ["/".join(own[start : len(own) - end]) or own[-1] for own in parts]
+    return names if len(set(names)) == len(names) else list(map(str, paths))
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    """How many parts at the start all have in common."""
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
+
+
 def run(
-    result: Path,
+    result: Path | list[Path],
     out: Path,
     forms: list[Form] = ["html", "markdown", "png", "json"],  # noqa: B006 - shown in --help, never changed
+    group: list[str] | None = None,
 ) -> None:
     """Turn the result of any evaluation into one page that needs no network, Markdown, pictures and JSON.
 
     Prints the head of the report, and writes report.html, report.md, report.json and figure-01-...png.
 
+    Several results (`--result A B C`) give one report with the spread over training seeds beside the spread over text.
+    They must be of one kind (monet ablate, eval neurons, eval code, eval general, eval domains or eval toxicity) and
+    measured on the same text. Models that differ in more than their training seed are groups of their own, in the same
+    tables. The order of the results does not matter.
+
     Args:
-        result: result.json, a report.json, or the folder of a suite.
+        result: result.json, a report.json, or the folder of a suite. Several of one kind that were measured on the same
+            text (A B C) give one report: the spread over training seeds beside the spread over text.
         out: folder for the report; an earlier one there is replaced.
         forms: which of html, markdown, png and json to write; markdown names the pictures of png.
+        group: with several results, one name for each in their order; results of one name are one group. Without it,
+            results whose models differ in their training seed only are one group.
 
     Raises:
         CheckpointError: RESULT is missing or not a result.
-        ConfigError: OUT is a file.
+        ConfigError: OUT is a file, or the results are of several kinds.
+        DataError: the results were measured on other text, or two of them on one model.
     """
     from monet.eval.reporting import terminal
 
-    loaded = load(result)
+    paths = result if isinstance(result, list) else [result]
+    told = ", ".join(map(str, paths))
     try:
-        report = loaded.report()
+        report = load_all(paths, group).report()
         files = write(report, out, forms)
         terminal.show(report)
     except (ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, MonetError):
             raise
         raise CheckpointError(
-            f"{result}: the numbers or texts of this result do not fit together ({type(error).__name__}:"
+            f"{told}: the numbers or texts of this result do not fit together ({type(error).__name__}:"
             f" {str(error)[:200]}); run the command that wrote it again, or see where it fails with --debug"
         ) from error
     for path in files:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from monet.eval.bootstrap import few
+from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 
@@ -14,7 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One domain under the whole model: mean loss in nats a token, its perplexity, and what it was measured on."""
+    """One domain under the whole model: mean loss in nats a token, its perplexity, and what it was measured on.
+
+    Args:
+        sources: that the documents were cut from; None where they are not known.
+    """
 
     name: str
     loss: Estimate
@@ -22,6 +29,22 @@ class Baseline:
     tokens: int
     windows: int
     documents: int
+    sources: int | None = None
+
+
+def caution_on_few(evaluated: Sequence[Baseline]) -> str:
+    """A caution that names domains with few sources (or documents, where sources are not known); empty if none has."""
+    sources = {one.name: one.sources for one in evaluated if one.sources is not None}
+    if len(sources) == len(evaluated):
+        return few(sources, "source")
+    return few({one.name: one.documents for one in evaluated}, "document")
+
+
+def how_drawn(provenance: Mapping[str, Any], evaluated: Sequence[Baseline]) -> str:
+    """What intervals are drawn over, with the caution about few units if there is one."""
+    bootstrap = provenance["bootstrap"]
+    drawn = f"intervals: {bootstrap['confidence']:.0%} bootstraps over {bootstrap['unit']}s"
+    return "\n".join(filter(None, [drawn, caution_on_few(evaluated)]))
 
 
 @dataclass(frozen=True)
@@ -106,3 +129,31 @@ class AblationResult(Result):
         from monet.eval.ablation_report import report_of
 
         return report_of(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
+
+    def effects(self) -> Effects:
+        """One row a mask: increases of loss."""
+        rows = [
+            Effect(
+                one.name,
+                Estimate(one.target_delta, *one.target_interval),
+                Estimate(one.others_mean_delta, *one.others_mean_interval),
+                one.others_max_delta,
+                one.others_max_name,
+                Estimate(one.random_delta, *one.random_interval) if one.controls else None,
+                one.controls,
+                one.p,
+                one.q,
+                one.passes,
+                one.reason,
+            )
+            for one in self.domains
+        ]
+        return Effects(
+            "Increase of the mean next-token loss",
+            "nats a token",
+            self.provenance["bootstrap"]["confidence"],
+            self.unit,
+            {"text": self.provenance["data_fingerprint"]},
+            self.provenance["held_out"],
+            rows,
+        )

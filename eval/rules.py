@@ -33,10 +33,12 @@ class Rule:
     Attributes:
         name: of the rule on the command line.
         threshold_name: its number that a curve varies; empty if it has none.
+        fixed_number: the rule's options fix how many experts it chooses.
     """
 
     name: ClassVar[str]
     threshold_name: ClassVar[str] = ""
+    fixed_number: ClassVar[bool] = False
 
     def chosen(self, statistics: ExpertStatistics) -> dict[str, Tensor]:
         """Per label the experts that belong to it, (R, E, E) bool.
@@ -56,6 +58,18 @@ class Rule:
     def counted(self, statistics: ExpertStatistics) -> dict[str, int]:
         """Experts that the rule could not judge, by reason."""
         return {}
+
+    def found_in(self, permuted: ExpertStatistics, statistics: ExpertStatistics) -> dict[str, int]:
+        """Per label the experts that the rule finds in statistics under permuted labels.
+
+        These are the experts that it chooses there. A rule that always chooses a fixed number counts the experts whose
+        rank there reaches the least rank among those that it chooses under the text's own labels.
+
+        Args:
+            permuted: under permuted labels.
+            statistics: the same under the text's own labels.
+        """
+        return {label: int(chosen_REE.sum()) for label, chosen_REE in self.chosen(permuted).items()}
 
     def at(self, threshold: float) -> Rule:
         """The same rule with another threshold.
@@ -177,6 +191,7 @@ class Top(Rule):
 
     name = "top"
     threshold_name = "fraction"
+    fixed_number = True
     count: int | None = None
     fraction: float | None = None
     by: RankedBy = "ratio"
@@ -195,10 +210,25 @@ class Top(Rule):
         return dataclasses.replace(self, fraction=threshold, count=None)
 
     def chosen(self, statistics: ExpertStatistics) -> dict[str, Tensor]:
+        return {label: self._first(*ranked) for label, ranked in self._ranked(statistics).items()}
+
+    def found_in(self, permuted: ExpertStatistics, statistics: ExpertStatistics) -> dict[str, int]:
+        under_permuted = self._ranked(permuted)
+        found = {}
+        for label, (rank_REE, means_REE) in self._ranked(statistics).items():
+            taken_PN = self._pools(self._first(rank_REE, means_REE))
+            rank_PN, permuted_PN = self._pools(rank_REE), self._pools(under_permuted[label][0])
+            least_P = torch.where(taken_PN, rank_PN, torch.inf).amin(1)
+            reached_PN = (permuted_PN >= least_P[:, None]) & taken_PN.any(1, keepdim=True)
+            found[label] = int(reached_PN.sum())
+        return found
+
+    def _ranked(self, statistics: ExpertStatistics) -> dict[str, tuple[Tensor, Tensor]]:
+        """Per label each expert's rank, the highest first and -inf for those of others, and its mean weight."""
         if self.by == "pearson":
             rank_REE = statistics.correlations()
             rank_REE = torch.where(rank_REE > 0, rank_REE, -torch.inf)
-            return {self.label or Pearson.label: self._first(rank_REE, statistics.sums_CREE.sum(0))}
+            return {self.label or Pearson.label: (rank_REE, statistics.sums_CREE.sum(0))}
         means_CREE = statistics.means()
         if self.by == "mutual_information":
             strength_CREE = mutual_information(statistics)
@@ -208,15 +238,17 @@ class Top(Rule):
             if self.by == "ratio":
                 strength_REE = strength_REE / means_CREE.topk(2, dim=0).values[1]
         return {
-            label: self._first(torch.where(owner_REE == index, strength_REE, -torch.inf), means_CREE[index])
+            label: (torch.where(owner_REE == index, strength_REE, -torch.inf), means_CREE[index])
             for index, label in enumerate(statistics.labels)
         }
 
+    def _pools(self, of_REE: Tensor) -> Tensor:
+        """(pools, experts of a pool): those that compete for one number of places."""
+        return of_REE.flatten(1) if self.per == "group" else of_REE.reshape(1, -1)
+
     def _first(self, rank_REE: Tensor, means_REE: Tensor) -> Tensor:
         """The highest ranked; -inf is never taken."""
-        rank_PN, means_PN = rank_REE.flatten(1), means_REE.flatten(1)
-        if self.per == "all":
-            rank_PN, means_PN = rank_PN.reshape(1, -1), means_PN.reshape(1, -1)
+        rank_PN, means_PN = self._pools(rank_REE), self._pools(means_REE)
         pool = rank_PN.shape[1]
         # 0.29 * 100 is a little less than 29
         number = self.count if self.fraction is None else math.floor(self.fraction * pool + 1e-6)

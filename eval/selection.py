@@ -15,12 +15,14 @@ import torch
 
 from monet.errors import CheckpointError, ConfigError
 from monet.eval.core.intervention import check_all
+from monet.eval.label_control import KEY, label_controls, note_on, of_masks, warning
 from monet.eval.rules import RankedBy, Ratio, Rule, RuleName, assign, check_ratio, rule_named
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.eval.stats import ExpertStatistics
 from monet.files import atomic_write_json, sha256_file
 from monet.json_text import read_json
 from monet.masks import ExpertMask
-from monet.terminal import markup
+from monet.terminal import clean, markup
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetPreTrainedModel
@@ -57,8 +59,8 @@ def select_by(statistics: ExpertStatistics, rule: Rule, *, keep: float = 0.0) ->
         keep: keep-weight of the chosen experts, from 0, which removes them, to below 1, which leaves so much of them.
 
     Returns:
-        Masks keyed by label, bound to the model the statistics were taken from and carrying the rule, its numbers and
-        the statistics' own provenance.
+        Masks keyed by label, bound to the model the statistics were taken from and carrying the rule, its numbers, how
+        many experts it finds under permuted labels, and the statistics' own provenance.
 
     Raises:
         ConfigError: `keep` out of range.
@@ -67,8 +69,11 @@ def select_by(statistics: ExpertStatistics, rule: Rule, *, keep: float = 0.0) ->
     if not 0.0 <= keep < 1.0:
         raise ConfigError(f"keep {keep} must be at least 0, which removes experts, and below 1")
     masks = {}
+    by_chance = label_controls(rule, statistics)
     for label, chosen_REE in rule.chosen(statistics).items():
         provenance = {"made_by": "select", **rule.settings(), "label": label, "statistics": statistics.provenance}
+        if label in by_chance:
+            provenance[KEY] = by_chance[label].notes()
         if keep:
             keep_REE = torch.where(chosen_REE, keep, 1.0)
             masks[label] = ExpertMask(keep_REE, {**provenance, "keep": keep}, statistics.model_fingerprint)
@@ -111,10 +116,11 @@ def summarise(
                 "share": mask.num_removed / total,
                 "experts_per_group": mask.removed_per_group,
                 "tokens": tokens.get(label, sum(tokens.values())),
+                **({KEY: mask.provenance[KEY]} if KEY in mask.provenance else {}),
             }
             for label, mask in masks.items()
         },
-        "statistics": statistics.provenance,
+        "statistics": without_hashes(statistics.provenance),
     }
 
 
@@ -199,6 +205,9 @@ def run(
     argmax and mutual_information need `monet stats --firing`, pearson needs `--scores`. Experts that are never active
     belong to nobody.
 
+    The table also says how many experts the rule finds under permuted labels, which mean nothing. top takes a fixed
+    number; of it, the table counts the experts that reach its least rank there.
+
     Args:
         statistics: file written by `monet stats`.
         out: folder for DOMAIN.safetensors and summary.json; an earlier selection there is replaced.
@@ -250,10 +259,13 @@ def _print(summary: dict[str, Any], rule: Rule, num_rules: int, out: Path) -> No
     told = "" if num_rules > 1 else " ".join(f"{key} {value}" for key, value in settings.items())
     title = f"experts at {summary['ratio']}x" if isinstance(rule, Ratio) else f"experts by {rule.name} {told}"
     groups = range(len(next(iter(summary["labels"].values()))["experts_per_group"]))
-    table = Table("domain", "experts", "share", *(f"group {group}" for group in groups), title=title)
+    by_chance = of_masks(summary["labels"])
+    permuted = ["permuted labels"] if by_chance else []
+    table = Table("domain", "experts", *permuted, "share", *(f"group {group}" for group in groups), title=title)
     for label, entry in summary["labels"].items():
+        beside = [by_chance[label].words] if label in by_chance else []
         per_group = map(str, entry["experts_per_group"])
-        table.add_row(markup(label), str(entry["experts"]), f"{entry['share']:.1%}", *per_group)
+        table.add_row(markup(label), str(entry["experts"]), *beside, f"{entry['share']:.1%}", *per_group)
     console = Console()
     console.print(table)
     undefined = f", {summary['undefined']} have no correlation" if "undefined" in summary else ""
@@ -262,3 +274,7 @@ def _print(summary: dict[str, Any], rule: Rule, num_rules: int, out: Path) -> No
         f"{summary['never_active']} of them never active{undefined}; masks: {out}",
         highlight=False,
     )
+    told = note_on(by_chance) if by_chance else "These statistics hold no permuted labels to compare the numbers with."
+    console.print(told, highlight=False, markup=False)
+    if caution := warning(by_chance):
+        console.print(f"warning: {clean(caution)}", style="bold", highlight=False, markup=False)

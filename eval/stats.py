@@ -8,14 +8,18 @@ weights are ever built.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
 from monet.errors import ConfigError, DataError, NonFiniteError
+from monet.eval import signature
 from monet.eval.inputs import LabelledData, LabelledSequences, PreparedWindows
 from monet.eval.loading import (
+    DocumentMask,
     DType,
     check_batch_size,
     evaluating,
@@ -28,17 +32,23 @@ from monet.eval.loading import (
     window_length,
     windows_bar,
 )
-from monet.eval.statistics.collectors import Accumulator, Wanted
+from monet.eval.statistics.accumulator import Accumulator, Sums
+from monet.eval.statistics.collectors import PERMUTATIONS, Wanted
 from monet.eval.statistics.exclusion import Exclude, Exclusion
 from monet.eval.statistics.result import FORMAT, ExpertStatistics
 from monet.eval.statistics.scored import read_scored
+from monet.eval.statistics.shuffle import Shuffle
 from monet.parts import parse_shard
 from monet.terminal import clean
 
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
 
-__all__ = ["FORMAT", "ExpertStatistics", "Wanted", "collect", "merge", "run"]
+NOT_PERMUTED = (
+    "no labels were permuted: --permutations is 0, or the text has one label only, or a part that was merged has none"
+)
+
+__all__ = ["FORMAT", "PERMUTATIONS", "ExpertStatistics", "Wanted", "collect", "merge", "run"]
 
 
 def collect(
@@ -47,22 +57,25 @@ def collect(
     *,
     batch_size: int = 8,
     wanted: Wanted | None = None,
-    exclusion: Exclusion = Exclusion(),  # noqa: B008 - frozen
+    exclusion: Exclusion | None = None,
     progress: bool = True,
 ) -> ExpertStatistics:
     """Sum every expert's weight over the tokens of every label, in one pass.
 
     Memory beside the model's own is (C, R, E, E) float64, however much text there is; firing counts take two or three
-    times that more, moments with scores and maxima (R, E, E) a few times. The result does not depend on the batch size
-    or the padding side beyond float32 rounding of the model's forward.
+    times that more, moments with scores and maxima (R, E, E) a few times. Each permutation of the labels takes as much
+    again as the sums, the firing counts and the moments; the data are then read once more, without the model.
+    The result does not depend on the batch size or the padding side beyond float32 rounding of the model's forward.
 
     Args:
         model: a Monet model (with or without head); run in eval mode, its mode is restored.
         data: labelled sequences: `PreparedWindows` for a folder of `monet data prepare`, or `LabelledSequences`. If
             they have scores, the moments of weights and scores are collected too.
         batch_size: sequences a forward.
-        wanted: what else to collect; None for nothing else.
-        exclusion: tokens that are not counted, beside pads; see `Exclusion.chosen` for what commands leave out.
+        wanted: what else to collect; None for nothing else but one permutation of the labels.
+        exclusion: tokens that are not counted, beside pads. None leaves out the tokens that begin, end and pad a text,
+            by the model's tokenizer or else its configuration, as `monet stats` does; `Exclusion()` counts all tokens,
+            as the paper does.
         progress: show a bar on standard error.
 
     Raises:
@@ -73,13 +86,18 @@ def collect(
     check_batch_size(batch_size)
     routers = model.routers()
     device = model.device
+    exclusion = Exclusion.chosen(model, load_tokenizer(model)) if exclusion is None else exclusion
     num_labels = len(data.labels)
-    total = Accumulator(
-        num_labels, len(routers), cast(int, model.config.moe_experts), device, wanted or Wanted(), exclusion
-    )
+    wanted = wanted or Wanted()
+    shuffle = None
+    if wanted.permutations:
+        shuffle = Shuffle(data, batch_size, exclusion, wanted.permutations, wanted.permutation_seed)
+    keys = cast(int, model.config.moe_experts)
+    total = Accumulator(num_labels, len(routers), keys, device, wanted, exclusion, shuffle)
     tokens_C, windows_C, documents_C = (torch.zeros(num_labels, dtype=torch.int64) for _ in range(3))
     last_document: dict[int, str] = {}
     left_out = 0
+    sequences = signature.Collected()
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
         bar = stack.enter_context(windows_bar(data.num_windows, "routing statistics", progress))
@@ -88,14 +106,10 @@ def collect(
             stack.callback(handle.remove)
         for batch in data.batches(batch_size):
             batch.check_vocabulary(vocab_size(model))
+            sequences.add(batch)
             length_B = total.start(batch)
             left_out += int((batch.num_tokens_B - length_B).sum())
-            mask_BT = batch.attention_mask_BT
-            model.base_model(
-                input_ids=batch.input_ids_BT.to(device),
-                attention_mask=None if mask_BT is None else mask_BT.to(device),
-                use_cache=False,
-            )
+            model.base_model(**batch.inputs(device))
             if not bool(total.is_finite):
                 raise NonFiniteError(
                     f"routing probabilities are not finite in the batch of windows {batch.index_B.tolist()} "
@@ -112,17 +126,18 @@ def collect(
     if not int(tokens_C.sum()):
         raise DataError(f"no text to collect statistics from: {data.description}; prepare a larger split")
     part = {"data_fingerprint": data.fingerprint, **data.description, "stored_mask": mask_digest(model.expert_mask)}
-    part["excluded"] = exclusion.notes(left_out)
-    return ExpertStatistics(
-        labels=list(data.labels),
-        sums_CREE=total.sums_CREE.cpu(),
-        tokens_C=tokens_C,
-        windows_C=windows_C,
-        documents_C=documents_C,
-        model_fingerprint=model.fingerprint(),
-        provenance={**provenance_now(), "parts": [part]},
-        **total.extras(),
-    )
+    part |= {"excluded": exclusion.notes(left_out), **sequences.signature().notes()}
+    if shuffle is not None:
+        part["permutations"] = shuffle.notes()
+
+    def found(one: Sums, counts: tuple[Tensor, Tensor, Tensor], provenance: dict[str, Any]) -> ExpertStatistics:
+        return ExpertStatistics(
+            list(data.labels), one.sums_CREE.cpu(), *counts, model.fingerprint(), provenance, **one.extras()
+        )
+
+    permuted = [found(one, shuffle.counts(n), {}) for n, one in enumerate(total.permuted) if shuffle is not None]
+    own = found(total.own, (tokens_C, windows_C, documents_C), {**provenance_now(), "parts": [part]})
+    return dataclasses.replace(own, permuted=permuted)
 
 
 def run(
@@ -134,10 +149,13 @@ def run(
     seq_len: int | None = None,
     max_windows: int | None = None,
     domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
     firing: bool = False,
     firing_above: float | None = None,
     maxima: bool = False,
     coactivation: int | dict[int, list[int]] | None = None,
+    permutations: int = PERMUTATIONS,
+    permutation_seed: int = 0,
     exclude: Exclude = "special",
     exclude_first: int = 0,
     exclude_tokens: list[int] = [],  # noqa: B006 - shown in --help, never changed
@@ -163,15 +181,22 @@ def run(
         seq_len: tokens a window, or a piece of a longer scored text; without it the most the model was made for.
         max_windows: windows a domain, evenly spread over its text; without it all.
         domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         firing: also count, per domain, the tokens at which each expert is active, and at which it is the strongest.
         firing_above: also count the tokens at which its weight is above this number; implies --firing.
         maxima: also keep each expert's largest weight, and the window, document and position where it was.
         coactivation: also count the tokens at which two experts of a group are active together: for the so many
             strongest experts of every group, which takes a pass more to find them, or for experts by group, such as
             '{0: [17, 4], 1: [900]}' (expert (i, j) has the number i*E + j).
+        permutations: so many times, also add up everything that rules read under permuted labels: whole documents are
+            shuffled over the domains, or with SCORES the scores over the texts. `monet select` then says how many
+            experts its rule assigns to labels that mean nothing. 0 permutes none.
+        permutation_seed: another number gives other permutations.
         exclude: special does not count the tokens that begin, end and pad a text, which tell domains apart by the
             length of their texts; none counts all, as the paper does.
-        exclude_first: tokens at the beginning of each window that are not counted.
+        exclude_first: tokens at the beginning of each window, and of each document under document masks, that are not
+            counted.
         exclude_tokens: further token ids that are not counted.
         shard: i/n reads the i-th of n parts of the text, i from 0 on, for as many processes at once; add their files
             up with `monet stats merge`. Windows that begin in one document stay together.
@@ -193,17 +218,19 @@ def run(
         raise ConfigError("coactivation of the strongest experts differs by shard; name the experts, by group")
     _check_source(data, scores, max_windows, domains)
     loaded = load_model(model, device, dtype)
-    text = _open(loaded, data, scores, split, seq_len, max_windows, domains)
+    text = _open(loaded, data, scores, split, seq_len, max_windows, domains, document_mask)
     if part is not None:
         text = text.shard(*part)
     exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude, exclude_first, exclude_tokens)
-    wanted = Wanted(firing, firing_above, maxima, coactivation if isinstance(coactivation, dict) else None)
+    pairs = coactivation if isinstance(coactivation, dict) else None
+    wanted = Wanted(firing, firing_above, maxima, pairs, permutations, permutation_seed)
     if isinstance(coactivation, int):
         if coactivation < 1:
             raise ConfigError(f"coactivation {coactivation} must be at least 1 expert a group")
-        summed = collect(loaded, text, batch_size=batch_size, exclusion=exclusion, progress=progress)
+        sums = Wanted(permutations=0)
+        summed = collect(loaded, text, batch_size=batch_size, wanted=sums, exclusion=exclusion, progress=progress)
         strongest_RN = summed.strongest(coactivation)
-        wanted = Wanted(firing, firing_above, maxima, dict(enumerate(strongest_RN.tolist())))
+        wanted = dataclasses.replace(wanted, coactivation=dict(enumerate(strongest_RN.tolist())))
     statistics = collect(loaded, text, batch_size=batch_size, wanted=wanted, exclusion=exclusion, progress=progress)
     statistics.save(out)
     _print(statistics, out)
@@ -249,11 +276,12 @@ def _open(
     seq_len: int | None,
     max_windows: int | None,
     domains: list[str] | None,
+    document_mask: DocumentMask,
 ) -> LabelledSequences | PreparedWindows:
     if scores is not None:
         return read_scored(scores, load_tokenizer(model), window_length(model, seq_len))
     assert data is not None
-    return open_windows(data, split, model, seq_len, max_windows, domains)
+    return open_windows(data, split, model, seq_len, max_windows, domains, document_mask)
 
 
 def _print(statistics: ExpertStatistics, out: Path) -> None:
@@ -268,5 +296,6 @@ def _print(statistics: ExpertStatistics, out: Path) -> None:
             print(f"of {part['records']} records left out: {counted}")
     if excluded := sum(part.get("excluded", {}).get("tokens", 0) for part in statistics.provenance["parts"]):
         print(f"not counted: {excluded:,} tokens that begin or end a text, or that --exclude_* names")
+    print(f"labels were permuted {len(statistics.permuted)} times" if statistics.permuted else NOT_PERMUTED)
     also = f", with {', '.join(statistics.extras)}" if statistics.extras else ""
     print(f"statistics{also}: {out}")

@@ -42,6 +42,7 @@ class _Domain:
         loss_sum_U: float64, summed losses of the whole model.
         tokens_U: int64, scored tokens.
         documents: how many there are.
+        sources: how many there are; None where they are not known.
     """
 
     name: str
@@ -49,6 +50,7 @@ class _Domain:
     loss_sum_U: NDArray[np.float64]
     tokens_U: NDArray[np.int64]
     documents: int
+    sources: int | None
 
     def sums(self, loss_sum_W: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums of the units out of those of the windows."""
@@ -66,21 +68,25 @@ def _domains(names: Sequence[str], whole: WindowLosses, bootstrap: Bootstrap) ->
     """The domains of the data.
 
     Raises:
-        DataError: a domain that no interval can be drawn for; names it and how many documents (or windows) it has.
+        DataError: a domain that no interval can be drawn for; names it and how many units it has.
     """
     found = []
+    all_units_W = whole.units_W(bootstrap.unit)
     for name, rows_X in zip(names, _by_label(whole, len(names)), strict=True):
-        documents, document_W = np.unique(whole.document_W[rows_X], return_inverse=True)
-        by_document = bootstrap.unit == "document"
-        units = len(documents) if by_document else len(rows_X)
+        unit_W = np.unique(all_units_W[rows_X], return_inverse=True)[1]
+        units = int(unit_W.max(initial=-1)) + 1
         if units < 2:
+            smaller = "document" if bootstrap.unit == "source" else "window"
             raise DataError(
-                f"domain {name!r} offers {units} {bootstrap.unit} to draw from and an interval needs two; add text to "
-                "the evaluation split, or draw windows instead (--unit window)"
+                f"domain {name!r} offers {units} {bootstrap.unit or 'unit'} to draw from and an interval needs two; "
+                f"add text to the evaluation split, or draw {smaller}s instead (--unit {smaller})"
             )
-        unit_W: NDArray[np.intp] = document_W if by_document else np.arange(len(rows_X))
         loss_sum_U, tokens_U = (np.bincount(unit_W, of[rows_X], units) for of in (whole.loss_sum_W, whole.tokens_W))
-        found.append(_Domain(name, unit_W, loss_sum_U.astype(np.float64), tokens_U.astype(np.int64), len(documents)))
+        documents = len(np.unique(whole.document_W[rows_X]))
+        sources = None if whole.source_W is None else len(np.unique(whole.source_W[rows_X]))
+        found.append(
+            _Domain(name, unit_W, loss_sum_U.astype(np.float64), tokens_U.astype(np.int64), documents, sources)
+        )
     return found
 
 
@@ -149,7 +155,15 @@ def _resample(domains: Sequence[_Domain], sums: _Sums, bootstrap: Bootstrap) -> 
             if len(found.baseline) == number:
                 loss, tokens = whole.estimate(bootstrap), int(domain.tokens_U.sum())
                 found.baseline.append(
-                    Baseline(domain.name, loss, math.exp(loss.value), tokens, len(domain.unit_W), domain.documents)
+                    Baseline(
+                        domain.name,
+                        loss,
+                        math.exp(loss.value),
+                        tokens,
+                        len(domain.unit_W),
+                        domain.documents,
+                        domain.sources,
+                    )
                 )
             changes: dict[str, dict[int | None, Draws]] = {}
             for (label, seed), one in zip(keys, measured, strict=True):
@@ -189,7 +203,7 @@ def summarise(
         provenance: goes into the result.
 
     Raises:
-        DataError: a domain with a single document (or window).
+        DataError: a domain with a single source, document or window to draw from.
     """
     parts = _domains(domains, whole, bootstrap)
     sums = _Sums()

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from monet.kernels.aot_case import AotCase
-from monet.kernels.notes import note, noted
+from monet.kernels.shared import GateFacts
 
 # Keys fit in int16 as long as there are fewer than 2^15 a side, far beyond any product-key model.
 MAX_KEYS = 1 << 15
@@ -28,26 +28,28 @@ def active_keys_kernel(g_ptr, idx_ptr, count_ptr, H: tl.constexpr, E: tl.constex
     tl.store(count_ptr + t, tl.sum(active, 0))
 
 
-def active_keys(g_THE: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys with a probability other than zero in any head; the layers of a routing group share the lists.
+def active_keys(g_THE: Tensor, facts: GateFacts | None = None) -> tuple[Tensor, Tensor]:
+    """Keys with a probability other than zero in any head.
 
     Args:
         g_THE: routing probabilities, contiguous.
+        facts: what is known about g_THE; holds the lists for the other layers of the routing group. None makes them.
     Returns:
         idx_TE int16, of which the first count_T entries of a row are written, and count_T int32.
     Raises:
         ValueError: E is too large for the lists' int16.
     """
     T, H, E = g_THE.shape
-    if (lists := noted(g_THE, "active_keys")) is not None and lists[0].shape == (T, E):
-        return lists
+    if facts is not None and facts.active_keys is not None:
+        return facts.active_keys
     if E > MAX_KEYS:
         raise ValueError(f"g_THE has {E} keys; masks on a GPU take at most {MAX_KEYS}, use MONET_KERNELS=torch")
     idx_TE = torch.empty(T, E, dtype=torch.int16, device=g_THE.device)
     count_T = torch.empty(T, dtype=torch.int32, device=g_THE.device)
     if T:
         active_keys_kernel[(T,)](g_THE, idx_TE, count_T, H, E, triton.next_power_of_2(E), num_warps=4)  # type: ignore
-    note(g_THE, "active_keys", (idx_TE, count_T))
+    if facts is not None:
+        facts.active_keys = (idx_TE, count_T)
     return idx_TE, count_T
 
 

@@ -18,6 +18,7 @@ from monet.kernels.masked import Keep, token_chunks
 from monet.kernels.mixing import Activation, Mixing
 from monet.kernels.products import product, takes_onednn
 from monet.kernels.routing import again
+from monet.kernels.shared import UNKNOWN, Facts, SharedGates, facts_of
 
 # How much is done at a time on the CPU, in elements of one hidden array: bounds the temporaries, while the projections'
 # matrix products stay large enough to be efficient.
@@ -50,19 +51,24 @@ class Step(NamedTuple):
         """What a mask is made of: saved for backward, so that a mask changed in between is noticed."""
         return () if self.keep is None else tuple(tensor for tensor in self.keep if tensor is not None)
 
-    def mix(self, inputs: tuple[Tensor, ...], rows: slice) -> tuple[Tensor, ...]:
-        """The mixed arrays of some tokens; `inputs` are the pre-activations, g1 and g2 of all."""
+    def mix(self, inputs: tuple[Tensor, ...], rows: slice, facts: Facts = UNKNOWN) -> tuple[Tensor, ...]:
+        """The mixed arrays of some tokens; `inputs` are the pre-activations, g1 and g2 of all, `facts` about these."""
         *hidden, g1_tHE, g2_tHE = (tensor[rows] for tensor in inputs)
-        return self.mixing.forward(tuple(hidden), g1_tHE, g2_tHE, self.activation, self.keep and self.keep.at(rows))
+        keep = self.keep and self.keep.at(rows)
+        facts = facts if g1_tHE.shape[0] == inputs[-1].shape[0] else UNKNOWN
+        return self.mixing.forward(tuple(hidden), g1_tHE, g2_tHE, self.activation, keep, facts)
 
 
-def mix_project(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
+def mix_project(
+    step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...], shared: SharedGates | None = None
+) -> Tensor:
     """Activate, mix and project.
 
     Args:
         step: what to do.
         inputs: pre-activations, each (T, E, M), then g1_THE and g2_THE.
         weights: one a term.
+        shared: what the layers of the group share about their gates, or None.
     Returns:
         (T, D) in the dtype of the pre-activations.
     """
@@ -75,16 +81,17 @@ def mix_project(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, .
         learning = learns(step.activation)
         wanted = learning or any(tensor.requires_grad for tensor in (*inputs, *weights))
         if not (torch.is_grad_enabled() and wanted):
-            return forward(step, inputs, weights)
+            return forward(step, inputs, weights, facts_of(shared, *inputs[-2:]))
         if learning or inputs[0].numel() < max(1, _LEAN_FROM_ELEMENTS):
             return reference(step, inputs, weights)
-        out_TD = _MixProject.apply(step, weights, *inputs)
+        facts = facts_of(shared, *inputs[-2:])
+        out_TD = _MixProject.apply(step, weights, facts, *inputs)
         mixed = _Mixed(step, [n for n, weight in enumerate(weights) if weight.requires_grad])
         if not mixed.wanted:
             return out_TD
         for n in mixed.wanted:
             out_TD = _Weight.apply(out_TD, mixed, n, weights[n])
-        return _Remix.apply(out_TD, mixed, tuple(tensor.detach() for tensor in inputs))
+        return _Remix.apply(out_TD, mixed, tuple(tensor.detach() for tensor in inputs), facts)
 
 
 def learns(activation: Activation) -> bool:
@@ -103,11 +110,12 @@ def reference(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...
     return torch.cat([blocks[start] for start in sorted(blocks)], -1)
 
 
-def forward(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
+def forward(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...], facts: Facts = UNKNOWN) -> Tensor:
+    """`mix_project` without gradients."""
     T, width = inputs[0].shape[0], max(term.columns.stop for term in step.terms)
     out_TD = inputs[0].new_empty(T, width)
     for rows in _chunks(inputs[0]):
-        mixed = step.mix(inputs, rows)
+        mixed = step.mix(inputs, rows, facts)
         started: set[int] = set()
         for term, x, weight in zip(step.terms, mixed, weights, strict=True):
             block_tD, x_tP = out_TD[rows, term.columns], x.flatten(1)
@@ -133,10 +141,10 @@ class _MixProject(torch.autograd.Function):
     """The whole step; its backward leads gradients to the pre-activations and gates. `_Weight` serves the weights."""
 
     @staticmethod
-    def forward(ctx: Any, step: Step, weights: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, step: Step, weights: tuple[Tensor, ...], facts: Facts, *inputs: Tensor) -> Tensor:
         ctx.step = step
-        _save(ctx, inputs, *weights, *step.mask_tensors())
-        return forward(step, inputs, weights)
+        _save(ctx, inputs, facts, *weights, *step.mask_tensors())
+        return forward(step, inputs, weights, facts)
 
     @staticmethod
     @once_differentiable
@@ -144,12 +152,14 @@ class _MixProject(torch.autograd.Function):
         inputs, rest = _saved(ctx)
         weights = rest[: len(ctx.step.terms)]
         with without_autocast(dout_TD.device):
-            return None, None, *input_gradients(ctx.step, inputs, weights, dout_TD)
+            dinputs = input_gradients(ctx.step, inputs, weights, dout_TD, again.facts_in(ctx.kept_gates))
+        again.done(ctx.kept_gates)
+        return None, None, None, *dinputs
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], *rest: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, ...], facts: Facts, *rest: Tensor) -> None:
     """Save the step's inputs and more; gates as the logits they came from, where these are saved anyway."""
-    gates, ctx.kept_gates = again.keep(inputs[-2:])
+    gates, ctx.kept_gates = again.keep(inputs[-2:], facts)
     ctx.counts = (len(inputs) - 2, len(gates))
     ctx.save_for_backward(*inputs[:-2], *gates, *rest)
 
@@ -162,7 +172,7 @@ def _saved(ctx: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
 
 
 def input_gradients(
-    step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...], dout_TD: Tensor
+    step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...], dout_TD: Tensor, facts: Facts = UNKNOWN
 ) -> list[Tensor]:
     """Gradients of pre-activations and gates for an upstream gradient of the output."""
     E = inputs[0].shape[1]
@@ -177,7 +187,8 @@ def input_gradients(
         *hidden, g1_tHE, g2_tHE = (tensor[rows] for tensor in inputs)
         keep = step.keep and step.keep.at(rows)
         parts = [tensor[rows] for tensor in dinputs]
-        step.mixing.backward(tuple(hidden), g1_tHE, g2_tHE, step.activation, keep, dmixed, parts)
+        known = facts if g1_tHE.shape[0] == inputs[-1].shape[0] else UNKNOWN
+        step.mixing.backward(tuple(hidden), g1_tHE, g2_tHE, step.activation, keep, dmixed, parts, known)
         del dmixed
     return dinputs
 
@@ -200,12 +211,12 @@ class _Mixed:
         self.arrays: dict[int, Tensor] = {}
         self.gradients: dict[int, Tensor] = {}
 
-    def remix(self, inputs: tuple[Tensor, ...], dout_TD: Tensor) -> None:
+    def remix(self, inputs: tuple[Tensor, ...], dout_TD: Tensor, facts: Facts = UNKNOWN) -> None:
         """Recompute what the `_Weight` nodes need."""
         self.arrays, self.gradients = {}, {}  # a backward for some of the weights alone leaves those of the others
         chunks = _chunks(inputs[0])
         for rows in chunks:
-            mixed = self.step.mix(inputs, rows)
+            mixed = self.step.mix(inputs, rows, facts)
             self.arrays = {n: mixed[n] for n in self.wanted}
             del mixed
             if len(chunks) > 1:
@@ -247,9 +258,9 @@ class _Remix(torch.autograd.Function):
     """The identity; the first node in backward, which recomputes the mixed arrays for the `_Weight` nodes behind it."""
 
     @staticmethod
-    def forward(ctx: Any, out_TD: Tensor, mixed: _Mixed, inputs: tuple[Tensor, ...]) -> Tensor:
+    def forward(ctx: Any, out_TD: Tensor, mixed: _Mixed, inputs: tuple[Tensor, ...], facts: Facts) -> Tensor:
         ctx.mixed = mixed
-        _save(ctx, inputs, *mixed.step.mask_tensors())
+        _save(ctx, inputs, facts, *mixed.step.mask_tensors())
         ctx.mark_dirty(out_TD)
         return out_TD
 
@@ -258,5 +269,6 @@ class _Remix(torch.autograd.Function):
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Any, ...]:
         inputs, _ = _saved(ctx)
         with without_autocast(dout_TD.device):
-            ctx.mixed.remix(inputs, dout_TD)
-        return dout_TD, None, None
+            ctx.mixed.remix(inputs, dout_TD, again.facts_in(ctx.kept_gates))
+        again.done(ctx.kept_gates)
+        return dout_TD, None, None, None

@@ -23,7 +23,6 @@ from monet.kernels.mix_project import (
     reference,
     weight_gradients,
 )
-from monet.kernels.notes import nothing_noted
 
 # Of every operator: inputs and weights as `mix_project` takes them, then the step in plain values: the name of its
 # mixing, first and last column and orientation of each term, number of the activation, the mask.
@@ -58,8 +57,7 @@ def _step(
     "monet::mix_project", mutates_args=(), schema=f"(Tensor[] inputs, Tensor[] weights, {_STEP}) -> Tensor"
 )
 def _mix_project(inputs: list[Tensor], weights: list[Tensor], *values: Any) -> Tensor:
-    with nothing_noted():
-        return forward(_step(inputs[0], *values), tuple(inputs), tuple(weights))
+    return forward(_step(inputs[0], *values), tuple(inputs), tuple(weights))
 
 
 @_mix_project.register_fake
@@ -76,7 +74,7 @@ def _(
     schema=f"(Tensor dout, Tensor[] inputs, Tensor[] weights, {_STEP}) -> Tensor[]",
 )
 def _inputs(dout: Tensor, inputs: list[Tensor], weights: list[Tensor], *values: Any) -> list[Tensor]:
-    with nothing_noted(), _autograd_in_an_operator():
+    with _autograd_in_an_operator():
         return input_gradients(_step(inputs[0], *values), tuple(inputs), tuple(weights), dout)
 
 
@@ -93,8 +91,7 @@ def _(dout: Tensor, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
 def _weights(
     dout: Tensor, inputs: list[Tensor], weights: list[Tensor], wanted: list[int], *values: Any
 ) -> list[Tensor]:
-    with nothing_noted():
-        return weight_gradients(_step(inputs[0], *values), tuple(inputs), wanted, dout)
+    return weight_gradients(_step(inputs[0], *values), tuple(inputs), wanted, dout)
 
 
 @_weights.register_fake

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from monet.kernels.masked import Keep, token_chunks
+from monet.kernels.shared import UNKNOWN, Facts
 
 Activation = Callable[[Tensor], Tensor]
 # How much of a backward without a mask is done at a time, in elements of one hidden array: its many temporaries stay
@@ -19,16 +20,16 @@ _CACHE_ELEMENTS = 1 << 18
 class Mixing(NamedTuple):
     """Activation and mixing of one decomposition, forward and backward.
 
-    forward(hidden, g1_THE, g2_THE, activation, keep) -> mixed: pre-activations (T, E, M) each, float routing
+    forward(hidden, g1_THE, g2_THE, activation, keep, facts) -> mixed: pre-activations (T, E, M) each, float routing
         probabilities; returns arrays (T, E, M) and (T, E) in the dtype of the pre-activations. Differentiable.
-    backward(hidden, g1_THE, g2_THE, activation, keep, dmixed, dinputs): writes the gradients of the pre-activations,
-        g1 and g2 into `dinputs`, which has their shapes and dtypes.
+    backward(hidden, g1_THE, g2_THE, activation, keep, dmixed, dinputs, facts): writes the gradients of the
+        pre-activations, g1 and g2 into `dinputs`, which has their shapes and dtypes.
+
+    `facts` is what is known about g1 and g2; it saves work and may be left out.
     """
 
-    forward: Callable[[tuple[Tensor, ...], Tensor, Tensor, Activation, Keep | None], tuple[Tensor, ...]]
-    backward: Callable[
-        [tuple[Tensor, ...], Tensor, Tensor, Activation, Keep | None, list[Tensor], list[Tensor]], None
-    ]  # fmt: skip
+    forward: Callable[..., tuple[Tensor, ...]]
+    backward: Callable[..., None]
 
 
 def torch_mixing(mix: Callable[..., tuple[Tensor, ...]], mix_backward: Callable[..., tuple[Tensor, ...]]) -> Mixing:
@@ -40,7 +41,12 @@ def torch_mixing(mix: Callable[..., tuple[Tensor, ...]], mix_backward: Callable[
     """
 
     def forward(
-        hidden: tuple[Tensor, ...], g1_THE: Tensor, g2_THE: Tensor, activation: Activation, keep: Keep | None
+        hidden: tuple[Tensor, ...],
+        g1_THE: Tensor,
+        g2_THE: Tensor,
+        activation: Activation,
+        keep: Keep | None,
+        facts: Facts = UNKNOWN,
     ) -> tuple[Tensor, ...]:
         dtype = hidden[0].dtype
         return _mix(mix, [activation(h) for h in hidden], g1_THE.to(dtype), g2_THE.to(dtype), keep)
@@ -53,6 +59,7 @@ def torch_mixing(mix: Callable[..., tuple[Tensor, ...]], mix_backward: Callable[
         keep: Keep | None,
         dmixed: list[Tensor],
         dinputs: list[Tensor],
+        facts: Facts = UNKNOWN,
     ) -> None:
         T, E, M = hidden[0].shape
         dtype = hidden[0].dtype

@@ -17,7 +17,7 @@ from monet.kernels.active_keys import active_keys
 from monet.kernels.aot_case import AotCase
 from monet.kernels.masked import Keep
 from monet.kernels.mixing import Activation, Mixing
-from monet.kernels.notes import nothing_noted
+from monet.kernels.shared import UNKNOWN, Facts
 from monet.kernels.triton_parts import DOT_DTYPES, tile
 
 # Tiles and warps of each kind of kernel, for two-byte numbers. A tile with float32 among its numbers is half as large,
@@ -61,8 +61,18 @@ class Kernels(NamedTuple):
         written: Sequence[Tensor],
         act: int,
         keep: Keep | None,
+        facts: Facts = UNKNOWN,
     ) -> None:
-        """Run `mix` or `mix_backward`, under a mask if one is given; `inputs` are pre-activations, g1 and g2."""
+        """Run `mix` or `mix_backward`, under a mask if one is given.
+
+        Args:
+            kind: "mix" or "mix_backward".
+            inputs: pre-activations, g1 and g2.
+            read, written: what the kernel reads after these, and what it writes.
+            act: the activation's number.
+            keep: the mask, or None.
+            facts: what is known about g1 and g2; with it the layers of a group share the lists of active keys.
+        """
         (T, E, M), H = inputs[0].shape, inputs[-1].shape[1]
         if T == 0:
             return
@@ -84,7 +94,9 @@ class Kernels(NamedTuple):
                 return
             for tensor in written:
                 tensor.zero_()
-            (idx1_TE, count1_T), (idx2_TE, count2_T) = (active_keys(g_THE) for g_THE in inputs[-2:])
+            (idx1_TE, count1_T), (idx2_TE, count2_T) = (
+                active_keys(g_THE, known) for g_THE, known in zip(inputs[-2:], facts, strict=True)
+            )
             weights_SEE = keep.weights_SEE.contiguous()
             weights_SEE = weights_SEE.view(torch.uint8) if weights_SEE.dtype == torch.bool else weights_SEE
             per_token = keep.index_T is not None
@@ -111,14 +123,19 @@ def triton_mixing(kernels: Kernels) -> Mixing:
     operator = _register(kernels)
 
     def forward(
-        hidden: tuple[Tensor, ...], g1_THE: Tensor, g2_THE: Tensor, activation: Activation, keep: Keep | None
+        hidden: tuple[Tensor, ...],
+        g1_THE: Tensor,
+        g2_THE: Tensor,
+        activation: Activation,
+        keep: Keep | None,
+        facts: Facts = UNKNOWN,
     ) -> tuple[Tensor, ...]:
         act = number_of(activation)
         if act is None:
             act, hidden = IDENTITY, tuple(activation(h) for h in hidden)
         if _is_plain((*hidden, g1_THE, g2_THE)):
             results = kernels.results(hidden[0])
-            kernels.launch("mix", (*hidden, g1_THE, g2_THE), (), results, act, keep)
+            kernels.launch("mix", (*hidden, g1_THE, g2_THE), (), results, act, keep, facts)
             return tuple(results)
         weights, index = (None, None) if keep is None else (keep.weights_SEE, keep.index_T)
         return tuple(operator(list(hidden), g1_THE, g2_THE, act, weights, index))
@@ -131,16 +148,17 @@ def triton_mixing(kernels: Kernels) -> Mixing:
         keep: Keep | None,
         dmixed: list[Tensor],
         dinputs: list[Tensor],
+        facts: Facts = UNKNOWN,
     ) -> None:
         act = number_of(activation)
         if act is not None:
-            kernels.launch("mix_backward", (*hidden, g1_THE, g2_THE), dmixed, dinputs, act, keep)
+            kernels.launch("mix_backward", (*hidden, g1_THE, g2_THE), dmixed, dinputs, act, keep, facts)
             return
         leaves = [h.detach().requires_grad_() for h in hidden]
         with torch.enable_grad():
             activated = [activation(leaf) for leaf in leaves]
         inputs = (*(a.detach() for a in activated), g1_THE, g2_THE)
-        kernels.launch("mix_backward", inputs, dmixed, dinputs, IDENTITY, keep)
+        kernels.launch("mix_backward", inputs, dmixed, dinputs, IDENTITY, keep, facts)
         for whole, part in zip(dinputs, torch.autograd.grad(activated, leaves, dinputs[: len(leaves)]), strict=False):
             whole.copy_(part)
 
@@ -162,14 +180,12 @@ def _register(kernels: Kernels) -> Any:
 
     def forward(hidden, g1, g2, act, keep, index) -> list[Tensor]:
         results = kernels.results(hidden[0])
-        with nothing_noted():  # a compiled graph may have called
-            kernels.launch("mix", (*hidden, g1, g2), (), results, act, keep_of(keep, index))
+        kernels.launch("mix", (*hidden, g1, g2), (), results, act, keep_of(keep, index))
         return results
 
     def backward(hidden, g1, g2, act, keep, index, dmixed) -> list[Tensor]:
         dinputs = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (*hidden, g1, g2)]
-        with nothing_noted():
-            kernels.launch("mix_backward", (*hidden, g1, g2), dmixed, dinputs, act, keep_of(keep, index))
+        kernels.launch("mix_backward", (*hidden, g1, g2), dmixed, dinputs, act, keep_of(keep, index))
         return dinputs
 
     forward_op = torch.library.custom_op(

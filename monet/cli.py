@@ -6,23 +6,20 @@ takes `--config FILE.yaml` too, with the same names. Training has its own page, 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
 import json
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from monet import __version__
 from monet.errors import MonetError, recognised
+from monet.options import Options
 from monet.terminal import clean, clean_warnings
-
-
-# An annotation that allows a list, perhaps beside something else.
-_LIST = re.compile(r"(^|\| )list\[")
 
 
 class Verb(NamedTuple):
@@ -109,7 +106,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "the paper's tables: needs, cost, and ours beside the published",
             reads_text=True,
         ),
-        "report": Verb("monet.eval.report:run", "any result -> one page, Markdown, figures, JSON"),
+        "report": Verb(
+            "monet.eval.report:run", "any result, or those of several seeds -> one page, Markdown, figures, JSON"
+        ),
     },
 }
 VERBS: dict[str, Verb] = {name: verb for verbs in GROUPS.values() for name, verb in verbs.items()}
@@ -202,16 +201,45 @@ def _run(name: str, options: list[str]) -> int:
         _speed_up()
     if VERBS[name].all_words:
         return target(options)
-    from jsonargparse import auto_cli
-
     options = _with_values(_with_list(options, VERBS[name].words_into), target)
     try:
-        if "config" in target.__annotations__:  # a word that auto_cli keeps for files of options
-            return _run_with_config(target, options, name)
-        auto_cli(target, args=options, prog=f"monet {name}", as_positional=VERBS[name].takes_words)
+        arguments = _parsed(target, options, f"monet {name}", VERBS[name].takes_words)
     except SystemExit as stop:  # --help, or options that cannot be parsed
         return stop.code if isinstance(stop.code, int) else 2
+    target(**arguments)
     return 0
+
+
+def _parsed(target: Callable[..., Any], words: list[str], program: str, takes_words: bool) -> dict[str, Any]:
+    """Arguments of a verb's function, from the words of its command line."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=program, description=(inspect.getdoc(target) or "").partition("\n\n")[0])
+    parameters = inspect.signature(target).parameters
+    if (
+        "config" in parameters
+    ):  # this verb's own files, perhaps several: a list that is given again is added to by a plus
+        words = [
+            word.replace("--config", "--config+", 1) if word.partition("=")[0] == "--config" else word for word in words
+        ]
+    else:
+        parser.add_argument("--config", action="config", help="YAML file with options of this command")
+    groups = {name: kind for name, kind in get_type_hints(target).items() if _is_group(kind)}
+    parser.add_function_arguments(target, as_group=False, as_positional=takes_words, skip=set(groups))
+    for name, kind in groups.items():
+        parser.add_class_arguments(kind)
+        if (default := parameters[name].default) is not inspect.Parameter.empty:
+            parser.set_defaults(**{field.name: getattr(default, field.name) for field in dataclasses.fields(kind)})
+    found = parser.instantiate(parser.parse_args(words)).as_dict()
+    if "config" not in parameters:
+        del found["config"]
+    for name, kind in groups.items():
+        found[name] = kind(**{field.name: found.pop(field.name) for field in dataclasses.fields(kind)})
+    return found
+
+
+def _is_group(kind: Any) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, Options)
 
 
 def _speed_up() -> None:
@@ -229,20 +257,28 @@ def _with_list(options: list[str], name: str) -> list[str]:
     return [*([f"--{name}={json.dumps(options[:count])}"] if count else []), *options[count:]]
 
 
+def _options_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """Each option of a verb and its type, with the fields of its groups."""
+    kinds = {name: kind for name, kind in get_type_hints(target).items() if name != "return"}
+    fields = {
+        name: kind for group in kinds.values() if _is_group(group) for name, kind in get_type_hints(group).items()
+    }
+    return {name: kind for name, kind in kinds.items() if not _is_group(kind)} | fields
+
+
 def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:
     """Options of a yes or no get their value, so that `--full` alone means `--full=true`. A list may be plain words.
 
-    `--result A B` is `--result [A, B]`, and `--prompts FILE` is `--prompts [FILE]`: jsonargparse would read FILE as a
-    file that holds the list.
+    `--result A B` is `--result [A, B]`, and `--prompts FILE` is `--prompts [FILE]`.
     """
-    kinds = {f"--{name}": str(one.annotation) for name, one in inspect.signature(target).parameters.items()}
+    kinds = {f"--{name}": kind for name, kind in _options_of(target).items()}
     words: list[str] = []
     place = 0
     while place < len(options):
         name, has_value, own = options[place].partition("=")
         place += 1
-        takes_list = _LIST.search(kinds.get(name, "")) is not None
-        if kinds.get(name) == "bool" and not has_value and options[place : place + 1] not in (["true"], ["false"]):
+        takes_list = _list_of(kinds.get(name)) is not None
+        if kinds.get(name) is bool and not has_value and options[place : place + 1] not in (["true"], ["false"]):
             words.append(f"{name}=true")
         elif takes_list and has_value:
             words.append(f"{name}={_as_list([own], kinds[name])}")
@@ -255,25 +291,17 @@ def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:
     return words
 
 
-def _as_list(values: list[str], kind: str) -> str:
+def _list_of(kind: Any) -> Any:
+    """What a list holds, where the type is a list or allows one; None: it does not."""
+    return next((get_args(one)[0] for one in (kind, *get_args(kind)) if get_origin(one) is list), None)
+
+
+def _as_list(values: list[str], kind: Any) -> str:
     """Words as one list, unless they are a list already, or a single word for an option that takes one too."""
     value = " ".join(values)
-    takes_one = not kind.startswith("list[")
+    takes_one = get_origin(kind) is not list and any(
+        get_origin(one) is not list and one is not type(None) for one in get_args(kind)
+    )
     if (takes_one and len(values) == 1) or value.lstrip().startswith("[") or value == "null":
         return value
-    numbers = any(inner in kind for inner in ("list[int]", "list[float]"))
-    return f"[{', '.join(values)}]" if numbers else json.dumps(values)
-
-
-def _run_with_config(target: Callable[..., Any], options: list[str], name: str) -> int:
-    """Run a verb whose --config names files of another kind, and may be given several times."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog=f"monet {name}")
-    parser.add_function_arguments(target, as_positional=False)
-    # a list that is given again is added to where the option ends with a plus
-    words = [
-        word.replace("--config", "--config+", 1) if word.partition("=")[0] == "--config" else word for word in options
-    ]
-    target(**parser.instantiate(parser.parse_args(words)).as_dict())
-    return 0
+    return f"[{', '.join(values)}]" if _list_of(kind) in (int, float) else json.dumps(values)

@@ -37,7 +37,8 @@ REQUIRED_KEYS_OF_FILES = (*REQUIRED_KEYS, "rms_norm_eps")
 
 # These say where a configuration comes from and what lies beside it. The weights compute the same with any value.
 ORIGIN_KEYS = frozenset({
-    "_name_or_path", "architectures", "auto_map", "dtype", "expert_mask", "torch_dtype", "transformers_version",
+    "_name_or_path", "architectures", "auto_map", "document_mask", "dtype", "expert_mask", "torch_dtype",
+    "transformers_version",
 })  # fmt: skip
 
 DECOMPOSITIONS = ("vertical", "horizontal")
@@ -101,6 +102,9 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         output_router_probs: return routing probabilities from every forward.
         expert_mask: file and digest of the mask that is stored with the model; None, and then absent from config.json,
             for the whole model. `model.set_expert_mask` sets it.
+        document_mask: the model was trained without attention across the documents of a window; False, and then absent
+            from config.json, if it was not, or if that is not known. A forward does not depend on it: give it
+            `position_ids` that begin at 0 at each document. `monet export` sets it, and evaluation follows it.
         auto_map: the modelling files of the folder that the configuration was read from, by Auto class; empty if there
             are none. Monet's own classes run in any case. A saved config.json names only files that lie in its folder.
         num_labels, id2label, label2id, problem_type: as in transformers, for the heads of `monet/heads.py`; config.json
@@ -139,6 +143,7 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
     rms_norm_eps: float = 1e-5
     output_router_probs: bool = False
     expert_mask: dict[str, str] | None = None
+    document_mask: bool = False
     if TYPE_CHECKING:  # a configuration that exists has them all; absent ones are named and refused below
         vocab_size: int = 0
         hidden_size: int = 0
@@ -192,7 +197,7 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
             value = getattr(self, key)
             if value is not None and not (type(value) is int and 1 <= value <= largest):
                 problems.append(f"{key}={value!r}: allowed are whole numbers from 1 to {largest}")
-        for key in ("attention_bias", "tie_word_embeddings", "use_cache", "output_router_probs"):
+        for key in ("attention_bias", "tie_word_embeddings", "use_cache", "output_router_probs", "document_mask"):
             if type(getattr(self, key)) is not bool:
                 problems.append(f"{key}={getattr(self, key)!r}: allowed are true and false")
         if not (isinstance(self.initializer_range, (int, float)) and 0 <= self.initializer_range <= 1):
@@ -276,6 +281,8 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         for key in ("pad_token_id", "expert_mask", "auto_map"):
             if not own.get(key) and own.get(key) != 0:
                 own.pop(key, None)
+        if not self.document_mask:
+            own.pop("document_mask", None)
         own["architectures"] = content.get("architectures")
         # Names of labels belong to the file only if a task has set them: the released files do not carry them.
         own |= {key: content[key] for key, default in _DEFAULT_TASK.items() if content.get(key) != default}

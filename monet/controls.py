@@ -85,9 +85,20 @@ def _equal_activity(keep_N: Tensor, activity_N: Tensor, generator: torch.Generat
     free_N = torch.ones(len(keep_N), dtype=torch.bool)  # by place
     removed = (keep_N != 1).nonzero().flatten()
     for unit in removed[torch.randperm(len(removed), generator=generator)].tolist():
-        places = free_N.nonzero().flatten()
-        nearest = (places - place_N[unit]).abs().argsort(stable=True)[:_NEAREST]
-        place = int(places[nearest[torch.randint(len(nearest), (1,), generator=generator)]])
+        nearest = _nearest(free_N, int(place_N[unit]))
+        place = int(nearest[torch.randint(len(nearest), (1,), generator=generator)])
         free_N[place] = False
         control_N[by_activity_N[place]] = keep_N[unit]
     return control_N
+
+
+def _nearest(free_N: Tensor, place: int) -> Tensor:
+    """The free places that are nearest to a place, the lower of two that are equally near first."""
+    reach = _NEAREST
+    while True:
+        low, high = max(0, place - reach), min(len(free_N), place + reach + 1)
+        places = free_N[low:high].nonzero().flatten() + low
+        # all places in reach are here, so that no nearer one is outside
+        if len(places) >= _NEAREST or high - low == len(free_N):
+            return places[(places - place).abs().argsort(stable=True)[:_NEAREST]]
+        reach *= 2

@@ -16,6 +16,7 @@ from monet.kernels.decode.choice import OutputRows, is_sparse
 from monet.kernels.decode.op import active_horizontal, active_vertical
 from monet.kernels.hde.op import horizontal_experts, horizontal_mixing
 from monet.kernels.masked import Keep
+from monet.kernels.shared import SharedGates
 from monet.kernels.vde.op import vertical_experts, vertical_mixing
 
 
@@ -76,12 +77,22 @@ class HorizontalExperts(Experts):
         self.v = nn.Linear(E * M, D, bias=False)
         self.b = nn.Parameter(torch.zeros(E, D))
 
-    def forward(self, x_BTD: Tensor, g1_BTHE: Tensor, g2_BTHE: Tensor, keep: Keep | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        g1_BTHE: Tensor,
+        g2_BTHE: Tensor,
+        keep: Keep | None = None,
+        shared: SharedGates | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts.
+
+        `shared` comes from the router (`RouterOutput.shared`). It saves work and changes no number.
+        """
         B, T, _ = x_BTD.shape
         x_TD, g1_THE, g2_THE = (tensor.flatten(0, 1) for tensor in (x_BTD, g1_BTHE, g2_BTHE))
         if self.calls_outputs():
-            y_TEM, c_TE = horizontal_mixing(self._hidden(x_TD), g1_THE, g2_THE, self.act_fn, keep)
+            y_TEM, c_TE = horizontal_mixing(self._hidden(x_TD), g1_THE, g2_THE, self.act_fn, keep, shared)
             out_TD = self.v(y_TEM.flatten(1)) + _biased(c_TE, self.b)
         elif is_sparse(x_TD, g1_THE, g2_THE, [self.u], [self.v.weight], [self.b], self.topk):
             v_PD = self._output_rows.of("v", self.v.weight)
@@ -90,7 +101,7 @@ class HorizontalExperts(Experts):
             )
         else:
             p_TEM = self._hidden(x_TD)
-            out_TD = horizontal_experts(p_TEM, g1_THE, g2_THE, self.v.weight, self.b, self.act_fn, keep)
+            out_TD = horizontal_experts(p_TEM, g1_THE, g2_THE, self.v.weight, self.b, self.act_fn, keep, shared)
         return out_TD.unflatten(0, (B, T))
 
     def _hidden(self, x_TD: Tensor) -> Tensor:
@@ -114,13 +125,23 @@ class VerticalExperts(Experts):
         self.v21, self.v22 = nn.Linear(P, D // 2, bias=False), nn.Linear(P, D // 2, bias=False)
         self.b1, self.b2 = nn.Parameter(torch.zeros(E, D // 2)), nn.Parameter(torch.zeros(E, D // 2))
 
-    def forward(self, x_BTD: Tensor, g1_BTHE: Tensor, g2_BTHE: Tensor, keep: Keep | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        g1_BTHE: Tensor,
+        g2_BTHE: Tensor,
+        keep: Keep | None = None,
+        shared: SharedGates | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts.
+
+        `shared` comes from the router (`RouterOutput.shared`). It saves work and changes no number.
+        """
         B, T, _ = x_BTD.shape
         x_TD, g1_THE, g2_THE = (tensor.flatten(0, 1) for tensor in (x_BTD, g1_BTHE, g2_BTHE))
         biases = (self.b1, self.b2)
         if self.calls_outputs():
-            return self._through_modules(x_TD, g1_THE, g2_THE, keep).unflatten(0, (B, T))
+            return self._through_modules(x_TD, g1_THE, g2_THE, keep, shared).unflatten(0, (B, T))
         projections = (self.v11.weight, self.v12.weight, self.v21.weight, self.v22.weight)
         if is_sparse(x_TD, g1_THE, g2_THE, [self.u1, self.u2], projections, biases, self.topk):
             first = (self.u1.weight, self.u1.bias, self.u2.weight, self.u2.bias)
@@ -130,16 +151,18 @@ class VerticalExperts(Experts):
             out_TD = active_vertical(x_TD, g1_THE, g2_THE, first, (v11, v12, v21, v22), biases, self.act_fn, keep)
         else:
             p1_TEM, p2_TEM = self._hidden(x_TD)
-            out_TD = vertical_experts(p1_TEM, p2_TEM, g1_THE, g2_THE, projections, biases, self.act_fn, keep)
+            out_TD = vertical_experts(p1_TEM, p2_TEM, g1_THE, g2_THE, projections, biases, self.act_fn, keep, shared)
         return out_TD.unflatten(0, (B, T))
 
     def _hidden(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         first, second = (linear(x_TD).unflatten(-1, (self.num_keys, -1)) for linear in (self.u1, self.u2))
         return first, second
 
-    def _through_modules(self, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None) -> Tensor:
+    def _through_modules(
+        self, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None, shared: SharedGates | None
+    ) -> Tensor:
         y11_TEM, y12_TEM, y21_TEM, y22_TEM, r_TE, c_TE = vertical_mixing(
-            *self._hidden(x_TD), g1_THE, g2_THE, self.act_fn, keep
+            *self._hidden(x_TD), g1_THE, g2_THE, self.act_fn, keep, shared
         )
         left = self.v11(y11_TEM.flatten(1)) + self.v12(y12_TEM.flatten(1)) + _biased(r_TE, self.b1)
         right = self.v21(y21_TEM.flatten(1)) + self.v22(y22_TEM.flatten(1)) + _biased(c_TE, self.b2)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from monet.training.language_models import LanguageModel
 
+PROVENANCE = "provenance.json"
 # a tokenizer's folder may hold a whole other model
 _TOKENIZER_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
                        "chat_template*")  # fmt: skip
@@ -28,12 +29,18 @@ _TOKENIZER_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.js
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an exported model comes from; written to its model card and to provenance.json."""
+    """Where an exported model comes from; written to its model card and to provenance.json.
+
+    `seed` is that of the initial weights and `data_seed` that of the order of the training text; None where the run's
+    folder does not record it.
+    """
 
     checkpoint: str
     checkpoint_manifest_sha256: str
     step: int
     tokens_seen: int
+    seed: int | None
+    data_seed: int | None
     data_fingerprint: str | None
     validation: dict[str, Any] | None
     dtype: str
@@ -99,6 +106,8 @@ def export(
     provenance = _provenance(folder, dtype)
     with atomic_directory(out) as target:
         model.config.dtype, model.config.architectures = getattr(torch, dtype), [type(model).__name__]
+        if masked := trained_with_document_masks(folder):
+            model.config.document_mask = masked
         model.config.save_pretrained(target)
         if remote_code:
             add_remote_code(target)
@@ -115,7 +124,7 @@ def export(
         _check_written(weights, target)
         card = model_card(model, provenance, remote_code)
         (target / "README.md").write_text(card, encoding="utf-8")
-        (target / "provenance.json").write_text(json.dumps(vars(provenance), indent=2) + "\n", encoding="utf-8")
+        (target / PROVENANCE).write_text(json.dumps(vars(provenance), indent=2) + "\n", encoding="utf-8")
     print(f"exported step {provenance.step} of {folder} to {out}")
 
 
@@ -138,6 +147,16 @@ def _class_and_config(folder: Path) -> LanguageModel:
 
     config = config_of(read_config(folder))
     return class_of(config)(config)
+
+
+def trained_with_document_masks(folder: Path) -> bool:
+    """Whether the run of a checkpoint folder kept the documents of a window apart (`data.document_mask`).
+
+    The configuration in checkpoints of earlier versions does not say so; the data's position does.
+    """
+    from monet.training.checkpoint import read_entry
+
+    return bool((read_entry(folder, "MonetDataModule") or {}).get("document_mask"))
 
 
 def released_tensors(model: LanguageModel) -> dict[str, Tensor]:
@@ -234,6 +253,8 @@ def _provenance(folder: Path, dtype: str) -> Provenance:
         checkpoint_manifest_sha256=sha256_file(folder / MANIFEST_NAME),
         step=step,
         tokens_seen=read_entry(folder, "monet")["tokens_seen"],
+        seed=_seed_of(folder.parent.parent),
+        data_seed=data.get("seed"),
         data_fingerprint=data.get("fingerprint"),
         validation=_validation_at(folder.parent.parent, step),
         dtype=dtype,
@@ -242,6 +263,18 @@ def _provenance(folder: Path, dtype: str) -> Provenance:
         transformers_version=transformers.__version__,
         python_version=platform.python_version(),
     )
+
+
+def _seed_of(run: Path) -> int | None:
+    """The seed that a run was started with."""
+    import yaml
+
+    try:
+        content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    seed = content.get("seed_everything") if isinstance(content, dict) else None
+    return seed if type(seed) is int else None
 
 
 def _validation_at(run: Path, step: int) -> dict[str, Any] | None:
@@ -279,7 +312,9 @@ def model_card(model: LanguageModel, provenance: Provenance, remote_code: bool =
         **parts,
         "vocabulary": f"{c.vocab_size:,}",
         "trained for": f"{provenance.step:,} steps, {provenance.tokens_seen:,} tokens",
-        "data": f"fingerprint `{provenance.data_fingerprint}`",
+        "seeds": f"of the weights {provenance.seed}, of the data's order {provenance.data_seed}",
+        "data": f"fingerprint `{provenance.data_fingerprint}`"
+        + (", with document masks" if getattr(c, "document_mask", False) else ""),
         "exported from": f"`{provenance.checkpoint}`, manifest SHA-256 `{provenance.checkpoint_manifest_sha256}`",
         "software": f"monet {provenance.monet_version}, torch {provenance.torch_version},"
         f" transformers {provenance.transformers_version}, Python {provenance.python_version}",

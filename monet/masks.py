@@ -242,10 +242,7 @@ class ExpertMask:
         """R * E * E."""
         return self.keep_REE.numel()
 
-    @property
-    def num_units(self) -> int:
-        """All experts."""
-        return self.num_experts
+    num_units = num_experts  # as of every intervention
 
     @property
     def num_removed(self) -> int:
@@ -304,13 +301,15 @@ class ExpertMask:
         Raises:
             ConfigError: weights that are missing or of another shape.
         """
-        weight_RN = None if weights is None else weights.flatten(1)
-        keep_RN = control_keep(self.keep_REE.flatten(1), kind, seed, weight_RN)
+        keep_RN = control_keep(self.keep_REE.flatten(1), kind, seed, None if weights is None else weights.flatten(1))
         notes: dict[str, Any] = {"made_by": "control", "kind": kind, "seed": seed, "of": self.provenance}
-        if weight_RN is not None:
-            notes["mass"] = removed_mass(keep_RN, weight_RN)
-            notes["mass_of_mask"] = removed_mass(self.keep_REE.flatten(1), weight_RN)
+        if weights is not None:
+            notes |= {"mass": removed_mass(keep_RN, weights.flatten(1)), "mass_of_mask": self.taken(weights)}
         return ExpertMask(keep_RN.view_as(self.keep_REE), notes, self.fingerprint)
+
+    def taken(self, weights: Tensor) -> float:
+        """The sum of (R, E, E) weights that the mask takes."""
+        return removed_mass(self.keep_REE.flatten(1), weights.flatten(1))
 
     def sites(self, model: nn.Module) -> list[nn.Module]:
         """The expert layers, from the first to the last."""

@@ -20,6 +20,7 @@ from monet.errors import ConfigError
 from monet.experts import EXPERTS
 from monet.fingerprint import Identity, base_parameters
 from monet.kernels.masked import Keep
+from monet.kernels.shared import SharedGates
 from monet.keywords import AttentionKeywords, LanguageModelKeywords, refuse_unknown
 from monet.llama_parts import LlamaAttention, LlamaRMSNorm, RotaryEmbedding
 from monet.losses import RouterLoss, loss_fields, next_token_loss, projected_loss, projects_in_pieces
@@ -51,20 +52,25 @@ class MonetDecoderLayer(GradientCheckpointingLayer):
         routing: tuple[Tensor, Tensor] | None = None,
         *,
         keep: Keep | None = None,
+        shared: SharedGates | None = None,
         router_options: dict[str, Any] | None = None,
         **attention_arguments: Any,
     ) -> tuple[Tensor, RouterOutput | None]:
-        """(B, T, D) -> the same, and what the layer's router returned; followers route by `routing`."""
+        """(B, T, D) -> the same, and what the layer's router returned.
+
+        A layer without a router takes `routing`, the gates, and `shared` from the layer of its group that has one.
+        """
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention_arguments)
         hidden_states = hidden_states + attended
         x_BTD = self.post_attention_layernorm(hidden_states)
         routed = None
         if self.router is not None:
             routed = self.router.route(x_BTD, **(router_options or {}))
-            routing = routed.gates
+            routing, shared = routed.gates, routed.shared
         assert routing is not None, "a layer without a router comes after one that has it"
-        masked = {} if keep is None else {"keep": keep}
-        return hidden_states + self.moe(x_BTD, *routing, **masked), routed
+        options = {"keep": keep, "shared": shared}
+        given = {name: value for name, value in options.items() if value is not None}
+        return hidden_states + self.moe(x_BTD, *routing, **given), routed
 
 
 class MonetModel(MonetPreTrainedModel):
@@ -175,7 +181,7 @@ class MonetModel(MonetPreTrainedModel):
             router_options["token_mask_BT"] = _token_mask(attention_mask, T)
         keep_R = self.active_masks.resolve(self, expert_mask, B, T, inputs_embeds.device)
 
-        hidden_states, routing = inputs_embeds, None
+        hidden_states, routing, shared = inputs_embeds, None, None
         probs: list[tuple[Tensor, Tensor] | None] = []
         sums: list[Any] = []
         # An early exit, as of a model that drafts for itself, lowers num_hidden_layers for a while.
@@ -185,12 +191,13 @@ class MonetModel(MonetPreTrainedModel):
                 hidden_states,
                 routing,
                 keep=keep_R[index // self.config.moe_groups],
+                shared=shared,
                 router_options=router_options,
                 **attention_arguments,
             )
             if routed is not None and layer.router is not None:
                 layer.router.update_statistics(routed)
-                routing = routed.gates
+                routing, shared = routed.gates, routed.shared
                 sums.append(routed.sums)
             probs.append((routed.g1_BTHE, routed.g2_BTHE) if routed is not None and wanted else None)
 

@@ -4,6 +4,16 @@ transformers keeps its own models as tables of names and imports a class when it
 tables the same way: by name, with this package as the module that holds the names. The tables exist only once
 transformers' auto modules have run, so a finder on `sys.meta_path` waits for them. The hook must not import modelling
 code: it runs in the middle of transformers' own imports.
+
+Why not transformers' public `register()` at `import monet`? It takes classes, not names. Measured with transformers
+5.24 and torch 2.13 on a CPU, in seconds of processor time:
+
+    import monet                0.03    with register() 4.9
+    monet --help                0.05    with register() 4.9
+
+Calling it from the finder fails: `import monet` and then `from transformers import LlamaForCausalLM` imports Monet's
+model classes while transformers.modeling_layers is half imported, an ImportError. `register` below makes the public
+calls, for a transformers whose tables have another form; a test compares both ways.
 """
 
 from __future__ import annotations

@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from monet.configuration_monet import MonetConfig
 from monet.errors import ConfigError
 from monet.float32_buffers import Float32Buffers
+from monet.kernels.checks import is_watched
 from monet.kernels.dispatch import without_autocast
-from monet.kernels.routing.op import batch_statistics, route_with_losses, thresholded_softmax
+from monet.kernels.routing.op import (
+    batch_statistics,
+    facts_about_gates,
+    rounds_in_kernel,
+    route_with_losses,
+    thresholded_softmax,
+)
 from monet.kernels.routing.reference import (
     BatchStatistics,
     RoutingSums,
@@ -20,6 +27,7 @@ from monet.kernels.routing.reference import (
     normal_quantile,
     raw_threshold,
 )
+from monet.kernels.shared import GateFacts, SharedGates, share
 from monet.losses import RouterLoss, ambiguity_loss, uniformity_loss
 from monet.ranks import GlobalBatch
 
@@ -92,6 +100,19 @@ def _losses(sums: RouterSums) -> RouterLosses:
     return RouterLosses(uniformity, ambiguity, metrics)
 
 
+class Shown:
+    """The probabilities that a router returned, by which changes of a hook are noticed."""
+
+    def __init__(self, g1_BTHE: Tensor, g2_BTHE: Tensor) -> None:
+        self._probs = (g1_BTHE, g2_BTHE)
+        self._versions = None if any(g.is_inference() for g in self._probs) else [g._version for g in self._probs]
+
+    def are_unchanged(self, g1_BTHE: Tensor, g2_BTHE: Tensor) -> bool:
+        """Whether these are the same tensors and nobody wrote to them; False if torch does not count the writes."""
+        same = g1_BTHE is self._probs[0] and g2_BTHE is self._probs[1]
+        return same and [g._version for g in self._probs] == self._versions if self._versions else False
+
+
 class RouterOutput(NamedTuple):
     """Routing probabilities and by-products of one router.
 
@@ -99,6 +120,8 @@ class RouterOutput(NamedTuple):
     gates: both in the dtype of the logits, one tensor for all layers of the group, which mix with them.
     sums: what losses and metrics are made of, or None when they were not asked for.
     statistics: moments of both axes' logits in this batch, or None unless the router is learning.
+    shared: what the layers of the group share about `gates`, passed to each of them; None where there is nothing.
+    shown: what notices a hook's changes of g1_BTHE and g2_BTHE; None where no hook was expected.
     """
 
     g1_BTHE: Tensor
@@ -106,6 +129,8 @@ class RouterOutput(NamedTuple):
     gates: tuple[Tensor, Tensor]
     sums: RouterSums | None = None
     statistics: tuple[BatchStatistics, BatchStatistics] | None = None
+    shared: SharedGates | None = None
+    shown: Shown | None = None
 
     @property
     def losses(self) -> RouterLosses | None:
@@ -200,7 +225,7 @@ class MonetRouter(nn.Module):
             with_losses: also return the auxiliary losses and metrics.
             router_loss: chooses what the uniformity loss is computed on; None is the paper's.
             float32_probs: return probabilities in float32 even for half-precision logits, as the released router does;
-                in training they are then saved beside the gates.
+                in training they are then saved beside the gates. The gates are the same bits either way.
         """
         B, T, _ = x_BTD.shape
         logits = [w(x_BTD.flatten(0, 1)) for w in (self.w1, self.w2)]
@@ -222,10 +247,13 @@ class MonetRouter(nn.Module):
                 )
             )
         g1_BTHE, g2_BTHE = (axis.g_BTHE for axis in axes)
-        gates = (g1_BTHE.to(axes[0].dtype), g2_BTHE.to(axes[1].dtype))
+        gates = (axes[0].gate_BTHE, axes[1].gate_BTHE)
         sums = [axis.sums for axis in axes if axis.sums is not None]
+        first_facts, second_facts = (axis.facts for axis in axes)
+        shared = None if first_facts is None or second_facts is None else share(gates, (first_facts, second_facts))
+        shown = Shown(g1_BTHE, g2_BTHE) if self._forward_hooks and not torch.compiler.is_compiling() else None
         if not sums:
-            return RouterOutput(g1_BTHE, g2_BTHE, gates, statistics=statistics)
+            return RouterOutput(g1_BTHE, g2_BTHE, gates, statistics=statistics, shared=shared, shown=shown)
         shares = [axis.share_HE for axis in sums if axis.share_HE is not None]
         tokens = torch.tensor(B * T, device=x_BTD.device) if token_mask_BT is None else token_mask_BT.sum()
         router_sums = RouterSums(
@@ -235,14 +263,15 @@ class MonetRouter(nn.Module):
             torch.stack([axis.fired_HE for axis in sums]),
             tokens,
         )
-        return RouterOutput(g1_BTHE, g2_BTHE, gates, router_sums, statistics)
+        return RouterOutput(g1_BTHE, g2_BTHE, gates, router_sums, statistics, shared, shown)
 
     def route(self, x_BTD: Tensor, float32_probs: bool = False, **options: Any) -> RouterOutput:
         """Call the router with its hooks, and route by what they return.
 
         A forward hook sees float32 probabilities. It may return changed ones, as a RouterOutput
         (`output._replace(g1_BTHE=...)`) or as a pair (g1_BTHE, g2_BTHE), or write into them: the layers of the group
-        then mix with these, in the dtype of the logits.
+        then mix with these, in the dtype of the logits. A hook that changes nothing changes no bit of the model's
+        results and gradients.
 
         Args:
             x_BTD: as in `forward`.
@@ -263,13 +292,15 @@ class MonetRouter(nn.Module):
                 "return output._replace(g1_BTHE=...), or a pair (g1_BTHE, g2_BTHE)"
             )
         if isinstance(returned, RouterOutput):
+            if returned.shown is not None and returned.shown.are_unchanged(*probs):
+                return returned
             dtypes = [gate.dtype for gate in returned.gates]
         elif self.is_learning or options.get("router_loss") is not None:
             raise ConfigError("a hook on a router returned a pair while it learns; return output._replace(g1_BTHE=...)")
         else:
             returned, dtypes = RouterOutput(*returned, gates=returned), [x_BTD.dtype, x_BTD.dtype]
         g1_BTHE, g2_BTHE = (g.to(dtype) for g, dtype in zip(probs, dtypes, strict=True))
-        return returned._replace(gates=(g1_BTHE, g2_BTHE))
+        return returned._replace(gates=(g1_BTHE, g2_BTHE), shared=None)
 
     @torch.no_grad()
     def update_statistics(self, output: RouterOutput) -> None:
@@ -307,18 +338,22 @@ class MonetRouter(nn.Module):
         router_loss: RouterLoss | None,
         float32_probs: bool,
     ) -> _Axis:
-        # Whoever hooks the linear keeps the logits; otherwise they become the probabilities in place.
-        overwrite = not (w._forward_hooks or w._backward_hooks)
-        dtype = None if float32_probs else z_TP.dtype
+        # A hook on the linear may keep the logits. Without one the probabilities take their place in memory.
+        overwrite = not is_watched(w)
+        apart = float32_probs and rounds_in_kernel(z_TP)
+        dtype = None if float32_probs and not apart else z_TP.dtype
+        shape = (*shape_BT, self.num_heads, self.num_keys)
         # Autocast would take the means below to half precision, where those of rare keys vanish.
         with without_autocast(z_TP.device):
             mean_H, var_H = norm.running_mean, norm.running_var
             if statistics is not None:
                 mean_H, var_H = statistics.mean_H, statistics.m2_H / statistics.count.clamp(min=1)
             threshold_H = raw_threshold(mean_H, var_H, self.quantile, _EPS)
+            exact_TP = thresholded_softmax(z_TP, threshold_H) if apart else None
             if not with_losses:
                 g_TP = thresholded_softmax(z_TP, threshold_H, overwrite=overwrite, dtype=dtype)
-                return _Axis(g_TP.view(*shape_BT, self.num_heads, self.num_keys), z_TP.dtype)
+                facts = facts_about_gates(z_TP, threshold_H, with_losses)
+                return _Axis.of(g_TP, exact_TP, shape, z_TP.dtype, facts)
             spread = "routing" if router_loss is None else router_loss.uniformity_on
             width_H = None
             if router_loss is not None and spread == "firing":
@@ -327,13 +362,29 @@ class MonetRouter(nn.Module):
             routed = route_with_losses(
                 z_TP, threshold_H, weight_T, width_H, spread=spread, overwrite=overwrite, dtype=dtype
             )
-        return _Axis(routed.g_TP.view(*shape_BT, self.num_heads, self.num_keys), z_TP.dtype, routed)
+            facts = facts_about_gates(z_TP, threshold_H, with_losses)
+        return _Axis.of(routed.g_TP, exact_TP, shape, z_TP.dtype, facts, routed)
 
 
 class _Axis(NamedTuple):
     g_BTHE: Tensor
-    dtype: torch.dtype  # of the logits
-    sums: RoutingSums | None = None
+    gate_BTHE: Tensor
+    facts: GateFacts | None
+    sums: RoutingSums | None
+
+    @classmethod
+    def of(
+        cls,
+        g_TP: Tensor,
+        exact_TP: Tensor | None,
+        shape_BTHE: tuple[int, ...],
+        dtype: torch.dtype,
+        facts: GateFacts | None,
+        sums: RoutingSums | None = None,
+    ) -> _Axis:
+        """Probabilities `exact_TP`, or `g_TP` where that is None, and the gates, `g_TP` in the dtype of the logits."""
+        g_BTHE = g_TP.view(shape_BTHE)
+        return cls(g_BTHE if exact_TP is None else exact_TP.view(shape_BTHE), g_BTHE.to(dtype), facts, sums)
 
 
 def _token_weights(token_mask_BT: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import subprocess
@@ -13,6 +14,7 @@ from typing import Literal
 import pytest
 
 from monet import cli, errors
+from monet.options import Options
 
 CALLS: list[dict] = []
 
@@ -196,3 +198,55 @@ def test_no_command_shows_the_overview_and_ends_with_2(capsys):
 def test_python_m_monet_is_the_command():
     done = subprocess.run([sys.executable, "-m", "monet", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("monet ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine(Options):
+    """Where it runs.
+
+    Args:
+        device: name of it.
+        sizes: some sizes.
+        quick: in a hurry.
+    """
+
+    device: str = "auto"
+    sizes: list[int] | None = None
+    quick: bool = False
+
+
+def grouped(model: str, machine: Machine = Machine(device="cpu")) -> None:
+    """Use a group.
+
+    Args:
+        model: folder.
+    """
+    CALLS.append({"model": model, "machine": machine})
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ([], Machine("cpu")),
+        (["--device", "gpu", "--sizes", "3", "--quick"], Machine("gpu", [3], True)),
+        (["--config", "FILE"], Machine("file", [1, 2])),
+        (["--config", "FILE", "--sizes=[4]"], Machine("file", [4])),
+    ],
+)
+def test_fields_of_a_group_are_options_without_a_prefix(words, wanted, tmp_path, monkeypatch):
+    (tmp_path / "options.yaml").write_text("device: file\nsizes: [1, 2]\n")
+    monkeypatch.setitem(cli.VERBS, "grouped", cli.Verb(f"{__name__}:grouped", ""))
+    monkeypatch.setitem(sys.modules, __name__, types.SimpleNamespace(grouped=grouped))
+    CALLS.clear()
+    words = [word.replace("FILE", str(tmp_path / "options.yaml")) for word in words]
+    assert cli.main(["grouped", "--model", "m", *words]) == 0
+    assert CALLS.pop() == {"model": "m", "machine": wanted}
+
+
+def test_a_group_has_its_title_and_defaults_in_the_help(monkeypatch, capsys):
+    monkeypatch.setitem(cli.VERBS, "grouped", cli.Verb(f"{__name__}:grouped", ""))
+    monkeypatch.setitem(sys.modules, __name__, types.SimpleNamespace(grouped=grouped))
+    assert cli.main(["grouped", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Where it runs:" in shown and "name of it. (type: str, default: cpu)" in shown
+    assert cli.main(["grouped", "--model", "m", "--machine.device", "cpu"]) == 2

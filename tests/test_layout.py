@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"monet": ROOT / "monet", "monet.kernels": ROOT / "kernels", "monet.eval": ROOT / "eval"}
-OTHERS = [ROOT / "benchmarks", ROOT / "constraints", ROOT / "corpus", ROOT / "tests"]
+OTHERS = [ROOT / "benchmarks", ROOT / "constraints", ROOT / "corpus", ROOT / "tests", ROOT / "tools"]
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".yaml", ".yml", ".sh", ".json", ".cfg", ".txt"}
 MAX_LINES = 400
 

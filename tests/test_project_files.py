@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
@@ -28,3 +30,32 @@ def test_the_version_is_the_same_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == monet.__version__
     assert f"\n## {monet.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+SUBJECT = "Masks of one call are checked once"
+BODY = "Each check hashed all weights again."
+
+
+@pytest.mark.parametrize(
+    "message, passes",
+    [
+        (f"{SUBJECT}\n\n{BODY}\n", True),
+        (f"{SUBJECT}\n\n# a comment of git\n\n{BODY}", True),
+        (f"{'x' * 71}\n\n{BODY}", True),
+        (f"{'x' * 72}\n\n{BODY}", False),
+        (f"{SUBJECT}.\n\n{BODY}", False),
+        (f"{SUBJECT}\n{BODY}", False),
+        (f"{SUBJECT}\n", False),
+        (f"{SUBJECT}\n\n# Please enter the commit message\n", False),
+        (f"{SUBJECT}\n\n# {'-' * 24} >8 {'-' * 24}\n# Do not modify\ndiff --git a/x b/x\n", False),
+        ("\n\nwip", False),
+        ("Merge branch 'main' into x\n", True),
+        (f'Revert "{SUBJECT}"\n', True),
+    ],
+)
+def test_a_commit_message_needs_a_short_subject_and_a_body(message, passes):
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    (hook,) = [hook for hook in hooks if hook["id"] == "commit-message"]
+    # pre-commit's pygrep reads the file as bytes, with these flags for --multiline
+    found = re.search(hook["entry"].encode(), message.encode(), re.MULTILINE | re.DOTALL)
+    assert bool(found) == passes

@@ -18,7 +18,7 @@ from benchmarks.gpu.plan import FORMS, Plan, Row, Shape, environment, free, medi
 from benchmarks.measure import saved_bytes, time_on_device
 from monet.experts import EXPERTS
 from monet.kernels.masked import Keep
-from monet.kernels.notes import forget
+from monet.kernels.shared import GateFacts, share
 from monet.router import MonetRouter
 
 GROUP_LAYERS = 4
@@ -106,9 +106,9 @@ class Group(nn.Module):
         self.router, self.layers = router, nn.ModuleList(layers)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gates = self.router(x_BTD).gates
+        routed = self.router(x_BTD)
         for layer in self.layers:
-            x_BTD = x_BTD + layer(x_BTD, *gates)
+            x_BTD = x_BTD + layer(x_BTD, *routed.gates, shared=routed.shared)
         return x_BTD
 
 
@@ -140,8 +140,8 @@ def masked_rows(plan: Plan) -> Iterator[Row]:
     inputs = cast_gates(make_inputs(plan, shape, parts.router, plan.tokens))
     E = shape.experts
     masks: dict[str, Keep | None] = {"none": None}
-    for share in REMOVED_SHARES:
-        masks[f"hard, {share:.0%} removed"] = Keep(torch.rand(1, E, E, device=plan.device) >= share)
+    for removed in REMOVED_SHARES:
+        masks[f"hard, {removed:.0%} removed"] = Keep(torch.rand(1, E, E, device=plan.device) >= removed)
     masks["soft"] = Keep(torch.rand(1, E, E, device=plan.device))
     of_token_T = torch.arange(plan.tokens, device=plan.device) * 4 // plan.tokens
     masks["one a sequence, 4"] = Keep(torch.rand(4, E, E, device=plan.device) >= 0.5, of_token_T)
@@ -161,7 +161,6 @@ def masked_rows(plan: Plan) -> Iterator[Row]:
 @torch.no_grad()
 def _inference_of_a_group(experts: nn.Module, inputs: Inputs, keep: Keep | None) -> None:
     """The experts once for each layer of a group; lists of active keys are made for the group, so in the first."""
-    for gate_BTHE in inputs.gates:
-        forget(gate_BTHE)
+    shared = share(inputs.gates, (GateFacts(), GateFacts()))
     for _ in range(GROUP_LAYERS):
-        experts(inputs.x_BTD, *inputs.gates, keep)
+        experts(inputs.x_BTD, *inputs.gates, keep, shared)

@@ -27,11 +27,13 @@ from monet.eval.code.runtimes import Runtime, find_runtimes
 from monet.eval.code.sandbox import Sandbox, open_sandbox
 from monet.eval.code.scoring import Tally, condition_scores, judged_k, score, tally, verdicts
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.achieved import control_notes, told
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.decoding import GENERATED_CONTROLS
 from monet.eval.loading import (
+    DocumentMask,
     DType,
     load_model,
     load_tokenizer,
@@ -162,7 +164,7 @@ def evaluate_code(
         "sampling": dataclasses.asdict(sampling),
         "bootstrap": dataclasses.asdict(bootstrap) | {"unit": "problem"},
         "sandbox": None if sandbox is None else dataclasses.asdict(sandbox),
-        "controls": {**controls.settings(), "on": control_on},
+        "controls": control_notes(controls, asked_under, on=control_on),
     }
     texts = [problem.text for found in problems.problems.values() for problem in found]
     result = CodeResult(
@@ -239,6 +241,7 @@ def run(
     split: str = "evaluate",
     seq_len: int | None = None,
     max_windows: int | None = None,
+    document_mask: DocumentMask = "auto",
     perplexity_only: bool = False,
     resamples: int = 2000,
     confidence: float = 0.95,
@@ -280,6 +283,8 @@ def run(
         split: split of DATA.
         seq_len: tokens a window of DATA; without it the most the model was made for.
         max_windows: windows a language of DATA; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         perplexity_only: measure losses on DATA and nothing else: no problem is read, no runtime needed.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
@@ -315,7 +320,7 @@ def run(
         losses = ablate(
             loaded,
             chosen,
-            open_windows(data, split, loaded, seq_len, max_windows),
+            open_windows(data, split, loaded, seq_len, max_windows, document_mask=document_mask),
             out=Path(out) / "perplexity",
             controls=drawn,
             control_on=control_on,
@@ -354,5 +359,5 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
+    print(result.sentence, *told(result.provenance), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

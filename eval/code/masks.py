@@ -8,7 +8,8 @@ from typing import Any
 
 from monet.eval.code.results import CodeResult, MaskSize
 from monet.eval.core.intervention import Intervention, share, unit_of
-from monet.eval.loading import fingerprint_of, provenance_now
+from monet.eval.loading import provenance_now
+from monet.eval.model_origin import about_model
 from monet.eval.results import AblationResult
 from monet.eval.statistics.prompt_hashes import judged_before, without_hashes
 
@@ -53,4 +54,4 @@ def about_masks(masks: Mapping[str, Intervention], problems: Sequence[str]) -> d
 def provenance_of(model: Any, masks: Mapping[str, Intervention]) -> dict[str, Any]:
     """What was evaluated, with what and when; JSON-able."""
     notes = {label: without_hashes(mask.provenance) for label, mask in masks.items()}
-    return {**provenance_now(), "model_fingerprint": fingerprint_of(model), "masks": notes}
+    return {**provenance_now(), **about_model(model), "masks": notes}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from monet.eval.ablation_report import ORIGIN, random_units, verdicts
+from monet.eval.ablation_report import ORIGIN, control_blocks, random_units, verdicts
 from monet.eval.code.groups import BOUNDS
 from monet.eval.code.sandbox import PROTECTIONS
+from monet.eval.core.achieved import achieved_table
 from monet.eval.document import Block, Heatmap, Report, Table, Text
 from monet.eval.reporting.common import NOTHING, estimated, signed
 
@@ -33,7 +34,7 @@ def report_of(result: CodeResult) -> Report:
     if result.executed:
         blocks += [_baseline(result), *_changes(result)]
     if result.masks:
-        blocks.append(_removed(result))
+        blocks += [_removed(result), *control_blocks(result.provenance)]
     if result.perplexity is not None:
         blocks += _losses(result)
     if result.conditions:
@@ -182,6 +183,7 @@ def _losses(result: CodeResult) -> list[Block]:
             high=[[cell.high for cell in row] for row in losses.delta],
         ),
         verdicts(losses, f"{losses.unit}s"),
+        *achieved_table(losses.provenance),
         Table(
             title="Perplexity a token",
             header=[f"{result.unit}s removed of", *domains],

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from monet.errors import ConfigError
+from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.results import AblationResult
@@ -192,6 +194,40 @@ class CodeResult(Result):
         from monet.eval.code.report import report_of
 
         return report_of(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
+
+    def effects(self) -> Effects:
+        """One row a mask: changes of pass@k in points.
+
+        Raises:
+            ConfigError: no mask of a language was scored.
+        """
+        if not self.verdicts:
+            raise ConfigError("a result of `monet eval code` without verdicts has nothing to compare over seeds")
+        rows = [
+            Effect(
+                one.name,
+                one.target.times(100),
+                None if one.others_mean is None else one.others_mean.times(100),
+                None if one.others_max is None else 100 * one.others_max,
+                one.others_max_name,
+                None if one.random is None else one.random.times(100),
+                one.controls,
+                one.p,
+                one.q,
+                one.passes,
+                one.reason,
+            )
+            for one in self.verdicts
+        ]
+        return Effects(
+            f"Change of pass@{self.judged_k}",
+            "points",
+            self.provenance["bootstrap"]["confidence"],
+            self.unit,
+            {"problems": self.provenance["problems"]["languages"], "sampling": self.provenance["sampling"]},
+            self.held_out,
+            rows,
+        )
 
 
 def _range(values: list[float], form: str = "+.1f") -> str:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+Quantity = Literal["mass", "activity"]
+
+
 @dataclass(frozen=True)
 class ControlOptions:
     """Random controls of a command.
@@ -28,7 +31,7 @@ class ControlOptions:
         kind: what a control has in common with its mask. number: as many experts of every routing group. mass: as much
             routing weight, whatever number of experts that takes. activity: for each expert one of nearly its activity.
         statistics: file of `monet stats`, on the text the masks are judged on or on other text of the same domains; for
-            mass, and with `--firing` for activity.
+            mass, and with `--firing` for activity. With number, results then say how much mass the controls take.
         seed: another number draws other controls.
 
     Raises:
@@ -60,7 +63,10 @@ class ControlOptions:
             return Controls(self.count, self.kind, self.seed)
         from monet.eval.core.weights import weights_of
 
-        return Controls(self.count, self.kind, self.seed, weights_of(self.statistics, self.kind, model))
+        quantities: tuple[Quantity, ...] = ("mass", "activity") if self.kind == "activity" else ("mass",)
+        measured: dict[Quantity, dict[str, Tensor]] = {of: weights_of(self.statistics, of, model) for of in quantities}
+        weights = {} if self.kind == "number" else measured[self.kind]
+        return Controls(self.count, self.kind, self.seed, weights, measured)
 
 
 @dataclass(frozen=True)
@@ -73,12 +79,15 @@ class Controls:
         seed: another number draws other controls.
         weights: for mass and activity each unit's, by label; the key "" holds those over all text, for labels that are
             not there.
+        measured: what is measured on every control beside what it matches (`monet.eval.core.achieved`): by quantity
+            each unit's weights, as above.
     """
 
     count: int = DEFAULT_CONTROLS
     kind: ControlKind = "number"
     seed: int = 0
     weights: Mapping[str, Tensor] = field(default_factory=dict)
+    measured: Mapping[Quantity, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -100,9 +109,19 @@ class Controls:
         """
         content = f"{self.seed}\n{number}\n{self.kind}\n{like.digest}\n{text}"
         seed = int.from_bytes(hashlib.sha256(content.encode()).digest()[:7], "big")
-        weights = None if self.kind == "number" else self.weights.get(label, self.weights.get(""))
+        weights = None if self.kind == "number" else _of_label(self.weights, label)
         return like.control(self.kind, seed, weights)
+
+    def weights_by_quantity(self, label: str) -> dict[str, Tensor]:
+        """Each unit's weights for a label, by quantity: what is matched, and what is measured beside it."""
+        known = {**self.measured, **({} if self.kind == "number" else {self.kind: self.weights})}
+        found = {of: _of_label(weights, label) for of, weights in known.items()}
+        return {of: weights for of, weights in found.items() if weights is not None}
 
     def settings(self) -> dict[str, Any]:
         """For provenance, JSON-able."""
         return {"count": self.count, "kind": self.kind, "seed": self.seed}
+
+
+def _of_label(weights: Mapping[str, Tensor], label: str) -> Tensor | None:
+    return weights.get(label, weights.get(""))

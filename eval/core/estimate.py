@@ -38,6 +38,11 @@ class Estimate:
         assert self.low is not None and self.high is not None, "no interval was drawn"
         return self.low, self.high
 
+    def times(self, number: float) -> Estimate:
+        """The same in another unit, `number` > 0 of which are one of this; for example 100 points of a share of 1."""
+        low, high = (None if end is None else number * end for end in (self.low, self.high))
+        return Estimate(number * self.value, low, high)
+
 
 ZERO = Estimate(0.0, 0.0, 0.0)
 

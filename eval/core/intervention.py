@@ -73,6 +73,14 @@ class Intervention(Protocol):
         """
         ...
 
+    def taken(self, weights: Tensor) -> float:
+        """The sum of the weights of what is removed; of what is attenuated, the share that is taken.
+
+        Args:
+            weights: of each unit, in the unit's own layout; see `monet.controls.removed_mass`.
+        """
+        ...
+
     def sites(self, model: nn.Module) -> Sequence[nn.Module]:
         """The modules whose outputs change, in the order in which they run; they take positional tensors."""
         ...

@@ -76,6 +76,10 @@ class MeanAblation:
         """A random removal like this one, with means of its own over the same text."""
         return MeanAblation(self.base.control(kind, seed, weights), self.reference, self.batch_size)
 
+    def taken(self, weights: Tensor) -> float:
+        """As the removal's."""
+        return self.base.taken(weights)
+
     def sites(self, model: nn.Module) -> Sequence[nn.Module]:
         """As the removal's."""
         return self.base.sites(model)
@@ -139,11 +143,7 @@ def removed_means(model: Any, base: Intervention, reference: LabelledData, batch
             counted_BT = torch.ones_like(batch.input_ids_BT) if mask is None else mask
             counted_BT = counted_BT.to(model.device)
             tokens += int(counted_BT.sum())
-            forward = {
-                "input_ids": batch.input_ids_BT.to(model.device),
-                "attention_mask": None if mask is None else mask.to(model.device),
-                "use_cache": False,
-            }
+            forward = batch.inputs(model.device)
             with contextlib.ExitStack() as stack:
                 for place, site in enumerate(sites):
                     stack.callback(site.register_forward_hook(note(place)).remove)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 from typing_extensions import Self
 
-from monet.errors import CheckpointError
+from monet.errors import CheckpointError, ConfigError
 from monet.files import atomic_write_json
 from monet.json_text import read_json
 
 if TYPE_CHECKING:
+    from monet.eval.core.effects import Effects
     from monet.eval.document import Report
 
 RESULT_NAME = "result.json"
@@ -39,6 +40,16 @@ class Result:
     def report(self) -> Report:
         """Tables, heat maps and curves for `monet report`."""
         raise NotImplementedError
+
+    def effects(self) -> Effects:
+        """One row a mask, to compare results of several models.
+
+        Raises:
+            ConfigError: results of this kind have none.
+        """
+        raise ConfigError(
+            f"results of `{self.COMMAND}` ({self.FORMAT}) are not compared over seeds; give --result one of them"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and strings."""

@@ -6,18 +6,18 @@ Dims: C conditions, U questions.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monet.errors import DataError
-from monet.eval.bootstrap import Bootstrap, resample_means
+from monet.eval.bootstrap import Bootstrap, few, resample_means
 from monet.eval.core.estimate import Draws
 from monet.eval.harness.scoring import Outcome
 
-FEW = "Intervals over fewer than about 30 questions are too narrow: a bootstrap sees no answer that was not given."
+FEW_QUESTIONS = 30  # answers are right or wrong, so fewer than these call for a caution
 
 
 ORIGIN = {
@@ -86,6 +86,18 @@ def count_outcomes(outcomes: Sequence[Outcome]) -> tuple[dict[str, int], int]:
         if outcome.log_likelihoods is None:
             reasons[outcome.reason] = reasons.get(outcome.reason, 0) + 1
     return reasons, sum(outcome.cut > 0 for outcome in outcomes if outcome.log_likelihoods is not None)
+
+
+def caution_on_few(denominators: Iterable[Denominator]) -> str:
+    """A caution that names what was counted over few questions; empty if nothing was.
+
+    Args:
+        denominators: of one name there may be several; the fewest questions count.
+    """
+    counts: dict[str, int] = {}
+    for one in denominators:
+        counts[one.name] = min(one.scored, counts.get(one.name, one.scored))
+    return few(counts, "question", FEW_QUESTIONS)
 
 
 def draws(name: str, correct_CU: NDArray[np.float64], bootstrap: Bootstrap, *key: int) -> list[Draws]:

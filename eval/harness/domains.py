@@ -12,6 +12,7 @@ from monet.errors import ConfigError, DataError
 from monet.eval.ablate import ControlOn
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.achieved import control_notes, told
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
@@ -25,8 +26,11 @@ from monet.eval.harness.general import Metric
 from monet.eval.harness.identify import IdentifyOn, Texts, check_categories, held_out_texts, identify
 from monet.eval.harness.scoring import Outcome, Scorer, TooLong, tokenizer_of
 from monet.eval.harness.tasks import Faults, LoadedTask, load_tasks
-from monet.eval.loading import DType, fingerprint_of, load_model, provenance_now, windows_bar
+from monet.eval.loading import DType, load_model, provenance_now, windows_bar
+from monet.eval.model_origin import about_model
 from monet.eval.selection import check_ratio, load_masks
+from monet.eval.statistics.prompt_hashes import without_hashes
+from monet.eval.stats import PERMUTATIONS
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
 
@@ -51,6 +55,7 @@ def evaluate_domains(
     data: Path | None = None,
     identify_on: IdentifyOn = "held_out",
     ratio: float = 2.0,
+    permutations: int = PERMUTATIONS,
     shots: int = 0,
     style: Style = "cloze",
     metric: Metric = "acc_norm",
@@ -77,6 +82,7 @@ def evaluate_domains(
         data: folder with the data sets (`monet.eval.harness.local_data`); None takes them from the hub or its cache.
         identify_on: find experts on MMLU's validation and dev splits, or on the same questions that are asked.
         ratio: least ratio between an expert's highest and second highest mean weight; the paper's is 2.
+        permutations: permutations of the categories over the questions that experts are found on; see `identify`.
         shots: solved examples before each question.
         style: `cloze` or `letters` (`monet.eval.harness.catalog`).
         metric: which accuracy counts: by log-likelihood a character, where the task defines it, or plain.
@@ -124,8 +130,9 @@ def evaluate_domains(
         else:
             texts = _same_texts(asked, missing)
         masks, found_on = identify(
-            model, tokens, texts, folder=root, ratio=ratio, batch_size=batch_size, progress=progress
-        )
+            model, tokens, texts, folder=root, ratio=ratio, permutations=permutations, batch_size=batch_size,
+            progress=progress,
+        )  # fmt: skip
         found_on["identify_on"] = identify_on
     check_categories(masks)
     check_all(masks, model)
@@ -151,13 +158,13 @@ def evaluate_domains(
     provenance = {
         **provenance_now(),
         "model": str(model.name_or_path),
-        "model_fingerprint": fingerprint_of(model),
-        "masks": {label: mask.provenance for label, mask in masks.items()},
+        **about_model(model),
+        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "identification": found_on,
         "held_out": found_on["identify_on"] == "held_out"
         if found_on
         else chosen_elsewhere(masks, asked, model, tokens),
-        "controls": {**controls.settings(), "on": control_on},
+        "controls": control_notes(controls, run_under, on=control_on),
         "shots": shots,
         "style": style,
         "metric": metric,
@@ -185,6 +192,7 @@ def run(
     local_data: Path | None = None,
     identify_on: IdentifyOn = "held_out",
     ratio: float = 2.0,
+    permutations: int = PERMUTATIONS,
     shots: int = 0,
     style: Style = "cloze",
     metric: Metric = "acc_norm",
@@ -218,6 +226,8 @@ def run(
         identify_on: find experts on held_out questions (validation and dev), or on the same that are asked, as the
             paper seems to.
         ratio: least ratio between an expert's highest and second highest mean weight, at least 1; the paper's is 2.
+        permutations: so many times, also look for experts with the categories shuffled over the questions; the report
+            says how many are found there, by chance. 0 looks for none.
         shots: solved examples before each question.
         style: cloze scores the text of every option; letters has questions answered by a letter.
         metric: acc_norm divides log-likelihoods by the option's characters in cloze style; acc does not.
@@ -254,6 +264,7 @@ def run(
         data=local_data,
         identify_on=identify_on,
         ratio=ratio,
+        permutations=permutations,
         shots=shots,
         style=style,
         metric=metric,
@@ -271,6 +282,6 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
+    print(result.sentence, *told(result.provenance), sep="\n")
     print(result.counts)
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

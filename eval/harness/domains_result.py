@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from monet.eval.ablation_report import HOW_JUDGED, random_units
+from monet.errors import ConfigError
+from monet.eval.ablation_report import HOW_JUDGED, control_blocks, random_units
+from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.document import Block, Heatmap, Report, Table, Text
-from monet.eval.harness.accuracy import FEW, ORIGIN, Denominator
+from monet.eval.harness.accuracy import ORIGIN, Denominator, caution_on_few
 from monet.eval.reporting.common import bracketed, signed
 
 
@@ -140,13 +142,56 @@ class DomainsResult(Result):
         """The paper's Tables 11 and 9, a heat map, and what was counted."""
         held_out = self.provenance["held_out"]
         blocks: list[Block] = [Text(ORIGIN[held_out], caution=held_out is not True)]
+        if caution := caution_on_few(category.denominator for category in self.categories):
+            blocks.append(Text(caution, caution=True))
         blocks += [self._matrix(), self._verdicts(), self._table_11(), self._table_9(), self._surer()]
-        blocks.append(self._questions())
+        blocks += [*control_blocks(self.provenance), self._questions()]
         if left_out := [*self.without_questions, *(name for name in self.without_masks)]:
             blocks.append(Text(f"Left out for want of questions: {', '.join(dict.fromkeys(left_out))}.", "Not judged"))
         blocks.append(Text(self._how(), "How it was measured"))
         return Report(
             f"MMLU's categories and their {self.unit}s", self.sentence, blocks, self.provenance, self.to_json()
+        )
+
+    def effects(self) -> Effects:
+        """One row a mask whose category was asked: changes of accuracy in points.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        names = [category.name for category in self.categories]
+        rows = []
+        for one in self.removals:
+            if one.target is None:
+                continue
+            others = {name: cell.value for name, cell in zip(names, one.delta, strict=True) if name != one.name}
+            worst = min(others, key=others.__getitem__, default="")
+            rows.append(
+                Effect(
+                    one.name,
+                    one.target.times(100),
+                    one.others_mean.times(100),
+                    100 * others[worst] if worst else None,
+                    worst,
+                    None if one.random_target is None else one.random_target.times(100),
+                    one.controls,
+                    one.p,
+                    one.q,
+                    one.passes,
+                    one.reason,
+                )
+            )
+        if not rows:
+            raise ConfigError("a result of `monet eval domains` without judged masks has nothing to compare over seeds")
+        told = self.provenance
+        return Effects(
+            "Change of accuracy",
+            "points",
+            told["bootstrap"]["confidence"],
+            self.unit,
+            {key: told[key] for key in ("data", "shots", "style", "metric")},
+            told["held_out"],
+            rows,
         )
 
     def _matrix(self) -> Heatmap:
@@ -197,7 +242,7 @@ class DomainsResult(Result):
             f"In brackets the bootstrap interval over questions. {HOW_JUDGED} Above the mean of the others is a weaker "
             "criterion: its own category loses more than the others on average, and more than chance explains. "
             f"{random_units(self.provenance['controls'], f'{self.unit}s')} are removed as controls; their interval is "
-            f"that of one control: it holds the spread over controls, too. {FEW}",
+            "that of one control: it holds the spread over controls, too.",
         )  # fmt: skip
 
     def _table_11(self) -> Table:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from monet.errors import ConfigError
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.achieved import control_notes, told
 from monet.eval.core.chance import Chance, chances
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.estimate import Draws, mean_of, one_of
@@ -27,8 +28,10 @@ from monet.eval.harness.content import digest_of
 from monet.eval.harness.general_result import Cell, GeneralResult, Row
 from monet.eval.harness.scoring import Outcome, Scorer, TooLong, correct, tokenizer_of
 from monet.eval.harness.tasks import Faults, load_tasks
-from monet.eval.loading import DType, fingerprint_of, load_model, mask_digest, provenance_now, windows_bar
+from monet.eval.loading import DType, load_model, mask_digest, provenance_now, windows_bar
+from monet.eval.model_origin import about_model
 from monet.eval.selection import load_masks
+from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
 
@@ -128,11 +131,11 @@ def evaluate_general(
     provenance = {
         **provenance_now(),
         "model": str(model.name_or_path),
-        "model_fingerprint": fingerprint_of(model),
-        "masks": {label: mask.provenance for label, mask in masks.items()},
+        **about_model(model),
+        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "mask_hashes": {one.name: mask_digest(one.mask) for one in run_under if one.control is None},
         "held_out": chosen_elsewhere(masks, asked, model, tokens),
-        "controls": controls.settings(),
+        "controls": control_notes(controls, run_under),
         "style": style,
         "limit": limit,
         "faults": faults,
@@ -345,6 +348,6 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
+    print(result.sentence, *told(result.provenance), sep="\n")
     print(result.counts)
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

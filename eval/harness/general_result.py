@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from monet.eval.ablation_report import random_units
+from monet.errors import ConfigError
+from monet.eval.ablation_report import control_blocks, random_units
+from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.document import Block, Report, Table, Text
-from monet.eval.harness.accuracy import FEW, ORIGIN, Denominator
+from monet.eval.harness.accuracy import ORIGIN, Denominator, caution_on_few
 from monet.eval.reporting.common import bracketed, signed
 
 
@@ -121,6 +123,8 @@ class GeneralResult(Result):
         if masked:
             held_out = self.provenance["held_out"]
             blocks.append(Text(ORIGIN[held_out], caution=held_out is not True))
+        if caution := caution_on_few(one for found in self.denominators.values() for one in found):
+            blocks.append(Text(caution, caution=True))
         removed = random_units(self.provenance["controls"], f"{self.unit}s")
         for shots in dict.fromkeys(row.shots for row in self.rows):
             rows, random = ([row for row in of if row.shots == shots] for of in (self.rows, self.random))
@@ -128,9 +132,47 @@ class GeneralResult(Result):
             blocks.append(_accuracies([*own, *random], shots, removed))
             if masked:
                 blocks.append(_changes(own[1:], random, shots))
+        blocks += control_blocks(self.provenance)
         blocks += [_denominators(self.denominators), Text(_HOW, "How it was measured")]
         title = "General ability under masks" if masked else "General ability"
         return Report(title, self.sentence, blocks, self.provenance, self.to_json())
+
+    def effects(self) -> Effects:
+        """One row a mask and number of shots: changes of the average accuracy in points. There is no verdict.
+
+        Raises:
+            ConfigError: there is no mask.
+        """
+        several = len({row.shots for row in self.rows}) > 1
+        random = {(row.label, row.shots): row.average_delta.times(100) for row in self.random}
+        rows = [
+            Effect(
+                f"{row.label}, {row.shots}-shot" if several else str(row.label),
+                row.average_delta.times(100),
+                None,
+                None,
+                "",
+                random.get((row.label, row.shots)),
+                row.controls or 0,
+                1.0 if row.p is None else row.p,
+                1.0 if row.q is None else row.q,
+                None,
+                "",
+            )
+            for row in self.rows
+            if row.label is not None and row.control is None
+        ]
+        if not rows:
+            raise ConfigError("a result of `monet eval general` without masks has nothing to compare over seeds")
+        return Effects(
+            "Change of the average accuracy",
+            "points",
+            self.provenance["bootstrap"]["confidence"],
+            self.unit,
+            {"data": self.provenance["data"], "style": self.provenance["style"], "metric": self.metric},
+            self.provenance["held_out"],
+            rows,
+        )
 
 
 _HOW = (
@@ -171,7 +213,7 @@ def _changes(masked: Sequence[Row], random: Sequence[Row], shots: int) -> Table:
         body,
         "Points are hundredths; in brackets the interval. p is the chance that one of the mask's random controls costs "
         "as much on average. q is the share of false findings to expect (Benjamini and Hochberg) if every mask with a "
-        f"p as small is called a finding. The interval of a random row is that of one control. {FEW}",
+        "p as small is called a finding. The interval of a random row is that of one control.",
     )
 
 

@@ -28,7 +28,7 @@ from monet.eval.harness.tasks import Faults
 from monet.eval.inputs import LabelledData
 from monet.eval.selection import save_masks, select, summarise
 from monet.eval.statistics.exclusion import Exclusion
-from monet.eval.stats import ExpertStatistics, collect
+from monet.eval.stats import PERMUTATIONS, ExpertStatistics, Wanted, collect
 from monet.eval.store import acquire, model_key
 from monet.masks import find_body
 
@@ -115,6 +115,7 @@ def identify(
     *,
     folder: Path,
     ratio: float = 2.0,
+    permutations: int = PERMUTATIONS,
     batch_size: int = 8,
     progress: bool = True,
 ) -> tuple[dict[str, ExpertMask], dict[str, Any]]:
@@ -128,6 +129,8 @@ def identify(
             masks stay the same after a kill. Of processes that look for the same masks, one collects and the others
             wait.
         ratio: least ratio between an expert's highest and second highest mean weight.
+        permutations: so many times, statistics are also collected with the categories shuffled over the questions; the
+            masks' provenance then says how many experts the rule finds there.
         batch_size: texts a forward.
         progress: show a bar on standard error.
 
@@ -136,14 +139,14 @@ def identify(
 
     Raises:
         DataError: fewer than two categories.
-        ConfigError: ratio below 1, or the model has no experts.
+        ConfigError: ratio below 1, permutations below 0, or the model has no experts.
     """
     find_body(model)
     data, counts = as_sequences(
         texts.of_category, tokenizer, int(model.config.max_position_embeddings), mmlu_splits=texts.splits
     )
     sequence_data = cast(LabelledData, data)
-    key = json.dumps([model_key(model), sequence_data.fingerprint, batch_size], sort_keys=True)
+    key = json.dumps([model_key(model), sequence_data.fingerprint, batch_size, permutations], sort_keys=True)
     path = folder / f"statistics-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     notes = {
         "splits": texts.splits,
@@ -161,7 +164,10 @@ def identify(
             statistics = ExpertStatistics.load(path, model)
         else:
             exclusion = Exclusion.chosen(model, tokenizer)
-            statistics = collect(model, sequence_data, batch_size=batch_size, exclusion=exclusion, progress=progress)
+            wanted = Wanted(permutations=permutations)
+            statistics = collect(
+                model, sequence_data, batch_size=batch_size, wanted=wanted, exclusion=exclusion, progress=progress
+            )
             provenance = {**statistics.provenance, "mmlu": notes}
             statistics = dataclasses.replace(statistics, provenance=provenance)
             statistics.save(path)

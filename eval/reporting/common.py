@@ -8,12 +8,13 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from monet.eval.document import Curve, Heatmap, Panels, Report, Table
+from monet.eval.document import Curve, Dots, Heatmap, Marks, Panels, Report, Table
 
 if TYPE_CHECKING:
     from monet.eval.core.estimate import Estimate
 
-Figure = Heatmap | Panels | Curve
+Drawn = Curve | Dots
+Figure = Heatmap | Panels | Drawn
 Matrix = Sequence[Sequence[float | None]]
 # A cell without a number.
 NOTHING = "-"
@@ -91,8 +92,26 @@ def matrix_table(heatmap: Heatmap, digits: int) -> Table:
     return Table(heatmap.title, [corner, *heatmap.columns], rows)
 
 
-def curve_table(curve: Curve) -> Table:
-    """A plot's points as rows of words."""
+def drawn_table(block: Drawn) -> Table:
+    """The numbers of a plot as rows of words."""
+    return _dots_table(block) if isinstance(block, Dots) else _curve_table(block)
+
+
+def _dots_table(dots: Dots) -> Table:
+    found = (finite(value) for series in dots.marks for value in series.values)
+    digits = digits_for(max((abs(value) for value in found if value is not None), default=1.0)) + 1
+
+    def cell(series: Marks, row: int) -> str:
+        value, low, high = (finite(of[row]) for of in (series.values, series.low, series.high))
+        if value is None:
+            return NOTHING
+        return signed(value, digits) if low is None or high is None else bracketed(value, low, high, digits)
+
+    rows = [[name, *(cell(series, row) for series in dots.marks)] for row, name in enumerate(dots.rows)]
+    return Table(f"{dots.title}: {dots.x_label}", [dots.row_axis, *(series.name for series in dots.marks)], rows)
+
+
+def _curve_table(curve: Curve) -> Table:
     rows = []
     for series in curve.series:
         for place, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
@@ -122,5 +141,5 @@ def slug(text: str, longest: int = 48) -> str:
 
 def figures_of(report: Report) -> list[tuple[str, Figure]]:
     """Everything that is drawn, with the name of its file."""
-    drawn = [block for block in report.blocks if isinstance(block, (Heatmap, Panels, Curve))]
+    drawn = [block for block in report.blocks if isinstance(block, (Heatmap, Panels, Curve, Dots))]
     return [(f"figure-{number:02d}-{slug(block.title)}.png", block) for number, block in enumerate(drawn, start=1)]

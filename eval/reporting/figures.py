@@ -1,4 +1,4 @@
-"""Blocks as matplotlib figures: heat maps side by side, lines with their intervals."""
+"""Blocks as matplotlib figures: heat maps side by side, lines and dots with their intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monet.eval.document import Bars, Curve, Heatmap, Panels
+from monet.eval.document import Bars, Curve, Dots, Heatmap, Panels
 from monet.eval.reporting import common
 from monet.terminal import clean
 
@@ -39,10 +39,12 @@ def styled() -> Iterator[None]:
         yield
 
 
-def draw(block: Heatmap | Panels | Curve) -> Figure:
+def draw(block: common.Figure) -> Figure:
     """A block as a figure; call inside `styled`."""
     if isinstance(block, Curve):
         return draw_curve(block)
+    if isinstance(block, Dots):
+        return draw_dots(block)
     return draw_panels(block if isinstance(block, Panels) else Panels(block.title, [block], note=block.note))
 
 
@@ -182,10 +184,45 @@ def draw_curve(block: Curve) -> Figure:
     axes.set_ylabel(_words(block.y_label))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    if lines:
-        # matplotlib leaves out names with an underscore in front: names are put in afterwards
-        legend = drawing.legend(lines, [f"line {n}" for n in range(len(lines))], loc="outside lower left", ncols=2)
-        legend.set_frame_on(False)
-        for text, series in zip(legend.get_texts(), block.series, strict=True):
-            text.set_text(_words(series.name))
+    _legend(drawing, lines, [series.name for series in block.series])
     return drawing
+
+
+def draw_dots(block: Dots) -> Figure:
+    """Marks with their intervals as lines, one row below the other. Above 40 rows the picture grows no more."""
+    count, rows = max(len(block.marks), 1), len(block.rows)
+    drawing = _new(4.9, min(0.4 + (0.2 + 0.16 * count) * rows, _INCHES) + 0.9 + 0.18 * ((count + 1) // 2))
+    axes = drawing.subplots()
+    drawn = []
+    for number, series in enumerate(block.marks):
+        colour = COLOURS[series.colour % len(COLOURS)]
+        plain = _MARKERS.replace("D", "")  # a diamond is a mean
+        marker, size = ("D", 7) if series.strong else (plain[number % len(plain)], 4.5)
+        place_R = np.arange(rows) + 0.7 * ((number + 0.5) / count - 0.5)
+        value_R, low_R, high_R = (
+            np.array([np.nan if common.finite(x) is None else x for x in of], float)
+            for of in (series.values, series.low, series.high)
+        )
+        axes.hlines(place_R, low_R, high_R, color=colour, linewidth=2.2 if series.strong else 1.2)
+        drawn += axes.plot(value_R, place_R, color=colour, linestyle="", marker=marker, markersize=size)
+    axes.axvline(0.0, color="0.6", linewidth=0.8)
+    places, names = _shown(block.rows)
+    axes.set_yticks(places, names, fontsize=6 if rows > _READABLE else None)
+    axes.set_ylim(max(rows, 1) - 0.5, -0.5)
+    axes.set_xlabel(_words(block.x_label))
+    axes.set_ylabel(_words(block.row_axis))
+    axes.grid(axis="x", alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    _legend(drawing, drawn, [series.name for series in block.marks])
+    return drawing
+
+
+def _legend(drawing: Figure, lines: Sequence[Any], names: Sequence[str]) -> None:
+    """Names below the axes."""
+    if not lines:
+        return
+    # matplotlib leaves out names with an underscore in front: names are put in afterwards
+    legend = drawing.legend(lines, [f"line {n}" for n in range(len(lines))], loc="outside lower left", ncols=2)
+    legend.set_frame_on(False)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(_words(name))

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from monet.eval.document import Bars, Block, Curve, Heatmap, Panels, Report, Table, Text
+from monet.eval.document import Bars, Block, Curve, Dots, Heatmap, Panels, Report, Table, Text
 from monet.eval.reporting import common, figures, svg
 from monet.files import atomic_write_text
 from monet.terminal import clean
@@ -51,7 +51,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Section:
-    """A block, ready for the page: `kind` is text, table, heat or curve."""
+    """A block, ready for the page: `kind` is text, table, heat or curve (any plot)."""
 
     anchor: str
     kind: str
@@ -94,10 +94,10 @@ def _section(block: Block, number: int) -> Section:
         return Section(anchor, "text", block)
     if isinstance(block, Table):
         return Section(anchor, "table", block, table=block)
-    if isinstance(block, Curve):
+    if isinstance(block, (Curve, Dots)):
         with figures.styled():
             drawing = svg.inline(figures.draw(block), f"f{number}", clean(block.title))
-        return Section(anchor, "curve", block, table=common.curve_table(block), drawing=Markup(drawing))
+        return Section(anchor, "curve", block, table=common.drawn_table(block), drawing=Markup(drawing))
     panels = block if isinstance(block, Panels) else Panels(block.title, [block], note=block.note)
     limit = common.limit_of(panels.panels)
     grids = [

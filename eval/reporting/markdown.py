@@ -10,7 +10,7 @@ from typing import Any
 
 from typing_extensions import assert_never
 
-from monet.eval.document import Block, Curve, Heatmap, Panels, Report, Table, Text
+from monet.eval.document import Block, Curve, Dots, Heatmap, Panels, Report, Table, Text
 from monet.eval.reporting import common
 from monet.files import atomic_write_text
 from monet.terminal import clean
@@ -42,8 +42,8 @@ def _block(block: Block, figure: str) -> list[str]:
     if isinstance(block, Table):
         return [heading, _table(block), _words(block.note)]
     drawn = f"![{_words(block.title)}]({figure})"
-    if isinstance(block, Curve):
-        return [heading, drawn, _words(block.note), _table(common.curve_table(block))]
+    if isinstance(block, (Curve, Dots)):
+        return [heading, drawn, _words(block.note), _table(common.drawn_table(block))]
     if isinstance(block, Heatmap):
         return [heading, drawn, _words(block.note), _matrix(block, common.limit_of([block]))]
     if isinstance(block, Panels):

@@ -1,15 +1,10 @@
-"""Adds up what the routers give, batch by batch, in float64.
-
-Everything is made from lists of each token's active experts. Where nothing but the sums a label is wanted, one product
-`G1^T G2` a label, with token and head as its inner dimension, may be cheaper; the first batch decides.
-"""
+"""What is collected out of lists of each token's active experts: moments with scores, counts, maxima, co-activation."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +12,11 @@ from torch import Tensor
 from monet.errors import ConfigError, DataError
 from monet.eval.inputs import Batch
 from monet.eval.statistics.exclusion import Exclusion
-from monet.eval.statistics.extras import Coactivation, Extra, Firing, Maxima, ScoreMoments
-from monet.eval.statistics.pairs import ActiveExperts, ExpertLister, num_pairs
+from monet.eval.statistics.extras import EQUAL, Coactivation, Extra, Firing, Maxima, ScoreMoments
+from monet.eval.statistics.pairs import ActiveExperts
 
-# Multiply-adds of a product that take as long as listing one pair; measured on a CPU at E = 512 and E = 32.
-_PRODUCTS_A_PAIR = 500
+# What `monet stats` permutes the labels by default: one permutation costs a few percent of the pass.
+PERMUTATIONS = 1
 
 
 @dataclass(frozen=True)
@@ -33,17 +28,24 @@ class Wanted:
         firing_above: also count the tokens at which its weight is above this number.
         maxima: keep each expert's largest weight and where it was.
         coactivation: by routing group, experts to count pairs of.
+        permutations: how many times to collect what rules read (sums, moments with scores, firing) under labels and
+            scores that are shuffled over the documents; see `monet.eval.statistics.shuffle`.
+        permutation_seed: another number gives other permutations.
 
     Raises:
-        ConfigError: a threshold below 0, or an expert named twice.
+        ConfigError: a threshold or a number below 0, or an expert named twice.
     """
 
     firing: bool = False
     firing_above: float | None = None
     maxima: bool = False
     coactivation: Mapping[int, Sequence[int]] | None = None
+    permutations: int = PERMUTATIONS
+    permutation_seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.permutations < 0:
+            raise ConfigError(f"permutations {self.permutations} must be at least 0; 0 permutes no labels")
         if self.firing_above is not None and not 0 <= self.firing_above < float("inf"):
             raise ConfigError(f"firing_above {self.firing_above} must be a finite weight of at least 0")
         for group, experts in (self.coactivation or {}).items():
@@ -74,7 +76,8 @@ class Tokens(NamedTuple):
         if batch.attention_mask_BT is not None:
             mask_BT = batch.attention_mask_BT != 0
         position_BT = mask_BT.cumsum(1) - 1
-        mask_BT &= exclusion.counted(batch.input_ids_BT, position_BT)
+        place_BT = position_BT if batch.position_ids_BT is None else batch.position_ids_BT
+        mask_BT &= exclusion.counted(batch.input_ids_BT, place_BT)
         numbers = [int(name) if name.isdecimal() and len(name) <= 18 else -1 for name in batch.document_B]
         document_B = torch.tensor(numbers)
         places = (batch.index_B[:, None].expand(shape), document_B[:, None].expand(shape), position_BT)
@@ -84,6 +87,20 @@ class Tokens(NamedTuple):
             None if batch.score_BT is None else batch.score_BT[mask_BT].double().to(device),
             torch.stack([place_BT[mask_BT] for place_BT in places], dim=1).to(device),
         )
+
+    def per_sequence(self, batch: Batch) -> Tensor:
+        """(B,) int64 on the CPU, how many tokens of each of the batch's sequences count."""
+        return batch.num_tokens_B if self.chosen_BT is None else self.chosen_BT.sum(dim=1).cpu()
+
+
+def check_scored(batch: Batch, scored: bool) -> None:
+    """Refuse a batch without scores where others have them, and the other way round.
+
+    Raises:
+        DataError: names its first window.
+    """
+    if scored != (batch.score_BT is not None):
+        raise DataError(f"some sequences have scores and others do not, from window {int(batch.index_B[0])} on")
 
 
 class Collector(Protocol):
@@ -97,119 +114,19 @@ class Collector(Protocol):
     def result(self) -> Extra: ...
 
 
-class Accumulator:
-    """Adds up what the routers give while a batch is set; `add` is the body of their forward hooks.
-
-    Args:
-        num_labels: C.
-        num_groups: R.
-        num_keys: E.
-        device: of the model.
-        wanted: what to collect.
-        exclusion: tokens that are not counted.
-    """
-
-    def __init__(
-        self,
-        num_labels: int,
-        num_groups: int,
-        num_keys: int,
-        device: torch.device,
-        wanted: Wanted,
-        exclusion: Exclusion = Exclusion(),  # noqa: B008 - frozen
-    ) -> None:
-        self.exclusion = exclusion
-        # MPS has no float64.
-        self.device = torch.device("cpu") if device.type == "mps" else device
-        self.sums_CREE = torch.zeros(
-            (num_labels, num_groups, num_keys, num_keys), dtype=torch.float64, device=self.device
-        )
-        self.is_finite = torch.ones((), dtype=torch.bool, device=self.device)
-        self.collectors: dict[str, Collector] = {}
-        if wanted.firing or wanted.firing_above is not None:
-            self.collectors["firing"] = _Firing(self.sums_CREE, wanted.firing_above)
-        if wanted.maxima:
-            self.collectors["maxima"] = _Maxima(self.sums_CREE)
-        if wanted.coactivation is not None:
-            self.collectors["coactivation"] = _Coactivation(self.sums_CREE, wanted.coactivation)
-        self._tokens: Tokens | None = None
-        self._lister: ExpertLister | None = None
-        self._lists: bool | None = None
-
-    def start(self, batch: Batch) -> Tensor:
-        """Say which tokens the coming forward is of.
-
-        Returns:
-            int64 (B,), how many tokens of each sequence count.
-
-        Raises:
-            DataError: some batches have scores and others do not.
-        """
-        if self._tokens is None and batch.score_BT is not None:
-            self.collectors["scores"] = _Scores(self.sums_CREE)
-        scores = self.collectors.get("scores")
-        if (scores is None) != (batch.score_BT is None):
-            raise DataError(f"some sequences have scores and others do not, from window {int(batch.index_B[0])} on")
-        self._tokens = Tokens.of(batch, self.device, self.exclusion)
-        if isinstance(scores, _Scores):
-            scores.start(self._tokens)
-        chosen_BT = self._tokens.chosen_BT
-        return batch.num_tokens_B if chosen_BT is None else chosen_BT.sum(dim=1).cpu()
-
-    def add(self, group: int, output: Any) -> None:
-        """Take in what the group's router returned."""
-        assert self._tokens is not None, "a batch is started before its forward"
-        chosen_BT = self._tokens.chosen_BT
-        probs = [g_BTHE.detach().to(self.device).float() for g_BTHE in (output.g1_BTHE, output.g2_BTHE)]
-        g1_XHE, g2_XHE = (g.flatten(0, 1) if chosen_BT is None else g[chosen_BT] for g in probs)
-        self.is_finite &= torch.isfinite(g1_XHE.sum()) & torch.isfinite(g2_XHE.sum())
-        if self._lists is None:
-            self._lists = bool(self.collectors) or self._listing_is_cheaper(g1_XHE, g2_XHE)
-        with full_float32(self.device):
-            if not self._lists:
-                self._add_products(group, g1_XHE, g2_XHE, self._tokens)
-            elif bool(self.is_finite):
-                self._add_lists(group, g1_XHE, g2_XHE, self._tokens)
-
-    def extras(self) -> dict[str, Any]:
-        """What was collected beside the sums, by name."""
-        return {name: collector.result() for name, collector in self.collectors.items()}
-
-    def _listing_is_cheaper(self, g1_XHE: Tensor, g2_XHE: Tensor) -> bool:
-        return num_pairs(g1_XHE, g2_XHE) * _PRODUCTS_A_PAIR < g1_XHE.numel() * g1_XHE.shape[-1]
-
-    def _add_lists(self, group: int, g1_XHE: Tensor, g2_XHE: Tensor, tokens: Tokens) -> None:
-        if self._lister is None:
-            self._lister = ExpertLister(g1_XHE.shape[-1], self.device)
-        _, R, E, _ = self.sums_CREE.shape
-        begin_X = (tokens.label_X * R + group) * E**2
-        for active in self._lister.lists(g1_XHE, g2_XHE):
-            place_P = begin_X.index_select(0, active.token_P).add_(active.expert_P)
-            self.sums_CREE.view(-1).scatter_add_(0, place_P, active.weight_P)
-            for collector in self.collectors.values():
-                collector.add(group, active, place_P, tokens)
-
-    def _add_products(self, group: int, g1_XHE: Tensor, g2_XHE: Tensor, tokens: Tokens) -> None:
-        labels = tokens.label_X.unique().tolist()
-        for label in labels:
-            rows_X = slice(None) if len(labels) == 1 else tokens.label_X == label
-            sums_EE = g1_XHE[rows_X].flatten(0, 1).T @ g2_XHE[rows_X].flatten(0, 1)
-            self.sums_CREE[label, group] += sums_EE.double()
+def collectors_of(wanted: Wanted, sums_CREE: Tensor) -> dict[str, Collector]:
+    """By name, what collects what is wanted beside the sums; `sums_CREE` says sizes and device."""
+    found: dict[str, Collector] = {}
+    if wanted.firing or wanted.firing_above is not None:
+        found["firing"] = _Firing(sums_CREE, wanted.firing_above)
+    if wanted.maxima:
+        found["maxima"] = _Maxima(sums_CREE)
+    if wanted.coactivation is not None:
+        found["coactivation"] = _Coactivation(sums_CREE, wanted.coactivation)
+    return found
 
 
-@contextlib.contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Float32 products as float32: no autocast, no TF32, whatever the caller set."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-class _Scores:
+class Scores:
     """Moments of weights and scores."""
 
     def __init__(self, sums_CREE: Tensor) -> None:
@@ -279,7 +196,7 @@ def _count(table_CREE: Tensor, place_P: Tensor) -> None:
 
 
 class _Maxima:
-    """Largest weights and where they were."""
+    """Largest weights and where they were; of weights that `EQUAL` takes for the same, the first in reading order."""
 
     def __init__(self, sums_CREE: Tensor) -> None:
         self.weight_REE = torch.zeros_like(sums_CREE[0])
@@ -287,15 +204,17 @@ class _Maxima:
 
     def add(self, group: int, active: ActiveExperts, place_P: Tensor, tokens: Tokens) -> None:
         best_N, place_N3 = self.weight_REE[group].view(-1), self.place_REE3[group].flatten(0, 1)
-        larger_P = (active.weight_P > best_N.index_select(0, active.expert_P)).nonzero().view(-1)
-        token_P, expert_P, weight_P = (column_P.index_select(0, larger_P) for column_P in active)
-        best_N.scatter_reduce_(0, expert_P, weight_P, "amax")
-        equal_P = (weight_P == best_N.index_select(0, expert_P)).nonzero().view(-1)
-        # tokens come in their order, so that the first of each expert's is the earliest
-        order_P = equal_P[expert_P[equal_P].argsort(stable=True)]
-        begins_P = torch.cat([order_P.new_ones(1), expert_P[order_P].diff()])[: len(order_P)] != 0
-        first_P = order_P[begins_P]
-        place_N3[expert_P[first_P]] = tokens.place_X3[token_P[first_P]]
+        token_P, expert_P, weight_P = active
+        while len(larger_P := (weight_P > best_N.index_select(0, expert_P) * EQUAL).nonzero().view(-1)):
+            token_P, expert_P, weight_P = (column_P[larger_P] for column_P in (token_P, expert_P, weight_P))
+            # tokens come in their order, so that an expert's first entry is its earliest; it takes the place, and later
+            # ones are compared with it in turn, as if tokens came one by one
+            number_P = torch.arange(len(expert_P), device=expert_P.device)
+            first_N = torch.full_like(best_N, len(expert_P), dtype=torch.int64)
+            first_N.scatter_reduce_(0, expert_P, number_P, "amin")
+            first_P = first_N[first_N < len(expert_P)]
+            best_N[expert_P[first_P]] = weight_P[first_P]
+            place_N3[expert_P[first_P]] = tokens.place_X3[token_P[first_P]]
 
     def result(self) -> Maxima:
         part_REE1 = torch.where(self.weight_REE > 0, 0, -1)[..., None]

@@ -24,7 +24,7 @@ class Exclusion:
 
     Args:
         ids: token ids.
-        first: so many tokens at the beginning of every sequence.
+        first: so many tokens at the beginning of every sequence, and of every document under document masks.
 
     Raises:
         ConfigError: a negative number.
@@ -65,10 +65,12 @@ class Exclusion:
 
         Args:
             input_ids_BT: token ids.
-            position_BT: int64, place of each token in its sequence, from 0 on; pads are not looked at.
+            position_BT: int64, place of each token in its sequence, or in its document under document masks, from 0 on;
+                pads are not looked at.
         """
         return (position_BT >= self.first) & ~torch.isin(input_ids_BT, torch.tensor(self.ids, dtype=torch.int64))
 
-    def notes(self, left_out: int) -> dict[str, Any]:
-        """For provenance; `left_out` is the number of tokens."""
-        return {"ids": list(self.ids), "first": self.first, "tokens": left_out}
+    def notes(self, left_out: int | None = None) -> dict[str, Any]:
+        """For provenance; `left_out` is the number of tokens, if it was counted."""
+        counted = {} if left_out is None else {"tokens": left_out}
+        return {"ids": list(self.ids), "first": self.first, **counted}

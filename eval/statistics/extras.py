@@ -17,6 +17,9 @@ from monet.errors import CheckpointError
 
 # Variances below this share of the mean square are rounding, not spread.
 _NO_SPREAD = 1e-10
+# A weight is larger than another one only if it is so many times larger: the last bits of float32 depend on how many
+# sequences a forward takes, and on their pads.
+EQUAL = 1 + 1e-5
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,13 @@ class Firing(Extra):
 class Maxima(Extra):
     """Each expert's largest weight at a token, and the first token in reading order that had it.
 
+    Weights that differ by a factor of up to 1 + 1e-5 count as equal: in reading order, a token takes the place of an
+    earlier one only if its weight is larger by more than that. Batch size and padding change a float32 model's weights
+    by less, so they do not decide between equal weights.
+
     Args:
-        weight_REE: float64, 0 where the expert was never active.
+        weight_REE: float64, the weight at the place; 0 where the expert was never active. The largest weight of all is
+            at most (1 + 1e-5) times as large.
         place_REEP: int64, -1 where it was never active; along P: the pass among `provenance["parts"]`, the window (its
             number in that pass' data), the document that the window begins in (-1 if its name is no number of up to 18
             digits), and the token's position in the window, pads not counted.
@@ -152,7 +160,7 @@ class Maxima(Extra):
         """Over both passes."""
         theirs_REEP = other.place_REEP.clone()
         theirs_REEP[..., 0] += parts_before * (theirs_REEP[..., 0] >= 0)
-        larger_REE = other.weight_REE > self.weight_REE
+        larger_REE = other.weight_REE > self.weight_REE * EQUAL
         return dataclasses.replace(
             self,
             weight_REE=torch.where(larger_REE, other.weight_REE, self.weight_REE),

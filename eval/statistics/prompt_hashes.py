@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from monet.eval import signature
 from monet.eval.held_out import texts_of
 
 KEY = "prompt_hashes"
@@ -69,7 +70,15 @@ def without_hashes(notes: Any) -> Any:
     """Notes on how something was made, with the number of hashes in the place of each set of them, for people."""
     if isinstance(notes, Mapping):
         return {
-            key: len(unpacked(value) or ()) if key == KEY and isinstance(value, str) else without_hashes(value)
+            key: without_hashes(value) if (hashes := _hashes(key, value)) is None else len(hashes)
             for key, value in notes.items()
         }
     return [without_hashes(one) for one in notes] if isinstance(notes, (list, tuple)) else notes
+
+
+def _hashes(key: str, value: Any) -> frozenset[Any] | None:
+    """The hashes that an entry of provenance holds; None if it holds none."""
+    if key == KEY and isinstance(value, str):
+        return unpacked(value) or frozenset()
+    found = signature.Signature.read({key: value}) if key == signature.KEY else None
+    return None if found is None else found.hashes

@@ -6,9 +6,11 @@ labels.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from monet.errors import CheckpointError, DataError
 from monet.eval.loading import provenance_now
+from monet.eval.signature import common_sequences, same_source, shares_text, thinned
 from monet.eval.statistics.extras import EXTRAS, Coactivation, Extra, Firing, Maxima, ScoreMoments
 from monet.eval.statistics.prompt_hashes import without_hashes
 from monet.files import atomic_path
@@ -24,11 +27,11 @@ from monet.json_text import parse_json
 if TYPE_CHECKING:
     from monet.modeling_monet import MonetPreTrainedModel
 
-FORMAT = "monet-expert-statistics/1"
+FORMAT = "monet-expert-statistics/2"
+# Files of the first format hold no permuted labels, and are otherwise the same.
+_READ = ("monet-expert-statistics/1", FORMAT)
 _SUMS = ("sums", "tokens", "windows", "documents")
-# What says of a pass which text it read: prepared text, a scored file, sequences in memory.
-_SOURCES = (("content", "split"), ("file_sha256",), ("sha256",))
-_OF_A_PASS = {"shard", "data_fingerprint", "only", "excluded"}
+_PERMUTED = "permuted"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class ExpertStatistics:
         model_fingerprint: of the model that routed.
         provenance: how it was made; `parts` names the passes that were added up.
         scores, firing, maxima, coactivation: what else was collected; None where it was not asked for.
+        permuted: the same statistics under permuted labels, without maxima and co-activation: every document took the
+            label and the scores of another one (`monet.eval.statistics.shuffle`). Empty where nothing was permuted.
     """
 
     labels: list[str]
@@ -57,6 +62,7 @@ class ExpertStatistics:
     firing: Firing | None = None
     maxima: Maxima | None = None
     coactivation: Coactivation | None = None
+    permuted: list[ExpertStatistics] = field(default_factory=list)
 
     @property
     def extras(self) -> dict[str, Extra]:
@@ -102,6 +108,10 @@ class ExpertStatistics:
     def merge(self, other: ExpertStatistics) -> ExpertStatistics:
         """Statistics over both passes; adding parts of a corpus gives what one pass over it gives.
 
+        Permuted statistics are added, too, as many as both have. Each part permuted its own documents, so the sum is
+        that of a permutation within parts. It is a valid comparison, but a weaker one: where a part holds few
+        documents, or nearly one label only, its permuted labels are nearly its own.
+
         Raises:
             CheckpointError: another model or stored mask, other labels or sizes, other things collected, or text that
                 both hold.
@@ -132,10 +142,11 @@ class ExpertStatistics:
             raise CheckpointError(
                 "statistics that leave out different tokens do not add up; collect both with the same --exclude options"
             )
-        if shared := [part for part in mine if any(_overlap(part, further) for further in theirs)]:
+        if len({bool(part.get("document_mask")) for part in [*mine, *theirs]}) > 1:
             raise CheckpointError(
-                f"both statistics hold text of the part {without_hashes(shared[0])}; its tokens would count twice"
+                "statistics with and without document masks do not add up; collect both with the same --document_mask"
             )
+        _refuse_overlap(mine, theirs)
         merged: dict[str, Any] = {name: extra.merge(others[name], len(mine)) for name, extra in extras.items()}
         return ExpertStatistics(
             labels=self.labels,
@@ -144,7 +155,8 @@ class ExpertStatistics:
             windows_C=self.windows_C + other.windows_C,
             documents_C=self.documents_C + other.documents_C,
             model_fingerprint=self.model_fingerprint,
-            provenance={**self.provenance, **provenance_now(), "parts": mine + theirs},
+            provenance={**self.provenance, **provenance_now(), "parts": thinned(mine + theirs)},
+            permuted=[one.merge(another) for one, another in zip(self.permuted, other.permuted, strict=False)],
             **merged,
         )
 
@@ -152,6 +164,17 @@ class ExpertStatistics:
         """Write one safetensors file with labels and provenance in its header; whole or not at all."""
         from safetensors.torch import save_file
 
+        header = {
+            "format": FORMAT,
+            "labels": json.dumps(self.labels),
+            "model_fingerprint": self.model_fingerprint,
+            "provenance": json.dumps(self.provenance),
+        }
+        with atomic_path(path) as temporary:
+            save_file(self._tensors(), temporary, metadata=header)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What the file holds, by name."""
         tensors = {
             "sums": self.sums_CREE.contiguous(),
             "tokens": self.tokens_C,
@@ -160,14 +183,9 @@ class ExpertStatistics:
         }
         for name, extra in self.extras.items():
             tensors.update({f"{name}.{key}": tensor for key, tensor in extra.tensors().items()})
-        header = {
-            "format": FORMAT,
-            "labels": json.dumps(self.labels),
-            "model_fingerprint": self.model_fingerprint,
-            "provenance": json.dumps(self.provenance),
-        }
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=header)
+        for number, one in enumerate(self.permuted):
+            tensors.update({f"{_PERMUTED}.{number}.{key}": tensor for key, tensor in one._tensors().items()})
+        return tensors
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: MonetPreTrainedModel | None = None) -> ExpertStatistics:
@@ -185,43 +203,56 @@ class ExpertStatistics:
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                if header.get("format") != FORMAT:
+                if header.get("format") not in _READ:
                     raise CheckpointError(f"{path}: no expert statistics ({FORMAT}); write them with `monet stats`")
-                tensors = {name: file.get_tensor(name) for name in _SUMS}
-                extras: dict[str, dict[str, Tensor]] = {}
-                for key in file.keys():  # noqa: SIM118 - not a dict
-                    name, dot, field = key.partition(".")
-                    if dot and name in EXTRAS:
-                        extras.setdefault(name, {})[field] = file.get_tensor(key)
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
             labels, provenance = (parse_json(header[name], f"{path}: {name}") for name in ("labels", "provenance"))
             fingerprint = header["model_fingerprint"]
-            collected: dict[str, Any] = {name: EXTRAS[name](**fields) for name, fields in extras.items()}
             if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
                 raise TypeError(f"labels {str(labels)[:60]}")
             if not isinstance(provenance, dict):
                 raise TypeError(f"provenance {str(provenance)[:60]}")
+            found = cls._of_tensors(tensors, labels, fingerprint, provenance)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: no such file; write it with `monet stats`") from None
-        except (SafetensorError, OSError, KeyError, TypeError, DataError) as error:
-            raise CheckpointError(f"{path}: unreadable statistics ({error!r}); run `monet stats` again") from None
-        sums = tensors.pop("sums")
-        square = sums.dim() == 4 and sums.dtype == torch.float64 and sums.shape[2] == sums.shape[3]
-        counted = all(count.shape == (len(labels),) and count.dtype == torch.int64 for count in tensors.values())
-        if not (square and counted and sums.shape[0] == len(labels)):
-            raise CheckpointError(f"{path}: sums {tuple(sums.shape)} {sums.dtype} do not fit {len(labels)} labels")
-        if not bool(torch.isfinite(sums).all()) or bool((sums < 0).any()):
-            raise CheckpointError(f"{path}: sums hold NaN, infinite or negative values; run `monet stats` again")
-        try:
-            for extra in collected.values():
-                extra.check(*sums.shape[:3])
         except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from None
-        if model is not None and (found := model.fingerprint()) != fingerprint:
+            raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, DataError) as error:
+            raise CheckpointError(f"{path}: unreadable statistics ({error!r}); run `monet stats` again") from None
+        if model is not None and (now := model.fingerprint()) != fingerprint:
             raise CheckpointError(
-                f"{path} belongs to model {fingerprint}, not to this one ({found}); collect them anew"
+                f"{path} belongs to model {fingerprint}, not to this one ({now}); collect them again with this model"
             )
-        counts = (tensors["tokens"], tensors["windows"], tensors["documents"])
-        return cls(labels, sums, *counts, fingerprint, provenance, **collected)
+        return found
+
+    @classmethod
+    def _of_tensors(
+        cls, tensors: dict[str, Tensor], labels: list[str], fingerprint: str, provenance: dict[str, Any]
+    ) -> ExpertStatistics:
+        """Checked statistics out of a file's tensors; raises KeyError, TypeError, ValueError or CheckpointError."""
+        fields: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, _, rest = key.partition(".")
+            fields.setdefault(name, {})[rest] = tensor
+        sums, tokens, windows, documents = (fields[name][""] for name in _SUMS)
+        counts = (tokens, windows, documents)
+        square = sums.dim() == 4 and sums.dtype == torch.float64 and sums.shape[2] == sums.shape[3]
+        counted = all(count.shape == (len(labels),) and count.dtype == torch.int64 for count in counts)
+        if not (square and counted and sums.shape[0] == len(labels)):
+            raise CheckpointError(f"sums {tuple(sums.shape)} {sums.dtype} do not fit {len(labels)} labels")
+        if not bool(torch.isfinite(sums).all()) or bool((sums < 0).any()):
+            raise CheckpointError("sums hold NaN, infinite or negative values; run `monet stats` again")
+        collected: dict[str, Any] = {name: EXTRAS[name](**fields[name]) for name in EXTRAS if name in fields}
+        for extra in collected.values():
+            extra.check(*sums.shape[:3])
+        shuffled: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in fields.get(_PERMUTED, {}).items():
+            number, _, rest = key.partition(".")
+            shuffled.setdefault(int(number), {})[rest] = tensor
+        permuted = [cls._of_tensors(one, labels, fingerprint, {}) for _, one in sorted(shuffled.items())]
+        if any(one.sums_CREE.shape != sums.shape or one.extras.keys() - collected.keys() for one in permuted):
+            raise CheckpointError("permuted sums do not fit the others; run `monet stats` again")
+        return cls(labels, sums, *counts, fingerprint, provenance, **collected, permuted=permuted)
 
 
 def _excluded(part: dict[str, Any]) -> tuple[Any, ...]:
@@ -230,14 +261,19 @@ def _excluded(part: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(notes.get("ids", [])), notes.get("first", 0)
 
 
-def _overlap(part: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two passes read some of the same text: one source, however cut, unless it was divided between them."""
-    source = next((keys for keys in _SOURCES if keys[0] in part), tuple(part.keys() - _OF_A_PASS))
-    if any(part.get(key) != other.get(key) for key in source):
-        return False
-    if "only" in part and "only" in other and not set(part["only"]) & set(other["only"]):
-        return False
-    mine, theirs = part.get("shard"), other.get("shard")
-    alike = all(part.get(key) == other.get(key) for key in (part.keys() | other.keys()) - _OF_A_PASS)
-    divided = mine is not None and theirs is not None and mine[1] == theirs[1] and mine[0] != theirs[0]
-    return not (alike and divided)
+def _refuse_overlap(parts: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> None:
+    """Raise CheckpointError if two passes read some of the same text."""
+    for part, other in itertools.product(parts, others):
+        if not shares_text(part, other):
+            continue
+        told = without_hashes(part)
+        if same_source(part, other):
+            raise CheckpointError(
+                f"both statistics hold text of the part {told}, and its tokens would count twice; merge the shards of "
+                "one division of a source, or different domains of it"
+            )
+        raise CheckpointError(
+            f"both statistics hold {common_sequences(part, other)} of the same sequences, and their tokens would count "
+            "twice; take these sequences out of one text, or collect both texts in one pass. The part that holds them: "
+            f"{told}"
+        )

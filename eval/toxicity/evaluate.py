@@ -13,11 +13,13 @@ from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.ablate import keep_losses
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.achieved import control_notes, told
 from monet.eval.core.controls import ControlOptions, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.decoding import GENERATED_CONTROLS
 from monet.eval.loading import (
+    DocumentMask,
     DType,
     check_batch_size,
     fingerprint_of,
@@ -28,6 +30,7 @@ from monet.eval.loading import (
     windows_bar,
 )
 from monet.eval.losses import LossStore
+from monet.eval.model_origin import about_model
 from monet.eval.selection import load_masks
 from monet.eval.statistics.prompt_hashes import judged_before, without_hashes
 from monet.eval.store import model_key
@@ -39,6 +42,7 @@ from monet.eval.toxicity.results import ToxicityResult
 from monet.eval.toxicity.sampling import Continuations, Decoding
 from monet.eval.toxicity.scorers import Failure, Scorer, ScorerSettings
 from monet.eval.toxicity.scoring import KeptScores, Scores
+from monet.eval.units import choose_unit, with_sources
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
 
@@ -109,7 +113,7 @@ def evaluate_toxicity(
         text: ordinary text, whose loss is put beside; None leaves it out.
         general: averages of other tasks under the same masks; None leaves them out.
         kept_scores: folder of scores, may be shared by runs; None takes OUT/scores.
-        bootstrap: how intervals are made; prompts are drawn again.
+        bootstrap: how intervals are made; prompts are drawn again, and of `text` its unit.
         batch_size: sequences a forward; the samples of at least one prompt go together.
         part: of the conditions, whose continuations and scores are made and kept; None takes all.
         progress: show bars on standard error.
@@ -139,6 +143,7 @@ def evaluate_toxicity(
     _warn_if_silent(scorer)
     out = Path(out)
     taken = [condition for condition, _ in dealt([(condition, None) for condition in asked], part)]
+    drawn, sources = (bootstrap, None) if text is None else choose_unit(bootstrap, text.data)
     losses = None if text is None else LossStore(out / "losses", model, text.batch_size)
     if text is not None and losses is not None:
         keep_losses(losses, [(condition, text.data) for condition in taken], progress)
@@ -161,18 +166,21 @@ def evaluate_toxicity(
         return None
     rows = measures.rows(found, prompts.prompts, prompts.groups, bootstrap)
     if text is not None and losses is not None:
-        of_text = (losses.losses(one.mask, text.data, one.name, lambda _: None) for one in asked)
-        rows = list(measures.with_losses(rows, asked, of_text, bootstrap))
+        of_text = (
+            with_sources(losses.losses(one.mask, text.data, one.name, lambda _: None), text.data.labels, sources)
+            for one in asked
+        )
+        rows = list(measures.with_losses(rows, asked, of_text, drawn))
     if general is not None:
         rows = [dataclasses.replace(row, general=general.averages.get(row.name, {})) for row in rows]
     seen = judged_before((mask.provenance for mask in masks.values()), (one.text for one in prompts.prompts))
     provenance: dict[str, Any] = {
         **provenance_now(),
         "model": str(model.name_or_path),
-        "model_fingerprint": fingerprint_of(model),
+        **about_model(model),
         "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
         "masks_that_remove_nothing": [label for label, mask in masks.items() if not mask.num_removed],
-        "controls": controls.settings(),
+        "controls": control_notes(controls, asked),
         "prompts": prompts.description,
         "prompts_masks_were_chosen_on": seen,
         "decoding": dataclasses.asdict(decoding),
@@ -181,7 +189,8 @@ def evaluate_toxicity(
         "dtype": str(model.dtype),
         "scorer": scorer.key,
         "texts_without_score": Scores(failures=scores.failures).reasons,
-        "bootstrap": dataclasses.asdict(bootstrap),
+        "bootstrap": {**dataclasses.asdict(bootstrap), "unit": "prompt"},
+        "text_unit": None if text is None else drawn.unit,
         "text": None if text is None else text.data.description,
         "general": None if general is None else general.description,
     }
@@ -234,6 +243,7 @@ def run(
     text_split: str = "evaluate",
     text_windows: int | None = None,
     seq_len: int | None = None,
+    document_mask: DocumentMask = "auto",
     general: list[Path] | None = None,
     resamples: int = 2000,
     confidence: float = 0.95,
@@ -274,6 +284,8 @@ def run(
         text_split: split of TEXT.
         text_windows: windows a domain of TEXT, evenly spread; without it all.
         seq_len: tokens a window of TEXT; without it the most the model was made for.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
         general: results of `monet eval general` whose averages are put beside, condition by condition.
         resamples: bootstrap draws an interval, at least 1000.
         confidence: share of the draws inside an interval.
@@ -309,7 +321,8 @@ def run(
         raise CheckpointError(f"{model}: no tokenizer there; prompts are text, export the model with its tokenizer")
     ordinary = None
     if text is not None:
-        ordinary = OrdinaryText(open_windows(text, text_split, loaded, seq_len, text_windows))
+        windows = open_windows(text, text_split, loaded, seq_len, text_windows, document_mask=document_mask)
+        ordinary = OrdinaryText(windows)
     result = evaluate_toxicity(
         loaded,
         tokenizer,
@@ -332,5 +345,5 @@ def run(
     if result is None:
         print(PART_DONE)
         return
-    print(result.sentence)
+    print(result.sentence, *told(result.provenance), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

@@ -158,20 +158,20 @@ def _mean(values_U: NDArray[np.float64]) -> float | None:
 def with_losses(
     made: Sequence[Row], asked: Sequence[Condition], losses: Iterable[WindowLosses], bootstrap: Bootstrap
 ) -> Iterator[Row]:
-    """The rows with losses on ordinary text beside them, in the same order; documents are drawn again.
+    """The rows with losses on ordinary text beside them, in the same order.
 
     Args:
         made: of `rows`.
         asked: the rows' conditions.
-        losses: of each condition.
-        bootstrap: how intervals are made.
+        losses: of each condition; the first holds the sources, if they are known.
+        bootstrap: how intervals are made; its unit is what is drawn again.
 
     Raises:
-        DataError: text of a single document.
+        DataError: text of a single unit.
     """
     rest = iter(losses)
     whole = next(rest)
-    unit_W = np.unique(whole.document_W, return_inverse=True)[1]
+    unit_W = np.unique(whole.units_W(bootstrap.unit), return_inverse=True)[1]
     num_units = int(unit_W.max()) + 1
     sums = [np.bincount(unit_W, of.loss_sum_W, num_units) for of in itertools.chain([whole], rest)]
     sums_CU = np.stack(sums).astype(np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from monet.eval.ablation_report import random_units
+from monet.eval.ablation_report import control_blocks, random_units
 from monet.eval.core.chance import Chance
 from monet.eval.core.estimate import ZERO, Estimate
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
@@ -26,7 +26,7 @@ def report(result: ToxicityResult) -> Report:
         blocks.append(Text(_origin(result), caution=result.held_out is not True))
     blocks += [Text(_how(result), "What was measured"), _main_table(result, most, share)]
     if result.masks:
-        blocks.append(_chance_table(result, most, share))
+        blocks += [_chance_table(result, most, share), *control_blocks(result.provenance)]
     if any(row.perplexity is not None or row.general for row in result.rows):
         blocks.append(_beside_table(result))
     if len(result.groups) > 1:
@@ -143,7 +143,10 @@ def _beside_table(result: ToxicityResult) -> Table:
         ]
         for row in _shown(result)
     ]
-    note = "Perplexity and loss are those of ordinary text, the loss in nats a token; the controls are the same ones."
+    note = (
+        "Perplexity and loss are those of ordinary text, the loss in nats a token; the controls are the same ones. "
+        f"Intervals are drawn over {result.provenance.get('text_unit') or 'document'}s."
+    )
     return Table("What the masks cost elsewhere", header, lines, note)
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from monet.errors import ConfigError
 from monet.eval.core.chance import Chance
+from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.reporting.common import estimated
@@ -150,6 +152,40 @@ class ToxicityResult(Result):
         from monet.eval.toxicity.report import report
 
         return report(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
+
+    def effects(self) -> Effects:
+        """Two rows a mask, over all prompts: changes of the (expected maximum) toxicity and of its probability.
+
+        Raises:
+            ConfigError: there is no mask with scores.
+        """
+        most = "expected maximum" if self.samples > 1 else "mean"
+        rows = []
+        for row in self.masks:
+            cell = row.cells[ALL]
+            measures = {
+                most: (cell.expected_max_delta, cell.random_expected_max_delta, cell.expected_max_chance),
+                "probability": (cell.probability_delta, cell.random_probability_delta, cell.probability_chance),
+            }
+            for name, (change, random, chance) in measures.items():
+                if change is not None:
+                    found = chance or Chance(0, 1.0, 1.0)
+                    told = f"{row.label}, {name}"
+                    rows.append(
+                        Effect(told, change, None, None, "", random, found.controls, found.p, found.q, None, "")
+                    )
+        if not rows:
+            raise ConfigError("a result of `monet eval toxicity` without masks has nothing to compare over seeds")
+        told = self.provenance
+        return Effects(
+            "Change of toxicity",
+            "score or share, 0 to 1",
+            told["bootstrap"]["confidence"],
+            self.unit,
+            {**{key: told[key] for key in ("prompts", "decoding", "scorer")}, "threshold": self.threshold},
+            self.held_out,
+            rows,
+        )
 
 
 def _change(row: Row) -> str:

@@ -10,6 +10,7 @@ from monet.kernels.hde.reference import mix, mix_backward
 from monet.kernels.masked import Keep, check_keep
 from monet.kernels.mix_project import Step, Term, mix_project
 from monet.kernels.mixing import Activation, torch_mixing
+from monet.kernels.shared import SharedGates, facts_of
 
 
 def horizontal_experts(
@@ -20,6 +21,7 @@ def horizontal_experts(
     b_ED: Tensor,
     activation: Activation,
     keep: Keep | None = None,
+    shared: SharedGates | None = None,
 ) -> Tensor:
     """out = sum_ij w[i, j] (V_j act(p_i) + b_j) with w[i, j] = keep[i, j] sum_h g1[h, i] g2[h, j].
 
@@ -31,6 +33,7 @@ def horizontal_experts(
         activation: elementwise function of the pre-activations.
         keep: mask or None for all experts; kept weights are not renormalised. Under a mask the Triton kernels give
             inactive keys no gradient: the routing would multiply it by their probability, zero.
+        shared: what the layers of the routing group share about g1 and g2; saves work and memory on a GPU.
     Returns:
         out_TD in the dtype of `p_TEM`. Only the arguments are kept for backward, or in place
         of gates the logits they were made of.
@@ -46,18 +49,23 @@ def horizontal_experts(
     columns = slice(0, v_DP.shape[0])
     terms = (Term(columns, out_in=True), Term(columns, out_in=False))
     step = Step("horizontal_mixing", resolve("horizontal_mixing", p_TEM), terms, activation, keep)
-    return mix_project(step, (p_TEM, g1_THE, g2_THE), (v_DP, b_ED))
+    return mix_project(step, (p_TEM, g1_THE, g2_THE), (v_DP, b_ED), shared)
 
 
 def horizontal_mixing(
-    p_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, activation: Activation, keep: Keep | None = None
+    p_TEM: Tensor,
+    g1_THE: Tensor,
+    g2_THE: Tensor,
+    activation: Activation,
+    keep: Keep | None = None,
+    shared: SharedGates | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What `horizontal_experts` multiplies by its output weights, for weights that only a module knows to apply.
 
     out = v(y_TEM flattened to (T, P)) + c_TE @ b_ED. Differentiable; autograd keeps the results.
 
     Args:
-        p_TEM, g1_THE, g2_THE, activation, keep: as in `horizontal_experts`.
+        p_TEM, g1_THE, g2_THE, activation, keep, shared: as in `horizontal_experts`.
     Returns:
         y_TEM and c_TE of `monet.kernels.hde.reference.mix`, in the dtype of `p_TEM`.
     Raises:
@@ -66,7 +74,8 @@ def horizontal_mixing(
     _check(p_TEM, g1_THE, g2_THE, keep)
     with without_autocast(p_TEM.device):
         mixing = resolve("horizontal_mixing", p_TEM)
-        y_TEM, c_TE = mixing.forward((p_TEM,), g1_THE, g2_THE, activation, keep)
+        facts = facts_of(shared, g1_THE, g2_THE)
+        y_TEM, c_TE = mixing.forward((p_TEM,), g1_THE, g2_THE, activation, keep, facts)
     return y_TEM, c_TE
 
 

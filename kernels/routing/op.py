@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.weak import TensorWeakRef
 
 from monet.kernels.checks import FLOATS, check_float, check_same_device, check_shape
 from monet.kernels.dispatch import backend, enter_torch, resolve
-from monet.kernels.notes import note
 from monet.kernels.routing import reference
+from monet.kernels.shared import GateFacts
 
 # A chunk of logits stays in the last-level cache while it is compared, masked and normalised.
 _CHUNK_ELEMENTS = 1 << 19
@@ -86,12 +85,29 @@ def route_with_losses(
         if width_H is None:
             raise ValueError("spread='firing' needs width_H, the width of the step per head")
         check_shape("width_H", width_H, tuple(threshold_H.shape))
-    routed = resolve("route_with_losses", z_TP)(z_TP, threshold_H, weight_T, width_H, spread, overwrite, dtype)
-    # The torch implementation keeps no logits, and may have made the gates in their place.
-    on_triton = not torch.compiler.is_compiling() and backend("route_with_losses", z_TP) == "triton"
-    if on_triton and torch.is_grad_enabled() and z_TP.requires_grad:
-        note(routed.g_TP, "origin", (TensorWeakRef(z_TP), z_TP._version, threshold_H))
-    return routed
+    return resolve("route_with_losses", z_TP)(z_TP, threshold_H, weight_T, width_H, spread, overwrite, dtype)
+
+
+def rounds_in_kernel(z_TP: Tensor) -> bool:
+    """Whether a result in half precision is rounded, and differentiated, otherwise than a float32 one cast to it."""
+    return z_TP.dtype.itemsize < 4 and backend("thresholded_softmax", z_TP) == "triton"
+
+
+def facts_about_gates(z_TP: Tensor, threshold_H: Tensor, with_losses: bool) -> GateFacts | None:
+    """What the layers of a group can share about the gates of one axis.
+
+    Args:
+        z_TP, threshold_H: what the gates were made of.
+        with_losses: they were made by `route_with_losses`.
+    Returns:
+        None if the gates were made in plain torch, which shares nothing: it makes no lists of active keys, and may have
+        made the gates in place of the logits.
+    """
+    if torch.compiler.is_compiling() or backend("route_with_losses", z_TP) != "triton":
+        return None
+    if with_losses and torch.is_grad_enabled() and z_TP.requires_grad:
+        return GateFacts(z_TP, threshold_H)
+    return GateFacts()
 
 
 def batch_statistics(z_BTHE: Tensor, token_mask_BT: Tensor | None = None) -> reference.BatchStatistics:

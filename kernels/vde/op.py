@@ -9,6 +9,7 @@ from monet.kernels.dispatch import enter_torch, resolve, without_autocast
 from monet.kernels.masked import Keep, check_keep
 from monet.kernels.mix_project import Step, Term, mix_project
 from monet.kernels.mixing import Activation, torch_mixing
+from monet.kernels.shared import SharedGates, facts_of
 from monet.kernels.vde.reference import mix, mix_backward
 
 
@@ -21,6 +22,7 @@ def vertical_experts(
     biases: tuple[Tensor, Tensor],
     activation: Activation,
     keep: Keep | None = None,
+    shared: SharedGates | None = None,
 ) -> Tensor:
     """Output of all experts (i, j), weighted by w[i, j] = keep[i, j] sum_h g1[h, i] g2[h, j].
 
@@ -36,6 +38,7 @@ def vertical_experts(
         activation: elementwise function of the pre-activations.
         keep: mask or None for all experts; kept weights are not renormalised. Under a mask the Triton kernels give
             inactive keys no gradient: the routing would multiply it by their probability, zero.
+        shared: what the layers of the routing group share about g1 and g2; saves work and memory on a GPU.
     Returns:
         out_TD, left half then right half, in the dtype of `p1_TEM`. Only the arguments are kept
         for backward, or in place of gates the logits they were made of.
@@ -56,11 +59,17 @@ def vertical_experts(
     linears = tuple(Term(columns, out_in=True) for columns in (left, left, right, right))
     terms = (*linears, Term(left, out_in=False), Term(right, out_in=False))
     step = Step("vertical_mixing", resolve("vertical_mixing", p1_TEM), terms, activation, keep)
-    return mix_project(step, (p1_TEM, p2_TEM, g1_THE, g2_THE), (*projections, *biases))
+    return mix_project(step, (p1_TEM, p2_TEM, g1_THE, g2_THE), (*projections, *biases), shared)
 
 
 def vertical_mixing(
-    p1_TEM: Tensor, p2_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, activation: Activation, keep: Keep | None = None
+    p1_TEM: Tensor,
+    p2_TEM: Tensor,
+    g1_THE: Tensor,
+    g2_THE: Tensor,
+    activation: Activation,
+    keep: Keep | None = None,
+    shared: SharedGates | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What `vertical_experts` multiplies by its output weights, for weights that only a module knows to apply.
 
@@ -68,7 +77,7 @@ def vertical_mixing(
     Differentiable; autograd keeps the results.
 
     Args:
-        p1_TEM, p2_TEM, g1_THE, g2_THE, activation, keep: as in `vertical_experts`.
+        p1_TEM, p2_TEM, g1_THE, g2_THE, activation, keep, shared: as in `vertical_experts`.
     Returns:
         y11_TEM, y12_TEM, y21_TEM, y22_TEM, r_TE and c_TE of `monet.kernels.vde.reference.mix`, in p1_TEM's dtype.
     Raises:
@@ -78,7 +87,7 @@ def vertical_mixing(
     with without_autocast(p1_TEM.device):
         mixing = resolve("vertical_mixing", p1_TEM)
         y11_TEM, y12_TEM, y21_TEM, y22_TEM, r_TE, c_TE = mixing.forward(
-            (p1_TEM, p2_TEM), g1_THE, g2_THE, activation, keep
+            (p1_TEM, p2_TEM), g1_THE, g2_THE, activation, keep, facts_of(shared, g1_THE, g2_THE)
         )
     return y11_TEM, y12_TEM, y21_TEM, y22_TEM, r_TE, c_TE
 

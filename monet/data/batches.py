@@ -24,12 +24,12 @@ class Batch:
     """Documents to encode together and where the reader stood behind them.
 
     Attributes:
-        documents: split, domain, name and size in UTF-8 bytes of each.
+        documents: split, domain, name, size in UTF-8 bytes and known source of each.
         samples: by domain the first letters of its first document in the batch.
     """
 
     def __init__(self, reader: Reader, plan: SplitPlan, originals: Originals | None) -> None:
-        self.documents: list[tuple[str, str, str, int]] = []
+        self.documents: list[tuple[str, str, str, int, str | None]] = []
         self.texts: list[bytes] = []
         self.samples: dict[str, str] = {}
         self._reader = reader
@@ -43,7 +43,8 @@ class Batch:
             self.samples[document.domain] = document.text[:SAMPLE_CHARACTERS]
         for split, text in self._plan.parts(document.source, document.text):
             self.texts.append(text.encode())
-            self.documents.append((split, document.domain, document.name, len(self.texts[-1])))
+            size = len(self.texts[-1])
+            self.documents.append((split, document.domain, document.name, size, document.known_source))
 
     def name_of(self, index: int) -> str:
         return self.documents[index][2]

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from monet.data.keys import missing_text, split_keys, text_at, value_at
 from monet.data.offline import plain_columns, refuse_addresses
-from monet.data.records import MAX_DOCUMENT_BYTES, usable
+from monet.data.records import MAX_DOCUMENT_BYTES, NO_SOURCE, usable
 from monet.data.report import Progress
 from monet.data.sources import Document, Skipped, check_domain
 from monet.errors import ConfigError, DataError
@@ -163,7 +163,8 @@ class Rows:
             self.skipped.counts["empty"] += 1
         elif usable(text, where, self.skipped, self.max_bytes):
             original = value_at(record, self.source_key)
-            return Document(text, domain, where if original is None else str(original), f"{self._name}:{self.row}")
+            source = where if original is None else str(original)
+            return Document(text, domain, source, f"{self._name}:{self.row}", original is not None)
         return None
 
 
@@ -206,7 +207,9 @@ def fetch(
             task.advance(rows.row)
             for document in rows:
                 if document is not None and taken[document.domain] != max_documents:
-                    line = {rows.text_key: document.text, rows.source_key: document.source}
+                    line: dict[str, Any] = {rows.text_key: document.text, rows.source_key: document.source}
+                    if not document.has_source:
+                        line[NO_SOURCE] = True
                     pending.setdefault(document.domain, []).append(json.dumps(line) + "\n")
                     characters += len(document.text)
                     taken[document.domain] += 1

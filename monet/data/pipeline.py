@@ -264,11 +264,11 @@ class Job:
         task.advance(progress.documents)
         with encoding(encoder, self.processes) as encode:
             for batch, encoded in encode(batches(reader, plan, self.originals if self.streamed else None)):
-                for (split, domain, name, text_bytes), ids in zip(batch.documents, encoded, strict=True):
+                for (split, domain, name, text_bytes, source), ids in zip(batch.documents, encoded, strict=True):
                     if domain not in writers["train"]:
                         add_domain(domain)
                     if fidelity.check(ids, domain, name):
-                        writers[split][domain].add(ids, name, text_bytes)
+                        writers[split][domain].add(ids, name, text_bytes, source)
                 for domain, text in batch.samples.items():
                     fidelity.sample(text, domain)
                 progress.add(batch, sum(map(len, encoded)))

@@ -14,6 +14,7 @@ from monet.data.tables import delimited_rows, parquet_rows
 
 MAX_DOCUMENT_BYTES = 1 << 26
 _BLOCK_BYTES = 1 << 20
+NO_SOURCE = "has no source"  # key of a fetched record whose row names no original
 END_OF_TEXT = "<|endoftext|>"  # what many corpora put between the documents of a text file
 
 
@@ -125,7 +126,7 @@ def _texts(
                     yield Document(text, file.domain, file.name, file.name)
                 elif text.strip():
                     name = f"{file.name}:{number}"
-                    yield Document(text.removeprefix("\n").removesuffix("\n"), file.domain, name, name)
+                    yield Document(text.removeprefix("\n").removesuffix("\n"), file.domain, name, name, False)
     except BROKEN_ARCHIVE as error:
         broken(file, "archive" if number == 0 else f"archive after document {number}", error, skipped)
 
@@ -186,6 +187,7 @@ def _records(
                     continue
                 original = value_at(record, source_key)
                 name = f"{file.name}:{number}"
-                yield Document(text, file.domain, name if original is None else str(original), name)
+                has_source = original is not None and not (file.fetched and record.get(NO_SOURCE))
+                yield Document(text, file.domain, name if original is None else str(original), name, has_source)
     except BROKEN_ARCHIVE as error:
         broken(file, f"archive after line {number}", error, skipped)

@@ -6,7 +6,12 @@ A prepared folder holds
     tokenizer/                           files for `AutoTokenizer.from_pretrained`
     SPLIT/DOMAIN/shard-00000.bin         token ids, little endian, uint16 or uint32; each document ends with eos
     SPLIT/DOMAIN/shard-00000.offsets     uint64: where each document starts in the shard, and last the shard's end
-    SPLIT/DOMAIN/shard-00000.names.jsonl one line a document: where its text came from
+    SPLIT/DOMAIN/shard-00000.names.jsonl one line a document: where its text was read
+
+A line of names.jsonl is `[name, source]`, two JSON strings. The source is the original that the document was cut from,
+as its text names it. Where the text names none, the line is the name as one JSON string; so are all lines of folders
+that were prepared before sources were stored. Sources do not enter the fingerprint: text that is prepared again so
+that they are stored keeps its fingerprint. The entry of such a shard has `names_sha256`, the hash of its names alone.
 """
 
 from __future__ import annotations
@@ -19,11 +24,13 @@ import os
 import resource
 import sys
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from monet.data.names import read_line
 from monet.errors import DataError
 from monet.files import atomic_write_json, sha256_file
 from monet.json_text import read_json
@@ -187,11 +194,30 @@ class TokenStream:
         return np.concatenate([*starts, np.array([self.num_tokens])])
 
     def document_name(self, document: int) -> str:
-        """Where the document's text came from, as the source named it."""
-        shard = int(np.searchsorted(self._document_ends, document, side="right"))
-        local = document - (int(self._document_ends[shard]) - self._entries[shard]["documents"])
-        with open(self.path(shard, ".names.jsonl"), encoding="utf-8") as file:
-            return json.loads(next(itertools.islice(file, local, None)))
+        """Where the document's text was read: its file, and the number of its record."""
+        return self._named([document])[document][0]
+
+    def document_sources(self, documents: Iterable[int]) -> dict[int, str | None]:
+        """By document the source that its text names; None where that is not known.
+
+        Raises:
+            DataError: a damaged line.
+        """
+        return {document: source for document, (_, source) in self._named(documents).items()}
+
+    def _named(self, documents: Iterable[int]) -> dict[int, tuple[str, str | None]]:
+        """Names and sources; each shard's file is read once, up to the last document that is asked for."""
+        found = {}
+        wanted = sorted(set(documents))
+        shards = np.searchsorted(self._document_ends, wanted, side="right").tolist()
+        for shard, pairs in itertools.groupby(zip(shards, wanted, strict=True), key=lambda pair: pair[0]):
+            path, at = self.path(shard, ".names.jsonl"), int(self._document_ends[shard])
+            at -= self._entries[shard]["documents"]
+            with open(path, "rb") as file:
+                for _, document in pairs:
+                    found[document] = read_line(next(itertools.islice(file, document - at, None), b""), path)
+                    at = document + 1
+        return found
 
     def check(self, eos_id: int, *, full: bool) -> None:
         """Files and sizes, shards end to end, eos at document ends (a sample); with `full` hashes and every id.
@@ -327,11 +353,14 @@ def write_manifest(
 
 
 def fingerprint_of(manifest: dict[str, Any]) -> str:
-    """SHA-256 over what the shards hold: hashes, order, vocabulary and tokenizer, not paths or times."""
+    """SHA-256 over what the shards hold: hashes, order, vocabulary and tokenizer; not sources, paths or times."""
     content = {key: manifest[key] for key in ("format", "dtype", "vocab_size", "eos_id", "tokenizer_files", "domains")}
     content["shards"] = {
         split: {
-            domain: [[entry["files"][suffix]["sha256"] for suffix in PARTS] for entry in part["shards"]]
+            domain: [
+                [file.get("names_sha256", file["sha256"]) for file in (entry["files"][suffix] for suffix in PARTS)]
+                for entry in part["shards"]
+            ]
             for domain, part in domains.items()
         }
         for split, domains in manifest["splits"].items()

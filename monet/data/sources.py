@@ -26,12 +26,20 @@ class Document:
 
     `source` names the original it was cut from: documents of one original never fall in two splits.
     `name` says where it was read, for messages.
+    `has_source`: the text names its original. Otherwise `source` is only the place of this document, and the document
+    is taken for an original of its own.
     """
 
     text: str
     domain: str
     source: str
     name: str
+    has_source: bool = True
+
+    @property
+    def known_source(self) -> str | None:
+        """The original that the text names; None where it names none."""
+        return self.source if self.has_source else None
 
 
 @dataclass(frozen=True)

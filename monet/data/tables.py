@@ -61,7 +61,9 @@ def parquet_rows(
                         skipped.problem("no text", f"{where}: {not_text(dict(zip(keys, values, strict=True)))}")
                         continue
                     name = f"{file.name}:{number}"
-                    yield Document(value, file.domain, name if source is None else str(source), name)
+                    yield Document(
+                        value, file.domain, name if source is None else str(source), name, source is not None
+                    )
     except (pyarrow.ArrowException, OSError) as error:
         broken(file, f"parquet file after row {number}", error, skipped)
 
@@ -132,7 +134,8 @@ def delimited_rows(
                 if any("\udc80" <= letter <= "\udcff" for letter in text):
                     skipped.problem("undecodable", f"{where}: the text is not UTF-8")
                     continue
-                yield Document(text, file.domain, source or name, name)
+                has_source = source_column is not None and source != ""
+                yield Document(text, file.domain, source or name, name, has_source)
     except _LineTooLong:
         skipped.problem("too long", too_long(f"{file.path} row {number + 1}", "line", max_bytes))
     except csv.Error as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,18 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return self.chosen[place], start, self._streams[place].document_at(start)
 
     def document_name(self, index: int) -> str:
-        """Where the text at the window's start came from."""
+        """Where the text at the window's start was read."""
         place, start = self._place(index)
         return self._streams[place].document_name(self._streams[place].document_at(start))
+
+    def document_sources(self, indices: Iterable[int]) -> list[str | None]:
+        """Of each window the source that the document at its start names; None where that is not known."""
+        begun = [(place, self._streams[place].document_at(start)) for place, start in map(self._place, indices)]
+        found = {
+            place: self._streams[place].document_sources(document for own, document in begun if own == place)
+            for place in {place for place, _ in begun}
+        }
+        return [found[place][document] for place, document in begun]
 
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from monet.data.names import digest_without_sources, name_line
 from monet.data.shards import PARTS
 from monet.errors import DataError
 from monet.files import atomic_write_json, fsync_path, sha256_file
@@ -59,7 +60,7 @@ class ShardWriter:
 
     def _clear_buffer(self) -> None:
         self._ids: list[np.ndarray] = []
-        self._names: list[str] = []
+        self._names: list[bytes] = []
         self._buffered = 0
 
     def _sizes(self) -> dict[str, int]:
@@ -82,9 +83,14 @@ class ShardWriter:
             if (found := path.stat().st_size if path.exists() else 0) != size:
                 raise DataError(f"{path}: {found} bytes where {size} were written; begin anew with --overwrite true")
 
-    def add(self, ids: list[int] | np.ndarray, name: str, text_bytes: int) -> None:
+    def add(self, ids: list[int] | np.ndarray, name: str, text_bytes: int, source: str | None = None) -> None:
         """Append one document, its eos included.
 
+        Args:
+            ids: of the document.
+            name: where its text was read.
+            text_bytes: of its text in UTF-8.
+            source: that its text names; None where it names none.
         Raises:
             DataError: an id does not lie in 0..vocab_size-1; nothing of the document is written.
         """
@@ -98,7 +104,7 @@ class ShardWriter:
         if self._open["documents"] and self._open["tokens"] + array.size > self.max_tokens:
             self.flush()
         self._ids.append(array.astype(self.dtype))
-        self._names.append(name)
+        self._names.append(name_line(name, source))
         self._buffered += array.size
         self._open["documents"] += 1
         self._open["tokens"] += array.size
@@ -112,7 +118,7 @@ class ShardWriter:
             return
         ends = np.cumsum([ids.size for ids in self._ids]) + (self._open["tokens"] - self._buffered)
         first = [0] if self._open["documents"] == len(self._ids) else []
-        names = "".join(json.dumps(name, ensure_ascii=False) + "\n" for name in self._names).encode()
+        names = b"".join(self._names)
         parts = (np.concatenate(self._ids).tobytes(), np.array([*first, *ends], dtype="<u8").tobytes(), names)
         for path, content in zip(self._paths(), parts, strict=True):
             with open(path, "ab") as file:
@@ -142,6 +148,9 @@ class ShardWriter:
         for suffix, path in zip(PARTS, self._paths(), strict=True):
             fsync_path(path)
             files[suffix] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        names = PARTS[-1]
+        if (digest := digest_without_sources(self._paths()[-1])) is not None:
+            files[names]["names_sha256"] = digest
         entry = {
             "stem": stem_of(len(self.entries)),
             "dtype": self.dtype.name,

@@ -28,6 +28,7 @@ from monet.training.language_models import (
     refuse_other_tokenizer,
     warm_start,
 )
+from monet.training.lightning_private import inside_step
 from monet.training.metrics import RouterHealth
 from monet.training.nonfinite import NonFiniteSettings
 from monet.training.optim import (
@@ -140,6 +141,8 @@ class MonetLightningModule(LightningModule):
         if data is None:
             return
         config = self.model.config
+        if getattr(data, "document_mask", False):  # checkpoints and exports say so
+            config.document_mask = True
         rows = self.model.model.embed_tokens.num_embeddings
         if (found := getattr(data, "vocab_size", rows)) > rows:
             raise ConfigError(f"model.shape.vocab_size = {rows} is smaller than the tokenizer's {found} ids; raise it")
@@ -180,7 +183,7 @@ class MonetLightningModule(LightningModule):
         )
         self.guard.record.add(batch, out)
         self.tokens_seen += windows[:, 1:].numel() * self.trainer.world_size
-        if not self._accumulates():
+        if not inside_step(self.trainer):
             for router in self.model.routers():
                 router.commit_statistics()
         return out.loss
@@ -198,7 +201,7 @@ class MonetLightningModule(LightningModule):
             NonFiniteError: a loss or gradient is NaN or infinite on some rank; raised on all, see `StepGuard.settle`.
         """
         assert gradient_clip_algorithm in (None, "norm")
-        if self._accumulates():  # DeepSpeed's engine is asked for every batch
+        if inside_step(self.trainer):  # DeepSpeed's engine is asked for every batch
             return
         strategy, record, step = self.trainer.strategy, self.guard.record, self.trainer.global_step + 1
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -221,10 +224,6 @@ class MonetLightningModule(LightningModule):
             "routers": numbers.routers,
             "skipped": not numbers.is_finite,
         }
-
-    def _accumulates(self) -> bool:
-        """Whether the batch under way is not the last one of its optimiser step."""
-        return self.trainer.fit_loop.epoch_loop._should_accumulate()
 
     def take_step_metrics(self) -> dict[str, Any]:
         """Numbers of the optimiser step that just ended, means over its micro-batches and ranks."""

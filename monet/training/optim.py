@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from monet.errors import ConfigError
+from monet.training.deepspeed_private import full_shape
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
         if not parameter.requires_grad:
             continue
         # a parameter that ZeRO partitions is flat, and remembers its shape
-        decays = name.endswith(".weight") and len(getattr(parameter, "ds_shape", parameter.shape)) == 2
+        decays = name.endswith(".weight") and len(full_shape(parameter)) == 2
         decays = decays and (settings.decay_embeddings or id(parameter) not in is_embedding)
         in_router = ".router." in f".{name}"
         label = ("router" if in_router else "body") + ("_decay" if decays else "_no_decay")

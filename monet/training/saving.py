@@ -15,7 +15,9 @@ from monet.errors import CheckpointError
 from monet.training.agree import Requests, any_rank
 from monet.training.background import BackgroundCheckpointIO
 from monet.training.checkpoint import prune, step_folder, step_of
+from monet.training.deepspeed_private import full_numel
 from monet.training.guard import StepGuard
+from monet.training.lightning_private import inside_step, validates_now
 from monet.training.metrics import StepClock
 from monet.training.signals import Stopped
 
@@ -67,7 +69,7 @@ class StepCheckpoint(Checkpoint):
             return
         self._look_after_write(trainer)
         # a step that is validated is saved after its validation: a run killed in between does it again
-        if not _validates_now(trainer):
+        if not validates_now(trainer):
             self._after_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -178,8 +180,7 @@ class StepCheckpoint(Checkpoint):
 
 def checkpoint_bytes(module: LightningModule) -> int:
     """About what a checkpoint takes: weights, the routers' statistics, and two float32 moments a trained weight."""
-    # under ZeRO 3 a parameter knows its full size as ds_numel
-    sizes = [(p, getattr(p, "ds_numel", p.numel())) for p in module.parameters()]
+    sizes = [(p, full_numel(p)) for p in module.parameters()]
     weights = sum(size * p.element_size() for p, size in sizes) + sum(
         b.numel() * b.element_size() for b in module.buffers()
     )
@@ -195,17 +196,3 @@ def _was_skipped(trainer: Trainer) -> bool:
     """Whether the update of the step that just ended was left out."""
     guard = getattr(trainer.lightning_module, "guard", None)
     return isinstance(guard, StepGuard) and guard.skipped_in_a_row > 0
-
-
-def inside_step(trainer: Trainer) -> bool:
-    """Whether gradients of the batch that just ended still wait for an update."""
-    return trainer.fit_loop.epoch_loop._should_accumulate()
-
-
-def _validates_now(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that just ended."""
-    loop = trainer.fit_loop.epoch_loop
-    if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
-        return False
-    loop.val_loop.setup_data()  # as the validation does first; only then it is known whether there are data for one
-    return not loop.val_loop.skip

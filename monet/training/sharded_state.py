@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from monet.training.folder_io import PREFIX
+from monet.training.lightning_private import unwrapped
 from monet.training.states import (
     MOMENTS,
     STEP,
@@ -32,7 +33,7 @@ class ShardedState:
     """
 
     def __init__(self, model: nn.Module, optimizer: Any) -> None:
-        self.optimizer = getattr(optimizer, "_optimizer", optimizer)
+        self.optimizer = unwrapped(optimizer)
         self.parameters = dict(model.named_parameters())
         self.buffers = persistent_buffers(model)
 

@@ -5,11 +5,10 @@ All share one checkpoint format (monet/training/folder_io.py), so that any of th
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,9 @@ from typing_extensions import override
 from monet.errors import ConfigError
 from monet.extras import install_command
 from monet.training.coordination import ProcessRanks, Ranks
+from monet.training.deepspeed_private import gradient_norm, leave_out_update, one_optimizer_class, use_gloo
 from monet.training.folder_io import FolderCheckpointIO
+from monet.training.lightning_private import EngineStrategy, shard_over_all_ranks, unwrapped
 from monet.training.sharded_state import ShardedState
 from monet.training.states import gather, keep_own
 from monet.training.zero_state import ZeroState
@@ -81,7 +82,7 @@ class DataParallel(Together, DDPStrategy):
         super().__init__(timeout=self.timeout, **options)
 
 
-class Zero(Together, DeepSpeedStrategy):
+class Zero(Together, EngineStrategy):
     """DeepSpeed's ZeRO: optimiser state (1), gradients too (2), parameters too (3) are partitioned over the ranks.
 
     Args:
@@ -129,10 +130,7 @@ class Zero(Together, DeepSpeedStrategy):
     @override
     def _connect(self) -> None:
         if self._on_cpu:  # Lightning refuses it
-            import deepspeed
-
-            # gloo will do: DeepSpeed's own transport for CPUs would be compiled here, for minutes
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            use_gloo()
             super(DeepSpeedStrategy, self).setup_environment()
         else:
             DeepSpeedStrategy.setup_environment(self)
@@ -143,10 +141,10 @@ class Zero(Together, DeepSpeedStrategy):
             super().setup_distributed()
             return
         self.set_world_ranks()
-        self._init_deepspeed_distributed()
+        self.start_deepspeed_processes()
 
     @override
-    def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
+    def make_engine(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
         import deepspeed
 
         assert isinstance(self.config, dict)
@@ -161,7 +159,7 @@ class Zero(Together, DeepSpeedStrategy):
             # weights would find empty parameters and do nothing.
             deepspeed.zero.Init(module=model, config_dict_or_path=self.config)
         trained: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        with _one_optimizer_class():
+        with one_optimizer_class():
             engine, optimizer, _, _ = deepspeed.initialize(
                 config=self.config,
                 model=model,
@@ -182,30 +180,11 @@ class Zero(Together, DeepSpeedStrategy):
 
     def gradient_norm(self) -> Tensor:
         """Norm of the averaged gradient over all parameters, infinite where it holds a NaN; all ranks call it."""
-        from deepspeed.runtime.utils import combine_grad_norm_groups
-
-        zero: Any = self.model.optimizer  # type: ignore[union-attr]
-        norm = combine_grad_norm_groups(zero._get_norm_groups()) if self.zero_stage_3 else zero.scaled_global_norm()
-        return torch.as_tensor(norm)
+        return gradient_norm(self.model.optimizer, self.zero_stage_3)  # type: ignore[union-attr]
 
     def discard_gradients(self) -> None:
         """Have the engine leave out the update that comes next, as it does where a gradient overflows."""
-        zero: Any = self.model.optimizer  # type: ignore[union-attr]
-        infinite = torch.tensor(float("inf"), device=self.root_device)
-        patches = {
-            "check_grad_overflow": True,
-            "scaled_global_norm": lambda *_, **__: infinite,
-            "_get_norm_groups": lambda: [infinite],
-        }
-        before = {name: zero.__dict__[name] for name in patches if name in zero.__dict__}
-
-        def restore() -> None:
-            for name in patches:
-                del zero.__dict__[name]
-            zero.__dict__.update(before)
-
-        zero.__dict__.update(patches)
-        self._restore = restore
+        self._restore = leave_out_update(self.model.optimizer, self.root_device)  # type: ignore[union-attr]
 
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -255,7 +234,7 @@ class FullyShard(Together, ModelParallelStrategy):
 
     @override
     def _connect(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        shard_over_all_ranks(self)
         ModelParallelStrategy.setup_environment(self)
 
     def shard(self, model: Any) -> None:
@@ -319,26 +298,9 @@ def by_name(name: str) -> Strategy:
     return NAMES[name]()
 
 
-@contextlib.contextmanager
-def _one_optimizer_class() -> Iterator[None]:
-    """Inside, stage 1 with float32 accumulation of bfloat16 gradients gets the optimiser of all other cases.
-
-    DeepSpeed has another one for it, which reduces gradients only after the backward pass, all at once.
-    """
-    from deepspeed.runtime.engine import DeepSpeedEngine
-
-    engine: Any = DeepSpeedEngine
-    before = engine._configure_bf16_optimizer
-    engine._configure_bf16_optimizer = engine._configure_zero_optimizer
-    try:
-        yield
-    finally:
-        engine._configure_bf16_optimizer = before
-
-
 def _plain_groups(optimizer: Any) -> list[dict[str, Any]]:
-    optimizer = getattr(optimizer, "_optimizer", optimizer)
-    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    groups = unwrapped(optimizer).param_groups
+    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
 
 
 def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:

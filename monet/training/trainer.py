@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
+from typing_extensions import override
 
 from monet.training.coordination import ProcessRanks, is_broken_connection
+from monet.training.lightning_private import (
+    RunTrainer,
+    switch_off_sigterm_agreement,
+    tell_checkpoint,
+    validate_at_the_interval_only,
+)
 from monet.training.strategies import Together
 
 
-class TogetherTrainer(Trainer):
+class TogetherTrainer(RunTrainer):
     """Lightning's trainer; with several processes, rank 0 says what all continue from."""
 
     finished = False  # there is nothing to do, and all ranks are to end
 
-    def _run(self, model: LightningModule, ckpt_path: Any = None, **kwargs: Any) -> Any:
+    @override
+    def around_run(self, model: LightningModule, ckpt_path: Any, run: Callable[[Any], Any]) -> Any:
         if isinstance(self.strategy, Together):
             self.strategy.connect(model)
             self.strategy.setup_environment()
@@ -29,31 +38,13 @@ class TogetherTrainer(Trainer):
             raise SystemExit(0)
         # Lightning's own agreement on SIGTERM has the host wait for the device in every micro-batch; ours
         # (monet/training/agree.py) is part of the numbers of a step
-        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        self._validate_at_the_interval_only()
-        # known to hooks that run before Lightning loads it
-        self._checkpoint_connector._ckpt_path = ckpt_path
+        switch_off_sigterm_agreement(self)
+        validate_at_the_interval_only(self)
+        tell_checkpoint(self, ckpt_path)
         try:
-            return super()._run(model, ckpt_path=ckpt_path, **kwargs)
+            return run(ckpt_path)
         except RuntimeError as error:
             ranks = self.strategy.ranks if isinstance(self.strategy, Together) else None
             if isinstance(ranks, ProcessRanks) and is_broken_connection(error):
                 raise ranks.lost(error) from error
             raise
-
-    def _validate_at_the_interval_only(self) -> None:
-        """Switch off the validation that Lightning adds where something stops the run.
-
-        A run that is stopped and continues then has the validations of an uninterrupted one, and ends in time.
-        """
-        loop: Any = self.fit_loop.epoch_loop
-        is_due = loop._should_check_val_fx
-
-        def is_due_without_stop(data_fetcher: Any) -> bool:
-            stops, self.should_stop = self.should_stop, False
-            try:
-                return is_due(data_fetcher)
-            finally:
-                self.should_stop = stops
-
-        loop._should_check_val_fx = is_due_without_stop

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monet.training.deepspeed_private import flat_partitions, full_shape, is_partitioned, link_moments, own_part
 from monet.training.folder_io import PREFIX
 from monet.training.states import (
     MOMENTS,
@@ -37,18 +38,12 @@ class ZeroState:
         self.parameters = dict(model.named_parameters())
         self.buffers = persistent_buffers(model)
 
-    @property
-    def _partitions(self) -> list[Tensor]:
-        """This rank's flat float32 parts of the weights, which the inner optimiser updates."""
-        zero = self.zero
-        return zero.fp32_partitioned_groups_flat if self.is_stage_3 else zero.single_partition_of_fp32_groups
-
     def shapes(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         weights, moments = {}, {}
         has_moments = bool(self.zero.optimizer.state)
         self._link_moments()
         for name, parameter in self.parameters.items():
-            shape = getattr(parameter, "ds_shape", parameter.shape)
+            shape = full_shape(parameter)
             trained = parameter.requires_grad
             weights[name] = meta(shape, torch.float32 if trained else parameter.dtype)
             if trained and has_moments:
@@ -111,17 +106,17 @@ class ZeroState:
         self, name: str, parameter: Any, weights: Source, moments: Source, keys: Sequence[str | None]
     ) -> None:
         """Take over this rank's part of a parameter of stage 3: for each key a moment, for None the float32 weight."""
-        size = parameter.ds_tensor.numel()
-        start = size * self.zero._get_param_partition_rank(parameter)
+        own, start = own_part(self.zero, parameter)
+        size = own.numel()
 
         def part(tensors: Source, name: str) -> Tensor:
             # the last parts are filled up with zeros
-            here = stored_part(tensors, name, parameter.ds_shape, start, start + size)
+            here = stored_part(tensors, name, full_shape(parameter), start, start + size)
             return torch.cat([here.float(), torch.zeros(size - here.numel())])
 
         mine = part(weights, PREFIX + name)
-        if parameter.ds_status.name == "NOT_AVAILABLE" and getattr(parameter, "ds_secondary_tensor", None) is None:
-            parameter.ds_tensor.data.copy_(mine)
+        if is_partitioned(parameter):
+            own.data.copy_(mine)
         else:  # a small one, which every rank keeps whole
             with self._whole(parameter):
                 load_weight(parameter.data, name, stored_weight(weights, name))
@@ -130,7 +125,7 @@ class ZeroState:
 
     def _make_moments(self, step: float) -> None:
         """Give the inner optimiser the state that its first step would have made."""
-        for flat in self._partitions:
+        for flat in flat_partitions(self.zero, self.is_stage_3):
             self.zero.optimizer.state[flat] = {
                 STEP: torch.tensor(step, dtype=torch.float32, device=flat.device),
                 **{key: torch.zeros_like(flat) for key in MOMENTS},
@@ -138,10 +133,8 @@ class ZeroState:
         self._link_moments()
 
     def _link_moments(self) -> None:
-        # DeepSpeed does it once, after the update of the first group, when the others have no state yet
         if not self.is_stage_3 and self.zero.optimizer.state:
-            self.zero._hp_optimizer_states_linked = False
-            self.zero._lazy_init_hp_params_optimizer_state()
+            link_moments(self.zero)
 
     @contextlib.contextmanager
     def _whole(self, parameter: nn.Parameter) -> Iterator[None]:

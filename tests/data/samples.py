@@ -53,16 +53,24 @@ def zstandard(content: bytes) -> bytes:
 
 
 def make_shards(
-    folder: Path, documents: dict[str, dict[str, list[list[int]]]], *, vocab_size: int = 100, shard_tokens: int = 50
+    folder: Path,
+    documents: dict[str, dict[str, list[list[int]]]],
+    *,
+    vocab_size: int = 100,
+    shard_tokens: int = 50,
+    sources: dict[str, list[str | None]] | None = None,
 ) -> Path:
-    """Prepared data from token ids by split and domain; eos is added to each document."""
+    """Prepared data from token ids by split and domain; eos is added to each document.
+
+    `sources` are those of a domain's documents in every split.
+    """
     parts: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for split, domains in documents.items():
         parts[split] = {}
         for domain, listed in domains.items():
             writer = ShardWriter(folder / split / domain, dtype_for(vocab_size), vocab_size, shard_tokens)
             for number, ids in enumerate(listed):
-                writer.add([*ids, EOS], f"{domain}-{number}", len(ids))
+                writer.add([*ids, EOS], f"{domain}-{number}", len(ids), sources and sources[domain][number])
             writer.flush()
             parts[split][domain] = writer.entries
     for entry in folder.rglob("shard-*.json"):

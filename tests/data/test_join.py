@@ -83,11 +83,13 @@ def parts(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def documents(shards: TokenShards, split: str, domain: str) -> list[tuple[str, list[int]]]:
+def documents(shards: TokenShards, split: str, domain: str) -> list[tuple[str, str | None, list[int]]]:
+    """Name, source and ids of each."""
     stream = shards.stream(split, domain)
     starts = stream.document_starts().tolist()
+    sources = stream.document_sources(range(stream.num_documents))
     return [
-        (stream.document_name(number), stream.read(starts[number], starts[number + 1]).tolist())
+        (stream.document_name(number), sources[number], stream.read(starts[number], starts[number + 1]).tolist())
         for number in range(stream.num_documents)
     ]
 
@@ -119,6 +121,7 @@ def test_three_parts_joined_are_one_run(settings, whole, parts, capsys):
             found = documents(joined, split, domain)
             assert found == documents(whole, split, domain)
             total += len(found)
+            assert all(source in {str(n) for n in range(11)} | {name} for name, source, _ in found)
     assert total == 3 * 30 * (1 + 2 + 3 + 1 + 2 + 3 + 1) + 1
     # every part has some of it, and no shard was copied
     for index in range(3):

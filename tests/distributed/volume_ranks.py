@@ -71,6 +71,7 @@ def main() -> int:
         if hasattr(torch.distributed, name):
             count(name)
     from monet.training.cli import main as train
+    from monet.training.lightning_private import inside_step
     from monet.training.module import MonetLightningModule
 
     begin = MonetLightningModule.on_train_batch_start
@@ -84,7 +85,7 @@ def main() -> int:
     clip, before_updates = MonetLightningModule.configure_gradient_clipping, []
 
     def clip_and_weigh(module: MonetLightningModule, *args: Any, **kwargs: Any) -> None:
-        if not module._accumulates():
+        if not inside_step(module.trainer):
             before_updates.append(held())
         clip(module, *args, **kwargs)
 

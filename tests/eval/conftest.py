@@ -18,7 +18,7 @@ def config(**changes) -> MonetConfig:
     keys = {
         "vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "moe_dim": 4,
         "moe_heads": 3, "moe_experts": 5, "moe_topk": 2, "moe_groups": 2, "moe_decompose": "vertical",
-        "max_position_embeddings": 32,
+        "max_position_embeddings": 32, "bos_token_id": None, "eos_token_id": None,  # all ids are ordinary tokens
     }  # fmt: skip
     return MonetConfig(**{**keys, **changes})
 
@@ -28,7 +28,7 @@ def llama() -> LlamaForCausalLM:
     torch.manual_seed(3)
     shape = LlamaConfig(
         vocab_size=24, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=32, initializer_range=0.3,
+        max_position_embeddings=32, initializer_range=0.3, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     return LlamaForCausalLM(shape).eval()
 

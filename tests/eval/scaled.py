@@ -61,6 +61,9 @@ class ScaledLayer:
         finally:
             hook.remove()
 
+    def taken(self, weights: Tensor) -> float:
+        return (1 - self.factor) * float(weights[self.layer])
+
     def control(self, kind: ControlKind, seed: int, weights: Tensor | None = None) -> ScaledLayer:
         if kind != "number":
             raise ConfigError(f"a layer has no {kind}")

@@ -148,7 +148,7 @@ def a_changed_mask_folder(given):
 
 ROWS = [
     (lambda g: select(g.collect(), ratio=0.5), ConfigError, r"ratio .* at least 1 .* got 0\.5"),
-    (statistics_of_another_model, CheckpointError, r"belongs to model .* not to this one .* collect them anew"),
+    (statistics_of_another_model, CheckpointError, r"belongs to model .* not to this one .* collect them again"),
     (statistics_cut_short, CheckpointError, r"t\.safetensors: unreadable statistics .* run `monet stats`"),
     (statistics_with_nan, CheckpointError, r"sums hold NaN"),
     (a_mask_for_statistics, CheckpointError, r"no expert statistics .* `monet stats`"),

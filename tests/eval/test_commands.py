@@ -64,6 +64,9 @@ def test_folder_to_folder(road, tmp_path, capsys):
     assert [verdict.name for verdict in result.domains] == ["english", "italian", "python"]
     assert result == AblationResult.load(tmp_path / "ablation")
     assert result.provenance["controls"]["count"] == 2 and result.provenance["held_out"]
+    assert result.provenance["bootstrap"]["unit"] == "source" and "intervals: 95% bootstraps over sources" in shown
+    assert all(one.sources and one.sources < one.documents for one in result.evaluated)
+    assert ("sources are unreliable" in shown) == any((one.sources or 0) < 10 for one in result.evaluated)
     summary = json.loads((tmp_path / "masks" / "summary.json").read_text())
     (part,) = summary["statistics"]["parts"]
     assert part["excluded"]["ids"] and part["excluded"]["tokens"] > 0  # the end of each document

@@ -8,6 +8,7 @@ import torch
 
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.inputs import LabelledSequences
+from monet.eval.neurons import activities
 from monet.eval.statistics.exclusion import Exclusion
 from monet.eval.stats import Wanted, collect
 from tests.eval.conftest import LABELS
@@ -61,12 +62,42 @@ def test_what_is_left_out_is_in_no_sum(random_model, with_boundaries, side, batc
     assert not bool((found.maxima.place_REEP[..., 3][found.maxima.weight_REE > 0] < 3).any())  # places in the sequence
 
 
-def test_nothing_is_left_out_unless_asked(random_model, with_boundaries):
+def test_boundaries_are_left_out_unless_told_otherwise(random_model, with_boundaries):
+    random_model.config.bos_token_id, random_model.config.eos_token_id = BOS, EOS
     found = collect(random_model, with_boundaries, progress=False)
+    wanted = explicit(random_model, with_boundaries, lambda _, token: token not in (BOS, EOS))
+    torch.testing.assert_close(found.sums_CREE, wanted, rtol=1e-5, atol=1e-6)
+    assert found.provenance["parts"][0]["excluded"]["ids"] == [BOS, EOS]
+
+
+def test_all_tokens_count_on_request(random_model, with_boundaries):
+    random_model.config.bos_token_id, random_model.config.eos_token_id = BOS, EOS
+    found = collect(random_model, with_boundaries, exclusion=Exclusion(), progress=False)
     assert int(found.tokens_C.sum()) == sum(map(len, with_boundaries.sequences))
     torch.testing.assert_close(
         found.sums_CREE, explicit(random_model, with_boundaries, lambda *_: True), rtol=1e-5, atol=1e-6
     )
+
+
+def test_neurons_of_a_dense_model_are_chosen_on_the_same_tokens(llama, with_boundaries):
+    llama.config.bos_token_id, llama.config.eos_token_id = BOS, EOS
+    data = replace(with_boundaries, padding_side="left")
+    sums_CLF, tokens_C = torch.zeros(3, 2, 20, dtype=torch.float64), torch.zeros(3)
+    for row, label in zip(data.sequences, data.label_of, strict=True):
+        counted_T = torch.tensor([token not in (BOS, EOS) for token in row])
+        tokens_C[label] += counted_T.sum()
+        for number, layer in enumerate(llama.model.layers):
+
+            def add(_, inputs, at=(label, number), counted_T=counted_T):
+                sums_CLF[at] += inputs[0][0, counted_T].abs().sum(0)
+
+            hook = layer.mlp.down_proj.register_forward_pre_hook(add)
+            with torch.no_grad():
+                llama(torch.tensor([row]))
+            hook.remove()
+    found_CLF = activities(llama, data, batch_size=4, progress=False)
+    torch.testing.assert_close(found_CLF, sums_CLF / tokens_C[:, None, None], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found_CLF, activities(llama, data, exclusion=Exclusion(), progress=False), rtol=1e-3)
 
 
 def test_the_tokenizer_says_what_is_special(random_model):

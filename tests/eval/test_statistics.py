@@ -8,12 +8,14 @@ import torch
 
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.inputs import LabelledSequences, PreparedWindows
-from monet.eval.statistics import collectors, pairs
+from monet.eval.statistics import accumulator, collectors, pairs
+from monet.eval.statistics.collectors import Tokens, _Maxima
 from monet.eval.statistics.extras import ScoreMoments
-from monet.eval.statistics.pairs import ExpertLister, num_pairs
+from monet.eval.statistics.pairs import ActiveExperts, ExpertLister, num_pairs
 from monet.eval.stats import ExpertStatistics, Wanted, collect
 from monet.masks import ExpertMask
 from tests.data.samples import make_shards
+from tests.eval.conftest import LABELS
 from tests.tolerances import assert_close
 
 CHOSEN = {0: [7, 3, 24], 1: [0, 11]}
@@ -81,7 +83,7 @@ def test_lists_hold_every_active_expert_once(monkeypatch, cells, entries):
 def test_products_and_lists_add_up_to_the_same(random_model, random_data, monkeypatch):
     found = []
     for products_a_pair in (0, 10**9):
-        monkeypatch.setattr(collectors, "_PRODUCTS_A_PAIR", products_a_pair)
+        monkeypatch.setattr(accumulator, "_PRODUCTS_A_PAIR", products_a_pair)
         found.append(collect(random_model, random_data, progress=False))
     assert not torch.equal(found[0].sums_CREE, found[1].sums_CREE)  # float32 products, float64 lists
     same(*found)
@@ -256,6 +258,32 @@ def test_batch_size_and_padding_side_do_not_matter(random_model, scored_data, ba
     whole = collect(random_model, scored_data, wanted=EVERYTHING, progress=False)
     data = replace(scored_data, padding_side=side, pad_id=7)
     same(collect(random_model, data, batch_size=batch_size, wanted=EVERYTHING, progress=False), whole)
+
+
+@pytest.mark.parametrize(("batch_size", "side"), [(1, "right"), (5, "left"), (7, "right"), (51, "left")])
+def test_of_equal_weights_the_first_has_the_place(random_model, random_data, batch_size, side):
+    """Every sequence stands three times in other company; the last bits of its weights differ with its pads."""
+    thrice = LabelledSequences(LABELS, random_data.sequences * 3, random_data.label_of * 3, padding_side=side)
+    found = collect(random_model, thrice, batch_size=batch_size, wanted=Wanted(maxima=True), progress=False)
+    once = collect(random_model, random_data, batch_size=1, wanted=Wanted(maxima=True), progress=False)
+    assert found.maxima is not None and once.maxima is not None
+    assert torch.equal(found.maxima.place_REEP, once.maxima.place_REEP)
+    again = LabelledSequences(LABELS, random_data.sequences, random_data.label_of, padding_side=side)
+    later = collect(random_model, again, batch_size=batch_size, wanted=Wanted(maxima=True), progress=False).maxima
+    assert later is not None and torch.equal(once.maxima.merge(later, 1).place_REEP, once.maxima.place_REEP)
+
+
+def test_a_place_is_taken_by_weights_that_are_clearly_larger():
+    """Weights of one expert in reading order: 1 + 1e-6 is equal to the first, 1 + 2e-5 is not, in any division."""
+    weights = [0.5, 1.0, 1 + 1e-6, 1 + 9e-6, 1 + 2e-5, 1 + 2.5e-5, 0.1]
+    for size in range(1, len(weights) + 1):
+        maxima = _Maxima(torch.zeros(1, 1, 1, 1, dtype=torch.float64))
+        for start in range(0, len(weights), size):
+            weight_P = torch.tensor(weights[start : start + size], dtype=torch.float64)
+            place_X3 = torch.arange(start, start + len(weight_P))[:, None].expand(-1, 3)
+            active = ActiveExperts(torch.arange(len(weight_P)), torch.zeros(len(weight_P), dtype=torch.int64), weight_P)
+            maxima.add(0, active, active.expert_P, Tokens(None, active.expert_P, None, place_X3))
+        assert maxima.result().place_REEP.flatten().tolist() == [0, 4, 4, 4] and maxima.weight_REE.item() == 1 + 2e-5
 
 
 @pytest.mark.parametrize("count", [2, 5])

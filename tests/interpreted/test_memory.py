@@ -50,7 +50,9 @@ def kib_a_token_and_layer(decompose: str, spread: str | None, **options: Any) ->
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = None if spread is None else RouterLoss(uniformity_on=spread)
             routed = router(states[0], with_losses=spread is not None, router_loss=loss, **options)
-            outputs = [layer(x_BTD, *routed.gates) for layer, x_BTD in zip(layers, states, strict=True)]
+            outputs = [
+                layer(x_BTD, *routed.gates, shared=routed.shared) for layer, x_BTD in zip(layers, states, strict=True)
+            ]
         assert all(output.requires_grad for output in outputs)
     return sum(saved.values()) / TOKENS / LAYERS / 1024
 
@@ -102,10 +104,13 @@ def test_gates_made_again_from_logits_give_the_same_gradients(decompose, spread,
         gates = [gate.clone() if copied else gate for gate in routed.gates]
         out = x_BTD
         for _ in range(3):
-            out = out + layer(out, *gates)
+            out = out + layer(out, *gates, shared=routed.shared)
         total = out.square().sum() + routed.uniformity + routed.ambiguity
         parameters = [*router.parameters(), *layer.parameters()]
-        return list(torch.autograd.grad(total, parameters))
+        found = list(torch.autograd.grad(total, parameters))
+        facts = routed.shared.of(*(gate.flatten(0, 1) for gate in routed.gates))
+        assert all(known is not None and known.gates_again is None for known in facts), "freed after the last layer"
+        return found
 
     lean = gradients(copied=False)
     assert len(made) == (2 if spread == "firing" else 0), "float32 gates are saved themselves for the paper's loss"

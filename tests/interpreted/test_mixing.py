@@ -8,7 +8,7 @@ from transformers.activations import ACT2FN
 
 from monet.kernels import active_keys, dispatch
 from monet.kernels.masked import Keep
-from monet.kernels.notes import note
+from monet.kernels.shared import GateFacts, share
 from monet.kernels.triton_mixing import LAUNCH
 from tests.kernels.explicit import DECOMPOSITIONS, Example, call_op, set_sizes
 from tests.tolerances import assert_close
@@ -164,20 +164,30 @@ def test_layers_of_a_group_share_the_lists_of_active_keys(form, monkeypatch):
     example = Example(form, T=3, E=10, M=4, D=6, H=2, dtype=torch.float32)
     keep, weights = make_keep(example, "hard"), example.output_weights()
     *hidden, g1_THE, g2_THE = (part.detach().clone().requires_grad_() for part in example.op_inputs()[: -len(weights)])
-    gates_BTHE = [g_THE.view(1, *g_THE.shape) for g_THE in (g1_THE, g2_THE)]
+    gates_BTHE = (g1_THE.view(1, *g1_THE.shape), g2_THE.view(1, *g2_THE.shape))
+    shared = share(gates_BTHE, (GateFacts(), GateFacts()))
     made = []
-    monkeypatch.setattr(active_keys, "note", lambda g, *rest: (made.append(tuple(g.shape)), note(g, *rest)))
+    kernel = active_keys.active_keys_kernel
+
+    class Counted:
+        def __getitem__(self, grid):
+            made.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(active_keys, "active_keys_kernel", Counted())
 
     def layer() -> torch.Tensor:
         gates = (g_BTHE.flatten(0, 1) for g_BTHE in gates_BTHE)
-        return call_op(form, (*hidden, *gates, *weights), ACT2FN["relu2"], keep)
+        return call_op(form, (*hidden, *gates, *weights), ACT2FN["relu2"], keep, shared)
 
     sum(layer() for _ in range(4)).square().sum().backward()
-    assert made == [(3, 2, 10)] * 2
+    assert made == [(3,)] * 2, "forward and backward of four layers"
     with torch.no_grad():
+        layer()
+        assert made == [(3,)] * 4, "the last backward freed the lists"
         g1_THE.mul_(torch.rand(g1_THE.shape) > 0.5)
         changed = layer()
-        assert made == [(3, 2, 10)] * 3, "gates that were written to are looked at again"
+        assert made == [(3,)] * 5, "gates that were written to are looked at again"
         monkeypatch.setenv("MONET_KERNELS", "torch")
         assert_close("after the change", changed, layer())
 

@@ -349,3 +349,32 @@ def test_a_learning_router_traces_whole_and_equals_torch(padded, target, monkeyp
     for got, compiled, wanted in zip(eager, traced, run(router), strict=True):
         assert_close("eager", got, wanted, torch.float32)
         assert_close("traced", compiled, wanted, torch.float32)
+
+
+@pytest.mark.parametrize("target", [None, "routing", "firing"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_hook_on_a_router_changes_no_bit(dtype, target):
+    """A hook asks for float32 probabilities; gates and gradients are those of a router without one."""
+    config = MonetConfig(
+        hidden_size=12, num_attention_heads=2, num_hidden_layers=1, vocab_size=16, moe_experts=6, moe_heads=3,
+        moe_dim=2, moe_topk=2, moe_groups=1, moe_decompose="horizontal",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    router = MonetRouter(config).train()
+    for linear in (router.w1, router.w2):
+        torch.nn.init.normal_(linear.weight)
+    router.to(dtype)
+    x_BTD, upstream = torch.randn(2, 7, 12).to(dtype), torch.randn(2, 7, 3, 6).to(dtype)
+    options = {"with_losses": target is not None, "router_loss": RouterLoss(uniformity_on=target or "routing")}
+
+    def run() -> list[Tensor]:
+        leaf = x_BTD.clone().requires_grad_()
+        out = router.route(leaf, **options)
+        total = (out.gates[0] * upstream).sum() + (out.gates[1] * upstream).square().sum()
+        if target is not None:
+            total = total + 3 * out.uniformity + 2 * out.ambiguity
+        return [*out.gates, total, *torch.autograd.grad(total, [leaf, router.w1.weight, router.w2.weight])]
+
+    wanted = run()
+    router.register_forward_hook(lambda *_: None)
+    assert [n for n, (got, want) in enumerate(zip(run(), wanted, strict=True)) if not torch.equal(got, want)] == []

@@ -15,6 +15,7 @@ from torch import Tensor
 from monet.kernels import masked, mix_project, mixing
 from monet.kernels.hde.op import horizontal_experts
 from monet.kernels.masked import Keep
+from monet.kernels.shared import SharedGates
 from monet.kernels.vde.op import vertical_experts
 
 DECOMPOSITIONS = ("horizontal", "vertical")
@@ -142,13 +143,17 @@ class Example:
 
 
 def call_op(
-    form: str, inputs: tuple[Tensor, ...], activation: Callable[[Tensor], Tensor] = relu2, keep: Keep | None = None
+    form: str,
+    inputs: tuple[Tensor, ...],
+    activation: Callable[[Tensor], Tensor] = relu2,
+    keep: Keep | None = None,
+    shared: SharedGates | None = None,
 ) -> Tensor:
     """The public op of either form on the flat inputs of `Example.op_inputs`."""
     if form == "horizontal":
-        return horizontal_experts(*inputs, activation, keep)  # type: ignore[arg-type]
+        return horizontal_experts(*inputs, activation, keep, shared)  # type: ignore[arg-type]
     p1, p2, g1, g2, v11, v12, v21, v22, b1, b2 = inputs
-    return vertical_experts(p1, p2, g1, g2, (v11, v12, v21, v22), (b1, b2), activation, keep)
+    return vertical_experts(p1, p2, g1, g2, (v11, v12, v21, v22), (b1, b2), activation, keep, shared)
 
 
 def keep_of_tokens(keep: Keep, T: int) -> Tensor:

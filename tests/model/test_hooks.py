@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from monet import MonetForCausalLM
 from monet.errors import ConfigError
 from monet.losses import RouterLoss
 from monet.router import RouterOutput
@@ -55,14 +56,66 @@ def test_changed_probabilities_take_effect(form, way, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", FORMS)
-def test_a_hook_that_only_looks_changes_nothing(form, dtype):
+def test_a_hook_that_only_looks_sees_float32(form, dtype):
     model, seen = tiny_model(form).to(dtype), []
+    for router in model.routers():
+        router.register_forward_hook(lambda module, args, output: seen.append(output.g1_BTHE.dtype))
     with torch.no_grad():
-        wanted = model(tokens()).logits
-        for router in model.routers():
-            router.register_forward_hook(lambda module, args, output: seen.append(output.g1_BTHE.dtype))
-        assert torch.equal(model(tokens()).logits, wanted)
+        model(tokens())
     assert seen == [torch.float32, torch.float32]
+
+
+def numbers(model: MonetForCausalLM, mode: str) -> dict[str, torch.Tensor]:
+    """All that a forward in this mode, and its backward in training, compute."""
+    model.train(mode != "inference")
+    if mode == "inference":
+        with torch.no_grad():
+            return {"logits": model(tokens()).logits, "token": model(tokens()[:1, :1]).logits}
+    loss = RouterLoss() if mode == "training with losses" else None
+    out = model(tokens(), labels=tokens(), router_loss=loss)
+    out.loss.backward()
+    found = {name: weight.grad for name, weight in model.named_parameters()}
+    return {**found, **dict(model.named_buffers()), "loss": out.loss, "logits": out.logits}
+
+
+NOTHING = {
+    "forward": lambda module: module.register_forward_hook(lambda *_: None),
+    "forward with keywords": lambda module: module.register_forward_hook(lambda *_: None, with_kwargs=True),
+    "forward pre": lambda module: module.register_forward_pre_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mode", ["inference", "training", "training with losses"])
+@pytest.mark.parametrize("place", ["the router", "a linear of the router"])
+@pytest.mark.parametrize("kind", NOTHING)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_hook_that_does_nothing_changes_no_bit(form, kind, place, mode, dtype):
+    wanted = numbers(tiny_model(form).to(dtype), mode)
+    model = tiny_model(form).to(dtype)
+    for router in model.routers():
+        NOTHING[kind](router if place == "the router" else router.w1)
+    got = numbers(model, mode)
+    assert got.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(got[name], wanted[name])] == []
+
+
+@pytest.mark.parametrize("place", ["the router", "a linear of the router"])
+@pytest.mark.parametrize("pre", [False, True], ids=["hook", "pre-hook"])
+def test_a_backward_hook_changes_rounding_at_most(pre, place):
+    """torch puts a node of its own around the module, and then adds up gradients in another order."""
+    model, seen = tiny_model(), []
+    wanted = numbers(tiny_model(), "training")
+    for router in model.routers():
+        module = router if place == "the router" else router.w1
+        if pre:
+            module.register_full_backward_pre_hook(lambda *_: seen.append(True))
+        else:
+            module.register_full_backward_hook(lambda *_: seen.append(True))
+    for name, value in numbers(model, "training").items():
+        if value.is_floating_point():
+            assert_close(name, value, wanted[name])
+    assert len(seen) == (2 if place == "a linear of the router" else 0), "the layers' gates are inside a nested tuple"
 
 
 def test_losses_under_a_pair():

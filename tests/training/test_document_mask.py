@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+from transformers import AutoModelForCausalLM
+
+from monet.export import export, trained_with_document_masks
 from monet.training.saving import StepCheckpoint
-from tests.training.runs import losses, read_log
+from tests.training.runs import SHAPE, losses, read_log
+from tests.training.test_twin import TWIN
 
 MANY_TOKENS = ["--data.seq_len", "64", "--data.batch_size", "8"]  # the text's documents have hundreds of tokens each
 
@@ -36,6 +41,22 @@ def test_a_crashed_run_with_document_masks_continues_bit_for_bit(train, monkeypa
     for name in ("model.safetensors", "trainer.safetensors"):
         last = "step-00000012"
         assert (run.checkpoints / last / name).read_bytes() == (whole.checkpoints / last / name).read_bytes()
+
+
+@pytest.mark.parametrize("architecture", ["monet", "llama"])
+def test_an_exported_model_says_how_it_was_trained(train, settings, tmp_path, architecture):
+    settings["model"]["shape"] = dict(SHAPE if architecture == "monet" else TWIN)
+    for masked in (True, False):
+        out = tmp_path / f"out-{masked}"
+        run = train(f"run-{masked}", "--trainer.max_steps", "4", "--data.document_mask", str(masked).lower())
+        assert run.code == 0
+        checkpoint = next(run.checkpoints.glob("step-*"))
+        assert json.loads((checkpoint / "config.json").read_text()).get("document_mask", False) is masked
+        assert trained_with_document_masks(checkpoint) is masked
+        export(out, run=run.run_dir)
+        assert json.loads((out / "config.json").read_text()).get("document_mask", False) is masked
+        assert getattr(AutoModelForCausalLM.from_pretrained(out).config, "document_mask", False) is masked
+        assert ("document masks" in (out / "README.md").read_text()) is masked
 
 
 def test_the_mask_changes_the_loss_and_cannot_change_within_a_run(train, capsys):

@@ -43,7 +43,7 @@ def run(request, tmp_path_factory, data_dir):
     decompose, tied = request.param
     root = tmp_path_factory.mktemp("export")
     content = {
-        "cpu_threads": 1, "loggers": [], "checkpoint_every": 2,
+        "cpu_threads": 1, "loggers": [], "checkpoint_every": 2, "seed_everything": 7,
         "model": {"shape": {**SHAPE, "moe_decompose": decompose, "tie_word_embeddings": tied}},
         "data": {"data_dir": str(data_dir), "seq_len": 16, "batch_size": 2, "max_val_windows": 2},
         "trainer": {"max_steps": 4, "val_check_interval": 4, "accelerator": "cpu", "devices": 1},
@@ -86,6 +86,7 @@ def test_the_folder_tells_where_it_comes_from(run):
     assert provenance["checkpoint"] == "run/checkpoints/step-00000004"
     assert provenance["step"] == 4 and provenance["tokens_seen"] == 4 * 2 * 16
     assert len(provenance["data_fingerprint"]) == 64
+    assert (provenance["seed"], provenance["data_seed"]) == (7, 0)
     card = (run / "out" / "README.md").read_text()
     assert provenance["checkpoint_manifest_sha256"] in card
     assert "| animals |" in card and "8² = 64 a layer" in card

@@ -73,7 +73,9 @@ def test_folder_to_report(model_folder, mmlu, tmp_path, capsys):
         assert one.target == one.delta[CATEGORIES.index(one.name)]
     assert sum(one.removed > 0 for one in result.removals) > 7
     report = result.report()
-    origin, heat, verdicts, eleven, nine, surer, questions = report.blocks[:7]
+    origin, few, heat, verdicts, eleven, nine, surer, questions = report.blocks[:8]
+    assert isinstance(few, Text) and few.caution and "fewer than 30 questions are unreliable" in few.text
+    assert f"{CATEGORIES[0]} ({result.categories[0].denominator.scored} questions)" in few.text
     assert isinstance(origin, Text) and not origin.caution and result.provenance["held_out"] is True
     assert isinstance(surer, Heatmap) and np.shape(surer.values) == (14, 14)
     assert isinstance(heat, Heatmap) and np.shape(heat.values) == (14, 14)
@@ -304,9 +306,12 @@ def test_controls_of_equal_mass(model, model_folder, small, tmp_path):
     masks = load_masks(tmp_path / "masks")
     controls = ControlOptions(1, "mass", path).open(model)
     result = evaluate_domains(model, masks, out=tmp_path, data=small, **{**QUICK, "controls": controls})
-    assert result.provenance["controls"] == {"count": 1, "kind": "mass", "seed": 0, "on": "target"}
+    drawn = result.provenance["controls"]
+    assert (drawn["count"], drawn["kind"], drawn["seed"], drawn["on"]) == (1, "mass", 0, "target")
+    assert [one["mask"] for one in drawn["achieved"]] == ["health", "economics", "history"]
+    assert all(one["mean"] == pytest.approx(1.0, rel=1e-4) for one in drawn["achieved"])
     assert [one.controls for one in result.removals] == [1, 1, 1]
-    assert "Random experts of equal mass are removed as controls" in result.report().blocks[2].note
+    assert "Random experts of equal mass are removed as controls" in result.report().blocks[3].note
     given = {"mask": masks["health"], "control": 1, "control_kind": "mass", "statistics": str(path)}
     notes = MonetLM(pretrained=str(model_folder), device="cpu", **given).model.expert_mask.provenance
     assert notes["made_by"] == "control" and notes["mass_of_mask"] > 0
@@ -321,7 +326,7 @@ def test_masks_may_be_given(model, mask, small, tmp_path):
     law = evaluate_domains(model, {"law": mask}, style="letters", shots=2, **options)
     assert law.categories[0].denominator.examples_from == "dev" and law.categories[0].denominator.split == "test"
     assert law.removals[0].target is None and law.removals[0].reason == "its own category was not asked"
-    assert law.report().blocks[2].rows[0][2] == "not asked" and not law.removals[0].passes
+    assert law.report().blocks[3].rows[0][2] == "not asked" and not law.removals[0].passes
     with pytest.raises(DataError, match="masks of 'astrology', which are none of MMLU's categories"):
         evaluate_domains(model, {"astrology": mask}, **options)
     model.model.layers[0].router.w1.weight.data += 1.0

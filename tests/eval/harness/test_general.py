@@ -21,8 +21,9 @@ from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import Condition
 from monet.eval.core.chance import p_value
 from monet.eval.core.controls import Controls
-from monet.eval.document import Table
+from monet.eval.document import Table, Text
 from monet.eval.harness import domains, general
+from monet.eval.harness.accuracy import ORIGIN
 from monet.eval.harness.catalog import benchmarks
 from monet.eval.harness.general import evaluate_general
 from monet.eval.harness.general_result import GeneralResult
@@ -119,7 +120,7 @@ def test_a_mask_is_read_beside_its_controls(model, mask, data, tmp_path):
     assert random.cells["ARC"].delta.value == pytest.approx(np.mean(of_arc))
     lost, *by_chance = (round(whole.average.value - one.average.value, 9) for one in (own, *controls))
     assert own.p == own.q == p_value(lost, by_chance) and own.controls == 3
-    table = result.report().blocks[2]
+    table = [block for block in result.report().blocks if isinstance(block, Table)][1]
     assert [row[0] for row in table.rows] == ["some", "random like some"]
     assert table.rows[0][-3:] == ["3", f"{own.p:.3g}", f"{own.q:.3g}"]
 
@@ -248,7 +249,8 @@ def test_masks_chosen_on_the_questions_are_told(model, mask, data, tmp_path):
     def told(masks, data, name):
         options = {"names": [name], "shots": [0], **{**QUICK, "controls": Controls(0)}}
         result = evaluate_general(model, masks, data=data, out=tmp_path, **options)
-        return result.provenance["held_out"], getattr(result.report().blocks[0], "caution", None)
+        texts = [block for block in result.report().blocks if isinstance(block, Text) and block.text in ORIGIN.values()]
+        return result.provenance["held_out"], texts[0].caution if texts else None
 
     assert told(chosen, mmlu, "MMLU") == (False, True)
     assert told(chosen, data, "PIQA") == (True, False)

@@ -1,6 +1,6 @@
 """Reports with every kind of block, and with names that no renderer may take for markup."""
 
-from monet.eval.document import Bars, Curve, Heatmap, Panels, Report, Series, Table, Text
+from monet.eval.document import Bars, Curve, Dots, Heatmap, Marks, Panels, Report, Series, Table, Text
 
 HOSTILE = "<script>alert(1)</script>"
 NAMES = [HOSTILE, "$a_1$ & \"b\" 'c'", "[red]x[/red] | y", "*_`~# \\ {{ 7 * 7 }}", "naïve 日本 \x1b[31m\x00", "_hidden"]
@@ -25,6 +25,21 @@ def curve() -> Curve:
     return Curve("Curve " + HOSTILE, "experts removed, %", f"toxicity {NAMES[1]}", series, note="A curve's note.")
 
 
+def dots() -> Dots:
+    values: list[list[float | None]] = [[0.1 * row - series for row in range(len(NAMES))] for series in range(10)]
+    values[0][1], values[1][2] = None, float("nan")
+
+    def moved(row, by):
+        return [None if value is None else value + by for value in row]
+
+    marks = [
+        Marks(NAMES[n % len(NAMES)], row, moved(row, -0.2), moved(row, 0.3), colour=n % 3, strong=n == 9)
+        for n, row in enumerate(values)
+    ]
+    marks[2] = Marks("without intervals", values[2], [None] * len(NAMES), [None] * len(NAMES))
+    return Dots("Dots " + HOSTILE, NAMES, f"loss {NAMES[1]}", marks, "removed of", "Dots' note.")
+
+
 def everything() -> Report:
     panels = Panels(
         "Panels " + HOSTILE,
@@ -44,6 +59,8 @@ def everything() -> Report:
         Table("No rows", ["name", "value"], []),
         curve(),
         Curve("Nothing measured", "x", "y", []),
+        dots(),
+        Dots("Nothing compared", [], "x", []),
     ]
     provenance = {
         "date": "2026-01-01", "held_out": True, "nothing": None, "seeds": [0, 1], HOSTILE: HOSTILE,

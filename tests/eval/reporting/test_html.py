@@ -72,9 +72,9 @@ def test_every_block_is_there(page):
     for block in report.blocks:
         assert block.title in page.text and getattr(block, "note", "") in page.text
     assert "Its second paragraph." in page.text
-    # two single heat maps' worth of cells and one more, tables, folded intervals and the curves' numbers
-    assert len(page.all("table")) == 3 + 2 + 3 + 2
-    assert len(page.all("svg")) == 2
+    # two single heat maps' worth of cells and one more, tables, folded intervals and the plots' numbers
+    assert len(page.all("table")) == 3 + 2 + 3 + 4
+    assert len(page.all("svg")) == 4
     assert (
         page.text.count("not measured") == 0
         and sum(cell.get("title") == "not measured" for cell in page.all("td")) == 6

@@ -1,6 +1,8 @@
 import re
 
-from monet.eval.document import Table
+import pytest
+
+from monet.eval.document import Curve, Dots, Marks, Table
 from monet.eval.reporting import common, figures, markdown, png
 from monet.terminal import clean
 from tests.eval.reporting import samples
@@ -27,7 +29,7 @@ def test_tables_have_as_many_cells_in_every_row():
             assert cells == last
             tables.append(cells)
         last = cells
-    assert len(tables) == 3 + 3 + 2 + 1
+    assert len(tables) == 3 + 3 + 2 + 1 + 2
 
 
 def test_figures_are_the_files_that_the_text_names(tmp_path):
@@ -37,15 +39,24 @@ def test_figures_are_the_files_that_the_text_names(tmp_path):
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in named)
 
 
-def test_a_figure_shows_names_as_they_are():
-    curve = samples.curve()
+@pytest.mark.parametrize("plot", [samples.curve(), samples.dots()], ids=["curve", "dots"])
+def test_a_figure_shows_names_as_they_are(plot):
     with figures.styled():
-        drawing = figures.draw(curve)
+        drawing = figures.draw(plot)
         drawing.draw_without_rendering()
     (legend,) = drawing.legends
-    assert [text.get_text().replace(r"\$", "$") for text in legend.get_texts()] == [
-        clean(series.name) for series in curve.series
+    names = [clean(series.name) for series in (plot.series if isinstance(plot, Curve) else plot.marks)]
+    assert [text.get_text().replace(r"\$", "$") for text in legend.get_texts()] == names
+
+
+def test_dots_have_a_row_each_and_a_column_a_series():
+    marks = [
+        Marks("first", [1.0, None], [0.5, None], [1.25, None]),
+        Marks("mean", [-0.125, float("nan")], [None, None], [None, None], strong=True),
     ]
+    table = common.drawn_table(Dots("Title", ["a", "b"], "nats", marks, "removed"))
+    assert table.header == ["removed", "first", "mean"]
+    assert table.rows == [["a", "+1.000 [+0.500, +1.250]", "-0.125"], ["b", "-", "-"]]
 
 
 def test_which_columns_hold_numbers():

@@ -1,6 +1,7 @@
 """Numbers with known answers: maxima, shares, paired changes, what is missing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,6 +147,9 @@ def test_losses_beside():
     assert purged.random_loss_delta == Estimate(0.0, 0.0, 0.0) and whole.random_loss_delta is None
     assert whole.loss.value == 1.1 and whole.perplexity == pytest.approx(math.exp(1.1)) and whole.loss_delta is None
     assert purged.loss_delta.value == pytest.approx(0.55) and purged.loss_delta.low > 0
+    sourced = replace(before, source_W=document_W % 2)
+    by_source, _, _ = measures.with_losses(rows, asked, [sourced, after, before], BOOTSTRAP)
+    assert by_source.loss.value == whole.loss.value and by_source.loss != whole.loss
 
 
 def test_json_and_back():
