@@ -141,7 +141,7 @@ class DomainsResult(Result):
         held_out = self.provenance["held_out"]
         blocks: list[Block] = [Text(ORIGIN[held_out], caution=held_out is not True)]
         blocks += [self._matrix(), self._verdicts(), self._table_11(), self._table_9(), self._surer()]
-        blocks += [*control_blocks(self.provenance), self._questions()]
+        blocks += [self._questions(), *control_blocks(self.provenance)]
         if left_out := [*self.without_questions, *(name for name in self.without_masks)]:
             blocks.append(Text(f"Left out for want of questions: {', '.join(dict.fromkeys(left_out))}.", "Not judged"))
         blocks.append(Text(self._how(), "How it was measured"))
