@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from monet.controls import ControlKind, control_keep
 from monet.errors import CheckpointError, DataError, NonFiniteError
-from monet.eval.ablate import ControlOn, ablate
+from monet.eval.ablate import ablate
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.core.chance import DEFAULT_CONTROLS
-from monet.eval.core.controls import Controls
+from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.inputs import LabelledData
 from monet.eval.loading import (

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from monet.errors import ConfigError
 from monet.eval.core.chance import DEFAULT_CONTROLS
 from monet.eval.core.intervention import Intervention
 
+ControlOn = Literal["target", "all"]
 if TYPE_CHECKING:
     from torch import nn
 

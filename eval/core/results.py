@@ -18,7 +18,7 @@ from monet.files import atomic_write_json
 from monet.json_text import read_json
 
 if TYPE_CHECKING:
-    from monet.eval.document import Report
+    pass
 
 RESULT_NAME = "result.json"
 
@@ -35,10 +35,6 @@ class Result:
     FORMAT: ClassVar[str]
     COMMAND: ClassVar[str]
     TOLD: ClassVar[tuple[str, ...]] = ("sentence",)
-
-    def report(self) -> Report:
-        """Tables, heat maps and curves for `monet report`."""
-        raise NotImplementedError
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, numbers and strings."""

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from monet.eval.ablation_report import random_units
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.document import Block, Report, Table, Text
 from monet.eval.harness.accuracy import FEW, ORIGIN, Denominator
 from monet.eval.reporting.common import bracketed, signed
+from monet.eval.reporting.wording import random_units
 
 
 @dataclass(frozen=True)
