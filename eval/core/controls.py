@@ -15,6 +15,7 @@ from monet.errors import ConfigError
 from monet.eval.core.chance import DEFAULT_CONTROLS
 from monet.eval.core.intervention import Intervention
 
+ControlOn = Literal["target", "all"]
 if TYPE_CHECKING:
     from torch import nn
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monet.errors import CheckpointError, ConfigError, DataError
-from monet.eval.ablate import keep_losses
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.core.achieved import control_notes, told
@@ -29,7 +28,7 @@ from monet.eval.loading import (
     provenance_now,
     windows_bar,
 )
-from monet.eval.losses import LossStore
+from monet.eval.losses import LossStore, keep_losses
 from monet.eval.model_origin import about_model
 from monet.eval.selection import load_masks
 from monet.eval.statistics.prompt_hashes import judged_before, without_hashes
