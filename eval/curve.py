@@ -18,7 +18,8 @@ from monet.eval.ablate import check_request, measure, passes
 from monet.eval.bootstrap import Bootstrap, Unit
 from monet.eval.conditions import PART_DONE, dealt
 from monet.eval.core.achieved import told
-from monet.eval.core.controls import ControlOn, ControlOptions, Controls
+from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.results import RESULT_NAME, Result
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split

@@ -8,7 +8,8 @@ from monet.eval.ablate import ablate
 from monet.eval.ablation_report import control_blocks
 from monet.eval.conditions import conditions
 from monet.eval.core.achieved import achieved, told
-from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.controls import Controls
 from monet.eval.core.mean_ablation import MeanAblation
 from monet.eval.document import Table
 from monet.eval.neurons import NeuronMask

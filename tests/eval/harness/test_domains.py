@@ -14,7 +14,8 @@ from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import Condition, conditions
 from monet.eval.core.chance import p_value, q_values
-from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.controls import Controls
 from monet.eval.core.estimate import one_of
 from monet.eval.document import Heatmap, Table, Text
 from monet.eval.harness import identify
