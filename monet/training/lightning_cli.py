@@ -19,11 +19,12 @@ from monet.errors import ConfigError
 from monet.files import atomic_write_text
 from monet.training.background import BackgroundCheckpointIO
 from monet.training.checkpoint import Selection, read_config
+from monet.training.clock import StepClock
 from monet.training.coordination import launched_environment, other_ranks_wait
 from monet.training.history import record_start
 from monet.training.language_models import config_json
 from monet.training.loggers import make_loggers
-from monet.training.metrics import MetricsLog, StepClock
+from monet.training.metrics import MetricsLog
 from monet.training.module import MonetLightningModule
 from monet.training.run import RandomState, RunDirectory, TokenizerCopy
 from monet.training.saving import FailurePolicy, StepCheckpoint

@@ -6,7 +6,6 @@ import json
 import math
 import mmap
 import os
-import time
 from collections import deque
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +20,7 @@ from monet.files import fsync_path
 from monet.flops import training_flops_per_token
 from monet.hardware import peak_flops
 from monet.json_text import parse_json
+from monet.training.clock import StepClock
 
 METRICS, VALIDATION, SPIKES = "metrics.jsonl", "validation.jsonl", "spikes.jsonl"
 
@@ -105,40 +105,6 @@ def _is_until(line: bytes, step: int) -> bool:
     except DataError:
         return False
     return isinstance(entry, dict) and entry.get("step", step + 1) <= step
-
-
-class StepClock:
-    """Seconds of training, apart from those of validations and checkpoints.
-
-    A step's time runs from the end of the work before it to its own end; what passes until its batch has arrived on
-    the device is waiting for data. Clock time that jumps does not matter.
-    """
-
-    def __init__(self) -> None:
-        self._mark = time.perf_counter()
-        self._step = self._wait = 0.0
-
-    def resume(self) -> None:
-        """Something other than training has ended: forget the time it took."""
-        self._mark = time.perf_counter()
-
-    def batch_arrived(self) -> None:
-        """The loop has its next batch."""
-        self._wait += self._advance()
-
-    def batch_done(self) -> None:
-        """The batch's work has ended."""
-        self._step += self._advance()
-
-    def take(self) -> tuple[float, float]:
-        """Seconds of the optimiser step that just ended, and the part of them spent waiting for data."""
-        seconds, wait = self._step + self._wait, self._wait
-        self._step = self._wait = 0.0
-        return seconds, wait
-
-    def _advance(self) -> float:
-        before, self._mark = self._mark, time.perf_counter()
-        return self._mark - before
 
 
 class MetricsLog(Callback):

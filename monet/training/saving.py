@@ -15,10 +15,10 @@ from monet.errors import CheckpointError
 from monet.training.agree import Requests, any_rank
 from monet.training.background import BackgroundCheckpointIO
 from monet.training.checkpoint import prune, step_folder, step_of
+from monet.training.clock import StepClock
 from monet.training.deepspeed_private import full_numel
 from monet.training.guard import StepGuard
 from monet.training.lightning_private import inside_step, validates_now
-from monet.training.metrics import StepClock
 from monet.training.signals import Stopped
 
 FailurePolicy = Literal["stop", "continue"]

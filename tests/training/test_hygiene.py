@@ -13,9 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from monet.cli import main as monet
 from monet.errors import DataError, OutOfMemoryError, recognised
 from monet.files import write_manifest
+from monet.training.clock import StepClock
 from monet.training.folder_io import FolderCheckpointIO
 from monet.training.history import changed_settings
-from monet.training.metrics import MetricsLog, StepClock
+from monet.training.metrics import MetricsLog
 from monet.training.module import MonetLightningModule
 from tests.training.runs import losses, read_log
 
