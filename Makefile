@@ -118,7 +118,7 @@ evidence: .venv/.ready
 	$(foreach run,$(EVIDENCE),$(call train,$(run),--config configs/evidence.yaml))
 	$(foreach run,$(EVIDENCE_DENSE),$(call train,$(run),\
 		--config configs/evidence.yaml --config configs/evidence_llama.yaml))
-	$(BIN)/python -m benchmarks.evidence --model $(EVIDENCE:=/export) --dense $(EVIDENCE_DENSE:=/export) \
+	$(BIN)/python -m studies.evidence --model $(EVIDENCE:=/export) --dense $(EVIDENCE_DENSE:=/export) \
 		--data data/evidence --text data/evidence-text/text --out runs/evidence-results --docs docs
 
 clean-demo:

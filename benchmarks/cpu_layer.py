@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from benchmarks.baseline import DenseSwiGLU, EinsumHorizontal, EinsumRouter, EinsumVertical
 from benchmarks.measure import peak_bytes, saved_bytes, time_in_turns
 from monet import MonetConfig
-from monet.experts import HorizontalExperts, VerticalExperts
 from monet.files import atomic_write_json
-from monet.router import MonetRouter
+from monet.model.experts import HorizontalExperts, VerticalExperts
+from monet.model.router import MonetRouter
 
 MAX_RELATIVE_RMS = 1e-5
 MAX_SHARE_REROUTED = 0.1

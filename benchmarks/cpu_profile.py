@@ -24,9 +24,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.baseline import EinsumHorizontal, EinsumRouter, EinsumVertical
 from benchmarks.cpu_layer import QUICK, Group, Plan, environment, make_inputs, print_rows
 from benchmarks.measure import time_in_turns
-from monet.experts import EXPERTS
 from monet.files import atomic_write_json
-from monet.router import MonetRouter
+from monet.model.experts import EXPERTS
+from monet.model.router import MonetRouter
 
 TOKENS = {"decode": 1, "training": 128}
 SMALLEST_SHARE = 0.01

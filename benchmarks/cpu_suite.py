@@ -36,7 +36,7 @@ from monet.cpu import use_onednn_products
 from monet.files import atomic_write_json
 from monet.kernels.decode.build import has_cpp
 from monet.kernels.masked import Keep
-from monet.router import MonetRouter
+from monet.model.router import MonetRouter
 
 SHORT = {"horizontal": "hd", "vertical": "vd"}
 AT_MOST, AT_LEAST = "at most", "at least"

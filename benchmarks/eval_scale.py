@@ -18,21 +18,21 @@ import torch
 
 from benchmarks.measured import Cost, measured_main, now, spent
 from monet import MonetConfig, MonetForCausalLM
-from monet.eval.bootstrap import Bootstrap
-from monet.eval.conditions import conditions
+from monet.eval.attribution.rules import Top
+from monet.eval.attribution.statistics.result import ExpertStatistics
+from monet.eval.core.bootstrap import Bootstrap
+from monet.eval.core.conditions import conditions
 from monet.eval.core.controls import Controls
-from monet.eval.document import Bars, Heatmap, Panels, Report
-from monet.eval.losses import WindowLosses
+from monet.eval.core.document import Bars, Heatmap, Panels, Report
+from monet.eval.core.store import ExampleStore
+from monet.eval.core.window_losses import WindowLosses
 from monet.eval.reporting import png
-from monet.eval.rules import Top
-from monet.eval.statistics.result import ExpertStatistics
-from monet.eval.store import ExampleStore
-from monet.eval.toxicity import measures
-from monet.eval.toxicity.prompts import Prompt
-from monet.eval.toxicity.scorers import Failure, Score
-from monet.eval.toxicity.scoring import KeptScores
-from monet.eval.verdicts import Measured, summarise
-from monet.masks import ExpertMask
+from monet.eval.scorers.scorers import Failure, Score
+from monet.eval.suites.loss.verdicts import Measured, summarise
+from monet.eval.suites.toxicity import measures
+from monet.eval.suites.toxicity.prompts import Prompt
+from monet.eval.suites.toxicity.scoring import KeptScores
+from monet.masks.expert_mask import ExpertMask
 
 GROUPS, KEYS = 6, 512  # of the 1.4B model
 
@@ -131,9 +131,9 @@ def programs(number: int) -> dict[str, float]:
 
 def hashings(seeds: int) -> dict[str, float]:
     """An ablation of two domains of a small model; the cost is how often its weights were hashed."""
-    from monet import fingerprint
-    from monet.eval.ablate import ablate
-    from monet.eval.inputs import LabelledSequences
+    from monet.eval.core.inputs import LabelledSequences
+    from monet.eval.suites.loss.ablate import ablate
+    from monet.model import fingerprint
 
     model = MonetForCausalLM(
         MonetConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, moe_dim=4, moe_heads=2,

@@ -26,14 +26,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.ranks import forked_ranks
 from monet.kernels.routing.reference import BatchStatistics
-from monet.ranks import GlobalBatch
-from monet.training.folder_io import FolderCheckpointIO
+from monet.model.ranks import GlobalBatch
+from monet.training.checkpoints.folder_io import FolderCheckpointIO
+from monet.training.checkpoints.sharded_state import ShardedState
+from monet.training.checkpoints.states import MOMENTS, STEP
+from monet.training.checkpoints.tensor_files import Source
 from monet.training.metrics import truncate_log
-from monet.training.sharded_state import ShardedState
-from monet.training.states import MOMENTS, STEP
-from monet.training.tensor_files import Source
+from tools.proofs.ranks import forked_ranks
 
 
 class Growth(NamedTuple):

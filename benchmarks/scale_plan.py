@@ -31,14 +31,14 @@ from monet.data.prepare import prepare
 from monet.data.windows import WindowDataset
 from monet.errors import CheckpointError
 from monet.files import atomic_write_json
-from monet.training import tensor_files
-from monet.training.checkpoint import newest_valid, step_folder, verify_checkpoint
+from monet.training.checkpoints import tensor_files
+from monet.training.checkpoints.checkpoint import newest_valid, step_folder, verify_checkpoint
+from monet.training.checkpoints.folder_io import PREFIX, FolderCheckpointIO, own_tensors
+from monet.training.checkpoints.states import MOMENTS
 from monet.training.configs import read_training_config
-from monet.training.coordination import Ranks
-from monet.training.folder_io import PREFIX, FolderCheckpointIO, own_tensors
 from monet.training.language_models import class_of, config_json
+from monet.training.ranks.coordination import Ranks
 from monet.training.settings import ModelShape
-from monet.training.states import MOMENTS
 
 GLOBAL_WINDOWS = 128  # of a step, whatever the number of ranks
 VOCABULARY = 512

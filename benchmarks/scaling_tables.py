@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import markdown
-from monet.communication import sent_bytes
-from monet.flops import forward_flops_per_token, parameter_counts
-from monet.hardware import ACCELERATORS
-from monet.memory import STRATEGIES, layer_bytes_per_token, state_bytes, widths
-from monet.plan import read_run
-from monet.plan_choices import GIB, Assumptions, Choice, Run, all_choices, best, choice, configured
+from monet.costs.communication import sent_bytes
+from monet.costs.flops import forward_flops_per_token, parameter_counts
+from monet.costs.hardware import ACCELERATORS
+from monet.costs.memory import STRATEGIES, layer_bytes_per_token, state_bytes, widths
+from monet.planning.choices import GIB, Assumptions, Choice, Run, all_choices, best, choice, configured
+from monet.planning.plan import read_run
 from monet.training.configs import read_training_config
 from monet.training.settings import ModelShape
 

@@ -31,9 +31,9 @@ from benchmarks.measure import time_in_turns
 from benchmarks.tables import markdown
 from monet import MonetConfig, MonetForCausalLM
 from monet.cpu import keep_freed_memory
-from monet.eval.inputs import LabelledSequences
-from monet.eval.loading import evaluating
-from monet.eval.stats import Wanted, collect
+from monet.eval.attribution.stats import Wanted, collect
+from monet.eval.core.inputs import LabelledSequences
+from monet.eval.core.loading import evaluating
 from monet.files import atomic_write_json
 
 LIMIT = 1.15

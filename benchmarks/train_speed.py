@@ -28,7 +28,7 @@ from benchmarks.baseline import EinsumHorizontal, EinsumRouter, EinsumVertical
 from benchmarks.cpu_layer import Plan, environment
 from monet import MonetConfig, MonetForCausalLM
 from monet.files import atomic_write_json
-from monet.router import RouterOutput
+from monet.model.router import RouterOutput
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 3

@@ -1,8 +1,8 @@
 """The ops in plain torch, by name, and a choice among implementations where these are the only ones.
 
 `dispatch.py` chooses between the ops of this module and the Triton kernels. A model file that runs without this package
-(`monet.remote_code`) takes `resolve` and all that follows it from here, in the place of `dispatch.py`, of the layers in
-`decode/` that read active keys only, and of the operators for torch.compile in `mix_project_op.py`.
+(`monet.convert.remote_code`) takes `resolve` and all that follows it from here, in the place of `dispatch.py`, of the
+layers in `decode/` that read active keys only, and of the operators for torch.compile in `mix_project_op.py`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Importing this package is cheap: torch and transformers load when a model class is first asked for. It still makes
 `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and the Auto classes of the three task heads know the model type
-"monet" (see `monet/registry.py`).
+"monet" (see `monet/model/registry.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monet.configuration_monet import MonetConfig
-    from monet.heads import MonetForQuestionAnswering, MonetForSequenceClassification, MonetForTokenClassification
-    from monet.masks import ExpertMask
-    from monet.modeling_monet import MonetForCausalLM, MonetModel
+    from monet.masks.expert_mask import ExpertMask
+    from monet.model.heads import MonetForQuestionAnswering, MonetForSequenceClassification, MonetForTokenClassification
+    from monet.model.modeling_monet import MonetForCausalLM, MonetModel
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,13 +34,13 @@ if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
     __path__.append(str(_root))
 
 _MODULE_OF = {
-    "ExpertMask": "monet.masks",
+    "ExpertMask": "monet.masks.expert_mask",
     "MonetConfig": "monet.configuration_monet",
-    "MonetForCausalLM": "monet.modeling_monet",
-    "MonetForQuestionAnswering": "monet.heads",
-    "MonetForSequenceClassification": "monet.heads",
-    "MonetForTokenClassification": "monet.heads",
-    "MonetModel": "monet.modeling_monet",
+    "MonetForCausalLM": "monet.model.modeling_monet",
+    "MonetForQuestionAnswering": "monet.model.heads",
+    "MonetForSequenceClassification": "monet.model.heads",
+    "MonetForTokenClassification": "monet.model.heads",
+    "MonetModel": "monet.model.modeling_monet",
 }
 
 
@@ -55,4 +55,5 @@ def __dir__() -> list[str]:
 
 
 importlib.import_module("monet.other_distribution").refuse_other_distribution()
-importlib.import_module("monet.registry").install()
+importlib.import_module("monet.model.registry").install()
+importlib.import_module("monet.moved").install()

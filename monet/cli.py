@@ -50,64 +50,79 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "data join": Verb("monet.data.join:join", "parts of a preparation -> one prepared folder"),
     },
     "Training": {
-        "plan": Verb("monet.plan:plan", "training configuration and GPUs -> memory, time, cost, and what fits"),
+        "plan": Verb(
+            "monet.planning.plan:plan", "training configuration and GPUs -> memory, time, cost, and what fits"
+        ),
     },
     "Models": {
-        "verify": Verb("monet.training.verify:verify", "a run's or a checkpoint's files against their manifest", True),
-        "export": Verb("monet.export:export", "training checkpoint -> Hugging Face folder with tokenizer and card"),
-        "generate": Verb("monet.generate:generate", "continue a prompt, with any expert mask"),
+        "verify": Verb(
+            "monet.training.checkpoints.verify:verify", "a run's or a checkpoint's files against their manifest", True
+        ),
+        "export": Verb(
+            "monet.convert.export:export", "training checkpoint -> Hugging Face folder with tokenizer and card"
+        ),
+        "generate": Verb("monet.serve.generate:generate", "continue a prompt, with any expert mask"),
     },
     "Knowledge removal": {
         "stats": Verb(
-            "monet.eval.stats:run", "sum every expert's routing weight per domain of labelled text", reads_text=True
+            "monet.eval.attribution.stats:run",
+            "sum every expert's routing weight per domain of labelled text",
+            reads_text=True,
         ),
-        "stats merge": Verb("monet.eval.stats:merge", "add up statistics of several passes", words_into="files"),
-        "select": Verb("monet.eval.selection:run", "statistics -> one expert mask a domain"),
+        "stats merge": Verb(
+            "monet.eval.attribution.stats:merge", "add up statistics of several passes", words_into="files"
+        ),
+        "select": Verb("monet.eval.attribution.selection:run", "statistics -> one expert mask a domain"),
         "ablate": Verb(
-            "monet.eval.ablate:run",
+            "monet.eval.suites.loss.ablate:run",
             "loss per domain before and after each mask, and under random masks",
             reads_text=True,
         ),
         "curve": Verb(
-            "monet.eval.curve:run", "loss per domain by threshold of the selection, as nested masks", reads_text=True
+            "monet.eval.suites.loss.curve:run",
+            "loss per domain by threshold of the selection, as nested masks",
+            reads_text=True,
         ),
         "eval general": Verb(
-            "monet.eval.harness.general:run", "eight benchmarks, 0- and 5-shot, under masks", reads_text=True
+            "monet.eval.suites.questions.general:run", "eight benchmarks, 0- and 5-shot, under masks", reads_text=True
         ),
         "eval domains": Verb(
-            "monet.eval.harness.domains:run",
+            "monet.eval.suites.questions.domains:run",
             "MMLU's 14 categories: accuracy without each one's experts",
             reads_text=True,
         ),
         "lm-eval": Verb(
-            "monet.eval.harness.command:run",
+            "monet.eval.suites.questions.command:run",
             "lm-eval's own command line, with --model monet",
             all_words=True,
             reads_text=True,
         ),
         "eval neurons": Verb(
-            "monet.eval.neurons:run",
+            "monet.eval.baselines.neurons:run",
             "the dense baseline: loss per domain without a LLaMA's neurons",
             reads_text=True,
         ),
         "eval code": Verb(
-            "monet.eval.code.evaluate:run",
+            "monet.eval.suites.code.evaluate:run",
             "pass@k in six languages under masks; runs programs shut in",
             reads_text=True,
         ),
         "eval toxicity": Verb(
-            "monet.eval.toxicity.evaluate:run",
+            "monet.eval.suites.toxicity.evaluate:run",
             "toxicity of continuations under masks, with intervals",
             reads_text=True,
         ),
-        "eval toxicity-scores": Verb("monet.eval.toxicity.write_scores:run", "scored text, to correlate experts with"),
+        "eval toxicity-scores": Verb(
+            "monet.eval.suites.toxicity.write_scores:run", "scored text, to correlate experts with"
+        ),
         "reproduce": Verb(
-            "monet.eval.reproduce:run",
+            "monet.eval.paper.reproduce:run",
             "the paper's tables: needs, cost, and ours beside the published",
             reads_text=True,
         ),
         "report": Verb(
-            "monet.eval.report:run", "any result, or those of several seeds -> one page, Markdown, figures, JSON"
+            "monet.eval.reporting.command:run",
+            "any result, or those of several seeds -> one page, Markdown, figures, JSON",
         ),
     },
 }

@@ -107,8 +107,8 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
             `position_ids` that begin at 0 at each document. `monet export` sets it, and evaluation follows it.
         auto_map: the modelling files of the folder that the configuration was read from, by Auto class; empty if there
             are none. Monet's own classes run in any case. A saved config.json names only files that lie in its folder.
-        num_labels, id2label, label2id, problem_type: as in transformers, for the heads of `monet/heads.py`; config.json
-            holds them only if they are not the defaults.
+        num_labels, id2label, label2id, problem_type: as in transformers, for the heads of `monet/model/heads.py`;
+            config.json holds them only if they are not the defaults.
 
     Raises:
         ConfigError: names every missing or impossible key, its value and the allowed range.

@@ -62,9 +62,9 @@ def test_other_json_is_read_as_it_is(content):
 
 # These read what this package wrote itself a moment before, or say what becomes of a fault.
 OWN = {
-    "monet/json_text.py", "monet/training/language_models.py", "eval/code/sandbox.py", "eval/code/probe.py",
-    "eval/store.py", "eval/toxicity/perspective.py", "monet/data/encode_worker.py", "monet/data/formats.py",
-    "monet/training/coordination.py", "monet/data/records.py", "monet/data/hub.py", "monet/data/writer.py",
+    "monet/json_text.py", "monet/training/language_models.py", "eval/sandbox/sandbox.py", "eval/sandbox/probe.py",
+    "eval/core/store.py", "eval/scorers/perspective.py", "monet/data/encode_worker.py", "monet/data/formats.py",
+    "monet/training/ranks/coordination.py", "monet/data/records.py", "monet/data/hub.py", "monet/data/writer.py",
     "monet/data/shards.py", "monet/data/pipeline.py",
 }  # fmt: skip
 
@@ -149,7 +149,7 @@ def test_select_refuses_hostile_statistics(tmp_path, capsys, labels, provenance)
     header = {
         "format": "monet-statistics/1", "labels": labels, "provenance": provenance, "model_fingerprint": "0" * 32
     }  # fmt: skip
-    from monet.eval.statistics.result import FORMAT
+    from monet.eval.attribution.statistics.result import FORMAT
 
     sums = torch.rand(2, 1, 3, 3, dtype=torch.float64)
     save_file({"sums": sums, **counts}, tmp_path / "s.safetensors", header | {"format": FORMAT})

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"monet": ROOT / "monet", "monet.kernels": ROOT / "kernels", "monet.eval": ROOT / "eval"}
-OTHERS = [ROOT / "benchmarks", ROOT / "constraints", ROOT / "corpus", ROOT / "tests", ROOT / "tools"]
+OTHERS = [ROOT / "benchmarks", ROOT / "constraints", ROOT / "corpus", ROOT / "studies", ROOT / "tests", ROOT / "tools"]
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".yaml", ".yml", ".sh", ".json", ".cfg", ".txt"}
 MAX_LINES = 400
 
@@ -160,17 +160,8 @@ def _room_in(rooms: Mapping[str, str], module: str) -> str | None:
     return rooms[max(prefixes, key=len)] if prefixes else None
 
 
-SUITES = {
-    "monet.eval.ablate": "loss",
-    "monet.eval.ablation_report": "loss",
-    "monet.eval.curve": "loss",
-    "monet.eval.results": "loss",
-    "monet.eval.verdicts": "loss",
-    "monet.eval.code.": "code",
-    "monet.eval.harness.": "harness",
-    "monet.eval.toxicity.": "toxicity",
-}
-BASELINES = {"monet.eval.neurons": "neurons"}
+SUITES = {f"monet.eval.suites.{name}.": name for name in ("loss", "questions", "code", "toxicity")}
+BASELINES = {"monet.eval.baselines.": "baselines"}
 
 
 def test_no_import_cycles():

@@ -17,10 +17,10 @@ import pytest
 from monet.data.hub import Rows
 from monet.data.sources import Skipped
 from monet.errors import DataError
-from monet.eval import tables
-from monet.eval.code.problems import read_problems
-from monet.eval.harness import local_data
-from monet.eval.toxicity.prompts import read_prompts
+from monet.eval.core import tables
+from monet.eval.suites.code.problems import read_problems
+from monet.eval.suites.questions import local_data
+from monet.eval.suites.toxicity.prompts import read_prompts
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

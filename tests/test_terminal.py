@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from monet.cli import main
 from monet.data.report import Progress, print_notes, print_table
-from monet.eval.stats import ExpertStatistics, _print
+from monet.eval.attribution.stats import ExpertStatistics, _print
 from monet.files import MANIFEST_NAME
-from monet.generate import _streamer
+from monet.serve.generate import _streamer
 from monet.terminal import clean, clean_warnings, markup
 from tests.model.tiny import tiny_model
 

@@ -22,7 +22,7 @@ from benchmarks.gpu.parts import build, call, cast_gates, make_inputs
 from benchmarks.gpu.plan import FORMS, Plan, Row, environment, free, medians
 from benchmarks.measure import time_on_device
 from monet import MonetForCausalLM
-from monet.experts import lay_out_for_decoding
+from monet.model.experts import lay_out_for_decoding
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -16,10 +16,10 @@ from benchmarks.cpu_layer import BOTH, FORWARD, Inputs
 from benchmarks.gpu.parts import FusedSwiGLU, Parts, build, call, cast_gates, compiled, inputs_of, make_inputs
 from benchmarks.gpu.plan import FORMS, Plan, Row, Shape, environment, free, medians
 from benchmarks.measure import saved_bytes, time_on_device
-from monet.experts import EXPERTS
 from monet.kernels.masked import Keep
 from monet.kernels.shared import GateFacts, share
-from monet.router import MonetRouter
+from monet.model.experts import EXPERTS
+from monet.model.router import MonetRouter
 
 GROUP_LAYERS = 4
 REMOVED_SHARES = (0.05, 0.5, 0.95)

@@ -13,11 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.gpu.plan import FORMS, Plan, Row, free, medians
 from benchmarks.measure import time_on_device
 from monet import MonetForCausalLM
-from monet.eval.inputs import Batch, LabelledSequences
-from monet.eval.stats import collect
-from monet.flops import training_flops_per_token
-from monet.hardware import peak_flops
-from monet.losses import RouterLoss, next_token_loss
+from monet.costs.flops import training_flops_per_token
+from monet.costs.hardware import peak_flops
+from monet.eval.attribution.stats import collect
+from monet.eval.core.inputs import Batch, LabelledSequences
+from monet.model.losses import RouterLoss, next_token_loss
 
 
 def monet(plan: Plan, form: str, dtype: torch.dtype, **changes: Any) -> MonetForCausalLM:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from benchmarks.baseline import DenseSwiGLU, EinsumHorizontal, EinsumRouter, EinsumVertical
 from benchmarks.cpu_layer import BOTH, Inputs, Pair, runner
 from benchmarks.gpu.plan import FORMS, Plan, Shape
-from monet.experts import EXPERTS
-from monet.router import MonetRouter
+from monet.model.experts import EXPERTS
+from monet.model.router import MonetRouter
 
 _EINSUM = {"horizontal": EinsumHorizontal, "vertical": EinsumVertical}
 

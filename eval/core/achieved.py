@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from monet.eval.document import Block, Table
+from monet.eval.core.document import Block, Table
 
 if TYPE_CHECKING:
-    from monet.eval.conditions import Condition
+    from monet.eval.core.conditions import Condition
     from monet.eval.core.controls import Controls
 
 

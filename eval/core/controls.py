@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from monet.controls import ControlKind
 from monet.errors import ConfigError
 from monet.eval.core.chance import DEFAULT_CONTROLS
 from monet.eval.core.intervention import Intervention
+from monet.masks.controls import ControlKind
 
 ControlOn = Literal["target", "all"]
 Quantity = Literal["mass", "activity"]
@@ -24,7 +24,7 @@ class Controls:
 
     Args:
         count: how many there are of each.
-        kind: what a control has in common with the removal; see `monet.controls.control_keep`.
+        kind: what a control has in common with the removal; see `monet.masks.controls.control_keep`.
         seed: another number draws other controls.
         weights: for mass and activity each unit's, by label; the key "" holds those over all text, for labels that are
             not there.

@@ -16,7 +16,7 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-from monet.eval.bootstrap import Bootstrap, interval
+from monet.eval.core.bootstrap import Bootstrap, interval
 
 
 @dataclass(frozen=True)

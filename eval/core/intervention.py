@@ -12,8 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from monet.controls import ControlKind
 from monet.errors import CheckpointError, DataError
+from monet.masks.controls import ControlKind
 
 
 @runtime_checkable
@@ -69,7 +69,7 @@ class Intervention(Protocol):
         Args:
             kind: what it has in common with this one: the number of units, their mass, or their activity.
             seed: of the choice.
-            weights: of each unit, in the unit's own layout; see `monet.controls.control_keep`.
+            weights: of each unit, in the unit's own layout; see `monet.masks.controls.control_keep`.
         """
         ...
 
@@ -77,7 +77,7 @@ class Intervention(Protocol):
         """The sum of the weights of what is removed; of what is attenuated, the share that is taken.
 
         Args:
-            weights: of each unit, in the unit's own layout; see `monet.controls.removed_mass`.
+            weights: of each unit, in the unit's own layout; see `monet.masks.controls.removed_mass`.
         """
         ...
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monet.controls import ControlKind
+from monet.eval.core.inputs import LabelledData
 from monet.eval.core.intervention import Intervention
-from monet.eval.inputs import LabelledData
-from monet.eval.loading import evaluating, fingerprint_of
+from monet.eval.core.loading import evaluating, fingerprint_of
+from monet.masks.controls import ControlKind
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from monet.eval.bootstrap import Bootstrap, resample_means
+from monet.eval.core.bootstrap import Bootstrap, resample_means
 from monet.eval.core.estimate import Draws
 
 

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from monet.eval.document import Curve, Dots, Heatmap, Marks, Panels, Report, Table
+from monet.eval.core.document import Curve, Dots, Heatmap, Marks, Panels, Report, Table
 
 if TYPE_CHECKING:
     from monet.eval.core.estimate import Estimate

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monet.eval.document import Bars, Curve, Dots, Heatmap, Panels
+from monet.eval.core.document import Bars, Curve, Dots, Heatmap, Panels
 from monet.eval.reporting import common
 from monet.terminal import clean
 

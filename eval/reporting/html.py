@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from monet.eval.document import Bars, Block, Curve, Dots, Heatmap, Panels, Report, Table, Text
+from monet.eval.core.document import Bars, Block, Curve, Dots, Heatmap, Panels, Report, Table, Text
 from monet.eval.reporting import common, figures, svg
 from monet.files import atomic_write_text
 from monet.terminal import clean

@@ -10,7 +10,7 @@ from typing import Any
 
 from typing_extensions import assert_never
 
-from monet.eval.document import Block, Curve, Dots, Heatmap, Panels, Report, Table, Text
+from monet.eval.core.document import Block, Curve, Dots, Heatmap, Panels, Report, Table, Text
 from monet.eval.reporting import common
 from monet.files import atomic_write_text
 from monet.terminal import clean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monet.eval.document import Report
+from monet.eval.core.document import Report
 from monet.eval.reporting import common, figures
 from monet.files import atomic_path
 

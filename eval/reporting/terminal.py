@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from monet.eval.document import Heatmap, Panels, Report, Table, Text
+from monet.eval.core.document import Heatmap, Panels, Report, Table, Text
 from monet.eval.reporting import common
 from monet.terminal import markup
 

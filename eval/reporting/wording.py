@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from monet.eval.attribution.label_control import blocks_of, of_masks
 from monet.eval.core.achieved import achieved_table
-from monet.eval.document import Block
-from monet.eval.label_control import blocks_of, of_masks
+from monet.eval.core.document import Block
 
 ORIGIN = {
     True: "The masks were chosen on another split, or on text prepared apart from this.",

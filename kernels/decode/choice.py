@@ -11,7 +11,7 @@ differ, as they do after writing to `.data`.
 
 On a GPU there are no copies: a captured CUDA graph would go on reading them after they are outdated or gone, and to
 compare entries is to wait for the device. The layer reads the weight in place, as it lies in memory.
-`monet.experts.lay_out_for_decoding` turns it over in memory once, so that an expert's rows lie together there.
+`monet.model.experts.lay_out_for_decoding` turns it over in memory once, so that an expert's rows lie together there.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from monet import model_tokenizer
 from monet.data.text_encoder import TextEncoder
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.json_text import parse_json
+from monet.model import model_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monet import cache_keyword, modeling_monet
 from monet.doctor import golden, tiny
 from monet.doctor.findings import Fault
-from monet.llama_parts import LlamaAttention
-from monet.masks import ExpertMask
-from monet.modeling_monet import MonetForCausalLM
+from monet.masks.expert_mask import ExpertMask
+from monet.model import cache_keyword, modeling_monet
+from monet.model.llama_parts import LlamaAttention
+from monet.model.modeling_monet import MonetForCausalLM
 
 # Of a logit, as a share of the largest one. Rounding in float32 takes about 1e-6 of it.
 _ALLOWED = 2e-5

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from monet.modeling_monet import MonetForCausalLM
+    from monet.model.modeling_monet import MonetForCausalLM
 
 FORMS = ("horizontal", "vertical")
 # Two routers of two layers each. No routing decision of `TOKENS` is close to its threshold, and no greedy token of
@@ -76,7 +76,7 @@ def tiny_model(form: str) -> MonetForCausalLM:
     import torch
 
     from monet.configuration_monet import MonetConfig
-    from monet.modeling_monet import MonetForCausalLM
+    from monet.model.modeling_monet import MonetForCausalLM
 
     model = MonetForCausalLM(MonetConfig(**CONFIG, moe_decompose=form))
     with torch.no_grad():

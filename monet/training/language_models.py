@@ -12,16 +12,16 @@ import transformers
 from torch import Tensor
 from transformers import LlamaConfig
 
-from monet.cache_keyword import CACHE_KEYWORDS
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
-from monet.losses import RouterLoss, next_token_loss, projected_loss, projects_in_pieces
-from monet.masks import MASK_FILE, ExpertMask
-from monet.model_tokenizer import backend_of, different_parts, different_starts, has_tokenizer
-from monet.modeling_monet import MonetCausalLMOutput, MonetForCausalLM
-from monet.packing import varlen_arguments
-from monet.pretrained import load_checked
-from monet.router import MonetRouter
+from monet.masks.expert_mask import MASK_FILE, ExpertMask
+from monet.model.cache_keyword import CACHE_KEYWORDS
+from monet.model.losses import RouterLoss, next_token_loss, projected_loss, projects_in_pieces
+from monet.model.model_tokenizer import backend_of, different_parts, different_starts, has_tokenizer
+from monet.model.modeling_monet import MonetCausalLMOutput, MonetForCausalLM
+from monet.model.packing import varlen_arguments
+from monet.model.pretrained import load_checked
+from monet.model.router import MonetRouter
 
 
 class LlamaForCausalLM(transformers.LlamaForCausalLM):
@@ -147,7 +147,7 @@ def warm_start(model: LanguageModel, folder: str) -> None:
         ConfigError: the folder holds another model (every differing key is named) or one with removed experts.
         CheckpointError: the folder is not there, or its weights are incomplete or damaged.
     """
-    from monet.training.checkpoint import read_config
+    from monet.training.checkpoints.checkpoint import read_config
     from monet.training.settings import differing_keys
 
     if not Path(folder).is_dir():

@@ -17,19 +17,17 @@ from monet.cpu import speed_up_cpu
 from monet.data.datamodule import MonetDataModule
 from monet.errors import ConfigError
 from monet.files import atomic_write_text
-from monet.training.background import BackgroundCheckpointIO
-from monet.training.checkpoint import Selection, read_config
-from monet.training.clock import StepClock
-from monet.training.coordination import launched_environment, other_ranks_wait
+from monet.training.checkpoints.background import BackgroundCheckpointIO
+from monet.training.checkpoints.checkpoint import Selection, read_config
+from monet.training.checkpoints.saving import FailurePolicy, StepCheckpoint
 from monet.training.history import record_start
 from monet.training.language_models import config_json
 from monet.training.loggers import make_loggers
 from monet.training.metrics import MetricsLog
 from monet.training.module import MonetLightningModule
+from monet.training.ranks.coordination import launched_environment, other_ranks_wait
 from monet.training.run import RandomState, RunDirectory, TokenizerCopy
-from monet.training.saving import FailurePolicy, StepCheckpoint
 from monet.training.settings import ModelShape, refuse_structural_change
-from monet.training.signals import StopSignals
 from monet.training.stage import StageCheckpointIO, refuse_other_model, stage_folder
 from monet.training.strategies import NAMES, Together, by_name
 from monet.training.trainer import TogetherTrainer
@@ -42,6 +40,8 @@ from monet.training.trainer_options import (
     tokens_per_step,
     warn_of_rounded_updates,
 )
+from monet.training.watch.clock import StepClock
+from monet.training.watch.signals import StopSignals
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1,  # the loader is endless: runs end by max_steps

@@ -15,12 +15,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from monet.costs.flops import training_flops_per_token
+from monet.costs.hardware import peak_flops
 from monet.errors import DataError, MonetError
 from monet.files import fsync_path
-from monet.flops import training_flops_per_token
-from monet.hardware import peak_flops
 from monet.json_text import parse_json
-from monet.training.clock import StepClock
+from monet.training.watch.clock import StepClock
 
 METRICS, VALIDATION, SPIKES = "metrics.jsonl", "validation.jsonl", "spikes.jsonl"
 

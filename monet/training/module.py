@@ -16,11 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
 from monet.errors import ConfigError, NonFiniteError
-from monet.losses import RouterLoss
-from monet.model_tokenizer import load_tokenizer
-from monet.ranks import GlobalBatch
-from monet.training.agree import any_over_ranks, take_from_rank_0
-from monet.training.guard import StepGuard, gradient_norm
+from monet.model.losses import RouterLoss
+from monet.model.model_tokenizer import load_tokenizer
+from monet.model.ranks import GlobalBatch
+from monet.training.checkpoints.states import keep_batches_of_a_step, name_moments, number_moments
 from monet.training.language_models import (
     build,
     config_json,
@@ -28,9 +27,7 @@ from monet.training.language_models import (
     refuse_other_tokenizer,
     warm_start,
 )
-from monet.training.lightning_private import inside_step
 from monet.training.metrics import RouterHealth
-from monet.training.nonfinite import NonFiniteSettings
 from monet.training.optim import (
     OptimizerSettings,
     ScheduleSettings,
@@ -39,11 +36,14 @@ from monet.training.optim import (
     grouped_names,
     reapply_settings,
 )
+from monet.training.private.lightning import inside_step
+from monet.training.ranks.agree import any_over_ranks, take_from_rank_0
 from monet.training.settings import ModelShape, differing_keys, refuse_structural_change
 from monet.training.stage import STAGE, refuse_other_model
-from monet.training.states import keep_batches_of_a_step, name_moments, number_moments
-from monet.training.steps import router_means
 from monet.training.trainer_options import tokens_per_step
+from monet.training.watch.guard import StepGuard, gradient_norm
+from monet.training.watch.nonfinite import NonFiniteSettings
+from monet.training.watch.steps import router_means
 
 DEFAULT_ROUTER_LOSS = RouterLoss()
 DEFAULT_OPTIMIZER = OptimizerSettings()

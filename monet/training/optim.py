@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from monet.errors import ConfigError
-from monet.training.deepspeed_private import full_shape
+from monet.training.private.deepspeed import full_shape
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ run_dir/
   metrics.jsonl          one line per optimiser step; validation.jsonl: one per validation
   spikes.jsonl           one line per step whose loss stands out; nonfinite/: one file per step that was not finite
   tokenizer/             the tokenizer the model is trained with
-  checkpoints/step-*/    see monet/training/checkpoint.py
+  checkpoints/step-*/    see monet/training/checkpoints/checkpoint.py
   logs/                  CSV and TensorBoard
 """
 
@@ -29,7 +29,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from monet.errors import CheckpointError, ConfigError
 from monet.files import atomic_directory, atomic_write_json, refuse_links_out
 from monet.json_text import read_json
-from monet.training.checkpoint import Selection, newest_valid, remove_leftovers, set_aside
+from monet.training.checkpoints.checkpoint import Selection, newest_valid, remove_leftovers, set_aside
 
 
 class RunDirectory:

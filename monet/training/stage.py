@@ -8,8 +8,8 @@ from typing import Any
 from typing_extensions import override
 
 from monet.errors import CheckpointError, ConfigError
-from monet.training.checkpoint import chosen_checkpoint
-from monet.training.folder_io import FolderCheckpointIO
+from monet.training.checkpoints.checkpoint import chosen_checkpoint
+from monet.training.checkpoints.folder_io import FolderCheckpointIO
 from monet.training.language_models import POSITIONS
 from monet.training.settings import differing_keys
 

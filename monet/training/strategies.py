@@ -1,6 +1,7 @@
 """Strategies of several processes: data parallel, ZeRO 1 to 3, fully sharded; they run on the CPU too, for tests.
 
-All share one checkpoint format (monet/training/folder_io.py), so that any of them continues from any other's.
+All share one checkpoint format (monet/training/checkpoints/folder_io.py), so that any of them continues from any
+other's.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing_extensions import override
 
 from monet.errors import ConfigError
 from monet.extras import install_command
-from monet.training.coordination import ProcessRanks, Ranks
-from monet.training.deepspeed_private import gradient_norm, leave_out_update, one_optimizer_class, use_gloo
-from monet.training.folder_io import FolderCheckpointIO
-from monet.training.lightning_private import EngineStrategy, shard_over_all_ranks, unwrapped
-from monet.training.sharded_state import ShardedState
-from monet.training.states import gather, keep_own
-from monet.training.zero_state import ZeroState
+from monet.training.checkpoints.folder_io import FolderCheckpointIO
+from monet.training.checkpoints.sharded_state import ShardedState
+from monet.training.checkpoints.states import gather, keep_own
+from monet.training.checkpoints.zero_state import ZeroState
+from monet.training.private.deepspeed import gradient_norm, leave_out_update, one_optimizer_class, use_gloo
+from monet.training.private.lightning import EngineStrategy, shard_over_all_ranks, unwrapped
+from monet.training.ranks.coordination import ProcessRanks, Ranks
 
 
 class Together(Strategy):

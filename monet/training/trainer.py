@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch import LightningModule
 from typing_extensions import override
 
-from monet.training.coordination import ProcessRanks, is_broken_connection
-from monet.training.lightning_private import (
+from monet.training.private.lightning import (
     RunTrainer,
     switch_off_sigterm_agreement,
     tell_checkpoint,
     validate_at_the_interval_only,
 )
+from monet.training.ranks.coordination import ProcessRanks, is_broken_connection
 from monet.training.strategies import Together
 
 
@@ -37,7 +37,7 @@ class TogetherTrainer(RunTrainer):
         if self.finished:
             raise SystemExit(0)
         # Lightning's own agreement on SIGTERM has the host wait for the device in every micro-batch; ours
-        # (monet/training/agree.py) is part of the numbers of a step
+        # (monet/training/ranks/agree.py) is part of the numbers of a step
         switch_off_sigterm_agreement(self)
         validate_at_the_interval_only(self)
         tell_checkpoint(self, ckpt_path)

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from monet.errors import ConfigError
-from monet.training.lightning_private import inside_step
+from monet.training.private.lightning import inside_step
 from monet.training.strategies import Zero
 
 PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed", "bf16-true", "64", "64-true")  # those that scale no loss

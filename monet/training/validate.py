@@ -12,7 +12,7 @@ from monet.cpu import speed_up_cpu
 from monet.data.datamodule import MonetDataModule
 from monet.errors import ConfigError
 from monet.files import atomic_write_json
-from monet.training.checkpoint import chosen_checkpoint, read_config, read_weights, step_of
+from monet.training.checkpoints.checkpoint import chosen_checkpoint, read_config, read_weights, step_of
 from monet.training.configs import read_training_config
 from monet.training.language_models import config_json, refuse_other_tokenizer
 from monet.training.metrics import validation_line

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from monet.errors import CheckpointError
-from monet.training.checkpoint import read_config, read_entry, read_weights
+from monet.training.checkpoints.checkpoint import read_config, read_entry, read_weights
 from monet.training.language_models import LanguageModel, class_of, config_of
 
 

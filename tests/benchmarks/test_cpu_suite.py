@@ -75,7 +75,7 @@ def test_decoding_walks_through_tokens_and_both_ways(monkeypatch):
         return False
 
     parts = cpu_suite.Parts(cpu_suite.QUICK)
-    monkeypatch.setattr("monet.experts.is_sparse", remember)
+    monkeypatch.setattr("monet.model.experts.is_sparse", remember)
     monkeypatch.setenv("MONET_DECODE", "sparse")
     list(cpu_suite.decode_rows(parts))
     assert os.environ["MONET_DECODE"] == "sparse"
@@ -86,11 +86,11 @@ def test_decoding_walks_through_tokens_and_both_ways(monkeypatch):
 
 def test_masked_rows_are_masked(monkeypatch):
     kept = []
-    monkeypatch.setattr("monet.experts.is_sparse", lambda *_: True)
+    monkeypatch.setattr("monet.model.experts.is_sparse", lambda *_: True)
     monkeypatch.setattr(choice, "SMALLEST_LAYER", 0)
     for name in ("active_horizontal", "active_vertical"):
         monkeypatch.setattr(
-            f"monet.experts.{name}", lambda x_TD, *others: (kept.append(others[-1]), torch.zeros_like(x_TD))[1]
+            f"monet.model.experts.{name}", lambda x_TD, *others: (kept.append(others[-1]), torch.zeros_like(x_TD))[1]
         )
     list(cpu_suite.masked_rows(cpu_suite.Parts(cpu_suite.QUICK)))
     masks = [keep for keep in kept if keep is not None]

@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from benchmarks import data_exponents, scale_exponents, scale_plan
 from benchmarks.scale_exponents import Growth, growth
-from monet import ranks
 from monet.data import shards, text_encoder
 from monet.data.datamodule import MonetDataModule
 from monet.data.windows import WindowDataset
+from monet.model import ranks
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from monet import MonetConfig, MonetForCausalLM
-from monet.eval.loading import weights_digest
+from monet.eval.core.loading import weights_digest
 from tests.compat.released import AUTO_MAP, change_config
 from tests.model.tiny import states_equal, tiny_config, tiny_model, tokens
 
@@ -53,7 +53,7 @@ def test_the_content_of_a_released_file_is_kept(released):
 @pytest.mark.parametrize("auto", [AutoModelForCausalLM, AutoModel])
 def test_our_classes_run(released, trust, auto):
     model = auto.from_pretrained(released, trust_remote_code=trust)
-    assert type(model).__module__ == "monet.modeling_monet"
+    assert type(model).__module__ == "monet.model.modeling_monet"
     again = auto.from_config(model.config, trust_remote_code=trust)
     assert type(again) is type(model)
 

@@ -17,10 +17,10 @@ from monet.cli import main
 from monet.data.prepare import prepare
 from monet.data.tokenizer import load_tokenizer as load_data_tokenizer
 from monet.errors import CheckpointError, ConfigError
-from monet.eval.loading import load_model, open_windows
-from monet.eval.loading import load_tokenizer as load_model_tokenizer
+from monet.eval.core.loading import load_model, open_windows
+from monet.eval.core.loading import load_tokenizer as load_model_tokenizer
 from monet.extras import install_command
-from monet.model_tokenizer import load_tokenizer, vocabulary
+from monet.model.model_tokenizer import load_tokenizer, vocabulary
 from monet.training.language_models import refuse_other_tokenizer
 from tests.compat.released import TEXT, write_sentencepiece
 from tests.model.tiny import tiny_model
@@ -117,8 +117,8 @@ def test_text_is_prepared_with_it_and_read_back(folder, pieces, tmp_path):
 
 def test_the_evaluations_take_the_folder(folder, pieces):
     pytest.importorskip("lm_eval")
-    from monet.eval.harness.model import MonetLM
-    from monet.eval.harness.scoring import tokenizer_of
+    from monet.eval.suites.questions.model import MonetLM
+    from monet.eval.suites.questions.scoring import tokenizer_of
 
     model = load_model(str(folder), "cpu")
     ids = pieces.encode(" a space first")

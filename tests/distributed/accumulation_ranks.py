@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from monet.training.folder_io import FolderCheckpointIO
+from monet.training.checkpoints.folder_io import FolderCheckpointIO
 from monet.training.strategies import Zero
 from monet.training.trainer import TogetherTrainer
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from monet import ExpertMask, MonetForCausalLM
 from monet.kernels import mix_project
-from monet.losses import RouterLoss
+from monet.model.losses import RouterLoss
 from tests.model.tiny import tiny_model, tokens
 
 # What a step may be made with, each on its own.

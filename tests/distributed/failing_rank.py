@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from monet.training import tensor_files
+from monet.training.checkpoints import tensor_files
 from monet.training.cli import main
 from monet.training.module import MonetLightningModule
 

@@ -21,9 +21,9 @@ from unittest.mock import patch
 import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from benchmarks.ranks import ROOT
+from tools.proofs.ranks import ROOT
 
-_IMPORTED = ["deepspeed", "monet.export", "monet.training.cli"]
+_IMPORTED = ["deepspeed", "monet.convert.export", "monet.training.cli"]
 # read at import, so the server needs them too
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from monet import MonetForCausalLM
-from monet.losses import RouterLoss
-from monet.ranks import GlobalBatch
+from monet.model.losses import RouterLoss
+from monet.model.ranks import GlobalBatch
 from tests.model.tiny import tiny_config
 
 

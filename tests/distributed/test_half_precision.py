@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from monet.training.tensor_files import StoredTensors
+from monet.training.checkpoints.tensor_files import StoredTensors
 from tests.distributed.test_strategies import STRATEGIES, assert_same_state
 from tests.training.runs import read_log
 

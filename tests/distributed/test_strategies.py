@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 
-from monet.training.checkpoint import newest_valid, read_weights
-from monet.training.tensor_files import StoredTensors
+from monet.training.checkpoints.checkpoint import newest_valid, read_weights
+from monet.training.checkpoints.tensor_files import StoredTensors
 from tests.training.runs import read_log
 
 # float32 sums in another order: 7e-7 in the losses, 1e-6 in the weights were seen
@@ -101,7 +101,7 @@ def test_a_stage_on_two_ranks_is_that_of_one_process(name, train, train_ranks):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.nightly), "fsdp2", "zero1"])
 def test_checkpoints_of_every_strategy_export_to_the_same_model(name, train_ranks, tmp_path):
-    from monet.export import export
+    from monet.convert.export import export
 
     run = train_ranks("run", STRATEGIES[name], "--trainer.max_steps=3")
     assert run.codes == [0, 0], run.errors

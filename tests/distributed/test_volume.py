@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from monet.communication import collectives, sent_bytes
-from monet.flops import parameter_counts
-from monet.memory import ZERO_BUCKET, state_bytes
+from monet.costs.communication import collectives, sent_bytes
+from monet.costs.flops import parameter_counts
+from monet.costs.memory import ZERO_BUCKET, state_bytes
 from monet.training.settings import ModelShape
 
 NOTHING_KEPT = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from monet.training.checkpoint import read_weights
-from monet.training.tensor_files import StoredTensors
+from monet.training.checkpoints.checkpoint import read_weights
+from monet.training.checkpoints.tensor_files import StoredTensors
 from tests.distributed.test_strategies import ZERO_3, assert_same_numbers, assert_same_state
 
 STRATEGIES = {"fsdp2": "fsdp2", "zero2": "zero2", "zero3": ZERO_3}  # parameters or gradients in parts

@@ -71,8 +71,8 @@ def main() -> int:
         if hasattr(torch.distributed, name):
             count(name)
     from monet.training.cli import main as train
-    from monet.training.lightning_private import inside_step
     from monet.training.module import MonetLightningModule
+    from monet.training.private.lightning import inside_step
 
     begin = MonetLightningModule.on_train_batch_start
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from monet.eval.core.inputs import LabelledSequences
 from monet.eval.core.intervention import Intervention
-from monet.eval.inputs import LabelledSequences
-from monet.masks import ExpertMask
+from monet.masks.expert_mask import ExpertMask
 from tests.model.tiny import FORMS, tiny_model
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "own-experiment.md"

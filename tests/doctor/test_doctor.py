@@ -12,12 +12,14 @@ from importlib import metadata
 import pytest
 import torch
 
-from monet import cache_keyword, cli, masking
+from monet import cli
 from monet.doctor import command, machine, packages
 from monet.doctor.findings import Caution, Check, Fault, Finding, Skipped, find
 from monet.kernels import dispatch, masked, products
 from monet.kernels.decode import build, op
-from monet.llama_parts import LlamaAttention, LlamaRMSNorm
+from monet.masks.expert_mask import active as masking
+from monet.model import cache_keyword
+from monet.model.llama_parts import LlamaAttention, LlamaRMSNorm
 
 BOUNDS = ">=5.17,<6"
 
@@ -282,7 +284,7 @@ def test_absent_parts_are_no_failures(required, monkeypatch, tmp_path):
 
 
 def test_programs_are_those_that_the_suites_look_for():
-    from monet.eval.code import runtimes
+    from monet.eval.sandbox import runtimes
     from tests.eval.reporting.test_browser import COMMANDS
 
     assert {"python", *machine.RUNTIMES} == runtimes._FINDERS.keys()

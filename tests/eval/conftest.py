@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig
 
 from monet import MonetConfig, MonetForCausalLM
-from monet.eval.inputs import LabelledSequences
+from monet.eval.core.inputs import LabelledSequences
 from monet.training.language_models import LlamaForCausalLM
 
 LABELS = ["left", "middle", "right"]

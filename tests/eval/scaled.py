@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from monet.controls import ControlKind
 from monet.errors import CheckpointError, ConfigError
+from monet.masks.controls import ControlKind
 
 
 @dataclass(frozen=True)

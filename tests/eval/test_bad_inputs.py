@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from monet.errors import CheckpointError, ConfigError, DataError, MonetError, NonFiniteError
-from monet.eval import report
-from monet.eval.ablate import ablate
+from monet.eval.attribution.selection import load_masks, select
+from monet.eval.attribution.stats import ExpertStatistics, collect
+from monet.eval.attribution.stats import run as run_stats
 from monet.eval.core.controls import Controls
-from monet.eval.inputs import LabelledSequences, PreparedWindows
-from monet.eval.loading import load_model, open_windows
-from monet.eval.results import AblationResult
-from monet.eval.selection import load_masks, select
-from monet.eval.stats import ExpertStatistics, collect
-from monet.eval.stats import run as run_stats
-from monet.masks import ExpertMask
+from monet.eval.core.inputs import LabelledSequences, PreparedWindows
+from monet.eval.core.loading import load_model, open_windows
+from monet.eval.reporting import command as report
+from monet.eval.suites.loss.ablate import ablate
+from monet.eval.suites.loss.results import AblationResult
+from monet.masks.expert_mask import ExpertMask
 from tests.data.samples import make_shards
 from tests.eval.conftest import LABELS
 

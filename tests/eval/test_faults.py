@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from monet.errors import ConfigError
-from monet.eval import report
-from monet.eval.ablate import ablate
-from monet.eval.conditions import conditions
+from monet.eval.attribution.selection import select
+from monet.eval.attribution.stats import collect
+from monet.eval.core.conditions import conditions
 from monet.eval.core.controls import Controls
-from monet.eval.losses import window_losses
-from monet.eval.results import AblationResult
-from monet.eval.selection import select
-from monet.eval.stats import collect
-from monet.eval.store import ExampleStore
-from monet.masks import ExpertMask
+from monet.eval.core.store import ExampleStore
+from monet.eval.core.window_losses import window_losses
+from monet.eval.reporting import command as report
+from monet.eval.suites.loss.ablate import ablate
+from monet.eval.suites.loss.results import AblationResult
+from monet.masks.expert_mask import ExpertMask
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "evaluation-faults.md"

@@ -11,11 +11,11 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from monet import generate
 from monet.errors import CheckpointError, ConfigError
-from monet.eval.harness.scoring import tokenizer_of
-from monet.eval.loading import load_tokenizer
-from monet.eval.toxicity.classifier import ClassifierScorer
+from monet.eval.core.loading import load_tokenizer
+from monet.eval.scorers.classifier import ClassifierScorer
+from monet.eval.suites.questions.scoring import tokenizer_of
+from monet.serve import generate
 from monet.training.module import MonetLightningModule
 from monet.training.settings import ModelShape
 

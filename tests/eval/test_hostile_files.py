@@ -5,14 +5,15 @@ import gzip
 import pytest
 
 from monet.errors import DataError, MonetError
-from monet.eval import report, selection
-from monet.eval.code.problems import read_problems
-from monet.eval.code.results import CodeResult
-from monet.eval.harness.local_data import _json_rows
-from monet.eval.statistics.scored import read_scored
-from monet.eval.toxicity.general import read_general
-from monet.eval.toxicity.prompts import read_prompts
-from monet.eval.toxicity.results import ToxicityResult
+from monet.eval.attribution import selection
+from monet.eval.attribution.statistics.scored import read_scored
+from monet.eval.reporting import command as report
+from monet.eval.suites.code.problems import read_problems
+from monet.eval.suites.code.results import CodeResult
+from monet.eval.suites.questions.local_data import _json_rows
+from monet.eval.suites.toxicity.general import read_general
+from monet.eval.suites.toxicity.prompts import read_prompts
+from monet.eval.suites.toxicity.results import ToxicityResult
 
 DEEP = "[" * 200_000
 READERS = {

@@ -9,13 +9,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from monet.errors import CheckpointError, ConfigError
-from monet.eval.inputs import LabelledSequences, PreparedWindows
-from monet.eval.statistics import accumulator
-from monet.eval.statistics.exclusion import Exclusion
-from monet.eval.statistics.shuffle import Shuffle
-from monet.eval.stats import ExpertStatistics, Wanted, collect
+from monet.eval.attribution.statistics import accumulator
+from monet.eval.attribution.statistics.exclusion import Exclusion
+from monet.eval.attribution.statistics.shuffle import Shuffle
+from monet.eval.attribution.stats import ExpertStatistics, Wanted, collect
+from monet.eval.core.inputs import LabelledSequences, PreparedWindows
 from tests.data.samples import make_shards
-from tests.eval.test_statistics import EVERYTHING, same
+from tests.eval.attribution.statistics.test_result import EVERYTHING, same
 
 TWICE = Wanted(firing=True, permutations=2)
 

@@ -7,19 +7,19 @@ import torch
 
 from benchmarks import eval_scale
 from benchmarks.measured import exponent
-from monet import fingerprint
 from monet.cli import main
-from monet.eval import verdicts
-from monet.eval.ablate import ablate
-from monet.eval.bootstrap import Bootstrap
+from monet.eval.attribution.rules import Top
+from monet.eval.attribution.statistics.result import ExpertStatistics
+from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.controls import Controls
-from monet.eval.document import Bars, Heatmap, Panels
-from monet.eval.loading import weights_digest
+from monet.eval.core.document import Bars, Heatmap, Panels
+from monet.eval.core.loading import weights_digest
 from monet.eval.reporting import figures
-from monet.eval.rules import Top
-from monet.eval.statistics.result import ExpertStatistics
-from monet.eval.verdicts import summarise
-from monet.masks import ExpertMask
+from monet.eval.suites.loss import verdicts
+from monet.eval.suites.loss.ablate import ablate
+from monet.eval.suites.loss.verdicts import summarise
+from monet.masks.expert_mask import ExpertMask
+from monet.model import fingerprint
 from tests.eval.conftest import LABELS
 from tests.eval.test_commands import road, words  # noqa: F401 - a fixture
 

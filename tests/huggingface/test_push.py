@@ -9,7 +9,7 @@ import transformers.modeling_utils
 import transformers.utils.hub
 from huggingface_hub import ModelCard
 
-import monet.pretrained
+import monet.model.pretrained
 from monet import ExpertMask
 from tests.model.tiny import tiny_model
 
@@ -53,7 +53,7 @@ def hub(request, monkeypatch) -> Hub:
         }.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, new)
-    monkeypatch.setattr(monet.pretrained, "HfApi", hub)
+    monkeypatch.setattr(monet.model.pretrained, "HfApi", hub)
     return hub
 
 

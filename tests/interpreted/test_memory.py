@@ -9,11 +9,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from monet import MonetConfig
-from monet.experts import EXPERTS
 from monet.kernels import dispatch
 from monet.kernels.routing import again
-from monet.losses import RouterLoss
-from monet.router import MonetRouter
+from monet.model.experts import EXPERTS
+from monet.model.losses import RouterLoss
+from monet.model.router import MonetRouter
 from tests.kernels.explicit import set_sizes
 
 TOKENS, LAYERS = 16_384, 4

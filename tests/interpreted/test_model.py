@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monet import ExpertMask, MonetConfig, MonetForCausalLM
-from monet.losses import RouterLoss
+from monet.model.losses import RouterLoss
 from tests.kernels.explicit import set_sizes
 from tests.tolerances import assert_close
 

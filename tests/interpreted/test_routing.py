@@ -12,8 +12,8 @@ from torch import Tensor
 from monet import MonetConfig
 from monet.kernels.routing import reference, triton_op
 from monet.kernels.routing.op import batch_statistics, route_with_losses, thresholded_softmax
-from monet.losses import RouterLoss
-from monet.router import MonetRouter
+from monet.model.losses import RouterLoss
+from monet.model.router import MonetRouter
 from tests.tolerances import assert_close
 
 # T, H, E: nothing but tails; whole tiles; one of everything; several tokens a tile and tiles a program; a long row.

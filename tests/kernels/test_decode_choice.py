@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from monet import ExpertMask
-from monet.experts import EXPERTS
 from monet.kernels.decode import build, choice, op
 from monet.kernels.masked import Keep
+from monet.model.experts import EXPERTS
 from tests.kernels.explicit import DECOMPOSITIONS, Example
 from tests.model.tiny import fill, tiny_config, tiny_model, tokens
 from tests.tolerances import assert_close
@@ -41,7 +41,7 @@ def calls(monkeypatch) -> list[str]:
             seen.append(name)
             return inner(*args)
 
-        monkeypatch.setattr(f"monet.experts.{name}", counted)
+        monkeypatch.setattr(f"monet.model.experts.{name}", counted)
     return seen
 
 

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.activations import ACT2FN
 
 from monet import MonetForCausalLM
-from monet.experts import EXPERTS, lay_out_for_decoding
 from monet.kernels import dispatch
 from monet.kernels.decode import choice
 from monet.kernels.decode.op import active_horizontal, active_vertical
 from monet.kernels.masked import Keep
+from monet.model.experts import EXPERTS, lay_out_for_decoding
 from tests.kernels.explicit import DECOMPOSITIONS
 from tests.model.tiny import tiny_config, tiny_model, tokens
 

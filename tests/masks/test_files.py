@@ -55,7 +55,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         target.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("monet.masks.save_file", failing)
+    monkeypatch.setattr("monet.masks.expert_mask.save_file", failing)
     with pytest.raises(OSError, match="disk full"):
         random_mask(2, 3, soft=True).save(path)
     assert ExpertMask.load(path) == old

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from monet import MonetForCausalLM, MonetModel
-from monet.cache_keyword import CACHE_KEYWORD
+from monet.model.cache_keyword import CACHE_KEYWORD
 from tests.model.tiny import FORMS, tiny_config, tiny_model, tokens
 from tests.tolerances import assert_close
 

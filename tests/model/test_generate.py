@@ -12,7 +12,7 @@ from transformers import DynamicCache, GenerationConfig, QuantizedCache
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from monet import ExpertMask
-from monet.cache_keyword import CACHE_KEYWORD, one_cache
+from monet.model.cache_keyword import CACHE_KEYWORD, one_cache
 from tests.model.tiny import FORMS, tiny_model, tokens
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}

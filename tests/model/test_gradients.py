@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monet.kernels import mix_project
-from monet.losses import RouterLoss
+from monet.model.losses import RouterLoss
 from tests.model.tiny import FORMS, tiny_model, tokens
 from tests.tolerances import assert_close
 

@@ -27,7 +27,7 @@ from monet import (
     MonetModel,
 )
 from monet.errors import CheckpointError
-from monet.modeling_monet import MonetPreTrainedModel
+from monet.model.modeling_monet import MonetPreTrainedModel
 from tests.model.tiny import FORMS, byte_tokenizer, states_equal, tiny_config, tiny_model, tokens
 from tests.tolerances import assert_close
 

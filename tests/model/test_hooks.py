@@ -7,8 +7,8 @@ import torch
 
 from monet import MonetForCausalLM
 from monet.errors import ConfigError
-from monet.losses import RouterLoss
-from monet.router import RouterOutput
+from monet.model.losses import RouterLoss
+from monet.model.router import RouterOutput
 from tests.model.tiny import FORMS, tiny_model, tokens
 from tests.tolerances import assert_close
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monet import ExpertMask
-from monet.keywords import AttentionKeywords, LanguageModelKeywords
+from monet.model.keywords import AttentionKeywords, LanguageModelKeywords
 from tests.model.tiny import tiny_model, tokens
 
 MISSPELT = {

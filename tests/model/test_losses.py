@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from monet.errors import ConfigError
-from monet.losses import (
+from monet.model.losses import (
     RouterLoss,
     ambiguity_loss,
     loss_fields,
@@ -18,7 +18,7 @@ from monet.losses import (
     projects_in_pieces,
     uniformity_loss,
 )
-from monet.router import MonetRouter
+from monet.model.router import MonetRouter
 from tests.model.tiny import FORMS, tiny_config, tiny_model, tokens
 from tests.tolerances import assert_close
 

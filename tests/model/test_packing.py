@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from monet.packing import varlen_arguments
+from monet.model.packing import varlen_arguments
 from tests.model.tiny import FORMS, tiny_model, tokens
 from tests.tolerances import assert_close, relative_rms
 

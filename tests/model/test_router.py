@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monet import MonetForCausalLM
-from monet.losses import RouterLoss
-from monet.router import MonetRouter
+from monet.model.losses import RouterLoss
+from monet.model.router import MonetRouter
 from tests.kernels.explicit import set_sizes
 from tests.model.tiny import FORMS, tiny_config, tiny_model, tokens
 from tests.tolerances import assert_close

@@ -17,7 +17,7 @@ from monet import (
     MonetForSequenceClassification,
     MonetForTokenClassification,
 )
-from monet.losses import RouterLoss
+from monet.model.losses import RouterLoss
 from tests.model.tiny import fill, states_equal, tiny_config, tiny_model, tokens
 from tests.tolerances import assert_close
 

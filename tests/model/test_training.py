@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monet import ExpertMask
-from monet.losses import RouterLoss
+from monet.model.losses import RouterLoss
 from tests.kernels.explicit import set_sizes
 from tests.model.tiny import FORMS, tiny_model, tokens
 from tests.tolerances import relative_rms

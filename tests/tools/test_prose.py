@@ -80,7 +80,7 @@ def test_the_word_list_reads_all_kinds_of_files():
     wanted = {
         "README.md",
         "docs/architecture.md",
-        "monet/masks.py",
+        "monet/masks/expert_mask.py",
         "kernels/dispatch.py",
         "configs/demo.yaml",
         "Makefile",

@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from benchmarks import forked_runs
-from benchmarks.kill_series import differences
-from monet.training.signals import ONE_SIGNAL_SECONDS
+from monet.training.watch.signals import ONE_SIGNAL_SECONDS
+from tools.proofs import forked_runs
+from tools.proofs.kill_series import differences
 
 
 class Scene:
@@ -54,7 +54,7 @@ class Scene:
         return sorted(path.name for path in (self.run_dir / "checkpoints").iterdir())
 
     def valid_step(self) -> int:
-        from monet.training.checkpoint import newest_valid
+        from monet.training.checkpoints.checkpoint import newest_valid
 
         return newest_valid(self.run_dir / "checkpoints").step
 

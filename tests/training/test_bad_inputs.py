@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from monet.cli import main as monet
-from monet.training.checkpoint import CONFIG, STATE
+from monet.training.checkpoints.checkpoint import CONFIG, STATE
 from tests.training.runs import SHAPE
 
 USAGE, DATA, CHECKPOINT = 2, 3, 4

@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 
+from monet.convert.export import export
 from monet.data.prepare import prepare
-from monet.eval.harness.model import MonetLM
-from monet.eval.loading import open_windows
-from monet.export import export
-from monet.generate import load
+from monet.eval.core.loading import open_windows
+from monet.eval.suites.questions.model import MonetLM
+from monet.serve.generate import load
 from tests.data.test_tokenizer import like_llama
 
 BOS, EOS = 0, 1

@@ -13,11 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from monet.cli import main as monet
 from monet.errors import DataError, OutOfMemoryError, recognised
 from monet.files import write_manifest
-from monet.training.clock import StepClock
-from monet.training.folder_io import FolderCheckpointIO
+from monet.training.checkpoints.folder_io import FolderCheckpointIO
 from monet.training.history import changed_settings
 from monet.training.metrics import MetricsLog
 from monet.training.module import MonetLightningModule
+from monet.training.watch.clock import StepClock
 from tests.training.runs import losses, read_log
 
 
@@ -157,7 +157,7 @@ def test_every_line_has_speed_memory_and_each_routers_health(train):
 
 
 def test_utilisation_counts_the_models_operations(train, monkeypatch, settings):
-    from monet.flops import training_flops_per_token
+    from monet.costs.flops import training_flops_per_token
     from monet.training import metrics
     from monet.training.settings import ModelShape
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from monet.training.checkpoint import newest_valid
+from monet.training.checkpoints.checkpoint import newest_valid
 from tests.training.runs import losses
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ import pytest
 from safetensors.torch import load_file
 
 from monet.data.datamodule import MonetDataModule
-from monet.training.checkpoint import list_checkpoints, step_of
+from monet.training.checkpoints.checkpoint import list_checkpoints, step_of
 from monet.training.cli import main
 from monet.training.metrics import MetricsLog
 from monet.training.module import MonetLightningModule

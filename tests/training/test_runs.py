@@ -10,10 +10,10 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from monet.data.prepare import prepare
-from monet.training.checkpoint import list_checkpoints, step_of
+from monet.training.checkpoints.checkpoint import list_checkpoints, step_of
+from monet.training.checkpoints.saving import StepCheckpoint
 from monet.training.metrics import MetricsLog
 from monet.training.module import MonetLightningModule
-from monet.training.saving import StepCheckpoint
 from tests.training.runs import losses, read_log
 
 

@@ -7,9 +7,9 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from monet.convert.export import export
 from monet.errors import ConfigError
-from monet.export import export
-from monet.losses import next_token_loss
+from monet.model.losses import next_token_loss
 from monet.training.language_models import build
 from monet.training.settings import ModelShape
 from tests.training.runs import SHAPE, losses, read_log

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 import monet
+from monet.convert.export import export
 from monet.errors import ConfigError
-from monet.export import export
-from monet.modeling_monet import MonetForCausalLM
+from monet.model.modeling_monet import MonetForCausalLM
 from monet.training.language_models import refuse_other_tokenizer, warm_start
 from monet.training.module import MonetLightningModule
 from monet.training.optim import parameter_groups

@@ -3,21 +3,21 @@
 import pytest
 import torch
 
-from monet.controls import _NEAREST, _nearest
-from monet.eval.ablate import ablate
-from monet.eval.ablation_report import control_blocks
-from monet.eval.conditions import conditions
+from monet.eval.attribution.control_options import ControlOptions
+from monet.eval.attribution.selection import select
+from monet.eval.attribution.stats import Wanted, collect
+from monet.eval.baselines.neurons import NeuronMask
 from monet.eval.core.achieved import achieved, told
-from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.conditions import conditions
 from monet.eval.core.controls import Controls
+from monet.eval.core.document import Table
 from monet.eval.core.mean_ablation import MeanAblation
-from monet.eval.document import Table
-from monet.eval.neurons import NeuronMask
-from monet.eval.report import report_of
-from monet.eval.results import AblationResult
-from monet.eval.selection import select
-from monet.eval.stats import Wanted, collect
-from monet.masks import ExpertMask
+from monet.eval.reporting.command import report_of
+from monet.eval.suites.loss.ablate import ablate
+from monet.eval.suites.loss.report import control_blocks
+from monet.eval.suites.loss.results import AblationResult
+from monet.masks.controls import _NEAREST, _nearest
+from monet.masks.expert_mask import ExpertMask
 from tests.eval.conftest import LABELS
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from monet.eval.bootstrap import Bootstrap
+from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.chance import DEFAULT_CONTROLS, LEVEL, Chance, chances, p_value, q_values, reasons_against
-from monet.eval.losses import WindowLosses
-from monet.eval.verdicts import summarise
-from monet.masks import ExpertMask
+from monet.eval.core.window_losses import WindowLosses
+from monet.eval.suites.loss.verdicts import summarise
+from monet.masks.expert_mask import ExpertMask
 
 
 def test_a_p_value_counts_controls_that_do_as_much():

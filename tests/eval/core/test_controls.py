@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from monet.controls import control_keep, removed_mass
 from monet.errors import ConfigError, DataError
-from monet.eval.core.control_options import ControlOptions
+from monet.eval.attribution.control_options import ControlOptions
+from monet.eval.attribution.stats import Wanted, collect
 from monet.eval.core.controls import Controls
-from monet.eval.stats import Wanted, collect
-from monet.masks import ExpertMask
+from monet.masks.controls import control_keep, removed_mass
+from monet.masks.expert_mask import ExpertMask
 
 
 @pytest.fixture

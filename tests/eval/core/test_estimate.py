@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from monet.eval.bootstrap import Bootstrap
+from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.estimate import Draws, Estimate, mean_of, one_of
 
 BOOTSTRAP = Bootstrap(1000)

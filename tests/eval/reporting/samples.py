@@ -1,6 +1,6 @@
 """Reports with every kind of block, and with names that no renderer may take for markup."""
 
-from monet.eval.document import Bars, Curve, Dots, Heatmap, Marks, Panels, Report, Series, Table, Text
+from monet.eval.core.document import Bars, Curve, Dots, Heatmap, Marks, Panels, Report, Series, Table, Text
 
 HOSTILE = "<script>alert(1)</script>"
 NAMES = [HOSTILE, "$a_1$ & \"b\" 'c'", "[red]x[/red] | y", "*_`~# \\ {{ 7 * 7 }}", "naïve 日本 \x1b[31m\x00", "_hidden"]

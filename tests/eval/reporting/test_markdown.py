@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from monet.eval.document import Curve, Dots, Marks, Table
+from monet.eval.core.document import Curve, Dots, Marks, Table
 from monet.eval.reporting import common, figures, markdown, png
 from monet.terminal import clean
 from tests.eval.reporting import samples

@@ -1,0 +1,1 @@
+"""Which experts serve what: statistics of routing, and the rules that select experts."""

@@ -1,0 +1,129 @@
+"""The control of a selection: how many experts its rule finds under labels that mean nothing.
+
+`monet stats` collects its sums a second time under labels (or scores) that are shuffled over whole documents. The same
+rule on these sums finds as many experts as it finds by chance. A rule whose options fix the number of experts (`top`)
+finds that number in any labels; of it is counted how many experts reach, under permuted labels, the least rank that it
+chose under the text's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from monet.eval.core.document import Block, Table, Text
+
+if TYPE_CHECKING:
+    from monet.eval.attribution.rules import Rule
+    from monet.eval.attribution.stats import ExpertStatistics
+
+# In a mask's provenance.
+KEY = "label_control"
+# Each permutation is told where there are no more than so many.
+_EACH = 5
+
+
+@dataclass(frozen=True)
+class LabelControl:
+    """What a rule found for one label, and what it finds under permuted labels.
+
+    Args:
+        experts: chosen under the text's own labels.
+        permuted: of each permutation, the experts that the rule finds there; see `Rule.found_in`.
+        fixed_number: the rule's options fix `experts`; `permuted` then counts the experts that reach the least rank
+            among the chosen.
+    """
+
+    experts: int
+    permuted: list[int]
+    fixed_number: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean over the permutations."""
+        return sum(self.permuted) / len(self.permuted)
+
+    @property
+    def by_chance(self) -> bool:
+        """Permuted labels give at least half as many experts, so at least half of the chosen may be chance."""
+        return self.experts > 0 and 2 * self.mean >= self.experts
+
+    @property
+    def words(self) -> str:
+        """The number under permuted labels: mean, and each or the range."""
+        if len(self.permuted) == 1:
+            return f"{self.permuted[0]:,}"
+        each = ", ".join(f"{number:,}" for number in self.permuted)
+        if len(self.permuted) > _EACH:
+            each = f"{min(self.permuted):,} to {max(self.permuted):,}"
+        return f"{self.mean:,.1f} ({each})"
+
+    def notes(self) -> dict[str, Any]:
+        """For a mask's provenance, JSON-able."""
+        return {**asdict(self), "permuted_mean": self.mean}
+
+
+def label_controls(rule: Rule, statistics: ExpertStatistics) -> dict[str, LabelControl]:
+    """By label, the rule under permuted labels; empty where the statistics hold none.
+
+    Raises:
+        DataError: the statistics do not hold what the rule needs.
+    """
+    if not statistics.permuted:
+        return {}
+    chosen = {label: int(chosen_REE.sum()) for label, chosen_REE in rule.chosen(statistics).items()}
+    found = [rule.found_in(permuted, statistics) for permuted in statistics.permuted]
+    return {label: LabelControl(number, [one[label] for one in found], rule.fixed_number) for label, number in
+            chosen.items()}  # fmt: skip
+
+
+def of_masks(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, LabelControl]:
+    """Those that masks carry in their provenance, by label; masks without one are left out."""
+    found = {label: notes.get(KEY) for label, notes in provenances.items()}
+    return {
+        label: LabelControl(one["experts"], list(one["permuted"]), one["fixed_number"])
+        for label, one in found.items()
+        if one is not None
+    }
+
+
+def warning(controls: Mapping[str, LabelControl]) -> str:
+    """What to say about labels whose experts may be chance; empty if there is none."""
+    names = [label for label, one in controls.items() if one.by_chance]
+    if not names:
+        return ""
+    told = "; ".join(f"{label}: {controls[label].experts:,}, permuted {controls[label].words}" for label in names)
+    return (
+        f"Under permuted labels, which mean nothing, the rule finds at least half as many experts as under the text's "
+        f"own ({told}). Most of these experts may be there by chance: choose a stricter rule, or collect statistics "
+        "over more documents."
+    )
+
+
+def blocks_of(controls: Mapping[str, LabelControl]) -> Sequence[Block]:
+    """A table for a report, and a warning where one is due; nothing without controls."""
+    if not controls:
+        return []
+    table = Table(
+        "Experts selected under permuted labels",
+        ["selected for", "experts", "under permuted labels"],
+        [[label, f"{one.experts:,}", one.words] for label, one in controls.items()],
+        note_on(controls),
+    )
+    words = warning(controls)
+    return [table, *([Text(words, caution=True)] if words else [])]
+
+
+def note_on(controls: Mapping[str, LabelControl]) -> str:
+    """How to read the numbers."""
+    note = (
+        "Labels (for a correlation, scores) were shuffled over whole documents, and the same rule was applied. What it "
+        "finds there, it finds by chance."
+    )
+    if any(one.fixed_number for one in controls.values()):
+        note += (
+            " This rule's options fix the number of experts, so that the second number counts the experts that reach, "
+            "under permuted labels, the least rank among the selected."
+        )
+    return note

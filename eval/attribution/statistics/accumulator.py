@@ -1,0 +1,168 @@
+"""Adds up what the routers give, batch by batch, in float64, under the text's labels and under permuted ones.
+
+Everything is made from lists of each token's active experts. Where nothing but the sums a label is wanted, one product
+`G1^T G2` a label, with token and head as its inner dimension, may be cheaper; the first batch decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monet.eval.attribution.statistics.collectors import Scores, Tokens, Wanted, check_scored, collectors_of
+from monet.eval.attribution.statistics.exclusion import Exclusion
+from monet.eval.attribution.statistics.pairs import ActiveExperts, ExpertLister, num_pairs
+from monet.eval.attribution.statistics.shuffle import Shuffle
+from monet.eval.core.inputs import Batch
+
+# Multiply-adds of a product that take as long as listing one pair; measured on a CPU at E = 512 and E = 32.
+_PRODUCTS_A_PAIR = 500
+
+
+class Sums:
+    """Sums a label, and what collectors collect, under one labelling of the tokens."""
+
+    def __init__(self, size_CREE: tuple[int, int, int, int], device: torch.device, wanted: Wanted) -> None:
+        self.sums_CREE = torch.zeros(size_CREE, dtype=torch.float64, device=device)
+        self.collectors = collectors_of(wanted, self.sums_CREE)
+        self.tokens: Tokens | None = None
+
+    def start(self, tokens: Tokens) -> None:
+        """Say which tokens the coming forward is of."""
+        if self.tokens is None and tokens.score_X is not None:
+            self.collectors["scores"] = Scores(self.sums_CREE)
+        self.tokens = tokens
+        if isinstance(scores := self.collectors.get("scores"), Scores):
+            scores.start(tokens)
+
+    def add(self, group: int, active: ActiveExperts) -> None:
+        """Take in active experts of one group."""
+        assert self.tokens is not None, "a batch is started before its forward"
+        _, R, E, _ = self.sums_CREE.shape
+        begin_X = (self.tokens.label_X * R + group) * E**2
+        place_P = begin_X.index_select(0, active.token_P).add_(active.expert_P)
+        self.sums_CREE.view(-1).scatter_add_(0, place_P, active.weight_P)
+        for collector in self.collectors.values():
+            collector.add(group, active, place_P, self.tokens)
+
+    def extras(self) -> dict[str, Any]:
+        """What was collected beside the sums, by name."""
+        return {name: collector.result() for name, collector in self.collectors.items()}
+
+
+class Accumulator:
+    """Adds up what the routers give while a batch is set; `add` is the body of their forward hooks.
+
+    Args:
+        num_labels: C.
+        num_groups: R.
+        num_keys: E.
+        device: of the model.
+        wanted: what to collect.
+        exclusion: tokens that are not counted.
+        shuffle: under which permuted labels to collect sums, firing and moments with scores, too; None for none.
+
+    Attributes:
+        own: what is collected under the text's own labels.
+        permuted: the same under each permutation.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        num_groups: int,
+        num_keys: int,
+        device: torch.device,
+        wanted: Wanted,
+        exclusion: Exclusion = Exclusion(),  # noqa: B008 - frozen
+        shuffle: Shuffle | None = None,
+    ) -> None:
+        self.exclusion = exclusion
+        self.shuffle = shuffle
+        # MPS has no float64.
+        self.device = torch.device("cpu") if device.type == "mps" else device
+        size_CREE = (num_labels, num_groups, num_keys, num_keys)
+        self.own = Sums(size_CREE, self.device, wanted)
+        read_by_rules = Wanted(firing="firing" in self.own.collectors)
+        self.permuted = [
+            Sums(size_CREE, self.device, read_by_rules) for _ in range(shuffle.count if shuffle is not None else 0)
+        ]
+        self.is_finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self._lister: ExpertLister | None = None
+        self._lists: bool | None = None
+        self._alike: list[tuple[list[int], Tensor | None]] = []
+
+    def start(self, batch: Batch) -> Tensor:
+        """Say which tokens the coming forward is of.
+
+        Returns:
+            int64 (B,), how many tokens of each sequence count.
+
+        Raises:
+            DataError: some batches have scores and others do not.
+        """
+        if self.own.tokens is not None:
+            check_scored(batch, "scores" in self.own.collectors)
+        tokens = Tokens.of(batch, self.device, self.exclusion)
+        self.own.start(tokens)
+        for one, shuffled in zip(self.permuted, self.shuffle.batch(batch, tokens) if self.shuffle else [], strict=True):
+            one.start(shuffled)
+        if not self._lists:
+            self._alike = self._labelled_alike()
+        return tokens.per_sequence(batch)
+
+    def add(self, group: int, output: Any) -> None:
+        """Take in what the group's router returned."""
+        assert self.own.tokens is not None, "a batch is started before its forward"
+        chosen_BT = self.own.tokens.chosen_BT
+        probs = [g_BTHE.detach().to(self.device).float() for g_BTHE in (output.g1_BTHE, output.g2_BTHE)]
+        g1_XHE, g2_XHE = (g.flatten(0, 1) if chosen_BT is None else g[chosen_BT] for g in probs)
+        self.is_finite &= torch.isfinite(g1_XHE.sum()) & torch.isfinite(g2_XHE.sum())
+        if self._lists is None:
+            self._lists = bool(self.own.collectors) or self._listing_is_cheaper(g1_XHE, g2_XHE)
+        with full_float32(self.device):
+            if not self._lists:
+                self._add_products(group, g1_XHE, g2_XHE)
+            elif bool(self.is_finite):
+                self._add_lists(group, g1_XHE, g2_XHE)
+
+    def _listing_is_cheaper(self, g1_XHE: Tensor, g2_XHE: Tensor) -> bool:
+        return num_pairs(g1_XHE, g2_XHE) * _PRODUCTS_A_PAIR < g1_XHE.numel() * g1_XHE.shape[-1]
+
+    def _add_lists(self, group: int, g1_XHE: Tensor, g2_XHE: Tensor) -> None:
+        if self._lister is None:
+            self._lister = ExpertLister(g1_XHE.shape[-1], self.device)
+        for active in self._lister.lists(g1_XHE, g2_XHE):
+            for one in (self.own, *self.permuted):
+                one.add(group, active)
+
+    def _labelled_alike(self) -> list[tuple[list[int], Tensor | None]]:
+        """The batch's tokens by their label under each labelling: these labels, and which tokens, None for all."""
+        labels_AX = torch.stack([one.tokens.label_X for one in (self.own, *self.permuted) if one.tokens is not None])
+        found_AK, which_X = labels_AX.unique(dim=1, return_inverse=True)
+        several = found_AK.shape[1] > 1
+        return [(labels_A, which_X == k if several else None) for k, labels_A in enumerate(found_AK.T.tolist())]
+
+    def _add_products(self, group: int, g1_XHE: Tensor, g2_XHE: Tensor) -> None:
+        for labels_A, rows_X in self._alike:
+            probs = (g1_XHE, g2_XHE) if rows_X is None else (g1_XHE[rows_X], g2_XHE[rows_X])
+            g1_ZE, g2_ZE = (g_XHE.flatten(0, 1) for g_XHE in probs)
+            sums_EE = (g1_ZE.T @ g2_ZE).double()
+            for one, label in zip((self.own, *self.permuted), labels_A, strict=True):
+                one.sums_CREE[label, group] += sums_EE
+
+
+@contextlib.contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Float32 products as float32: no autocast, no TF32, whatever the caller set."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

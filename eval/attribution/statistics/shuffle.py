@@ -1,0 +1,155 @@
+"""Labels and scores of whole documents, shuffled over the documents: what a selection is compared with.
+
+A rule finds some experts in any labels. How many it finds by chance is seen under labels that mean nothing: every
+document takes the label, and the scores, of another one. Documents are moved whole, because the tokens of one document
+are not independent. A document is all sequences that begin in it, as for the bootstrap and for `--shard`; a sequence
+that holds several documents moves with the first of them. Dims as in docs/architecture.md, C for labels, Q for
+permutations, U for documents, S for sequences.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from monet.eval.attribution.statistics.collectors import Tokens, check_scored
+from monet.eval.attribution.statistics.exclusion import Exclusion
+from monet.eval.core.inputs import Batch, LabelledData
+
+
+class _Documents(NamedTuple):
+    """What one reading of the data found.
+
+    Args:
+        label_U: int64.
+        tokens_U, sequences_U: int64, counted tokens and sequences of each document.
+        document_S: int64, the document of each sequence in the order of the data.
+        first_S: int64, counted tokens of the document in earlier sequences.
+        score_X: float64, scores of all counted tokens, document by document; None for text without scores.
+    """
+
+    label_U: Tensor
+    tokens_U: Tensor
+    sequences_U: Tensor
+    document_S: Tensor
+    first_S: Tensor
+    score_X: Tensor | None
+
+
+def _read(data: LabelledData, batch_size: int, exclusion: Exclusion) -> _Documents:
+    places: dict[tuple[int, str], int] = {}
+    labels: list[int] = []
+    tokens: list[int] = []
+    document_of: list[int] = []
+    first: list[int] = []
+    scores: list[Tensor] = []
+    lengths: list[int] = []
+    for batch in data.batches(batch_size):
+        if lengths:
+            check_scored(batch, bool(scores))
+        counted = Tokens.of(batch, torch.device("cpu"), exclusion)
+        lengths += counted.per_sequence(batch).tolist()
+        if counted.score_X is not None:
+            scores.append(counted.score_X)
+        for label, name in zip(batch.label_B.tolist(), batch.document_B, strict=True):
+            number = places.setdefault((label, name), len(places))
+            if number == len(labels):
+                labels.append(label)
+                tokens.append(0)
+            first.append(tokens[number])
+            tokens[number] += lengths[len(document_of)]
+            document_of.append(number)
+    label_U, tokens_U, document_S, first_S, length_S = (
+        torch.tensor(numbers, dtype=torch.int64) for numbers in (labels, tokens, document_of, first, lengths)
+    )
+    score_X = None
+    if scores:
+        of_token_X = document_S.repeat_interleave(length_S)
+        score_X = torch.cat(scores)[of_token_X.argsort(stable=True)]
+    sequences_U = torch.bincount(document_S, minlength=len(labels))
+    return _Documents(label_U, tokens_U, sequences_U, document_S, first_S, score_X)
+
+
+class Shuffle:
+    """Some permutations of the data's documents; gives every batch's tokens the labels and scores of other documents.
+
+    The numbers of documents a label are kept. A document with n counted tokens takes the first n scores of the other
+    document, again from its beginning where that is shorter: scores that hold for a whole text stay whole, and scores
+    that follow each other in a text still do. The permutations depend on the seed and on the data's fingerprint, so
+    parts of one corpus get independent ones.
+
+    Args:
+        data: read once, without the model.
+        batch_size: sequences that are read at once; it changes nothing.
+        exclusion: tokens that are not counted; a document without any other token stays as it is.
+        count: number of permutations.
+        seed: another number gives other permutations.
+
+    Attributes:
+        count: number of permutations; 0 where none changes anything, because all documents have one label and no score.
+        documents: how many documents are shuffled.
+    """
+
+    def __init__(self, data: LabelledData, batch_size: int, exclusion: Exclusion, count: int, seed: int) -> None:
+        self.seed = seed
+        self.num_labels = len(data.labels)
+        self.found = _read(data, batch_size, exclusion)
+        moved_M = (self.found.tokens_U > 0).nonzero().view(-1)
+        self.documents = len(moved_M)
+        differ = len(self.found.label_U[moved_M].unique()) > 1
+        self.count = count if differ or (self.found.score_X is not None and self.documents > 1) else 0
+        self.giver_QU = torch.arange(len(self.found.label_U)).repeat(self.count, 1)
+        fingerprint = data.fingerprint if self.count else ""
+        for number, giver_U in enumerate(self.giver_QU):
+            content = f"{seed}\n{number}\n{fingerprint}"
+            generator = torch.Generator()
+            generator.manual_seed(int.from_bytes(hashlib.sha256(content.encode()).digest()[:7], "big"))
+            giver_U[moved_M] = moved_M[torch.randperm(self.documents, generator=generator)]
+        self.label_QU = self.found.label_U[self.giver_QU]
+        self._begin_U = self.found.tokens_U.cumsum(0) - self.found.tokens_U
+        self._next = 0
+
+    def batch(self, batch: Batch, tokens: Tokens) -> list[Tokens]:
+        """The tokens of the data's next batch with their shuffled labels and scores, for each permutation.
+
+        Args:
+            batch: the next one in the data's order.
+            tokens: those of it that count.
+        """
+        if not self.count:
+            return []
+        sequences = slice(self._next, self._next + len(batch.document_B))
+        self._next = sequences.stop
+        counted_BT = torch.ones(batch.input_ids_BT.shape, dtype=torch.bool)
+        if tokens.chosen_BT is not None:
+            counted_BT = tokens.chosen_BT.cpu()
+        row_X = counted_BT.nonzero()[:, 0]
+        document_X = self.found.document_S[sequences][row_X]
+        device = tokens.label_X.device
+        shuffled = []
+        for label_U, giver_U in zip(self.label_QU, self.giver_QU, strict=True):
+            score_X = None
+            if self.found.score_X is not None:
+                giver_X = giver_U[document_X]
+                place_X = self.found.first_S[sequences][row_X] + (counted_BT.cumsum(1) - 1)[counted_BT]
+                place_X = self._begin_U[giver_X] + place_X % self.found.tokens_U[giver_X]
+                score_X = self.found.score_X[place_X].to(device)
+            shuffled.append(tokens._replace(label_X=label_U[document_X].to(device), score_X=score_X))
+        return shuffled
+
+    def notes(self) -> dict[str, int]:
+        """For the provenance of statistics."""
+        return {"count": self.count, "seed": self.seed, "documents": self.documents}
+
+    def counts(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, sequences and documents of each label under one permutation, (C,) int64 each."""
+        label_U = self.label_QU[number]
+        one_U = torch.ones_like(label_U)
+        tokens_C, sequences_C, documents_C = (
+            torch.zeros(self.num_labels, dtype=torch.int64).index_add_(0, label_U, of_U)
+            for of_U in (self.found.tokens_U, self.found.sequences_U, one_U)
+        )
+        return tokens_C, sequences_C, documents_C

@@ -1,0 +1,301 @@
+"""Exact routing statistics over labelled or scored text, streamed through hooks on the routers.
+
+The weight of expert (i, j) at a token is `w[i,j] = sum_h g1[h,i] * g2[h,j]`. Its sums a label, and on demand moments
+with a score, counts, maxima and co-activation, are added up in float64 over all tokens but pads, and no token's E x E
+weights are ever built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from monet.errors import ConfigError, DataError, NonFiniteError
+from monet.eval.attribution.statistics.accumulator import Accumulator, Sums
+from monet.eval.attribution.statistics.collectors import PERMUTATIONS, Wanted
+from monet.eval.attribution.statistics.exclusion import Exclude, Exclusion
+from monet.eval.attribution.statistics.result import FORMAT, ExpertStatistics
+from monet.eval.attribution.statistics.scored import read_scored
+from monet.eval.attribution.statistics.shuffle import Shuffle
+from monet.eval.core import signature
+from monet.eval.core.inputs import LabelledData, LabelledSequences, PreparedWindows
+from monet.eval.core.loading import (
+    DocumentMask,
+    DType,
+    check_batch_size,
+    evaluating,
+    load_model,
+    load_tokenizer,
+    mask_digest,
+    open_windows,
+    provenance_now,
+    vocab_size,
+    window_length,
+    windows_bar,
+)
+from monet.parts import parse_shard
+from monet.terminal import clean
+
+if TYPE_CHECKING:
+    from monet.model.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
+
+NOT_PERMUTED = (
+    "no labels were permuted: --permutations is 0, or the text has one label only, or a part that was merged has none"
+)
+
+__all__ = ["FORMAT", "PERMUTATIONS", "ExpertStatistics", "Wanted", "collect", "merge", "run"]
+
+
+def collect(
+    model: MonetPreTrainedModel,
+    data: LabelledData,
+    *,
+    batch_size: int = 8,
+    wanted: Wanted | None = None,
+    exclusion: Exclusion | None = None,
+    progress: bool = True,
+) -> ExpertStatistics:
+    """Sum every expert's weight over the tokens of every label, in one pass.
+
+    Memory beside the model's own is (C, R, E, E) float64, however much text there is; firing counts take two or three
+    times that more, moments with scores and maxima (R, E, E) a few times. Each permutation of the labels takes as much
+    again as the sums, the firing counts and the moments; the data are then read once more, without the model.
+    The result does not depend on the batch size or the padding side beyond float32 rounding of the model's forward.
+
+    Args:
+        model: a Monet model (with or without head); run in eval mode, its mode is restored.
+        data: labelled sequences: `PreparedWindows` for a folder of `monet data prepare`, or `LabelledSequences`. If
+            they have scores, the moments of weights and scores are collected too.
+        batch_size: sequences a forward.
+        wanted: what else to collect; None for nothing else but one permutation of the labels.
+        exclusion: tokens that are not counted, beside pads. None leaves out the tokens that begin, end and pad a text,
+            by the model's tokenizer or else its configuration, as `monet stats` does; `Exclusion()` counts all tokens,
+            as the paper does.
+        progress: show a bar on standard error.
+
+    Raises:
+        ConfigError: batch_size below 1, or an expert that the model does not have.
+        DataError: no token at all, an id beyond the model's vocabulary, or only some sequences with scores.
+        NonFiniteError: a router gave NaN or infinite probabilities; the first window of the batch is named.
+    """
+    check_batch_size(batch_size)
+    routers = model.routers()
+    device = model.device
+    exclusion = Exclusion.chosen(model, load_tokenizer(model)) if exclusion is None else exclusion
+    num_labels = len(data.labels)
+    wanted = wanted or Wanted()
+    shuffle = None
+    if wanted.permutations:
+        shuffle = Shuffle(data, batch_size, exclusion, wanted.permutations, wanted.permutation_seed)
+    keys = cast(int, model.config.moe_experts)
+    total = Accumulator(num_labels, len(routers), keys, device, wanted, exclusion, shuffle)
+    tokens_C, windows_C, documents_C = (torch.zeros(num_labels, dtype=torch.int64) for _ in range(3))
+    last_document: dict[int, str] = {}
+    left_out = 0
+    sequences = signature.Collected()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        bar = stack.enter_context(windows_bar(data.num_windows, "routing statistics", progress))
+        for group, router in enumerate(routers):
+            handle = router.register_forward_hook(lambda _, __, output, group=group: total.add(group, output))
+            stack.callback(handle.remove)
+        for batch in data.batches(batch_size):
+            batch.check_vocabulary(vocab_size(model))
+            sequences.add(batch)
+            length_B = total.start(batch)
+            left_out += int((batch.num_tokens_B - length_B).sum())
+            model.base_model(**batch.inputs(device))
+            if not bool(total.is_finite):
+                raise NonFiniteError(
+                    f"routing probabilities are not finite in the batch of windows {batch.index_B.tolist()} "
+                    f"(document {batch.document_B[0]}); check the checkpoint's weights, or load it as float32"
+                )
+            for label, length, document in zip(
+                batch.label_B.tolist(), length_B.tolist(), batch.document_B, strict=True
+            ):
+                tokens_C[label] += length
+                windows_C[label] += 1
+                documents_C[label] += last_document.get(label) != document
+                last_document[label] = document
+            bar.update(len(batch.document_B))
+    if not int(tokens_C.sum()):
+        raise DataError(f"no text to collect statistics from: {data.description}; prepare a larger split")
+    part = {"data_fingerprint": data.fingerprint, **data.description, "stored_mask": mask_digest(model.expert_mask)}
+    part |= {"excluded": exclusion.notes(left_out), **sequences.signature().notes()}
+    if shuffle is not None:
+        part["permutations"] = shuffle.notes()
+
+    def found(one: Sums, counts: tuple[Tensor, Tensor, Tensor], provenance: dict[str, Any]) -> ExpertStatistics:
+        return ExpertStatistics(
+            list(data.labels), one.sums_CREE.cpu(), *counts, model.fingerprint(), provenance, **one.extras()
+        )
+
+    permuted = [found(one, shuffle.counts(n), {}) for n, one in enumerate(total.permuted) if shuffle is not None]
+    own = found(total.own, (tokens_C, windows_C, documents_C), {**provenance_now(), "parts": [part]})
+    return dataclasses.replace(own, permuted=permuted)
+
+
+def run(
+    model: str,
+    out: Path,
+    data: Path | None = None,
+    scores: Path | None = None,
+    split: str = "identify",
+    seq_len: int | None = None,
+    max_windows: int | None = None,
+    domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
+    firing: bool = False,
+    firing_above: float | None = None,
+    maxima: bool = False,
+    coactivation: int | dict[int, list[int]] | None = None,
+    permutations: int = PERMUTATIONS,
+    permutation_seed: int = 0,
+    exclude: Exclude = "special",
+    exclude_first: int = 0,
+    exclude_tokens: list[int] = [],  # noqa: B006 - shown in --help, never changed
+    shard: str | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+    dtype: DType = "auto",
+    progress: bool = True,
+) -> None:
+    """Sum every expert's routing weight per domain of labelled text, exactly and in one pass.
+
+    Writes one file of sums, for `monet select` to choose each domain's experts from. With --scores the text comes from
+    a file of records with scores, and the file also holds what the correlation of each expert with the score follows
+    from. `monet stats merge` adds files up.
+
+    Args:
+        model: Hugging Face folder or name of a Monet model.
+        out: file to write; an earlier one is replaced.
+        data: folder of `monet data prepare`, made with the model's tokenizer.
+        scores: in place of DATA, a file of JSON lines with `text` (or `input_ids`) and `score` (or `token_scores`),
+            and perhaps `label` and `id`. Every token has the score of its text. Records with score null are left out.
+        split: split of DATA to read; evaluate masks on another.
+        seq_len: tokens a window, or a piece of a longer scored text; without it the most the model was made for.
+        max_windows: windows a domain, evenly spread over its text; without it all.
+        domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
+        firing: also count, per domain, the tokens at which each expert is active, and at which it is the strongest.
+        firing_above: also count the tokens at which its weight is above this number; implies --firing.
+        maxima: also keep each expert's largest weight, and the window, document and position where it was.
+        coactivation: also count the tokens at which two experts of a group are active together: for the so many
+            strongest experts of every group, which takes a pass more to find them, or for experts by group, such as
+            '{0: [17, 4], 1: [900]}' (expert (i, j) has the number i*E + j).
+        permutations: so many times, also add up everything that rules read under permuted labels: whole documents are
+            shuffled over the domains, or with SCORES the scores over the texts. `monet select` then says how many
+            experts its rule assigns to labels that mean nothing. 0 permutes none.
+        permutation_seed: another number gives other permutations.
+        exclude: special does not count the tokens that begin, end and pad a text, which tell domains apart by the
+            length of their texts; none counts all, as the paper does.
+        exclude_first: tokens at the beginning of each window, and of each document under document masks, that are not
+            counted.
+        exclude_tokens: further token ids that are not counted.
+        shard: i/n reads the i-th of n parts of the text, i from 0 on, for as many processes at once; add their files
+            up with `monet stats merge`. Windows that begin in one document stay together.
+        batch_size: windows a forward; it does not change the result beyond float32 rounding.
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        dtype: precision of the weights; auto keeps that of the files.
+        progress: show a bar on standard error.
+
+    Raises:
+        CheckpointError: no such model.
+        ConfigError: an option out of range, both or neither of DATA and SCORES, or OUT is a folder.
+        DataError: no such split, a domain without a window in it, another tokenizer's data, or a bad record.
+        NonFiniteError: routing probabilities that are NaN or infinite.
+    """
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder; name a file, e.g. {out / 'statistics.safetensors'}")
+    part = None if shard is None else parse_shard("shard", shard)
+    if part is not None and isinstance(coactivation, int):
+        raise ConfigError("coactivation of the strongest experts differs by shard; name the experts, by group")
+    _check_source(data, scores, max_windows, domains)
+    loaded = load_model(model, device, dtype)
+    text = _open(loaded, data, scores, split, seq_len, max_windows, domains, document_mask)
+    if part is not None:
+        text = text.shard(*part)
+    exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude, exclude_first, exclude_tokens)
+    pairs = coactivation if isinstance(coactivation, dict) else None
+    wanted = Wanted(firing, firing_above, maxima, pairs, permutations, permutation_seed)
+    if isinstance(coactivation, int):
+        if coactivation < 1:
+            raise ConfigError(f"coactivation {coactivation} must be at least 1 expert a group")
+        sums = Wanted(permutations=0)
+        summed = collect(loaded, text, batch_size=batch_size, wanted=sums, exclusion=exclusion, progress=progress)
+        strongest_RN = summed.strongest(coactivation)
+        wanted = dataclasses.replace(wanted, coactivation=dict(enumerate(strongest_RN.tolist())))
+    statistics = collect(loaded, text, batch_size=batch_size, wanted=wanted, exclusion=exclusion, progress=progress)
+    statistics.save(out)
+    _print(statistics, out)
+
+
+def merge(files: list[Path], out: Path) -> None:
+    """Add up statistics files of one model: `monet stats merge A B ... --out C`.
+
+    The sum of two halves of a corpus is what one pass over it gives, up to rounding.
+
+    Args:
+        files: files of `monet stats`, at least two, collected with the same options over the same labels.
+        out: file to write; an earlier one is replaced.
+
+    Raises:
+        ConfigError: fewer than two files, or OUT is a folder.
+        CheckpointError: a file that cannot be read, is of another model, or holds text that another holds too.
+    """
+    if len(files) < 2:
+        raise ConfigError(f"{len(files)} file to merge; name two or more: monet stats merge A B --out C")
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder; name a file, e.g. {out / 'statistics.safetensors'}")
+    total = ExpertStatistics.load(files[0])
+    for path in files[1:]:
+        total = total.merge(ExpertStatistics.load(path))
+    total.save(out)
+    _print(total, out)
+
+
+def _check_source(data: Path | None, scores: Path | None, max_windows: int | None, domains: list[str] | None) -> None:
+    if (data is None) == (scores is None):
+        raise ConfigError("give either data, a folder of `monet data prepare`, or scores, a file of scored text")
+    for name, value in (("max_windows", max_windows), ("domains", domains)):
+        if scores is not None and value is not None:
+            raise ConfigError(f"{name} {value} chooses among prepared text and does not go with scores")
+
+
+def _open(
+    model: MonetForCausalLM,
+    data: Path | None,
+    scores: Path | None,
+    split: str,
+    seq_len: int | None,
+    max_windows: int | None,
+    domains: list[str] | None,
+    document_mask: DocumentMask,
+) -> LabelledSequences | PreparedWindows:
+    if scores is not None:
+        return read_scored(scores, load_tokenizer(model), window_length(model, seq_len))
+    assert data is not None
+    return open_windows(data, split, model, seq_len, max_windows, domains, document_mask)
+
+
+def _print(statistics: ExpertStatistics, out: Path) -> None:
+    for label, tokens, documents in zip(
+        statistics.labels, statistics.tokens_C.tolist(), statistics.documents_C.tolist(), strict=True
+    ):
+        print(f"{clean(label)}: {tokens:,} tokens of {documents:,} documents")
+    for part in statistics.provenance["parts"]:
+        left_out = {reason: part[reason] for reason in ("unscored", "too_short") if part.get(reason)}
+        if left_out:
+            counted = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in left_out.items())
+            print(f"of {part['records']} records left out: {counted}")
+    if excluded := sum(part.get("excluded", {}).get("tokens", 0) for part in statistics.provenance["parts"]):
+        print(f"not counted: {excluded:,} tokens that begin or end a text, or that --exclude_* names")
+    print(f"labels were permuted {len(statistics.permuted)} times" if statistics.permuted else NOT_PERMUTED)
+    also = f", with {', '.join(statistics.extras)}" if statistics.extras else ""
+    print(f"statistics{also}: {out}")

@@ -1,0 +1,353 @@
+"""The paper's dense baseline: neurons of a LLaMA's MLPs chosen by the same rule as experts, and silenced.
+
+A neuron is a coordinate of the input of an MLP's `down_proj`. Its activity is that number's absolute value, averaged
+over a label's tokens; it belongs to a label if its activity there is at least `ratio` times that for any other (arXiv
+2412.04139, section 5.1, takes the first layer's). Silencing sets the coordinate to zero at every token. Dims as in
+docs/architecture.md; L layers, F neurons a layer, C labels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from monet.errors import CheckpointError, DataError, NonFiniteError
+from monet.eval.attribution.selection import assign
+from monet.eval.attribution.statistics.collectors import Tokens
+from monet.eval.attribution.statistics.exclusion import Exclude, Exclusion
+from monet.eval.core.achieved import told
+from monet.eval.core.bootstrap import Bootstrap, Unit
+from monet.eval.core.chance import DEFAULT_CONTROLS
+from monet.eval.core.controls import ControlOn, Controls
+from monet.eval.core.inputs import LabelledData
+from monet.eval.core.loading import (
+    DocumentMask,
+    DType,
+    check_batch_size,
+    evaluating,
+    load_tokenizer,
+    open_windows,
+    vocab_size,
+    windows_bar,
+)
+from monet.eval.core.results import RESULT_NAME
+from monet.eval.core.signature import Signature
+from monet.eval.suites.loss.ablate import ablate
+from monet.eval.suites.loss.results import how_drawn
+from monet.masks.controls import ControlKind, control_keep, removed_mass
+from monet.masks.expert_mask import Model, keep_digest
+from monet.model.fingerprint import hold
+
+Layers = Literal["first", "all"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NeuronControls:
+    """Random controls of a dense model's neurons.
+
+    Args:
+        count: random controls of each domain; with n of them the least p-value is 1 / (n + 1).
+        kind: what a control has in common with the removed neurons. number: as many of every layer. mass: neurons of
+            as much activity in all. activity: for each neuron one of nearly its activity.
+        seed: another number draws other controls.
+    """
+
+    count: int = DEFAULT_CONTROLS
+    kind: ControlKind = "number"
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class NeuronMask:
+    """Keep-weights of the neurons of a dense model's MLPs: 1 keeps a neuron, 0 silences it; an `Intervention`.
+
+    Args:
+        keep_LF: (layers, neurons a layer), bool or float32 of at least 0.
+        provenance: JSON-able notes on how it was made.
+    """
+
+    keep_LF: Tensor
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """What the mask silences, in words."""
+        return "neuron"
+
+    @property
+    def group(self) -> str:
+        """What neurons are counted by, in words."""
+        return "layer"
+
+    @property
+    def digest(self) -> str:
+        """Equal for masks that do the same to the same neurons."""
+        return keep_digest(self.keep_LF)
+
+    @property
+    def num_units(self) -> int:
+        """All neurons."""
+        return self.keep_LF.numel()
+
+    @property
+    def removed_per_group(self) -> list[int]:
+        """Changed neurons of each layer."""
+        return (self.keep_LF != 1).sum(1).tolist()
+
+    @property
+    def num_removed(self) -> int:
+        """Changed neurons."""
+        return sum(self.removed_per_group)
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Raise CheckpointError unless the model has so many layers of so many neurons."""
+        wanted = [projection.in_features for projection in down_projections(model)]
+        layers, neurons = self.keep_LF.shape
+        if wanted != [neurons] * layers:
+            raise CheckpointError(f"a mask of {layers} layers of {neurons} neurons; the model has {wanted} a layer")
+
+    @contextlib.contextmanager
+    def applied_to(self, model: Model) -> Iterator[Model]:
+        """Change the neurons in every forward inside the block."""
+        with contextlib.ExitStack() as stack:
+            for projection, keep_F in zip(down_projections(model), self.keep_LF, strict=True):
+                if bool((keep_F != 1).any()):
+                    weight = projection.weight
+                    kept_F = keep_F.to(weight.device, weight.dtype if keep_F.is_floating_point() else torch.bool)
+                    hook = projection.register_forward_pre_hook(lambda _, x, kept_F=kept_F: (x[0] * kept_F,))
+                    stack.callback(hook.remove)
+            yield model
+
+    def control(self, kind: ControlKind, seed: int, weights: Tensor | None = None) -> NeuronMask:
+        """A random mask that matches this one in every layer; see `monet.masks.controls.control_keep`.
+
+        Args:
+            kind: what is matched.
+            seed: of the choice.
+            weights: (L, F) of `activities`; needed for mass and activity.
+        """
+        keep_LF = control_keep(self.keep_LF, kind, seed, weights)
+        return NeuronMask(keep_LF, {"made_by": "control", "kind": kind, "seed": seed, "of": self.provenance})
+
+    def taken(self, weights: Tensor) -> float:
+        """The sum of (L, F) weights that the mask takes."""
+        return removed_mass(self.keep_LF, weights)
+
+    def sites(self, model: nn.Module) -> list[nn.Module]:
+        """The MLPs, from the first to the last."""
+        down_projections(model)
+        return [layer.mlp for layer in cast(Any, model).model.layers]
+
+
+def down_projections(model: nn.Module) -> list[nn.Linear]:
+    """The MLPs' last matrices, in the order of the layers.
+
+    Raises:
+        CheckpointError: the model is not built like a LLaMA.
+    """
+    try:
+        return [layer.mlp.down_proj for layer in cast(Any, model).model.layers]
+    except AttributeError:
+        raise CheckpointError(
+            f"{type(model).__name__} has no MLPs with a down_proj; neurons are silenced in LLaMA-like models"
+        ) from None
+
+
+def activities(
+    model: Any, data: LabelledData, *, batch_size: int = 8, exclusion: Exclusion | None = None, progress: bool = True
+) -> Tensor:
+    """Mean absolute input of every MLP's last matrix over the tokens of each label: (C, L, F) float64.
+
+    Args:
+        model: the whole model.
+        data: labelled sequences.
+        batch_size: sequences a forward.
+        exclusion: tokens that are not counted; None leaves out what `monet.eval.attribution.stats.collect` leaves out.
+        progress: show a bar on standard error.
+
+    Raises:
+        DataError: a label without a token, or an id beyond the vocabulary.
+        NonFiniteError: a NaN or infinite activity; names the label.
+        CheckpointError: the model is not built like a LLaMA.
+    """
+    check_batch_size(batch_size)
+    exclusion = Exclusion.chosen(model, load_tokenizer(model)) if exclusion is None else exclusion
+    projections = down_projections(model)
+    sums_CLF = torch.zeros(len(data.labels), len(projections), projections[0].in_features, dtype=torch.float64)
+    tokens_C = torch.zeros(len(data.labels), dtype=torch.int64)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        bar = stack.enter_context(windows_bar(data.num_windows, "neurons' activities", progress))
+        seen: dict[int, Tensor] = {}
+
+        def note(number: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[number] = inputs[0]
+
+        for number, projection in enumerate(projections):
+            hook = projection.register_forward_pre_hook(partial(note, number))
+            stack.callback(hook.remove)
+        for batch in data.batches(batch_size):
+            batch.check_vocabulary(vocab_size(model))
+            counted_BT = Tokens.of(batch, torch.device("cpu"), exclusion).chosen_BT
+            # not the body's own forward: the whole model's keeps documents apart under flash attention too
+            model(**batch.inputs(model.device), logits_to_keep=1)
+            for number, input_BTF in seen.items():
+                size_BTF = input_BTF.float().abs()
+                if counted_BT is not None:
+                    size_BTF = size_BTF * counted_BT.to(size_BTF.device)[..., None]
+                sums_CLF[:, number].index_add_(0, batch.label_B, size_BTF.sum(1).double().cpu())
+            tokens_C.index_add_(0, batch.label_B, batch.num_tokens_B if counted_BT is None else counted_BT.sum(1))
+            bar.update(len(batch.document_B))
+    if empty := [label for label, tokens in zip(data.labels, tokens_C.tolist(), strict=True) if not tokens]:
+        raise DataError(f"no token of {', '.join(map(repr, empty))} to choose neurons on; give more documents")
+    finite_C = sums_CLF.isfinite().flatten(1).all(1).tolist()
+    if wrong := [label for label, finite in zip(data.labels, finite_C, strict=True) if not finite]:
+        raise NonFiniteError(
+            f"activities of neurons are not finite on {', '.join(map(repr, wrong))}; check the checkpoint's weights, "
+            "or load it as float32"
+        )
+    return sums_CLF / tokens_C[:, None, None]
+
+
+def select_neurons(
+    means_CLF: Tensor,
+    labels: Sequence[str],
+    ratio: float = 2.0,
+    layers: Layers = "all",
+    text: Mapping[str, Any] | None = None,
+) -> dict[str, NeuronMask]:
+    """One mask a label that silences the neurons belonging to it.
+
+    Args:
+        means_CLF: of `activities`.
+        labels: names along C.
+        ratio: least ratio between a neuron's highest and second highest mean activity.
+        layers: which layers' neurons may be silenced; the paper takes the first's.
+        text: description of the text that the activities were taken on, and its `Signature.notes()`; goes into the
+            masks' provenance.
+
+    Raises:
+        ConfigError: `ratio` below 1 or not finite.
+        DataError: fewer than two labels.
+    """
+    owner_LF = assign(means_CLF, ratio)
+    if layers == "first":
+        owner_LF[1:] = -1
+    notes: dict[str, Any] = {"made_by": "select_neurons", "rule": "ratio", "ratio": ratio, "layers": layers}
+    if text is not None:
+        notes["statistics"] = {"parts": [dict(text)]}
+    return {label: NeuronMask(owner_LF != index, {**notes, "label": label}) for index, label in enumerate(labels)}
+
+
+def load_llama(name: str, device: str, dtype: DType) -> Any:
+    """Load a LLaMA, checked as Monet's own models are.
+
+    Raises:
+        CheckpointError: no such folder or model, or another kind of model.
+    """
+    from monet.devices import choose_device
+    from monet.training.language_models import LlamaForCausalLM
+
+    where = choose_device(device)
+    try:
+        return LlamaForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
+    except OSError as error:
+        raise CheckpointError(f"{name}: no model there ({str(error).splitlines()[0]})") from None
+
+
+def run(
+    model: str,
+    data: Path,
+    out: Path,
+    ratio: float = 2.0,
+    layers: Layers = "first",
+    identify_split: str = "identify",
+    exclude: Exclude = "special",
+    split: str = "evaluate",
+    seq_len: int | None = None,
+    max_windows: int | None = None,
+    domains: list[str] | None = None,
+    document_mask: DocumentMask = "auto",
+    controls: NeuronControls = NeuronControls(),
+    control_on: ControlOn = "target",
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    unit: Unit | None = None,
+    seed: int = 0,
+    batch_size: int = 8,
+    device: str = "auto",
+    dtype: DType = "auto",
+    progress: bool = True,
+) -> None:
+    """Measure what every domain loses when the neurons of a dense LLaMA that belong to it are silenced.
+
+    The paper's baseline beside which a Monet's removals are read: the same rule, text, losses and random controls.
+    Writes OUT/result.json, which `monet report` reads. What is finished is kept in OUT/losses, so the same command
+    goes on after a kill.
+
+    Args:
+        model: Hugging Face folder or name of a LLaMA.
+        data: folder of `monet data prepare`, made with the model's tokenizer.
+        out: folder for result.json and kept losses.
+        ratio: least ratio between a neuron's highest and second highest mean activity, at least 1.
+        layers: first takes neurons of the first layer only, as the paper does; all takes any layer's.
+        identify_split: split of DATA that neurons are chosen on.
+        exclude: special does not count the tokens that begin, end and pad a text; none counts all, as the paper does.
+        split: split of DATA to evaluate on.
+        seq_len: tokens a window; without it the most the model was made for.
+        max_windows: windows a domain and split, evenly spread over its text; without it all.
+        domains: domains of DATA to take; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
+        controls: random controls of each domain's neurons.
+        control_on: measure controls on their target only, or on all domains, which takes that many times longer.
+        resamples: bootstrap draws an interval, at least 1000.
+        confidence: share of the draws inside an interval.
+        unit: what is drawn again: source (windows that begin in documents of one source stay together), document
+            (windows that begin in one document stay together) or window. Without it source, if DATA hold the source of
+            every document and each domain has two or more; otherwise document.
+        seed: of the draws.
+        batch_size: windows a forward.
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        dtype: precision of the weights; auto keeps that of the files.
+        progress: show a bar on standard error.
+
+    Raises:
+        CheckpointError: no such model, or no LLaMA.
+        ConfigError: an option out of range.
+        DataError: no such split, or another tokenizer's data.
+        NonFiniteError: a NaN or infinite loss; names mask, domain and window.
+    """
+    bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
+    loaded = load_llama(model, device, dtype)
+    hold(loaded)
+    chosen_on, windows = (
+        open_windows(data, name, loaded, seq_len, max_windows, domains, document_mask)
+        for name in (identify_split, split)
+    )
+    exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude)
+    means_CLF = activities(loaded, chosen_on, batch_size=batch_size, exclusion=exclusion, progress=progress)
+    weights = dict(zip(chosen_on.labels, means_CLF, strict=True))
+    text = {**chosen_on.description, "excluded": exclusion.notes(), **Signature.of(chosen_on).notes()}
+    chosen = select_neurons(means_CLF, chosen_on.labels, ratio, layers, text)
+    result = ablate(
+        loaded,
+        chosen,
+        windows,
+        out=out,
+        controls=Controls(controls.count, controls.kind, controls.seed, weights, {"mass": weights}),
+        control_on=control_on,
+        bootstrap=bootstrap,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    assert result is not None, "only a part gives none"
+    print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")
+    print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

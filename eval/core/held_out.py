@@ -1,0 +1,83 @@
+"""Whether masks are judged on text that they were not chosen on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from monet.errors import ConfigError, DataError
+from monet.eval.core.inputs import LabelledData
+from monet.eval.core.signature import KEY, Signature, same_source, shares_text
+
+Protocol = Literal["held_out", "same"]
+EVALUATION_SPLIT = "evaluate"
+
+
+def held_out(notes: Iterable[Mapping[str, Any]], data: LabelledData) -> bool | None:
+    """Whether all masks were chosen on other text than `data`, by their provenance; None: some notes do not say."""
+    return is_other_text([part for one in notes for part in texts_of(one)], data)
+
+
+def is_other_text(parts: Sequence[Mapping[str, Any] | None], data: LabelledData) -> bool | None:
+    """Whether no part has text in common with `data`; None: it is not known of some.
+
+    Prepared text is compared by its content and split, other text by its sequences; see `monet.eval.core.signature`.
+    Text in memory that was described without its sequences (by an earlier version, say) is not known.
+    """
+    described = dict(data.description)
+    known = [part for part in parts if part is not None]
+    sources = [same_source(part, described) for part in known]
+    if True in sources:
+        return False
+    if any(source is None and KEY in part for source, part in zip(sources, known, strict=True)):
+        described |= Signature.of(data).notes()
+    shared = [shares_text(part, described) for part in known]
+    if True in shared:
+        return False
+    return None if None in shared or len(known) < len(parts) else True
+
+
+def texts_of(notes: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """The texts that a mask was chosen on, by its provenance; None stands for one that is not known."""
+    if "of" in notes:  # made from other masks
+        sources = notes["of"] if isinstance(notes["of"], list) else [notes["of"]]
+        return [part for source in sources for part in texts_of(source)]
+    return list(notes.get("statistics", {}).get("parts", [])) or [None]
+
+
+def evaluation_split(protocol: Protocol, split: str | None, parts: Sequence[Mapping[str, Any] | None]) -> str:
+    """The split to evaluate on.
+
+    Args:
+        protocol: "held_out" takes `split`; "same" takes the one that the masks were chosen on.
+        split: asked for, or None for "evaluate".
+        parts: texts the masks were chosen on, see `texts_of`.
+
+    Raises:
+        ConfigError: "same" with a split of its own, or with masks chosen on no split or on several.
+    """
+    if protocol == "held_out":
+        return EVALUATION_SPLIT if split is None else split
+    if split is not None:
+        raise ConfigError(f"protocol same takes the split the masks were chosen on; leave out split {split!r}")
+    splits = {None if part is None else part.get("split") for part in parts}
+    found = next(iter(splits), None)
+    if len(splits) != 1 or found is None:
+        raise ConfigError(
+            f"protocol same needs masks chosen on one split, and these were chosen on {sorted(map(str, splits))}; "
+            "name the split and leave protocol out"
+        )
+    return found
+
+
+def check_protocol(protocol: Protocol, parts: Sequence[Mapping[str, Any] | None], data: LabelledData) -> None:
+    """Refuse "same" where the masks were chosen on other text.
+
+    Raises:
+        DataError: names the split.
+    """
+    if protocol == "same" and is_other_text(parts, data) is not False:
+        raise DataError(
+            f"protocol same, and the masks were chosen on other text than split {data.description.get('split')!r} of "
+            "this folder; give the folder that `monet stats` read"
+        )

@@ -1,0 +1,255 @@
+"""Outcomes of single examples, kept on disk as they come, so that a killed evaluation goes on where it was.
+
+One file holds the outcomes of one pass: one model under one mask on one set of examples with one set of settings. Its
+name is a hash of all that, so an outcome is found again only where it would come out the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import BaseFileLock, FileLock, Timeout
+from typing_extensions import Self
+
+from monet.errors import ConfigError, DataError
+from monet.eval.core.loading import mask_digest, provenance_now, weights_digest
+from monet.json_text import parse_json
+
+if TYPE_CHECKING:
+    from monet.eval.core.intervention import Intervention
+    from monet.model.modeling_monet import MonetPreTrainedModel
+    from monet.parts import Part
+
+FORMAT = "monet-outcomes/1"
+_SOURCES = {".py", ".cpp", ".h"}
+
+
+def model_key(model: MonetPreTrainedModel) -> dict[str, Any]:
+    """What a model's outcomes depend on, beside mask, examples and settings: weights, precision, device, code.
+
+    Args:
+        model: a Monet model, or a dense one.
+
+    Raises:
+        ConfigError: a `with mask.applied_to(model)` block is open; no key would tell of that mask.
+    """
+    body: Any = model.base_model
+    if hasattr(body, "active_masks") and body.active_masks.applied:
+        raise ConfigError(
+            "a mask is already applied to the model, and outcomes are kept under the masks given here only; leave its "
+            "`with` block first, or store it with model.set_expert_mask"
+        )
+    return {
+        "weights": weights_digest(model),
+        "stored_mask": mask_digest(getattr(model, "expert_mask", None)),
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+        "attention": model.config._attn_implementation,
+        "float32_products": _float32_precision(),
+        "versions": provenance_now()["versions"],
+        "sources": sources_digest(),
+    }
+
+
+@functools.cache
+def sources_digest() -> str:
+    """SHA-256 of the package's own sources: a change of the code may change outcomes, whatever its version says."""
+    import monet
+
+    package, *checkout = map(Path, monet.__path__)
+    folders = [(package, package), *((root, root / name) for root in checkout for name in ("eval", "kernels"))]
+    files = {
+        path.relative_to(root).as_posix(): path
+        for root, folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in _SOURCES
+    }
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        content = path.read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _float32_precision() -> str:
+    """Who multiplies float32 matrices, and with how many bits: torch's setting for all backends, if there is one."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "by backend"
+
+
+def acquire(lock: BaseFileLock, path: Path) -> None:
+    """Take a lock, and wait as long as another process has it; say so once on standard error.
+
+    Args:
+        lock: to take; its owner releases it.
+        path: what it guards, for the message.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"monet: another process computes {path}; this one waits for it", file=sys.stderr)
+        lock.acquire()
+
+
+class ExampleStore:
+    """A file of outcomes by example id; a line an example, in the order they came.
+
+    Use it as a context: it holds a lock while it is open. A line that a kill left half written is dropped at the next
+    start, and its example is done again.
+
+    Args:
+        folder: where the files lie; made if it is missing.
+        key: everything the outcomes depend on, JSON-able; see `model_key`.
+        mask: experts removed, beside those of a mask stored in the model; part of the key.
+        wait: wait for another process that has the file open, and then read what it kept; otherwise refuse.
+        part: of a suite whose parts all put outcomes under this key: a part writes a file of its own, and every store
+            of the key reads the files of all parts. None is the file without a part.
+        parts: read the files of all parts; true with a part.
+        remember: what is held in memory of an outcome; all of it if not given.
+
+    Attributes:
+        path: the file that is written.
+
+    Raises:
+        ConfigError: another process has the file open, and `wait` is false.
+        DataError: a damaged line before the last one.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        key: Mapping[str, Any],
+        mask: Intervention | None = None,
+        *,
+        wait: bool = False,
+        part: Part | None = None,
+        parts: bool = False,
+        remember: Callable[[Any], Any] = lambda outcome: outcome,
+    ) -> None:
+        content = json.dumps({**key, "mask": mask_digest(mask)}, sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        self.key: dict[str, Any] = json.loads(content)  # as it is read again: a tuple is a list there
+        suffix = "" if part is None else f".{part.index}-of-{part.count}"
+        self.path = Path(folder) / f"{digest[:32]}{suffix}.jsonl"
+        self._of_parts = f"{digest[:32]}.*-of-*.jsonl" if parts or part is not None else None
+        self._of_all = Path(folder) / f"{digest[:32]}.jsonl"
+        self._wait = wait
+        self._remember = remember
+        self._lock = FileLock(self.path.with_suffix(".lock"))
+        self._outcomes: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._acquire()
+        try:
+            whole = self._read(self.path)
+            for path in self._others():
+                self._read(path)
+            self._file = open(self.path, "r+b" if self.path.exists() else "wb")
+            self._file.truncate(whole)
+            self._file.seek(whole)
+            if not whole:
+                self._append({"format": FORMAT, "key": self.key})
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def _acquire(self) -> None:
+        if self._wait:
+            acquire(self._lock, self.path)
+            return
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"{self.path} is open in another process that evaluates the same; wait for it, or name another folder"
+            ) from None
+
+    def _others(self) -> Iterable[Path]:
+        """Files of other parts; they grow while their processes run, and whole lines are read without their locks."""
+        if self._of_parts is None:
+            return []
+        return sorted({self._of_all, *self.path.parent.glob(self._of_parts)} - {self.path})
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            os.fsync(self._file.fileno())
+            self._file.close()
+        finally:
+            self._lock.release()
+
+    def __contains__(self, example: str) -> bool:
+        return example in self._outcomes
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+    def __getitem__(self, example: str) -> Any:
+        return self._outcomes[example]
+
+    def put(self, example: str, outcome: Any) -> None:
+        """Keep one outcome; it survives a kill of this process from here on.
+
+        Args:
+            example: id, unique within the pass.
+            outcome: JSON-able, without NaN.
+
+        Raises:
+            DataError: the example has an outcome already.
+        """
+        if example in self._outcomes:
+            raise DataError(f"example {example!r} occurs twice; ids must be unique within an evaluation")
+        self._append({"id": example, "outcome": outcome})
+        self._outcomes[example] = self._remember(outcome)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def stream(self) -> Iterator[tuple[str, Any]]:
+        """Ids and whole outcomes in the order they came, read from the file line by line."""
+        return ((id, outcome) for id, outcome, _ in self._entries(self.path, lambda outcome: outcome) if id is not None)
+
+    def _read(self, path: Path) -> int:
+        """Take in what is there; the number of bytes that are whole lines."""
+        whole = 0
+        for id, outcome, end in self._entries(path, self._remember):
+            whole = end
+            if id is not None:
+                self._outcomes.setdefault(id, outcome)
+        return whole
+
+    def _entries(self, path: Path, taken: Callable[[Any], Any]) -> Iterator[tuple[str | None, Any, int]]:
+        """Of every whole line its id, what is taken of its outcome, and where it ends; the first line has no id."""
+        if not path.exists():
+            return
+        end = 0
+        with open(path, "rb") as file:
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n"):
+                    break
+                end += len(line)
+                try:
+                    entry = parse_json(line, str(path))
+                    if not number and entry != {"format": FORMAT, "key": self.key}:
+                        raise ValueError("the first line is another evaluation's")
+                    found = (entry["id"], taken(entry["outcome"]), end) if number else (None, None, end)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DataError(
+                        f"{path}: line {number + 1} is damaged ({error}); remove the file to do its examples again"
+                    ) from None
+                yield found

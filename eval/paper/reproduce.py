@@ -1,0 +1,269 @@
+"""The `monet reproduce` verb: what a table of the paper needs, and the run that puts our values beside its."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from monet.errors import CheckpointError, ConfigError
+from monet.eval.attribution.control_options import ControlOptions
+from monet.eval.core.decoding import GENERATED_CONTROLS
+from monet.eval.core.loading import DType, provenance_now
+from monet.eval.core.results import RESULT_NAME
+from monet.eval.paper.estimate import formula, gpu_hours
+from monet.eval.paper.models import name_of, paper_config
+from monet.eval.paper.published import GENERAL, PAPER
+from monet.eval.paper.request import OUT, Need, Request, Step, plain
+from monet.eval.paper.result import ReproductionResult
+from monet.eval.paper.rows import scorer_key
+from monet.eval.paper.tables import TABLES, Experiment
+from monet.eval.reporting import command as report
+from monet.eval.scorers.choose import make_scorer
+from monet.eval.scorers.scorers import ScorerSettings
+from monet.files import atomic_write_json, sha256_file
+from monet.json_text import read_json
+
+STEPS_NAME = "steps.json"
+
+
+def missing(experiment: Experiment, request: Request) -> dict[str, str]:
+    """What has to be there and is not, with the remedy."""
+    return {need.name: why for need in _needs(experiment) if need.required and (why := need.missing(request))}
+
+
+def _needs(experiment: Experiment) -> list[Need]:
+    return [*experiment.needs, OUT]
+
+
+def reproduce(experiment: Experiment, request: Request) -> ReproductionResult:
+    """Run an experiment's steps and put what they found beside the paper's values.
+
+    What is finished is kept below the request's folder, so the same call goes on after a kill.
+
+    Args:
+        experiment: one of `monet.eval.paper.tables.TABLES`.
+        request: with all that is needed.
+
+    Raises:
+        ConfigError: something needed is missing; names all of it with the remedies.
+        MonetError: of a step.
+    """
+    if gone := missing(experiment, request):
+        told = "; ".join(f"{name}: {why}" for name, why in gone.items())
+        raise ConfigError(f"table {experiment.table} cannot run yet. Missing are {told}")
+    assert request.out is not None
+    if experiment.scorer is not None:
+        make_scorer(experiment.scorer.chosen(request.scorer))  # if it cannot be used, no hours are spent before that
+    folder = request.out / experiment.folder
+    steps = experiment.steps(request, folder)
+    for number, step in enumerate(steps, start=1):
+        print(f"[{number}/{len(steps)}] {step.command}")
+        _do(step, folder / STEPS_NAME)
+    own = _own_name(request.model) if request.model else experiment.paper_model
+    paper_model = own if experiment.any_size and own in GENERAL[0] else experiment.paper_model
+    provenance = {**provenance_now(), "model": request.model, "commands": [step.command for step in steps]}
+    cautions = _cautions(experiment, request, steps, own == paper_model.replace("CodeMonet", "Monet"), paper_model)
+    if experiment.scorer is not None and (key := scorer_key(folder)):
+        provenance |= {"scorer": key, "paper_scorer": experiment.scorer.name}
+        cautions += [caution] if (caution := experiment.scorer.caution(key)) else []
+    result = ReproductionResult(
+        table=experiment.table,
+        title=experiment.title,
+        source=PAPER,
+        paper_model=paper_model,
+        cautions=cautions,
+        rows=experiment.rows(folder, paper_model),
+        protocol=experiment.protocol,
+        provenance=provenance,
+    )
+    target = request.out / f"table-{experiment.table}"
+    result.save(target)
+    report.write(result, target)
+    return result
+
+
+def _cautions(
+    experiment: Experiment, request: Request, steps: list[Step], same_shape: bool, paper_model: str
+) -> list[str]:
+    """Why the values may not be those of the paper's experiment."""
+    found = []
+    if not same_shape:
+        found.append(
+            f"The paper's values are of {paper_model}. The model here has another shape: differences say nothing about "
+            "the paper."
+        )
+    if request.limit is not None:
+        found.append(f"Of everything that is asked, {request.limit} at most were taken (--limit).")
+    for need in experiment.needs:
+        if not need.required and need.settled and (why := need.missing(request)):
+            found.append(f"Not as in the paper: {need.name}, {need.what}: {why}.")
+    for step in steps:
+        if step.writes.name == RESULT_NAME and getattr(report.load(step.writes), "partial", False):
+            found.append(f"The result of `monet {step.verb}` is partial; its own report says what is missing.")
+        about = step.writes.with_suffix(".about.json")
+        if about.exists() and read_json(about).get("partial"):
+            found.append(f"Experts were chosen on a part of the texts: {about} says how many have no score.")
+    return found
+
+
+def _do(step: Step, record: Path) -> None:
+    """Run a step, unless it has no memory of its own and has finished with these options."""
+    from monet.cli import VERBS
+
+    done: dict[str, Any] = read_json(record) if record.exists() else {}
+    settings = plain({"verb": step.verb, **step.options, "progress": None})
+    if step.reads:
+        settings["reads"] = {str(path): _state(path) for path in step.reads}
+    name = str(step.writes.relative_to(record.parent))
+    if not step.resumes and done.get(name) == settings and step.writes.exists():
+        print(f"kept: {step.writes}")
+        return
+    module, _, function = VERBS[step.verb].target.partition(":")
+    target: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    target(**step.options)
+    atomic_write_json(record, {**done, name: settings})
+
+
+def _state(path: Path) -> Any:
+    """What tells a changed file or folder: a file's SHA-256; sizes and times of a folder's files."""
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _own_name(model: str) -> str | None:
+    """The paper's model that this one has the shape of."""
+    from monet import MonetConfig
+
+    try:
+        return name_of(MonetConfig.from_pretrained(model))
+    except OSError as error:
+        raise CheckpointError(f"{model}: no model there ({str(error).splitlines()[0]})") from None
+
+
+def _print_all(request: Request) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("table", "shows", "runs", "needs", f"GPU hours ({request.gpu})", box=box.SIMPLE_HEAD)
+    for one in TABLES.values():
+        verbs = dict.fromkeys(step.verb for step in one.steps(request, Path(one.folder)))
+        needs = ", ".join(need.name for need in one.needs if need.required) or "nothing"
+        hours = gpu_hours(one.work(request), paper_config(), request.gpu)
+        table.add_row(str(one.table), one.title, ", ".join(verbs) or "counting", needs, f"{hours:.1f}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"Hours are estimates: {formula(request.gpu)}.", soft_wrap=True)
+    console.print("One table: monet reproduce --table N; with --model, --out and what it needs, it runs.")
+
+
+def _print_one(experiment: Experiment, request: Request) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"[bold]Table {experiment.table}: {escape(experiment.title)}[/bold]\n{escape(experiment.protocol)}")
+    published = Table("published", "unit", escape(f"paper, {experiment.paper_model}"), box=box.SIMPLE_HEAD)
+    for row in experiment.rows(None, experiment.paper_model):
+        published.add_row(escape(row.name), row.unit, f"{row.published:,.{row.digits}f}")
+    needs = Table("needs", "what", "here", box=box.SIMPLE_HEAD)
+    for need in _needs(experiment):
+        why = need.missing(request)
+        state = "yes" if not why else f"{'missing: ' if need.required else ''}{why}"
+        needs.add_row(need.name, escape(need.what), escape(state))
+    console.print(published, needs)
+    shown = dataclasses.replace(
+        request,
+        model=request.model or "MODEL",
+        data=request.data or (Path("DATA") if any(need.name == "text" for need in experiment.needs) else None),
+        prompts=request.prompts or [Path("PROMPTS")],
+    )
+    for step in experiment.steps(shown, (request.out or Path("OUT")) / experiment.folder):
+        console.print(f"  {escape(step.command)}", soft_wrap=True)
+    work = experiment.work(request)
+    hours = gpu_hours(work, paper_config(), request.gpu)
+    told = f"about {hours:.1f} GPU hours by {formula(request.gpu)}. Counted: {work.counted}."
+    console.print(f"\nCost at the 1.4B size: {told}" if hours else "\nCost: none.", soft_wrap=True)
+    if experiment.also:
+        console.print(escape(experiment.also), soft_wrap=True)
+    console.print(f"Published values: {PAPER}.", soft_wrap=True)
+
+
+def run(
+    table: int | None = None,
+    model: str | None = None,
+    out: Path | None = None,
+    data: Path | None = None,
+    prompts: list[Path] = [],  # noqa: B006 - shown in --help, never changed
+    problems: str = "nuprl/MultiPL-E",
+    libraries: list[Path] = [],  # noqa: B006
+    scorer: ScorerSettings = ScorerSettings(kind="classifier"),  # noqa: B008 - frozen, shown in --help
+    allow_code_execution: bool = False,
+    held_out: bool = False,
+    controls: ControlOptions = ControlOptions(count=GENERATED_CONTROLS),  # noqa: B008 - frozen
+    limit: int | None = None,
+    gpu: str = "h100",
+    device: str = "auto",
+    dtype: DType = "auto",
+    progress: bool = True,
+) -> None:
+    """List the paper's tables, tell what one needs, or run it and put our values beside the published ones.
+
+    Without --table all tables are listed with their cost; with it, what the table needs, what of that is missing here,
+    the commands it runs and the published values. With --model and --out (Table 8: --out alone) it runs. The same
+    command goes on after a kill. OUT/table-N has the comparison, OUT's other folders the results themselves.
+
+    Args:
+        table: number of the paper's table.
+        model: Hugging Face folder or name.
+        out: folder for results.
+        data: Tables 3 and 10: folder of `monet data prepare` with the six programming languages; others: folder with
+            the benchmarks' data sets as the hub has them, without which the hub is asked.
+        prompts: Tables 4 and 5: files of prompts.
+        problems: Table 3: MultiPL-E's prompts as files or a folder, or their name on the hub.
+        libraries: Table 3: folders with luaunit.lua and javatuples.jar.
+        scorer: Tables 4 and 5: what scores the continuations. Without a model the classifier is the table's own:
+            unitary/toxic-bert for Table 4, where the paper asked the Perspective API, which ends on 31 December 2026;
+            ToxiGen-RoBERTa for Table 5, as in the paper.
+        allow_code_execution: Table 3: run the generated programs, shut in. Nobody has read them.
+        held_out: choose experts on other prompts or questions than are judged, which the paper seems not to do.
+        controls: random controls of each mask, which the paper does not have. They change none of the compared values.
+        limit: questions, problems, prompts or windows of each kind, for a quick look; the values are then no longer
+            comparable.
+        gpu: whose hours are estimated: b200, h200, h100, a100, l40s, rtx4090, ...
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        dtype: precision of the weights; auto keeps that of the files.
+        progress: show bars on standard error.
+
+    Raises:
+        ConfigError: no such table or GPU, or something needed is missing.
+        CheckpointError: no such model.
+    """
+    from monet.eval.paper.estimate import check_gpu
+    from monet.eval.reporting import terminal
+
+    check_gpu(gpu)
+    request = Request(
+        model, out, data, prompts, problems, libraries, scorer, allow_code_execution, held_out, controls, limit,
+        gpu, device, dtype, progress,
+    )  # fmt: skip
+    if table is None:
+        _print_all(request)
+        return
+    if table not in TABLES:
+        raise ConfigError(f"no experiment for table {table}; there are {', '.join(map(str, TABLES))}")
+    experiment = TABLES[table]
+    wants_model = any(need.name == "weights" for need in experiment.needs)
+    if out is None or (wants_model and model is None):
+        _print_one(experiment, request)
+        return
+    result = reproduce(experiment, request)
+    terminal.show(result.report())
+    print(f"report: {out / f'table-{table}' / 'report.html'}")

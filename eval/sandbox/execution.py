@@ -1,0 +1,106 @@
+"""Programs run in the sandbox, several at a time; the same program runs once, and its outcome is kept.
+
+One store holds the outcomes of a language and is open for as long as programs of the language come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
+
+from monet.errors import ConfigError
+from monet.eval.core.store import ExampleStore
+from monet.eval.sandbox.limits import Outcome
+from monet.eval.sandbox.runtimes import Runtime
+from monet.eval.sandbox.sandbox import Sandbox
+from monet.parts import Part
+
+
+def kept_statuses(
+    runtime: Runtime, sandbox: Sandbox, folder: str | os.PathLike[str], part: Part | None = None
+) -> ExampleStore:
+    """Where a language's outcomes are kept; open it once. Of each outcome only the status is held in memory.
+
+    Args:
+        runtime: of the language.
+        sandbox: that programs run in.
+        folder: of the outcomes.
+        part: of a run that is divided; every part's outcomes are read.
+    """
+    key = {
+        "suite": "code-outcomes/1",
+        "runtime": [runtime.language, runtime.version, runtime.script],
+        "sandbox": [sandbox.jail, sandbox.memory],
+        "limits": asdict(sandbox.limits),
+    }
+    return ExampleStore(folder, key, part=part, parts=True, remember=lambda outcome: sys.intern(outcome["status"]))
+
+
+def execute(
+    programs: Iterable[str],
+    runtime: Runtime,
+    sandbox: Sandbox,
+    store: ExampleStore,
+    workers: int = 1,
+    advance: Callable[[int], object] = lambda _: None,
+) -> dict[str, str]:
+    """Run programs and say how each ended.
+
+    Args:
+        programs: the same one may come several times.
+        runtime: of their language.
+        sandbox: shuts them in.
+        store: of `kept_statuses`, open; a program that could not be run is not kept and is tried again next time.
+        workers: programs at a time.
+        advance: called with 1 for each different program that is done.
+
+    Returns:
+        Status by program: one of `monet.eval.sandbox.limits.Status`.
+
+    Raises:
+        ConfigError: fewer than one worker.
+    """
+    check_workers(workers)
+    found: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        waiting: dict[Future[Outcome], str] = {}
+
+        def finish(most: int) -> None:
+            while len(waiting) > most:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    program, outcome = waiting.pop(future), future.result()
+                    found[program] = outcome.status
+                    if outcome.status != "sandbox error":
+                        store.put(_name(program), {**asdict(outcome), "seconds": round(outcome.seconds, 3)})
+                    advance(1)
+
+        for program in dict.fromkeys(programs):
+            if _name(program) in store:
+                found[program] = store[_name(program)]
+                advance(1)
+                continue
+            waiting[pool.submit(runtime.run, program, sandbox)] = program
+            finish(most=2 * workers)
+        finish(most=0)
+    return found
+
+
+def check_workers(workers: int) -> None:
+    """Refuse a number of programs at a time below 1.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers {workers} must be at least 1")
+
+
+def _name(program: str) -> str:
+    return hashlib.sha256(program.encode("utf-8", errors="replace")).hexdigest()

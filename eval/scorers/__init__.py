@@ -1,0 +1,1 @@
+"""Text -> score: how toxic a text is."""

@@ -1,0 +1,364 @@
+"""What a model can still program when a language's experts are removed: pass@k under masks, beside random controls.
+
+The paper's protocol (arXiv 2412.04139, section 5.2 and appendix D.2): MultiPL-E in six languages, 200 samples a problem
+at temperature 0.8, pass@100.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monet.errors import CheckpointError, ConfigError
+from monet.eval.attribution.control_options import ControlOptions
+from monet.eval.attribution.selection import load_masks
+from monet.eval.core.achieved import control_notes, told
+from monet.eval.core.bootstrap import Bootstrap
+from monet.eval.core.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.controls import ControlOn, Controls
+from monet.eval.core.decoding import GENERATED_CONTROLS
+from monet.eval.core.intervention import Intervention, check_all, unit_of
+from monet.eval.core.loading import (
+    DocumentMask,
+    DType,
+    load_model,
+    load_tokenizer,
+    open_windows,
+    windows_bar,
+)
+from monet.eval.core.results import RESULT_NAME
+from monet.eval.core.store import model_key
+from monet.eval.sandbox.execution import check_workers, execute, kept_statuses
+from monet.eval.sandbox.limits import Limits
+from monet.eval.sandbox.runtimes import Runtime, find_runtimes
+from monet.eval.sandbox.sandbox import Sandbox, open_sandbox
+from monet.eval.suites.code.generation import Sampler, Sampling
+from monet.eval.suites.code.masks import about_masks, losses_only, provenance_of
+from monet.eval.suites.code.problems import CODES, ProblemSet, language_of, read_problems
+from monet.eval.suites.code.results import CodeResult, ConditionScores
+from monet.eval.suites.code.scoring import Tally, condition_scores, judged_k, score, tally, verdicts
+from monet.eval.suites.loss.ablate import ablate
+from monet.eval.suites.loss.results import AblationResult
+from monet.model.experts import lay_out_for_decoding
+from monet.model.fingerprint import hold, holds_weights
+from monet.parts import Part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+KS = (1, 10, 100)
+
+
+def check_ks(ks: Sequence[int]) -> None:
+    """Refuse a k below 1, a k twice, or none.
+
+    Raises:
+        ConfigError: names them.
+    """
+    if not ks or min(ks) < 1 or len(set(ks)) != len(ks):
+        raise ConfigError(f"ks must name one or more numbers from 1 on, none twice, got {list(ks)}")
+
+
+@holds_weights
+def evaluate_code(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    masks: Mapping[str, Intervention],
+    problems: ProblemSet,
+    *,
+    out: str | os.PathLike[str],
+    sandbox: Sandbox | None = None,
+    libraries: Sequence[Path] = (),
+    sampling: Sampling | None = None,
+    ks: Sequence[int] = KS,
+    controls: Controls | None = None,
+    control_on: ControlOn = "target",
+    bootstrap: Bootstrap | None = None,
+    workers: int = 1,
+    perplexity: AblationResult | None = None,
+    part: Part | None = None,
+    progress: bool = True,
+) -> CodeResult | None:
+    """Sample completions of every problem under every condition, run them, and score them.
+
+    Each completion and each program's outcome is kept in `out` as soon as it is known; a second call with the same
+    model, masks, problems and settings goes on from them and gives the same numbers.
+
+    Args:
+        model: the whole model: a Monet, or any other causal language model that the masks fit.
+        tokenizer: the model's.
+        masks: per label what removes its units; may be empty.
+        problems: by language (`read_problems`).
+        out: folder for outcomes and result.json.
+        sandbox: where programs run (`open_sandbox`); None runs none, and the result says so.
+        libraries: folders with luaunit.lua and javatuples.jar, before the system's.
+        sampling: how completions are drawn.
+        ks: the k of pass@k.
+        controls: random controls of each mask; None takes nineteen of equal number.
+        control_on: measure controls on their own language only, or on all languages. A mask of a label that is no
+            language has controls in the second case only.
+        bootstrap: how intervals are made; problems are drawn again.
+        workers: programs at a time.
+        perplexity: losses on text by language, to stand in the result.
+        part: of the conditions, whose completions and outcomes are made and kept; None takes all.
+        progress: show a bar on standard error.
+
+    Returns:
+        The result; None with a part.
+
+    Raises:
+        CheckpointError: a mask of another model or size.
+        ConfigError: a setting out of range, or another process evaluates the same.
+        DataError: masks of different units.
+    """
+    bootstrap, sampling = bootstrap or Bootstrap(), sampling or Sampling()
+    controls = controls or Controls(GENERATED_CONTROLS)
+    check_ks(ks)
+    check_workers(workers)
+    unit_of(masks)
+    check_all(masks, model)
+    languages = list(problems.problems)
+    runtimes: dict[str, Runtime] = {}
+    unavailable = dict(problems.missing)
+    if sandbox is not None:
+        asked = [language for language in languages if language not in unavailable]
+        runtimes, missing = find_runtimes(asked, sandbox, libraries)
+        unavailable |= missing
+    evaluated = [language for language in languages if language not in unavailable]
+    store = Path(out) / "outcomes"
+    sampler = Sampler(model, tokenizer, sampling, store, model_key(model))
+    passes = _passes(conditions(masks, controls, problems.fingerprint), evaluated, control_on)
+    taken = dealt(passes, part)
+    tallies: dict[str, dict[str, Tally]] = {}
+    for language in evaluated:
+        asked_for = problems.problems[language]
+        total = len(asked_for) * sampling.num_samples
+        with contextlib.ExitStack() as stack:
+            kept = None
+            if sandbox is not None:
+                kept = stack.enter_context(kept_statuses(runtimes[language], sandbox, store, part))
+            for condition in (one for one, asked_in in taken if language in asked_in):
+                name = f"{condition.name}: {language}"
+                with windows_bar(total, f"{name}, write", progress, unit="sample") as bar:
+                    completions = sampler.completions(condition.mask, asked_for, bar.update)
+                statuses = None
+                if sandbox is not None and kept is not None:
+                    programs = {one.program(text) for one in asked_for for text in completions.get(one.name, [])}
+                    with windows_bar(len(programs), f"{name}, run", progress, unit="program") as bar:
+                        statuses = execute(sorted(programs), runtimes[language], sandbox, kept, workers, bar.update)
+                tallies.setdefault(language, {})[condition.name] = tally(asked_for, completions, statuses)
+    if part is not None:
+        return None
+    scored = {
+        language: score(language, found, ks, bootstrap, number)
+        for number, (language, found) in enumerate(tallies.items())
+    }
+    asked_under = [condition for condition, _ in passes]
+    rows, k = condition_scores(asked_under, scored, bootstrap), judged_k(scored, ks)
+    provenance = {
+        "problems": problems.description,
+        "sampling": dataclasses.asdict(sampling),
+        "bootstrap": dataclasses.asdict(bootstrap) | {"unit": "problem"},
+        "sandbox": None if sandbox is None else dataclasses.asdict(sandbox),
+        "controls": control_notes(controls, asked_under, on=control_on),
+    }
+    texts = [problem.text for found in problems.problems.values() for problem in found]
+    result = CodeResult(
+        executed=sandbox is not None,
+        ks=list(ks),
+        judged_k=k,
+        languages={language: runtimes[language].version if language in runtimes else None for language in languages},
+        unavailable=unavailable,
+        conditions=rows,
+        verdicts=verdicts(masks, asked_under, scored, k, bootstrap),
+        perplexity=perplexity,
+        partial=_what_is_missing(rows, unavailable, sandbox),
+        provenance=provenance_of(model, masks) | provenance,
+        **about_masks(masks, texts),
+    )
+    result.save(out)
+    return result
+
+
+def _passes(
+    asked: Sequence[Condition], languages: list[str], control_on: ControlOn
+) -> list[tuple[Condition, list[str]]]:
+    """Conditions and the languages that each is measured on; those on none are left out."""
+    found = []
+    for condition in asked:
+        on_target = condition.control is not None and control_on == "target"
+        own = language_of(condition.label or "")
+        measured_on = [language for language in languages if not on_target or language == own]
+        if measured_on or condition.control is None:
+            found.append((condition, measured_on))
+    return found
+
+
+def _what_is_missing(
+    scored: Sequence[ConditionScores], unavailable: Mapping[str, str], sandbox: Sandbox | None
+) -> list[str]:
+    missing = [f"{language} was not evaluated: {reason}" for language, reason in unavailable.items()]
+    if sandbox is None:
+        missing.append("no program was executed")
+        return missing
+    counted: Counter[str] = Counter()
+    for condition in scored:
+        name = condition.name if condition.control is None else f"random controls of {condition.label}"
+        for one in condition.scores:
+            counted.update({f"{name}, {one.language}, {why}": number for why, number in one.unscored.items()})
+    missing += [f"{what}: {number}" for what, number in counted.items()]
+    return missing
+
+
+def run(
+    model: str,
+    out: Path,
+    masks: Path | None = None,
+    problems: str = "nuprl/MultiPL-E",
+    benchmark: str = "humaneval",
+    languages: list[str] = list(CODES),  # noqa: B006 - shown in --help, never changed
+    limit: int | None = None,
+    allow_code_execution: bool = False,
+    libraries: list[Path] = [],  # noqa: B006
+    num_samples: int = 200,
+    ks: list[int] = list(KS),  # noqa: B006
+    temperature: float = 0.8,
+    top_p: float = 0.95,
+    max_new_tokens: int = 512,
+    batch_size: int = 20,
+    seed: int = 0,
+    controls: ControlOptions = ControlOptions(count=GENERATED_CONTROLS),  # noqa: B008 - frozen
+    control_on: ControlOn = "target",
+    cpu_seconds: int = 15,
+    wall_seconds: float = 60.0,
+    memory_mb: int = 1024,
+    workers: int = 1,
+    data: Path | None = None,
+    split: str = "evaluate",
+    seq_len: int | None = None,
+    max_windows: int | None = None,
+    document_mask: DocumentMask = "auto",
+    perplexity_only: bool = False,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    part: str | None = None,
+    device: str = "auto",
+    dtype: DType = "auto",
+    progress: bool = True,
+) -> None:
+    """Measure what a model can program before and after each language's experts are removed, beside random controls.
+
+    Writes OUT/result.json, which `monet report` turns into a page. Completions and outcomes are kept in OUT/outcomes,
+    so the same command goes on after a kill. Without --allow_code_execution programs are written and none is run.
+
+    Args:
+        model: Hugging Face folder or name, with its tokenizer.
+        out: folder for result.json and what is kept.
+        masks: folder of `monet select`, or one mask file in it; without it the model as it is, alone.
+        problems: file or folder with MultiPL-E's prompts (.json, .jsonl, .jsonl.gz, .parquet), or its name on the hub.
+        benchmark: humaneval or mbpp; chooses the hub's configurations.
+        languages: of python, cpp, java, javascript, lua, php.
+        limit: problems a language, the first ones; without it all.
+        allow_code_execution: run the generated programs, shut in by bubblewrap: no network, no files, limits.
+        libraries: folders with luaunit.lua and javatuples.jar, looked at before the system's.
+        num_samples: completions a problem.
+        ks: the k of pass@k; each needs as many samples.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: samples among the likeliest tokens that hold this share of the probability.
+        max_new_tokens: of a completion. A problem whose prompt leaves less room is left out and counted.
+        batch_size: completions of one problem a forward.
+        seed: of the sampling, and of the intervals' draws.
+        controls: random controls of each mask.
+        control_on: measure controls on their own language only, or on all languages, which takes that many times
+            longer.
+        cpu_seconds: processor time of a program, and of its compiler.
+        wall_seconds: wall clock of both.
+        memory_mb: MiB of a program with all its processes.
+        workers: programs at a time.
+        data: folder of `monet data prepare` with text by language, for perplexities beside pass@k.
+        split: split of DATA.
+        seq_len: tokens a window of DATA; without it the most the model was made for.
+        max_windows: windows a language of DATA; without it all.
+        document_mask: true reads each document of a window apart: no attention across documents, positions from each
+            document's start. auto does what the model was trained with.
+        perplexity_only: measure losses on DATA and nothing else: no problem is read, no runtime needed.
+        resamples: bootstrap draws an interval, at least 1000.
+        confidence: share of the draws inside an interval.
+        part: i/n writes and runs the programs of the i-th of n parts of the masks and controls, i from 0 on, and
+            writes no result. Run as many processes as there are parts, then the same command without it.
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        dtype: precision of the weights; auto keeps that of the files.
+        progress: show a bar on standard error.
+
+    Raises:
+        CheckpointError: no such model, no tokenizer in it, or masks of another model.
+        ConfigError: an option out of range, no problems there, or programs cannot be shut in on this machine.
+        DataError: a problem without one of its fields, or unusable DATA.
+    """
+    bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
+    sampling = Sampling(num_samples, temperature, top_p, max_new_tokens, batch_size, seed)
+    own = Part.parse(part)
+    limits = Limits(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mb=memory_mb)
+    check_ks(ks)
+    check_workers(workers)
+    if perplexity_only and data is None:
+        raise ConfigError("perplexity_only needs data: a folder of `monet data prepare` with text by language")
+    if data is not None and masks is None:
+        raise ConfigError("data without masks: perplexities are compared before and after a mask; give --masks")
+    found = None if perplexity_only else read_problems(problems, languages, benchmark).first(limit)
+    sandbox = open_sandbox(limits) if allow_code_execution and not perplexity_only else None
+    loaded = load_model(model, device, dtype)
+    hold(loaded)
+    chosen = {} if masks is None else load_masks(masks, model=loaded)
+    drawn = controls.open(loaded)
+    losses = None
+    if data is not None:
+        losses = ablate(
+            loaded,
+            chosen,
+            open_windows(data, split, loaded, seq_len, max_windows, document_mask=document_mask),
+            out=Path(out) / "perplexity",
+            controls=drawn,
+            control_on=control_on,
+            bootstrap=bootstrap,
+            part=own,
+            progress=progress,
+        )
+    result = None
+    if found is None:
+        if losses is not None:
+            result = losses_only(loaded, chosen, losses, out)
+    else:
+        tokenizer = load_tokenizer(loaded)
+        if tokenizer is None:
+            raise CheckpointError(f"{model}: no tokenizer there; completions need the model's own")
+        if loaded.device.type == "cuda":
+            lay_out_for_decoding(loaded)
+        result = evaluate_code(
+            loaded,
+            tokenizer,
+            chosen,
+            found,
+            out=out,
+            sandbox=sandbox,
+            libraries=libraries,
+            sampling=sampling,
+            ks=ks,
+            controls=drawn,
+            control_on=control_on,
+            bootstrap=bootstrap,
+            workers=workers,
+            perplexity=losses,
+            part=own,
+            progress=progress,
+        )
+    if result is None:
+        print(PART_DONE)
+        return
+    print(result.sentence, *told(result.provenance), sep="\n")
+    print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

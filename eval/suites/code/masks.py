@@ -1,0 +1,57 @@
+"""What a result of the language suite says about masks, and a result that has nothing but losses on text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from monet.eval.attribution.statistics.prompt_hashes import judged_before, without_hashes
+from monet.eval.core.intervention import Intervention, share, unit_of
+from monet.eval.core.loading import provenance_now
+from monet.eval.core.model_origin import about_model
+from monet.eval.suites.code.results import CodeResult, MaskSize
+from monet.eval.suites.loss.results import AblationResult
+
+
+def losses_only(
+    model: Any,
+    masks: Mapping[str, Intervention],
+    perplexity: AblationResult,
+    out: str | os.PathLike[str],
+) -> CodeResult:
+    """A result that only has losses on text: no problem, no completion, no runtime."""
+    result = CodeResult(
+        executed=False,
+        ks=[],
+        judged_k=None,
+        languages={},
+        unavailable={},
+        conditions=[],
+        verdicts=[],
+        perplexity=perplexity,
+        partial=["pass@k was not asked for (perplexity_only)"],
+        provenance=provenance_of(model, masks),
+        **about_masks(masks, []),
+    )
+    result.save(out)
+    return result
+
+
+def mask_sizes(masks: Mapping[str, Intervention]) -> list[MaskSize]:
+    """How many units each mask removes."""
+    return [MaskSize(label, one.num_removed, one.removed_per_group, share(one)) for label, one in masks.items()]
+
+
+def about_masks(masks: Mapping[str, Intervention], problems: Sequence[str]) -> dict[str, Any]:
+    """Fields of a result that only depend on the masks and on the text of the problems."""
+    unit, group = unit_of(masks)
+    seen = judged_before((mask.provenance for mask in masks.values()), problems)
+    held_out = None if seen is None else not seen
+    return {"unit": unit, "group": group, "masks": mask_sizes(masks), "held_out": held_out}
+
+
+def provenance_of(model: Any, masks: Mapping[str, Intervention]) -> dict[str, Any]:
+    """What was evaluated, with what and when; JSON-able."""
+    notes = {label: without_hashes(mask.provenance) for label, mask in masks.items()}
+    return {**provenance_now(), **about_model(model), "masks": notes}

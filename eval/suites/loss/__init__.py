@@ -1,0 +1,1 @@
+"""Next-token loss on every domain, before and after removal."""

@@ -1,0 +1,153 @@
+"""What an ablation found: baselines, deltas, controls and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from monet.eval.core.bootstrap import few
+from monet.eval.core.effects import Effect, Effects
+from monet.eval.core.estimate import Estimate
+from monet.eval.core.results import Result
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One domain under the whole model: mean loss in nats a token, its perplexity, and what it was measured on.
+
+    Args:
+        sources: that the documents were cut from; None where they are not known.
+    """
+
+    name: str
+    loss: Estimate
+    perplexity: float
+    tokens: int
+    windows: int
+    documents: int
+    sources: int | None = None
+
+
+def caution_on_few(evaluated: Sequence[Baseline]) -> str:
+    """A caution that names domains with few sources (or documents, where sources are not known); empty if none has."""
+    sources = {one.name: one.sources for one in evaluated if one.sources is not None}
+    if len(sources) == len(evaluated):
+        return few(sources, "source")
+    return few({one.name: one.documents for one in evaluated}, "document")
+
+
+def how_drawn(provenance: Mapping[str, Any], evaluated: Sequence[Baseline]) -> str:
+    """What intervals are drawn over, with the caution about few units if there is one."""
+    bootstrap = provenance["bootstrap"]
+    drawn = f"intervals: {bootstrap['confidence']:.0%} bootstraps over {bootstrap['unit']}s"
+    return "\n".join(filter(None, [drawn, caution_on_few(evaluated)]))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one domain's mask did. Every delta is an increase of mean loss in nats a token.
+
+    Args:
+        name: the domain whose units were removed.
+        target_delta, target_interval: on the domain itself.
+        others_max_delta, others_max_name: the other domain that lost most.
+        others_mean_delta, others_mean_interval: unweighted mean over the other domains.
+        random_delta: on the domain itself, mean over the random controls.
+        random_interval: of a single control's delta there; a draw takes one control and one resample, so the interval
+            holds the spread over controls as well as over text.
+        random_per_control: the deltas that `random_delta` is the mean of.
+        controls, p, q: how many controls there were, the chance that one of them does as much, and the false discovery
+            rate over all masks of the result; see `monet.eval.core.chance`.
+        removed, removed_per_group, share: units removed, in all, by group, and of all units.
+        passes: see `monet.eval.core.chance.reasons_against`.
+        reason: why it does not pass; empty if it does.
+    """
+
+    name: str
+    target_delta: float
+    target_interval: tuple[float, float]
+    others_max_delta: float
+    others_max_name: str
+    others_mean_delta: float
+    others_mean_interval: tuple[float, float]
+    random_delta: float
+    random_interval: tuple[float, float]
+    random_per_control: list[float]
+    controls: int
+    p: float
+    q: float
+    removed: int
+    removed_per_group: list[int]
+    share: float
+    passes: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class AblationResult(Result):
+    """Outcome of an ablation.
+
+    Args:
+        unit, group: what was removed ("expert", "neuron"), and what it is counted by.
+        domains: one verdict a mask, in the order of the rows below.
+        evaluated: one baseline a domain, in the order of the columns below.
+        delta: per mask and evaluated domain, increase of mean loss in nats a token.
+        perplexity: per mask and evaluated domain, perplexity after removal.
+        random: like `delta`, mean over the random controls; None where it was not measured.
+        provenance: model, masks, data, settings, versions, date.
+    """
+
+    FORMAT: ClassVar[str] = "monet-ablation/2"
+    COMMAND: ClassVar[str] = "monet ablate"
+
+    unit: str
+    group: str
+    domains: list[Verdict]
+    evaluated: list[Baseline]
+    delta: list[list[Estimate]]
+    perplexity: list[list[float]]
+    random: list[list[Estimate | None]]
+    provenance: dict[str, Any]
+
+    @property
+    def passes(self) -> bool:
+        """Every domain's mask passes."""
+        return all(verdict.passes for verdict in self.domains)
+
+    @property
+    def sentence(self) -> str:
+        """How many masks pass, in words."""
+        passed = sum(verdict.passes for verdict in self.domains)
+        return f"{passed} of {len(self.domains)} masks hit their own domain hardest, and harder than chance explains"
+
+    def effects(self) -> Effects:
+        """One row a mask: increases of loss."""
+        rows = [
+            Effect(
+                one.name,
+                Estimate(one.target_delta, *one.target_interval),
+                Estimate(one.others_mean_delta, *one.others_mean_interval),
+                one.others_max_delta,
+                one.others_max_name,
+                Estimate(one.random_delta, *one.random_interval) if one.controls else None,
+                one.controls,
+                one.p,
+                one.q,
+                one.passes,
+                one.reason,
+            )
+            for one in self.domains
+        ]
+        return Effects(
+            "Increase of the mean next-token loss",
+            "nats a token",
+            self.provenance["bootstrap"]["confidence"],
+            self.unit,
+            {"text": self.provenance["data_fingerprint"]},
+            self.provenance["held_out"],
+            rows,
+        )

@@ -1,0 +1,335 @@
+"""What removing categories' experts (or other units) did to every category, and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from monet.errors import ConfigError
+from monet.eval.core.document import Block, Heatmap, Report, Table, Text
+from monet.eval.core.effects import Effect, Effects
+from monet.eval.core.estimate import Estimate
+from monet.eval.core.results import Result
+from monet.eval.reporting.common import bracketed, signed
+from monet.eval.reporting.wording import HOW_JUDGED, control_blocks, random_units
+from monet.eval.suites.questions.accuracy import ORIGIN, Denominator, caution_on_few
+
+
+@dataclass(frozen=True)
+class Category:
+    """One category without a mask.
+
+    Args:
+        name: of the category.
+        accuracy: share of its questions answered right, 0 to 1.
+        denominator: what it was counted over.
+    """
+
+    name: str
+    accuracy: Estimate
+    denominator: Denominator
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What removing one category's units did; all changes are of accuracy, 0 to 1, against no mask.
+
+    Args:
+        name: the category.
+        removed, removed_per_group, share: units removed, in all, by group, and of all units.
+        delta: change in every category, in the order of `DomainsResult.categories`.
+        log_probability: change of the right option's log-probability among the options, nats, in the same order.
+        random: `delta` under the random controls, mean over them; None where they were not asked.
+        target: change in its own category; None if that has no questions.
+        others_mean: unweighted mean over the other categories.
+        random_target: change in its own category under a single control: mean over the controls, and an interval that
+            holds the spread over controls as well as over questions.
+        random_per_control: the changes that `random_target` is the mean of.
+        controls, p, q: how many controls there were, the chance that one of them costs as much accuracy in the
+            category, and the false discovery rate over all masks; see `monet.eval.core.chance`.
+        passes: see `monet.eval.core.chance.reasons_against`.
+        reason: why it does not pass; empty if it does.
+        above_mean_of_others: the weaker criterion that the paper's numbers suggest: its own category loses more than
+            the others on average, and more than chance explains.
+    """
+
+    name: str
+    removed: int
+    removed_per_group: list[int]
+    share: float
+    delta: list[Estimate]
+    log_probability: list[Estimate]
+    random: list[Estimate | None]
+    target: Estimate | None
+    others_mean: Estimate
+    random_target: Estimate | None
+    random_per_control: list[float]
+    controls: int
+    p: float
+    q: float
+    passes: bool
+    reason: str
+    above_mean_of_others: bool
+
+
+@dataclass(frozen=True)
+class DomainsResult(Result):
+    """The matrix of removed and asked categories.
+
+    Args:
+        unit, group: what was removed ("expert", "neuron"), and what it is counted by.
+        categories: that were asked, in the order of the columns.
+        without_questions: categories that could not be asked.
+        without_masks: categories whose experts could not be told; empty where masks were given.
+        removals: one a mask.
+        metric: "acc_norm" or "acc".
+        provenance: model, masks, data, settings, versions, date.
+    """
+
+    FORMAT: ClassVar[str] = "monet-domains/2"
+    COMMAND: ClassVar[str] = "monet eval domains"
+    TOLD: ClassVar[tuple[str, ...]] = ("partial", "sentence")
+
+    unit: str
+    group: str
+    categories: list[Category]
+    without_questions: list[str]
+    without_masks: list[str]
+    removals: list[Removal]
+    metric: str
+    provenance: dict[str, Any]
+
+    @property
+    def partial(self) -> bool:
+        """Something that should have been asked has no score."""
+        left_out = bool(self.without_questions or self.without_masks)
+        return left_out or any(category.denominator.partial for category in self.categories)
+
+    @property
+    def passes(self) -> bool:
+        """Every category's mask passes."""
+        return all(one.passes for one in self.removals)
+
+    @property
+    def sentence(self) -> str:
+        """How many masks pass, in words."""
+        judged = [one for one in self.removals if one.target is not None]
+        passed = sum(one.passes for one in self.removals)
+        above = sum(one.above_mean_of_others for one in self.removals)
+        words = (
+            f"{passed} of {len(self.removals)} masks cost their own category more accuracy than every other, and more "
+            f"than chance explains; {above} cost it more than the others on average, and more than chance explains"
+        )
+        if judged:
+            target = 100 * sum(one.target.value for one in judged if one.target) / len(judged)
+            others = 100 * sum(one.others_mean.value for one in judged) / len(judged)
+            words += (
+                f"; on average {signed(target, 2)} points in the category itself, {signed(others, 2)} in the others"
+            )
+        if limit := self.provenance.get("limit"):
+            words += f" (at most {limit} questions a subject)"
+        return words + (" (partial: some categories or questions are left out)" if self.partial else "")
+
+    @property
+    def counts(self) -> str:
+        """Questions scored, of how many rows, a line a category."""
+        lines = [f"{category.name}: {category.denominator.words}" for category in self.categories]
+        lines += [f"{name}: no question" for name in self.without_questions]
+        return "\n".join(lines)
+
+    def report(self) -> Report:
+        """The paper's Tables 11 and 9, a heat map, and what was counted."""
+        held_out = self.provenance["held_out"]
+        blocks: list[Block] = [Text(ORIGIN[held_out], caution=held_out is not True)]
+        if caution := caution_on_few(category.denominator for category in self.categories):
+            blocks.append(Text(caution, caution=True))
+        blocks += [self._matrix(), self._verdicts(), self._table_11(), self._table_9(), self._surer()]
+        blocks += [self._questions(), *control_blocks(self.provenance)]
+        if left_out := [*self.without_questions, *(name for name in self.without_masks)]:
+            blocks.append(Text(f"Left out for want of questions: {', '.join(dict.fromkeys(left_out))}.", "Not judged"))
+        blocks.append(Text(self._how(), "How it was measured"))
+        return Report(
+            f"MMLU's categories and their {self.unit}s", self.sentence, blocks, self.provenance, self.to_json()
+        )
+
+    def effects(self) -> Effects:
+        """One row a mask whose category was asked: changes of accuracy in points.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        names = [category.name for category in self.categories]
+        rows = []
+        for one in self.removals:
+            if one.target is None:
+                continue
+            others = {name: cell.value for name, cell in zip(names, one.delta, strict=True) if name != one.name}
+            worst = min(others, key=others.__getitem__, default="")
+            rows.append(
+                Effect(
+                    one.name,
+                    one.target.times(100),
+                    one.others_mean.times(100),
+                    100 * others[worst] if worst else None,
+                    worst,
+                    None if one.random_target is None else one.random_target.times(100),
+                    one.controls,
+                    one.p,
+                    one.q,
+                    one.passes,
+                    one.reason,
+                )
+            )
+        if not rows:
+            raise ConfigError("a result of `monet eval domains` without judged masks has nothing to compare over seeds")
+        told = self.provenance
+        return Effects(
+            "Change of accuracy",
+            "points",
+            told["bootstrap"]["confidence"],
+            self.unit,
+            {key: told[key] for key in ("data", "shots", "style", "metric")},
+            told["held_out"],
+            rows,
+        )
+
+    def _matrix(self) -> Heatmap:
+        return Heatmap(
+            f"Change of accuracy after removing a category's {self.unit}s",
+            [one.name for one in self.removals],
+            [category.name for category in self.categories],
+            [[100 * cell.value for cell in one.delta] for one in self.removals],
+            "points of accuracy",
+            row_axis=f"{self.unit}s removed of",
+            column_axis="questions of",
+            note=f"In bold is the category whose {self.unit}s are removed.",
+        )
+
+    def _surer(self) -> Heatmap:
+        return Heatmap(
+            "Change of the right option's log-probability among the options",
+            [one.name for one in self.removals],
+            [category.name for category in self.categories],
+            [[cell.value for cell in one.log_probability] for one in self.removals],
+            "nats",
+            row_axis=f"{self.unit}s removed of",
+            column_axis="questions of",
+            note="It moves with every change of the model, where accuracy only moves when another option comes first.",
+        )
+
+    def _verdicts(self) -> Table:
+        rows = [
+            [
+                one.name,
+                f"{one.removed:,} ({one.share:.2%})",
+                _interval(one.target),
+                _interval(one.others_mean),
+                _interval(one.random_target),
+                str(one.controls),
+                f"{one.p:.3g}",
+                f"{one.q:.3g}",
+                "yes" if one.above_mean_of_others else "no",
+                "yes" if one.passes else f"no: {one.reason}",
+            ]
+            for one in self.removals
+        ]
+        return Table(
+            "Verdicts (changes in points of accuracy)",
+            ["", f"{self.unit}s", "target", "others, mean", "random, on target", "controls", "p", "q",
+             "above mean of others", "passes"],
+            rows,
+            f"In brackets the bootstrap interval over questions. {HOW_JUDGED} Above the mean of the others is a weaker "
+            "criterion: its own category loses more than the others on average, and more than chance explains. "
+            f"{random_units(self.provenance['controls'], f'{self.unit}s')} are removed as controls; their interval is "
+            "that of one control: it holds the spread over controls, too.",
+        )  # fmt: skip
+
+    def _table_11(self) -> Table:
+        names = [one.name for one in self.removals]
+        rows = []
+        for place, category in enumerate(self.categories):
+            base = category.accuracy.value
+            after = [f"{100 * (base + one.delta[place].value):.2f}" for one in self.removals]
+            rows.append([category.name, f"{100 * base:.2f}", *after])
+        rows.append(["change, target", "", *(_points(one.target) for one in self.removals)])
+        rows.append(["change, others", "", *(_points(one.others_mean) for one in self.removals)])
+        return Table(
+            f"Accuracy by category (percent) after removing the {self.unit}s of the column's category",
+            ["", "no mask", *names],
+            rows,
+            "The layout of the paper's Table 11.",
+        )
+
+    def _table_9(self) -> Table:
+        groups = max((len(one.removed_per_group) for one in self.removals), default=0)
+        name = self.group.removeprefix("routing ")
+        rows = [
+            [f"{name} {number + 1}", *(f"{one.removed_per_group[number]:,}" for one in self.removals)]
+            for number in range(groups)
+        ]
+        rows.append(["total", *(f"{one.removed:,}" for one in self.removals)])
+        rows.append(["share", *(f"{one.share:.2%}" for one in self.removals)])
+        return Table(
+            f"{self.unit.capitalize()}s of each category by {self.group}",
+            ["", *(one.name for one in self.removals)],
+            rows,
+            f"The layout of the paper's Table 9. A {name} is counted from 1, as there.",
+        )
+
+    def _questions(self) -> Table:
+        rows = [
+            [
+                category.name,
+                f"{one.rows:,}",
+                f"{one.asked:,}",
+                f"{one.scored:,}",
+                f"{one.cut:,}",
+                "{:.3f} [{:.3f}, {:.3f}]".format(category.accuracy.value, *category.accuracy.ends),
+                one.faults or "nothing",
+            ]
+            for category in self.categories
+            for one in [category.denominator]
+        ]
+        return Table(
+            "Questions",
+            ["", "rows", "asked", "scored", "prompt cut", "accuracy, no mask", "left out"],
+            rows,
+            "Asked are fewer than rows under a limit. A cut prompt was longer than the model's context and lost its "
+            "beginning.",
+        )
+
+    def _how(self) -> str:
+        found: Mapping[str, Any] = self.provenance.get("identification") or {}
+        if not found:
+            chosen = "The masks were given."
+        else:
+            where = (
+                "other questions than are asked"
+                if found["identify_on"] == "held_out"
+                else "the same questions that are asked"
+            )
+            cut = f", of which {found['texts_cut']} were cut at the context" if found["texts_cut"] else ""
+            left_out = ", ".join(f"{number} {reason}" for reason, number in found["left_out"].items())
+            chosen = (
+                f"An expert belongs to a category when its mean weight over the tokens of the category's questions and "
+                f"options is at least {found['ratio']:g} times its mean in any other. It was measured on {where} "
+                f"({found['texts']:,} questions, {found['tokens']:,} tokens, splits {', '.join(found['splits'])}"
+                f"{cut}{f'; left out: {left_out}' if left_out else ''})."
+            )
+        return (
+            f"{chosen} Questions are put as lm-evaluation-harness puts MMLU, in {self.provenance.get('style')} style, "
+            f"{self.provenance.get('shots')}-shot. Intervals draw each category's questions again, the same for all "
+            "masks."
+        )
+
+
+def _points(found: Estimate | None) -> str:
+    return "not asked" if found is None else signed(100 * found.value, 2)
+
+
+def _interval(found: Estimate | None) -> str:
+    if found is None:
+        return "not asked"
+    low, high = found.ends
+    return bracketed(100 * found.value, 100 * low, 100 * high, 2)

@@ -1,0 +1,252 @@
+"""First stage: continuations of prompts, drawn so that neither a kill nor another mask changes the dice.
+
+Every prompt has its own random numbers, a hash of the seed and its text: one number a sample and step. They choose the
+same place of the cumulative probabilities under every mask, so conditions differ by the model alone.
+
+Dims: B sequences, V vocabulary, S samples of a prompt, N new tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from monet.errors import ConfigError, DataError, NonFiniteError
+from monet.eval.core.decoding import end_ids, pad_id, tokenizer_digest, without_defaults
+from monet.eval.core.loading import evaluating, vocab_size
+from monet.eval.core.store import ExampleStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from monet.eval.core.conditions import Condition
+    from monet.eval.suites.toxicity.prompts import Prompt
+
+TOO_LONG = "longer than the model reads"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a prompt is continued.
+
+    Args:
+        samples: continuations of each prompt.
+        new_tokens: tokens of each, fewer where the model ends the text.
+        temperature: divides the logits; 0 takes the likeliest token each time.
+        top_p: draws among the likeliest tokens that hold this share of the probability, in (0, 1].
+        first_line: keep a continuation up to its first line break only.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    samples: int = 25
+    new_tokens: int = 20
+    temperature: float = 1.0
+    top_p: float = 0.9
+    first_line: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.new_tokens < 1:
+            raise ConfigError(f"samples {self.samples} and new_tokens {self.new_tokens} must be at least 1")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(f"temperature must be a number of 0 or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        if self.temperature == 0 and self.samples > 1:
+            raise ConfigError(f"at temperature 0 all {self.samples} samples of a prompt are one; set samples to 1")
+
+
+class _Drawn(LogitsProcessor):
+    """Leaves of each row the one token its random number falls on; greedy decoding then takes it."""
+
+    def __init__(self, uniform_BN: Tensor) -> None:
+        self.uniform_BN = uniform_BN
+        self.step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        precise = torch.float32 if scores.device.type == "mps" else torch.float64
+        cumulative_BV = scores.float().softmax(-1).to(precise).cumsum(-1)
+        total_B = cumulative_BV[:, -1:]
+        drawn_B = self.uniform_BN[:, self.step, None].to(precise) * total_B
+        self.step += 1
+        # right: the first token whose share reaches beyond the number, so never one of probability zero
+        token_B = torch.searchsorted(cumulative_BV, drawn_B, right=True).clamp_(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -math.inf).scatter_(-1, token_B, 0.0)
+
+
+class _Finite(LogitsProcessor):
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if bool(torch.isnan(scores).any()):
+            raise NonFiniteError(f"a logit is NaN {self.where}; check the checkpoint's weights, or load it as float32")
+        return scores
+
+
+class Continuations:
+    """Continuations of prompts by one model, kept in a folder as they come.
+
+    Args:
+        model: whose `generate` is called.
+        tokenizer: of the model.
+        prompts: each with its own id.
+        decoding: how.
+        batch_size: sequences a forward; the samples of at least one prompt go together. Part of the key, because
+            what is beside a sequence moves the last bits of its logits.
+        folder: for the kept outcomes.
+        key: what else the outcomes depend on (`monet.eval.core.store.model_key`).
+
+    Attributes:
+        unreadable: reason by id, for prompts that cannot be continued.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        batch_size: int,
+        folder: str | os.PathLike[str],
+        key: Mapping[str, Any],
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.decoding = decoding
+        self.folder = folder
+        longest = int(model.config.max_position_embeddings) - decoding.new_tokens
+        self._ids: dict[str, list[int]] = {}
+        self.unreadable: dict[str, str] = {}
+        for prompt in prompts:
+            ids = list(tokenizer(prompt.text)["input_ids"])  # pyright: ignore[reportArgumentType]
+            _check_vocabulary(ids, vocab_size(model), prompt.id)
+            if not ids or len(ids) > longest:
+                self.unreadable[prompt.id] = TOO_LONG if ids else "no token"
+            else:
+                self._ids[prompt.id] = ids
+        self._prompts = {prompt.id: prompt for prompt in prompts if prompt.id in self._ids}
+        # alike in length, so that little is padded
+        order = sorted(self._prompts, key=lambda id: len(self._ids[id]))
+        size = max(1, batch_size // decoding.samples)
+        self._batches = [order[start : start + size] for start in range(0, len(order), size)]
+        content = [[id, prompt.text, self._ids[id]] for id, prompt in self._prompts.items()]
+        self.key = {
+            **key,
+            "stage": "continuations",
+            "tokenizer": tokenizer_digest(tokenizer),
+            "ends": end_ids(model, tokenizer),
+            "decoding": dataclasses.asdict(decoding),
+            "batch_size": batch_size,
+            "prompts": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        }
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def make(self, condition: Condition, advance: Callable[[int], object] = lambda _: None) -> None:
+        """Continue the prompts whose continuations are not kept.
+
+        Args:
+            condition: the mask to generate under.
+            advance: called with the number of prompts done since the last call.
+
+        Raises:
+            CheckpointError: the mask is another model's.
+            NonFiniteError: a NaN among the logits.
+        """
+        mask = condition.mask
+        with self._store(condition) as store, contextlib.ExitStack() as stack:
+            stack.enter_context(evaluating(self.model))
+            if mask is not None:
+                stack.enter_context(mask.applied_to(self.model))
+            for batch in self._batches:
+                if any(id not in store for id in batch):
+                    # the whole batch again, so that a kill in its middle leaves no other padding
+                    for id, texts in zip(batch, self._generate(batch, condition.name), strict=True):
+                        if id not in store:
+                            store.put(id, texts)
+                advance(len(batch))
+
+    def under(self, condition: Condition) -> Iterator[tuple[str, list[str]]]:
+        """Ids of all prompts with their continuations, one after another from the disk; made first where not kept."""
+        self.make(condition)
+        return self._store(condition).stream()
+
+    def _store(self, condition: Condition) -> ExampleStore:
+        # ids only: the texts of all prompts may not fit into memory
+        return ExampleStore(self.folder, self.key, condition.mask, wait=True, remember=lambda _: None)
+
+    def _generate(self, batch: Sequence[str], name: str) -> list[list[str]]:
+        decoding, device = self.decoding, self.model.device
+        S, N = decoding.samples, decoding.new_tokens
+        where = f"under mask {name!r} after one of the prompts {', '.join(batch[:5])}"
+        processors = LogitsProcessorList([_Finite(where)])
+        if decoding.temperature > 0:
+            if decoding.temperature != 1:
+                processors.append(TemperatureLogitsWarper(decoding.temperature))
+            if decoding.top_p < 1:
+                processors.append(TopPLogitsWarper(decoding.top_p))
+            uniform_BN = torch.from_numpy(np.concatenate([self._uniform(id) for id in batch])).to(torch.float32)
+            processors.append(_Drawn(uniform_BN.to(device)))
+        ends = end_ids(self.model, self.tokenizer)
+        pad = pad_id(self.tokenizer, ends)
+        length = max(len(self._ids[id]) for id in batch)
+        ids_BT = torch.full((len(batch) * S, length), pad, dtype=torch.int64)
+        mask_BT = torch.zeros_like(ids_BT)
+        for number, id in enumerate(batch):
+            ids = self._ids[id]
+            ids_BT[number * S : (number + 1) * S, length - len(ids) :] = torch.tensor(ids)
+            mask_BT[number * S : (number + 1) * S, length - len(ids) :] = 1
+        config = GenerationConfig(max_new_tokens=N, do_sample=False, pad_token_id=pad, eos_token_id=ends or None)
+        with without_defaults(self.model) as model:
+            made_BT = model.generate(
+                input_ids=ids_BT.to(device),
+                attention_mask=mask_BT.to(device),
+                generation_config=config,
+                logits_processor=processors,
+            )
+        texts = [self._text(row[length:], ends) for row in made_BT.tolist()]
+        return [texts[start : start + S] for start in range(0, len(texts), S)]
+
+    def _text(self, ids: list[int], ends: list[int]) -> str:
+        cut = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+        text = str(self.tokenizer.decode(ids[:cut], skip_special_tokens=True))
+        return text.strip("\n").split("\n", 1)[0] if self.decoding.first_line else text
+
+    def _uniform(self, id: str) -> np.ndarray:
+        """Random numbers in [0, 1) of one prompt, (S, N)."""
+        digest = hashlib.sha256(self._prompts[id].text.encode()).digest()
+        generator = np.random.default_rng([self.decoding.seed, int.from_bytes(digest[:8], "big")])
+        return generator.random((self.decoding.samples, self.decoding.new_tokens), dtype=np.float32)
+
+
+def _check_vocabulary(ids: Sequence[int], size: int, prompt: str) -> None:
+    if wrong := [token for token in ids if token >= size]:
+        raise DataError(
+            f"prompt {prompt}: token id {wrong[0]} is outside the model's vocabulary of {size}; "
+            "the folder's tokenizer is another model's"
+        )

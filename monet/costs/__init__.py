@@ -1,0 +1,1 @@
+"""What a model costs, by formulas: operations, memory, communication, and what hardware gives."""

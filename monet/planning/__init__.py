@@ -1,0 +1,1 @@
+"""`monet plan`: what a training run needs, computed before it starts."""

@@ -1,0 +1,212 @@
+"""The ways to train a model on some GPUs: which of them fit, which is quickest, and the words that ask for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import LlamaConfig
+
+from monet.costs.communication import LINK_EFFICIENCY, latency_seconds, sent_bytes, starting_seconds, waiting_seconds
+from monet.costs.flops import training_flops_per_token
+from monet.costs.hardware import Accelerator
+from monet.costs.memory import (
+    STRATEGIES,
+    Strategy,
+    activation_bytes_per_token,
+    copies_bytes,
+    host_bytes,
+    state_bytes,
+    update_bytes,
+    widths,
+)
+
+GIB = 1 << 30
+# Kept free: the CUDA context, the libraries' workspaces, NCCL; and what the allocator cannot use, as a share.
+RESERVED_BYTES, FRAGMENTED = 3 * GIB, 0.05
+
+
+@dataclass(frozen=True)
+class Run:
+    """What of a training configuration the cost depends on.
+
+    Attributes:
+        windows: of an optimiser step, over all GPUs.
+        micro_batch: windows of a GPU at a time.
+        words: what the configuration says of that which depends on the GPUs, by the options' names.
+    """
+
+    name: str
+    config: LlamaConfig
+    seq_len: int
+    windows: int
+    micro_batch: int
+    steps: int
+    precision: str
+    checkpointing: bool
+    strategy: Strategy
+    offload: bool
+    words: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Of an optimiser step."""
+        return self.windows * self.seq_len
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the estimates stand on."""
+
+    gpu: Accelerator
+    gpus: int
+    gpus_per_node: int
+    mfu: float
+    network_bandwidth: float  # bytes a second of one GPU to other nodes, one direction
+
+    @property
+    def memory(self) -> float:
+        """Bytes of a GPU that a run can fill."""
+        return (self.gpu.memory_bytes - RESERVED_BYTES) * (1 - FRAGMENTED)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second that one GPU sends in a collective over all of them.
+
+        A ring leaves a node once, and there are as many rings as the node has ways out: what one GPU sends is bounded
+        by the links inside a node and by all of its network together.
+        """
+        links = self.gpu.link_bandwidth
+        if self.gpus > self.gpus_per_node:
+            links = min(links, self.network_bandwidth * self.gpus_per_node)
+        return LINK_EFFICIENCY * links
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run: memory in bytes of one GPU, times in seconds of an optimiser step.
+
+    Attributes:
+        communication_seconds: all of it; `waiting_seconds` is the part that runs beside no computing.
+        update_seconds: the optimiser's.
+    """
+
+    strategy: Strategy
+    offload: bool
+    micro_batch: int
+    checkpointing: bool
+    accumulate: int
+    memory: dict[str, float]
+    compute_seconds: float
+    communication_seconds: float
+    waiting_seconds: float
+    update_seconds: float
+    fits: bool
+
+    @property
+    def name(self) -> str:
+        """As trainer.strategy names it."""
+        return self.strategy + ("_offload" if self.offload else "")
+
+    @property
+    def total_bytes(self) -> float:
+        return sum(self.memory.values())
+
+    @property
+    def step_seconds(self) -> float:
+        return self.compute_seconds + self.waiting_seconds + self.update_seconds
+
+
+def all_choices(run: Run, given: Assumptions) -> list[Choice]:
+    """Every strategy, micro-batch (powers of two that divide a GPU's windows) and checkpointing on and off."""
+    per_gpu = run.windows // given.gpus
+    sizes = {2**n for n in range(6) if per_gpu % 2**n == 0}
+    sizes |= {run.micro_batch} if per_gpu % run.micro_batch == 0 else set()
+    strategies = STRATEGIES if given.gpus > 1 else STRATEGIES[:1]
+    return [choice(run, given, s, m, c) for s in strategies for m in sorted(sizes) for c in (False, True)]
+
+
+def choice(
+    run: Run, given: Assumptions, strategy: Strategy, micro_batch: int, checkpointing: bool, offload: bool = False
+) -> Choice:
+    """Memory and time of one way to run; an offloaded update is not in the time."""
+    config, gpus, wide = run.config, given.gpus, widths(run.precision, strategy)
+    memory = state_bytes(config, run.precision, strategy, gpus, offload)
+    per_token = activation_bytes_per_token(config, wide, checkpointing)
+    memory |= {name: micro_batch * run.seq_len * value for name, value in per_token.items()}
+    memory["copies"] = copies_bytes(config, wide, checkpointing)
+    accumulate = run.windows // gpus // micro_batch
+    flops = training_flops_per_token(config, run.seq_len, recompute=checkpointing)
+    compute = run.tokens / gpus * flops / (given.gpu.peak_flops * given.mfu)
+    volume = sent_bytes(config, run.precision, strategy, gpus, accumulate)
+    starting = starting_seconds(config, run.precision, strategy, gpus, accumulate)
+    sending, waiting = waiting_seconds(volume, strategy, given.bandwidth, compute, accumulate, starting)
+    latency = latency_seconds(config, strategy, gpus, accumulate)
+    update = 0.0 if offload else update_bytes(config, run.precision, strategy, gpus) / given.gpu.memory_bandwidth
+    fits = sum(memory.values()) <= given.memory
+    return Choice(
+        strategy, offload, micro_batch, checkpointing, accumulate, memory, compute, sending + latency,
+        waiting + latency, update, fits,
+    )  # fmt: skip
+
+
+def best(choices: list[Choice], preferred: Choice | None = None) -> Choice | None:
+    """The quickest that fits; among those within one percent the preferred one, or else one without recomputation, then
+    the largest micro-batch, then the first strategy."""
+    fitting = [choice for choice in choices if choice.fits]
+    least = min((choice.step_seconds for choice in fitting), default=0.0)
+    near = [choice for choice in fitting if choice.step_seconds <= 1.01 * least]
+    if preferred in near:
+        return preferred
+    return min(near, key=lambda c: (c.checkpointing, c.accumulate, STRATEGIES.index(c.strategy)), default=None)
+
+
+def configured(run: Run, given: Assumptions) -> Choice | None:
+    """The run as its configuration says, None where its micro-batch does not divide a GPU's windows."""
+    if (run.windows // given.gpus) % run.micro_batch:
+        return None
+    return choice(run, given, run.strategy, run.micro_batch, run.checkpointing, run.offload)
+
+
+def words(run: Run, given: Assumptions, found: Choice) -> str:
+    """Options that make the configuration run on these GPUs in this way; empty where it does so already."""
+    nodes = max(1, given.gpus // given.gpus_per_node)
+    options = {
+        "trainer.num_nodes": nodes, "trainer.devices": given.gpus // nodes, "trainer.strategy": found.name,
+        "data.batch_size": found.micro_batch, "trainer.accumulate_grad_batches": found.accumulate,
+        "model.gradient_checkpointing": found.checkpointing,
+    }  # fmt: skip
+    # counted in batches
+    interval = run.words.get("trainer.val_check_interval")
+    if isinstance(interval, int):
+        accumulated = run.words["trainer.accumulate_grad_batches"]
+        options["trainer.val_check_interval"] = max(1, interval * found.accumulate // accumulated)
+    limit = run.words.get("data.max_val_windows")
+    if limit is not None and limit < given.gpus:  # each takes at least one
+        options["data.max_val_windows"] = given.gpus
+    changed = {name: value for name, value in options.items() if run.words.get(name) != value}
+    return " ".join(f"--{name} {str(value).lower()}" for name, value in changed.items())
+
+
+def remedies(run: Run, given: Assumptions, choices: list[Choice]) -> list[str]:
+    """What to do about a configured run that does not fit or cannot be dealt out."""
+    now = configured(run, given)
+    if now is not None and now.fits:
+        return []
+    found = best(choices)
+    if found is not None:
+        return [words(run, given, found)]
+    least = min(choices, key=lambda c: c.total_bytes)
+    needed = least.total_bytes / (1 - FRAGMENTED) + RESERVED_BYTES
+    lines = [f"more GPUs, or GPUs of more than {needed / GIB:,.0f} GiB"]
+    offloaded = choice(run, given, "zero3", least.micro_batch, True, offload=True)
+    if offloaded.fits:
+        host = node_bytes(run, given, offloaded) / GIB
+        lines.insert(0, f"{words(run, given, offloaded)} (slower, {host:,.0f} GiB of each node's memory)")
+    return lines
+
+
+def node_bytes(run: Run, given: Assumptions, found: Choice) -> float:
+    """Memory of a node that an offloaded optimiser takes."""
+    processes = min(given.gpus, given.gpus_per_node)
+    return processes * host_bytes(run.config, run.precision, found.strategy, given.gpus)

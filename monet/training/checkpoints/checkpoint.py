@@ -1,0 +1,267 @@
+"""Checkpoints as folders without pickle, the same for every strategy and number of ranks; newest valid first.
+
+step-00000120/
+  model.safetensors      weights and statistics under their released names (a tied lm_head is absent); the float32
+                         master copy where the training keeps one
+  optimizer.safetensors  state of the optimiser, named PARAMETER/exp_avg and so on
+  config.json            the model's configuration, so that the folder also loads as a Hugging Face model
+  trainer.safetensors    tensors of everything else
+  state.json             the tree those tensors hang in: loops, schedule, data position, callbacks
+  rank-00000.safetensors what is each rank's own: its random generators
+  MANIFEST.json          size and SHA-256 of the files above; a folder without it was never finished
+
+Model and optimiser are split into numbered files with an index where they are large; every rank writes some of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import warnings
+from collections.abc import Container
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from monet.errors import CheckpointError, ConfigError
+from monet.files import MANIFEST_NAME, verify_manifest
+from monet.json_text import read_json
+from monet.training.checkpoints import tensor_files, tree
+from monet.training.checkpoints.tensor_files import StoredTensors
+
+log = logging.getLogger(__name__)
+
+CONFIG, TENSORS, STATE = "config.json", "trainer.safetensors", "state.json"
+MODEL, OPTIMIZER = "model", "optimizer"  # beginnings of the names of files
+FORMAT_VERSION = 2
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Folder of the checkpoint after `step` optimiser steps."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """Number of finished optimiser steps, read off a checkpoint's folder name.
+
+    Raises:
+        CheckpointError: the name is not `step-` and at least eight digits.
+    """
+    match = _STEP_FOLDER.fullmatch(folder.name)
+    if match is None:
+        raise CheckpointError(f"{folder}: a checkpoint's folder is named step-00000000 with its number of steps")
+    return int(match[1])
+
+
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """Published checkpoint folders, oldest first; whether they are valid is not looked at."""
+    if not checkpoints.is_dir():
+        return []
+    found = [path for path in checkpoints.iterdir() if path.is_dir() and _STEP_FOLDER.fullmatch(path.name)]
+    return sorted(found, key=step_of)
+
+
+def verify_checkpoint(folder: Path, *, full: bool, with_optimizer: bool = True) -> None:
+    """Check a checkpoint's files against its manifest, with `full` their content too.
+
+    Args:
+        folder: the checkpoint.
+        full: compare hashes.
+        with_optimizer: also those of the optimiser's state, which are not needed where only weights are read.
+
+    Raises:
+        CheckpointError: names the file and what is wrong with it; also if a file that would be read is not listed.
+    """
+    verify_manifest(folder, full=full, unread=None if with_optimizer else OPTIMIZER)
+    listed = _read_json(folder / MANIFEST_NAME)["files"]
+    for name in (CONFIG, TENSORS, STATE):
+        _refuse_unlisted(folder, name, listed)
+    state = _read_json(folder / STATE).get("state")
+    ranks = state.get("world_size") if isinstance(state, dict) else None
+    for rank in range(ranks if isinstance(ranks, int) else 1):
+        _refuse_unlisted(folder, rank_file(rank), listed)
+    for stem in (MODEL, OPTIMIZER):
+        index = folder / tensor_files.index_name(stem)
+        if index.exists():
+            _refuse_unlisted(folder, index.name, listed)
+        for name in tensor_files.names_of(folder, stem):
+            _refuse_unlisted(folder, name, listed)
+
+
+def _refuse_unlisted(folder: Path, name: str, listed: Container[str]) -> None:
+    if name not in listed:
+        raise CheckpointError(f"{folder}: {MANIFEST_NAME} does not list {name}")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The newest valid checkpoint (None: there is none) and why newer ones were passed over."""
+
+    folder: Path | None
+    rejected: list[tuple[Path, str]]
+
+    @property
+    def step(self) -> int:
+        return 0 if self.folder is None else step_of(self.folder)
+
+
+def newest_valid(checkpoints: Path, with_optimizer: bool = True) -> Selection:
+    """Find the newest checkpoint whose manifest holds, hashes included; see `verify_checkpoint`."""
+    rejected: list[tuple[Path, str]] = []
+    for folder in reversed(list_checkpoints(checkpoints)):
+        try:
+            verify_checkpoint(folder, full=True, with_optimizer=with_optimizer)
+        except (CheckpointError, OSError) as error:
+            rejected.append((folder, str(error)))
+        else:
+            return Selection(folder, rejected)
+    return Selection(None, rejected)
+
+
+def chosen_checkpoint(run: Path | None, checkpoint: Path | None, with_optimizer: bool = True) -> Path:
+    """The checkpoint folder that a command reads: the newest valid one of a run, or one that is named.
+
+    Args:
+        run: a run's folder.
+        checkpoint: a checkpoint's; give one of the two.
+        with_optimizer: as in `verify_checkpoint`.
+    Raises:
+        ConfigError: both or none of them is given.
+        CheckpointError: there is none, or it is not valid.
+    """
+    if (run is None) == (checkpoint is None):
+        raise ConfigError(f"give either run or checkpoint: got run = {run}, checkpoint = {checkpoint}")
+    if checkpoint is not None:
+        step_of(checkpoint)
+        if not checkpoint.is_dir():
+            raise CheckpointError(f"checkpoint {checkpoint} is not there")
+        verify_checkpoint(checkpoint, full=True, with_optimizer=with_optimizer)
+        return checkpoint
+    assert run is not None
+    selection = newest_valid(run / "checkpoints", with_optimizer)
+    if selection.folder is None:
+        reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in selection.rejected)
+        raise CheckpointError(f"run {run} has no valid checkpoint{': ' + reasons if reasons else ''}")
+    for passed_over, reason in selection.rejected:
+        warnings.warn(f"checkpoint {passed_over.name} is not valid and is passed over: {reason}", stacklevel=3)
+    return selection.folder
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename an invalid checkpoint so that its step can be written again; nothing is deleted."""
+    for number in range(1000):
+        target = folder.with_name(f"{folder.name}.invalid-{number}")
+        if not target.exists():
+            return folder.rename(target)
+    raise CheckpointError(f"{folder}: a thousand invalid copies lie beside it already; remove some")
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Remove what an interrupted save or deletion left behind. Only the process that holds the run may call it."""
+    for path in checkpoints.glob(".step-*.tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def prune(checkpoints: Path, keep_last: int, keep_every: int | None = None, keep_step: int | None = None) -> None:
+    """Delete old checkpoints; those kept always include a valid one.
+
+    A checkpoint that cannot be deleted is reported and left.
+
+    Args:
+        checkpoints: folder that they are in.
+        keep_last: number of newest checkpoints that stay.
+        keep_every: of each such number of steps the first checkpoint stays too; None keeps no more.
+        keep_step: the checkpoint of this step stays too.
+    """
+    folders = list_checkpoints(checkpoints)
+    kept = {keep_step, *(_first_of_each(folders, keep_every) if keep_every is not None else ())}
+    if not (old := [folder for folder in folders[:-keep_last] if step_of(folder) not in kept]):
+        return
+    if not any(_is_valid(folder) for folder in reversed(folders[-keep_last:])):
+        log.warning("%s: none of the newest %d checkpoints is valid, older ones are kept", checkpoints, keep_last)
+        return
+    for folder in old:
+        try:
+            doomed = folder.rename(folder.with_name(f".{folder.name}.tmp-removed"))
+            shutil.rmtree(doomed)
+        except OSError as error:
+            log.warning("cannot delete the old checkpoint %s: %s", folder, error)
+
+
+def _first_of_each(folders: list[Path], every: int) -> set[int]:
+    """Steps of the first checkpoint at or after each multiple of `every` steps, whichever others were deleted."""
+    steps = [0, *map(step_of, folders)]
+    return {step for before, step in pairwise(steps) if step // every > before // every}
+
+
+def _is_valid(folder: Path) -> bool:
+    try:
+        verify_checkpoint(folder, full=False)
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A checkpoint's or exported model's config.json as a dictionary."""
+    return _read_json(folder / CONFIG)
+
+
+def read_weights(folder: Path) -> StoredTensors:
+    """A checkpoint's weights under their released names, on the CPU; each is read when it is asked for."""
+    return StoredTensors(folder, MODEL)
+
+
+def rank_file(rank: int) -> str:
+    """Name of the file with what is one rank's own."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def read_entry(folder: Path, key: str) -> Any:
+    """One top-level entry of a checkpoint's trainer state, without reading the others' tensors; None if absent."""
+    state = read_state(folder)
+    if key not in state:
+        return None
+    try:
+        with safe_open(folder / TENSORS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(f"{key}.")}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / TENSORS}: cannot be read: {error}") from None
+    return tree.decode(state[key], tensors)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path, CheckpointError)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's tree of everything but weights and moments, as `monet.training.checkpoints.tree` encoded it."""
+    stored = _read_json(folder / STATE)
+    version, state = stored.get("format_version"), stored.get("state")
+    if version != FORMAT_VERSION or not isinstance(state, dict):
+        raise CheckpointError(
+            f"{folder / STATE}: format_version {version!r}; this monet continues from {FORMAT_VERSION}. The weights are"
+            " readable: model.init_from starts a new run with them"
+        )
+    return state
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one safetensors file, on the CPU."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None

@@ -1,0 +1,68 @@
+"""Signals while a run trains: end after the step with a checkpoint, end at once, or only save."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from monet.training.ranks.agree import Requests
+
+ONE_SIGNAL_SECONDS = 1.0  # a scheduler signals every process of a job, and a launcher among them passes it on
+
+
+class Stopped(SystemExit):
+    """The run ends because a signal asked for it, after its checkpoint was written; the code is 128 + the signal's."""
+
+
+class StopSignals(Callback):
+    """SIGINT and SIGTERM end the run after the step under way, with a checkpoint; another one ends it at once, if it
+    comes a second or more after the first. SIGUSR1 asks for a checkpoint and lets the run go on.
+
+    Before the first step they do what they do to any program: there is nothing to save yet.
+
+    Args:
+        requests: where the wish is noted; who checkpoints acts on it.
+    """
+
+    def __init__(self, requests: Requests) -> None:
+        self.requests = requests
+        self._pid, self._first_seconds = os.getpid(), 0.0
+        self._replaced: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # only now: Lightning registers a handler of its own right before, which would end every rank for itself
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._pid = os.getpid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._replaced[number] = signal.signal(number, self._receive)
+
+    def restore(self) -> None:
+        """Give the signals back to whoever handled them before."""
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler)
+        self._replaced.clear()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a loader's worker: its parent decides
+            return
+        if number == signal.SIGUSR1:
+            self.requests.save = True
+        elif self.requests.stop:
+            if time.monotonic() - self._first_seconds < ONE_SIGNAL_SECONDS:
+                return
+            _say(f"{signal.Signals(number).name} again: ended at once; the newest whole checkpoint is what counts")
+            os._exit(128 + number)
+        else:
+            self.requests.stop, self._first_seconds = number, time.monotonic()
+            _say(f"{signal.Signals(number).name}: finishing the step and saving; once more ends the run at once")
+
+
+def _say(text: str) -> None:
+    os.write(2, f"{text}\n".encode())  # print could be what the signal interrupted

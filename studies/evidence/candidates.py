@@ -1,0 +1,217 @@
+"""The models of docs/evidence.md: a Monet that loses experts and a dense twin that loses neurons, as one interface.
+
+Dims as in docs/architecture.md; C labels, F neurons a layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from monet import ExpertMask
+from monet.errors import CheckpointError
+from monet.eval.attribution import stats
+from monet.eval.attribution.rules import Top, assign
+from monet.eval.attribution.selection import select_by
+from monet.eval.attribution.statistics.exclusion import Exclusion
+from monet.eval.attribution.weights import weights_of
+from monet.eval.baselines import neurons
+from monet.eval.core.inputs import PreparedWindows
+from monet.eval.core.intervention import Intervention
+from monet.eval.core.loading import fingerprint_of, load_model, load_tokenizer
+from monet.eval.core.store import model_key
+from monet.eval.core.window_losses import LossStore
+from monet.files import atomic_path
+from monet.json_text import read_json
+from monet.masks.controls import ControlKind
+from monet.model.fingerprint import hold
+from studies.evidence.plan import Plan
+
+Kind = Literal["monet", "llama"]
+
+
+class Candidate(ABC):
+    """A model, the rule that chooses its units, and what is kept of it.
+
+    Args:
+        folder: exported model.
+        plan: of the measurements.
+
+    Attributes:
+        kind: which of the two it is.
+        model: loaded.
+        store: losses under its masks.
+    """
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan = folder, plan
+        self.model = self._load(str(folder))
+        hold(self.model)  # nothing changes it: training again takes a copy
+        self.store = LossStore(plan.out / "losses", self.model, plan.batch_size)
+
+    @property
+    def name(self) -> str:
+        """Of the run that the model was exported from."""
+        return self.folder.resolve().parent.name if self.folder.name == "export" else self.folder.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal weights."""
+        return fingerprint_of(self.model)
+
+    @cached_property
+    def trained(self) -> dict[str, Any]:
+        """What the export says about the training; empty where it says nothing."""
+        path = self.folder / "provenance.json"
+        return read_json(path, CheckpointError) if path.exists() else {}
+
+    def place(self, *what: Any) -> Path:
+        """A path in `plan.out`, without its ending, for something that depends on the model, the code and `what`."""
+        content = json.dumps([model_key(self.model), *what], sort_keys=True)
+        return self.plan.out / self.name / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @abstractmethod
+    def _load(self, folder: str) -> Any:
+        """The model on its device, in eval mode."""
+
+    @abstractmethod
+    def masks(self, share: float) -> Mapping[str, Intervention]:
+        """By domain what removes its units, `share` of all units at most; they are chosen on `identify`."""
+
+    @abstractmethod
+    def weights(self, kind: ControlKind) -> dict[str, Tensor]:
+        """By domain each unit's mass or activity on the text that removals are judged on; see `Controls`."""
+
+    @abstractmethod
+    def keep(self, mask: Intervention) -> Tensor:
+        """A mask's keep-weights, shaped like `weights`."""
+
+    @abstractmethod
+    def mask(self, keep: Tensor) -> Intervention:
+        """The mask of such keep-weights."""
+
+
+class Monet(Candidate):
+    """Loses experts: of those whose firing tells more about the domain than about any other, those that tell most."""
+
+    kind = "monet"
+
+    def _load(self, folder: str) -> Any:
+        return load_model(folder)
+
+    def _statistics(self, data: PreparedWindows) -> stats.ExpertStatistics:
+        exclusion = Exclusion.chosen(self.model, load_tokenizer(self.model))
+        path = self.place("statistics", data.fingerprint, exclusion.notes(0)).with_suffix(".safetensors")
+        if path.exists():
+            return stats.ExpertStatistics.load(path, model=self.model)
+        wanted = stats.Wanted(firing=True)
+        found = stats.collect(
+            self.model, data, batch_size=self.plan.batch_size, wanted=wanted, exclusion=exclusion
+        )  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.save(path)
+        return found
+
+    @cached_property
+    def statistics(self) -> stats.ExpertStatistics:
+        """Of the split that experts are chosen on."""
+        return self._statistics(self.plan.identify)
+
+    @cached_property
+    def _judged(self) -> stats.ExpertStatistics:
+        return self._statistics(self.plan.evaluate)
+
+    def masks(self, share: float) -> Mapping[str, ExpertMask]:
+        return select_by(self.statistics, Top(fraction=share, by="mutual_information"))
+
+    def weights(self, kind: ControlKind) -> dict[str, Tensor]:
+        return weights_of(self._judged, kind)
+
+    def keep(self, mask: Intervention) -> Tensor:
+        assert isinstance(mask, ExpertMask)
+        return mask.keep_REE
+
+    def mask(self, keep: Tensor) -> ExpertMask:
+        return ExpertMask(keep)
+
+
+class Llama(Candidate):
+    """Loses neurons: of those most active for the domain, the ones whose activity leads that for the next by most."""
+
+    kind = "llama"
+
+    def _load(self, folder: str) -> Any:
+        return neurons.load_llama(folder, "auto", "auto")
+
+    def _activities(self, data: PreparedWindows) -> Tensor:
+        path = self.place("activities", data.fingerprint).with_suffix(".safetensors")
+        if not path.exists():
+            found = neurons.activities(self.model, data, batch_size=self.plan.batch_size)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                save_file({"means_CLF": found}, temporary)
+        return load_file(path)["means_CLF"]
+
+    @cached_property
+    def means_CLF(self) -> Tensor:
+        """Mean activity of every neuron on the split that neurons are chosen on."""
+        return self._activities(self.plan.identify)
+
+    @cached_property
+    def _judged_CLF(self) -> Tensor:
+        return self._activities(self.plan.evaluate)
+
+    def masks(self, share: float) -> Mapping[str, neurons.NeuronMask]:
+        data = self.plan.identify
+        return top_neurons(self.means_CLF, data.labels, share, data.description)
+
+    def first_layer(self) -> Mapping[str, neurons.NeuronMask]:
+        """The paper's baseline: neurons of the first layer that are twice as active for the domain as for any other."""
+        data = self.plan.identify
+        return neurons.select_neurons(self.means_CLF, data.labels, 2.0, "first", data.description)
+
+    def weights(self, kind: ControlKind) -> dict[str, Tensor]:
+        return dict(zip(self.plan.evaluate.labels, self._judged_CLF, strict=True))
+
+    def keep(self, mask: Intervention) -> Tensor:
+        assert isinstance(mask, neurons.NeuronMask)
+        return mask.keep_LF
+
+    def mask(self, keep: Tensor) -> neurons.NeuronMask:
+        return neurons.NeuronMask(keep)
+
+
+def top_neurons(
+    means_CLF: Tensor, labels: Sequence[str], share: float, text: Mapping[str, Any]
+) -> dict[str, neurons.NeuronMask]:
+    """So many neurons for each label, of those most active for it: the ones furthest above the next label.
+
+    Args:
+        means_CLF: of `monet.eval.baselines.neurons.activities`.
+        labels: names along C.
+        share: of all neurons, rounded down; a label that owns fewer gets fewer.
+        text: description of the text that the activities were taken on.
+    """
+    owner_LF = assign(means_CLF, 1.0)
+    highest_2LF = means_CLF.topk(2, dim=0).values
+    lead_LF = highest_2LF[0] - highest_2LF[1]
+    masks = {}
+    for index, label in enumerate(labels):
+        rank_N = torch.where(owner_LF == index, lead_LF, -torch.inf).flatten()
+        chosen_N = rank_N.topk(int(share * rank_N.numel())).indices
+        keep_N = torch.ones(rank_N.numel(), dtype=torch.bool)
+        keep_N[chosen_N[rank_N[chosen_N] > -torch.inf]] = False
+        notes = {"made_by": "top_neurons", "fraction": share, "label": label, "statistics": {"parts": [dict(text)]}}
+        masks[label] = neurons.NeuronMask(keep_N.view_as(owner_LF), notes)
+    return masks

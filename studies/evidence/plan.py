@@ -1,0 +1,147 @@
+"""What every measurement of docs/evidence.md shares: text, windows, controls, families of languages.
+
+Dims as in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from monet.errors import ConfigError, DataError
+from monet.eval.core.bootstrap import Bootstrap
+from monet.eval.core.chance import DEFAULT_CONTROLS
+from monet.eval.core.controls import Controls
+from monet.eval.core.inputs import PreparedWindows
+
+NATURAL = ("english", "french", "german", "italian", "russian", "spanish")
+Family = Literal["natural", "programming"]
+# Controls that a share is settled by and those that a removal is judged by come from different seeds.
+SETTLING_SEED, JUDGING_SEED = 1, 2
+
+
+def family_of(domain: str) -> Family:
+    """The kind of language; a domain that is no natural language is a programming language."""
+    return "natural" if domain in NATURAL else "programming"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes and text of all measurements.
+
+    Units are chosen on the split `identify`, the share of units is settled on `validation`, and removals are judged on
+    `evaluate`.
+
+    Args:
+        out: folder of everything that is kept, so that a killed command goes on.
+        data: prepared text.
+        shares: of all units, for each domain; one of them is settled on.
+        windows: of `evaluate`, a domain: every removal is measured on them in every domain.
+        control_windows: of `evaluate`, a domain: a removal and its random controls are compared on them. The test is
+            exact with any number of windows, so few do.
+        controls: random removals of equal number, beside each removal; the verdict stands on them.
+        harder_controls: random removals of equal mass, and as many of equal activity.
+        settling_windows, settling_controls: of `validation`, what a share is settled with.
+        relearn: domains that are trained again.
+        steps: of that training, after which the loss is measured.
+        random_removals: that are trained again beside each domain's own.
+        batch_size: windows a forward.
+        seq_len: tokens a window.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+
+    out: Path
+    data: Path
+    shares: Sequence[float] = (0.005, 0.01, 0.03)
+    windows: int = 32
+    control_windows: int = 8
+    controls: int = DEFAULT_CONTROLS
+    harder_controls: int = 19
+    settling_windows: int = 6
+    settling_controls: int = 9
+    relearn: Sequence[str] = ("french", "php")
+    steps: Sequence[int] = (10, 20)
+    random_removals: int = 2
+    batch_size: int = 8
+    seq_len: int = 256
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    def __post_init__(self) -> None:
+        for name in ("windows", "control_windows", "settling_windows"):
+            if getattr(self, name) < 2:
+                raise ConfigError(f"{name} {getattr(self, name)}: an interval needs at least 2 windows a domain")
+        for name in ("controls", "harder_controls", "settling_controls", "random_removals"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
+        if not self.shares or not all(0 < share < 1 for share in self.shares):
+            raise ConfigError(f"shares {list(self.shares)} must lie between 0 and 1, and there must be one")
+        if not self.steps or sorted(set(self.steps)) != list(self.steps) or self.steps[0] < 1:
+            raise ConfigError(f"steps {list(self.steps)} must be at least 1 and increase")
+
+    @property
+    def identify(self) -> PreparedWindows:
+        """Text that units are chosen on: the whole split."""
+        return PreparedWindows(self.data, "identify", self.seq_len)
+
+    @property
+    def validation(self) -> PreparedWindows:
+        """Text that shares are settled on."""
+        return PreparedWindows(self.data, "validation", self.seq_len, self.settling_windows)
+
+    @property
+    def evaluate(self) -> PreparedWindows:
+        """Text that removals are measured on."""
+        return PreparedWindows(self.data, "evaluate", self.seq_len, self.windows)
+
+    @property
+    def beside_controls(self) -> PreparedWindows:
+        """Text that removals are compared with their controls on."""
+        return PreparedWindows(self.data, "evaluate", self.seq_len, self.control_windows)
+
+    @property
+    def settling(self) -> Controls:
+        """Controls of a share."""
+        return Controls(self.settling_controls, seed=SETTLING_SEED)
+
+    @property
+    def judging(self) -> Controls:
+        """Controls of a verdict."""
+        return Controls(self.controls, seed=JUDGING_SEED)
+
+    def check_families(self, domains: Sequence[str]) -> None:
+        """Refuse text where a domain has no other of its family to be compared with.
+
+        Raises:
+            DataError: names the domain.
+        """
+        for domain in domains:
+            if not any(other != domain and family_of(other) == family_of(domain) for other in domains):
+                raise DataError(
+                    f"domain {domain!r} is the only {family_of(domain)} language of {self.data}; prepare text of "
+                    "another one"
+                )
+        if missing := [domain for domain in self.relearn if domain not in domains]:
+            raise ConfigError(f"relearn {', '.join(missing)}: the text has {', '.join(domains)}")
+
+    def forwards(self, domains: int, identify: int) -> dict[str, int]:
+        """Windows that one model reads in each part of its analysis; a step of training counts as three forwards.
+
+        Args:
+            domains: of the text.
+            identify: windows of the split `identify`.
+        """
+        of_controls = self.controls + 2 * self.harder_controls
+        trained = 3 * self.batch_size // 2 * self.steps[-1] + self.windows // 2 * (1 + len(self.steps))
+        return {
+            "choosing units": identify + domains * self.windows,
+            "settling the share": domains
+            * self.settling_windows
+            * (1 + len(self.shares) * (domains + self.settling_controls)),
+            "removals": domains * self.windows * (1 + domains),
+            "random controls": domains * self.control_windows * (2 + of_controls),
+            "relearning": len(self.relearn) * (2 + self.random_removals) * trained,
+        }

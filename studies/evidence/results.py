@@ -1,0 +1,285 @@
+"""What `make evidence` found, as typed data: docs/evidence.json.
+
+Every delta is an increase of mean next-token loss in nats a token. An interval is over text, unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from monet.eval.core.estimate import Estimate
+from monet.eval.core.results import Result
+from monet.eval.core.seeds import SeedSpread
+from monet.eval.suites.loss.results import Verdict
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Times:
+    """How many times another increase an increase is. None stands for any number: the other increase is not above zero.
+
+    Args:
+        value: on the data.
+        low, high: ends of the interval.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a share did to one domain on `validation`.
+
+    Args:
+        removed: units.
+        target_delta: of the domain itself.
+        others_max_delta, others_max_name: of the other domain that lost most.
+        random_max_delta: of the domain itself under the random removal that cost most.
+    """
+
+    removed: int
+    target_delta: float
+    others_max_delta: float
+    others_max_name: str
+    random_max_delta: float
+
+    @property
+    def holds(self) -> bool:
+        """The removal costs the domain more than it costs any other, and more than any random removal costs it."""
+        return self.removed > 0 and self.target_delta > max(self.others_max_delta, self.random_max_delta)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of all units that was tried for every domain."""
+
+    share: float
+    domains: dict[str, Trial]
+
+    @property
+    def holds(self) -> list[str]:
+        """The domains that hold at this share."""
+        return [name for name, trial in self.domains.items() if trial.holds]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The whole model's loss on one domain, and how much text it was measured on."""
+
+    name: str
+    loss: Estimate
+    windows: int
+    documents: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """One trained model.
+
+    Args:
+        name: of its run.
+        kind: "monet" or "llama".
+        unit, units: what is removed, and how many the model has.
+        parameters: of the model.
+        step, tokens: of its training; None where the export does not say.
+        share: that was settled on.
+        shares: all that were tried, on `validation`.
+        losses: of the whole model.
+        fingerprint: equal for equal weights.
+    """
+
+    name: str
+    kind: str
+    unit: str
+    units: int
+    parameters: int
+    step: int | None
+    tokens: int | None
+    share: float
+    shares: list[Share]
+    losses: list[Loss]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A removal beside random controls of one kind, on its own domain, all on the same windows.
+
+    Args:
+        target_delta, target_interval: of the removal there.
+        random_delta: mean over the controls.
+        random_interval: of a single control; it holds the spread over controls as well as over text.
+        controls: how many there were.
+        p, q: chance that a control does as much, and the false discovery rate over the domains.
+        reached: mass of a control over that of the removal; None where the mass is unknown.
+    """
+
+    target_delta: float
+    target_interval: Interval
+    random_delta: float
+    random_interval: Interval
+    controls: int
+    p: float
+    q: float
+    reached: float | None
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What the removal of one domain's units did, in one model or on the mean of several.
+
+    Args:
+        name: of the domain.
+        removed, share: units removed, and their share of all; a mean over models.
+        removed_per_group: the same by routing group or layer.
+        target_delta, target_interval: on the domain itself.
+        others_mean_delta, others_mean_interval: mean over all other domains.
+        others_max_delta, others_max_interval, others_max_name: the other domain that lost most.
+        family_mean_delta, family_mean_interval: mean over the other languages of its family.
+        family_max_delta, family_max_name: the one of its family that lost most.
+        times_family, times_worst: target over the family's mean, and over the worst other domain.
+        random_delta, random_interval: on the domain itself under random removals of equal number.
+        equal_mass_delta, equal_mass_interval: likewise of equal mass.
+        equal_activity_delta, equal_activity_interval: likewise of equal activity.
+        beside: all that is known of these controls, by their kind.
+        p, q: beside removals of equal number. Over models the largest.
+        passes: the core's verdict, see `monet.eval.core.chance.reasons_against`. Over models: it passes in every one.
+        reason: why it does not pass; empty if it does.
+    """
+
+    name: str
+    removed: float
+    share: float
+    removed_per_group: list[float]
+    target_delta: float
+    target_interval: Interval
+    others_mean_delta: float
+    others_mean_interval: Interval
+    others_max_delta: float
+    others_max_interval: Interval
+    others_max_name: str
+    family_mean_delta: float
+    family_mean_interval: Interval
+    family_max_delta: float
+    family_max_name: str
+    times_family: Times
+    times_worst: Times
+    random_delta: float
+    random_interval: Interval
+    equal_mass_delta: float
+    equal_mass_interval: Interval
+    equal_activity_delta: float
+    equal_activity_interval: Interval
+    beside: dict[str, Beside]
+    p: float
+    q: float
+    passes: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Domain(Removal):
+    """A removal over all models of one kind: values are means, p and q the largest, and it passes if all models pass.
+
+    Args:
+        seeds: the same for each model, in the order of the models.
+        spread: of some of the deltas over training seeds, beside that over text; empty for a single model.
+    """
+
+    seeds: list[Removal]
+    spread: dict[str, SeedSpread]
+
+    @property
+    def passed(self) -> int:
+        """Models in which it passes."""
+        return sum(one.passes for one in self.seeds)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A removal's cost after some training.
+
+    Args:
+        step: optimiser steps; 0 before any.
+        cost: loss above that of the whole model trained alike.
+        returned: share of the first cost that is gone; None before training, or where nothing was lost.
+    """
+
+    step: int
+    cost: Estimate
+    returned: Estimate | None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to remove, and its training; over models the means.
+
+    Args:
+        name: "own" or "random".
+        removed: units; mean over the removals.
+        stages: by step.
+    """
+
+    name: str
+    removed: float
+    stages: list[Stage]
+
+
+@dataclass(frozen=True)
+class Relearning:
+    """How much of a domain's loss a few steps of training on it give back.
+
+    Args:
+        name: the domain.
+        kind: of the models.
+        arms: over all models.
+        seeds: the same for each model.
+    """
+
+    name: str
+    kind: str
+    arms: list[Arm]
+    seeds: list[list[Arm]]
+
+
+@dataclass(frozen=True)
+class EvidenceResult(Result):
+    """All numbers of docs/evidence.md.
+
+    Args:
+        unit: of all deltas.
+        models, dense_models: Monets and dense twins.
+        domains: of the Monets, a row a domain.
+        dense: the same of the dense twins.
+        matrix, dense_matrix: increase of loss by removed and evaluated domain, mean over models.
+        relearning: of Monets, then of dense twins.
+        failures: verdicts on the first model: the paper's rule "ratio", the rule "argmax", "subjects", and of the first
+            dense twin the paper's "first_layer".
+        settings: sizes of the measurement.
+        provenance: machine, versions, date, text.
+    """
+
+    FORMAT: ClassVar[str] = "monet-evidence/2"
+    COMMAND: ClassVar[str] = "make evidence"
+
+    unit: str
+    models: list[Model]
+    dense_models: list[Model]
+    domains: list[Domain]
+    dense: list[Domain]
+    matrix: list[list[float]]
+    dense_matrix: list[list[float]]
+    relearning: list[Relearning]
+    failures: dict[str, list[Verdict]]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def sentence(self) -> str:
+        """How many domains pass in every model, in words."""
+        passed = sum(one.passes for one in self.domains)
+        return f"{passed} of {len(self.domains)} domains pass, models that differ in their seed: {len(self.models)}"
