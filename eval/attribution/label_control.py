@@ -95,9 +95,9 @@ def warning(controls: Mapping[str, LabelControl]) -> str:
         return ""
     told = "; ".join(f"{label}: {controls[label].experts:,}, permuted {controls[label].words}" for label in names)
     return (
-        f"Under permuted labels, which mean nothing, the rule finds at least half as many experts as under the text's "
-        f"own ({told}). Most of these experts may be there by chance: choose a stricter rule, or collect statistics "
-        "over more documents."
+        f"Under permuted labels, which mean nothing, the rule finds at least half as much as under the text's own "
+        f"({told}). Most of what it selected may be there by chance: choose a stricter rule, or collect statistics over more "
+        "documents."
     )
 
 
@@ -106,8 +106,8 @@ def blocks_of(controls: Mapping[str, LabelControl]) -> Sequence[Block]:
     if not controls:
         return []
     table = Table(
-        "Experts selected under permuted labels",
-        ["selected for", "experts", "under permuted labels"],
+        "What the rule finds under permuted labels",
+        ["selected for", "selected", "under permuted labels"],
         [[label, f"{one.experts:,}", one.words] for label, one in controls.items()],
         note_on(controls),
     )
@@ -123,7 +123,7 @@ def note_on(controls: Mapping[str, LabelControl]) -> str:
     )
     if any(one.fixed_number for one in controls.values()):
         note += (
-            " This rule's options fix the number of experts, so that the second number counts the experts that reach, "
-            "under permuted labels, the least rank among the selected."
+            " This rule's options fix how many are selected, so that the second number counts those that reach, under "
+            "permuted labels, the least rank among the selected."
         )
     return note
