@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -18,7 +18,8 @@ from monet.errors import ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap, Unit
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.core.achieved import control_notes, told
-from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split, held_out, texts_of
@@ -32,7 +33,7 @@ from monet.eval.loading import (
     provenance_now,
     windows_bar,
 )
-from monet.eval.losses import LossStore, WindowLosses
+from monet.eval.losses import LossStore, WindowLosses, keep_losses
 from monet.eval.model_origin import about_model
 from monet.eval.results import AblationResult, how_drawn
 from monet.eval.selection import load_masks
@@ -41,8 +42,6 @@ from monet.eval.units import choose_unit, with_sources
 from monet.eval.verdicts import Measured, summarise
 from monet.fingerprint import hold, holds_weights
 from monet.parts import Part
-
-ControlOn = Literal["target", "all"]
 
 
 def check_request(model: nn.Module, masks: Mapping[str, Intervention], data: LabelledData, controls: Controls) -> None:
@@ -127,14 +126,6 @@ def passes(
         (condition, data if condition.label is None or condition.control is None else control_data[condition.label])
         for condition in conditions(masks, controls, data.fingerprint)
     ]
-
-
-def keep_losses(store: LossStore, asked: Sequence[tuple[Condition, LabelledData]], progress: bool) -> None:
-    """Compute and keep the losses of some passes."""
-    with windows_bar(sum(data.num_windows for _, data in asked), "", progress) as bar:
-        for condition, data in asked:
-            bar.set_description(condition.name, refresh=False)
-            store.losses(condition.mask, data, condition.name, bar.update)
 
 
 def measure(

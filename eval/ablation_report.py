@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from monet.eval.core.achieved import achieved_table
 from monet.eval.document import Bars, Block, Heatmap, Panels, Report, Table, Text
-from monet.eval.label_control import blocks_of, of_masks
 from monet.eval.reporting.common import NOTHING, bracketed, signed
+from monet.eval.reporting.wording import HOW_JUDGED, ORIGIN, control_blocks, random_units
 from monet.eval.results import caution_on_few
 
 if TYPE_CHECKING:
     from monet.eval.core.estimate import Estimate
     from monet.eval.results import AblationResult
-
-ORIGIN = {
-    True: "The masks were chosen on another split, or on text prepared apart from this.",
-    False: "The masks were chosen on the text they are evaluated on, which flatters them.",
-    None: "It is not recorded what text the masks were chosen on; if it is this one, that flatters them.",
-}
-
-HOW_JUDGED = (
-    "A mask passes if its own domain lost more than any other, and more than chance explains. p is the chance that one "
-    "of its random controls does as much. q is the share of false findings to expect (Benjamini and Hochberg) if every "
-    "mask with a p as small is called a finding; it must be at most 0.05."
-)
-
-
-def random_units(controls: Mapping[str, Any], what: str) -> str:
-    """What the random controls remove, in words."""
-    kind = controls["kind"]
-    return f"As many random {what}" if kind == "number" else f"Random {what} of equal {kind}"
-
-
-def control_blocks(provenance: Mapping[str, Any]) -> list[Block]:
-    """What a suite's random controls take, and what the selection of its masks finds under permuted labels."""
-    return [*achieved_table(provenance), *blocks_of(of_masks(provenance.get("masks", {})))]
 
 
 def report_of(result: AblationResult) -> Report:

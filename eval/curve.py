@@ -14,20 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from monet.errors import ConfigError
-from monet.eval.ablate import ControlOn, check_request, keep_losses, measure, passes
-from monet.eval.ablation_report import HOW_JUDGED, ORIGIN, control_blocks, random_units
+from monet.eval.ablate import check_request, measure, passes
 from monet.eval.bootstrap import Bootstrap, Unit
 from monet.eval.conditions import PART_DONE, dealt
 from monet.eval.core.achieved import told
-from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.results import RESULT_NAME, Result
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.inputs import LabelledData
 from monet.eval.label_control import KEY
 from monet.eval.loading import DocumentMask, DType, check_batch_size, load_model, open_windows
-from monet.eval.losses import LossStore
+from monet.eval.losses import LossStore, keep_losses
 from monet.eval.reporting.common import bracketed, signed
+from monet.eval.reporting.wording import HOW_JUDGED, ORIGIN, control_blocks, random_units
 from monet.eval.results import Baseline, Verdict, caution_on_few, how_drawn
 from monet.eval.rules import RankedBy, Rule, RuleName, rule_named
 from monet.eval.selection import select_by

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from monet.errors import DataError, NonFiniteError
 from monet.eval.bootstrap import Unit
+from monet.eval.conditions import Condition
 from monet.eval.inputs import IGNORED, Batch, LabelledData
-from monet.eval.loading import evaluating, vocab_size
+from monet.eval.loading import evaluating, vocab_size, windows_bar
 from monet.eval.store import ExampleStore, model_key
 
 if TYPE_CHECKING:
@@ -183,3 +184,11 @@ class LossStore:
             return window_losses(
                 self.model, mask, data, batch_size=self.batch_size, name=name, advance=advance, kept=kept
             )
+
+
+def keep_losses(store: LossStore, asked: Sequence[tuple[Condition, LabelledData]], progress: bool) -> None:
+    """Compute and keep the losses of some passes."""
+    with windows_bar(sum(data.num_windows for _, data in asked), "", progress) as bar:
+        for condition, data in asked:
+            bar.set_description(condition.name, refresh=False)
+            store.losses(condition.mask, data, condition.name, bar.update)

@@ -14,8 +14,8 @@ import msgspec
 
 from monet.errors import CheckpointError
 from monet.eval.loading import fingerprint_of, settings_of
-from monet.export import PROVENANCE
 from monet.json_text import read_json
+from monet.model_card import PROVENANCE
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from monet.controls import ControlKind, control_keep, removed_mass
 from monet.errors import CheckpointError, DataError, NonFiniteError
-from monet.eval.ablate import ControlOn, ablate
+from monet.eval.ablate import ablate
 from monet.eval.bootstrap import Bootstrap, Unit
 from monet.eval.core.achieved import told
 from monet.eval.core.chance import DEFAULT_CONTROLS
-from monet.eval.core.controls import Controls
+from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.inputs import LabelledData
 from monet.eval.loading import (

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,17 +22,28 @@ FORMS: tuple[Form, ...] = ("html", "markdown", "png", "json")
 JSON_NAME = "report.json"
 _LARGEST = 1e100
 
-# A suite's results name their "format"; its class reads them and tells them as a `monet.eval.document.Report`.
-FORMATS: dict[str, str] = {
-    "monet-ablation/2": "monet.eval.results:AblationResult",
-    "monet-curve/2": "monet.eval.curve:CurveResult",
-    "monet-reproduction/2": "monet.eval.reproduction.result:ReproductionResult",
-    "monet-general/2": "monet.eval.harness.general_result:GeneralResult",
-    "monet-domains/2": "monet.eval.harness.domains_result:DomainsResult",
-    "monet-code/2": "monet.eval.code.results:CodeResult",
-    "monet-toxicity/2": "monet.eval.toxicity.results:ToxicityResult",
-    "monet-seeds/1": "monet.eval.seeds:SeedsResult",
-}
+# A result names its "format"; for each, the class that reads it, and what tells it as a `monet.eval.document.Report`.
+FORMATS: dict[str, tuple[str, str]] = {
+    "monet-ablation/2": ("monet.eval.results:AblationResult", "monet.eval.ablation_report:report_of"),
+    "monet-curve/2": ("monet.eval.curve:CurveResult", "monet.eval.curve:CurveResult.report"),
+    "monet-reproduction/2": (
+        "monet.eval.reproduction.result:ReproductionResult", "monet.eval.reproduction.result:ReproductionResult.report"
+    ),
+    "monet-general/2": (
+        "monet.eval.harness.general_result:GeneralResult", "monet.eval.harness.general_result:GeneralResult.report"
+    ),
+    "monet-domains/2": (
+        "monet.eval.harness.domains_result:DomainsResult", "monet.eval.harness.domains_result:DomainsResult.report"
+    ),
+    "monet-code/2": ("monet.eval.code.results:CodeResult", "monet.eval.code.report:report_of"),
+    "monet-seeds/1": ("monet.eval.seeds:SeedsResult", "monet.eval.seeds_report:report_of"),
+    "monet-toxicity/2": ("monet.eval.toxicity.results:ToxicityResult", "monet.eval.toxicity.report:report_of"),
+}  # fmt: skip
+
+
+def report_of(result: Result) -> Report:
+    """Tables, heat maps and curves of any suite's result."""
+    return _named(FORMATS[result.FORMAT][1])(result)
 
 
 def load(path: str | os.PathLike[str]) -> Result:
@@ -67,8 +79,12 @@ def _refuse_huge(content: Any, file: Path) -> None:
 
 
 def _class(name: str) -> type[Result]:
-    module, _, kind = FORMATS[name].partition(":")
-    return cast(type[Result], getattr(importlib.import_module(module), kind))
+    return cast(type[Result], _named(FORMATS[name][0]))
+
+
+def _named(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return attrgetter(name)(importlib.import_module(module))
 
 
 def write(result: Result | Report, out: str | os.PathLike[str], forms: Sequence[Form] = FORMS) -> list[Path]:
@@ -94,7 +110,7 @@ def write(result: Result | Report, out: str | os.PathLike[str], forms: Sequence[
     if unknown := [form for form in forms if form not in FORMS]:
         raise ConfigError(f"no report as {', '.join(map(repr, unknown))}; there are {', '.join(FORMS)}")
     renderers = {"html": html.write, "markdown": markdown.write, "png": png.write, "json": _write_json}
-    report = result if isinstance(result, Report) else result.report()
+    report = result if isinstance(result, Report) else report_of(result)
     return [path for form in dict.fromkeys(forms) for path in renderers[form](report, folder)]
 
 
@@ -173,7 +189,7 @@ def run(
     paths = result if isinstance(result, list) else [result]
     told = ", ".join(map(str, paths))
     try:
-        report = load_all(paths, group).report()
+        report = report_of(load_all(paths, group))
         files = write(report, out, forms)
         terminal.show(report)
     except (ArithmeticError, LookupError, TypeError, AttributeError, ValueError) as error:

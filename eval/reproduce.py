@@ -10,7 +10,7 @@ from typing import Any
 
 from monet.errors import CheckpointError, ConfigError
 from monet.eval import report
-from monet.eval.core.controls import ControlOptions
+from monet.eval.core.control_options import ControlOptions
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.decoding import GENERATED_CONTROLS
 from monet.eval.loading import DType, provenance_now

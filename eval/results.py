@@ -12,7 +12,7 @@ from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 
 if TYPE_CHECKING:
-    from monet.eval.document import Report
+    pass
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,6 @@ class AblationResult(Result):
         """How many masks pass, in words."""
         passed = sum(verdict.passes for verdict in self.domains)
         return f"{passed} of {len(self.domains)} masks hit their own domain hardest, and harder than chance explains"
-
-    def report(self) -> Report:
-        """Matrices, verdicts and what they were measured on."""
-        from monet.eval.ablation_report import report_of
-
-        return report_of(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
 
     def effects(self) -> Effects:
         """One row a mask: increases of loss."""

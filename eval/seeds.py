@@ -17,7 +17,7 @@ from monet.eval.loading import provenance_now
 from monet.eval.model_origin import ModelOrigin, Training
 
 if TYPE_CHECKING:
-    from monet.eval.document import Report
+    pass
 
 # What a run's part of the provenance takes over from its result.
 _KEPT = ("date", "versions", "model_fingerprint", "model_origin", "held_out", "controls", "bootstrap")
@@ -107,12 +107,6 @@ class SeedsResult(Result):
     def sentence(self) -> str:
         """What was found, in words."""
         return "; ".join(_in_words(group) for group in self.groups)
-
-    def report(self) -> Report:
-        """Tables and one figure."""
-        from monet.eval.seeds_report import report_of
-
-        return report_of(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
 
 
 def compare(results: Mapping[str, Result], groups: Sequence[str] | None = None) -> SeedsResult:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from monet.eval.ablation_report import HOW_JUDGED
 from monet.eval.document import Block, Dots, Marks, Report, Table, Text
 from monet.eval.reporting.common import NOTHING, bracketed, digits_for, estimated, signed
+from monet.eval.reporting.wording import HOW_JUDGED
 
 if TYPE_CHECKING:
     from monet.eval.core.estimate import Estimate

@@ -14,7 +14,7 @@ from torch import Tensor
 from monet.kernels.activations import by_number, number_of
 from monet.kernels.dispatch import resolve
 from monet.kernels.masked import Keep
-from monet.kernels.mix_project import (
+from monet.kernels.mix_project_parts import (
     Step,
     Term,
     forward,

@@ -8,13 +8,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from monet.kernels.mix_project import Step
+from monet.kernels.mix_project_parts import Step, reference
 
 IMPLEMENTATIONS: dict[str, Any] = {}
 
@@ -76,14 +75,10 @@ active_vertical = active_horizontal
 
 def traced(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
     """`mix_project` under torch.compile: the single operations; a layer with a mask breaks the graph."""
-    from monet.kernels.mix_project import reference  # which imports this module
-
     return reference(step, inputs, weights) if step.keep is None else _untraced(step, inputs, weights)
 
 
 @torch.compiler.disable()
 def _untraced(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
     # How many keys are active depends on the data, which a graph cannot follow.
-    from monet.kernels.mix_project import reference
-
     return reference(step, inputs, weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from monet.errors import ConfigError
 from monet.kernels.checks import is_watched
-
-if TYPE_CHECKING:
-    from monet.router import RouterLosses, RouterMetrics
+from monet.ranks import GlobalBatch
 
 # Floor of a mean before its logarithm: a key that no token reached keeps a finite loss and gradient.
 _MEAN_FLOOR = 1e-9
@@ -78,6 +76,72 @@ def ambiguity_loss(mean_max_X: Tensor) -> Tensor:
     Source: arXiv 2412.04139, eq. 17.
     """
     return 1 - mean_max_X.mean()
+
+
+class RouterMetrics(NamedTuple):
+    """What a router did with a batch, detached from the graph; padded tokens are not counted.
+
+    uniformity, ambiguity: scalars, the paper's losses.
+    active_per_head: scalar, mean number of active keys a token, axis and head.
+    fired_2HE: int64, for each axis, head and key the number of tokens at which it was active.
+    """
+
+    uniformity: Tensor
+    ambiguity: Tensor
+    active_per_head: Tensor
+    fired_2HE: Tensor
+
+
+class RouterSums(NamedTuple):
+    """Means over the tokens of a batch, from which a router's losses and metrics follow; differentiable but for counts.
+
+    mean_2HE: mean routing probability of each axis, head and key.
+    mean_max_2H: mean of each head's largest probability.
+    share_2HE: mean of what the uniformity loss is taken on, not normalised; None where that is the routing itself.
+    fired_2HE: int64, number of tokens at which each key was active.
+    tokens: int64 scalar, tokens that count.
+    """
+
+    mean_2HE: Tensor
+    mean_max_2H: Tensor
+    share_2HE: Tensor | None
+    fired_2HE: Tensor
+    tokens: Tensor
+
+
+class RouterLosses(NamedTuple):
+    """What a router's forward is needed for after the layers: differentiable scalars, and metrics."""
+
+    uniformity: Tensor
+    ambiguity: Tensor
+    metrics: RouterMetrics
+
+
+def router_losses(
+    routers: Sequence[RouterSums], ranks: GlobalBatch | Literal[False] | None = None
+) -> tuple[RouterLosses, ...]:
+    """Losses and metrics of routers.
+
+    Args:
+        routers: what the routers saw, in their order.
+        ranks: takes the means over the batches of all ranks, by one all-reduce for all routers; None or False for
+            this batch.
+    """
+    if ranks and routers:
+        routers = [RouterSums(*sums) for sums in ranks.means(routers)]
+    return tuple(losses_of(sums) for sums in routers)
+
+
+def losses_of(sums: RouterSums) -> RouterLosses:
+    """Losses and metrics of one router, of what it saw of this batch."""
+    _, num_heads, _ = sums.mean_2HE.shape
+    paper_uniformity = uniformity_loss(sums.mean_2HE)
+    uniformity, ambiguity = paper_uniformity, ambiguity_loss(sums.mean_max_2H)
+    if sums.share_2HE is not None:
+        uniformity = uniformity_loss(sums.share_2HE / sums.share_2HE.sum(-1, keepdim=True).clamp(min=1e-9))
+    active_per_head = sums.fired_2HE.sum() / (2 * num_heads * sums.tokens.clamp(min=1))
+    metrics = RouterMetrics(paper_uniformity.detach(), ambiguity.detach(), active_per_head, sums.fired_2HE)
+    return RouterLosses(uniformity, ambiguity, metrics)
 
 
 def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tensor | None = None) -> Tensor:

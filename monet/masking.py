@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import reduce
 from operator import and_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monet.errors import CheckpointError, ConfigError
 from monet.kernels.masked import Keep
@@ -19,7 +19,7 @@ from monet.masks import ExpertMask
 
 if TYPE_CHECKING:
     from monet.configuration_monet import MonetConfig
-    from monet.modeling_base import MonetPreTrainedModel
+    from monet.masked_model import MaskedModel
 
 MaskArgument = ExpertMask | Sequence[ExpertMask | None] | None
 
@@ -82,8 +82,8 @@ class ActiveMasks:
         masks = [mask for mask in (self.stored, *self.applied) if mask is not None]
         return ActiveMasks(reduce(and_, masks) if masks else None)
 
-    def check(self, model: MonetPreTrainedModel, mask: ExpertMask) -> None:
-        """`mask.check_fits(model)`, once for each mask.
+    def check(self, model: MaskedModel, mask: ExpertMask) -> None:
+        """`mask.check_fits(cast(nn.Module, model))`, once for each mask.
 
         Raises:
             CheckpointError: the mask has another shape or belongs to another model.
@@ -103,7 +103,7 @@ class ActiveMasks:
             )
 
     def resolve(
-        self, model: MonetPreTrainedModel, call: MaskArgument, B: int, T: int, device: torch.device
+        self, model: MaskedModel, call: MaskArgument, B: int, T: int, device: torch.device
     ) -> list[Keep | None]:
         """Keep-weights of each routing group for B sequences of T tokens; None where nothing is removed.
 
@@ -145,10 +145,10 @@ class ActiveMasks:
 
 
 @torch.compiler.assume_constant_result  # torch.compile cannot trace a hash of the weights
-def _misfit(model: MonetPreTrainedModel, mask: ExpertMask) -> str | None:
+def _misfit(model: MaskedModel, mask: ExpertMask) -> str | None:
     """Why a mask does not fit a model; None if it does."""
     try:
-        mask.check_fits(model)
+        mask.check_fits(cast(nn.Module, model))
     except CheckpointError as error:
         return str(error)
     return None

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from monet.controls import ControlKind, control_keep, removed_mass
 from monet.errors import CheckpointError, ConfigError
 from monet.files import atomic_path
 from monet.json_text import parse_json
-
-if TYPE_CHECKING:
-    from monet.modeling_monet import MonetModel
+from monet.masked_model import find_body
 
 MASK_FILE = "expert_mask.safetensors"
 _FORMAT = "monet-expert-mask-1"
@@ -381,18 +379,6 @@ def keep_digest(keep: Tensor) -> str:
 
 def _both(first: Tensor, second: Tensor) -> Tensor:
     return torch.where((first > 1) | (second > 1), first * second, torch.minimum(first, second))
-
-
-def find_body(model: nn.Module) -> MonetModel:
-    """The MonetModel in a module: a Monet model of any class, one that PEFT has wrapped, or one inside a larger model.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for module in model.modules():
-        if hasattr(module, "active_masks"):
-            return cast("MonetModel", module)
-    raise ConfigError(f"{type(model).__name__} holds no Monet model, so it has no experts to mask")
 
 
 def _shape(config: MonetConfig) -> tuple[int, int, int]:

@@ -23,13 +23,20 @@ from monet.kernels.masked import Keep
 from monet.kernels.shared import SharedGates
 from monet.keywords import AttentionKeywords, LanguageModelKeywords, refuse_unknown
 from monet.llama_parts import LlamaAttention, LlamaRMSNorm, RotaryEmbedding
-from monet.losses import RouterLoss, loss_fields, next_token_loss, projected_loss, projects_in_pieces
+from monet.losses import (
+    RouterLoss,
+    loss_fields,
+    next_token_loss,
+    projected_loss,
+    projects_in_pieces,
+    router_losses,
+)
 from monet.masking import ActiveMasks, MaskArgument
 from monet.masks import ExpertMask
 from monet.modeling_base import MonetPreTrainedModel
 from monet.outputs import MonetCausalLMOutput, MonetModelOutput
 from monet.packing import varlen_arguments
-from monet.router import MonetRouter, RouterOutput, router_losses
+from monet.router import MonetRouter, RouterOutput
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,76 +27,11 @@ from monet.kernels.routing.reference import (
     raw_threshold,
 )
 from monet.kernels.shared import GateFacts, SharedGates, share
-from monet.losses import RouterLoss, ambiguity_loss, uniformity_loss
+from monet.losses import RouterLoss, RouterLosses, RouterMetrics, RouterSums, losses_of
 from monet.ranks import GlobalBatch
 
 _EPS = 1e-5
 _MOMENTUM = 0.1
-
-
-class RouterMetrics(NamedTuple):
-    """What a router did with a batch, detached from the graph; padded tokens are not counted.
-
-    uniformity, ambiguity: scalars, the paper's losses.
-    active_per_head: scalar, mean number of active keys a token, axis and head.
-    fired_2HE: int64, for each axis, head and key the number of tokens at which it was active.
-    """
-
-    uniformity: Tensor
-    ambiguity: Tensor
-    active_per_head: Tensor
-    fired_2HE: Tensor
-
-
-class RouterSums(NamedTuple):
-    """Means over the tokens of a batch, from which a router's losses and metrics follow; differentiable but for counts.
-
-    mean_2HE: mean routing probability of each axis, head and key.
-    mean_max_2H: mean of each head's largest probability.
-    share_2HE: mean of what the uniformity loss is taken on, not normalised; None where that is the routing itself.
-    fired_2HE: int64, number of tokens at which each key was active.
-    tokens: int64 scalar, tokens that count.
-    """
-
-    mean_2HE: Tensor
-    mean_max_2H: Tensor
-    share_2HE: Tensor | None
-    fired_2HE: Tensor
-    tokens: Tensor
-
-
-class RouterLosses(NamedTuple):
-    """What a router's forward is needed for after the layers: differentiable scalars, and metrics."""
-
-    uniformity: Tensor
-    ambiguity: Tensor
-    metrics: RouterMetrics
-
-
-def router_losses(
-    routers: Sequence[RouterSums], ranks: GlobalBatch | Literal[False] | None = None
-) -> tuple[RouterLosses, ...]:
-    """Losses and metrics of routers.
-
-    Args:
-        routers: what the routers saw, in their order.
-        ranks: takes the means over the batches of all ranks, by one all-reduce for all routers; None or False for
-            this batch.
-    """
-    if ranks and routers:
-        routers = [RouterSums(*sums) for sums in ranks.means(routers)]
-    return tuple(_losses(sums) for sums in routers)
-
-
-def _losses(sums: RouterSums) -> RouterLosses:
-    _, num_heads, _ = sums.mean_2HE.shape
-    paper_uniformity = uniformity_loss(sums.mean_2HE)
-    uniformity, ambiguity = paper_uniformity, ambiguity_loss(sums.mean_max_2H)
-    if sums.share_2HE is not None:
-        uniformity = uniformity_loss(sums.share_2HE / sums.share_2HE.sum(-1, keepdim=True).clamp(min=1e-9))
-    active_per_head = sums.fired_2HE.sum() / (2 * num_heads * sums.tokens.clamp(min=1))
-    metrics = RouterMetrics(paper_uniformity.detach(), ambiguity.detach(), active_per_head, sums.fired_2HE)
-    return RouterLosses(uniformity, ambiguity, metrics)
 
 
 class Shown:
@@ -135,7 +69,7 @@ class RouterOutput(NamedTuple):
     @property
     def losses(self) -> RouterLosses | None:
         """Losses and metrics of this batch alone."""
-        return None if self.sums is None else _losses(self.sums)
+        return None if self.sums is None else losses_of(self.sums)
 
     @property
     def uniformity(self) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -84,22 +85,120 @@ def test_folders_are_never_imported_bare(path):
     assert not bare, f"{path}: write monet.{min(bare)}"
 
 
-def test_no_import_cycles():
-    graph = {
-        module: imported(path.read_text(encoding="utf-8"), module, deferred=False) & MODULES.keys() - {module}
-        for module, path in MODULES.items()
+def imports_of(modules: Mapping[str, Path]) -> dict[str, set[str]]:
+    """Which of the modules each module imports: at once, inside functions, and for the type checker only."""
+    return {
+        module: imported(path.read_text(encoding="utf-8"), module) & modules.keys() - {module}
+        for module, path in modules.items()
     }
-    done: set[str] = set()
 
-    def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, "import cycle: " + " -> ".join([*trail[trail.index(module) :], module])
-        if module not in done:
-            for target in sorted(graph[module]):
-                visit(target, (*trail, module))
-            done.add(module)
 
-    for module in graph:
-        visit(module, ())
+def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Groups of nodes that reach each other; each is sorted, and a graph without cycles has none."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for target in graph.get(waiting.pop(), set()) - found:
+                found.add(target)
+                waiting.append(target)
+        return found
+
+    reach = {node: reached(node) for node in graph}
+    groups = {tuple(sorted(other for other in reach[node] if node in reach.get(other, ()))) for node in graph}
+    return sorted(list(group) for group in groups if group)
+
+
+def room_of(module: str) -> str:
+    """The folder that a module is in, as a dotted name; the package itself for its top level."""
+    is_package = MODULES[module].name == "__init__.py"
+    return module if is_package else module.rpartition(".")[0]
+
+
+def rooms_graph(graph: Mapping[str, set[str]], rooms: Callable[[str], str] = room_of) -> dict[str, set[str]]:
+    """Which room imports from which; the package `monet` itself, which only says names, is left out."""
+    found: dict[str, set[str]] = {}
+    for module, targets in graph.items():
+        if module != "monet":
+            room = found.setdefault(rooms(module), set())
+            room |= {rooms(target) for target in targets if target != "monet"} - {rooms(module)}
+    return found
+
+
+def suites_in_suites(graph: Mapping[str, set[str]], suites: Mapping[str, str]) -> list[str]:
+    """Imports between suites; a suite never imports another suite.
+
+    Args:
+        graph: see `imports_of`.
+        suites: the suite that a module belongs to, or a prefix of modules that ends in a dot.
+    """
+    return [
+        f"{module} ({suite}) imports {target} ({other})"
+        for module in sorted(graph)
+        if (suite := _room_in(suites, module))
+        for target in sorted(graph[module])
+        if (other := _room_in(suites, target)) and other != suite
+    ]
+
+
+def suites_in_baselines(
+    graph: Mapping[str, set[str]], suites: Mapping[str, str], baselines: Mapping[str, str]
+) -> list[str]:
+    """Imports of suites in baselines; a baseline adds an Intervention, never a suite. Arguments as above."""
+    return [
+        f"{module} ({baseline}) imports {target} ({suite})"
+        for module in sorted(graph)
+        if (baseline := _room_in(baselines, module))
+        for target in sorted(graph[module])
+        if (suite := _room_in(suites, target))
+    ]
+
+
+def _room_in(rooms: Mapping[str, str], module: str) -> str | None:
+    prefixes = [name for name in rooms if module == name or (name.endswith(".") and module.startswith(name))]
+    return rooms[max(prefixes, key=len)] if prefixes else None
+
+
+SUITES = {
+    "monet.eval.ablate": "loss",
+    "monet.eval.ablation_report": "loss",
+    "monet.eval.curve": "loss",
+    "monet.eval.results": "loss",
+    "monet.eval.verdicts": "loss",
+    "monet.eval.code.": "code",
+    "monet.eval.harness.": "harness",
+    "monet.eval.toxicity.": "toxicity",
+}
+BASELINES = {"monet.eval.neurons": "neurons"}
+
+
+def test_no_import_cycles():
+    assert cycles(imports_of(MODULES)) == []
+
+
+def test_cycles_are_found_whatever_kind_of_import_they_are_made_of(tmp_path):
+    sources = {
+        "monet.a": "def f():\n from monet import b\n",
+        "monet.b": "if TYPE_CHECKING:\n from monet import c\n",
+        "monet.c": "import monet.a\n",
+        "monet.d": "import monet.c\n",
+    }
+    graph = {}
+    for module, source in sources.items():
+        names = {node for node in sources if node.rpartition(".")[2] in source.split()} | (
+            imported(source, module) & sources.keys()
+        )
+        graph[module] = names - {module}
+    assert cycles(graph) == [["monet.a", "monet.b", "monet.c"]]
+    assert cycles({"a": {"b"}, "b": set()}) == []
+
+
+def test_rules_of_suites_and_baselines_are_read():
+    graph = {"m.code.x": {"m.loss", "m.core"}, "m.neurons": {"m.loss", "m.core"}, "m.loss": {"m.core"}, "m.core": set()}
+    suites, baselines = {"m.code.": "code", "m.loss": "loss"}, {"m.neurons": "neurons"}
+    assert suites_in_suites(graph, suites) == ["m.code.x (code) imports m.loss (loss)"]
+    assert suites_in_baselines(graph, suites, baselines) == ["m.neurons (neurons) imports m.loss (loss)"]
 
 
 def test_namespace_folders_have_no_init():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monet.errors import CheckpointError, ConfigError
-from monet.eval.ablate import ControlOn, ablate
+from monet.eval.ablate import ablate
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.code.execution import check_workers, execute, kept_statuses
 from monet.eval.code.generation import Sampler, Sampling
@@ -28,7 +28,8 @@ from monet.eval.code.sandbox import Sandbox, open_sandbox
 from monet.eval.code.scoring import Tally, condition_scores, judged_k, score, tally, verdicts
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.core.achieved import control_notes, told
-from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.decoding import GENERATED_CONTROLS

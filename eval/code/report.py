@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from monet.eval.ablation_report import ORIGIN, control_blocks, random_units, verdicts
+from monet.eval.ablation_report import verdicts
 from monet.eval.code.groups import BOUNDS
 from monet.eval.code.sandbox import PROTECTIONS
 from monet.eval.core.achieved import achieved_table
 from monet.eval.document import Block, Heatmap, Report, Table, Text
 from monet.eval.reporting.common import NOTHING, estimated, signed
+from monet.eval.reporting.wording import ORIGIN, control_blocks, random_units
 
 if TYPE_CHECKING:
     from monet.eval.code.results import CodeResult, ConditionScores

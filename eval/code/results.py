@@ -12,7 +12,7 @@ from monet.eval.core.results import Result
 from monet.eval.results import AblationResult
 
 if TYPE_CHECKING:
-    from monet.eval.document import Report
+    pass
 
 
 @dataclass(frozen=True)
@@ -188,12 +188,6 @@ class CodeResult(Result):
             " explains."
         )
         return words
-
-    def report(self) -> Report:
-        """Tables and heat maps for `monet report`."""
-        from monet.eval.code.report import report_of
-
-        return report_of(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
 
     def effects(self) -> Effects:
         """One row a mask: changes of pass@k in points.

@@ -19,7 +19,6 @@ from monet.json_text import read_json
 
 if TYPE_CHECKING:
     from monet.eval.core.effects import Effects
-    from monet.eval.document import Report
 
 RESULT_NAME = "result.json"
 
@@ -36,10 +35,6 @@ class Result:
     FORMAT: ClassVar[str]
     COMMAND: ClassVar[str]
     TOLD: ClassVar[tuple[str, ...]] = ("sentence",)
-
-    def report(self) -> Report:
-        """Tables, heat maps and curves for `monet report`."""
-        raise NotImplementedError
 
     def effects(self) -> Effects:
         """One row a mask, to compare results of several models.

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from monet.errors import ConfigError, DataError
-from monet.eval.ablate import ControlOn
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.core.achieved import control_notes, told
-from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.harness.asked import Asked, chosen_elsewhere

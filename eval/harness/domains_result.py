@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from monet.errors import ConfigError
-from monet.eval.ablation_report import HOW_JUDGED, control_blocks, random_units
 from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.document import Block, Heatmap, Report, Table, Text
 from monet.eval.harness.accuracy import ORIGIN, Denominator, caution_on_few
 from monet.eval.reporting.common import bracketed, signed
+from monet.eval.reporting.wording import HOW_JUDGED, control_blocks, random_units
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class DomainsResult(Result):
         if caution := caution_on_few(category.denominator for category in self.categories):
             blocks.append(Text(caution, caution=True))
         blocks += [self._matrix(), self._verdicts(), self._table_11(), self._table_9(), self._surer()]
-        blocks += [*control_blocks(self.provenance), self._questions()]
+        blocks += [self._questions(), *control_blocks(self.provenance)]
         if left_out := [*self.without_questions, *(name for name in self.without_masks)]:
             blocks.append(Text(f"Left out for want of questions: {', '.join(dict.fromkeys(left_out))}.", "Not judged"))
         blocks.append(Text(self._how(), "How it was measured"))

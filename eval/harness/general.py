@@ -17,7 +17,8 @@ from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.core.achieved import control_notes, told
 from monet.eval.core.chance import Chance, chances
-from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.controls import Controls
 from monet.eval.core.estimate import Draws, mean_of, one_of
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from monet.errors import ConfigError
-from monet.eval.ablation_report import control_blocks, random_units
 from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.document import Block, Report, Table, Text
 from monet.eval.harness.accuracy import ORIGIN, Denominator, caution_on_few
 from monet.eval.reporting.common import bracketed, signed
+from monet.eval.reporting.wording import control_blocks, random_units
 
 
 @dataclass(frozen=True)

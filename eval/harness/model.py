@@ -17,7 +17,7 @@ from lm_eval.models import huggingface
 
 from monet.controls import ControlKind
 from monet.errors import CheckpointError, ConfigError, NonFiniteError
-from monet.eval.core.controls import ControlOptions
+from monet.eval.core.control_options import ControlOptions
 from monet.eval.loading import mask_digest
 from monet.masks import ExpertMask
 from monet.model_tokenizer import sentencepiece_tokenizer

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monet.eval.core.controls import ControlOptions
+from monet.eval.core.control_options import ControlOptions
 from monet.eval.decoding import GENERATED_CONTROLS
 from monet.eval.loading import DType
 from monet.eval.reproduction.scorer import PaperScorer

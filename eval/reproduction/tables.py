@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from monet.eval.core.controls import ControlOptions
+from monet.eval.core.control_options import ControlOptions
 from monet.eval.reproduction import request as needs
 from monet.eval.reproduction import rows
 from monet.eval.reproduction.estimate import Work

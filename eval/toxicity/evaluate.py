@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from monet.errors import CheckpointError, ConfigError, DataError
-from monet.eval.ablate import keep_losses
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.core.achieved import control_notes, told
-from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.controls import Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.decoding import GENERATED_CONTROLS
@@ -29,7 +29,7 @@ from monet.eval.loading import (
     provenance_now,
     windows_bar,
 )
-from monet.eval.losses import LossStore
+from monet.eval.losses import LossStore, keep_losses
 from monet.eval.model_origin import about_model
 from monet.eval.selection import load_masks
 from monet.eval.statistics.prompt_hashes import judged_before, without_hashes

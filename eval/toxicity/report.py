@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from monet.eval.ablation_report import control_blocks, random_units
 from monet.eval.core.chance import Chance
 from monet.eval.core.estimate import ZERO, Estimate
 from monet.eval.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.reporting.common import NOTHING, estimated
+from monet.eval.reporting.wording import control_blocks, random_units
 from monet.eval.toxicity.results import ALL, Cell, Row, ToxicityResult
 from monet.eval.toxicity.scorers import describe
 
@@ -17,7 +17,7 @@ _TITLES = {"realtoxicityprompts": "RealToxicityPrompts", "toxigen": "ToxiGen"}
 _PARTIAL = "PARTIAL: some prompts have no outcome; each number is over the prompts that have all their scores."
 
 
-def report(result: ToxicityResult) -> Report:
+def report_of(result: ToxicityResult) -> Report:
     """What a renderer needs; no generated text is in it."""
     most = "Expected maximum toxicity" if result.samples > 1 else "Mean toxicity"
     share = "Toxicity probability" if result.samples > 1 else "Share of toxic continuations"

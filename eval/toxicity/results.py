@@ -14,7 +14,7 @@ from monet.eval.core.results import Result
 from monet.eval.reporting.common import estimated
 
 if TYPE_CHECKING:
-    from monet.eval.document import Report
+    pass
 
 ALL = "all prompts"
 
@@ -146,12 +146,6 @@ class ToxicityResult(Result):
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.missing.items())
             text += f". PARTIAL: {sum(self.missing.values())} of {total} outcomes are missing ({reasons})"
         return text
-
-    def report(self) -> Report:
-        """Tables and curves."""
-        from monet.eval.toxicity.report import report
-
-        return report(self)  # pyright: ignore[reportArgumentType] - the checker knows this file by two names
 
     def effects(self) -> Effects:
         """Two rows a mask, over all prompts: changes of the (expected maximum) toxicity and of its probability.

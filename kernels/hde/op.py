@@ -8,7 +8,8 @@ from monet.kernels.checks import check_routing, check_same_device, check_shape
 from monet.kernels.dispatch import enter_torch, resolve, without_autocast
 from monet.kernels.hde.reference import mix, mix_backward
 from monet.kernels.masked import Keep, check_keep
-from monet.kernels.mix_project import Step, Term, mix_project
+from monet.kernels.mix_project import mix_project
+from monet.kernels.mix_project_parts import Step, Term
 from monet.kernels.mixing import Activation, torch_mixing
 from monet.kernels.shared import SharedGates, facts_of
 

@@ -8,11 +8,10 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-from monet import __version__
 from monet.doctor import machine, packages
+from monet.doctor.diagnosis import Diagnosis
 from monet.doctor.findings import Check, Finding, find
 
 _HELP = """Look at this installation and test it.
@@ -23,46 +22,6 @@ on a machine also builds the C++ kernels, which takes about ten seconds.
 
 Exit code 0 if no check failed, 1 otherwise; each line of a failed check says how to fix it. Warnings, skipped checks
 and absent optional parts are no failures."""
-
-
-@dataclass
-class Diagnosis:
-    """What `monet doctor` found.
-
-    Attributes:
-        versions: the required packages; empty if Monet is not installed as a distribution.
-        devices: see `monet.doctor.machine.devices`; empty if torch cannot tell.
-        compiler: see `monet.doctor.machine.compiler`.
-        variables: of the environment, those that change what runs.
-        optional: packages and programs that only some commands need.
-        checks: in the order in which they ran.
-    """
-
-    versions: list[packages.Package]
-    devices: dict[str, Any]
-    compiler: dict[str, str | None]
-    variables: dict[str, str]
-    optional: list[machine.Part]
-    checks: list[Finding] = field(default_factory=list)
-
-    @property
-    def failed(self) -> list[Finding]:
-        """The findings of the checks that failed."""
-        return [finding for finding in self.checks if not finding.ok]
-
-    def as_json(self) -> dict[str, Any]:
-        """One object of JSON; docs/troubleshooting.md lists its keys."""
-        kinds = ("installed", "bounds", "tested")
-        return {
-            "ok": not self.failed,
-            "monet": __version__,
-            "versions": {one.name: {kind: getattr(one, kind) for kind in kinds} for one in self.versions},
-            "devices": self.devices,
-            "compiler": self.compiler,
-            "variables": self.variables,
-            "optional": machine.parts_as_json(self.optional),
-            "checks": [finding.as_json() for finding in self.checks],
-        }
 
 
 def run(words: list[str]) -> int:

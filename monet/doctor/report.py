@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from monet.doctor.diagnosis import Diagnosis
 from monet.doctor.findings import Finding
-
-if TYPE_CHECKING:
-    from monet.doctor.command import Diagnosis
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 _NAME_WIDTH = 28

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from monet.errors import ConfigError
-from monet.training.cli import MonetCLI
+from monet.training.lightning_cli import MonetCLI
 
 
 class _Parsed(MonetCLI):

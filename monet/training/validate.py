@@ -11,7 +11,6 @@ from lightning.pytorch import Trainer
 from monet.cpu import speed_up_cpu
 from monet.data.datamodule import MonetDataModule
 from monet.errors import ConfigError
-from monet.export import copy_strictly, released_tensors
 from monet.files import atomic_write_json
 from monet.training.checkpoint import chosen_checkpoint, read_config, read_weights, step_of
 from monet.training.configs import read_training_config
@@ -19,6 +18,7 @@ from monet.training.language_models import config_json, refuse_other_tokenizer
 from monet.training.metrics import validation_line
 from monet.training.module import MonetLightningModule
 from monet.training.settings import ModelShape, refuse_structural_change
+from monet.training.weights import copy_strictly, released_tensors
 
 
 def validate(

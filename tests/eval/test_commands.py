@@ -20,6 +20,7 @@ from monet.cli import main
 from monet.data.prepare import prepare
 from monet.eval import ablate, report, selection, stats
 from monet.eval.inputs import PreparedWindows
+from monet.eval.report import report_of
 from monet.eval.reporting import markdown
 from monet.eval.results import AblationResult
 from tests.data.samples import write_corpus
@@ -84,7 +85,7 @@ def test_evaluating_on_the_identification_split_is_told(road, tmp_path):
     assert main([*words("ablate", road, tmp_path), "--split", "identify"]) == 0
     result = AblationResult.load(tmp_path / "ablation")
     assert not result.provenance["held_out"]
-    assert "chosen on the text they are evaluated on" in markdown.render(result.report())
+    assert "chosen on the text they are evaluated on" in markdown.render(report_of(result))
 
 
 def test_a_refusal_is_one_line_and_an_exit_code(road, tmp_path, capsys):

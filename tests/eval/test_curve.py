@@ -56,7 +56,7 @@ def test_the_report_has_a_curve_and_a_table_a_label(random_model, random_data, s
     result = trace(random_model, statistics, random_data, tmp_path, keep=0.5)
     report = result.report()
     curves = [block for block in report.blocks if isinstance(block, Curve)]
-    overview, *tables = [block for block in report.blocks if isinstance(block, Table)]
+    overview, *tables, _ = [block for block in report.blocks if isinstance(block, Table)]
     assert overview.header == ["removed", "4", "2", "1.2"]
     for label, row in enumerate(overview.rows):
         verdicts = [point.domains[label] for point in result.points]

@@ -114,7 +114,7 @@ def test_seeds_of_every_kind_are_compared(make):
     (group,) = found.groups
     first = group.masks[0]
     assert first.target.seeds == 2 and first.target.sd_seeds == 0.0 and first.target.sd_text > 0
-    blocks = found.report().blocks
+    blocks = report.report_of(found).blocks
     assert any(getattr(block, "title", "").startswith("Every result") for block in blocks)
     assert report._class(found.FORMAT).from_json(found.to_json()) == found
 

@@ -13,6 +13,7 @@ from monet.eval.curve import evaluate_curve
 from monet.eval.document import Table, Text
 from monet.eval.inputs import LabelledSequences
 from monet.eval.label_control import LabelControl, label_controls, of_masks, warning
+from monet.eval.report import report_of
 from monet.eval.rules import Argmax, MutualInformation, Pearson, Ratio, Top
 from monet.eval.selection import select, select_by
 from monet.eval.stats import Wanted, collect
@@ -121,18 +122,18 @@ def test_masks_carry_it_and_reports_show_it(planted_model, many_documents, tmp_p
     data = replace(many_documents, scores=None)
     result = ablate(planted_model, masks, data, out=tmp_path, controls=Controls(1), progress=False)
     assert result is not None
-    table = next(one for one in result.report().blocks if isinstance(one, Table) and "permuted" in one.title)
+    table = next(one for one in report_of(result).blocks if isinstance(one, Table) and "permuted" in one.title)
     assert table.rows == [[label, "1", f"{of_masks(result.provenance['masks'])[label].permuted[0]}"]
                           for label in LABELS]  # fmt: skip
     chance = {"experts": 4, "permuted": [2, 2], "fixed_number": False}
     result.provenance["masks"]["left"]["label_control"] = chance
-    (caution,) = [one.text for one in result.report().blocks if isinstance(one, Text) and "by chance" in one.text]
+    (caution,) = [one.text for one in report_of(result).blocks if isinstance(one, Text) and "by chance" in one.text]
     assert "left: 4, permuted 2.0 (2, 2)" in caution and "middle" not in caution
     curve = evaluate_curve(
         planted_model, statistics, Ratio(2.0), [2.0, 4.0], data, out=tmp_path, controls=Controls(1), progress=False
     )
     assert curve is not None
-    rows = next(one for one in curve.report().blocks if isinstance(one, Table) and "permuted" in one.title).rows
+    rows = next(one for one in report_of(curve).blocks if isinstance(one, Table) and "permuted" in one.title).rows
     assert [row[0] for row in rows] == [f"{label} at {ratio}" for ratio in (2, 4) for label in LABELS]
 
 

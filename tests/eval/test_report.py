@@ -12,6 +12,7 @@ from monet.errors import CheckpointError, ConfigError
 from monet.eval import report
 from monet.eval.ablate import ablate
 from monet.eval.document import Panels, Report, Table, Text
+from monet.eval.report import report_of
 from monet.eval.reporting import figures, markdown, terminal
 from monet.eval.results import AblationResult
 from monet.eval.selection import select
@@ -59,7 +60,7 @@ def test_files_exist_parse_and_agree(result, tmp_path):
 
 
 def test_the_figure_shows_every_value(result):
-    (block,) = [block for block in result.report().blocks if isinstance(block, Panels)]
+    (block,) = [block for block in report_of(result).blocks if isinstance(block, Panels)]
     with figures.styled():
         drawing = figures.draw(block)
     written = {text.get_text() for axes in drawing.axes for text in axes.texts}
@@ -69,7 +70,7 @@ def test_the_figure_shows_every_value(result):
 
 
 def test_terminal_shows_matrix_and_verdicts(result, capsys):
-    terminal.show(result.report())
+    terminal.show(report_of(result))
     shown = capsys.readouterr().out
     assert all(label in shown for label in LABELS)
     assert f"{result.delta[0][0].value:+.2f}" in shown and f"{result.domains[0].target_interval[1]:+.3f}" in shown
@@ -82,7 +83,7 @@ def test_markup_in_a_label_is_text(result, capsys):
     for rows in (content["domains"], content["evaluated"]):
         for row in rows:
             row["name"] = labels[row["name"]]
-    told = AblationResult.from_json(content).report()
+    told = report_of(AblationResult.from_json(content))
     terminal.show(told)
     assert "[red]x" in capsys.readouterr().out
     assert "a\\|b" in markdown.render(told)
@@ -92,14 +93,14 @@ def test_a_domain_that_does_not_pass_says_why(result):
     content = result.to_json()
     content["domains"][1] |= {"passes": False, "reason": "within the interval of random masks"}
     (verdicts,) = [
-        b for b in AblationResult.from_json(content).report().blocks if getattr(b, "title", "") == "Verdicts"
+        b for b in report_of(AblationResult.from_json(content)).blocks if getattr(b, "title", "") == "Verdicts"
     ]
     assert [row[-1] for row in verdicts.rows] == ["yes", "no: within the interval of random masks", "yes"]
 
 
 def test_neurons_of_a_dense_model_are_not_called_experts(result):
     dense = dataclasses.replace(result, unit="neuron", group="layer")
-    text = markdown.render(dense.report())
+    text = markdown.render(report_of(dense))
     assert "neurons" in text.splitlines()[0] and "xperts" not in text.split("## Provenance")[0]
 
 

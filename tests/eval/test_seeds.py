@@ -67,7 +67,7 @@ def undated(found: SeedsResult) -> dict[str, Any]:
 
 
 def table(found: SeedsResult, title: str) -> list[dict[str, str]]:
-    (block,) = [block for block in found.report().blocks if title in block.title and hasattr(block, "header")]
+    (block,) = [block for block in report.report_of(found).blocks if title in block.title and hasattr(block, "header")]
     return [dict(zip(block.header, row, strict=True)) for row in block.rows]
 
 

@@ -14,6 +14,7 @@ from monet.eval.core.controls import Controls
 from monet.eval.curve import CurveResult, evaluate_curve
 from monet.eval.inputs import LabelledSequences, PreparedWindows
 from monet.eval.losses import WindowLosses
+from monet.eval.report import report_of
 from monet.eval.reporting import markdown
 from monet.eval.results import AblationResult
 from monet.eval.rules import Ratio
@@ -94,7 +95,7 @@ def test_a_label_of_one_source_is_drawn_by_document_unless_asked_otherwise(plant
     one = replace(sourced, sources=["same" if number % 3 == 0 else f"{number}" for number in range(30)])
     result = run(planted_model, masks, one, tmp_path)
     assert result.provenance["bootstrap"]["unit"] == "document"
-    assert "left (1 source)." in markdown.render(result.report())
+    assert "left (1 source)." in markdown.render(report_of(result))
     with pytest.raises(DataError, match=r"'left' offers 1 source to draw .*draw documents instead \(--unit document\)"):
         run(planted_model, masks, one, tmp_path, bootstrap=Bootstrap(unit="source"))
 
@@ -134,15 +135,15 @@ def test_reports_warn_of_few_units(planted_model, masks, planted_data, sourced, 
         )
         assert curve is not None and CurveResult.from_json(curve.to_json()) == curve
         for result in (run(planted_model, masks, data, tmp_path), curve):
-            shown = markdown.render(result.report())
+            shown = markdown.render(report_of(result))
             assert ("are unreliable" in shown) == (caution is not None)
             if caution is not None:
                 assert caution in shown and "left (5 sources), middle (5 sources), right (5 sources)." in shown
     kept = replace(planted_data, kept=list(range(15)))
     result = run(planted_model, {"left": masks["left"]}, kept, tmp_path)
-    assert "fewer than 10 documents are unreliable" in markdown.render(result.report())
+    assert "fewer than 10 documents are unreliable" in markdown.render(report_of(result))
     old = {key: value for key, value in curve.to_json().items() if key != "evaluated"}
-    assert "are unreliable" not in markdown.render(CurveResult.from_json(old).report())
+    assert "are unreliable" not in markdown.render(report_of(CurveResult.from_json(old)))
 
 
 def test_who_has_few():

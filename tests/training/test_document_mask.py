@@ -7,8 +7,9 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM
 
-from monet.export import export, trained_with_document_masks
+from monet.export import export
 from monet.training.saving import StepCheckpoint
+from monet.training.weights import trained_with_document_masks
 from tests.training.runs import SHAPE, losses, read_log
 from tests.training.test_twin import TWIN
 

@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM
 import monet
 from monet import files
 from monet.errors import CheckpointError
-from monet.export import export, load_checkpoint_model
+from monet.export import export
 from monet.generate import generate
 from monet.remote_code import auto_map, modelling_source
 from monet.training.cli import main
 from monet.training.run import TokenizerCopy
+from monet.training.weights import load_checkpoint_model
 from tests.training.runs import SHAPE
 
 ANOTHER_PROCESS = """

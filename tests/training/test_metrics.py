@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from monet.data.windows import WindowDataset
-from monet.export import load_checkpoint_model
 from monet.training.metrics import RouterHealth, truncate_log
+from monet.training.weights import load_checkpoint_model
 from tests.training.runs import read_log
 
 

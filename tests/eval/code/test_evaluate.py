@@ -28,6 +28,7 @@ from monet.eval.code.scoring import score, tally
 from monet.eval.core.controls import Controls
 from monet.eval.core.estimate import Estimate
 from monet.eval.document import Heatmap, Table
+from monet.eval.report import report_of
 from monet.eval.results import AblationResult
 from monet.eval.store import ExampleStore
 from tests.data.samples import write_corpus
@@ -95,7 +96,7 @@ def test_folder_to_result(road, tmp_path, capsys, sandbox):
     names = [one.name for one in result.conditions]
     assert names == ["no mask", "english", "italian", "python", "random 0 like python"], "controls on their target only"
     assert result.held_out is None and any(
-        "not recorded whether" in getattr(b, "text", "") for b in result.report().blocks
+        "not recorded whether" in getattr(b, "text", "") for b in report_of(result).blocks
     )
     for condition in result.conditions:
         (python,) = condition.scores
@@ -133,7 +134,7 @@ def test_without_the_flag_nothing_is_run_and_the_result_says_so(road, tmp_path, 
     kept = "".join(path.read_text() for path in (tmp_path / "outcomes").glob("*.jsonl"))
     completions = [json.loads(line) for line in kept.splitlines()]
     assert sum("id" in entry for entry in completions) == 12 * len(result.conditions)
-    assert not any(isinstance(block, Heatmap) for block in result.report().blocks)
+    assert not any(isinstance(block, Heatmap) for block in report_of(result).blocks)
 
 
 def changes(result: AblationResult) -> list[float]:
@@ -151,7 +152,7 @@ def test_perplexity_alone_needs_neither_problems_nor_runtimes(road, tmp_path, mo
     ablation += ["--data", str(road / "data"), "--seq_len", "16", "--out", str(tmp_path / "b"), "--progress", "false"]
     assert main(ablation) == 0
     assert changes(result.perplexity) == pytest.approx(changes(AblationResult.load(tmp_path / "b")), abs=1e-6)
-    blocks = result.report().blocks
+    blocks = report_of(result).blocks
     assert [block.title for block in blocks if isinstance(block, Table)][-1] == "Perplexity a token"
 
 
@@ -229,12 +230,12 @@ def test_known_deltas(model, tokenizer, problems, bodies, tmp_path, sandbox, lib
     assert result.sentence.startswith("As it is the model has a pass@4 of 100.0 percent by language. ")
     assert "its own by -66.7, the other languages' mean by +0.0, random controls by" in result.sentence
     assert "0 of 2 masks hit their own language hardest" in result.sentence
-    verdicts = next(block for block in result.report().blocks if block.title.startswith("Verdicts"))
+    verdicts = next(block for block in report_of(result).blocks if block.title.startswith("Verdicts"))
     assert verdicts.rows[0][1].startswith("-66.7 [") and verdicts.rows[0][5:8] == ["2", "0.333", "0.333"]
-    table = next(block for block in result.report().blocks if block.title == "Experts removed, by routing group")
+    table = next(block for block in report_of(result).blocks if block.title == "Experts removed, by routing group")
     assert table.header == ["language", "group 0", "group 1", "all", "share"]
     assert table.rows[0] == ["Python", "3", "1", "4", "8.00%"]
-    matrix = next(block for block in result.report().blocks if isinstance(block, Heatmap))
+    matrix = next(block for block in report_of(result).blocks if isinstance(block, Heatmap))
     assert matrix.rows == ["Python", "js", "english"] and matrix.columns == ["python", "javascript"]
     assert matrix.values[0] == pytest.approx([-200 / 3, 0]) and matrix.values[2] == [0, 0]
 
@@ -253,7 +254,7 @@ def test_missing_runtimes_are_no_failures(model, tokenizer, problems, bodies, tm
     assert result.unavailable.keys() == CODES.keys() - {"python"} and len(result.partial) == 5
     assert all("on the search path" in reason for reason in result.unavailable.values())
     assert "Partial: " in result.sentence and "pass@1: python 100.0%" in result.sentence
-    table = next(block for block in result.report().blocks if block.title == "Languages and runtimes")
+    table = next(block for block in report_of(result).blocks if block.title == "Languages and runtimes")
     assert len(table.rows) == 6
 
 

@@ -9,6 +9,7 @@ from monet.eval.code.problems import ProblemSet
 from monet.eval.code.results import CodeResult
 from monet.eval.core.controls import Controls
 from monet.eval.core.estimate import Estimate
+from monet.eval.report import report_of
 from monet.eval.statistics.prompt_hashes import KEY, packed, prompt_hash
 from tests.eval.scaled import ScaledLayer
 
@@ -73,7 +74,7 @@ def test_any_intervention_is_evaluated(model, tokenizer, problems, tmp_path):
     assert (result.unit, result.group) == ("layer", "model") and result.masks[0].removed == 1
     assert len(result.conditions) == 7 and all(len(one.scores) == 2 for one in result.conditions)
     assert CodeResult.load(tmp_path) == result
-    table = next(block for block in result.report().blocks if block.title == "Layers removed, by model")
+    table = next(block for block in report_of(result).blocks if block.title == "Layers removed, by model")
     assert table.rows[1] == ["english", "1", "1", f"{1 / layers:.2%}"]
 
 

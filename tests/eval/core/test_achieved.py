@@ -8,10 +8,12 @@ from monet.eval.ablate import ablate
 from monet.eval.ablation_report import control_blocks
 from monet.eval.conditions import conditions
 from monet.eval.core.achieved import achieved, told
-from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.controls import Controls
 from monet.eval.core.mean_ablation import MeanAblation
 from monet.eval.document import Table
 from monet.eval.neurons import NeuronMask
+from monet.eval.report import report_of
 from monet.eval.results import AblationResult
 from monet.eval.selection import select
 from monet.eval.stats import Wanted, collect
@@ -63,7 +65,7 @@ def test_results_reports_and_terminal_have_it(random_model, random_data, masks, 
     first, *_ = notes = result.provenance["controls"]["achieved"]
     assert [one["mask"] for one in notes] == [label for label in LABELS if masks[label].num_removed]
     assert first["of"] == "mass" and first["least"] <= first["mean"] <= first["most"]
-    tables = [block for block in result.report().blocks if isinstance(block, Table)]
+    tables = [block for block in report_of(result).blocks if isinstance(block, Table)]
     (table,) = [block for block in tables if block.title.startswith("What the random controls take")]
     assert table.rows[0][:2] == [first["mask"], "mass"] and table.rows[0][4] == f"{first['mean']:.3g}"
     (line,) = told(result.provenance)

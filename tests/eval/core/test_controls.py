@@ -5,7 +5,8 @@ import torch
 
 from monet.controls import control_keep, removed_mass
 from monet.errors import ConfigError, DataError
-from monet.eval.core.controls import ControlOptions, Controls
+from monet.eval.core.control_options import ControlOptions
+from monet.eval.core.controls import Controls
 from monet.eval.stats import Wanted, collect
 from monet.masks import ExpertMask
 

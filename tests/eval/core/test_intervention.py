@@ -12,6 +12,7 @@ from monet.eval.core.intervention import Intervention, check_all, share
 from monet.eval.core.mean_ablation import MeanAblation, removed_means
 from monet.eval.inputs import LabelledSequences
 from monet.eval.neurons import NeuronMask
+from monet.eval.report import report_of
 from monet.eval.results import AblationResult
 from monet.masks import ExpertMask
 from tests.eval.conftest import LABELS, config
@@ -73,7 +74,7 @@ def test_every_one_of_them_is_judged_by_ablation(case, random_data, tmp_path):
     (verdict,) = result.domains
     assert (result.unit, result.group, verdict.removed, verdict.controls) == (one.unit, one.group, 12, 4)
     assert verdict.p >= 1 / 5 and not verdict.passes and "4 random controls" in verdict.reason
-    assert len(verdict.random_per_control) == 4 and result.report().blocks
+    assert len(verdict.random_per_control) == 4 and report_of(result).blocks
 
 
 def test_another_models_intervention_is_refused(random_model, llama):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from monet.controls import ControlKind, control_keep
+from monet.controls import ControlKind, control_keep, removed_mass
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.bootstrap import Bootstrap
 from monet.eval.conditions import Condition
@@ -77,6 +77,9 @@ class ScaledHeads:
 
     def control(self, kind: ControlKind, seed: int, weights: Tensor | None = None) -> ScaledHeads:
         return ScaledHeads(control_keep(self.scale_LH, kind, seed, weights), {"made_by": "control"})
+
+    def taken(self, weights: Tensor) -> float:
+        return removed_mass(self.scale_LH, weights)
 
     def sites(self, model: Any) -> list[Any]:
         return [layer.self_attn for layer in model.model.layers]

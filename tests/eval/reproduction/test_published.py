@@ -4,7 +4,7 @@ import pytest
 
 from monet import MonetConfig
 from monet.errors import ConfigError
-from monet.eval.core.controls import ControlOptions
+from monet.eval.core.control_options import ControlOptions
 from monet.eval.reproduction import published
 from monet.eval.reproduction.estimate import Work, formula, gpu_hours
 from monet.eval.reproduction.models import FORMS, SIZES, dense_config, name_of, paper_config

@@ -13,7 +13,7 @@ import yaml
 from monet.cli import VERBS, main
 from monet.errors import ConfigError
 from monet.eval import report, reproduce
-from monet.eval.core.controls import ControlOptions
+from monet.eval.core.control_options import ControlOptions
 from monet.eval.core.estimate import Estimate
 from monet.eval.reproduction.request import LM_EVAL, Request, Step
 from monet.eval.reproduction.result import ReproductionResult

@@ -17,6 +17,7 @@ import yaml
 from monet import MonetForCausalLM
 from monet.cli import main
 from monet.data.prepare import prepare
+from monet.eval.report import report_of
 from monet.eval.selection import save_masks
 from monet.eval.toxicity import evaluate, write_scores
 from monet.eval.toxicity.results import ALL, ToxicityResult
@@ -76,7 +77,7 @@ def test_from_prompts_to_a_report(road, tmp_path, capsys):
     assert result.asked == 12 and result.groups == ["non-toxic", "toxic"] and not result.partial
     assert result.rows[0].perplexity > 1 and result.provenance["scorer"]["kind"] == "words"
     assert result.provenance["prompts"]["subset"] == "evaluate"
-    report = result.report()
+    report = report_of(result)
     assert report.title == "Toxicity: RealToxicityPrompts" and report.summary == result.sentence
     json.dumps(report.numbers, allow_nan=False)
     tables = [block for block in report.blocks if type(block).__name__ == "Table"]
@@ -247,7 +248,7 @@ def test_from_scored_text_to_purged_continuations(road, tmp_path, capsys):
     low, high = result.rows[3].removed, result.rows[1].removed
     assert 0 < high < low
     assert result.provenance["masks_that_remove_nothing"] == ["score 0.99"]
-    how = next(block for block in result.report().blocks if block.title == "What was measured")
+    how = next(block for block in report_of(result).blocks if block.title == "What was measured")
     assert "change nothing: score 0.99." in how.text
     assert result.held_out is True, "scores come from the other half of the prompts"
     capsys.readouterr()
@@ -260,7 +261,7 @@ def test_from_scored_text_to_purged_continuations(road, tmp_path, capsys):
     assert (
         result.provenance["controls"]["kind"] == "mass" and result.rows[1].cells[ALL].expected_max_chance.controls == 2
     )
-    assert "Random experts of equal mass are removed" in str(result.report().blocks)
+    assert "Random experts of equal mass are removed" in str(report_of(result).blocks)
 
 
 def test_a_purge_on_the_prompts_it_was_chosen_on_is_told(road, tmp_path):

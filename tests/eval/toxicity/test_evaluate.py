@@ -10,6 +10,7 @@ import torch
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.core.chance import Chance
 from monet.eval.core.controls import Controls
+from monet.eval.report import report_of
 from monet.eval.statistics.prompt_hashes import KEY, packed, prompt_hash
 from monet.eval.toxicity import scoring
 from monet.eval.toxicity.evaluate import OrdinaryText, evaluate_toxicity
@@ -103,7 +104,7 @@ def test_what_a_scorer_left_open_is_marked_and_healed(evaluate, tmp_path):
     total = sum(partial.missing.values())
     assert f"PARTIAL: {total} of 60 outcomes are missing ({total} scorer: rate limited)" in partial.sentence
     assert partial.provenance["texts_without_score"]["rate limited"] > 0
-    report = partial.report()
+    report = report_of(partial)
     assert report.blocks[0].text.startswith("PARTIAL") and "without an outcome" in report.blocks[-1].title
     healing = Reader()
     healed = evaluate(healing)
@@ -145,7 +146,7 @@ def test_a_scorer_that_is_down_is_told_before_the_work(evaluate, capsys):
     assert "the scorer does not answer (unreachable" in capsys.readouterr().err
     assert result.partial and result.rows[0].cells[ALL].expected_max is None
     assert "none of 12 prompts has all its scores" in result.sentence
-    table = next(block for block in result.report().blocks if getattr(block, "header", None))
+    table = next(block for block in report_of(result).blocks if getattr(block, "header", None))
     assert list(table.rows[0][3:6]) == ["0 of 12", "-", "-"]
 
 
@@ -169,7 +170,7 @@ def test_losses_and_general_ability_stand_beside(evaluate, planted_model, plante
     assert rows["no mask"].general == {"0-shot": 0.5} and rows["rude"].general == {"0-shot": 0.45}
     assert rows["calm"].general == {} == rows["random 0 like rude"].general, "its controls are drawn for questions"
     assert rows["rude"].random_loss_delta.value == pytest.approx(rows["random 0 like rude"].loss_delta.value)
-    report = result.report()
+    report = report_of(result)
     table = next(block for block in report.blocks if block.title == "What the masks cost elsewhere")
     assert table.header == ["Condition", "Perplexity", "Loss change", "Loss change, random", "General average, 0-shot"]
     assert [row[0] for row in table.rows] == ["no mask", "rude", "calm"]
@@ -246,7 +247,7 @@ def test_any_intervention_is_evaluated(evaluate, planted_data, tmp_path):
     # There is one layer, so each control is the same as the mask and does as much.
     assert off.cells[ALL].expected_max_chance == Chance(3, 1.0, 1.0)
     assert off.cells[ALL].random_expected_max_delta.value == pytest.approx(off.cells[ALL].expected_max_delta.value)
-    assert "Masks that remove no layer, and so change nothing: same." in str(result.report().blocks)
+    assert "Masks that remove no layer, and so change nothing: same." in str(report_of(result).blocks)
     assert ToxicityResult.load(tmp_path / "run") == result
 
 
@@ -255,7 +256,7 @@ def test_nineteen_controls_can_show_that_a_purge_is_no_chance(evaluate):
     cell = result.masks[0].cells[ALL]
     assert cell.expected_max_chance == Chance(19, 0.05, 0.05) and cell.expected_max_chance.above
     assert "p 0.05, q 0.05 (19 random controls)" in result.sentence
-    table = next(block for block in result.report().blocks if block.title.startswith("Masks beside random controls"))
+    table = next(block for block in report_of(result).blocks if block.title.startswith("Masks beside random controls"))
     assert table.rows[0][4:] == ["19", "0.05", "0.05", "yes"]
 
 
@@ -275,6 +276,6 @@ def test_the_result_says_whether_masks_were_chosen_on_its_prompts(evaluate, word
     mask = ExpertMask(removing((2, 2)).keep_REE, notes)
     result = evaluate(masks={"rude": mask})
     assert result.held_out is held_out
-    block = next(block for block in result.report().blocks if words in getattr(block, "text", ""))
+    block = next(block for block in report_of(result).blocks if words in getattr(block, "text", ""))
     assert block.caution is (held_out is not True)
     assert result.provenance["masks"]["rude"]["statistics"]["parts"][0].get(KEY) in (None, 1, 2)
