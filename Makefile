@@ -6,8 +6,9 @@
 # make lint    style, types, dependencies, spelling, English (tools/prose)
 # make check   lint, then all tests, slow ones too
 # make pins    write constraints/tested.txt from the newest releases, then run the tests with it before you commit it
-# make evidence     train the models of docs/evidence.md, two and a half hours on one core for each, and measure its
-#              numbers again; SEEDS="0 1 2" are the training seeds of the Monets, DENSE_SEEDS="0" those of the dense twins
+# make evidence     train the models of docs/evidence.md and measure its numbers again. Each model trains for two and a
+#              half hours on one core. SEEDS="0 1 2" are the training seeds of the Monets, DENSE_SEEDS="0" those of the
+#              dense twins.
 # make clean-demo   forget the demo's run, to start it over
 #
 # PYTHON picks the interpreter of a new environment, TORCH the release of torch it gets. PYTEST_ARGS="tests/model -x" runs

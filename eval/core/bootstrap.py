@@ -132,5 +132,5 @@ def few(counts: Mapping[str, int], unit: str, least: int = FEW) -> str:
         return ""
     return (
         f"Intervals over fewer than {least} {unit}s are unreliable, and mostly too narrow: a bootstrap does not see "
-        f"what the {unit}s at hand do not hold. This concerns {', '.join(scarce)}."
+        f"what the available {unit}s do not hold. This concerns {', '.join(scarce)}."
     )

@@ -5,7 +5,7 @@
         --out runs/evidence-results [--docs docs]
 
 Takes one model or several that differ in their training seed. What is finished is kept in --out, so the same command
-goes on after a kill. With --docs, docs/evidence.json, the page between its marks and the page's figure are written;
+continues after a kill. With --docs, docs/evidence.json, the page between its marks and the page's figure are written;
 without, the page is printed.
 """
 
@@ -21,6 +21,7 @@ from benchmarks.cpu_layer import processor
 from monet.errors import ConfigError
 from monet.eval.core.document import Heatmap, Report
 from monet.eval.core.loading import provenance_now
+from monet.eval.core.units import choose_unit
 from monet.eval.reporting import command as report
 from monet.files import atomic_path, atomic_write_json
 from studies.evidence import failures, page, relearning
@@ -68,7 +69,8 @@ def result_of(
             "windows": plan.windows, "control_windows": plan.control_windows, "seq_len": plan.seq_len,
             "controls": plan.controls, "harder_controls": plan.harder_controls,
             "settling_windows": plan.settling_windows, "settling_controls": plan.settling_controls,
-            "unit": plan.bootstrap.unit, "confidence": plan.bootstrap.confidence, "resamples": plan.bootstrap.resamples,
+            "unit": choose_unit(plan.bootstrap, plan.evaluate)[0].unit,
+            "confidence": plan.bootstrap.confidence, "resamples": plan.bootstrap.resamples,
         },
         {**provenance_now(), "machine": processor(), "text": plan.evaluate.description["content"]},
     )  # fmt: skip
@@ -93,7 +95,7 @@ def check_different(candidates: Sequence[Candidate]) -> None:
             if one.fingerprint == other.fingerprint or one.name == other.name:
                 raise ConfigError(
                     f"{other.folder} and {one.folder} hold the same weights or have the same name ({one.name}); give "
-                    "models that were trained with different seeds, each exported from a run of its own name"
+                    "models that were trained with different seeds, each exported from a run with another name"
                 )
 
 
@@ -113,7 +115,8 @@ def told(plan: Plan, models: int, llamas: int) -> str:
     windows = plan.forwards(len(plan.evaluate.labels), plan.identify.num_windows)
     parts = ", ".join(f"{part} {count:,}" for part, count in windows.items())
     return (
-        f"{models} Monet{'s' if models > 1 else ''} (so many training seeds) and {llamas} dense; each reads about "
+        f"{page.number_of(models, 'Monet')} with {page.number_of(models, 'training seed')} and "
+        f"{page.number_of(llamas, 'dense LLaMA')}; each reads about "
         f"{sum(windows.values()):,} windows of {plan.seq_len} tokens, if nothing is kept: {parts}"
     )
 
@@ -151,18 +154,20 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--text", type=Path, required=True, help="folder of text that it was prepared from")
     found.add_argument("--out", type=Path, required=True, help="folder for everything that is measured")
     found.add_argument("--docs", type=Path, help="folder with evidence.md, to be written; else the page is printed")
-    found.add_argument("--shares", type=float, nargs="+", default=Plan.shares, help="of all units, to choose from")
+    found.add_argument(
+        "--shares", type=float, nargs="+", default=Plan.shares, help="shares of all units, to choose from"
+    )
     found.add_argument("--relearn", nargs="*", default=Plan.relearn, help="domains trained again")
     found.add_argument("--steps", type=int, nargs="+", default=Plan.steps, help="steps of training again")
     found.add_argument("--owners", nargs="*", default=["french", "german", "java", "php"], help="removed by argmax")
     for name, words in {
         "windows": "windows a domain that removals are measured on",
         "control-windows": "windows a domain that removals are compared with random ones on",
-        "controls": "random removals of equal number beside each removal",
+        "controls": "random removals of equal number for each removal",
         "harder-controls": "of equal mass, and of equal activity",
         "settling-windows": "windows a domain that the share is settled on",
         "settling-controls": "random removals that the share is settled with",
-        "random-removals": "random removals that are trained again beside each domain's own",
+        "random-removals": "random removals that are trained again, as each domain's own is",
     }.items():
         default = getattr(Plan, name.replace("-", "_"))
         found.add_argument(f"--{name}", type=int, default=default, help=f"{words} (default: {default})")

@@ -44,7 +44,7 @@ class Candidate(ABC):
 
     Args:
         folder: exported model.
-        plan: of the measurements.
+        plan: sizes of the measurements.
 
     Attributes:
         kind: which of the two it is.
@@ -62,7 +62,7 @@ class Candidate(ABC):
 
     @property
     def name(self) -> str:
-        """Of the run that the model was exported from."""
+        """Name of the run that the model was exported from."""
         return self.folder.resolve().parent.name if self.folder.name == "export" else self.folder.name
 
     @property
@@ -103,7 +103,7 @@ class Candidate(ABC):
 
 
 class Monet(Candidate):
-    """Loses experts: of those whose firing tells more about the domain than about any other, those that tell most."""
+    """Loses the experts whose firing has the most information on the domain, and less on every other domain."""
 
     kind = "monet"
 
@@ -125,7 +125,7 @@ class Monet(Candidate):
 
     @cached_property
     def statistics(self) -> stats.ExpertStatistics:
-        """Of the split that experts are chosen on."""
+        """Statistics of the split that experts are chosen on."""
         return self._statistics(self.plan.identify)
 
     @cached_property
@@ -147,7 +147,7 @@ class Monet(Candidate):
 
 
 class Llama(Candidate):
-    """Loses neurons: of those most active for the domain, the ones whose activity leads that for the next by most."""
+    """Loses neurons that are most active for the domain: the ones with the largest lead over the next domain."""
 
     kind = "llama"
 
@@ -195,12 +195,12 @@ class Llama(Candidate):
 def top_neurons(
     means_CLF: Tensor, labels: Sequence[str], share: float, text: Mapping[str, Any]
 ) -> dict[str, neurons.NeuronMask]:
-    """So many neurons for each label, of those most active for it: the ones furthest above the next label.
+    """Neurons for each label: among those most active for it, the ones furthest above the next label.
 
     Args:
         means_CLF: of `monet.eval.baselines.neurons.activities`.
         labels: names along C.
-        share: of all neurons, rounded down; a label that owns fewer gets fewer.
+        share: how many, as a share of all neurons, rounded down; a label that owns fewer gets fewer.
         text: description of the text that the activities were taken on.
     """
     owner_LF = assign(means_CLF, 1.0)

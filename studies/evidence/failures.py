@@ -1,6 +1,6 @@
-"""Where removal fails, on one model: what a reader of docs/evidence.md should know beside what works.
+"""Where removal fails, on one model: what a reader of docs/evidence.md should know in addition to what works.
 
-Other rules, and subjects: experts of what a text is about, whatever its language. All are judged by the verdict of
+Other rules, and subjects: experts of what a text is about, regardless of its language. All are judged by the verdict of
 `monet ablate`, on the few windows that controls are measured on.
 """
 
@@ -40,7 +40,7 @@ def _judged(candidate: Candidate, masks: Mapping[str, Intervention], data: Label
 
 def other_rules(candidate: Monet, owners: Sequence[str]) -> dict[str, list[Verdict]]:
     """Verdicts of the paper's rule on all domains, and of argmax on some."""
-    data = candidate.plan.beside_controls
+    data = candidate.plan.compared
     argmax = select_by(candidate.statistics, Argmax())
     return {
         "ratio": _judged(candidate, select_by(candidate.statistics, Ratio(2.0)), data),
@@ -50,7 +50,7 @@ def other_rules(candidate: Monet, owners: Sequence[str]) -> dict[str, list[Verdi
 
 def first_layer(candidate: Llama) -> list[Verdict]:
     """Verdicts of the paper's baseline: neurons of the first layer by the ratio of 2."""
-    return _judged(candidate, candidate.first_layer(), candidate.plan.beside_controls)
+    return _judged(candidate, candidate.first_layer(), candidate.plan.compared)
 
 
 def by_subject(windows: PreparedWindows, text: Path) -> LabelledSequences:
@@ -62,7 +62,7 @@ def by_subject(windows: PreparedWindows, text: Path) -> LabelledSequences:
                 for number, line in enumerate(lines, start=1):
                     sources[f"{domain}/{file.name}:{number}"] = json.loads(line)["source"]
     dataset = windows.dataset
-    sequences, labels, documents = [], [], []
+    sequences, labels, documents, originals = [], [], [], []
     for domain in windows.labels:
         for window in dataset.windows_of(domain):
             name = dataset.document_name(window)
@@ -71,11 +71,12 @@ def by_subject(windows: PreparedWindows, text: Path) -> LabelledSequences:
                 sequences.append(dataset[window]["input_ids"].tolist())
                 labels.append(label)
                 documents.append(name)
-    return LabelledSequences(list(SUBJECTS), sequences, labels, documents=documents)
+                originals.append(sources[name])
+    return LabelledSequences(list(SUBJECTS), sequences, labels, documents=documents, sources=originals)
 
 
 def thinned(data: LabelledSequences, windows: int) -> LabelledSequences:
-    """At most so many sequences a label, evenly apart."""
+    """At most this number of sequences a label, evenly apart."""
     kept = []
     for label in range(len(data.labels)):
         numbers = [number for number, found in enumerate(data.label_of) if found == label]
@@ -89,7 +90,7 @@ def subjects(candidate: Monet, share: float, text: Path) -> list[Verdict]:
 
     Args:
         candidate: the model.
-        share: of all experts, for each subject.
+        share: how many experts for each subject, as a share of all.
         text: folder of the text that was prepared; it says which work a record is from.
     """
     plan = candidate.plan

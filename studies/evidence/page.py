@@ -1,6 +1,6 @@
 """docs/evidence.md: every number and every claim on it is made of docs/evidence.json.
 
-The text between the page's two marks is `page.md.j2`, filled in by `body`. Its sentences hold for any outcome, or tell
+The text between the page's two marks is `page.md.j2`, filled in by `body`. Its sentences hold for any outcome, or state
 the outcome.
 """
 
@@ -13,12 +13,13 @@ from pathlib import Path
 
 import jinja2
 
+from monet.eval.core.bootstrap import few
 from monet.eval.core.chance import LEVEL
 from monet.eval.suites.loss.results import Verdict
 from monet.files import atomic_write_text
 from studies.evidence import tables
 from studies.evidence.removal import settled
-from studies.evidence.results import Domain, EvidenceResult, Relearning, Times
+from studies.evidence.results import Domain, EvidenceResult, Model, Relearning, Times
 
 BEGIN, END = "<!-- evidence -->", "<!-- end -->"
 FIGURE = "evidence/removal.png"
@@ -26,7 +27,7 @@ TEMPLATE = Path(__file__).with_name("page.md.j2")
 
 
 def wrap(block: str) -> str:
-    """A paragraph in lines of at most 120 characters; a table, heading or picture as it is."""
+    """A paragraph in lines of at most 120 characters; a table, heading or picture unchanged."""
     if block.startswith(("|", "#", "!")):
         return block
     return textwrap.fill(" ".join(block.split()), 120, break_long_words=False, break_on_hyphens=False)
@@ -62,31 +63,28 @@ def _higher(one: Times, other: Times) -> bool:
     return other.value is not None and (one.value is None or one.value > other.value)
 
 
-def beside_dense(monet: Sequence[Domain], dense: Sequence[Domain]) -> str:
+def next_to_dense(monet: Sequence[Domain], dense: Sequence[Domain]) -> str:
     """In how many domains the Monet's point estimates are higher than the dense twin's."""
     pairs = list(zip(monet, dense, strict=True))
     counts = {
-        "the domain's own increase": sum(a.target_delta > b.target_delta for a, b in pairs),
-        "times the worst other domain": sum(_higher(a.times_worst, b.times_worst) for a, b in pairs),
-        "times the family's mean": sum(_higher(a.times_family, b.times_family) for a, b in pairs),
+        "The domain's own increase": sum(a.target_delta > b.target_delta for a, b in pairs),
+        "Its ratio to the worst other domain": sum(_higher(a.times_worst, b.times_worst) for a, b in pairs),
+        "Its ratio to the family's mean": sum(_higher(a.times_family, b.times_family) for a, b in pairs),
     }
-    told = ", ".join(f"{words} in {count}" for words, count in counts.items())
-    return (
-        f"The Monet's value is higher than the dense twin's, of {len(pairs)} domains: {told}. These are counts of "
-        "point estimates; the intervals are in the table."
-    )
+    told = ". ".join(f"{words} is higher in {count} of {len(pairs)} domains" for words, count in counts.items())
+    return f"The Monet is compared with the dense twin by point estimates; the intervals are in the table. {told}."
 
 
 def summary(result: EvidenceResult) -> str:
     """What was found, in a few sentences, for the top of the page and for other pages."""
     harder = []
     for kind in ("mass", "activity"):
-        above = sum(row.beside[kind].p <= 1 / (1 + row.beside[kind].controls) for row in result.domains)
+        above = sum(row.against[kind].p <= 1 / (1 + row.against[kind].controls) for row in result.domains)
         harder.append(f"of equal {kind} in {above} of {len(result.domains)} domains")
-    models = "" if len(result.models) == 1 else ", counting only domains where this holds for every model"
+    models = "" if len(result.models) == 1 else " These are domains for which it holds in every model."
     return (
         f"{verdict(result.domains, 'Monet')} A removal costs its domain more than each random removal "
-        f"{' and '.join(harder)}{models}. {verdict(result.dense, 'dense LLaMA')}"
+        f"{' and '.join(harder)}.{models} {verdict(result.dense, 'dense LLaMA')}"
     )
 
 
@@ -111,9 +109,21 @@ def returned(found: Sequence[Relearning]) -> str:
             for name, share in last.items()
         }
         model = {"monet": "Monet", "llama": "LLaMA"}[one.kind]
-        told.append(f"for {one.name} in the {model} {shares['own']} (random removals: {shares['random']})")
+        told.append(f"For {one.name} in the {model} it is {shares['own']}, and {shares['random']} for random removals.")
     steps = found[0].arms[0].stages[-1].step
-    return f"Share of the cost of a domain's own removal that has returned after {steps} steps: {'; '.join(told)}."
+    return f"The share of a removal's cost that returned after {steps} steps follows. {' '.join(told)}"
+
+
+def caution(models: Sequence[Model]) -> str:
+    """A caution that names domains with few sources, or few documents if sources are not known; empty if none has."""
+    losses = models[0].losses
+    sources = {one.name: one.sources for one in losses if one.sources is not None}
+    if len(sources) == len(losses):
+        return few(sources, "source")
+    documents = few({one.name: one.documents for one in losses}, "document")
+    return (
+        f"The sources of the documents are not known; documents of one source are not independent. {documents}".strip()
+    )
 
 
 def body(result: EvidenceResult) -> str:
@@ -126,7 +136,8 @@ def body(result: EvidenceResult) -> str:
         "confidence": f"{result.settings['confidence']:.0%}",
         "models": [*result.models, *result.dense_models], "names": [row.name for row in result.domains],
         "rule": (settled.__doc__ or "").strip(), "summary": summary, "verdict": verdict,
-        "beside_dense": beside_dense, "returned": returned, "failed": failed,
+        "next_to_dense": next_to_dense, "returned": returned, "failed": failed,
+        "caution": caution(result.models),
         "counted": f"{number_of(len(result.models), 'Monet')} and {number_of(len(result.dense_models), 'dense LLaMA')}",
         "versions": ", ".join(f"{name} {version}" for name, version in result.provenance["versions"].items()),
     }  # fmt: skip

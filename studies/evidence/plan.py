@@ -35,18 +35,18 @@ class Plan:
     `evaluate`.
 
     Args:
-        out: folder of everything that is kept, so that a killed command goes on.
+        out: folder of everything that is kept, so that a killed command continues.
         data: prepared text.
-        shares: of all units, for each domain; one of them is settled on.
+        shares: how many units each domain loses, as shares of all; one of them is settled on.
         windows: of `evaluate`, a domain: every removal is measured on them in every domain.
         control_windows: of `evaluate`, a domain: a removal and its random controls are compared on them. The test is
             exact with any number of windows, so few do.
-        controls: random removals of equal number, beside each removal; the verdict stands on them.
+        controls: random removals of equal number for each removal; the verdict depends on them.
         harder_controls: random removals of equal mass, and as many of equal activity.
         settling_windows, settling_controls: of `validation`, what a share is settled with.
         relearn: domains that are trained again.
-        steps: of that training, after which the loss is measured.
-        random_removals: that are trained again beside each domain's own.
+        steps: numbers of optimiser steps after which the loss is measured.
+        random_removals: how many are trained again, as each domain's own removal is.
         batch_size: windows a forward.
         seq_len: tokens a window.
 
@@ -78,7 +78,7 @@ class Plan:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
         if not self.shares or not all(0 < share < 1 for share in self.shares):
-            raise ConfigError(f"shares {list(self.shares)} must lie between 0 and 1, and there must be one")
+            raise ConfigError(f"shares {list(self.shares)} must be between 0 and 1, and at least one is needed")
         if not self.steps or sorted(set(self.steps)) != list(self.steps) or self.steps[0] < 1:
             raise ConfigError(f"steps {list(self.steps)} must be at least 1 and increase")
 
@@ -98,7 +98,7 @@ class Plan:
         return PreparedWindows(self.data, "evaluate", self.seq_len, self.windows)
 
     @property
-    def beside_controls(self) -> PreparedWindows:
+    def compared(self) -> PreparedWindows:
         """Text that removals are compared with their controls on."""
         return PreparedWindows(self.data, "evaluate", self.seq_len, self.control_windows)
 
@@ -131,7 +131,7 @@ class Plan:
         """Windows that one model reads in each part of its analysis; a step of training counts as three forwards.
 
         Args:
-            domains: of the text.
+            domains: how many the text has.
             identify: windows of the split `identify`.
         """
         of_controls = self.controls + 2 * self.harder_controls

@@ -1,4 +1,4 @@
-"""How much of a removal a few steps of training take back, beside random removals that cost the domain as much.
+"""How much of a removal a few steps of training take back, compared with random removals that cost as much.
 
 The removed units stay removed, and all other weights are trained on the domain's own text. The whole model is trained
 alike, because it learns from that text, too: a removal's cost is the loss above that of the whole model. What comes
@@ -25,12 +25,11 @@ from monet.eval.core.estimate import Draws, Estimate, mean_of, one_of
 from monet.eval.core.inputs import PreparedWindows
 from monet.eval.core.intervention import Intervention
 from monet.eval.core.window_losses import WindowLosses, window_losses
-from monet.eval.suites.loss.verdicts import increases
 from monet.files import atomic_write_json
 from monet.json_text import read_json
 from studies.evidence.candidates import Candidate
 from studies.evidence.plan import JUDGING_SEED
-from studies.evidence.removal import Measurement
+from studies.evidence.removal import Measurement, drawn
 from studies.evidence.results import Arm, Relearning, Stage
 
 LEARNING_RATE = 3e-4
@@ -44,13 +43,13 @@ Costs = dict[int, Draws]
 def equally_costly(candidate: Candidate, label: str, mask: Intervention, number: int) -> Intervention:
     """A random removal that costs the domain about as much on `validation` as its own removal does.
 
-    Units are removed in a random order, and so many of them as come nearest to the cost of the own removal.
+    Units are removed in a random order, as many as come nearest to the cost of the domain's own removal.
 
     Args:
         candidate: the model.
         label: the domain.
         mask: its own removal.
-        number: of the random removal; each has another order.
+        number: which random removal; each has another order.
     """
     data = candidate.plan.validation.only([label])
     keep = candidate.keep(mask)
@@ -89,7 +88,7 @@ def _trained(
     title = f"{candidate.name}: {label} trained again, {name}"
     for step, batch in enumerate(tqdm(taken, title, plan.steps[-1], unit="step"), start=1):
         with removed.applied_to(student) if removed else contextlib.nullcontext():
-            logits_BTV = student(input_ids=batch.input_ids_BT.to(student.device), use_cache=False).logits
+            logits_BTV = student(**batch.inputs(student.device)).logits
             targets_BT = batch.targets_BT.to(student.device)
             F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten()).backward()
         optimizer.step()
@@ -116,8 +115,9 @@ def _kept(
 
 
 def _as_lists(losses: WindowLosses) -> dict[str, list[float]]:
-    """Every array of it; float64 and int64 are read back as they were."""
-    return {field.name: getattr(losses, field.name).tolist() for field in dataclasses.fields(losses)}
+    """Every array that is there; float64 and int64 keep their types when they are read."""
+    arrays = {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}
+    return {name: array.tolist() for name, array in arrays.items() if array is not None}
 
 
 def relearned(measured: Measurement, label: str) -> tuple[dict[str, list[Costs]], dict[str, float]]:
@@ -135,10 +135,7 @@ def relearned(measured: Measurement, label: str) -> tuple[dict[str, list[Costs]]
         for number, one in enumerate(masks):
             losses = _kept(candidate, label, one, held_out, f"{arm} {number}")
             costs[arm].append(
-                {
-                    step: increases([label], whole[step], {arm: losses[step]}, plan.bootstrap)[arm][label]
-                    for step in whole
-                }
+                {step: drawn(held_out, whole[step], {arm: losses[step]}, plan.bootstrap)[arm][label] for step in whole}
             )
     return costs, {arm: float(np.mean([one.num_removed for one in masks])) for arm, masks in arms.items()}
 
@@ -164,7 +161,7 @@ def _arms(found: Sequence[tuple[dict[str, list[Costs]], dict[str, float]]], boot
 
 
 def _returned(costs: Costs, step: int) -> Draws:
-    """Share of the first cost that is gone; NaN where nothing was lost at first."""
+    """Share of the first cost that is gone; NaN if nothing was lost at first."""
     first, later = costs[0], costs[step]
     value = 1 - later.value / first.value if first.value > 0 else np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -173,5 +170,5 @@ def _returned(costs: Costs, step: int) -> Draws:
 
 
 def _told(returned: Draws, bootstrap: Bootstrap) -> Estimate | None:
-    """As an estimate; None where nothing was lost at first, without ends where a resample lost nothing."""
+    """As an estimate; None if nothing was lost at first, without ends if a resample lost nothing."""
     return None if np.isnan(returned.value) else returned.estimate(bootstrap)

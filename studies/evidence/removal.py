@@ -10,27 +10,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.chance import chances
 from monet.eval.core.controls import Controls
 from monet.eval.core.estimate import Draws, one_of
 from monet.eval.core.inputs import PreparedWindows
 from monet.eval.core.intervention import Intervention
 from monet.eval.core.loading import windows_bar
+from monet.eval.core.units import choose_unit, with_sources
 from monet.eval.core.window_losses import WindowLosses
 from monet.eval.suites.loss.verdicts import increases
-from monet.masks.controls import ControlKind, removed_mass
+from monet.masks.controls import ControlKind
 from studies.evidence.candidates import Candidate
-from studies.evidence.plan import JUDGING_SEED, Plan
+from studies.evidence.plan import JUDGING_SEED
 from studies.evidence.results import Loss, Share, Trial
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A removal beside its random controls on its own domain, all on the same windows.
+    """A removal and its random controls on its own domain, all on the same windows.
 
     Args:
         own: increase of loss under the removal.
-        control: of a single control; a resample takes one of them.
+        control: the same of a single control; a resample takes one of them.
         per_control: increases under each control.
         p, q: see `monet.eval.core.chance`; q over the domains.
         reached: mass that a control removes over that of the removal, mean over controls; None where mass is unknown.
@@ -71,7 +73,7 @@ def settled(shares: Sequence[Share]) -> Share:
     """The share at which most domains hold on the split `validation`; of shares that tie, the largest.
 
     A domain holds at a share if the removal of its units costs it more than it costs every other domain, and more than
-    each of the random removals of as many units costs it.
+    every random removal as large costs it.
     """
     return max(shares, key=lambda one: (len(one.holds), one.share))
 
@@ -85,14 +87,23 @@ def measure(candidate: Candidate) -> Measurement:
     data = plan.evaluate
     losses = _losses(candidate, {"": None, **masks}, data, f"{candidate.name}: removals")
     whole = losses.pop("")
-    cells = increases(data.labels, whole, losses, plan.bootstrap)
+    cells = drawn(data, whole, losses, plan.bootstrap)
     kinds: dict[ControlKind, int] = {
         "number": plan.controls, "mass": plan.harder_controls, "activity": plan.harder_controls,
     }  # fmt: skip
     return Measurement(
-        candidate, shares, taken, masks, cells, _text(data, whole, cells.pop(""), plan),
+        candidate, shares, taken, masks, cells, _text(data, whole, cells.pop(""), plan.bootstrap),
         {kind: _compare(candidate, masks, kind, count) for kind, count in kinds.items()},
     )  # fmt: skip
+
+
+def drawn(
+    data: PreparedWindows, whole: WindowLosses, masked: Mapping[str, WindowLosses], bootstrap: Bootstrap
+) -> dict[str, dict[str, Draws]]:
+    """Increases with their resamples, over sources where they are known; see `monet.eval.suites.loss.verdicts.increases`."""
+    bootstrap, sources = choose_unit(bootstrap, data)
+    names = [name for name, windows in data.window_sources().items() if windows]
+    return increases(names, with_sources(whole, data.labels, sources), masked, bootstrap)
 
 
 def _losses(
@@ -123,32 +134,33 @@ def _tried(candidate: Candidate, share: float) -> Share:
             own, part, random = increase.pop(label), data.only([label]), []
             for number in range(controls.count):
                 like = controls.draw(masks[label], number, label, data.fingerprint)
-                drawn = store.losses(like, part, f"random {number} like {label}", bar.update)
-                random.append(_means(drawn, len(labels))[place] - before[place])
+                losses = store.losses(like, part, f"random {number} like {label}", bar.update)
+                random.append(_means(losses, len(labels))[place] - before[place])
             worst = max(increase, key=increase.__getitem__)
             trials[label] = Trial(masks[label].num_removed, own, increase[worst], worst, max(random))
     return Share(share, trials)
 
 
-def _text(data: PreparedWindows, whole: WindowLosses, mean: Mapping[str, Draws], plan: Plan) -> list[Loss]:
-    found = []
+def _text(data: PreparedWindows, whole: WindowLosses, mean: Mapping[str, Draws], bootstrap: Bootstrap) -> list[Loss]:
+    found, sources = [], choose_unit(bootstrap, data)[1]
     for place, label in enumerate(data.labels):
         rows_X = whole.label_W == place
         documents = len(np.unique(whole.document_W[rows_X]))
-        found.append(Loss(label, mean[label].estimate(plan.bootstrap), int(rows_X.sum()), documents))
+        originals = None if sources is None else len(set(sources[label]))
+        found.append(Loss(label, mean[label].estimate(bootstrap), int(rows_X.sum()), documents, originals))
     return found
 
 
 def _compare(
     candidate: Candidate, masks: Mapping[str, Intervention], kind: ControlKind, count: int
 ) -> dict[str, Compared]:
-    """Each domain's removal beside controls of one kind, on the domain itself."""
-    plan, data = candidate.plan, candidate.plan.beside_controls
+    """Each domain's removal next to controls of one kind, on the domain itself."""
+    plan, data = candidate.plan, candidate.plan.compared
     weights = {} if kind == "number" else candidate.weights(kind)
     mass = candidate.weights("mass")
     controls = Controls(count, kind, JUDGING_SEED, weights)
     own: dict[str, Draws] = {}
-    drawn: dict[str, list[Draws]] = {}
+    random: dict[str, list[Draws]] = {}
     reached: dict[str, float | None] = {}
     with windows_bar(len(masks) * (count + 2) * plan.control_windows, f"{candidate.name}: equal {kind}", True) as bar:
         for label, mask in masks.items():
@@ -159,17 +171,17 @@ def _compare(
                 candidate.store.losses(one, part, name, bar.update)
                 for name, one in zip(["no mask", label, *names], [None, mask, *like], strict=True)
             )
-            found = increases([label], whole, {label: removed, **dict(zip(names, after, strict=True))}, plan.bootstrap)
-            own[label], drawn[label] = found[label][label], [found[name][label] for name in names]
-            wanted = removed_mass(candidate.keep(mask), mass[label])
-            masses = [removed_mass(candidate.keep(one), mass[label]) for one in like]
+            found = drawn(part, whole, {label: removed, **dict(zip(names, after, strict=True))}, plan.bootstrap)
+            own[label], random[label] = found[label][label], [found[name][label] for name in names]
+            wanted = mask.taken(mass[label])
+            masses = [one.taken(mass[label]) for one in like]
             reached[label] = float(np.mean(masses)) / wanted if wanted > 0 else None
     removing = {label: own[label].value for label, mask in masks.items() if mask.num_removed}
-    values = {label: [one.value for one in drawn[label]] for label in masks}
+    values = {label: [one.value for one in random[label]] for label in masks}
     found = chances(removing, values)
     return {
         label: Compared(
-            own[label], one_of(drawn[label], plan.bootstrap), values[label],
+            own[label], one_of(random[label], plan.bootstrap), values[label],
             found[label].p if label in found else 1.0, found[label].q if label in found else 1.0, reached[label],
         )
         for label in masks

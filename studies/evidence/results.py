@@ -36,9 +36,9 @@ class Trial:
 
     Args:
         removed: units.
-        target_delta: of the domain itself.
-        others_max_delta, others_max_name: of the other domain that lost most.
-        random_max_delta: of the domain itself under the random removal that cost most.
+        target_delta: increase in the domain itself.
+        others_max_delta, others_max_name: increase in the other domain that lost most.
+        random_max_delta: increase in the domain itself under the random removal that cost most.
     """
 
     removed: int
@@ -68,12 +68,17 @@ class Share:
 
 @dataclass(frozen=True)
 class Loss:
-    """The whole model's loss on one domain, and how much text it was measured on."""
+    """The whole model's loss on one domain, and how much text it was measured on.
+
+    Args:
+        sources: originals that the documents were cut from; None if they are not known.
+    """
 
     name: str
     loss: Estimate
     windows: int
     documents: int
+    sources: int | None
 
 
 @dataclass(frozen=True)
@@ -81,14 +86,14 @@ class Model:
     """One trained model.
 
     Args:
-        name: of its run.
+        name: its run's name.
         kind: "monet" or "llama".
         unit, units: what is removed, and how many the model has.
-        parameters: of the model.
-        step, tokens: of its training; None where the export does not say.
-        share: that was settled on.
+        parameters: how many it has.
+        step, tokens: length of its training; None if the export does not say.
+        share: the one that was settled on.
         shares: all that were tried, on `validation`.
-        losses: of the whole model.
+        losses: those of the whole model.
         fingerprint: equal for equal weights.
     """
 
@@ -106,13 +111,13 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A removal beside random controls of one kind, on its own domain, all on the same windows.
+class Against:
+    """A removal and random controls of one kind, on its own domain, all on the same windows.
 
     Args:
-        target_delta, target_interval: of the removal there.
+        target_delta, target_interval: increase under the removal there.
         random_delta: mean over the controls.
-        random_interval: of a single control; it holds the spread over controls as well as over text.
+        random_interval: interval of a single control; it holds the spread over controls as well as over text.
         controls: how many there were.
         p, q: chance that a control does as much, and the false discovery rate over the domains.
         reached: mass of a control over that of the removal; None where the mass is unknown.
@@ -133,7 +138,7 @@ class Removal:
     """What the removal of one domain's units did, in one model or on the mean of several.
 
     Args:
-        name: of the domain.
+        name: the domain.
         removed, share: units removed, and their share of all; a mean over models.
         removed_per_group: the same by routing group or layer.
         target_delta, target_interval: on the domain itself.
@@ -145,8 +150,8 @@ class Removal:
         random_delta, random_interval: on the domain itself under random removals of equal number.
         equal_mass_delta, equal_mass_interval: likewise of equal mass.
         equal_activity_delta, equal_activity_interval: likewise of equal activity.
-        beside: all that is known of these controls, by their kind.
-        p, q: beside removals of equal number. Over models the largest.
+        against: all that is known of these controls, by their kind.
+        p, q: those of the controls of equal number. Over models the largest.
         passes: the core's verdict, see `monet.eval.core.chance.reasons_against`. Over models: it passes in every one.
         reason: why it does not pass; empty if it does.
     """
@@ -174,7 +179,7 @@ class Removal:
     equal_mass_interval: Interval
     equal_activity_delta: float
     equal_activity_interval: Interval
-    beside: dict[str, Beside]
+    against: dict[str, Against]
     p: float
     q: float
     passes: bool
@@ -187,7 +192,7 @@ class Domain(Removal):
 
     Args:
         seeds: the same for each model, in the order of the models.
-        spread: of some of the deltas over training seeds, beside that over text; empty for a single model.
+        spread: how some of the deltas spread over training seeds and over text; empty for a single model.
     """
 
     seeds: list[Removal]
@@ -206,7 +211,7 @@ class Stage:
     Args:
         step: optimiser steps; 0 before any.
         cost: loss above that of the whole model trained alike.
-        returned: share of the first cost that is gone; None before training, or where nothing was lost.
+        returned: share of the first cost that is gone; None before training, or if nothing was lost.
     """
 
     step: int
@@ -235,7 +240,7 @@ class Relearning:
 
     Args:
         name: the domain.
-        kind: of the models.
+        kind: the models' kind.
         arms: over all models.
         seeds: the same for each model.
     """
@@ -251,14 +256,14 @@ class EvidenceResult(Result):
     """All numbers of docs/evidence.md.
 
     Args:
-        unit: of all deltas.
+        unit: the unit that all deltas are in.
         models, dense_models: Monets and dense twins.
-        domains: of the Monets, a row a domain.
-        dense: the same of the dense twins.
+        domains: a row a domain, for the Monets.
+        dense: the same for the dense twins.
         matrix, dense_matrix: increase of loss by removed and evaluated domain, mean over models.
-        relearning: of Monets, then of dense twins.
-        failures: verdicts on the first model: the paper's rule "ratio", the rule "argmax", "subjects", and of the first
-            dense twin the paper's "first_layer".
+        relearning: first for the Monets, then for the dense twins.
+        failures: verdicts on the first model: the paper's rule "ratio", the rule "argmax", "subjects". On the first
+            dense twin: the paper's "first_layer".
         settings: sizes of the measurement.
         provenance: machine, versions, date, text.
     """

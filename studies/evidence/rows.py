@@ -2,7 +2,7 @@
 
 Values are unweighted means over the models. All models are measured on the same text with the same resamples, so the
 interval of a mean over models is drawn from the mean of their resamples, and holds the spread over text. The spread
-over training seeds stands beside it, see `monet.eval.core.seeds`. Of p and q the largest counts, and a domain passes if
+over training seeds is kept apart, see `monet.eval.core.seeds`. Of p and q the largest counts, and a domain passes if
 it passes in every model: more seeds make it harder to pass.
 """
 
@@ -19,7 +19,7 @@ from monet.eval.core.seeds import SeedSpread, over_seeds
 from monet.masks.controls import ControlKind
 from studies.evidence.plan import family_of
 from studies.evidence.removal import Measurement
-from studies.evidence.results import Beside, Domain, Model, Removal, Times
+from studies.evidence.results import Against, Domain, Model, Removal, Times
 
 KINDS: tuple[ControlKind, ...] = ("number", "mass", "activity")
 
@@ -69,7 +69,7 @@ def _removal(label: str, measured: Sequence[Measurement], bootstrap: Bootstrap) 
     worst, worst_of_family = (max(of, key=lambda name: of[name].value) for of in (cells, family))
     others, kin = mean_of(list(cells.values())), mean_of(list(family.values()))
     highest = Draws(cells[worst].value, np.max([cell.draws_Q for cell in cells.values()], axis=0))
-    beside = {kind: _beside(label, kind, measured, bootstrap) for kind in KINDS}
+    against = {kind: _against(label, kind, measured, bootstrap) for kind in KINDS}
     reasons = {one.candidate.name: _reasons(label, one) for one in measured}
     masks = [one.masks[label] for one in measured]
     told = [reason if len(measured) == 1 else f"{name}: {reason}" for name, reason in reasons.items() if reason]
@@ -95,15 +95,15 @@ def _removal(label: str, measured: Sequence[Measurement], bootstrap: Bootstrap) 
         family_max_name=worst_of_family,
         times_family=times(own, kin, bootstrap.confidence),
         times_worst=times(own, highest, bootstrap.confidence),
-        random_delta=beside["number"].random_delta,
-        random_interval=beside["number"].random_interval,
-        equal_mass_delta=beside["mass"].random_delta,
-        equal_mass_interval=beside["mass"].random_interval,
-        equal_activity_delta=beside["activity"].random_delta,
-        equal_activity_interval=beside["activity"].random_interval,
-        beside=dict(beside),
-        p=beside["number"].p,
-        q=beside["number"].q,
+        random_delta=against["number"].random_delta,
+        random_interval=against["number"].random_interval,
+        equal_mass_delta=against["mass"].random_delta,
+        equal_mass_interval=against["mass"].random_interval,
+        equal_activity_delta=against["activity"].random_delta,
+        equal_activity_interval=against["activity"].random_interval,
+        against=dict(against),
+        p=against["number"].p,
+        q=against["number"].q,
         passes=not told,
         reason="; ".join(told),
     )
@@ -116,11 +116,11 @@ def _reasons(label: str, one: Measurement) -> str:
     return ", ".join(reasons_against(mask.num_removed, own, others, chance, mask.unit))
 
 
-def _beside(label: str, kind: ControlKind, measured: Sequence[Measurement], bootstrap: Bootstrap) -> Beside:
+def _against(label: str, kind: ControlKind, measured: Sequence[Measurement], bootstrap: Bootstrap) -> Against:
     found = [one.compared[kind][label] for one in measured]
     own, random = (mean_of(of).estimate(bootstrap) for of in ([x.own for x in found], [x.control for x in found]))
     reached = [one.reached for one in found if one.reached is not None]
-    return Beside(
+    return Against(
         own.value, own.ends, random.value, random.ends, len(found[0].per_control),
         max(one.p for one in found), max(one.q for one in found), float(np.mean(reached)) if reached else None,
     )  # fmt: skip

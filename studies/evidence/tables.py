@@ -1,4 +1,4 @@
-"""Tables of docs/evidence.md, each made of docs/evidence.json alone."""
+"""Tables of docs/evidence.md, each made from docs/evidence.json only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.tables import markdown
 from monet.eval.core.estimate import Estimate
 from monet.eval.reporting.common import bracketed, signed
 from monet.eval.suites.loss.results import Verdict
-from studies.evidence.results import Arm, Beside, Domain, EvidenceResult, Model, Relearning, Times
+from studies.evidence.results import Against, Arm, Domain, EvidenceResult, Model, Relearning, Times
 
 KINDS = {"number": "equal number", "mass": "equal mass", "activity": "equal activity"}
 
@@ -35,7 +35,7 @@ def passes(row: Domain) -> str:
 
 
 def removal(rows: Sequence[Domain]) -> str:
-    """Each domain beside the other domains and random removals of equal number, with the verdict."""
+    """Each domain, the other domains and random removals of equal number, with the verdict."""
     return _table([
         {
             "removed": row.name, "target": bracketed(row.target_delta, *row.target_interval),
@@ -60,7 +60,7 @@ def reasons(rows: Sequence[Domain], models: Sequence[Model]) -> str:
 
 
 def families(rows: Sequence[Domain]) -> str:
-    """Each domain beside the other languages of its family, and beside the worst other domain of all."""
+    """Each domain, the other languages of its family, and the worst other domain of all."""
     return _table([
         {
             "removed": row.name, "target": signed(row.target_delta, 3),
@@ -72,24 +72,24 @@ def families(rows: Sequence[Domain]) -> str:
     ])  # fmt: skip
 
 
-def _against(found: Beside) -> str:
+def _against(found: Against) -> str:
     return f"{bracketed(found.random_delta, *found.random_interval)}, p {found.p:.3g}"
 
 
 def controls(rows: Sequence[Domain]) -> str:
-    """Each domain beside random removals of all kinds, on the windows that these were measured on."""
+    """Each domain and random removals of all kinds, on the windows that these were measured on."""
 
-    def mass(found: Beside) -> str:
+    def mass(found: Against) -> str:
         return "" if found.reached is None else f"{found.reached:.2f}"
 
     return _table([
         {
-            "removed": row.name, "target": bracketed(row.beside["number"].target_delta,
-                                                     *row.beside["number"].target_interval),
+            "removed": row.name, "target": bracketed(row.against["number"].target_delta,
+                                                     *row.against["number"].target_interval),
             **{
                 key: value
                 for kind, title in KINDS.items()
-                for key, value in ((title, _against(row.beside[kind])), (f"{kind}: mass", mass(row.beside[kind])))
+                for key, value in ((title, _against(row.against[kind])), (f"{kind}: mass", mass(row.against[kind])))
             },
         }
         for row in rows
@@ -156,7 +156,7 @@ def groups(rows: Sequence[Domain]) -> str:
     ])  # fmt: skip
 
 
-def beside_dense(monet: Sequence[Domain], dense: Sequence[Domain]) -> str:
+def next_to_dense(monet: Sequence[Domain], dense: Sequence[Domain]) -> str:
     """Both kinds of model with the same columns, one row each under the other."""
 
     def cells(row: Domain, model: str) -> dict[str, str]:
@@ -165,7 +165,7 @@ def beside_dense(monet: Sequence[Domain], dense: Sequence[Domain]) -> str:
             "target": bracketed(row.target_delta, *row.target_interval),
             "others, most": f"{signed(row.others_max_delta, 3)} ({row.others_max_name})",
             "times family's mean": times(row.times_family), "times worst other": times(row.times_worst),
-            **{title: f"{signed(row.beside[kind].random_delta, 3)}, p {row.beside[kind].p:.3g}"
+            **{title: f"{signed(row.against[kind].random_delta, 3)}, p {row.against[kind].p:.3g}"
                for kind, title in KINDS.items()},
             "q": f"{row.q:.3g}", "passes": passes(row),
         }  # fmt: skip
@@ -230,6 +230,7 @@ def losses(result: EvidenceResult) -> str:
             **{model.name: f"{model.losses[place].loss.value:.3f} [{model.losses[place].loss.low:.3f}, "
                            f"{model.losses[place].loss.high:.3f}]" for model in models},
             "windows": f"{first.windows:,}", "documents": f"{first.documents:,}",
+            "sources": "" if first.sources is None else f"{first.sources:,}",
         }
         for place, first in enumerate(models[0].losses)
     ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""Increases with their resamples: the same numbers as an ablation's, and what they are needed for beside it."""
+"""Increases with their resamples: the same numbers as an ablation's."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from studies.evidence.removal import settled
 from studies.evidence.results import Arm, Domain, EvidenceResult, Share, Stage, Times, Trial
 from tests.eval.conftest import config
 from tests.tolerances import assert_close
+from tools.prose.__main__ import RULES, check, read_rules
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DOMAINS = [*NATURAL, "java", "php"]
@@ -126,7 +127,7 @@ def check_page(docs: Path) -> EvidenceResult:
 
 
 def test_the_page_tells_what_the_json_holds():
-    """Both are written by one command. Numbers that an earlier command wrote stand as they are until it runs."""
+    """Both are written by one command. Numbers that an earlier command wrote stay until it runs."""
     content = json.loads((DOCS / "evidence.json").read_text())
     if content["format"] != EvidenceResult.FORMAT:
         told = page.written(DOCS / "evidence.md")
@@ -135,7 +136,7 @@ def test_the_page_tells_what_the_json_holds():
     check_page(DOCS)
 
 
-def test_make_trains_each_seed_in_a_run_of_its_own():
+def test_make_trains_each_seed_in_its_own_run():
     said = subprocess.run(
         ["make", "-n", "evidence", "SEEDS=0 2", "DENSE_SEEDS=0"],
         cwd=DOCS.parent,
@@ -151,7 +152,7 @@ def test_make_trains_each_seed_in_a_run_of_its_own():
 
 
 def write_text(folder: Path) -> Path:
-    """Every domain writes with letters of its own; natural languages in the four works."""
+    """Every domain writes with its own letters; natural languages in the four works."""
     works = list(failures.SUBJECTS.values())
     for number, domain in enumerate(DOMAINS):
         draw = random.Random(number)
@@ -212,7 +213,7 @@ def check_domains(found: list[Domain], seeds: int) -> None:
             assert_close(key, torch.tensor(getattr(row, key), dtype=torch.float64), mean)
         assert row.target_interval[0] <= row.target_delta <= row.target_interval[1]
         assert set(row.spread) == ({"target_delta", "family_mean_delta", "others_mean_delta"} if seeds > 1 else set())
-        assert row.beside["mass"].reached == pytest.approx(1.0, abs=1e-5)
+        assert row.against["mass"].reached == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -237,6 +238,7 @@ def test_the_whole_command(folders, tmp_path, monkeypatch):
         assert ("in the one Monet" if len(models) == 1 else "in each of the 2 Monets") in told
         assert ("## Over training seeds" in told) == (len(models) > 1)
         assert (tmp_path / page.FIGURE).read_bytes().startswith(b"\x89PNG")
+        assert check("docs/evidence.md", (tmp_path / "evidence.md").read_text(), *read_rules(RULES.read_text())) == []
 
     def forbidden(*_, **__):
         raise AssertionError("measured again")
@@ -282,8 +284,8 @@ def test_an_unknown_share_is_told_in_words():
     arm = Arm("own", 3.0, [Stage(0, Estimate(0.0, -0.1, 0.1), None), Stage(5, Estimate(0.0, -0.1, 0.1), None)])
     found = relearning.Relearning("php", "monet", [arm, Arm("random", 9.0, arm.stages)], [])
     assert page.returned([found]) == (
-        "Share of the cost of a domain's own removal that has returned after 5 steps: for php in the Monet an unknown "
-        "share (random removals: an unknown share)."
+        "The share of a removal's cost that returned after 5 steps follows. For php in the Monet it is an unknown "
+        "share, and an unknown share for random removals."
     )
 
 
