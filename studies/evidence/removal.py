@@ -100,7 +100,7 @@ def measure(candidate: Candidate) -> Measurement:
 def drawn(
     data: PreparedWindows, whole: WindowLosses, masked: Mapping[str, WindowLosses], bootstrap: Bootstrap
 ) -> dict[str, dict[str, Draws]]:
-    """Increases with their resamples, over sources where they are known; see `monet.eval.suites.loss.verdicts.increases`."""
+    """Increases with their resamples, over sources where they are known; see `verdicts.increases`."""
     bootstrap, sources = choose_unit(bootstrap, data)
     names = [name for name, windows in data.window_sources().items() if windows]
     return increases(names, with_sources(whole, data.labels, sources), masked, bootstrap)
