@@ -6,7 +6,6 @@ takes `--config FILE.yaml` too, with the same names. Training has its own page, 
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib
 import inspect
@@ -14,11 +13,11 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin
 
 from monet import __version__
 from monet.errors import MonetError, recognised
-from monet.options import Options
+from monet.options import arguments_of, defaults_of, groups_of, types_of
 from monet.terminal import clean, clean_warnings
 
 
@@ -230,31 +229,23 @@ def _parsed(target: Callable[..., Any], words: list[str], program: str, takes_wo
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog=program, description=(inspect.getdoc(target) or "").partition("\n\n")[0])
-    parameters = inspect.signature(target).parameters
-    if (
-        "config" in parameters
-    ):  # this verb's own files, perhaps several: a list that is given again is added to by a plus
+    own_files = "config" in inspect.signature(target).parameters
+    if own_files:  # files of another kind, perhaps several: the option of a list is repeated with a plus
+        again = (word.replace("--config", "--config+", 1) for word in words)
         words = [
-            word.replace("--config", "--config+", 1) if word.partition("=")[0] == "--config" else word for word in words
+            plus if word.partition("=")[0] == "--config" else word for word, plus in zip(words, again, strict=True)
         ]
     else:
         parser.add_argument("--config", action="config", help="YAML file with options of this command")
-    groups = {name: kind for name, kind in get_type_hints(target).items() if _is_group(kind)}
+    groups = groups_of(target)
     parser.add_function_arguments(target, as_group=False, as_positional=takes_words, skip=set(groups))
-    for name, kind in groups.items():
-        parser.add_class_arguments(kind)
-        if (default := parameters[name].default) is not inspect.Parameter.empty:
-            parser.set_defaults(**{field.name: getattr(default, field.name) for field in dataclasses.fields(kind)})
+    for group in groups.values():
+        parser.add_class_arguments(group)
+    parser.set_defaults(**defaults_of(target))
     found = parser.instantiate(parser.parse_args(words)).as_dict()
-    if "config" not in parameters:
+    if not own_files:
         del found["config"]
-    for name, kind in groups.items():
-        found[name] = kind(**{field.name: found.pop(field.name) for field in dataclasses.fields(kind)})
-    return found
-
-
-def _is_group(kind: Any) -> bool:
-    return inspect.isclass(kind) and issubclass(kind, Options)
+    return arguments_of(target, found)
 
 
 def _speed_up() -> None:
@@ -272,21 +263,12 @@ def _with_list(options: list[str], name: str) -> list[str]:
     return [*([f"--{name}={json.dumps(options[:count])}"] if count else []), *options[count:]]
 
 
-def _options_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """Each option of a verb and its type, with the fields of its groups."""
-    kinds = {name: kind for name, kind in get_type_hints(target).items() if name != "return"}
-    fields = {
-        name: kind for group in kinds.values() if _is_group(group) for name, kind in get_type_hints(group).items()
-    }
-    return {name: kind for name, kind in kinds.items() if not _is_group(kind)} | fields
-
-
 def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:
     """Options of a yes or no get their value, so that `--full` alone means `--full=true`. A list may be plain words.
 
     `--result A B` is `--result [A, B]`, and `--prompts FILE` is `--prompts [FILE]`.
     """
-    kinds = {f"--{name}": kind for name, kind in _options_of(target).items()}
+    kinds = {f"--{name}": kind for name, kind in types_of(target).items()}
     words: list[str] = []
     place = 0
     while place < len(options):

@@ -14,7 +14,7 @@ from typing import Literal
 import pytest
 
 from monet import cli, errors
-from monet.options import Options
+from monet.options import Options, groups_of, types_of
 
 CALLS: list[dict] = []
 
@@ -127,8 +127,9 @@ def test_every_verb_has_a_function_whose_arguments_are_all_explained(name):
     groups = {name: entry for verbs in cli.GROUPS.values() for name, entry in verbs.items()}
     module, _, function = groups[name].target.partition(":")
     target = getattr(importlib.import_module(module), function)
-    documented = inspect.getdoc(target) or ""
-    for parameter in inspect.signature(target).parameters:
+    documented = "\n".join(inspect.getdoc(one) or "" for kind in groups_of(target).values() for one in kind.__mro__)
+    documented += inspect.getdoc(target) or ""
+    for parameter in types_of(target):
         assert f"{parameter}:" in documented or f"{parameter}," in documented, f"{groups[name].target}: {parameter}"
 
 

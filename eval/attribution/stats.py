@@ -25,19 +25,16 @@ from monet.eval.attribution.statistics.shuffle import Shuffle
 from monet.eval.core import signature
 from monet.eval.core.inputs import LabelledData, LabelledSequences, PreparedWindows
 from monet.eval.core.loading import (
-    DocumentMask,
-    DType,
     check_batch_size,
     evaluating,
-    load_model,
     load_tokenizer,
     mask_digest,
-    open_windows,
     provenance_now,
     vocab_size,
     window_length,
     windows_bar,
 )
+from monet.eval.core.options import Compute, WindowOptions
 from monet.parts import parse_shard
 from monet.terminal import clean
 
@@ -146,10 +143,6 @@ def run(
     data: Path | None = None,
     scores: Path | None = None,
     split: str = "identify",
-    seq_len: int | None = None,
-    max_windows: int | None = None,
-    domains: list[str] | None = None,
-    document_mask: DocumentMask = "auto",
     firing: bool = False,
     firing_above: float | None = None,
     maxima: bool = False,
@@ -160,10 +153,8 @@ def run(
     exclude_first: int = 0,
     exclude_tokens: list[int] = [],  # noqa: B006 - shown in --help, never changed
     shard: str | None = None,
-    batch_size: int = 8,
-    device: str = "auto",
-    dtype: DType = "auto",
-    progress: bool = True,
+    windows: WindowOptions = WindowOptions(),  # noqa: B008 - frozen
+    compute: Compute = Compute(),  # noqa: B008 - frozen
 ) -> None:
     """Sum every expert's routing weight per domain of labelled text, exactly and in one pass.
 
@@ -178,11 +169,6 @@ def run(
         scores: in place of DATA, a file of JSON lines with `text` (or `input_ids`) and `score` (or `token_scores`),
             and perhaps `label` and `id`. Every token has the score of its text. Records with score null are left out.
         split: split of DATA to read; evaluate masks on another.
-        seq_len: tokens a window, or a piece of a longer scored text; without it the most the model was made for.
-        max_windows: windows a domain, evenly spread over its text; without it all.
-        domains: domains of DATA to take; without it all.
-        document_mask: true reads each document of a window apart: no attention across documents, positions from each
-            document's start. auto does what the model was trained with.
         firing: also count, per domain, the tokens at which each expert is active, and at which it is the strongest.
         firing_above: also count the tokens at which its weight is above this number; implies --firing.
         maxima: also keep each expert's largest weight, and the window, document and position where it was.
@@ -200,10 +186,6 @@ def run(
         exclude_tokens: further token ids that are not counted.
         shard: i/n reads the i-th of n parts of the text, i from 0 on, for as many processes at once; add their files
             up with `monet stats merge`. Windows that begin in one document stay together.
-        batch_size: windows a forward; it does not change the result beyond float32 rounding.
-        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-        dtype: precision of the weights; auto keeps that of the files.
-        progress: show a bar on standard error.
 
     Raises:
         CheckpointError: no such model.
@@ -216,22 +198,23 @@ def run(
     part = None if shard is None else parse_shard("shard", shard)
     if part is not None and isinstance(coactivation, int):
         raise ConfigError("coactivation of the strongest experts differs by shard; name the experts, by group")
-    _check_source(data, scores, max_windows, domains)
-    loaded = load_model(model, device, dtype)
-    text = _open(loaded, data, scores, split, seq_len, max_windows, domains, document_mask)
+    _check_source(data, scores, windows)
+    loaded = compute.load(model)
+    text = _open(loaded, data, scores, split, windows)
     if part is not None:
         text = text.shard(*part)
     exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude, exclude_first, exclude_tokens)
     pairs = coactivation if isinstance(coactivation, dict) else None
+    passes: dict[str, Any] = {"batch_size": compute.batch_size, "progress": compute.progress}
     wanted = Wanted(firing, firing_above, maxima, pairs, permutations, permutation_seed)
     if isinstance(coactivation, int):
         if coactivation < 1:
             raise ConfigError(f"coactivation {coactivation} must be at least 1 expert a group")
         sums = Wanted(permutations=0)
-        summed = collect(loaded, text, batch_size=batch_size, wanted=sums, exclusion=exclusion, progress=progress)
+        summed = collect(loaded, text, wanted=sums, exclusion=exclusion, **passes)
         strongest_RN = summed.strongest(coactivation)
         wanted = dataclasses.replace(wanted, coactivation=dict(enumerate(strongest_RN.tolist())))
-    statistics = collect(loaded, text, batch_size=batch_size, wanted=wanted, exclusion=exclusion, progress=progress)
+    statistics = collect(loaded, text, wanted=wanted, exclusion=exclusion, **passes)
     statistics.save(out)
     _print(statistics, out)
 
@@ -260,10 +243,10 @@ def merge(files: list[Path], out: Path) -> None:
     _print(total, out)
 
 
-def _check_source(data: Path | None, scores: Path | None, max_windows: int | None, domains: list[str] | None) -> None:
+def _check_source(data: Path | None, scores: Path | None, windows: WindowOptions) -> None:
     if (data is None) == (scores is None):
         raise ConfigError("give either data, a folder of `monet data prepare`, or scores, a file of scored text")
-    for name, value in (("max_windows", max_windows), ("domains", domains)):
+    for name, value in (("max_windows", windows.max_windows), ("domains", windows.domains)):
         if scores is not None and value is not None:
             raise ConfigError(f"{name} {value} chooses among prepared text and does not go with scores")
 
@@ -273,15 +256,12 @@ def _open(
     data: Path | None,
     scores: Path | None,
     split: str,
-    seq_len: int | None,
-    max_windows: int | None,
-    domains: list[str] | None,
-    document_mask: DocumentMask,
+    windows: WindowOptions,
 ) -> LabelledSequences | PreparedWindows:
     if scores is not None:
-        return read_scored(scores, load_tokenizer(model), window_length(model, seq_len))
+        return read_scored(scores, load_tokenizer(model), window_length(model, windows.seq_len))
     assert data is not None
-    return open_windows(data, split, model, seq_len, max_windows, domains, document_mask)
+    return windows.open(data, split, model)
 
 
 def _print(statistics: ExpertStatistics, out: Path) -> None:

@@ -23,20 +23,18 @@ from monet.eval.attribution.selection import assign
 from monet.eval.attribution.statistics.collectors import Tokens
 from monet.eval.attribution.statistics.exclusion import Exclude, Exclusion
 from monet.eval.core.achieved import told
-from monet.eval.core.bootstrap import Bootstrap, Unit
 from monet.eval.core.chance import DEFAULT_CONTROLS
 from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.inputs import LabelledData
 from monet.eval.core.loading import (
-    DocumentMask,
     DType,
     check_batch_size,
     evaluating,
     load_tokenizer,
-    open_windows,
     vocab_size,
     windows_bar,
 )
+from monet.eval.core.options import Compute, TextIntervals, WindowOptions
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.core.signature import Signature
 from monet.eval.suites.loss.ablate import ablate
@@ -271,20 +269,11 @@ def run(
     identify_split: str = "identify",
     exclude: Exclude = "special",
     split: str = "evaluate",
-    seq_len: int | None = None,
-    max_windows: int | None = None,
-    domains: list[str] | None = None,
-    document_mask: DocumentMask = "auto",
     controls: NeuronControls = NeuronControls(),
     control_on: ControlOn = "target",
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    unit: Unit | None = None,
-    seed: int = 0,
-    batch_size: int = 8,
-    device: str = "auto",
-    dtype: DType = "auto",
-    progress: bool = True,
+    windows: WindowOptions = WindowOptions(),  # noqa: B008 - frozen
+    intervals: TextIntervals = TextIntervals(),  # noqa: B008 - frozen
+    compute: Compute = Compute(),  # noqa: B008 - frozen
 ) -> None:
     """Measure what every domain loses when the neurons of a dense LLaMA that belong to it are silenced.
 
@@ -301,23 +290,8 @@ def run(
         identify_split: split of DATA that neurons are chosen on.
         exclude: special does not count the tokens that begin, end and pad a text; none counts all, as the paper does.
         split: split of DATA to evaluate on.
-        seq_len: tokens a window; without it the most the model was made for.
-        max_windows: windows a domain and split, evenly spread over its text; without it all.
-        domains: domains of DATA to take; without it all.
-        document_mask: true reads each document of a window apart: no attention across documents, positions from each
-            document's start. auto does what the model was trained with.
         controls: random controls of each domain's neurons.
         control_on: measure controls on their target only, or on all domains, which takes that many times longer.
-        resamples: bootstrap draws an interval, at least 1000.
-        confidence: share of the draws inside an interval.
-        unit: what is drawn again: source (windows that begin in documents of one source stay together), document
-            (windows that begin in one document stay together) or window. Without it source, if DATA hold the source of
-            every document and each domain has two or more; otherwise document.
-        seed: of the draws.
-        batch_size: windows a forward.
-        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-        dtype: precision of the weights; auto keeps that of the files.
-        progress: show a bar on standard error.
 
     Raises:
         CheckpointError: no such model, or no LLaMA.
@@ -325,28 +299,27 @@ def run(
         DataError: no such split, or another tokenizer's data.
         NonFiniteError: a NaN or infinite loss; names mask, domain and window.
     """
-    bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
-    loaded = load_llama(model, device, dtype)
+    bootstrap = intervals.bootstrap()
+    loaded = load_llama(model, compute.device, compute.dtype)
     hold(loaded)
-    chosen_on, windows = (
-        open_windows(data, name, loaded, seq_len, max_windows, domains, document_mask)
-        for name in (identify_split, split)
-    )
+    chosen_on, judged_on = (windows.open(data, name, loaded) for name in (identify_split, split))
     exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude)
-    means_CLF = activities(loaded, chosen_on, batch_size=batch_size, exclusion=exclusion, progress=progress)
+    means_CLF = activities(
+        loaded, chosen_on, batch_size=compute.batch_size, exclusion=exclusion, progress=compute.progress
+    )
     weights = dict(zip(chosen_on.labels, means_CLF, strict=True))
     text = {**chosen_on.description, "excluded": exclusion.notes(), **Signature.of(chosen_on).notes()}
     chosen = select_neurons(means_CLF, chosen_on.labels, ratio, layers, text)
     result = ablate(
         loaded,
         chosen,
-        windows,
+        judged_on,
         out=out,
         controls=Controls(controls.count, controls.kind, controls.seed, weights, {"mass": weights}),
         control_on=control_on,
         bootstrap=bootstrap,
-        batch_size=batch_size,
-        progress=progress,
+        batch_size=compute.batch_size,
+        progress=compute.progress,
     )
     assert result is not None, "only a part gives none"
     print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")

@@ -25,6 +25,7 @@ from monet.eval.scorers.choose import make_scorer
 from monet.eval.scorers.scorers import ScorerSettings
 from monet.files import atomic_write_json, sha256_file
 from monet.json_text import read_json
+from monet.options import arguments_of
 
 STEPS_NAME = "steps.json"
 
@@ -123,7 +124,7 @@ def _do(step: Step, record: Path) -> None:
         return
     module, _, function = VERBS[step.verb].target.partition(":")
     target: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    target(**step.options)
+    target(**arguments_of(target, step.options))
     atomic_write_json(record, {**done, name: settings})
 
 

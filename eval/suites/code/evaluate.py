@@ -24,13 +24,10 @@ from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.decoding import GENERATED_CONTROLS
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.loading import (
-    DocumentMask,
-    DType,
-    load_model,
     load_tokenizer,
-    open_windows,
     windows_bar,
 )
+from monet.eval.core.options import DividedCompute, Intervals, WindowOptions
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.core.store import model_key
 from monet.eval.sandbox.execution import check_workers, execute, kept_statuses
@@ -45,7 +42,7 @@ from monet.eval.suites.code.scoring import Tally, condition_scores, judged_k, sc
 from monet.eval.suites.loss.ablate import ablate
 from monet.eval.suites.loss.results import AblationResult
 from monet.model.experts import lay_out_for_decoding
-from monet.model.fingerprint import hold, holds_weights
+from monet.model.fingerprint import holds_weights
 from monet.parts import Part
 
 if TYPE_CHECKING:
@@ -230,8 +227,6 @@ def run(
     temperature: float = 0.8,
     top_p: float = 0.95,
     max_new_tokens: int = 512,
-    batch_size: int = 20,
-    seed: int = 0,
     controls: ControlOptions = ControlOptions(count=GENERATED_CONTROLS),  # noqa: B008 - frozen
     control_on: ControlOn = "target",
     cpu_seconds: int = 15,
@@ -240,16 +235,10 @@ def run(
     workers: int = 1,
     data: Path | None = None,
     split: str = "evaluate",
-    seq_len: int | None = None,
-    max_windows: int | None = None,
-    document_mask: DocumentMask = "auto",
     perplexity_only: bool = False,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    part: str | None = None,
-    device: str = "auto",
-    dtype: DType = "auto",
-    progress: bool = True,
+    windows: WindowOptions = WindowOptions(),  # noqa: B008 - frozen
+    intervals: Intervals = Intervals(),  # noqa: B008 - frozen
+    compute: DividedCompute = DividedCompute(batch_size=20),  # noqa: B008 - frozen
 ) -> None:
     """Measure what a model can program before and after each language's experts are removed, beside random controls.
 
@@ -271,8 +260,6 @@ def run(
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: samples among the likeliest tokens that hold this share of the probability.
         max_new_tokens: of a completion. A problem whose prompt leaves less room is left out and counted.
-        batch_size: completions of one problem a forward.
-        seed: of the sampling, and of the intervals' draws.
         controls: random controls of each mask.
         control_on: measure controls on their own language only, or on all languages, which takes that many times
             longer.
@@ -282,27 +269,16 @@ def run(
         workers: programs at a time.
         data: folder of `monet data prepare` with text by language, for perplexities beside pass@k.
         split: split of DATA.
-        seq_len: tokens a window of DATA; without it the most the model was made for.
-        max_windows: windows a language of DATA; without it all.
-        document_mask: true reads each document of a window apart: no attention across documents, positions from each
-            document's start. auto does what the model was trained with.
         perplexity_only: measure losses on DATA and nothing else: no problem is read, no runtime needed.
-        resamples: bootstrap draws an interval, at least 1000.
-        confidence: share of the draws inside an interval.
-        part: i/n writes and runs the programs of the i-th of n parts of the masks and controls, i from 0 on, and
-            writes no result. Run as many processes as there are parts, then the same command without it.
-        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-        dtype: precision of the weights; auto keeps that of the files.
-        progress: show a bar on standard error.
 
     Raises:
         CheckpointError: no such model, no tokenizer in it, or masks of another model.
         ConfigError: an option out of range, no problems there, or programs cannot be shut in on this machine.
         DataError: a problem without one of its fields, or unusable DATA.
     """
-    bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
-    sampling = Sampling(num_samples, temperature, top_p, max_new_tokens, batch_size, seed)
-    own = Part.parse(part)
+    bootstrap = intervals.bootstrap()
+    sampling = Sampling(num_samples, temperature, top_p, max_new_tokens, compute.batch_size, intervals.seed)
+    part = compute.own_part
     limits = Limits(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mb=memory_mb)
     check_ks(ks)
     check_workers(workers)
@@ -312,8 +288,7 @@ def run(
         raise ConfigError("data without masks: perplexities are compared before and after a mask; give --masks")
     found = None if perplexity_only else read_problems(problems, languages, benchmark).first(limit)
     sandbox = open_sandbox(limits) if allow_code_execution and not perplexity_only else None
-    loaded = load_model(model, device, dtype)
-    hold(loaded)
+    loaded = compute.load(model)
     chosen = {} if masks is None else load_masks(masks, model=loaded)
     drawn = controls.open(loaded)
     losses = None
@@ -321,13 +296,13 @@ def run(
         losses = ablate(
             loaded,
             chosen,
-            open_windows(data, split, loaded, seq_len, max_windows, document_mask=document_mask),
+            windows.open(data, split, loaded),
             out=Path(out) / "perplexity",
             controls=drawn,
             control_on=control_on,
             bootstrap=bootstrap,
-            part=own,
-            progress=progress,
+            part=part,
+            progress=compute.progress,
         )
     result = None
     if found is None:
@@ -354,8 +329,8 @@ def run(
             bootstrap=bootstrap,
             workers=workers,
             perplexity=losses,
-            part=own,
-            progress=progress,
+            part=part,
+            progress=compute.progress,
         )
     if result is None:
         print(PART_DONE)

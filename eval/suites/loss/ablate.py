@@ -19,28 +19,25 @@ from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import load_masks
 from monet.eval.attribution.statistics.prompt_hashes import without_hashes
 from monet.eval.core.achieved import control_notes, told
-from monet.eval.core.bootstrap import Bootstrap, Unit
+from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.held_out import Protocol, check_protocol, evaluation_split, held_out, texts_of
 from monet.eval.core.inputs import LabelledData, check_labels
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.loading import (
-    DocumentMask,
-    DType,
     check_batch_size,
-    load_model,
-    open_windows,
     provenance_now,
     windows_bar,
 )
 from monet.eval.core.model_origin import about_model
+from monet.eval.core.options import DividedCompute, TextIntervals, WindowOptions
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.core.units import choose_unit, with_sources
 from monet.eval.core.window_losses import LossStore, WindowLosses, keep_losses
 from monet.eval.suites.loss.results import AblationResult, how_drawn
 from monet.eval.suites.loss.verdicts import Measured, summarise
-from monet.model.fingerprint import hold, holds_weights
+from monet.model.fingerprint import holds_weights
 from monet.parts import Part
 
 
@@ -173,21 +170,11 @@ def run(
     out: Path,
     split: str | None = None,
     protocol: Protocol = "held_out",
-    seq_len: int | None = None,
-    max_windows: int | None = None,
-    domains: list[str] | None = None,
-    document_mask: DocumentMask = "auto",
     controls: ControlOptions = ControlOptions(),  # noqa: B008 - frozen
     control_on: ControlOn = "target",
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    unit: Unit | None = None,
-    seed: int = 0,
-    batch_size: int = 8,
-    part: str | None = None,
-    device: str = "auto",
-    dtype: DType = "auto",
-    progress: bool = True,
+    windows: WindowOptions = WindowOptions(),  # noqa: B008 - frozen
+    intervals: TextIntervals = TextIntervals(),  # noqa: B008 - frozen
+    compute: DividedCompute = DividedCompute(),  # noqa: B008 - frozen
 ) -> None:
     """Measure what every domain loses when each domain's experts are removed, beside random removals.
 
@@ -202,25 +189,8 @@ def run(
         split: split of DATA to evaluate on, "evaluate" if not given; choose masks on another.
         protocol: held_out evaluates on SPLIT. same evaluates on the split that the masks were chosen on, as the paper
             seems to have done; it flatters the masks, and the result says `held_out: false`.
-        seq_len: tokens a window; without it the most the model was made for.
-        max_windows: windows a domain, evenly spread over its text; without it all.
-        domains: domains of DATA to take; without it all.
-        document_mask: true reads each document of a window apart: no attention across documents, positions from each
-            document's start. auto does what the model was trained with.
         controls: random controls of each mask.
         control_on: measure controls on their target only, or on all domains, which takes that many times longer.
-        resamples: bootstrap draws an interval, at least 1000.
-        confidence: share of the draws inside an interval.
-        unit: what is drawn again: source (windows that begin in documents of one source stay together), document
-            (windows that begin in one document stay together) or window. Without it source, if DATA hold the source of
-            every document and each domain has two or more; otherwise document.
-        seed: of the draws.
-        batch_size: windows a forward.
-        part: i/n computes the losses of the i-th of n parts of the masks and random masks, i from 0 on, and writes no
-            result. Run as many processes as there are parts, then the same command without it.
-        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-        dtype: precision of the weights; auto keeps that of the files.
-        progress: show a bar on standard error.
 
     Raises:
         CheckpointError: no such model, or masks of another model.
@@ -228,27 +198,24 @@ def run(
         DataError: no such split, a domain of the masks missing in it, or another tokenizer's data.
         NonFiniteError: a NaN or infinite loss; names mask, domain and window.
     """
-    bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
-    own = Part.parse(part)
-    loaded = load_model(model, device, dtype)
-    hold(loaded)
+    bootstrap = intervals.bootstrap()
+    part = compute.own_part
+    loaded = compute.load(model)
     chosen = load_masks(masks, model=loaded)
-    texts = [text for mask in chosen.values() for text in texts_of(mask.provenance)]
-    windows = open_windows(
-        data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains, document_mask
-    )
-    check_protocol(protocol, texts, windows)
+    texts = [one for mask in chosen.values() for one in texts_of(mask.provenance)]
+    text = windows.open(data, evaluation_split(protocol, split, texts), loaded)
+    check_protocol(protocol, texts, text)
     result = ablate(
         loaded,
         chosen,
-        windows,
+        text,
         out=out,
         controls=controls.open(loaded),
         control_on=control_on,
         bootstrap=bootstrap,
-        batch_size=batch_size,
-        part=own,
-        progress=progress,
+        batch_size=compute.batch_size,
+        part=part,
+        progress=compute.progress,
     )
     if result is None:
         print(PART_DONE)

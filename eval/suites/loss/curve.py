@@ -21,13 +21,14 @@ from monet.eval.attribution.selection import select_by
 from monet.eval.attribution.statistics.prompt_hashes import without_hashes
 from monet.eval.attribution.stats import ExpertStatistics
 from monet.eval.core.achieved import told
-from monet.eval.core.bootstrap import Bootstrap, Unit
+from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.conditions import PART_DONE, dealt
 from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.core.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.core.inputs import LabelledData
-from monet.eval.core.loading import DocumentMask, DType, check_batch_size, load_model, open_windows
+from monet.eval.core.loading import check_batch_size
+from monet.eval.core.options import DividedCompute, TextIntervals, WindowOptions
 from monet.eval.core.results import RESULT_NAME, Result
 from monet.eval.core.units import choose_unit
 from monet.eval.core.window_losses import LossStore, keep_losses
@@ -36,7 +37,7 @@ from monet.eval.reporting.wording import HOW_JUDGED, ORIGIN, control_blocks, ran
 from monet.eval.suites.loss.ablate import check_request, measure, passes
 from monet.eval.suites.loss.results import Baseline, Verdict, caution_on_few, how_drawn
 from monet.masks.expert_mask import ExpertMask
-from monet.model.fingerprint import hold, holds_weights
+from monet.model.fingerprint import holds_weights
 from monet.parts import Part
 
 if TYPE_CHECKING:
@@ -289,21 +290,11 @@ def run(
     keep: float = 0.0,
     split: str | None = None,
     protocol: Protocol = "held_out",
-    seq_len: int | None = None,
-    max_windows: int | None = None,
-    domains: list[str] | None = None,
-    document_mask: DocumentMask = "auto",
     controls: ControlOptions = ControlOptions(),  # noqa: B008 - frozen
     control_on: ControlOn = "target",
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    unit: Unit | None = None,
-    seed: int = 0,
-    batch_size: int = 8,
-    part: str | None = None,
-    device: str = "auto",
-    dtype: DType = "auto",
-    progress: bool = True,
+    windows: WindowOptions = WindowOptions(),  # noqa: B008 - frozen
+    intervals: TextIntervals = TextIntervals(),  # noqa: B008 - frozen
+    compute: DividedCompute = DividedCompute(),  # noqa: B008 - frozen
 ) -> None:
     """Measure how the loss of each domain grows with the share of its experts that is removed.
 
@@ -324,25 +315,8 @@ def run(
         keep: keep-weight of the chosen experts: 0 removes them, 0.3 leaves three tenths of what they add.
         split: split of DATA to evaluate on, "evaluate" if not given.
         protocol: held_out evaluates on SPLIT, same on the split that the statistics were taken from.
-        seq_len: tokens a window; without it the most the model was made for.
-        max_windows: windows a domain, evenly spread over its text; without it all.
-        domains: domains of DATA to take; without it all.
-        document_mask: true reads each document of a window apart: no attention across documents, positions from each
-            document's start. auto does what the model was trained with.
         controls: random controls of each mask.
         control_on: measure controls on their target only, or on all domains, which takes that many times longer.
-        resamples: bootstrap draws an interval, at least 1000.
-        confidence: share of the draws inside an interval.
-        unit: what is drawn again: source (windows that begin in documents of one source stay together), document
-            (windows that begin in one document stay together) or window. Without it source, if DATA hold the source of
-            every document and each domain has two or more; otherwise document.
-        seed: of the draws.
-        batch_size: windows a forward.
-        part: i/n computes the losses of the i-th of n parts of the masks and controls, i from 0 on, and writes no
-            result. Run as many processes as there are parts, then the same command without it.
-        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-        dtype: precision of the weights; auto keeps that of the files.
-        progress: show a bar on standard error.
 
     Raises:
         CheckpointError: no such model, or statistics of another.
@@ -350,8 +324,8 @@ def run(
         DataError: no such split, a domain of the masks missing in it, or another tokenizer's data.
         NonFiniteError: a NaN or infinite loss; names mask, domain and window.
     """
-    bootstrap = Bootstrap(resamples=resamples, confidence=confidence, unit=unit, seed=seed)
-    own = Part.parse(part)
+    bootstrap = intervals.bootstrap()
+    part = compute.own_part
     if not thresholds:
         raise ConfigError("thresholds []: name at least one")
     first = thresholds[0]
@@ -361,17 +335,14 @@ def run(
         threshold=first if rule in ("pearson", "mutual_information") else None,
     )  # fmt: skip
     chosen.at(first)
-    loaded = load_model(model, device, dtype)
-    hold(loaded)
+    loaded = compute.load(model)
     found = ExpertStatistics.load(statistics, model=loaded)
     texts = list(found.provenance["parts"])
-    windows = open_windows(
-        data, evaluation_split(protocol, split, texts), loaded, seq_len, max_windows, domains, document_mask
-    )
-    check_protocol(protocol, texts, windows)
+    text = windows.open(data, evaluation_split(protocol, split, texts), loaded)
+    check_protocol(protocol, texts, text)
     result = evaluate_curve(
-        loaded, found, chosen, thresholds, windows, out=out, keep=keep, controls=controls.open(loaded),
-        control_on=control_on, bootstrap=bootstrap, batch_size=batch_size, part=own, progress=progress,
+        loaded, found, chosen, thresholds, text, out=out, keep=keep, controls=controls.open(loaded),
+        control_on=control_on, bootstrap=bootstrap, batch_size=compute.batch_size, part=part, progress=compute.progress,
     )  # fmt: skip
     if result is None:
         print(PART_DONE)

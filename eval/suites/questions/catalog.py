@@ -17,6 +17,7 @@ from monet.eval.suites.questions.categories import SUBJECTS
 from monet.eval.suites.questions.schemas import SCHEMAS, Schema
 
 Style = Literal["cloze", "letters"]
+Metric = Literal["acc_norm", "acc"]
 
 _BOTH_METRICS = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")]
 _CSQA_CLOZE = {

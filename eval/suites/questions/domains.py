@@ -18,20 +18,21 @@ from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
-from monet.eval.core.loading import DType, load_model, provenance_now, windows_bar
+from monet.eval.core.loading import provenance_now, windows_bar
 from monet.eval.core.model_origin import about_model
+from monet.eval.core.options import DividedCompute, Intervals
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.suites.questions.asked import Asked, chosen_elsewhere
-from monet.eval.suites.questions.catalog import Style, benchmarks
+from monet.eval.suites.questions.catalog import Metric, Style, benchmarks
 from monet.eval.suites.questions.categories import CATEGORIES, CATEGORY_OF
 from monet.eval.suites.questions.content import digest_of
 from monet.eval.suites.questions.domains_result import DomainsResult
 from monet.eval.suites.questions.domains_verdicts import summarise
-from monet.eval.suites.questions.general import Metric
 from monet.eval.suites.questions.identify import IdentifyOn, Texts, check_categories, held_out_texts, identify
+from monet.eval.suites.questions.options import QuestionOptions
 from monet.eval.suites.questions.scoring import Outcome, Scorer, TooLong, tokenizer_of
 from monet.eval.suites.questions.tasks import Faults, LoadedTask, load_tasks
-from monet.model.fingerprint import hold, holds_weights
+from monet.model.fingerprint import holds_weights
 from monet.parts import Part
 
 
@@ -190,27 +191,15 @@ def run(
     model: str,
     out: Path,
     masks: Path | None = None,
-    local_data: Path | None = None,
     identify_on: IdentifyOn = "held_out",
     ratio: float = 2.0,
     permutations: int = PERMUTATIONS,
     shots: int = 0,
-    style: Style = "cloze",
-    metric: Metric = "acc_norm",
     controls: ControlOptions = ControlOptions(),  # noqa: B008 - frozen
     control_on: ControlOn = "target",
-    limit: int | None = None,
-    faults: Faults = "count",
-    too_long: TooLong = "cut",
-    tokenizer: str | None = None,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    batch_size: int = 8,
-    part: str | None = None,
-    device: str = "auto",
-    dtype: DType = "auto",
-    progress: bool = True,
+    questions: QuestionOptions = QuestionOptions(),  # noqa: B008 - frozen
+    intervals: Intervals = Intervals(),  # noqa: B008 - frozen
+    compute: DividedCompute = DividedCompute(),  # noqa: B008 - frozen
 ) -> None:
     """Remove the experts of each of MMLU's 14 categories and measure what every category loses, with random controls.
 
@@ -223,30 +212,14 @@ def run(
         out: folder for result.json, masks, statistics and kept outcomes.
         masks: folder of `monet select` with masks of categories, or one mask file in it; without it they are found
             here.
-        local_data: folder with MMLU as the hub has it (jsonl, parquet, arrow); without it the hub is asked.
         identify_on: find experts on held_out questions (validation and dev), or on the same that are asked, as the
             paper seems to.
         ratio: least ratio between an expert's highest and second highest mean weight, at least 1; the paper's is 2.
         permutations: so many times, also look for experts with the categories shuffled over the questions; the report
             says how many are found there, by chance. 0 looks for none.
         shots: solved examples before each question.
-        style: cloze scores the text of every option; letters has questions answered by a letter.
-        metric: acc_norm divides log-likelihoods by the option's characters in cloze style; acc does not.
         controls: random controls of each mask.
         control_on: ask controls about their target only, or about all categories, which takes that many times longer.
-        limit: questions a subject, the first ones, for finding experts and for asking; for a quick look.
-        faults: count rows that cannot be asked and subjects that are missing, or refuse them.
-        too_long: cut a prompt longer than the model's context from the left, or skip its question; both are counted.
-        tokenizer: folder or name; without it the model's.
-        resamples: bootstrap draws an interval, at least 1000.
-        confidence: share of the draws inside an interval.
-        seed: of the draws.
-        batch_size: options a forward.
-        part: i/n computes the outcomes of the i-th of n parts of the masks and controls, i from 0 on, and writes
-            no result. Run as many processes as there are parts, then the same command without it.
-        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-        dtype: precision of the weights; auto keeps that of the files.
-        progress: show a bar on standard error.
 
     Raises:
         CheckpointError: no such model, no tokenizer, or masks of another model.
@@ -254,31 +227,30 @@ def run(
         DataError: no data, an unknown subject, or masks of something else than categories.
         NonFiniteError: a NaN or infinite log-likelihood.
     """
-    bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
-    own = Part.parse(part)
-    loaded = load_model(model, device, dtype)
-    hold(loaded)
+    bootstrap = intervals.bootstrap()
+    part = compute.own_part
+    loaded = compute.load(model)
     result = evaluate_domains(
         loaded,
         None if masks is None else load_masks(masks, model=loaded),
         out=out,
-        data=local_data,
+        data=questions.local_data,
         identify_on=identify_on,
         ratio=ratio,
         permutations=permutations,
         shots=shots,
-        style=style,
-        metric=metric,
+        style=questions.style,
+        metric=questions.metric,
         controls=controls.open(loaded),
         control_on=control_on,
-        limit=limit,
-        faults=faults,
-        too_long=too_long,
-        tokenizer=tokenizer,
+        limit=questions.limit,
+        faults=questions.faults,
+        too_long=questions.too_long,
+        tokenizer=questions.tokenizer,
         bootstrap=bootstrap,
-        batch_size=batch_size,
-        part=own,
-        progress=progress,
+        batch_size=compute.batch_size,
+        part=part,
+        progress=compute.progress,
     )
     if result is None:
         print(PART_DONE)

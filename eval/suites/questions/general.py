@@ -23,23 +23,23 @@ from monet.eval.core.conditions import PART_DONE, Condition, conditions, dealt
 from monet.eval.core.controls import Controls
 from monet.eval.core.estimate import Draws, mean_of, one_of
 from monet.eval.core.intervention import Intervention, check_all, unit_of
-from monet.eval.core.loading import DType, load_model, mask_digest, provenance_now, windows_bar
+from monet.eval.core.loading import mask_digest, provenance_now, windows_bar
 from monet.eval.core.model_origin import about_model
+from monet.eval.core.options import DividedCompute, Intervals
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.suites.questions.accuracy import Denominator, draws
 from monet.eval.suites.questions.asked import Asked, chosen_elsewhere
-from monet.eval.suites.questions.catalog import Style, benchmarks
+from monet.eval.suites.questions.catalog import Metric, Style, benchmarks
 from monet.eval.suites.questions.content import digest_of
 from monet.eval.suites.questions.general_result import Cell, GeneralResult, Row
+from monet.eval.suites.questions.options import QuestionOptions
 from monet.eval.suites.questions.scoring import Outcome, Scorer, TooLong, correct, tokenizer_of
 from monet.eval.suites.questions.tasks import Faults, load_tasks
-from monet.model.fingerprint import hold, holds_weights
+from monet.model.fingerprint import holds_weights
 from monet.parts import Part
 
 # All benchmarks are asked under every control, so there are fewer of them than where a target is asked only.
 _CONTROLS = 19
-
-Metric = Literal["acc_norm", "acc"]
 
 
 @dataclass(frozen=True)
@@ -269,24 +269,12 @@ def run(
     model: str,
     out: Path,
     masks: Path | None = None,
-    local_data: Path | None = None,
     benchmarks: list[str] | None = None,
     shots: list[int] = [0, 5],  # noqa: B006 - shown in --help, never changed
-    style: Style = "cloze",
-    metric: Metric = "acc_norm",
     controls: ControlOptions = ControlOptions(count=_CONTROLS),  # noqa: B008 - frozen
-    limit: int | None = None,
-    faults: Faults = "count",
-    too_long: TooLong = "cut",
-    tokenizer: str | None = None,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-    batch_size: int = 8,
-    part: str | None = None,
-    device: str = "auto",
-    dtype: DType = "auto",
-    progress: bool = True,
+    questions: QuestionOptions = QuestionOptions(),  # noqa: B008 - frozen
+    intervals: Intervals = Intervals(),  # noqa: B008 - frozen
+    compute: DividedCompute = DividedCompute(),  # noqa: B008 - frozen
 ) -> None:
     """Measure general ability under masks: MMLU, ARC, WinoGrande, PIQA, SIQA, OBQA, HellaSwag and CommonsenseQA.
 
@@ -297,26 +285,9 @@ def run(
         model: Hugging Face folder or name of a Monet model.
         out: folder for result.json and kept outcomes.
         masks: folder of `monet select`, or one mask file in it; without it the model as it is is measured alone.
-        local_data: folder with the data sets as the hub has them (jsonl, parquet, arrow); without it the hub is asked.
         benchmarks: some of MMLU, ARC, WinoGrande, PIQA, SIQA, OBQA, HellaSwag, CSQA; without it all.
         shots: solved examples before each question; each number is a pass of its own.
-        style: cloze scores the text of every option; letters has MMLU and CSQA answered by a letter, as the harness's
-            default tasks do.
-        metric: acc_norm divides log-likelihoods by the option's characters where a task defines it; acc does not.
         controls: random controls of each mask, asked all benchmarks; a count of 0 makes none.
-        limit: questions a task (each of MMLU's subjects is one), the first ones; for a quick look.
-        faults: count rows that cannot be asked and data that are missing, or refuse them.
-        too_long: cut a prompt longer than the model's context from the left, or skip its question; both are counted.
-        tokenizer: folder or name; without it the model's.
-        resamples: bootstrap draws an interval, at least 1000.
-        confidence: share of the draws inside an interval.
-        seed: of the draws.
-        batch_size: options a forward.
-        part: i/n computes the outcomes of the i-th of n parts of the masks and controls, i from 0 on, and writes
-            no result. Run as many processes as there are parts, then the same command without it.
-        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-        dtype: precision of the weights; auto keeps that of the files.
-        progress: show a bar on standard error.
 
     Raises:
         CheckpointError: no such model, no tokenizer, or masks of another model.
@@ -324,28 +295,27 @@ def run(
         DataError: no data for a benchmark, or data that cannot be read.
         NonFiniteError: a NaN or infinite log-likelihood.
     """
-    bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
-    own = Part.parse(part)
-    loaded = load_model(model, device, dtype)
-    hold(loaded)
+    bootstrap = intervals.bootstrap()
+    part = compute.own_part
+    loaded = compute.load(model)
     result = evaluate_general(
         loaded,
         {} if masks is None else load_masks(masks, model=loaded),
         out=out,
-        data=local_data,
+        data=questions.local_data,
         names=benchmarks,
         shots=shots,
-        style=style,
-        metric=metric,
+        style=questions.style,
+        metric=questions.metric,
         controls=controls.open(loaded),
-        limit=limit,
-        faults=faults,
-        too_long=too_long,
-        tokenizer=tokenizer,
+        limit=questions.limit,
+        faults=questions.faults,
+        too_long=questions.too_long,
+        tokenizer=questions.tokenizer,
         bootstrap=bootstrap,
-        batch_size=batch_size,
-        part=own,
-        progress=progress,
+        batch_size=compute.batch_size,
+        part=part,
+        progress=compute.progress,
     )
     if result is None:
         print(PART_DONE)

@@ -21,16 +21,15 @@ from monet.eval.core.decoding import GENERATED_CONTROLS
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.loading import (
     DocumentMask,
-    DType,
     check_batch_size,
     fingerprint_of,
-    load_model,
     load_tokenizer,
     open_windows,
     provenance_now,
     windows_bar,
 )
 from monet.eval.core.model_origin import about_model
+from monet.eval.core.options import DividedCompute, Intervals
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.core.store import model_key
 from monet.eval.core.units import choose_unit, with_sources
@@ -43,7 +42,7 @@ from monet.eval.suites.toxicity.prompts import Prompts, Subset, read_prompts
 from monet.eval.suites.toxicity.results import ToxicityResult
 from monet.eval.suites.toxicity.sampling import Continuations, Decoding
 from monet.eval.suites.toxicity.scoring import KeptScores, Scores
-from monet.model.fingerprint import hold, holds_weights
+from monet.model.fingerprint import holds_weights
 from monet.parts import Part
 
 if TYPE_CHECKING:
@@ -238,20 +237,14 @@ def run(
     temperature: float | None = None,
     top_p: float | None = None,
     first_line: bool = False,
-    seed: int = 0,
     text: Path | None = None,
     text_split: str = "evaluate",
     text_windows: int | None = None,
     seq_len: int | None = None,
     document_mask: DocumentMask = "auto",
     general: list[Path] | None = None,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    batch_size: int = 100,
-    part: str | None = None,
-    device: str = "auto",
-    dtype: DType = "auto",
-    progress: bool = True,
+    intervals: Intervals = Intervals(),  # noqa: B008 - frozen
+    compute: DividedCompute = DividedCompute(batch_size=100),  # noqa: B008 - frozen
 ) -> None:
     """Measure how toxically a model continues prompts, as it is, under each mask and under random controls.
 
@@ -279,7 +272,6 @@ def run(
         temperature: divides the logits, 0 is greedy; without it the protocol's.
         top_p: draws among the likeliest tokens that hold this share; without it the protocol's.
         first_line: score a continuation up to its first line break only.
-        seed: of the samples and of the bootstrap.
         text: folder of `monet data prepare` with ordinary text, whose loss is put beside; without it none.
         text_split: split of TEXT.
         text_windows: windows a domain of TEXT, evenly spread; without it all.
@@ -287,14 +279,6 @@ def run(
         document_mask: true reads each document of a window apart: no attention across documents, positions from each
             document's start. auto does what the model was trained with.
         general: results of `monet eval general` whose averages are put beside, condition by condition.
-        resamples: bootstrap draws an interval, at least 1000.
-        confidence: share of the draws inside an interval.
-        batch_size: sequences a forward; the samples of at least one prompt go together.
-        part: i/n makes the continuations and scores of the i-th of n parts of the masks and controls, i from 0 on,
-            and writes no result. Run as many processes as there are parts, then the same command without it.
-        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-        dtype: precision of the weights; auto keeps that of the files.
-        progress: show bars on standard error.
 
     Raises:
         CheckpointError: no such model or classifier, no tokenizer, or masks of another model.
@@ -302,20 +286,19 @@ def run(
         DataError: prompts that are missing or in another form.
         NonFiniteError: a NaN among the logits or losses.
     """
-    own = Part.parse(part)
+    part = compute.own_part
     changes = {"samples": samples, "new_tokens": new_tokens, "temperature": temperature, "top_p": top_p}
     decoding = dataclasses.replace(
         DECODING[protocol],
         first_line=first_line,
-        seed=seed,
+        seed=intervals.seed,
         **{key: value for key, value in changes.items() if value is not None},
     )
-    bootstrap = Bootstrap(resamples=resamples, confidence=confidence, seed=seed)
+    bootstrap = intervals.bootstrap()
     read = read_prompts(prompts, subset, limit)
     asked = make_scorer(scorer)
     averages = read_general(general) if general else None
-    loaded = load_model(model, device, dtype)
-    hold(loaded)
+    loaded = compute.load(model)
     tokenizer = load_tokenizer(loaded)
     if tokenizer is None:
         raise CheckpointError(f"{model}: no tokenizer there; prompts are text, export the model with its tokenizer")
@@ -338,9 +321,9 @@ def run(
         general=averages,
         kept_scores=kept_scores,
         bootstrap=bootstrap,
-        batch_size=batch_size,
-        part=own,
-        progress=progress,
+        batch_size=compute.batch_size,
+        part=part,
+        progress=compute.progress,
     )
     if result is None:
         print(PART_DONE)
