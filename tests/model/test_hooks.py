@@ -74,7 +74,7 @@ def numbers(model: MonetForCausalLM, mode: str) -> dict[str, torch.Tensor]:
     loss = RouterLoss() if mode == "training with losses" else None
     out = model(tokens(), labels=tokens(), router_loss=loss)
     out.loss.backward()
-    found = {name: weight.grad for name, weight in model.named_parameters()}
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return {**found, **dict(model.named_buffers()), "loss": out.loss, "logits": out.logits}
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import importlib
 import json
 import re
+from operator import attrgetter
 from typing import Any
 
 import matplotlib.image
@@ -126,9 +127,11 @@ def test_only_the_forms_that_are_asked_for(result, tmp_path):
 
 @pytest.mark.parametrize("name", report.FORMATS)
 def test_every_format_names_a_class_that_reads_it_and_reports(name):
-    module, _, kind = report.FORMATS[name].partition(":")
-    found = getattr(importlib.import_module(module), kind)
-    assert {"from_json", "to_json", "report"} <= set(dir(found))
+    found, teller = (
+        attrgetter(kind)(importlib.import_module(module))
+        for module, _, kind in (place.partition(":") for place in report.FORMATS[name])
+    )
+    assert {"from_json", "to_json"} <= set(dir(found)) and name == found.FORMAT and callable(teller)
     with pytest.raises(CheckpointError):
         found.from_json({"format": name})
 

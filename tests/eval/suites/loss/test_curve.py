@@ -262,4 +262,4 @@ def test_the_config_names_every_option_with_its_default():
 
 
 def test_reports_know_the_format():
-    assert reports.FORMATS[CurveResult.FORMAT] == "monet.eval.suites.loss.curve:CurveResult"
+    assert reports.FORMATS[CurveResult.FORMAT][0] == "monet.eval.suites.loss.curve:CurveResult"
