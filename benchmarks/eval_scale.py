@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.measured import Cost, measured_main, now, spent
 from monet import MonetConfig, MonetForCausalLM
+from monet.eval.ablation.verdicts import Measured, summarise
 from monet.eval.attribution.rules import Top
 from monet.eval.attribution.statistics.result import ExpertStatistics
 from monet.eval.core.bootstrap import Bootstrap
@@ -28,7 +29,6 @@ from monet.eval.core.store import ExampleStore
 from monet.eval.core.window_losses import WindowLosses
 from monet.eval.reporting import png
 from monet.eval.scorers.scorers import Failure, Score
-from monet.eval.suites.loss.verdicts import Measured, summarise
 from monet.eval.suites.toxicity import measures
 from monet.eval.suites.toxicity.prompts import Prompt
 from monet.eval.suites.toxicity.scoring import KeptScores
@@ -131,8 +131,8 @@ def programs(number: int) -> dict[str, float]:
 
 def hashings(seeds: int) -> dict[str, float]:
     """An ablation of two domains of a small model; the cost is how often its weights were hashed."""
+    from monet.eval.ablation.measure import ablate
     from monet.eval.core.inputs import LabelledSequences
-    from monet.eval.suites.loss.ablate import ablate
     from monet.model import fingerprint
 
     model = MonetForCausalLM(

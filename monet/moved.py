@@ -39,7 +39,7 @@ MOVED = {
     "monet.eval.losses": "monet.eval.core.window_losses",
     "monet.eval.neurons": "monet.eval.baselines.neurons",
     "monet.eval.report": "monet.eval.reporting.command",
-    "monet.eval.results": "monet.eval.suites.loss.results",
+    "monet.eval.results": "monet.eval.ablation.results",
     "monet.eval.rules": "monet.eval.attribution.rules",
     "monet.eval.selection": "monet.eval.attribution.selection",
     "monet.eval.statistics": "monet.eval.attribution.statistics",

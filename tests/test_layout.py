@@ -168,6 +168,23 @@ def test_no_import_cycles():
     assert cycles(imports_of(MODULES)) == []
 
 
+def test_rooms_have_no_cycles_either():
+    """The folders of kernels/ count as one room: an operator and its implementations know each other."""
+
+    def room(module: str) -> str:
+        return "monet.kernels" if module.startswith("monet.kernels") else room_of(module)
+
+    assert cycles(rooms_graph(imports_of(MODULES), room)) == []
+
+
+def test_no_suite_imports_another_suite():
+    assert suites_in_suites(imports_of(MODULES), SUITES) == []
+
+
+def test_a_baseline_imports_no_suite():
+    assert suites_in_baselines(imports_of(MODULES), SUITES, BASELINES) == []
+
+
 def test_cycles_are_found_whatever_kind_of_import_they_are_made_of(tmp_path):
     sources = {
         "monet.a": "def f():\n from monet import b\n",

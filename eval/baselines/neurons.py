@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from monet.errors import CheckpointError, DataError, NonFiniteError
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.results import how_drawn
 from monet.eval.attribution.selection import assign
 from monet.eval.attribution.statistics.collectors import Tokens
 from monet.eval.attribution.statistics.exclusion import Exclude, Exclusion
@@ -37,8 +39,6 @@ from monet.eval.core.loading import (
 from monet.eval.core.options import Compute, TextIntervals, WindowOptions
 from monet.eval.core.results import RESULT_NAME
 from monet.eval.core.signature import Signature
-from monet.eval.suites.loss.ablate import ablate
-from monet.eval.suites.loss.results import how_drawn
 from monet.masks.controls import ControlKind, control_keep, removed_mass
 from monet.masks.expert_mask import Model, keep_digest
 from monet.model.fingerprint import hold

@@ -26,7 +26,7 @@ _LARGEST = 1e100
 # `monet.eval.core.document.Report`.
 _SUITES = "monet.eval.suites"
 FORMATS: dict[str, tuple[str, str]] = {
-    "monet-ablation/2": (f"{_SUITES}.loss.results:AblationResult", f"{_SUITES}.loss.report:report_of"),
+    "monet-ablation/2": ("monet.eval.ablation.results:AblationResult", "monet.eval.ablation.report:report_of"),
     "monet-curve/2": (f"{_SUITES}.loss.curve:CurveResult", f"{_SUITES}.loss.curve:CurveResult.report"),
     "monet-reproduction/2": (
         "monet.eval.paper.result:ReproductionResult", "monet.eval.paper.result:ReproductionResult.report"

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from monet.eval.ablation.measure import measure
+from monet.eval.ablation.results import Verdict
 from monet.eval.attribution import stats
 from monet.eval.attribution.rules import Argmax, Ratio, Top
 from monet.eval.attribution.selection import select_by
 from monet.eval.core.inputs import LabelledData, LabelledSequences, PreparedWindows
 from monet.eval.core.intervention import Intervention
-from monet.eval.suites.loss.ablate import measure
-from monet.eval.suites.loss.results import Verdict
 from studies.evidence.candidates import Candidate, Llama, Monet
 from studies.evidence.plan import NATURAL
 

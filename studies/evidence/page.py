@@ -13,9 +13,9 @@ from pathlib import Path
 
 import jinja2
 
+from monet.eval.ablation.results import Verdict
 from monet.eval.core.bootstrap import few
 from monet.eval.core.chance import LEVEL
-from monet.eval.suites.loss.results import Verdict
 from monet.files import atomic_write_text
 from studies.evidence import tables
 from studies.evidence.removal import settled

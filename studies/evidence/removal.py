@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from monet.eval.ablation.verdicts import increases
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.chance import chances
 from monet.eval.core.controls import Controls
@@ -19,7 +20,6 @@ from monet.eval.core.intervention import Intervention
 from monet.eval.core.loading import windows_bar
 from monet.eval.core.units import choose_unit, with_sources
 from monet.eval.core.window_losses import WindowLosses
-from monet.eval.suites.loss.verdicts import increases
 from monet.masks.controls import ControlKind
 from studies.evidence.candidates import Candidate
 from studies.evidence.plan import JUDGING_SEED

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from monet.eval.ablation.results import Verdict
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.core.seeds import SeedSpread
-from monet.eval.suites.loss.results import Verdict
 
 Interval = tuple[float, float]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables import markdown
+from monet.eval.ablation.results import Verdict
 from monet.eval.core.estimate import Estimate
 from monet.eval.reporting.common import bracketed, signed
-from monet.eval.suites.loss.results import Verdict
 from studies.evidence.results import Against, Arm, Domain, EvidenceResult, Model, Relearning, Times
 
 KINDS = {"number": "equal number", "mass": "equal mass", "activity": "equal activity"}

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from monet.errors import CheckpointError, ConfigError, DataError, MonetError, NonFiniteError
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.results import AblationResult
 from monet.eval.attribution.selection import load_masks, select
 from monet.eval.attribution.stats import ExpertStatistics, collect
 from monet.eval.attribution.stats import run as run_stats
@@ -14,8 +16,6 @@ from monet.eval.core.controls import Controls
 from monet.eval.core.inputs import LabelledSequences, PreparedWindows
 from monet.eval.core.loading import load_model, open_windows
 from monet.eval.reporting import command as report
-from monet.eval.suites.loss.ablate import ablate
-from monet.eval.suites.loss.results import AblationResult
 from monet.masks.expert_mask import ExpertMask
 from tests.data.samples import make_shards
 from tests.eval.conftest import LABELS

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from monet import MonetConfig
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError
+from monet.eval.ablation.measure import ablate
 from monet.eval.attribution.statistics.exclusion import Exclusion
 from monet.eval.attribution.stats import ExpertStatistics, Wanted, collect
 from monet.eval.baselines.neurons import activities
@@ -17,7 +18,6 @@ from monet.eval.core.inputs import LabelledSequences, PreparedWindows
 from monet.eval.core.loading import open_windows, weights_digest
 from monet.eval.core.mean_ablation import removed_means
 from monet.eval.core.window_losses import LossStore, window_losses
-from monet.eval.suites.loss.ablate import ablate
 from monet.masks.expert_mask import ExpertMask
 from tests.data.samples import make_shards
 from tests.eval.conftest import config

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from monet.errors import ConfigError
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.results import AblationResult
 from monet.eval.attribution.selection import select
 from monet.eval.attribution.stats import collect
 from monet.eval.core.conditions import conditions
@@ -16,8 +18,6 @@ from monet.eval.core.controls import Controls
 from monet.eval.core.store import ExampleStore
 from monet.eval.core.window_losses import window_losses
 from monet.eval.reporting import command as report
-from monet.eval.suites.loss.ablate import ablate
-from monet.eval.suites.loss.results import AblationResult
 from monet.masks.expert_mask import ExpertMask
 
 ROOT = Path(__file__).resolve().parents[2]

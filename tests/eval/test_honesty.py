@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from monet.errors import ConfigError
+from monet.eval.ablation.measure import ablate
 from monet.eval.attribution.selection import select
 from monet.eval.attribution.stats import collect
 from monet.eval.core.controls import Controls
 from monet.eval.core.window_losses import LossStore
 from monet.eval.reporting import markdown
 from monet.eval.reporting.command import report_of
-from monet.eval.suites.loss.ablate import ablate
 from monet.masks.expert_mask import ExpertMask
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from monet import ExpertMask
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.verdicts import increases
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.controls import Controls
 from monet.eval.core.inputs import LabelledSequences
 from monet.eval.core.window_losses import window_losses
-from monet.eval.suites.loss.ablate import ablate
-from monet.eval.suites.loss.verdicts import increases
 from tests.eval.conftest import LABELS
 
 

@@ -8,6 +8,9 @@ import torch
 from benchmarks import eval_scale
 from benchmarks.measured import exponent
 from monet.cli import main
+from monet.eval.ablation import verdicts
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.verdicts import summarise
 from monet.eval.attribution.rules import Top
 from monet.eval.attribution.statistics.result import ExpertStatistics
 from monet.eval.core.bootstrap import Bootstrap
@@ -15,9 +18,6 @@ from monet.eval.core.controls import Controls
 from monet.eval.core.document import Bars, Heatmap, Panels
 from monet.eval.core.loading import weights_digest
 from monet.eval.reporting import figures
-from monet.eval.suites.loss import verdicts
-from monet.eval.suites.loss.ablate import ablate
-from monet.eval.suites.loss.verdicts import summarise
 from monet.masks.expert_mask import ExpertMask
 from monet.model import fingerprint
 from tests.eval.conftest import LABELS

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monet.errors import CheckpointError, ConfigError
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.results import AblationResult
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import load_masks
 from monet.eval.core.achieved import control_notes, told
@@ -39,8 +41,6 @@ from monet.eval.suites.code.masks import about_masks, losses_only, provenance_of
 from monet.eval.suites.code.problems import CODES, ProblemSet, language_of, read_problems
 from monet.eval.suites.code.results import CodeResult, ConditionScores
 from monet.eval.suites.code.scoring import Tally, condition_scores, judged_k, score, tally, verdicts
-from monet.eval.suites.loss.ablate import ablate
-from monet.eval.suites.loss.results import AblationResult
 from monet.model.experts import lay_out_for_decoding
 from monet.model.fingerprint import holds_weights
 from monet.parts import Part

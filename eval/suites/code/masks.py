@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from monet.eval.ablation.results import AblationResult
 from monet.eval.attribution.statistics.prompt_hashes import judged_before, without_hashes
 from monet.eval.core.intervention import Intervention, share, unit_of
 from monet.eval.core.loading import provenance_now
 from monet.eval.core.model_origin import about_model
 from monet.eval.suites.code.results import CodeResult, MaskSize
-from monet.eval.suites.loss.results import AblationResult
 
 
 def losses_only(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from monet.eval.ablation.report import verdicts
 from monet.eval.core.achieved import achieved_table
 from monet.eval.core.document import Block, Heatmap, Report, Table, Text
 from monet.eval.reporting.common import NOTHING, estimated, signed
 from monet.eval.reporting.wording import ORIGIN, control_blocks, random_units
 from monet.eval.sandbox.groups import BOUNDS
 from monet.eval.sandbox.sandbox import PROTECTIONS
-from monet.eval.suites.loss.report import verdicts
 
 if TYPE_CHECKING:
     from monet.eval.core.estimate import Estimate

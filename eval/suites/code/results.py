@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from monet.errors import ConfigError
+from monet.eval.ablation.results import AblationResult
 from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
-from monet.eval.suites.loss.results import AblationResult
 
 if TYPE_CHECKING:
     pass

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from monet.errors import ConfigError
+from monet.eval.ablation.measure import check_request, measure, passes
+from monet.eval.ablation.results import Baseline, Verdict, caution_on_few, how_drawn
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.label_control import KEY
 from monet.eval.attribution.rules import RankedBy, Rule, RuleName, rule_named
@@ -34,8 +36,6 @@ from monet.eval.core.units import choose_unit
 from monet.eval.core.window_losses import LossStore, keep_losses
 from monet.eval.reporting.common import bracketed, signed
 from monet.eval.reporting.wording import HOW_JUDGED, ORIGIN, control_blocks, random_units
-from monet.eval.suites.loss.ablate import check_request, measure, passes
-from monet.eval.suites.loss.results import Baseline, Verdict, caution_on_few, how_drawn
 from monet.masks.expert_mask import ExpertMask
 from monet.model.fingerprint import holds_weights
 from monet.parts import Part
@@ -230,7 +230,7 @@ def evaluate_curve(
         data: holds every label of the rule's masks, and may hold more.
         out: folder for kept losses and result.json.
         keep: keep-weight of the chosen experts; 0 removes them.
-        controls, control_on, bootstrap, batch_size, part, progress: as of `monet.eval.suites.loss.ablate.ablate`; the
+        controls, control_on, bootstrap, batch_size, part, progress: as of `monet.eval.ablation.measure.ablate`; the
             masks of all thresholds are dealt together.
 
     Returns:

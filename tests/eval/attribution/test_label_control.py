@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from monet.cli import main
+from monet.eval.ablation.measure import ablate
 from monet.eval.attribution.label_control import LabelControl, label_controls, of_masks, warning
 from monet.eval.attribution.rules import Argmax, MutualInformation, Pearson, Ratio, Top
 from monet.eval.attribution.selection import select, select_by
@@ -15,7 +16,6 @@ from monet.eval.core.controls import Controls
 from monet.eval.core.document import Table, Text
 from monet.eval.core.inputs import LabelledSequences
 from monet.eval.reporting.command import report_of
-from monet.eval.suites.loss.ablate import ablate
 from monet.eval.suites.loss.curve import evaluate_curve
 from tests.eval.conftest import LABELS, TOKENS_PER_LABEL
 

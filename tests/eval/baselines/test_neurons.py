@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from monet.errors import CheckpointError, ConfigError, NonFiniteError
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.results import AblationResult
 from monet.eval.baselines.neurons import NeuronMask, activities, down_projections, select_neurons
 from monet.eval.core.controls import Controls
 from monet.eval.core.inputs import LabelledSequences
-from monet.eval.suites.loss.ablate import ablate
-from monet.eval.suites.loss.results import AblationResult
 from tests.eval.conftest import LABELS
 
 

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.report import control_blocks
+from monet.eval.ablation.results import AblationResult
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import select
 from monet.eval.attribution.stats import Wanted, collect
@@ -13,9 +16,6 @@ from monet.eval.core.controls import Controls
 from monet.eval.core.document import Table
 from monet.eval.core.mean_ablation import MeanAblation
 from monet.eval.reporting.command import report_of
-from monet.eval.suites.loss.ablate import ablate
-from monet.eval.suites.loss.report import control_blocks
-from monet.eval.suites.loss.results import AblationResult
 from monet.masks.controls import _NEAREST, _nearest
 from monet.masks.expert_mask import ExpertMask
 from tests.eval.conftest import LABELS

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from monet.eval.ablation.verdicts import summarise
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.chance import DEFAULT_CONTROLS, LEVEL, Chance, chances, p_value, q_values, reasons_against
 from monet.eval.core.window_losses import WindowLosses
-from monet.eval.suites.loss.verdicts import summarise
 from monet.masks.expert_mask import ExpertMask
 
 

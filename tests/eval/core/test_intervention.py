@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from monet.errors import CheckpointError
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.results import AblationResult
 from monet.eval.baselines.neurons import NeuronMask
 from monet.eval.core.controls import Controls
 from monet.eval.core.inputs import LabelledSequences
 from monet.eval.core.intervention import Intervention, check_all, share
 from monet.eval.core.mean_ablation import MeanAblation, removed_means
 from monet.eval.reporting.command import report_of
-from monet.eval.suites.loss.ablate import ablate
-from monet.eval.suites.loss.results import AblationResult
 from monet.masks.expert_mask import ExpertMask
 from tests.eval.conftest import LABELS, config
 from tests.tolerances import assert_close

@@ -5,9 +5,9 @@ import json
 import torch
 
 from monet import MonetForCausalLM
+from monet.eval.ablation.measure import ablate
 from monet.eval.core.controls import Controls
 from monet.eval.core.model_origin import ModelOrigin, Training, origin_of
-from monet.eval.suites.loss.ablate import ablate
 from monet.masks.expert_mask import ExpertMask
 from tests.eval.conftest import config
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from monet.errors import ConfigError
+from monet.eval.ablation.measure import ablate
 from monet.eval.attribution.rules import Ratio
 from monet.eval.attribution.stats import collect
 from monet.eval.core.conditions import conditions, dealt
 from monet.eval.core.controls import Controls
 from monet.eval.core.store import ExampleStore
 from monet.eval.core.window_losses import LossStore
-from monet.eval.suites.loss.ablate import ablate
 from monet.eval.suites.loss.curve import evaluate_curve
 from monet.masks.expert_mask import ExpertMask
 from monet.parts import Part

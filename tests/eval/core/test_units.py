@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from monet.errors import ConfigError, DataError
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.results import AblationResult
+from monet.eval.ablation.verdicts import summarise
 from monet.eval.attribution.rules import Ratio
 from monet.eval.attribution.selection import select
 from monet.eval.attribution.stats import collect
@@ -18,10 +21,7 @@ from monet.eval.core.units import choose_unit, with_sources
 from monet.eval.core.window_losses import WindowLosses
 from monet.eval.reporting import markdown
 from monet.eval.reporting.command import report_of
-from monet.eval.suites.loss.ablate import ablate
 from monet.eval.suites.loss.curve import CurveResult, evaluate_curve
-from monet.eval.suites.loss.results import AblationResult
-from monet.eval.suites.loss.verdicts import summarise
 from monet.masks.expert_mask import ExpertMask
 from monet.parts import Part
 from tests.data.samples import EOS, make_shards

@@ -10,14 +10,14 @@ import pytest
 
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.results import AblationResult
 from monet.eval.attribution.selection import select
 from monet.eval.attribution.stats import collect
 from monet.eval.core.document import Panels, Report, Table, Text
 from monet.eval.reporting import command as report
 from monet.eval.reporting import figures, markdown, terminal
 from monet.eval.reporting.command import report_of
-from monet.eval.suites.loss.ablate import ablate
-from monet.eval.suites.loss.results import AblationResult
 from tests.eval.conftest import LABELS
 
 

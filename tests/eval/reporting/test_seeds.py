@@ -12,13 +12,13 @@ import torch
 from monet import MonetForCausalLM
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.results import AblationResult, Baseline, Verdict
 from monet.eval.core.controls import Controls
 from monet.eval.core.estimate import Estimate
 from monet.eval.reporting import command as report
 from monet.eval.reporting.seeds import SeedsResult, compare
-from monet.eval.suites.loss.ablate import ablate
 from monet.eval.suites.loss.curve import CurveResult
-from monet.eval.suites.loss.results import AblationResult, Baseline, Verdict
 from monet.masks.expert_mask import ExpertMask
 from tests.eval.conftest import config
 

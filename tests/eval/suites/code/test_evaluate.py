@@ -17,6 +17,7 @@ import yaml
 from monet import ExpertMask, MonetForCausalLM
 from monet.cli import main
 from monet.errors import CheckpointError
+from monet.eval.ablation.results import AblationResult
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.controls import Controls
 from monet.eval.core.document import Heatmap, Table
@@ -31,7 +32,6 @@ from monet.eval.suites.code.masks import mask_sizes
 from monet.eval.suites.code.problems import CODES, ProblemSet
 from monet.eval.suites.code.results import CodeResult
 from monet.eval.suites.code.scoring import score, tally
-from monet.eval.suites.loss.results import AblationResult
 from tests.data.samples import write_corpus
 from tests.eval.conftest import config
 

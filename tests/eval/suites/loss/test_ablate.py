@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.results import AblationResult
 from monet.eval.attribution.selection import select
 from monet.eval.attribution.stats import collect
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.controls import Controls
 from monet.eval.core.window_losses import LossStore, window_losses
-from monet.eval.suites.loss.ablate import ablate
-from monet.eval.suites.loss.results import AblationResult
 from monet.masks.expert_mask import ExpertMask
 from tests.eval.conftest import LABELS
 

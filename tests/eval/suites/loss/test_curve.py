@@ -9,15 +9,15 @@ import yaml
 
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError
+from monet.eval.ablation.measure import ablate
+from monet.eval.ablation.results import AblationResult
 from monet.eval.attribution.rules import Argmax, MutualInformation, Ratio, Rule, Top
 from monet.eval.attribution.selection import select
 from monet.eval.attribution.stats import Wanted, collect
 from monet.eval.core.controls import Controls
 from monet.eval.core.document import Curve, Table
 from monet.eval.reporting import command as reports
-from monet.eval.suites.loss.ablate import ablate
 from monet.eval.suites.loss.curve import CurveResult, check_nested, evaluate_curve, run
-from monet.eval.suites.loss.results import AblationResult
 from monet.masks.expert_mask import ExpertMask
 from tests.eval.conftest import LABELS
 from tests.eval.test_commands import ROOT, road, words  # noqa: F401 - a fixture

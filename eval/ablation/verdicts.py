@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monet.errors import DataError
+from monet.eval.ablation.results import AblationResult, Baseline, Verdict
 from monet.eval.core.bootstrap import Bootstrap, resample_means
 from monet.eval.core.chance import chances, reasons_against
 from monet.eval.core.estimate import ZERO, Draws, Estimate, one_of
 from monet.eval.core.intervention import Intervention, share, unit_of
 from monet.eval.core.window_losses import WindowLosses
-from monet.eval.suites.loss.results import AblationResult, Baseline, Verdict
 
 # The mask of a label, or its random control of that number.
 Measured = tuple[str, int | None]

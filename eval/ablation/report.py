@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from monet.eval.ablation.results import caution_on_few
 from monet.eval.core.document import Bars, Block, Heatmap, Panels, Report, Table, Text
 from monet.eval.reporting.common import NOTHING, bracketed, signed
 from monet.eval.reporting.wording import HOW_JUDGED, ORIGIN, control_blocks, random_units
-from monet.eval.suites.loss.results import caution_on_few
 
 if TYPE_CHECKING:
+    from monet.eval.ablation.results import AblationResult
     from monet.eval.core.estimate import Estimate
-    from monet.eval.suites.loss.results import AblationResult
 
 
 def report_of(result: AblationResult) -> Report:
