@@ -96,8 +96,8 @@ def warning(controls: Mapping[str, LabelControl]) -> str:
     told = "; ".join(f"{label}: {controls[label].experts:,}, permuted {controls[label].words}" for label in names)
     return (
         f"Under permuted labels, which mean nothing, the rule finds at least half as much as under the text's own "
-        f"({told}). Most of what it selected may be there by chance: choose a stricter rule, or collect statistics over more "
-        "documents."
+        f"({told}). Most of what it selected may be there by chance: choose a stricter rule, or collect statistics "
+        "over more documents."
     )
 
 
