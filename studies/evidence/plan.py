@@ -58,10 +58,10 @@ class Plan:
     data: Path
     shares: Sequence[float] = (0.005, 0.01, 0.03)
     windows: int = 32
-    control_windows: int = 8
+    control_windows: int = 6
     controls: int = DEFAULT_CONTROLS
     harder_controls: int = 19
-    settling_windows: int = 6
+    settling_windows: int = 4
     settling_controls: int = 9
     relearn: Sequence[str] = ("french", "php")
     steps: Sequence[int] = (10, 20)
