@@ -17,7 +17,7 @@ from monet.doctor import command, machine, packages
 from monet.doctor.findings import Caution, Check, Fault, Finding, Skipped, find
 from monet.kernels import dispatch, masked, products
 from monet.kernels.decode import build, op
-from monet.masks.expert_mask import active as masking
+from monet.masks import active as masking
 from monet.model import cache_keyword
 from monet.model.llama_parts import LlamaAttention, LlamaRMSNorm
 

@@ -18,13 +18,13 @@ import yaml
 from monet import MonetForCausalLM
 from monet.cli import main
 from monet.data.prepare import prepare
-from monet.eval.ablation import measure as ablate
 from monet.eval.ablation.results import AblationResult
 from monet.eval.attribution import selection, stats
 from monet.eval.core.inputs import PreparedWindows
 from monet.eval.reporting import command as report
 from monet.eval.reporting import markdown
 from monet.eval.reporting.command import report_of
+from monet.eval.suites.loss import ablate
 from tests.data.samples import write_corpus
 from tests.eval.conftest import config
 

@@ -17,7 +17,7 @@ from monet.eval.sandbox import launch
 from monet.eval.sandbox import sandbox as module
 from monet.eval.sandbox.processes import available_memory, is_running, look_at_tree
 from monet.eval.sandbox.sandbox import Sandbox
-from tests.eval.suites.code.conftest import attack
+from tests.eval.sandbox.conftest import attack
 
 ROOT = Path(__file__).resolve().parents[3]
 

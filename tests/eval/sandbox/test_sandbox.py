@@ -22,7 +22,7 @@ from monet.eval.sandbox.limits import Limits
 from monet.eval.sandbox.processes import Tree, is_running, look_at_tree
 from monet.eval.sandbox.sandbox import PROTECTIONS, Sandbox, open_sandbox
 from monet.eval.sandbox.views import command_at, python_interpreters
-from tests.eval.suites.code.conftest import attack
+from tests.eval.sandbox.conftest import attack
 
 ROOT = Path(__file__).resolve().parents[3]
 BOMB = "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)\n"

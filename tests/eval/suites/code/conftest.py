@@ -1,14 +1,10 @@
-"""The sandbox of this machine, a small model, problems with right and wrong bodies, libraries that their tests need."""
+"""A small model, problems with right and wrong bodies, libraries that their tests need."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import uuid
 import zipfile
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,51 +12,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from corpus.fetch import fetch
-from corpus.recipe import Source
 from monet import MonetForCausalLM
-from monet.errors import ConfigError, DataError
-from monet.eval.sandbox import jail
-from monet.eval.sandbox.limits import Limits, Outcome
-from monet.eval.sandbox.processes import is_running
-from monet.eval.sandbox.sandbox import Sandbox, open_sandbox
-from monet.eval.sandbox.views import Command, find_command, python_interpreters
+from monet.eval.sandbox.views import find_command
 from monet.eval.suites.code.problems import CODES, ProblemSet, read_problems
 from tests.eval.conftest import config
+from tests.eval.sandbox.conftest import python as python
+from tests.eval.sandbox.conftest import sandbox as sandbox
 
 DATA = Path(__file__).parent / "data"
-# A machine that runs many other things may take minutes for a second's work.
-PATIENT = Limits(cpu_seconds=30, wall_seconds=300)
-
-
-@pytest.fixture(scope="session")
-def sandbox(request) -> Iterator[Sandbox]:
-    """bubblewrap that holds everything back. Where it is not installed, Debian's package is unpacked, without root."""
-    with pytest.MonkeyPatch.context() as patch:
-        if jail.version() is None:
-            try:
-                files, _ = fetch(
-                    Source("bubblewrap", "LGPL-2.0-or-later", 1.0, ()), request.config.cache.mkdir("packages")
-                )
-            except DataError as error:
-                pytest.skip(f"no bubblewrap here: {error}")
-            patch.setenv("PATH", str(files / "usr/bin"), prepend=os.pathsep)
-        try:
-            yield open_sandbox(PATIENT)
-        except ConfigError as error:
-            assert not namespaces_work(), f"namespaces work here, and yet: {error}"
-            pytest.skip(f"no sandbox here: {error}")
-
-
-def namespaces_work() -> bool:
-    """Whether this machine lets a process have namespaces and mounts of its own."""
-    mapped = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    spaces = ["--mount", "--net", "--pid", "--ipc", "--uts", "--fork"]
-    try:
-        mounts = ["mount", "-t", "proc", "proc", "/proc"]
-        return subprocess.run(["unshare", *mapped, *spaces, *mounts], capture_output=True).returncode == 0
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="session")
@@ -106,21 +65,3 @@ def model(tokenizer) -> MonetForCausalLM:
     """Small, and at random."""
     torch.manual_seed(3)
     return MonetForCausalLM(config(vocab_size=len(tokenizer), initializer_range=0.3, max_position_embeddings=64)).eval()
-
-
-@pytest.fixture(scope="session")
-def python(sandbox: Sandbox) -> Command:
-    """How an interpreter is started inside, and what has to be shown for it."""
-    for found in python_interpreters():
-        if sandbox.run({}, f"{found.command} -c 1", found.view).status == "ok":
-            return found
-    raise AssertionError("no interpreter runs in the sandbox")
-
-
-def attack(sandbox: Sandbox, python: Command, program: str, **limits: float) -> Outcome:
-    """Run a Python program under other limits; its marker is on the command line of all its processes."""
-    marker = f"marker-{uuid.uuid4().hex}"
-    shut_in = replace(sandbox, limits=replace(sandbox.limits, **limits))
-    outcome = shut_in.run({"program.py": program}, f"{python.command} -S $PROGRAM/program.py {marker}", python.view)
-    assert not is_running(marker), "a process outlived its run"
-    return outcome
