@@ -4,6 +4,7 @@
 # make test-newest   the same tests with the newest releases, in .venv-newest
 # make smoke   a short check of the newest releases, in .venv-smoke
 # make lint    style, types, dependencies, spelling, English (tools/prose)
+# make docs    the documentation site, in build/site; runs the notebooks
 # make check   lint, then all tests, slow ones too
 # make pins    write constraints/tested.txt from the newest releases, then run the tests with it before you commit it
 # make evidence     train the models of docs/evidence.md and measure its numbers again. Each model trains for two and a
@@ -30,7 +31,7 @@ BIN := .venv/bin
 DATA := data/demo
 RUN := runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
-.PHONY: demo evidence test test-oldest test-newest smoke pins lint check clean-demo
+.PHONY: demo evidence test test-oldest test-newest smoke pins lint docs check clean-demo
 .DELETE_ON_ERROR:
 
 # constraints/tested.txt without the pins that a release of torch sets itself, where TORCH asks for another release.
@@ -142,7 +143,7 @@ smoke:
 # torch's CUDA build requires one release of triton, the CPU build none; the pin suits both.
 pins:
 	rm -rf .venv-pins
-	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable "$(TESTS)")
+	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable ".[dev,docs,quantisation]")
 	.venv-pins/bin/python constraints/pins.py write
 	rm -rf .venv-pins
 
@@ -155,5 +156,14 @@ lint: .venv/.tests-ready
 	$(BIN)/codespell
 	$(BIN)/python -m tools.prose
 
-check: lint
+.venv/.docs-ready: .venv/.ready
+	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt "$(TORCH)" --editable ".[docs]"
+	touch $@
+
+# The notebooks use the model of `make demo`, or train a small one in runs/quick.
+docs: .venv/.docs-ready
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/site
+	@echo "open build/site/index.html"
+
+check: lint docs
 	$(MAKE) test SLOW=1

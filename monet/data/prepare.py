@@ -85,7 +85,7 @@ def prepare(
         domain_key: key of a Hugging Face record that names its domain.
         format: how local files are read: text, jsonl, csv or tsv, whatever their names (parquet tables stay tables);
             auto decides by the name, for .json also by the first lines, and refuses JSON lines under another name.
-        document_separator: text that stands between the documents of a plain text file, such as <|endoftext|>;
+        document_separator: text that stands between the documents of a plain text file, such as `<|endoftext|>`;
             without it a file is one document.
         max_documents: documents taken from each domain at most, the first ones; without it all.
         on_error: refuse stops at the first unreadable file or record and names it; skip leaves it out and counts it.
