@@ -20,6 +20,8 @@
 # Jupyter as a notebook. Jupytext pairs the file with a notebook.
 
 # %%
+import math
+
 import matplotlib.pyplot as plt
 import torch
 from quick_model import model_and_text
@@ -60,7 +62,7 @@ ratio_REE = means_CREE[target] / others_REE.clamp(min=1e-12)
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 for group in range(R):
     axes.hist(ratio_REE[group].clamp(0.01, 100).log10().flatten(), bins=60, alpha=0.6, label=f"routing group {group}")
-axes.axvline(torch.tensor(2.0).log10(), linestyle="--", color="black", label="ratio 2")
+axes.axvline(math.log10(2), linestyle="--", color="black", label="ratio 2")
 axes.set_xlabel(f"log10 of mean weight on {DOMAIN} / highest mean weight on another domain")
 axes.set_ylabel("experts")
 axes.legend()
@@ -108,7 +110,7 @@ def weights_of(sample: str, group: int, i: int, j: int) -> tuple[list[str], torc
     with torch.no_grad():
         routed = model(ids, output_router_probs=True).router_probs
     g1_BTHE, g2_BTHE = [probs for probs in routed if probs is not None][group]
-    return [tokenizer.decode([token]) for token in ids[0]], (g1_BTHE[0, :, :, i] * g2_BTHE[0, :, :, j]).sum(-1)
+    return [str(tokenizer.decode([token])) for token in ids[0]], (g1_BTHE[0, :, :, i] * g2_BTHE[0, :, :, j]).sum(-1)
 
 
 for place in places[:3]:
@@ -148,8 +150,8 @@ for count in (5, 10, 20, 40):
 # %%
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 for name in held_out.labels:
-    style = {"color": "tab:red", "linewidth": 2.5} if name == DOMAIN else {"color": "tab:gray"}
-    axes.plot(list(curve), [change[name] for change in curve.values()], marker="o", label=name, **style)
+    color = "tab:red" if name == DOMAIN else "tab:gray"
+    axes.plot(list(curve), [change[name] for change in curve.values()], marker="o", label=name, color=color)
 axes.set_xlabel(f"experts of {DOMAIN} removed")
 axes.set_ylabel("increase of loss, nats per token")
 axes.legend()

@@ -99,7 +99,7 @@ def continuation(prompt: str) -> str:
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     torch.manual_seed(0)
     out = model.generate(ids, max_new_tokens=40, do_sample=True, temperature=0.7, pad_token_id=tokenizer.pad_token_id)
-    return tokenizer.decode(out[0], skip_special_tokens=True)
+    return str(tokenizer.decode(out[0], skip_special_tokens=True))
 
 
 print("before: ", continuation("Il programma "))

@@ -1,4 +1,4 @@
-"""The tutorial and the notebooks run as they stand, on a small model that is trained here, and show what they claim."""
+"""The tutorial and the notebooks run unchanged, on a small model that is trained here, and show what they claim."""
 
 from __future__ import annotations
 
