@@ -215,19 +215,20 @@ def _run(name: str, options: list[str]) -> int:
         _speed_up()
     if VERBS[name].all_words:
         return target(options)
-    options = _with_values(_with_list(options, VERBS[name].words_into), target)
+    options = _with_list(options, VERBS[name].words_into)
     try:
-        arguments = _parsed(target, options, f"monet {name}", VERBS[name].takes_words)
+        arguments = parsed(target, options, f"monet {name}", VERBS[name].takes_words)
     except SystemExit as stop:  # --help, or options that cannot be parsed
         return stop.code if isinstance(stop.code, int) else 2
     target(**arguments)
     return 0
 
 
-def _parsed(target: Callable[..., Any], words: list[str], program: str, takes_words: bool) -> dict[str, Any]:
+def parsed(target: Callable[..., Any], words: list[str], program: str, takes_words: bool = False) -> dict[str, Any]:
     """Arguments of a verb's function, from the words of its command line."""
     from jsonargparse import ArgumentParser
 
+    words = _with_values(words, target)
     parser = ArgumentParser(prog=program, description=(inspect.getdoc(target) or "").partition("\n\n")[0])
     own_files = "config" in inspect.signature(target).parameters
     if own_files:  # files of another kind, perhaps several: the option of a list is repeated with a plus

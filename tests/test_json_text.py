@@ -65,7 +65,7 @@ OWN = {
     "monet/json_text.py", "monet/training/language_models.py", "eval/sandbox/sandbox.py", "eval/sandbox/probe.py",
     "eval/core/store.py", "eval/scorers/perspective.py", "monet/data/encode_worker.py", "monet/data/formats.py",
     "monet/training/ranks/coordination.py", "monet/data/records.py", "monet/data/hub.py", "monet/data/writer.py",
-    "monet/data/shards.py", "monet/data/pipeline.py",
+    "monet/data/shards.py", "monet/data/pipeline.py", "monet/data/names.py",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import tokenizers
 import monet.training.language_models
 from monet.convert.export import export
-from monet.training import tensor_files
+from monet.training.checkpoints import tensor_files
 
 def anonymous():  # bytes of this process that are no file's: mapped weights can be dropped at any time
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import monet.kernels.mix_project as mix_project
 from benchmarks.measure import peak_bytes
 from benchmarks.measure import saved_bytes as counted_bytes
 from monet.costs.flops import parameter_counts
@@ -14,6 +13,7 @@ from monet.costs.memory import (
     state_bytes,
     widths,
 )
+from monet.kernels import mix_project_parts
 from monet.model.losses import RouterLoss
 from monet.training.language_models import build
 from monet.training.settings import ModelShape
@@ -73,7 +73,7 @@ def predicted_peak(model, precision: str, checkpointing: bool) -> float:
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Temporaries of the CPU's mixing in proportion to these sizes, as a GPU's are to real ones."""
-    monkeypatch.setattr(mix_project, "_GEMM_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(mix_project_parts, "_GEMM_ELEMENTS", 1 << 14)
 
 
 @pytest.mark.parametrize(

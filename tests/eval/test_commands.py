@@ -1,6 +1,5 @@
 """The four verbs on prepared text, folder to folder, as a user runs them."""
 
-import inspect
 import itertools
 import json
 import os
@@ -8,12 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from monet import MonetForCausalLM
 from monet.cli import main
@@ -126,17 +123,6 @@ def test_some_domains_of_the_folder(road, tmp_path):
     python = next(iter(whole.only(["python"]).batches(1000)))
     assert result.evaluated[0].windows == len(python.label_B)
     assert set(python.label_B.tolist()) == {2}
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_configs_name_every_option_with_its_default(verb):
-    content = yaml.safe_load((ROOT / "configs" / "eval" / f"{verb}.yaml").read_text())
-    parameters = inspect.signature(VERBS[verb]).parameters
-    assert list(content) == list(parameters)
-    demo = {"model", "data", "out", "statistics", "masks", "result", "seq_len", "max_windows"}
-    for name, parameter in parameters.items():
-        default = asdict(parameter.default) if is_dataclass(parameter.default) else parameter.default
-        assert name in demo or content[name] == default, name
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_registration_itself_imports_no_model_code():
         "import sys, monet; from transformers import AutoConfig, AutoModelForCausalLM;"
         "print([name for name in sys.modules if name.startswith('monet.')])"
     )
-    assert python(code) == "['monet.other_distribution', 'monet.model.registry']"
+    assert python(code) == "['monet.other_distribution', 'monet.model', 'monet.model.registry', 'monet.moved']"
 
 
 def test_public_registration_does_the_same(folder):

@@ -76,7 +76,9 @@ def test_summary_counts(planted):
     masks = select(planted)
     summary = summarise(planted, masks, Ratio(2.0))
     assert (summary["experts"], summary["generalists"], summary["never_active"]) == (256, 253, 253)
-    assert summary["labels"]["left"] == {"experts": 1, "share": 1 / 256, "experts_per_group": [1], "tokens": 100}
+    left = summary["labels"]["left"]
+    assert left.pop("label_control")["experts"] == 1
+    assert left == {"experts": 1, "share": 1 / 256, "experts_per_group": [1], "tokens": 100}
 
 
 def test_saved_masks_load_the_same_and_are_checked(planted, planted_model, random_model, tmp_path):

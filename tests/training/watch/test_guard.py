@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 import yaml
 from lightning.pytorch import Callback
 
-from monet.training import cli
+from monet.training import lightning_cli as cli
 from monet.training.checkpoints.checkpoint import list_checkpoints, newest_valid, step_of
 from monet.training.ranks.agree import Requests
 from monet.training.watch.spikes import SpikeWindow

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from monet.training import cli
+from monet.training import lightning_cli as cli
 from monet.training.checkpoints.checkpoint import newest_valid
 from tests.training.runs import losses
 

@@ -1,11 +1,10 @@
 """Curves: nested masks out of one file, the numbers of an ablation at each threshold, held out or said not to be."""
 
 import json
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-import yaml
 
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError
@@ -17,7 +16,7 @@ from monet.eval.attribution.stats import Wanted, collect
 from monet.eval.core.controls import Controls
 from monet.eval.core.document import Curve, Table
 from monet.eval.reporting import command as reports
-from monet.eval.suites.loss.curve import CurveResult, check_nested, evaluate_curve, run
+from monet.eval.suites.loss.curve import CurveResult, check_nested, evaluate_curve
 from monet.masks.expert_mask import ExpertMask
 from tests.eval.conftest import LABELS
 from tests.eval.test_commands import ROOT, road, words  # noqa: F401 - a fixture
@@ -247,18 +246,6 @@ def test_a_curve_of_another_folder_is_not_the_same_text(road, tmp_path, random_m
         from monet.eval.core.inputs import PreparedWindows
 
         check_protocol("same", [{"content": "x", "split": "identify"}], PreparedWindows(road / "data", "identify", 16))
-
-
-def test_the_config_names_every_option_with_its_default():
-    import inspect
-
-    content = yaml.safe_load((ROOT / "configs" / "eval" / "curve.yaml").read_text())
-    parameters = inspect.signature(run).parameters
-    assert list(content) == list(parameters)
-    for name, parameter in parameters.items():
-        demo = parameter.default is inspect.Parameter.empty or name in ("seq_len", "max_windows")
-        default = asdict(parameter.default) if is_dataclass(parameter.default) else parameter.default
-        assert demo or content[name] == default, name
 
 
 def test_reports_know_the_format():

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
@@ -23,7 +20,7 @@ from monet.eval.core.chance import p_value
 from monet.eval.core.conditions import Condition
 from monet.eval.core.controls import Controls
 from monet.eval.core.document import Table, Text
-from monet.eval.suites.questions import domains, general
+from monet.eval.suites.questions import domains
 from monet.eval.suites.questions.accuracy import ORIGIN
 from monet.eval.suites.questions.catalog import benchmarks
 from monet.eval.suites.questions.general import evaluate_general
@@ -291,16 +288,6 @@ def test_a_format_of_another_kind_is_refused():
         GeneralResult.from_json({"format": "monet-other/1"})
     with pytest.raises(CheckpointError, match=r"run `monet eval general` again"):
         GeneralResult.from_json({"format": GeneralResult.FORMAT})
-
-
-@pytest.mark.parametrize(("verb", "function"), [("general", general.run), ("domains", domains.run)])
-def test_configs_name_every_option_with_its_default(verb, function):
-    content = yaml.safe_load((ROOT / "configs" / "eval" / f"{verb}.yaml").read_text())
-    parameters = inspect.signature(function).parameters
-    assert list(content) == list(parameters)
-    for name, parameter in parameters.items():
-        default = asdict(parameter.default) if is_dataclass(parameter.default) else parameter.default
-        assert name in ("model", "out", "masks") or content[name] == default, name
 
 
 def test_parts_gather_to_the_whole(model, mask, data, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """The verbs as a user runs them: prompts in the published schema, a model with its tokenizer, any scorer."""
 
-import dataclasses
-import inspect
 import json
 import os
 import signal
@@ -12,14 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from monet import MonetForCausalLM
 from monet.cli import main
 from monet.data.prepare import prepare
 from monet.eval.attribution.selection import save_masks
 from monet.eval.reporting.command import report_of
-from monet.eval.scorers.scorers import ScorerSettings
 from monet.eval.suites.toxicity import evaluate, write_scores
 from monet.eval.suites.toxicity.results import ALL, ToxicityResult
 from monet.masks.expert_mask import ExpertMask
@@ -199,20 +195,6 @@ def test_scored_text_is_never_made_up(road, tmp_path, capsys, service, monkeypat
     lines.write_text("\n".join(f"line {i}" for i in range(9)))
     assert main(["eval", "toxicity-scores", f"--prompts=[{lines}]", f"--out={out}"]) == 3
     assert "let a scorer score them" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_configs_name_every_option_with_its_default(verb):
-    content = yaml.safe_load((ROOT / "configs" / "eval" / f"{verb}.yaml").read_text())
-    parameters = inspect.signature(VERBS[verb]).parameters
-    assert list(content) == list(parameters)
-    demo = {"model", "prompts", "out", "masks", "text", "text_windows", "seq_len", "scorer", "controls"}
-    for name, parameter in parameters.items():
-        assert name in demo or content[name] == parameter.default, name
-    if verb == "toxicity":
-        assert content["controls"] == dataclasses.asdict(parameters["controls"].default)
-    settings = dataclasses.asdict(ScorerSettings())
-    assert content["scorer"] == (settings if verb == "toxicity" else {"kind": settings["kind"]})
 
 
 @pytest.mark.slow
