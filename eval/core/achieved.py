@@ -116,7 +116,7 @@ def achieved_table(provenance: Mapping[str, Any]) -> Sequence[Block]:
             ["mask", "of", "the mask takes", "least control", "mean", "most"],
             rows,
             "Mass is the mean weight a token, summed over all removed units. Activity is their share of tokens. Both "
-            "are measured on the label's text in the statistics. A control with a ratio far below 1 takes less than the "
-            "mask, so a larger effect of the mask says little.",
+            "are measured on the label's text in the statistics. A control with a ratio far below 1 takes less than "
+            "the mask, so a larger effect of the mask says little.",
         )
     ]

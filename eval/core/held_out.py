@@ -59,7 +59,7 @@ def evaluation_split(protocol: Protocol, split: str | None, parts: Sequence[Mapp
     if protocol == "held_out":
         return EVALUATION_SPLIT if split is None else split
     if split is not None:
-            raise ConfigError(f"protocol same uses the split on which the masks were chosen; leave out split {split!r}")
+        raise ConfigError(f"protocol same uses the split on which the masks were chosen; leave out split {split!r}")
     splits = {None if part is None else part.get("split") for part in parts}
     found = next(iter(splits), None)
     if len(splits) != 1 or found is None:

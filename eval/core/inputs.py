@@ -184,7 +184,7 @@ class LabelledSequences:
             raise DataError(f"{len(self.sequences)} sequences but {len(self.label_of)} labels for them")
         for name in ("scores", "documents", "sources"):
             if (given := getattr(self, name)) is not None and len(given) != len(self.sequences):
-                raise DataError(f"{len(self.sequences)} sequences but {name} for {len(given)}; give {name} for each")
+                raise DataError(f"{len(self.sequences)} sequences but {name} for {len(given)}; each sequence needs one")
         for number, (sequence, scores) in enumerate(zip(self.sequences, self.scores or [], strict=False)):
             if len(sequence) != len(scores) or not all(map(math.isfinite, scores)):
                 raise DataError(

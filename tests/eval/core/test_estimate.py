@@ -1,4 +1,4 @@
-"""Quantities with their resamples: differences are paired, and one of several holds their spread."""
+"""Quantities with their resamples: differences are paired, and a random one of several holds their spread."""
 
 import numpy as np
 import pytest
