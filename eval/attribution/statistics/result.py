@@ -242,7 +242,7 @@ class ExpertStatistics:
         if not (square and counted and sums.shape[0] == len(labels)):
             raise CheckpointError(f"sums {tuple(sums.shape)} {sums.dtype} do not fit {len(labels)} labels")
         if not bool(torch.isfinite(sums).all()) or bool((sums < 0).any()):
-            raise CheckpointError("sums have NaN, infinite or negative values; run `monet stats` again")
+            raise CheckpointError("sums hold NaN, infinite or negative values; run `monet stats` again")
         collected: dict[str, Any] = {name: EXTRAS[name](**fields[name]) for name in EXTRAS if name in fields}
         for extra in collected.values():
             extra.check(*sums.shape[:3])

@@ -121,7 +121,7 @@ def test_an_earlier_selection_is_replaced_and_nothing_else(planted, tmp_path):
     assert list(load_masks(tmp_path / "m")) == ["left"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="no earlier selection"):
+    with pytest.raises(ConfigError, match="not an earlier selection"):
         save_masks(tmp_path / "other", masks, summary)
 
 
