@@ -113,9 +113,9 @@ def verdicts(result: AblationResult, what: str) -> Table:
 def _how(result: AblationResult, what: str, group: str) -> str:
     bootstrap = result.provenance["bootstrap"]
     matched = {
-        "number": f"remove as many {what} of every {group}",
-        "mass": f"remove random {what} of every {group} until they hold as much routing weight on the domain",
-        "activity": f"replace every removed {result.unit} by a random one of nearly its activity on the domain",
+        "number": f"remove the same number of {what} from every {group}",
+        "mass": f"remove random {what} from every {group} until these hold the same routing weight on the domain",
+        "activity": f"replace every removed {result.unit} by a random one with nearly the same activity on the domain",
     }[result.provenance["controls"]["kind"]]
     return (
         f"Intervals are {bootstrap['confidence']:.0%} bootstraps over {bootstrap['unit']}s "

@@ -55,7 +55,7 @@ class ControlOptions:
 
         Raises:
             CheckpointError: the statistics are unreadable, or belong to another model.
-            DataError: activity is to be matched, but the statistics have no firing counts.
+            DataError: `kind` is activity, but the statistics have no firing counts.
         """
         if self.statistics is None:
             return Controls(self.count, self.kind, self.seed)

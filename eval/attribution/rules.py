@@ -312,7 +312,7 @@ def assign(means_CREE: Tensor, ratio: float = 2.0) -> Tensor:
     """The label to which every expert belongs by `Ratio`.
 
     Args:
-        means_CREE: (labels, R, E, E), mean expert weight a token for each label, none negative.
+        means_CREE: (labels, R, E, E), mean expert weight per token for each label, none negative.
         ratio: smallest ratio between an expert's highest and second highest mean.
 
     Returns:

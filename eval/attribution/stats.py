@@ -211,7 +211,7 @@ def run(
     wanted = Wanted(firing, firing_above, maxima, pairs, permutations, permutation_seed)
     if isinstance(coactivation, int):
         if coactivation < 1:
-            raise ConfigError(f"coactivation {coactivation} must be at least 1 expert a group")
+            raise ConfigError(f"coactivation {coactivation} must be at least 1 expert per group")
         sums = Wanted(permutations=0)
         summed = collect(loaded, text, wanted=sums, exclusion=exclusion, **passes)
         strongest_RN = summed.strongest(coactivation)

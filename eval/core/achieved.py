@@ -25,7 +25,7 @@ class Achieved:
 
     Args:
         mask: label of the mask.
-        of: "mass", the mean routing weight a token (for neurons, the mean activity), or "activity", the share of
+        of: "mass", the mean routing weight per token (for neurons, the mean activity), or "activity", the share of
             tokens. Both are sums over the removed units, on the label's text in the statistics.
         own: what the mask takes.
         least, mean, most: what a control takes divided by `own`: minimum, mean and maximum over the controls.
@@ -115,7 +115,7 @@ def achieved_table(provenance: Mapping[str, Any]) -> Sequence[Block]:
             "What the random controls take, as a ratio to what the mask takes",
             ["mask", "of", "the mask takes", "least control", "mean", "most"],
             rows,
-            "Mass is the mean weight a token, summed over all removed units. Activity is their share of tokens. Both "
+            "Mass is the mean weight per token, summed over all removed units. Activity is their share of tokens. Both "
             "are measured on the label's text in the statistics. A control with a ratio far below 1 takes less than "
             "the mask, so a larger effect of the mask says little.",
         )

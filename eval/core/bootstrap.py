@@ -88,7 +88,7 @@ def resample_means(
     num_conditions, num_units = loss_sum_CU.shape
     if num_units < 2:
         raise DataError(
-            f"a bootstrap needs at least two units (sources, documents or windows) a domain, got {num_units}; "
+            f"a bootstrap needs at least two units (sources, documents or windows) per domain, got {num_units}; "
             "add text to the evaluation split, or draw smaller units (--unit document or window)"
         )
     generator = np.random.default_rng(seed)

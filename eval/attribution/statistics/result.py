@@ -72,7 +72,7 @@ class ExpertStatistics:
         return {name: extra for name, extra in found.items() if extra is not None}
 
     def means(self) -> Tensor:
-        """Mean expert weight a token for each label, (C, R, E, E) float64; the means of a group's experts sum to H.
+        """Mean expert weight per token for each label, (C, R, E, E) float64; the means of a group's experts sum to H.
 
         Raises:
             DataError: a label has no token, so it has no mean.
