@@ -1,7 +1,7 @@
-"""What a model loses when experts are removed: mean next-token loss per domain before and after, with controls.
+"""Measure what a model loses when units are removed: mean next-token loss of each domain, before and after.
 
-Every mask is set against random controls. Intervals are paired
-bootstraps: sources (or documents) of a domain are drawn again with replacement, the same draw before and after removal.
+Every mask is compared with random controls. Intervals are paired bootstraps: the sources (or documents) of a domain
+are drawn with replacement, with the same draw before and after removal.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from monet.parts import Part
 
 
 def check_request(model: nn.Module, masks: Mapping[str, Intervention], data: LabelledData, controls: Controls) -> None:
-    """Refuse what `ablate` could not measure, before anything is computed; errors as there."""
+    """Refuse, before any computation, a request that `ablate` cannot measure; errors as in `ablate`."""
     if not controls.count:
-        raise ConfigError("controls.count = 0: a removal is judged beside random controls; ask for at least one")
+        raise ConfigError("controls.count = 0: a removal is compared with random controls; ask for at least one")
     if not masks:
         raise DataError("no mask to evaluate; make masks with `monet select`")
     check_labels(list(masks), data.labels)
     if len(data.labels) < 2:
         raise DataError(
-            f"the data have only {data.labels}; removal is judged against other domains, prepare two or more"
+            f"the data have only {data.labels}; a removal is compared across domains, so prepare two or more"
         )
-    unit_of(masks)  # refuses units of two kinds
+    unit_of(masks)  # refuses masks of two kinds of units
     check_all(masks, model)
 
 
@@ -66,40 +66,40 @@ def ablate(
     part: Part | None = None,
     progress: bool = True,
 ) -> AblationResult | None:
-    """Measure every domain before and after removing each label's units, and after random removals like it.
+    """Measure every domain before and after removing each label's units, and after similar random removals.
 
-    Losses of a window are kept in `out` as soon as they are known; a second call with the same model, masks, data and
-    settings reads them and gives the same numbers.
+    The losses of a window are kept in `out` as soon as they are known. A second call with the same model, masks, data
+    and settings reads them and gives the same numbers.
 
     Args:
         model: the whole model: a Monet, or any other causal language model that the masks fit.
-        masks: per label what removes its units (`monet.eval.attribution.selection.select`). One that removes nothing is
-            reported with zeros and does not pass.
-        data: text that the masks were not chosen on; holds every label of `masks`, and may hold more.
+        masks: the removal of each label's units (`monet.eval.attribution.selection.select`). A mask that removes
+            nothing is reported with zeros and does not pass.
+        data: text that was not used to choose the masks. It has every label of `masks`, and may have more.
         out: folder for kept losses and result.json.
         controls: random controls of each mask; None takes the default.
-        control_on: measure controls on their target only, or on all domains (dearer by the number of domains).
-        bootstrap: how intervals are made; None takes the defaults.
-        batch_size: sequences a forward.
-        part: of the masks and controls, whose losses are computed and kept; None takes all.
+        control_on: measure controls only on their target, or on all domains, which takes that many times longer.
+        bootstrap: settings of the intervals; None takes the defaults.
+        batch_size: sequences in each forward pass.
+        part: the part of the masks and controls whose losses are computed and kept; None takes all.
         progress: show a bar on standard error.
 
     Returns:
-        The result; None with a part.
+        The result; None if `part` is given.
 
     Raises:
-        DataError: a label missing in the data, one domain only, a domain with fewer than two units to draw, or sources
-            to draw that are not known.
-        CheckpointError: a mask of another model or size.
-        ConfigError: no control, or batch_size below 1.
-        NonFiniteError: a NaN or infinite loss.
+        DataError: a label is missing in the data, the data have only one domain, a domain has fewer than two units to
+            draw, or the sources to draw are not known.
+        CheckpointError: a mask belongs to another model or size.
+        ConfigError: there is no control, or batch_size is below 1.
+        NonFiniteError: a loss is NaN or infinite.
     """
     check_batch_size(batch_size)
     controls = controls or Controls()
     check_request(model, masks, data, controls)
     store = LossStore(Path(out) / "losses", model, batch_size)
     if part is not None:
-        choose_unit(bootstrap or Bootstrap(), data)  # refuses before the work what the last call would refuse
+        choose_unit(bootstrap or Bootstrap(), data)  # fails now with an error that would otherwise come after the work
         keep_losses(store, dealt(passes(masks, data, controls, control_on), part), progress)
         return None
     result = measure(
@@ -113,7 +113,7 @@ def ablate(
 def passes(
     masks: Mapping[str, Intervention], data: LabelledData, controls: Controls, control_on: ControlOn
 ) -> list[tuple[Condition, LabelledData]]:
-    """Conditions and the text that each is measured on, the model as it is first."""
+    """Conditions with the text on which each is measured; the unmasked model is first."""
     control_data = {label: data if control_on == "all" else data.only([label]) for label in masks}
     return [
         (condition, data if condition.label is None or condition.control is None else control_data[condition.label])
@@ -131,7 +131,7 @@ def measure(
     bootstrap: Bootstrap,
     progress: bool,
 ) -> AblationResult:
-    """What `ablate` measures, with losses kept in `store` and no result written; arguments as there."""
+    """Measure like `ablate`, but keep losses in `store` and write no result; arguments as in `ablate`."""
     model = store.model
     check_request(model, masks, data, controls)
     bootstrap, sources = choose_unit(bootstrap, data)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def report_of(result: AblationResult) -> Report:
-    """Everything an ablation found."""
+    """Everything that an ablation found."""
     what, group = f"{result.unit}s", result.group
     held_out = result.provenance["held_out"]
     blocks: list[Block] = [
@@ -71,12 +71,12 @@ def _matrices(result: AblationResult, what: str) -> Panels:
             [100 * verdict.share for verdict in result.domains],
             [f"{verdict.removed:,} ({verdict.share:.1%})" for verdict in result.domains],
         ),
-        "In nats a token. In bold is the domain that the removed belong to.",
+        "In nats a token. The domain of the removed units is in bold.",
     )
 
 
 def verdicts(result: AblationResult, what: str) -> Table:
-    """One row a mask; `what` names the units, "experts"."""
+    """One row for each mask; `what` names the units, for example "experts"."""
     return Table(
         "Verdicts",
         [
@@ -106,21 +106,21 @@ def verdicts(result: AblationResult, what: str) -> Table:
             ]
             for verdict in result.domains
         ],
-        f"Increase of loss in nats a token, its interval in brackets. {HOW_JUDGED}",
+        f"Increase of loss in nats a token, with its interval in brackets. {HOW_JUDGED}",
     )
 
 
 def _how(result: AblationResult, what: str, group: str) -> str:
     bootstrap = result.provenance["bootstrap"]
     matched = {
-        "number": f"remove as many {what} of every {group}",
-        "mass": f"remove random {what} of every {group} until they hold as much routing weight on the domain",
-        "activity": f"replace every removed {result.unit} by a random one of nearly its activity on the domain",
+        "number": f"remove the same number of {what} from every {group}",
+        "mass": f"remove random {what} from every {group} until these hold the same routing weight on the domain",
+        "activity": f"replace every removed {result.unit} by a random one with nearly the same activity on the domain",
     }[result.provenance["controls"]["kind"]]
     return (
         f"Intervals are {bootstrap['confidence']:.0%} bootstraps over {bootstrap['unit']}s "
-        f"({bootstrap['resamples']} draws, paired before and after removal). Random controls {matched}; their interval "
-        f"is that of one control: it holds the spread over controls and over {bootstrap['unit']}s."
+        f"({bootstrap['resamples']} draws, paired before and after removal). Random controls {matched}. Their interval "
+        f"is the interval of one control: it holds the spread over controls and over {bootstrap['unit']}s."
     )
 
 
@@ -154,7 +154,7 @@ def _text(result: AblationResult) -> Table:
             ]
             for baseline in result.evaluated
         ],
-        "Of the whole model; the loss in nats a token. Documents are cut from sources; a dash: these are not known.",
+        "For the whole model; losses are in nats a token. Documents are cut from sources; a dash means: not known.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What an ablation found: baselines, deltas, controls and verdicts."""
+"""The result of an ablation: baselines, deltas, controls and verdicts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One domain under the whole model: mean loss in nats a token, its perplexity, and what it was measured on.
+    """One domain under the whole model: mean loss in nats a token, its perplexity, and the amount of text.
 
     Args:
-        sources: that the documents were cut from; None where they are not known.
+        sources: number of sources from which the documents were cut; None if they are not known.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Baseline:
 
 
 def caution_on_few(evaluated: Sequence[Baseline]) -> str:
-    """A caution that names domains with few sources (or documents, where sources are not known); empty if none has."""
+    """A caution that names domains with few sources (or documents, if sources are not known); empty if none has few."""
     sources = {one.name: one.sources for one in evaluated if one.sources is not None}
     if len(sources) == len(evaluated):
         return few(sources, "source")
@@ -41,7 +41,7 @@ def caution_on_few(evaluated: Sequence[Baseline]) -> str:
 
 
 def how_drawn(provenance: Mapping[str, Any], evaluated: Sequence[Baseline]) -> str:
-    """What intervals are drawn over, with the caution about few units if there is one."""
+    """The unit over which intervals are drawn, with a caution if units are few."""
     bootstrap = provenance["bootstrap"]
     drawn = f"intervals: {bootstrap['confidence']:.0%} bootstraps over {bootstrap['unit']}s"
     return "\n".join(filter(None, [drawn, caution_on_few(evaluated)]))
@@ -49,22 +49,22 @@ def how_drawn(provenance: Mapping[str, Any], evaluated: Sequence[Baseline]) -> s
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one domain's mask did. Every delta is an increase of mean loss in nats a token.
+    """The effect of one domain's mask. Every delta is an increase of mean loss in nats a token.
 
     Args:
         name: the domain whose units were removed.
-        target_delta, target_interval: on the domain itself.
+        target_delta, target_interval: increase on the domain itself.
         others_max_delta, others_max_name: the other domain that lost most.
         others_mean_delta, others_mean_interval: unweighted mean over the other domains.
-        random_delta: on the domain itself, mean over the random controls.
-        random_interval: of a single control's delta there; a draw takes one control and one resample, so the interval
-            holds the spread over controls as well as over text.
-        random_per_control: the deltas that `random_delta` is the mean of.
-        controls, p, q: how many controls there were, the chance that one of them does as much, and the false discovery
-            rate over all masks of the result; see `monet.eval.core.chance`.
-        removed, removed_per_group, share: units removed, in all, by group, and of all units.
+        random_delta: increase on the domain itself, mean over the random controls.
+        random_interval: interval of one control's delta on the domain. A draw takes one control and one resample, so
+            the interval holds the spread over controls and the spread over text.
+        random_per_control: the deltas of the controls; `random_delta` is their mean.
+        controls, p, q: number of controls, the chance that one of them does as much, and the false discovery rate over
+            all masks of the result; see `monet.eval.core.chance`.
+        removed, removed_per_group, share: removed units: their number, their number by group, and their share of all.
         passes: see `monet.eval.core.chance.reasons_against`.
-        reason: why it does not pass; empty if it does.
+        reason: why the mask does not pass; empty if it passes.
     """
 
     name: str
@@ -92,13 +92,12 @@ class AblationResult(Result):
     """Outcome of an ablation.
 
     Args:
-        unit, group: what was removed ("expert", "neuron"), and what it is counted by.
-        domains: one verdict a mask, in the order of the rows below.
-        evaluated: one baseline a domain, in the order of the columns below.
-        delta: per mask and evaluated domain, increase of mean loss in nats a token.
-        perplexity: per mask and evaluated domain, perplexity after removal.
-        random: like `delta`, mean over the random controls; None where it was not measured.
-        provenance: model, masks, data, settings, versions, date.
+        unit, group: the removed unit ("expert", "neuron"), and the group by which it is counted.
+        domains: one verdict for each mask, in the order of the rows below.
+        evaluated: one baseline for each domain, in the order of the columns below.
+        delta: increase of mean loss in nats a token, by mask and evaluated domain.
+        perplexity: perplexity after removal, by mask and evaluated domain.
+        random: like `delta`, mean over the random controls; None if it was not measured.
     """
 
     FORMAT: ClassVar[str] = "monet-ablation/2"
@@ -115,17 +114,17 @@ class AblationResult(Result):
 
     @property
     def passes(self) -> bool:
-        """Every domain's mask passes."""
+        """Whether every domain's mask passes."""
         return all(verdict.passes for verdict in self.domains)
 
     @property
     def sentence(self) -> str:
-        """How many masks pass, in words."""
+        """The number of masks that pass, in words."""
         passed = sum(verdict.passes for verdict in self.domains)
         return f"{passed} of {len(self.domains)} masks hit their own domain hardest, and harder than chance explains"
 
     def effects(self) -> Effects:
-        """One row a mask: increases of loss."""
+        """Increases of loss, one row for each mask."""
         rows = [
             Effect(
                 one.name,

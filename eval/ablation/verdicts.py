@@ -1,7 +1,8 @@
-"""From losses under masks to deltas with intervals and verdicts.
+"""Turn losses under masks into deltas with intervals and verdicts.
 
-Losses come condition by condition. Of each only the sums over documents (or windows) are kept, in a file once they are
-many; domains are then drawn one after the other. So memory grows with the text and not with the number of masks.
+Losses come condition by condition. For each condition only the sums over documents (or windows) are kept, in a file if
+they are many. Then the domains are drawn one after the other. So memory grows with the text and not with the number of
+masks.
 
 Dims: W windows, U units drawn together, C conditions, Q resamples, as in `monet.eval.core.bootstrap`.
 """
@@ -25,7 +26,7 @@ from monet.eval.core.estimate import ZERO, Draws, Estimate, one_of
 from monet.eval.core.intervention import Intervention, share, unit_of
 from monet.eval.core.window_losses import WindowLosses
 
-# The mask of a label, or its random control of that number.
+# The mask of a label, or the random control with this number.
 Measured = tuple[str, int | None]
 
 _IN_MEMORY = 256 * 2**20  # bytes of sums that are kept in memory; more go into a temporary file
@@ -37,12 +38,12 @@ class _Domain:
     """One domain's windows without a mask.
 
     Args:
-        name: of the domain.
-        unit_W: number of the unit that each window belongs to.
+        name: name of the domain.
+        unit_W: number of the unit to which each window belongs.
         loss_sum_U: float64, summed losses of the whole model.
         tokens_U: int64, scored tokens.
-        documents: how many there are.
-        sources: how many there are; None where they are not known.
+        documents: number of documents.
+        sources: number of sources; None if they are not known.
     """
 
     name: str
@@ -53,7 +54,7 @@ class _Domain:
     sources: int | None
 
     def sums(self, loss_sum_W: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sums of the units out of those of the windows."""
+        """Add the losses of the windows up to the losses of the units."""
         return np.bincount(self.unit_W, loss_sum_W, len(self.tokens_U)).astype(np.float64)
 
 
@@ -68,7 +69,7 @@ def _domains(names: Sequence[str], whole: WindowLosses, bootstrap: Bootstrap) ->
     """The domains of the data.
 
     Raises:
-        DataError: a domain that no interval can be drawn for; names it and how many units it has.
+        DataError: no interval can be drawn for a domain; the message names it and its number of units.
     """
     found = []
     all_units_W = whole.units_W(bootstrap.unit)
@@ -78,7 +79,7 @@ def _domains(names: Sequence[str], whole: WindowLosses, bootstrap: Bootstrap) ->
         if units < 2:
             smaller = "document" if bootstrap.unit == "source" else "window"
             raise DataError(
-                f"domain {name!r} offers {units} {bootstrap.unit or 'unit'} to draw from and an interval needs two; "
+                f"domain {name!r} has {units} {bootstrap.unit or 'unit'} to draw from, but an interval needs two; "
                 f"add text to the evaluation split, or draw {smaller}s instead (--unit {smaller})"
             )
         loss_sum_U, tokens_U = (np.bincount(unit_W, of[rows_X], units) for of in (whole.loss_sum_W, whole.tokens_W))
@@ -91,19 +92,19 @@ def _domains(names: Sequence[str], whole: WindowLosses, bootstrap: Bootstrap) ->
 
 
 class _Sums:
-    """Sums of units by domain and condition, in memory or, where they are many, in a file."""
+    """Sums of units by domain and condition, in memory, or in a file if they are many."""
 
     def __init__(self) -> None:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - closed by close
         self._places: dict[int, dict[Measured, tuple[int, int]]] = {}
 
     def put(self, domain: int, key: Measured, sums_U: NDArray[np.float64]) -> None:
-        """Keep one condition's sums on one domain; call before `blocks`."""
+        """Keep the sums of one condition on one domain. Call it before `blocks`."""
         self._places.setdefault(domain, {})[key] = (self._file.tell(), sums_U.nbytes)
         self._file.write(sums_U.tobytes())
 
     def blocks(self, domain: int, units: int) -> Iterator[tuple[list[Measured], NDArray[np.float64]]]:
-        """Conditions measured on a domain with their sums (C, U); a label and its random masks are in one block."""
+        """Conditions of a domain with their sums (C, U). A label and its random masks are in one block."""
         waiting: list[Measured] = []
         places = self._places.get(domain, {})
         for key in places:
@@ -127,14 +128,14 @@ class _Sums:
 
 @dataclass
 class _Found:
-    """What was drawn: a cell for every mask and domain, and what verdicts need beside.
+    """Resampled quantities: a cell for every mask and domain, and further inputs of the verdicts.
 
     Args:
-        baseline: of the whole model, a domain each.
-        delta: by label and domain, of the label's mask.
-        control: likewise, of its random controls; a domain where they were not measured is missing.
-        per_control: by label, increases of its random controls on itself.
-        others: by label, its mask's increases on the other domains, added up.
+        baseline: loss of the whole model, for each domain.
+        delta: increase under the label's mask, by label and domain.
+        control: increase under its random controls, by label and domain; unmeasured domains are missing.
+        per_control: by label, the increases of its random controls on the label itself.
+        others: by label, the sum of its mask's increases on the other domains.
     """
 
     baseline: list[Baseline] = field(default_factory=list)
@@ -145,7 +146,7 @@ class _Found:
 
 
 def _resample(domains: Sequence[_Domain], sums: _Sums, bootstrap: Bootstrap) -> _Found:
-    """Draw each domain's units again, the same draws for all masks; domains are drawn independently."""
+    """Resample each domain, with the same draws for all masks; domains are drawn independently."""
     found = _Found()
     for number, domain in enumerate(domains):
         for keys, sums_CU in sums.blocks(number, len(domain.tokens_U)):
@@ -190,20 +191,20 @@ def summarise(
     bootstrap: Bootstrap,
     provenance: dict[str, Any],
 ) -> AblationResult:
-    """Deltas with intervals and one verdict a mask.
+    """Deltas with intervals, and one verdict for each mask.
 
     Args:
-        masks: per label what is removed for it.
-        domains: the evaluated domains, named in the order of their label numbers.
+        masks: the removal for each label.
+        domains: names of the evaluated domains, in the order of their label numbers.
         whole: losses without a mask.
-        losses: under each mask, followed by its random controls: on all domains or, for the controls, on the target at
-            least. They are taken one after the other, after `whole` was checked, so they may be computed as they are
-            asked for.
-        bootstrap: how intervals are made.
-        provenance: goes into the result.
+        losses: losses under each mask, followed by those under its random controls. A mask has all domains; a control
+            has at least the target. They are read one after the other, after the check of `whole`, so an iterator can
+            compute them on demand.
+        bootstrap: settings of the intervals.
+        provenance: provenance of the result.
 
     Raises:
-        DataError: a domain with a single source, document or window to draw from.
+        DataError: a domain has only one source, document or window to draw from.
     """
     parts = _domains(domains, whole, bootstrap)
     sums = _Sums()
@@ -278,20 +279,20 @@ def increases(
 ) -> dict[str, dict[str, Draws]]:
     """Every domain's loss without a mask, and its increase under each mask, with their resamples.
 
-    A verdict holds intervals of these; take the resamples for what it lacks, such as ratios or means of some domains.
-    The resamples of one domain are the same for all masks, and those of two domains are independent.
+    A verdict holds intervals of these. Use the resamples for quantities that a verdict lacks, such as ratios or means
+    of some domains. The resamples of one domain are the same for all masks. Those of two domains are independent.
 
     Args:
-        names: of the domains that have windows here, in the order of their label numbers.
+        names: names of the domains that have windows here, in the order of their label numbers.
         whole: losses without a mask.
         masked: losses under each mask, on the same windows.
-        bootstrap: how resamples are drawn.
+        bootstrap: settings of the resamples.
 
     Returns:
-        by name of the mask and name of the domain, nats a token; under "" the losses without a mask.
+        Nats a token, by name of the mask and name of the domain; under "" the losses without a mask.
 
     Raises:
-        DataError: a domain with a single document (or window).
+        DataError: a domain has only one document (or window).
     """
     numbers, label_W = np.unique(whole.label_W, return_inverse=True)
     assert len(numbers) == len(names), f"windows of {len(numbers)} labels for {list(names)}"

@@ -1,1 +1,1 @@
-"""Which experts serve what: statistics of routing, and the rules that select experts."""
+"""Find which experts serve which label: statistics of routing, and the rules that select experts."""

@@ -23,15 +23,17 @@ class ControlOptions:
     """Random controls of a command.
 
     Args:
-        count: random controls of each mask; with n of them the least p-value is 1 / (n + 1).
-        kind: what a control has in common with its mask. number: as many experts of every routing group. mass: as much
-            routing weight, whatever number of experts that takes. activity: for each expert one of nearly its activity.
-        statistics: file of `monet stats`, on the text the masks are judged on or on other text of the same domains; for
-            mass, and with `--firing` for activity. With number, results then say how much mass the controls take.
-        seed: another number draws other controls.
+        count: random controls of each mask; with n controls the smallest p-value is 1 / (n + 1).
+        kind: what a control has in common with its mask. number: the same number of experts in every routing group.
+            mass: the same routing weight, with any number of experts. activity: for each expert, an expert of nearly
+            the same activity.
+        statistics: file of `monet stats`, on the text on which the masks are judged or on other text of the same
+            domains. mass needs it. activity needs it with `--firing`. For number, results then also record how much
+            mass the controls take.
+        seed: another seed draws other controls.
 
     Raises:
-        ConfigError: a value out of range, or no statistics where they are needed.
+        ConfigError: a value is out of range, or statistics are needed but missing.
     """
 
     count: int = DEFAULT_CONTROLS
@@ -52,8 +54,8 @@ class ControlOptions:
         """Read the statistics.
 
         Raises:
-            CheckpointError: no readable statistics, or those of another model.
-            DataError: no firing counted, where activity is matched.
+            CheckpointError: the statistics are unreadable, or belong to another model.
+            DataError: `kind` is activity, but the statistics have no firing counts.
         """
         if self.statistics is None:
             return Controls(self.count, self.kind, self.seed)

@@ -1,9 +1,9 @@
-"""The control of a selection: how many experts its rule finds under labels that mean nothing.
+"""The control of a selection: the number of experts that its rule finds under meaningless labels.
 
-`monet stats` collects its sums a second time under labels (or scores) that are shuffled over whole documents. The same
-rule on these sums finds as many experts as it finds by chance. A rule whose options fix the number of experts (`top`)
-finds that number in any labels; of it is counted how many experts reach, under permuted labels, the least rank that it
-chose under the text's own.
+`monet stats` collects its sums a second time under labels (or scores) that are shuffled over whole documents. On these
+sums the same rule finds only what it finds by chance. A rule whose options fix the number of experts (`top`) finds that
+number under any labels. For such a rule, the control takes the lowest rank that it chose under the true labels, and
+counts the experts that reach this rank under permuted labels.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from monet.eval.attribution.rules import Rule
     from monet.eval.attribution.stats import ExpertStatistics
 
-# In a mask's provenance.
+# Key in a mask's provenance.
 KEY = "label_control"
-# Each permutation is told where there are no more than so many.
+# Up to this number of permutations, the number of each one is shown.
 _EACH = 5
 
 
 @dataclass(frozen=True)
 class LabelControl:
-    """What a rule found for one label, and what it finds under permuted labels.
+    """The number of experts that a rule found for one label, and the numbers under permuted labels.
 
     Args:
-        experts: chosen under the text's own labels.
-        permuted: of each permutation, the experts that the rule finds there; see `Rule.found_in`.
-        fixed_number: the rule's options fix `experts`; `permuted` then counts the experts that reach the least rank
+        experts: number of experts chosen under the true labels.
+        permuted: for each permutation, the number of experts that the rule finds; see `Rule.found_in`.
+        fixed_number: the rule's options fix `experts`; `permuted` then counts the experts that reach the lowest rank
             among the chosen.
     """
 
@@ -46,12 +46,12 @@ class LabelControl:
 
     @property
     def by_chance(self) -> bool:
-        """Permuted labels give at least half as many experts, so at least half of the chosen may be chance."""
+        """Whether permuted labels give at least half as many experts, so that half or more may be chosen by chance."""
         return self.experts > 0 and 2 * self.mean >= self.experts
 
     @property
     def words(self) -> str:
-        """The number under permuted labels: mean, and each or the range."""
+        """The number under permuted labels: the mean, and each number or the range."""
         if len(self.permuted) == 1:
             return f"{self.permuted[0]:,}"
         each = ", ".join(f"{number:,}" for number in self.permuted)
@@ -60,15 +60,15 @@ class LabelControl:
         return f"{self.mean:,.1f} ({each})"
 
     def notes(self) -> dict[str, Any]:
-        """For a mask's provenance, JSON-able."""
+        """Entry for a mask's provenance, JSON-able."""
         return {**asdict(self), "permuted_mean": self.mean}
 
 
 def label_controls(rule: Rule, statistics: ExpertStatistics) -> dict[str, LabelControl]:
-    """By label, the rule under permuted labels; empty where the statistics hold none.
+    """The control of each label; empty if the statistics have no permuted labels.
 
     Raises:
-        DataError: the statistics do not hold what the rule needs.
+        DataError: the statistics lack what the rule needs.
     """
     if not statistics.permuted:
         return {}
@@ -79,7 +79,7 @@ def label_controls(rule: Rule, statistics: ExpertStatistics) -> dict[str, LabelC
 
 
 def of_masks(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, LabelControl]:
-    """Those that masks carry in their provenance, by label; masks without one are left out."""
+    """The controls in the provenance of masks, by label; masks without one are left out."""
     found = {label: notes.get(KEY) for label, notes in provenances.items()}
     return {
         label: LabelControl(one["experts"], list(one["permuted"]), one["fixed_number"])
@@ -89,20 +89,20 @@ def of_masks(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, LabelCon
 
 
 def warning(controls: Mapping[str, LabelControl]) -> str:
-    """What to say about labels whose experts may be chance; empty if there is none."""
+    """A warning about labels whose experts may be chosen by chance; empty if there are none."""
     names = [label for label, one in controls.items() if one.by_chance]
     if not names:
         return ""
     told = "; ".join(f"{label}: {controls[label].experts:,}, permuted {controls[label].words}" for label in names)
     return (
-        f"Under permuted labels, which mean nothing, the rule finds at least half as much as under the text's own "
+        f"Under permuted labels, which mean nothing, the rule finds at least half as much as under the true labels "
         f"({told}). Most of what it selected may be there by chance: choose a stricter rule, or collect statistics "
         "over more documents."
     )
 
 
 def blocks_of(controls: Mapping[str, LabelControl]) -> Sequence[Block]:
-    """A table for a report, and a warning where one is due; nothing without controls."""
+    """A table for a report, with a warning if one is due; empty without controls."""
     if not controls:
         return []
     table = Table(
@@ -118,12 +118,12 @@ def blocks_of(controls: Mapping[str, LabelControl]) -> Sequence[Block]:
 def note_on(controls: Mapping[str, LabelControl]) -> str:
     """How to read the numbers."""
     note = (
-        "Labels (for a correlation, scores) were shuffled over whole documents, and the same rule was applied. What it "
-        "finds there, it finds by chance."
+        "Labels (for a correlation, scores) were shuffled over whole documents, and the same rule was applied. "
+        "Everything that it finds there is there by chance."
     )
     if any(one.fixed_number for one in controls.values()):
         note += (
-            " This rule's options fix how many are selected, so that the second number counts those that reach, under "
-            "permuted labels, the least rank among the selected."
+            " This rule's options fix how many are selected. So the second number counts those that reach, under "
+            "permuted labels, the lowest rank among the selected."
         )
     return note

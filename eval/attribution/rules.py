@@ -1,11 +1,11 @@
-"""Which experts belong to a label: rules on routing statistics.
+"""Rules on routing statistics: which experts belong to a label.
 
-`Ratio` is the paper's rule for domains (arXiv 2412.04139, section 5.1 and appendix D.1), `Pearson` its rule for
-toxicity (section 5.3, appendix D.3), `Argmax` what it falls back to for models whose experts pass no ratio. `Top` and
-`MutualInformation` are ours. Of an expert that several labels share, ties included, each rule but `Pearson` makes
-nobody's: it is a generalist and stays. Take the statistics from text that is not evaluated on.
+`Ratio` is the paper's rule for domains (arXiv 2412.04139, section 5.1 and appendix D.1). `Pearson` is its rule for
+toxicity (section 5.3, appendix D.3). `Argmax` is its fallback for models whose experts pass no ratio. `Top` and
+`MutualInformation` are ours. If several labels share an expert, ties included, no rule except `Pearson` assigns it to a
+label: it is a generalist and is never removed. Take the statistics from text that is not used for evaluation.
 
-Dims as in docs/architecture.md, C for labels.
+docs/architecture.md explains the dims; C stands for labels.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Rule:
     """Chooses experts by label.
 
     Attributes:
-        name: of the rule on the command line.
-        threshold_name: its number that a curve varies; empty if it has none.
-        fixed_number: the rule's options fix how many experts it chooses.
+        name: name of the rule on the command line.
+        threshold_name: the number of the rule that a curve varies; empty if it has none.
+        fixed_number: whether the rule's options fix how many experts it chooses.
     """
 
     name: ClassVar[str]
@@ -41,33 +41,33 @@ class Rule:
     fixed_number: ClassVar[bool] = False
 
     def chosen(self, statistics: ExpertStatistics) -> dict[str, Tensor]:
-        """Per label the experts that belong to it, (R, E, E) bool.
+        """The experts that belong to each label, (R, E, E) bool.
 
         Raises:
-            DataError: the statistics do not hold what the rule needs, or fewer than two labels to compare.
+            DataError: the statistics lack what the rule needs, or have fewer than two labels to compare.
         """
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """The rule's name and numbers; JSON-able."""
+        """The rule's name and numbers, JSON-able."""
         return {
             "rule": self.name,
             **{key: value for key, value in dataclasses.asdict(self).items() if value is not None},
         }
 
     def counted(self, statistics: ExpertStatistics) -> dict[str, int]:
-        """Experts that the rule could not judge, by reason."""
+        """Number of experts that the rule could not judge, by reason."""
         return {}
 
     def found_in(self, permuted: ExpertStatistics, statistics: ExpertStatistics) -> dict[str, int]:
-        """Per label the experts that the rule finds in statistics under permuted labels.
+        """The number of experts that the rule finds for each label in statistics under permuted labels.
 
-        These are the experts that it chooses there. A rule that always chooses a fixed number counts the experts whose
-        rank there reaches the least rank among those that it chooses under the text's own labels.
+        These are the experts that it chooses there. A rule with a fixed number first takes the lowest rank that it
+        chose under the true labels. It then counts the experts that reach this rank under permuted labels.
 
         Args:
-            permuted: under permuted labels.
-            statistics: the same under the text's own labels.
+            permuted: statistics under permuted labels.
+            statistics: the same statistics under the true labels.
         """
         return {label: int(chosen_REE.sum()) for label, chosen_REE in self.chosen(permuted).items()}
 
@@ -75,7 +75,7 @@ class Rule:
         """The same rule with another threshold.
 
         Raises:
-            ConfigError: it has none, or the number is out of range.
+            ConfigError: the rule has no threshold, or the number is out of range.
         """
         if not self.threshold_name:
             raise ConfigError(f"rule {self.name} has no threshold; curves take ratio, pearson, mutual_information, top")
@@ -84,11 +84,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class Ratio(Rule):
-    """The label whose mean weight is at least `ratio` times that of any other.
+    """Assign an expert to the label whose mean weight is at least `ratio` times that of any other label.
 
-    An expert whose mean is zero for every label was never seen active and belongs to nobody; one that is active for a
-    single label (second highest mean zero) belongs to it at every ratio; equal highest means belong to nobody, which
-    matters only at ratio 1.
+    An expert whose mean is zero for every label was never active and is not assigned. An expert that is active for only
+    one label (second highest mean zero) is assigned to it at every ratio. An expert with two equal highest means is not
+    assigned, which matters only at ratio 1.
 
     Args:
         ratio: at least 1; the paper's is 2.
@@ -107,9 +107,9 @@ class Ratio(Rule):
 
 @dataclass(frozen=True)
 class Argmax(Rule):
-    """The label in which the expert is most often the strongest of its group, as a share of the label's tokens.
+    """Assign an expert to the label in which it is most often the strongest of its group, as a share of tokens.
 
-    One that is never the strongest, or in two labels equally often, belongs to nobody.
+    An expert that is never the strongest, or is so equally often in two labels, is not assigned.
     """
 
     name = "argmax"
@@ -123,7 +123,7 @@ class Argmax(Rule):
 class Pearson(Rule):
     """Experts whose weight correlates with the score: r > threshold, with its sign.
 
-    Experts with undefined r (weight or score never vary) are not chosen; `counted` tells how many.
+    Experts with undefined r (weight or score never vary) are not chosen; `counted` gives their number.
 
     Args:
         threshold: from -1 to 1; the paper's are 0.2, 0.1 and 0.05.
@@ -137,7 +137,7 @@ class Pearson(Rule):
 
     def __post_init__(self) -> None:
         if not -1 <= self.threshold <= 1:
-            raise ConfigError(f"threshold {self.threshold} of the correlation must lie between -1 and 1")
+            raise ConfigError(f"threshold {self.threshold} of the correlation must be between -1 and 1")
 
     def chosen(self, statistics: ExpertStatistics) -> dict[str, Tensor]:
         return {self.label: statistics.correlations() > self.threshold}  # NaN is never greater
@@ -148,13 +148,15 @@ class Pearson(Rule):
 
 @dataclass(frozen=True)
 class MutualInformation(Rule):
-    """The label that firing tells most about: mutual information of "active at a token" and "token of the label".
+    """Assign an expert to the label on which its firing carries most mutual information.
 
-    Labels weigh equally, however much text they have. Only labels in which the expert fires more often than in the
-    others count; equal highest ones belong to nobody.
+    This is the mutual information of "active at a token" and "token of the label". Labels weigh equally, for any amount
+    of text. Only labels in which the expert fires more often than in the others count. An expert with two equal highest
+    values is not assigned.
 
     Args:
-        threshold: least information in bits, above 0; with C labels at most that of a share of 1/C, 0.65 bits of six.
+        threshold: smallest information in bits, above 0. With C labels it is at most the information of a share of 1/C,
+            which is 0.65 bits for six labels.
     """
 
     name = "mutual_information"
@@ -163,7 +165,7 @@ class MutualInformation(Rule):
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
-            raise ConfigError(f"threshold {self.threshold} bits must lie above 0 and be at most 1")
+            raise ConfigError(f"threshold {self.threshold} bits must be above 0 and at most 1")
 
     def chosen(self, statistics: ExpertStatistics) -> dict[str, Tensor]:
         bits_CREE = mutual_information(statistics)
@@ -176,16 +178,16 @@ class MutualInformation(Rule):
 class Top(Rule):
     """The strongest experts of each label, a given number or share of them.
 
-    Only an expert's own label can take it: that of the highest mean (`by` "ratio" or "mean"), of the most information
-    ("mutual_information"), or, for scored text, the score with which r > 0 ("pearson"). Where a label owns fewer, it
-    gets fewer. Equal ranks go by mean weight, then group, then expert id; a second mean of zero ranks before all
-    ratios.
+    An expert can be chosen only for its own label. With `by` "ratio" or "mean" this is the label of its highest mean,
+    with "mutual_information" the label of the most information. With "pearson" an expert needs r > 0 with the score.
+    A label that has fewer experts gets fewer. Equal ranks are ordered by mean weight, then group, then expert id. A
+    second mean of zero ranks before all ratios.
 
     Args:
-        count: experts, in every group or in all.
-        fraction: instead, share of the experts of a group or of all, rounded down.
-        by: what ranks them.
-        per: "group" takes so many of every routing group, "all" of all groups together.
+        count: number of experts, in every group or in all.
+        fraction: share of the experts of a group or of all, rounded down; in place of `count`.
+        by: quantity that ranks the experts.
+        per: "group" takes this number from every routing group, "all" from all groups together.
         label: name of the mask, for "pearson".
     """
 
@@ -200,11 +202,11 @@ class Top(Rule):
 
     def __post_init__(self) -> None:
         if (self.count is None) == (self.fraction is None):
-            raise ConfigError("rule top takes either count or fraction")
+            raise ConfigError("rule top takes either count or fraction; give one of them")
         if self.count is not None and self.count < 0:
             raise ConfigError(f"count {self.count} must be at least 0")
         if self.fraction is not None and not 0 <= self.fraction <= 1:
-            raise ConfigError(f"fraction {self.fraction} must lie between 0 and 1")
+            raise ConfigError(f"fraction {self.fraction} must be between 0 and 1")
 
     def at(self, threshold: float) -> Top:
         return dataclasses.replace(self, fraction=threshold, count=None)
@@ -224,7 +226,7 @@ class Top(Rule):
         return found
 
     def _ranked(self, statistics: ExpertStatistics) -> dict[str, tuple[Tensor, Tensor]]:
-        """Per label each expert's rank, the highest first and -inf for those of others, and its mean weight."""
+        """By label, each expert's rank and its mean weight. A higher rank is stronger; experts of others have -inf."""
         if self.by == "pearson":
             rank_REE = statistics.correlations()
             rank_REE = torch.where(rank_REE > 0, rank_REE, -torch.inf)
@@ -243,14 +245,14 @@ class Top(Rule):
         }
 
     def _pools(self, of_REE: Tensor) -> Tensor:
-        """(pools, experts of a pool): those that compete for one number of places."""
+        """(pools, experts of a pool): the experts of a pool compete for one number of places."""
         return of_REE.flatten(1) if self.per == "group" else of_REE.reshape(1, -1)
 
     def _first(self, rank_REE: Tensor, means_REE: Tensor) -> Tensor:
-        """The highest ranked; -inf is never taken."""
+        """The highest ranked experts; -inf is never taken."""
         rank_PN, means_PN = self._pools(rank_REE), self._pools(means_REE)
         pool = rank_PN.shape[1]
-        # 0.29 * 100 is a little less than 29
+        # In floating point, 0.29 * 100 is a little less than 29.
         number = self.count if self.fraction is None else math.floor(self.fraction * pool + 1e-6)
         taken_PN = torch.zeros_like(rank_PN, dtype=torch.bool)
         for rank_N, means_N, taken_N in zip(rank_PN, means_PN, taken_PN, strict=True):
@@ -272,10 +274,10 @@ def rule_named(
     per: Literal["group", "all"] | None = None,
     label: str | None = None,
 ) -> Rule:
-    """The rule of a command's options; None stands for an option that was not given.
+    """The rule for a command's options. None means that the option was not given.
 
     Raises:
-        ConfigError: an option that the rule does not take, or out of its range.
+        ConfigError: the rule does not take an option, or an option is out of range.
     """
     kinds: dict[str, type[Rule]] = {kind.name: kind for kind in (Ratio, Argmax, Pearson, MutualInformation, Top)}
     options = {
@@ -300,25 +302,25 @@ def check_ratio(ratio: float) -> None:
     """Refuse a ratio under which an expert could belong to two labels.
 
     Raises:
-        ConfigError: not a finite number, or below 1.
+        ConfigError: `ratio` is not a finite number, or is below 1.
     """
     if not math.isfinite(ratio) or ratio < 1.0:
         raise ConfigError(f"ratio must be a finite number of at least 1 (the paper's is 2), got {ratio}")
 
 
 def assign(means_CREE: Tensor, ratio: float = 2.0) -> Tensor:
-    """Label that every expert belongs to by `Ratio`.
+    """The label to which every expert belongs by `Ratio`.
 
     Args:
-        means_CREE: (labels, R, E, E), mean expert weight a token for each label, none negative.
-        ratio: least ratio between an expert's highest and second highest mean.
+        means_CREE: (labels, R, E, E), mean expert weight per token for each label, none negative.
+        ratio: smallest ratio between an expert's highest and second highest mean.
 
     Returns:
-        owner_REE, int64: index of the label, or -1 where the expert belongs to nobody.
+        owner_REE, int64: index of the label, or -1 if the expert belongs to no label.
 
     Raises:
-        ConfigError: `ratio` below 1 or not finite.
-        DataError: fewer than two labels; a single one has nothing to be compared with.
+        ConfigError: `ratio` is below 1 or not finite.
+        DataError: fewer than two labels, so there is nothing to compare.
     """
     check_ratio(ratio)
     if means_CREE.shape[0] < 2:
@@ -336,14 +338,14 @@ def assign(means_CREE: Tensor, ratio: float = 2.0) -> Tensor:
 
 
 def mutual_information(statistics: ExpertStatistics) -> Tensor:
-    """Bits that an expert's firing at a token tells about whether the token is of a label, (C, R, E, E) float64.
+    """Mutual information of an expert's firing at a token and the token's label, in bits, (C, R, E, E) float64.
 
-    With f the share of tokens at which it fires, in the label and, on the mean, in the others, and p = 1/C:
-    `h(p f_label + (1 - p) f_others) - p h(f_label) - (1 - p) h(f_others)`, h the entropy of a yes or no. Zero where it
-    fires no more often in the label than in the others.
+    With p = 1/C, and f the share of tokens at which the expert fires, in the label and on average in the others:
+    `h(p f_label + (1 - p) f_others) - p h(f_label) - (1 - p) h(f_others)`, where h is the entropy of a yes or no. It is
+    zero if the expert fires no more often in the label than in the others.
 
     Raises:
-        DataError: collected without firing counts, or fewer than two labels.
+        DataError: the statistics lack firing counts, or have fewer than two labels.
     """
     _check_labels(statistics)
     rate_CREE = _firing(statistics, MutualInformation.name).fired_CREE / _tokens(statistics)
@@ -355,12 +357,12 @@ def mutual_information(statistics: ExpertStatistics) -> Tensor:
 
 
 def _entropy(share: Tensor) -> Tensor:
-    """Of a yes or no, in bits."""
+    """Entropy of a yes or no, in bits."""
     return -(torch.xlogy(share, share) + torch.special.xlog1py(1 - share, -share)) / math.log(2)
 
 
 def _highest(value_CREE: Tensor) -> Tensor:
-    """Index of the label with the highest value above zero; -1 where there is none, or two."""
+    """Index of the label with the highest value above zero; -1 if there is no such label, or two."""
     top = value_CREE.topk(2, dim=0)
     return torch.where(top.values[0] > top.values[1].clamp(min=0.0), top.indices[0], NOBODY)
 

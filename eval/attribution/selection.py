@@ -1,7 +1,7 @@
-"""Masks out of routing statistics: each label's experts removed, or attenuated, as files in a folder.
+"""Make masks from routing statistics: remove or attenuate each label's experts, and write mask files.
 
-`monet.eval.attribution.rules` says which experts belong to a label. Take the statistics from a split that is not
-evaluated on.
+`monet.eval.attribution.rules` decides which experts belong to a label. Take the statistics from a split that is not
+used for evaluation.
 """
 
 from __future__ import annotations
@@ -34,38 +34,38 @@ SUMMARY_NAME = "summary.json"
 
 
 def select(statistics: ExpertStatistics, ratio: float = 2.0, *, keep: float = 0.0) -> dict[str, ExpertMask]:
-    """One mask a label that removes the experts belonging to it by the paper's ratio; a label may own none.
+    """One mask for each label, which removes the label's experts by the paper's ratio; a label may have none.
 
     Args:
         statistics: sums over the identification split (`monet.eval.attribution.stats.collect`).
-        ratio: least ratio between an expert's highest and second highest mean weight; the paper's is 2.
+        ratio: smallest ratio between an expert's highest and second highest mean weight; the paper's is 2.
         keep: see `select_by`.
 
     Returns:
-        Masks keyed by label, in the order of `statistics.labels`; see `select_by`.
+        Masks by label, in the order of `statistics.labels`; see `select_by`.
 
     Raises:
-        ConfigError: `ratio` below 1 or not finite, or `keep` out of range.
-        DataError: fewer than two labels, or a label without a single token.
+        ConfigError: `ratio` is below 1 or not finite, or `keep` is out of range.
+        DataError: fewer than two labels, or a label without a token.
     """
     return select_by(statistics, Ratio(ratio), keep=keep)
 
 
 def select_by(statistics: ExpertStatistics, rule: Rule, *, keep: float = 0.0) -> dict[str, ExpertMask]:
-    """One mask a label that removes the experts belonging to it; a label may own none.
+    """One mask for each label, which removes the label's experts; a label may have none.
 
     Args:
-        statistics: of the identification split (`monet.eval.attribution.stats.collect`).
-        rule: which experts belong to a label.
-        keep: keep-weight of the chosen experts, from 0, which removes them, to below 1, which leaves so much of them.
+        statistics: statistics of the identification split (`monet.eval.attribution.stats.collect`).
+        rule: the rule that assigns experts to labels.
+        keep: keep-weight of the chosen experts, at least 0 and below 1; 0 removes them, 0.3 leaves three tenths.
 
     Returns:
-        Masks keyed by label, bound to the model the statistics were taken from and carrying the rule, its numbers, how
-        many experts it finds under permuted labels, and the statistics' own provenance.
+        Masks by label, bound to the model of the statistics. Their provenance holds the rule, its numbers, the number
+        of experts that it finds under permuted labels, and the provenance of the statistics.
 
     Raises:
-        ConfigError: `keep` out of range.
-        DataError: the statistics do not hold what the rule needs.
+        ConfigError: `keep` is out of range.
+        DataError: the statistics lack what the rule needs.
     """
     if not 0.0 <= keep < 1.0:
         raise ConfigError(f"keep {keep} must be at least 0, which removes experts, and below 1")
@@ -86,12 +86,12 @@ def select_by(statistics: ExpertStatistics, rule: Rule, *, keep: float = 0.0) ->
 def summarise(
     statistics: ExpertStatistics, masks: Mapping[str, ExpertMask], rule: Rule | float, keep: float = 0.0
 ) -> dict[str, Any]:
-    """Numbers and shares of experts a label and routing group, JSON-able (the layout of the paper's Table 9).
+    """Numbers and shares of experts by label and routing group, JSON-able (the layout of the paper's Table 9).
 
     Args:
-        statistics: that the masks were chosen from.
-        masks: by label.
-        rule: that chose them; a number stands for that ratio.
+        statistics: statistics from which the masks were chosen.
+        masks: masks by label.
+        rule: the rule that chose them; a number means this ratio.
         keep: keep-weight of the chosen experts.
     """
     rule = rule if isinstance(rule, Rule) else Ratio(rule)
@@ -126,14 +126,14 @@ def summarise(
 
 
 def save_masks(folder: str | os.PathLike[str], masks: dict[str, ExpertMask], summary: dict[str, Any]) -> None:
-    """Write one mask file a label and, last, summary.json; a folder without the summary is never read.
+    """Write one mask file for each label, and summary.json last. A folder without the summary is never read.
 
     Raises:
-        ConfigError: `folder` holds something else than an earlier selection.
+        ConfigError: `folder` holds something other than an earlier selection.
     """
     root = Path(folder)
     if root.exists() and (not root.is_dir() or (any(root.iterdir()) and not (root / SUMMARY_NAME).is_file())):
-        raise ConfigError(f"{root} exists and is no earlier selection; name a new folder")
+        raise ConfigError(f"{root} exists but is not an earlier selection; name a new folder")
     root.mkdir(parents=True, exist_ok=True)
     (root / SUMMARY_NAME).unlink(missing_ok=True)
     files = {}
@@ -146,15 +146,15 @@ def save_masks(folder: str | os.PathLike[str], masks: dict[str, ExpertMask], sum
 
 
 def load_masks(source: str | os.PathLike[str], model: MonetPreTrainedModel | None = None) -> dict[str, ExpertMask]:
-    """Masks that `monet select` wrote, keyed by label.
+    """Masks that `monet select` wrote, by label.
 
     Args:
-        source: folder with summary.json and the mask files it names, or one of these files.
-        model: if given, masks made for another model are refused.
+        source: folder with summary.json and the mask files that it names, or one of these files.
+        model: if given, masks of another model are refused.
 
     Raises:
-        CheckpointError: no readable summary, a mask file missing or changed since, one that the summary does not name,
-            or another model's mask.
+        CheckpointError: the summary is unreadable, a mask file is missing, changed or not named in the summary, or a
+            mask belongs to another model.
     """
     given = Path(source)
     root = given.parent if given.is_file() else given
@@ -174,7 +174,7 @@ def load_masks(source: str | os.PathLike[str], model: MonetPreTrainedModel | Non
 
 
 def _listed(root: Path) -> dict[str, tuple[Path, str]]:
-    """File and SHA-256 of each label's mask, by a folder's summary."""
+    """File and SHA-256 of each label's mask, from the summary of a folder."""
     try:
         entries = read_json(root / SUMMARY_NAME)["labels"]
         return {label: (root / Path(entry["file"]).name, entry["sha256"]) for label, entry in entries.items()}
@@ -197,41 +197,43 @@ def run(
     label: str | None = None,
     keep: float = 0.0,
 ) -> None:
-    """Choose the experts that belong to each domain, and write one removal mask a domain.
+    """Choose the experts that belong to each domain, and write one removal mask for each domain.
 
-    Rules. ratio: the domain where an expert's mean routing weight is at least RATIO times that in any other (the
-    paper's). argmax: the domain in which it is most often the strongest expert of its group. mutual_information: the
-    domain that its firing tells most about, THRESHOLD bits or more. top: the COUNT or FRACTION strongest experts of
-    each domain. pearson: one mask, of the experts whose weight correlates with the text's score, r above THRESHOLD.
-    argmax and mutual_information need `monet stats --firing`, pearson needs `--scores`. Experts that are never active
-    belong to nobody.
+    Rules. ratio (the paper's): the domain in which an expert's mean routing weight is at least RATIO times that of any
+    other domain. argmax: the domain in which it is most often the strongest expert of its group. mutual_information:
+    the domain on which its firing carries most information, THRESHOLD bits or more. top: the COUNT or FRACTION
+    strongest experts of each domain. pearson: one mask, with the experts whose weight correlates with the text's score,
+    r above THRESHOLD. argmax and mutual_information need `monet stats --firing`. pearson needs `--scores`. An expert
+    that is never active belongs to no domain.
 
-    The table also says how many experts the rule finds under permuted labels, which mean nothing. top takes a fixed
-    number; of it, the table counts the experts that reach its least rank there.
+    The table also shows how many experts the rule finds under permuted labels, which mean nothing. top takes a fixed
+    number of experts. For top, the table takes the lowest rank of the chosen experts, and counts the experts that reach
+    it under permuted labels.
 
     Args:
         statistics: file written by `monet stats`.
-        out: folder for DOMAIN.safetensors and summary.json; an earlier selection there is replaced.
-        rule: which experts belong to a domain.
-        ratio: of the rule ratio: least ratio between an expert's highest and second highest mean weight, at least 1;
-            2, the paper's, if not given.
-        threshold: of pearson (0.1 if not given; the paper's are 0.2, 0.1 and 0.05) and of mutual_information (0.01). A
-            list makes one mask for each, for pearson only.
-        count: of top: experts of each domain.
-        fraction: of top, in place of count: share of a group's experts, or of all, rounded down.
-        by: of top: what ranks experts: ratio (if not given), mean, mutual_information or pearson.
-        per: of top: take so many of every routing group ("group"), or of all groups together ("all", if not given).
-        label: of pearson and top by pearson: name of the mask; "score" if not given.
-        keep: keep-weight of the chosen experts: 0 removes them, 0.3 leaves three tenths of what they add.
+        out: folder for DOMAIN.safetensors and summary.json; an earlier selection in it is replaced.
+        rule: the rule that assigns experts to domains.
+        ratio: for rule ratio: smallest ratio between an expert's highest and second highest mean weight, at least 1;
+            if omitted, 2 as in the paper.
+        threshold: for rules pearson (default 0.1; the paper's are 0.2, 0.1 and 0.05) and mutual_information (default
+            0.01). A list makes one mask for each threshold, only for pearson.
+        count: for rule top: number of experts of each domain.
+        fraction: for rule top, in place of count: share of a group's experts, or of all, rounded down.
+        by: for rule top: the quantity that ranks experts: ratio (default), mean, mutual_information or pearson.
+        per: for rule top: take the experts of every routing group separately ("group"), or of all groups together
+            ("all", default).
+        label: for rule pearson, and for top by pearson: name of the mask; default "score".
+        keep: keep-weight of the chosen experts: 0 removes them, 0.3 leaves three tenths of their contribution.
 
     Raises:
-        ConfigError: an option out of range or not of this rule, or OUT holds something else.
+        ConfigError: an option is out of range or does not belong to the rule, or OUT holds something else.
         CheckpointError: the statistics file cannot be read.
-        DataError: statistics over fewer than two domains, a domain without tokens, or without what the rule needs.
+        DataError: the statistics have fewer than two domains, a domain without tokens, or lack what the rule needs.
     """
     thresholds = threshold if isinstance(threshold, list) else [threshold]
     if len(thresholds) != 1 and rule != "pearson":
-        raise ConfigError(f"threshold {threshold}: a list makes a mask for each, for the rule pearson only")
+        raise ConfigError(f"threshold {threshold}: only the rule pearson takes a list; give one number")
     if not thresholds or len(set(thresholds)) != len(thresholds):
         raise ConfigError(f"threshold {threshold}: name at least one, and none twice")
     rules = [
@@ -275,7 +277,7 @@ def _print(summary: dict[str, Any], rule: Rule, num_rules: int, out: Path) -> No
         f"{summary['never_active']} of them never active{undefined}; masks: {out}",
         highlight=False,
     )
-    told = note_on(by_chance) if by_chance else "These statistics hold no permuted labels to compare the numbers with."
+    told = note_on(by_chance) if by_chance else "These statistics have no permuted labels for a comparison."
     console.print(told, highlight=False, markup=False)
     if caution := warning(by_chance):
         console.print(f"warning: {clean(caution)}", style="bold", highlight=False, markup=False)

@@ -1,8 +1,8 @@
 """Exact routing statistics over labelled or scored text, streamed through hooks on the routers.
 
-The weight of expert (i, j) at a token is `w[i,j] = sum_h g1[h,i] * g2[h,j]`. Its sums a label, and on demand moments
-with a score, counts, maxima and co-activation, are added up in float64 over all tokens but pads, and no token's E x E
-weights are ever built.
+The weight of expert (i, j) at a token is `w[i,j] = sum_h g1[h,i] * g2[h,j]`. Its sums for each label are added up in
+float64 over all tokens except pads. Options add moments with a score, counts, maxima and co-activation. The E x E
+weights of a token are never built.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from monet.model.modeling_monet import MonetForCausalLM, MonetPreTrainedModel
 
 NOT_PERMUTED = (
-    "no labels were permuted: --permutations is 0, or the text has one label only, or a part that was merged has none"
+    "no labels were permuted: --permutations is 0, or the text has only one label, or a merged part has no permutation"
 )
 
 __all__ = ["FORMAT", "PERMUTATIONS", "ExpertStatistics", "Wanted", "collect", "merge", "run"]
@@ -59,26 +59,27 @@ def collect(
 ) -> ExpertStatistics:
     """Sum every expert's weight over the tokens of every label, in one pass.
 
-    Memory beside the model's own is (C, R, E, E) float64, however much text there is; firing counts take two or three
-    times that more, moments with scores and maxima (R, E, E) a few times. Each permutation of the labels takes as much
-    again as the sums, the firing counts and the moments; the data are then read once more, without the model.
-    The result does not depend on the batch size or the padding side beyond float32 rounding of the model's forward.
+    The memory for the sums, in addition to the model's own memory, is (C, R, E, E) float64, for any amount of text.
+    Firing counts take two or three times that memory more. Moments with scores and maxima take a few times (R, E, E).
+    Each permutation of the labels takes the memory of the sums, the firing counts and the moments again; the data are
+    then read once more, without the model. Batch size and padding side change the result only by float32 rounding of
+    the model's forward pass.
 
     Args:
-        model: a Monet model (with or without head); run in eval mode, its mode is restored.
+        model: a Monet model (with or without head). It runs in eval mode, and its mode is restored.
         data: labelled sequences: `PreparedWindows` for a folder of `monet data prepare`, or `LabelledSequences`. If
             they have scores, the moments of weights and scores are collected too.
-        batch_size: sequences a forward.
-        wanted: what else to collect; None for nothing else but one permutation of the labels.
-        exclusion: tokens that are not counted, beside pads. None leaves out the tokens that begin, end and pad a text,
-            by the model's tokenizer or else its configuration, as `monet stats` does; `Exclusion()` counts all tokens,
-            as the paper does.
+        batch_size: sequences in each forward pass.
+        wanted: what else to collect; None collects only the sums and one permutation of the labels.
+        exclusion: tokens that are not counted, in addition to pads. None excludes the tokens that begin, end and pad a
+            text, as `monet stats` does; the model's tokenizer names them, or else its configuration. `Exclusion()`
+            counts all tokens, as the paper does.
         progress: show a bar on standard error.
 
     Raises:
-        ConfigError: batch_size below 1, or an expert that the model does not have.
-        DataError: no token at all, an id beyond the model's vocabulary, or only some sequences with scores.
-        NonFiniteError: a router gave NaN or infinite probabilities; the first window of the batch is named.
+        ConfigError: batch_size is below 1, or the model does not have an expert.
+        DataError: there is no token, an id is beyond the model's vocabulary, or only some sequences have scores.
+        NonFiniteError: a router gave NaN or infinite probabilities; the message names the first window of the batch.
     """
     check_batch_size(batch_size)
     routers = model.routers()
@@ -156,48 +157,49 @@ def run(
     windows: WindowOptions = WindowOptions(),  # noqa: B008 - frozen
     compute: Compute = Compute(),  # noqa: B008 - frozen
 ) -> None:
-    """Sum every expert's routing weight per domain of labelled text, exactly and in one pass.
+    """Sum every expert's routing weight for each domain of labelled text, exactly and in one pass.
 
-    Writes one file of sums, for `monet select` to choose each domain's experts from. With --scores the text comes from
-    a file of records with scores, and the file also holds what the correlation of each expert with the score follows
-    from. `monet stats merge` adds files up.
+    Writes one file of sums, from which `monet select` chooses each domain's experts. With --scores the text comes from
+    a file of records with scores, and the file also holds the sums for the correlation of each expert with the score.
+    `monet stats merge` adds files up.
 
     Args:
         model: Hugging Face folder or name of a Monet model.
-        out: file to write; an earlier one is replaced.
+        out: file to write; an earlier file is replaced.
         data: folder of `monet data prepare`, made with the model's tokenizer.
-        scores: in place of DATA, a file of JSON lines with `text` (or `input_ids`) and `score` (or `token_scores`),
-            and perhaps `label` and `id`. Every token has the score of its text. Records with score null are left out.
-        split: split of DATA to read; evaluate masks on another.
-        firing: also count, per domain, the tokens at which each expert is active, and at which it is the strongest.
+        scores: in place of DATA, a file of JSON lines with `text` (or `input_ids`) and `score` (or `token_scores`);
+            `label` and `id` are optional. Every token has the score of its text. Records with score null are left out.
+        split: split of DATA to read; evaluate masks on another split.
+        firing: also count, for each domain, the tokens at which each expert is active and at which it is the strongest.
         firing_above: also count the tokens at which its weight is above this number; implies --firing.
-        maxima: also keep each expert's largest weight, and the window, document and position where it was.
-        coactivation: also count the tokens at which two experts of a group are active together: for the so many
-            strongest experts of every group, which takes a pass more to find them, or for experts by group, such as
-            '{0: [17, 4], 1: [900]}' (expert (i, j) has the number i*E + j).
-        permutations: so many times, also add up everything that rules read under permuted labels: whole documents are
-            shuffled over the domains, or with SCORES the scores over the texts. `monet select` then says how many
-            experts its rule assigns to labels that mean nothing. 0 permutes none.
-        permutation_seed: another number gives other permutations.
-        exclude: special does not count the tokens that begin, end and pad a text, which tell domains apart by the
-            length of their texts; none counts all, as the paper does.
+        maxima: also keep each expert's largest weight, and the window, document and position of this weight.
+        coactivation: also count the tokens at which two experts of a group are active together. A number takes that
+            many of the strongest experts of every group, and needs one more pass to find them. Or name the experts by
+            group, such as '{0: [17, 4], 1: [900]}'; expert (i, j) has the number i*E + j.
+        permutations: number of times to add up the inputs of rules under permuted labels too. Whole documents are
+            shuffled over the domains, or with SCORES the scores over the texts. `monet select` then shows how many
+            experts its rule assigns to labels that mean nothing. 0 permutes no labels.
+        permutation_seed: another seed gives other permutations.
+        exclude: special does not count the tokens that begin, end and pad a text; these tokens distinguish domains only
+            by the length of their texts. none counts all, as the paper does.
         exclude_first: tokens at the beginning of each window, and of each document under document masks, that are not
             counted.
         exclude_tokens: further token ids that are not counted.
-        shard: i/n reads the i-th of n parts of the text, i from 0 on, for as many processes at once; add their files
-            up with `monet stats merge`. Windows that begin in one document stay together.
+        shard: i/n reads part i of n parts of the text, where i starts at 0, so that n processes can run at once. Add
+            their files up with `monet stats merge`. Windows that begin in one document stay together.
 
     Raises:
-        CheckpointError: no such model.
-        ConfigError: an option out of range, both or neither of DATA and SCORES, or OUT is a folder.
-        DataError: no such split, a domain without a window in it, another tokenizer's data, or a bad record.
-        NonFiniteError: routing probabilities that are NaN or infinite.
+        CheckpointError: the model does not exist.
+        ConfigError: an option is out of range, both or neither of DATA and SCORES are given, or OUT is a folder.
+        DataError: the split does not exist, a domain has no window in it, the data have another tokenizer, or a record
+            is bad.
+        NonFiniteError: routing probabilities are NaN or infinite.
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder; name a file, e.g. {out / 'statistics.safetensors'}")
     part = None if shard is None else parse_shard("shard", shard)
     if part is not None and isinstance(coactivation, int):
-        raise ConfigError("coactivation of the strongest experts differs by shard; name the experts, by group")
+        raise ConfigError("the strongest experts differ between shards; for coactivation name the experts, by group")
     _check_source(data, scores, windows)
     loaded = compute.load(model)
     text = _open(loaded, data, scores, split, windows)
@@ -209,7 +211,7 @@ def run(
     wanted = Wanted(firing, firing_above, maxima, pairs, permutations, permutation_seed)
     if isinstance(coactivation, int):
         if coactivation < 1:
-            raise ConfigError(f"coactivation {coactivation} must be at least 1 expert a group")
+            raise ConfigError(f"coactivation {coactivation} must be at least 1 expert per group")
         sums = Wanted(permutations=0)
         summed = collect(loaded, text, wanted=sums, exclusion=exclusion, **passes)
         strongest_RN = summed.strongest(coactivation)
@@ -222,15 +224,15 @@ def run(
 def merge(files: list[Path], out: Path) -> None:
     """Add up statistics files of one model: `monet stats merge A B ... --out C`.
 
-    The sum of two halves of a corpus is what one pass over it gives, up to rounding.
+    The sum of two halves of a corpus equals one pass over it, up to rounding.
 
     Args:
         files: files of `monet stats`, at least two, collected with the same options over the same labels.
-        out: file to write; an earlier one is replaced.
+        out: file to write; an earlier file is replaced.
 
     Raises:
         ConfigError: fewer than two files, or OUT is a folder.
-        CheckpointError: a file that cannot be read, is of another model, or holds text that another holds too.
+        CheckpointError: a file cannot be read, belongs to another model, or has text that another file has too.
     """
     if len(files) < 2:
         raise ConfigError(f"{len(files)} file to merge; name two or more: monet stats merge A B --out C")
@@ -248,7 +250,7 @@ def _check_source(data: Path | None, scores: Path | None, windows: WindowOptions
         raise ConfigError("give either data, a folder of `monet data prepare`, or scores, a file of scored text")
     for name, value in (("max_windows", windows.max_windows), ("domains", windows.domains)):
         if scores is not None and value is not None:
-            raise ConfigError(f"{name} {value} chooses among prepared text and does not go with scores")
+            raise ConfigError(f"{name} {value} selects prepared text; leave it out with scores")
 
 
 def _open(

@@ -1,4 +1,4 @@
-"""Each expert's mass or activity, by domain, out of a file of `monet stats`."""
+"""Each expert's mass or activity, by domain, from a file of `monet stats`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 def weights_of(
     source: str | os.PathLike[str] | ExpertStatistics, kind: ControlKind, model: nn.Module | None = None
 ) -> dict[str, Tensor]:
-    """By label (R, E, E) float64 weights for `monet.masks.controls.control_keep`; under "" those over all text.
+    """(R, E, E) float64 weights by label for `monet.masks.controls.control_keep`; the key "" holds those over all text.
 
     Args:
-        source: file of `monet stats`, or statistics that are loaded.
+        source: file of `monet stats`, or loaded statistics.
         kind: mass takes mean routing weights; activity takes the share of tokens at which an expert fires.
-        model: refuse statistics of another one.
+        model: if given, statistics of another model are refused.
 
     Raises:
-        CheckpointError: no readable statistics, or those of another model.
-        DataError: a label without a token, or no firing counted where activity is matched.
+        CheckpointError: the statistics are unreadable, or belong to another model.
+        DataError: a label has no token, or activity is requested without firing counts.
     """
     from monet.eval.attribution.stats import ExpertStatistics
 
@@ -39,7 +39,7 @@ def weights_of(
     if kind == "activity":
         if statistics.firing is None:
             raise DataError(
-                f"{'the statistics' if given else source}: no firing was counted, and equal activity needs it; run "
+                f"{'the statistics' if given else source}: no firing counts, which equal activity needs; run "
                 "`monet stats --firing true`"
             )
         sums_CREE = statistics.firing.fired_CREE.double()

@@ -1,9 +1,9 @@
-"""The paper's dense baseline: neurons of a LLaMA's MLPs chosen by the same rule as experts, and silenced.
+"""The paper's dense baseline: silence neurons of a LLaMA's MLPs that are chosen by the same rule as experts.
 
-A neuron is a coordinate of the input of an MLP's `down_proj`. Its activity is that number's absolute value, averaged
-over a label's tokens; it belongs to a label if its activity there is at least `ratio` times that for any other (arXiv
-2412.04139, section 5.1, takes the first layer's). Silencing sets the coordinate to zero at every token. Dims as in
-docs/architecture.md; L layers, F neurons a layer, C labels.
+A neuron is a coordinate of the input of an MLP's `down_proj`. Its activity is the absolute value of this coordinate,
+averaged over a label's tokens. It belongs to a label if its activity there is at least `ratio` times its activity for
+any other label (arXiv 2412.04139, section 5.1, takes the neurons of the first layer). Silencing sets the coordinate to
+zero at every token. docs/architecture.md explains the dims; L layers, F neurons a layer, C labels.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class NeuronControls:
     """Random controls of a dense model's neurons.
 
     Args:
-        count: random controls of each domain; with n of them the least p-value is 1 / (n + 1).
-        kind: what a control has in common with the removed neurons. number: as many of every layer. mass: neurons of
-            as much activity in all. activity: for each neuron one of nearly its activity.
-        seed: another number draws other controls.
+        count: random controls of each domain; with n controls the smallest p-value is 1 / (n + 1).
+        kind: what a control has in common with the removed neurons. number: the same number in every layer. mass:
+            neurons with the same total activity. activity: for each neuron, a neuron of nearly the same activity.
+        seed: another seed draws other controls.
     """
 
     count: int = DEFAULT_CONTROLS
@@ -76,44 +76,44 @@ class NeuronMask:
 
     @property
     def unit(self) -> str:
-        """What the mask silences, in words."""
+        """Name of the unit that the mask silences."""
         return "neuron"
 
     @property
     def group(self) -> str:
-        """What neurons are counted by, in words."""
+        """Name of the group by which neurons are counted."""
         return "layer"
 
     @property
     def digest(self) -> str:
-        """Equal for masks that do the same to the same neurons."""
+        """Equal for masks that change the same neurons in the same way."""
         return keep_digest(self.keep_LF)
 
     @property
     def num_units(self) -> int:
-        """All neurons."""
+        """Number of all neurons."""
         return self.keep_LF.numel()
 
     @property
     def removed_per_group(self) -> list[int]:
-        """Changed neurons of each layer."""
+        """Number of changed neurons in each layer."""
         return (self.keep_LF != 1).sum(1).tolist()
 
     @property
     def num_removed(self) -> int:
-        """Changed neurons."""
+        """Number of changed neurons."""
         return sum(self.removed_per_group)
 
     def check_fits(self, model: nn.Module) -> None:
-        """Raise CheckpointError unless the model has so many layers of so many neurons."""
+        """Raise CheckpointError unless the model has the mask's number of layers and of neurons in each layer."""
         wanted = [projection.in_features for projection in down_projections(model)]
         layers, neurons = self.keep_LF.shape
         if wanted != [neurons] * layers:
-            raise CheckpointError(f"a mask of {layers} layers of {neurons} neurons; the model has {wanted} a layer")
+            raise CheckpointError(f"a mask of {layers} layers of {neurons} neurons, but the model has {wanted} a layer")
 
     @contextlib.contextmanager
     def applied_to(self, model: Model) -> Iterator[Model]:
-        """Change the neurons in every forward inside the block."""
+        """Change the neurons in every forward pass inside the block."""
         with contextlib.ExitStack() as stack:
             for projection, keep_F in zip(down_projections(model), self.keep_LF, strict=True):
                 if bool((keep_F != 1).any()):
@@ -128,8 +128,8 @@ class NeuronMask:
 
         Args:
             kind: what is matched.
-            seed: of the choice.
-            weights: (L, F) of `activities`; needed for mass and activity.
+            seed: seed for the random choice.
+            weights: (L, F) from `activities`; needed for mass and activity.
         """
         keep_LF = control_keep(self.keep_LF, kind, seed, weights)
         return NeuronMask(keep_LF, {"made_by": "control", "kind": kind, "seed": seed, "of": self.provenance})
@@ -139,13 +139,13 @@ class NeuronMask:
         return removed_mass(self.keep_LF, weights)
 
     def sites(self, model: nn.Module) -> list[nn.Module]:
-        """The MLPs, from the first to the last."""
+        """The MLPs, from the first layer to the last."""
         down_projections(model)
         return [layer.mlp for layer in cast(Any, model).model.layers]
 
 
 def down_projections(model: nn.Module) -> list[nn.Linear]:
-    """The MLPs' last matrices, in the order of the layers.
+    """The `down_proj` of each MLP, in the order of the layers.
 
     Raises:
         CheckpointError: the model is not built like a LLaMA.
@@ -154,7 +154,7 @@ def down_projections(model: nn.Module) -> list[nn.Linear]:
         return [layer.mlp.down_proj for layer in cast(Any, model).model.layers]
     except AttributeError:
         raise CheckpointError(
-            f"{type(model).__name__} has no MLPs with a down_proj; neurons are silenced in LLaMA-like models"
+            f"{type(model).__name__} has no MLPs with a down_proj; use a LLaMA-like model to silence neurons"
         ) from None
 
 
@@ -166,13 +166,13 @@ def activities(
     Args:
         model: the whole model.
         data: labelled sequences.
-        batch_size: sequences a forward.
-        exclusion: tokens that are not counted; None leaves out what `monet.eval.attribution.stats.collect` leaves out.
+        batch_size: sequences in each forward pass.
+        exclusion: tokens that are not counted; None uses the default of `monet.eval.attribution.stats.collect`.
         progress: show a bar on standard error.
 
     Raises:
-        DataError: a label without a token, or an id beyond the vocabulary.
-        NonFiniteError: a NaN or infinite activity; names the label.
+        DataError: a label has no token, or an id is beyond the vocabulary.
+        NonFiniteError: an activity is NaN or infinite; the message names the label.
         CheckpointError: the model is not built like a LLaMA.
     """
     check_batch_size(batch_size)
@@ -194,7 +194,7 @@ def activities(
         for batch in data.batches(batch_size):
             batch.check_vocabulary(vocab_size(model))
             counted_BT = Tokens.of(batch, torch.device("cpu"), exclusion).chosen_BT
-            # not the body's own forward: the whole model's keeps documents apart under flash attention too
+            # Not the body's own forward: the whole model's forward separates documents under flash attention too.
             model(**batch.inputs(model.device), logits_to_keep=1)
             for number, input_BTF in seen.items():
                 size_BTF = input_BTF.float().abs()
@@ -221,18 +221,17 @@ def select_neurons(
     layers: Layers = "all",
     text: Mapping[str, Any] | None = None,
 ) -> dict[str, NeuronMask]:
-    """One mask a label that silences the neurons belonging to it.
+    """One mask for each label, which silences the label's neurons.
 
     Args:
-        means_CLF: of `activities`.
+        means_CLF: means from `activities`.
         labels: names along C.
-        ratio: least ratio between a neuron's highest and second highest mean activity.
-        layers: which layers' neurons may be silenced; the paper takes the first's.
-        text: description of the text that the activities were taken on, and its `Signature.notes()`; goes into the
-            masks' provenance.
+        ratio: smallest ratio between a neuron's highest and second highest mean activity.
+        layers: layers whose neurons may be silenced; the paper takes the first.
+        text: description of the text of the activities, and its `Signature.notes()`, for the masks' provenance.
 
     Raises:
-        ConfigError: `ratio` below 1 or not finite.
+        ConfigError: `ratio` is below 1 or not finite.
         DataError: fewer than two labels.
     """
     owner_LF = assign(means_CLF, ratio)
@@ -245,10 +244,10 @@ def select_neurons(
 
 
 def load_llama(name: str, device: str, dtype: DType) -> Any:
-    """Load a LLaMA, checked as Monet's own models are.
+    """Load a LLaMA, with the same checks as for Monet models.
 
     Raises:
-        CheckpointError: no such folder or model, or another kind of model.
+        CheckpointError: the folder or model does not exist, or is another kind of model.
     """
     from monet.devices import choose_device
     from monet.training.language_models import LlamaForCausalLM
@@ -257,7 +256,7 @@ def load_llama(name: str, device: str, dtype: DType) -> Any:
     try:
         return LlamaForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
     except OSError as error:
-        raise CheckpointError(f"{name}: no model there ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"{name}: no model found ({str(error).splitlines()[0]})") from None
 
 
 def run(
@@ -277,27 +276,27 @@ def run(
 ) -> None:
     """Measure what every domain loses when the neurons of a dense LLaMA that belong to it are silenced.
 
-    The paper's baseline beside which a Monet's removals are read: the same rule, text, losses and random controls.
-    Writes OUT/result.json, which `monet report` reads. What is finished is kept in OUT/losses, so the same command
-    goes on after a kill.
+    This is the paper's baseline for the removals from a Monet: the same rule, text, losses and random controls. Writes
+    OUT/result.json, which `monet report` reads. Finished losses are kept in OUT/losses, so the same command continues
+    after a kill.
 
     Args:
         model: Hugging Face folder or name of a LLaMA.
         data: folder of `monet data prepare`, made with the model's tokenizer.
         out: folder for result.json and kept losses.
-        ratio: least ratio between a neuron's highest and second highest mean activity, at least 1.
-        layers: first takes neurons of the first layer only, as the paper does; all takes any layer's.
-        identify_split: split of DATA that neurons are chosen on.
+        ratio: smallest ratio between a neuron's highest and second highest mean activity, at least 1.
+        layers: first takes only neurons of the first layer, as the paper does; all takes neurons of any layer.
+        identify_split: split of DATA on which neurons are chosen.
         exclude: special does not count the tokens that begin, end and pad a text; none counts all, as the paper does.
         split: split of DATA to evaluate on.
         controls: random controls of each domain's neurons.
-        control_on: measure controls on their target only, or on all domains, which takes that many times longer.
+        control_on: measure controls only on their target, or on all domains, which takes that many times longer.
 
     Raises:
-        CheckpointError: no such model, or no LLaMA.
-        ConfigError: an option out of range.
-        DataError: no such split, or another tokenizer's data.
-        NonFiniteError: a NaN or infinite loss; names mask, domain and window.
+        CheckpointError: the model does not exist, or is not a LLaMA.
+        ConfigError: an option is out of range.
+        DataError: the split does not exist, or the data have another tokenizer.
+        NonFiniteError: a loss is NaN or infinite; the message names mask, domain and window.
     """
     bootstrap = intervals.bootstrap()
     loaded = load_llama(model, compute.device, compute.dtype)
@@ -321,6 +320,6 @@ def run(
         batch_size=compute.batch_size,
         progress=compute.progress,
     )
-    assert result is not None, "only a part gives none"
+    assert result is not None, "only a part returns None"
     print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")
     print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")

@@ -1,1 +1,1 @@
-"""What every suite is made of: interventions, controls, statistics, results."""
+"""The parts that all suites share: interventions, controls, statistics, results."""

@@ -1,8 +1,9 @@
-"""How much random controls take beside what their mask takes: mass, and activity.
+"""Compare what random controls take with what their mask takes: routing mass and activity.
 
-A control of equal number can take far less routing weight than its mask. A control of equal mass takes the mask's, and
-one of equal activity nearly the mask's activity, unless the other experts of a group do not have as much. Every suite
-therefore records the ratio of what its controls take to what the mask takes.
+A control that removes the same number of experts can take far less routing weight than its mask. A control of equal
+mass takes the mask's mass. A control of equal activity takes nearly the mask's activity. Both need enough mass or
+activity in the other experts of a group. So every suite records the ratio of what its controls take to what the mask
+takes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ class Achieved:
     """What the random controls of one mask take.
 
     Args:
-        mask: its label.
-        of: "mass", mean routing weight a token (of neurons, mean activity), or "activity", share of tokens; both summed
-            over what is removed, on the label's text in the statistics.
+        mask: label of the mask.
+        of: "mass", the mean routing weight per token (for neurons, the mean activity), or "activity", the share of
+            tokens. Both are sums over the removed units, on the label's text in the statistics.
         own: what the mask takes.
-        least, mean, most: over the controls, what a control takes divided by `own`.
+        least, mean, most: what a control takes divided by `own`: minimum, mean and maximum over the controls.
     """
 
     mask: str
@@ -44,10 +45,12 @@ class Achieved:
 
 
 def achieved(run_under: Iterable[Condition]) -> list[Achieved]:
-    """For every mask with controls, what they take; nothing where no weights are known or the mask takes nothing.
+    """Return what the controls of each mask take.
+
+    A mask is left out if it has no controls, if no weights are known, or if it takes nothing.
 
     Args:
-        run_under: the conditions of a suite.
+        run_under: conditions of a suite.
     """
     by_label: dict[str, list[Condition]] = {}
     for condition in run_under:
@@ -74,12 +77,12 @@ def achieved(run_under: Iterable[Condition]) -> list[Achieved]:
 
 
 def control_notes(controls: Controls, run_under: Iterable[Condition], **more: Any) -> dict[str, Any]:
-    """What a result's provenance says of its random controls, JSON-able.
+    """Notes on the random controls for a result's provenance, JSON-able.
 
     Args:
-        controls: of the suite.
-        run_under: the conditions of the suite.
-        more: further settings, such as what the controls were measured on.
+        controls: controls of the suite.
+        run_under: conditions of the suite.
+        more: further settings, for example the text on which the controls were measured.
     """
     return {**controls.settings(), **more, "achieved": [asdict(one) for one in achieved(run_under)]}
 
@@ -89,7 +92,7 @@ def _read(provenance: Mapping[str, Any]) -> list[Achieved]:
 
 
 def told(provenance: Mapping[str, Any]) -> list[str]:
-    """For the terminal, a line for each quantity."""
+    """Lines for the terminal, one for each quantity."""
     found = _read(provenance)
     return [
         f"{of} that random controls take, as a ratio to the mask's: "
@@ -99,7 +102,7 @@ def told(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def achieved_table(provenance: Mapping[str, Any]) -> Sequence[Block]:
-    """For a report, a table of all masks; nothing where it was not recorded."""
+    """A table of all masks for a report; empty if the provenance does not record the quantities."""
     found = _read(provenance)
     if not found:
         return []
@@ -112,8 +115,8 @@ def achieved_table(provenance: Mapping[str, Any]) -> Sequence[Block]:
             "What the random controls take, as a ratio to what the mask takes",
             ["mask", "of", "the mask takes", "least control", "mean", "most"],
             rows,
-            "Mass is the mean weight a token of all that is removed, activity its share of tokens, both on the label's "
-            "text in the statistics. A control with a ratio far below 1 takes less than the mask, so that a larger "
-            "effect of the mask says little.",
+            "Mass is the mean weight per token, summed over all removed units. Activity is their share of tokens. Both "
+            "are measured on the label's text in the statistics. A control with a ratio far below 1 takes less than "
+            "the mask, so a larger effect of the mask says little.",
         )
     ]

@@ -1,4 +1,4 @@
-"""Paired bootstrap intervals of mean token losses: sources, documents or windows are drawn again with replacement.
+"""Paired bootstrap intervals of mean token losses: resample sources, documents or windows with replacement.
 
 Dims: C conditions (no mask, each mask), U units drawn together (sources, documents or windows), Q resamples.
 """
@@ -16,26 +16,26 @@ from monet.errors import ConfigError, DataError
 
 Unit = Literal["source", "document", "window"]
 
-FEW = 10  # fewer units than this call for a caution
+FEW = 10  # fewer units get a caution
 _BLOCK_CELLS = 4_000_000
 _MANY_UNITS = 100_000
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made.
+    """Settings of the bootstrap intervals.
 
     Args:
-        resamples: draws an interval, at least 1000.
+        resamples: draws for each interval, at least 1000.
         confidence: share of the draws inside an interval, between 0 and 1.
         unit: what is drawn: `source` (windows that begin in documents of one source stay together), `document`
-            (windows that begin in one document stay together) or `window`. None takes `source` if every domain has
-            two or more and all are known, otherwise `document`. Suites that draw questions, prompts or problems do not
-            use it.
-        seed: of the draws.
+            (windows that begin in one document stay together) or `window`. None takes `source` if all sources are
+            known and every domain has two or more, otherwise `document`. Suites that draw questions, prompts or
+            problems ignore it.
+        seed: seed for the bootstrap.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
     """
 
     resamples: int = 2000
@@ -47,16 +47,16 @@ class Bootstrap:
         if self.resamples < 1000:
             raise ConfigError(f"resamples must be at least 1000 for steady intervals, got {self.resamples}")
         if not 0.0 < self.confidence < 1.0:
-            raise ConfigError(f"confidence must lie between 0 and 1, got {self.confidence}")
+            raise ConfigError(f"confidence must be between 0 and 1, got {self.confidence}")
         if self.unit is not None and self.unit not in get_args(Unit):
             raise ConfigError(f"unit must be {', '.join(map(repr, get_args(Unit)))} or None, got {self.unit!r}")
         if self.seed < 0:
-            raise ConfigError(f"seed of the draws must be at least 0, got {self.seed}")
+            raise ConfigError(f"seed of the bootstrap must be at least 0, got {self.seed}")
 
 
 @dataclass(frozen=True)
 class Resampled:
-    """Mean loss a token of every condition, on the data as they are and on every resample of them.
+    """Mean loss a token of every condition, on the data and on every resample of the data.
 
     Args:
         mean_C: float64, nats a token.
@@ -71,24 +71,24 @@ class Resampled:
 def resample_means(
     loss_sum_CU: NDArray[np.float64], tokens_U: NDArray[np.int64], num_resamples: int, seed: int | Sequence[int]
 ) -> Resampled:
-    """Token-weighted mean losses under the bootstrap: sum of losses over sum of tokens of the units drawn.
+    """Token-weighted mean losses under the bootstrap: sum of losses divided by sum of tokens of the drawn units.
 
-    A resample draws U units out of U with replacement, so long documents keep their weight and the intervals
-    widen by as much as losses of one document hang together.
+    A resample draws U units out of U with replacement. So long documents keep their weight, and the intervals include
+    the correlation between the losses of one document.
 
     Args:
         loss_sum_CU: summed token losses (nats) of every condition on every unit.
         tokens_U: scored tokens of every unit, all at least 1.
         num_resamples: Q, at least 1.
-        seed: of numpy's PCG64; equal seeds give equal draws whatever the number of conditions.
+        seed: seed for numpy's PCG64. Equal seeds give equal draws for any number of conditions.
 
     Raises:
-        DataError: fewer than two units; nothing can be said about spread.
+        DataError: fewer than two units, so the spread cannot be estimated.
     """
     num_conditions, num_units = loss_sum_CU.shape
     if num_units < 2:
         raise DataError(
-            f"a bootstrap needs at least two units (sources, documents or windows) a domain, got {num_units}; "
+            f"a bootstrap needs at least two units (sources, documents or windows) per domain, got {num_units}; "
             "add text to the evaluation split, or draw smaller units (--unit document or window)"
         )
     generator = np.random.default_rng(seed)
@@ -104,10 +104,10 @@ def resample_means(
 
 
 def _times_drawn(generator: np.random.Generator, num_units: int, size: int) -> NDArray[np.int64]:
-    """How often each unit is drawn in each of `size` resamples, (size, U)."""
+    """How often each unit is drawn in each of `size` resamples, shape (size, U)."""
     if num_units < _MANY_UNITS:
         return generator.multinomial(num_units, np.full(num_units, 1.0 / num_units), size=size)
-    # the same distribution in a sixth of the time; few units keep the draws of earlier results
+    # The same distribution in a sixth of the time. Fewer units use the slow way, so that earlier results stay the same.
     drawn = (generator.integers(num_units, size=num_units) for _ in range(size))
     return np.stack([np.bincount(units, minlength=num_units) for units in drawn])
 
@@ -120,17 +120,17 @@ def interval(draws_Q: NDArray[np.float64], confidence: float) -> tuple[float, fl
 
 
 def few(counts: Mapping[str, int], unit: str, least: int = FEW) -> str:
-    """A caution that names what rests on few units; empty if nothing does.
+    """A caution that names what has few units; empty if everything has enough.
 
     Args:
         counts: units of each domain, benchmark or category.
-        unit: what they are, for example "source".
-        least: so many are enough.
+        unit: name of the unit, for example "source".
+        least: smallest number of units that gets no caution.
     """
     scarce = [f"{name} ({count} {unit}{'' if count == 1 else 's'})" for name, count in counts.items() if count < least]
     if not scarce:
         return ""
     return (
-        f"Intervals over fewer than {least} {unit}s are unreliable, and mostly too narrow: a bootstrap does not see "
-        f"what the available {unit}s do not hold. This concerns {', '.join(scarce)}."
+        f"Intervals over fewer than {least} {unit}s are unreliable, and mostly too narrow: a bootstrap sees only the "
+        f"variation within the available {unit}s. This concerns {', '.join(scarce)}."
     )

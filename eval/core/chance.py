@@ -1,8 +1,8 @@
-"""How often random controls do as much as a chosen removal: p-values, q-values, and the verdict.
+"""Compare a chosen removal with random controls: p-values, q-values, and the verdict.
 
-The null hypothesis of one removal is that it is one more random control. Its change and those of n controls are then
-equally likely to come in any order, so the chance that at most k controls reach its change is (k + 1) / (n + 1): an
-exact p-value that assumes no distribution. Its least value is 1 / (n + 1).
+The null hypothesis of one removal is that it is one more random control. Its change and the changes of n controls are
+then equally likely to come in any order. So the chance that at most k controls reach its change is (k + 1) / (n + 1):
+an exact p-value that assumes no distribution. The smallest possible value is 1 / (n + 1).
 
 Sources: Phipson and Smyth 2010 (permutation p-values are never zero), Benjamini and Hochberg 1995 (q-values).
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 # A removal is above chance if its q-value is at most this.
 LEVEL = 0.05
-# With so many controls one of twenty removals can be above chance by chance, and half of a dozen at once can be found.
+# With this number of controls, one of twenty removals can be above chance, and about half of twelve at the same time.
 DEFAULT_CONTROLS = 39
 
 
@@ -22,14 +22,14 @@ def p_value(change: float, controls: Sequence[float]) -> float:
     """Chance that a random control changes the target at least as much; ties count for the control.
 
     Args:
-        change: of the removal; the larger, the stronger its effect.
-        controls: changes of the random controls, in the same unit; without any the chance is 1.
+        change: change that the removal makes; a larger number is a stronger effect.
+        controls: changes that the random controls make, in the same unit; without controls the result is 1.
     """
     return (1 + sum(control >= change for control in controls)) / (1 + len(controls))
 
 
 def q_values(p: Sequence[float]) -> list[float]:
-    """Benjamini-Hochberg: the least false discovery rate at which each of several findings is one, in their order."""
+    """Benjamini-Hochberg q-values in the order of `p`: the smallest false discovery rate that keeps each finding."""
     order = sorted(range(len(p)), key=p.__getitem__, reverse=True)
     found, least = [0.0] * len(p), 1.0
     for place, index in enumerate(order):
@@ -40,12 +40,12 @@ def q_values(p: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Chance:
-    """A removal beside its random controls.
+    """How a removal compares with its random controls.
 
     Args:
-        controls: how many there were.
-        p: chance that one of them does as much; see `p_value`.
-        q: least false discovery rate over the removals that were judged together; see `q_values`.
+        controls: number of controls.
+        p: chance that a control does as much as the removal; see `p_value`.
+        q: smallest false discovery rate over the removals that were judged together; see `q_values`.
     """
 
     controls: int
@@ -64,11 +64,11 @@ class Chance:
 
 
 def chances(changes: Mapping[str, float], controls: Mapping[str, Sequence[float]]) -> dict[str, Chance]:
-    """Every removal beside its own controls, judged together.
+    """Compare every removal with its own controls, and judge all removals together.
 
     Args:
-        changes: by name, of the removals; the larger, the stronger.
-        controls: by name, changes of the random controls of that removal.
+        changes: change of each removal, by name; a larger number is a stronger effect.
+        controls: changes of the random controls of each removal, by name.
     """
     p = [p_value(change, controls[name]) for name, change in changes.items()]
     return {name: Chance(len(controls[name]), one, q) for name, one, q in zip(changes, p, q_values(p), strict=True)}
@@ -77,17 +77,17 @@ def chances(changes: Mapping[str, float], controls: Mapping[str, Sequence[float]
 def reasons_against(
     removed: int, target: float, others: Mapping[str, float], chance: Chance | None, unit: str = "expert"
 ) -> list[str]:
-    """Why a removal does not pass; empty if it does. `passes` means the same in every suite:
+    """Reasons why a removal does not pass; empty if it passes.
 
-    it removes something, its own domain changes more than every other one, and more than chance explains (q at most
-    `LEVEL`).
+    `passes` means the same in every suite: the removal removes something, its own domain changes more than every other
+    domain, and that change is more than chance explains (q at most `LEVEL`).
 
     Args:
-        removed: units removed.
-        target: change of its own domain; the larger, the stronger.
-        others: the same of every other domain, by name.
-        chance: beside random controls; None if none were measured.
-        unit: what is removed.
+        removed: number of removed units.
+        target: change of the removal's own domain; a larger number is a stronger effect.
+        others: change of every other domain, by name.
+        chance: comparison with random controls; None if none were measured.
+        unit: name of the unit that is removed.
     """
     if not removed:
         return [f"no {unit} belongs to it"]

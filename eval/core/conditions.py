@@ -1,7 +1,7 @@
-"""What a suite evaluates a model under: as it is, under each removal, and under each removal's random controls.
+"""The conditions of a suite: the unmasked model, each removal, and the random controls of each removal.
 
-A suite's conditions can be dealt to several processes: each computes the outcomes of its `Part`, and the same command
-without a part reads them all.
+Several processes can share the conditions of a suite. Each process computes the outcomes of its `Part`. Then the same
+command without a part reads all outcomes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Condition:
     """One way to run the model.
 
     Args:
-        name: for people: "no mask", "python", "random 0 like python".
-        like: what is removed for the label; None runs the model as it is.
-        label: whose units are removed; None for the model as it is.
-        control: number of a random control; None for the label's own.
+        name: name for people: "no mask", "python", "random 0 like python".
+        like: the removal for the label; None for the unmasked model.
+        label: label whose units are removed; None for the unmasked model.
+        control: number of a random control; None for the removal itself.
         controls: how controls are drawn.
-        text: fingerprint of what the condition is judged on; see `Controls.draw`.
+        text: fingerprint of the text or questions on which the condition is judged; see `Controls.draw`.
     """
 
     name: str
@@ -37,32 +37,32 @@ class Condition:
 
     @property
     def mask(self) -> Intervention | None:
-        """What to apply. A control is drawn at each call, so that many conditions need little memory."""
+        """The intervention to apply. Each call draws a control again, so that many conditions need little memory."""
         if self.like is None or self.control is None:
             return self.like
         return self.controls.draw(self.like, self.control, self.label or "", self.text)
 
     @property
     def removed(self) -> int:
-        """Units removed; of a control those of the removal that it is like."""
+        """Number of removed units; for a control, the number that its removal removes."""
         return 0 if self.like is None else self.like.num_removed
 
 
 PART_DONE = "this part is done and kept; when all parts are done, run the same command without --part"
 
-# What a suite runs under one condition: the condition, or one with its text.
+# What a suite runs under one condition: the condition only, or the condition with its text.
 Pass = TypeVar("Pass")
 
 
 def dealt(passes: Sequence[tuple[Condition, Pass]], part: Part | None) -> list[tuple[Condition, Pass]]:
-    """The passes that belong to a part; all of them without one.
+    """The passes that belong to a part; all passes if `part` is None.
 
-    Passes of equal cost are dealt in turn: first the model as it is and the masks, which are measured on everything,
-    then the random controls, which may be measured on their target only.
+    Passes of equal cost go to the parts in turn: first the unmasked model and the masks, which are measured on
+    everything, then the random controls, which some suites measure only on their target.
 
     Args:
-        passes: the same ones in the same order in every process.
-        part: None takes all, in their order.
+        passes: all passes, in the same order in every process.
+        part: the part; None takes all passes, in their order.
     """
     if part is None:
         return list(passes)
@@ -71,14 +71,14 @@ def dealt(passes: Sequence[tuple[Condition, Pass]], part: Part | None) -> list[t
 
 
 def conditions(masks: Mapping[str, Intervention], controls: Controls, text: str) -> list[Condition]:
-    """The model as it is, then every removal followed by its random controls.
+    """The unmasked model, then every removal followed by its random controls.
 
-    Removals of nothing are left out: they are the model as it is.
+    A removal that removes nothing is left out, because it equals the unmasked model.
 
     Args:
-        masks: per label what is removed for it.
-        controls: how many controls each gets, and how they are drawn.
-        text: fingerprint of what all conditions are judged on.
+        masks: the removal for each label.
+        controls: how many controls each removal gets, and how they are drawn.
+        text: fingerprint of the text or questions on which all conditions are judged.
     """
     found = [Condition("no mask")]
     for label, mask in masks.items():

@@ -1,4 +1,4 @@
-"""Random controls: how many a suite measures beside each removal, what they have in common with it, and their seeds."""
+"""Random controls: how many a suite measures for each removal, what they have in common with it, and their seeds."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Quantity = Literal["mass", "activity"]
 
 @dataclass(frozen=True)
 class Controls:
-    """Random controls beside each removal.
+    """Random controls of each removal.
 
     Args:
-        count: how many there are of each.
-        kind: what a control has in common with the removal; see `monet.masks.controls.control_keep`.
-        seed: another number draws other controls.
-        weights: for mass and activity each unit's, by label; the key "" holds those over all text, for labels that are
-            not there.
-        measured: what is measured on every control beside what it matches (`monet.eval.core.achieved`): by quantity
-            each unit's weights, as above.
+        count: number of controls of each removal.
+        kind: what a control has in common with its removal; see `monet.masks.controls.control_keep`.
+        seed: another seed draws other controls.
+        weights: weights of the units by label, for controls of equal mass or activity. The key "" holds the weights
+            over all text, for labels without an entry.
+        measured: weights of the units by quantity and label, as above. The suite measures these quantities on every
+            control, in addition to the matched one (`monet.eval.core.achieved`).
     """
 
     count: int = DEFAULT_CONTROLS
@@ -42,19 +42,19 @@ class Controls:
         if self.count < 0:
             raise ConfigError(f"the number of controls must be at least 0, got {self.count}")
         if self.kind != "number" and not self.weights:
-            raise ConfigError(f"controls of equal {self.kind} need the weights of the units")
+            raise ConfigError(f"controls of equal {self.kind} need the weights of the units; give `weights`")
 
     def draw(self, like: Intervention, number: int, label: str, text: str) -> Intervention:
-        """Control `number` of a removal.
+        """Draw control `number` of a removal.
 
-        Its seed depends on the removal and on the text it is judged on, so a choice that was made on one text is
-        judged on another with controls that took no part in it.
+        Its seed depends on the removal and on the text on which the removal is judged. So a choice that was made on one
+        text is judged on another text with new controls.
 
         Args:
             like: the removal.
-            number: from 0 on.
-            label: whose weights are matched.
-            text: fingerprint of the text, or of the questions.
+            number: number of the control, from 0.
+            label: label whose weights are matched.
+            text: fingerprint of the text or of the questions.
         """
         content = f"{self.seed}\n{number}\n{self.kind}\n{like.digest}\n{text}"
         seed = int.from_bytes(hashlib.sha256(content.encode()).digest()[:7], "big")
@@ -62,13 +62,13 @@ class Controls:
         return like.control(self.kind, seed, weights)
 
     def weights_by_quantity(self, label: str) -> dict[str, Tensor]:
-        """Each unit's weights for a label, by quantity: what is matched, and what is measured beside it."""
+        """Weights of the units for a label, by quantity: the matched quantity and the measured ones."""
         known = {**self.measured, **({} if self.kind == "number" else {self.kind: self.weights})}
         found = {of: _of_label(weights, label) for of, weights in known.items()}
         return {of: weights for of, weights in found.items() if weights is not None}
 
     def settings(self) -> dict[str, Any]:
-        """For provenance, JSON-able."""
+        """Settings for provenance, JSON-able."""
         return {"count": self.count, "kind": self.kind, "seed": self.seed}
 
 

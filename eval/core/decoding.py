@@ -1,4 +1,4 @@
-"""What continuations depend on beside model and settings: where a text ends, defaults of generation, the tokenizer."""
+"""What generated text depends on, apart from model and settings: end tokens, generation defaults, the tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# Random controls of each mask where outcomes are generated text: as few as can show that one mask is above chance.
+# Random controls of each mask if outcomes are generated text: the fewest that can show one mask above chance.
 GENERATED_CONTROLS = 19
 
 
@@ -24,22 +24,24 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a text, of the model's configuration and its tokenizer; none twice."""
+    """Ids that end a text, from the model's configuration and its tokenizer, without duplicates."""
     configured = model.config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
     return list(dict.fromkeys(int(i) for i in [*listed, tokenizer.eos_token_id] if isinstance(i, int)))
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> int:
-    """The id to pad with: the tokenizer's, else one that ends a text, else 0."""
+    """The id to pad with: the tokenizer's pad id, or else the first id that ends a text, or else 0."""
     pad = tokenizer.pad_token_id
     return int(pad) if isinstance(pad, int) else ends[0] if ends else 0
 
 
 @contextlib.contextmanager
 def without_defaults(model: Any) -> Iterator[Any]:
-    """The model whose `generate` does as it is told and no more: penalties of a checkpoint's own
-    generation_config.json would join in otherwise."""
+    """The model with a `generate` that applies only the given settings.
+
+    Without this, `generate` also applies settings of the checkpoint's generation_config.json, such as penalties.
+    """
     from transformers import GenerationConfig
 
     free: Any = model

@@ -1,6 +1,6 @@
 """A report as data: titled blocks of tables, heat maps, curves, dots and text, which every renderer reads.
 
-Suites build a `Report` from their result; `monet.eval.reporting.command` writes it as HTML, Markdown, PNG and JSON.
+Suites build a `Report` from their result. `monet.eval.reporting.command` writes it as HTML, Markdown, PNG and JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class Text:
     """A paragraph.
 
     Args:
-        text: plain words, no markup; an empty line begins another paragraph.
+        text: plain words without markup; an empty line begins another paragraph.
         title: heading above it, or empty.
         caution: something that a reader must not miss, such as a result with missing parts.
     """
@@ -27,13 +27,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; the first column names the row, the others are numbers already formatted.
+    """Rows of cells. The first column names the row. The other columns hold formatted numbers.
 
     Args:
         title: what the table shows, with units.
-        header: one word or two a column.
-        rows: as many cells as the header has.
-        note: how to read it.
+        header: one or two words for each column.
+        rows: rows with one cell for each word of the header.
+        note: how to read the table.
     """
 
     title: str
@@ -44,16 +44,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A matrix of numbers, coloured; zero is neutral.
+    """A coloured matrix of numbers; zero has the neutral colour.
 
     Args:
         title: what a cell is.
         rows, columns: names along the sides.
-        values: values[row][column]; None where nothing was measured.
-        unit: of the values, e.g. "nats a token" or "points of accuracy".
-        row_axis, column_axis: what the sides are.
-        note: how to read it.
-        low, high: bounds of each value's interval, shaped like `values`; None where there are none.
+        values: values[row][column]; None if the cell was not measured.
+        unit: unit of the values, for example "nats a token" or "points of accuracy".
+        row_axis, column_axis: what the rows and columns are.
+        note: how to read the heat map.
+        low, high: bounds of each value's interval, shaped like `values`; None without intervals.
     """
 
     title: str
@@ -70,12 +70,12 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Bars:
-    """A length for each row of a heat map, drawn beside it.
+    """Bars for the rows of a heat map, drawn to its right.
 
     Args:
         title: what a bar is, with its unit.
-        values: from zero up, one a row.
-        labels: written at the bars' ends.
+        values: lengths, at least zero, one for each row.
+        labels: text at the ends of the bars.
     """
 
     title: str
@@ -85,13 +85,13 @@ class Bars:
 
 @dataclass(frozen=True)
 class Panels:
-    """Heat maps of the same rows, side by side on one scale.
+    """Heat maps with the same rows, side by side on one scale.
 
     Args:
-        title: what they show together.
-        panels: at least one; equal rows and units.
-        bars: beside the last.
-        note: how to read them.
+        title: what the heat maps show together.
+        panels: at least one heat map; all have equal rows and units.
+        bars: bars to the right of the last heat map.
+        note: how to read the panels.
     """
 
     title: str
@@ -102,7 +102,7 @@ class Panels:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a plot; `low` and `high` bound its interval where there is one."""
+    """One line of a plot. `low` and `high` bound its interval, if it has one."""
 
     name: str
     x: Sequence[float]
@@ -117,10 +117,10 @@ class Curve:
 
     Args:
         title: what is plotted.
-        x_label, y_label: with units.
+        x_label, y_label: labels of the axes, with units.
         series: the lines.
-        log_x: logarithmic horizontal axis.
-        note: how to read it.
+        log_x: use a logarithmic horizontal axis.
+        note: how to read the plot.
     """
 
     title: str
@@ -133,14 +133,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Marks:
-    """One mark a row of a `Dots`, for example of one model; None where nothing was measured.
+    """One mark for each row of a `Dots`, for example the marks of one model; None if a row was not measured.
 
     Args:
-        name: of the series.
-        values: one a row.
-        low, high: bounds of the intervals, one a row; None without one.
-        colour: number of the colour; series that belong together share it.
-        strong: drawn larger, for a mean of the others.
+        name: name of the series.
+        values: one value for each row.
+        low, high: bounds of the intervals, one for each row; None without an interval.
+        colour: number of the colour; series that belong together have the same number.
+        strong: draw the marks larger, for a mean of the other series.
     """
 
     name: str
@@ -153,15 +153,15 @@ class Marks:
 
 @dataclass(frozen=True)
 class Dots:
-    """Numbers with intervals by row, the series of a row below each other.
+    """Numbers with intervals by row. The series of a row are drawn below each other.
 
     Args:
         title: what is drawn.
-        rows: names.
-        x_label: of the numbers, with their unit.
+        rows: names of the rows.
+        x_label: what the numbers are, with their unit.
         marks: the series.
         row_axis: what the rows are.
-        note: how to read it.
+        note: how to read the plot.
     """
 
     title: str
@@ -177,14 +177,14 @@ Block = Text | Table | Heatmap | Panels | Curve | Dots
 
 @dataclass(frozen=True)
 class Report:
-    """What a renderer needs.
+    """Everything that a renderer needs.
 
     Args:
-        title: of the page.
-        summary: one sentence: what was found.
-        blocks: in the order of reading.
+        title: title of the page.
+        summary: one sentence with the finding.
+        blocks: blocks in the order of reading.
         provenance: model, masks, data, settings, versions, date; JSON-able.
-        numbers: the suite's whole result, JSON-able, for report.json.
+        numbers: the suite's whole result for report.json, JSON-able.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""What the removals of a result did, in the form in which results of several models are compared."""
+"""Effects of the removals of a result, in the form in which results of several models are compared."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from monet.eval.core.estimate import Estimate
 
 @dataclass(frozen=True)
 class Effect:
-    """What one mask did. All changes are in the unit of `Effects.unit`. What a suite does not measure is None.
+    """The effect of one mask. All changes are in the unit of `Effects.unit`. A value is None if the suite lacks it.
 
     Args:
-        name: of the row: the mask, and if it has several rows, of what.
-        target: change of what the mask is to hit, with its interval over text.
-        others_mean: unweighted mean over the other domains.
+        name: name of the row: the mask, and the quantity if a mask has several rows.
+        target: change of the mask's target, with its interval over text.
+        others_mean: unweighted mean of the changes of the other domains.
         others_max: change of the other domain that changed most in the direction of a stronger effect.
-        others_max_name: that domain; empty without one.
+        others_max_name: that domain; empty if there is no other domain.
         random: change of the target under one of the mask's random controls.
-        controls, p, q: how many controls there were, and what they say; see `monet.eval.core.chance`.
+        controls, p, q: number of controls, p-value and q-value; see `monet.eval.core.chance`.
         passes: see `monet.eval.core.chance.reasons_against`; None in a suite without a verdict.
-        reason: why it does not pass; empty if it does.
+        reason: why the mask does not pass; empty if it passes.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Effects:
 
     Args:
         quantity, unit: what changed, in words, and the unit of every number.
-        confidence: of the intervals.
+        confidence: confidence level of the intervals.
         removed: the unit that was removed, for example "expert".
-        text: what it was measured on and how, by name, JSON-able: fingerprints of texts or questions, and settings. Two
-            results are compared only if all of it is equal.
+        text: what was measured and how, by name, JSON-able: fingerprints of texts or questions, and settings. Two
+            results are compared only if all entries are equal.
         held_out: whether the masks were chosen on other text; None if that is not recorded.
-        rows: one a mask, or several.
+        rows: one or more rows for each mask.
     """
 
     quantity: str

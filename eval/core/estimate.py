@@ -1,7 +1,7 @@
-"""Values with their intervals: the one place where a suite turns resamples into numbers.
+"""Values with their intervals: the one place where suites turn resamples into numbers.
 
-A quantity is carried as `Draws`: its value on the data, and the same quantity on every bootstrap resample. Two
-quantities that were drawn from the same resamples are paired, and their difference is `a - b`.
+`Draws` holds a quantity: its value on the data, and the same quantity on every bootstrap resample. Two quantities from
+the same resamples are paired, and their difference is `a - b`.
 
 Dims: Q resamples.
 """
@@ -24,8 +24,8 @@ class Estimate:
     """A value and its bootstrap interval.
 
     Args:
-        value: on the data as they are.
-        low, high: ends of the interval; None where no interval can be drawn, for example for a single problem.
+        value: value on the data.
+        low, high: ends of the interval; None if no interval can be drawn, for example for a single problem.
     """
 
     value: float
@@ -34,12 +34,12 @@ class Estimate:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Both ends of an interval that was drawn."""
+        """Both ends of an interval. The interval must exist."""
         assert self.low is not None and self.high is not None, "no interval was drawn"
         return self.low, self.high
 
     def times(self, number: float) -> Estimate:
-        """The same in another unit, `number` > 0 of which are one of this; for example 100 points of a share of 1."""
+        """The estimate in another unit: `number` > 0 of the new unit are one of this; 100 points are a share of 1."""
         low, high = (None if end is None else number * end for end in (self.low, self.high))
         return Estimate(number * self.value, low, high)
 
@@ -49,11 +49,11 @@ ZERO = Estimate(0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Draws:
-    """A quantity on the data and on every resample of them.
+    """A quantity on the data and on every resample of the data.
 
     Args:
-        value: on the data.
-        draws_Q: float64, on each resample; NaN where nothing can be drawn, for example from a single problem.
+        value: value on the data.
+        draws_Q: float64, value on each resample; NaN if no resample can be drawn, for example from a single problem.
     """
 
     value: float
@@ -66,11 +66,11 @@ class Draws:
         return Draws(self.value / number, self.draws_Q / number)
 
     def __sub__(self, other: Draws) -> Draws:
-        """The paired change from `other` to this; both must come from the same resamples."""
+        """The paired change from `other` to this quantity; both must come from the same resamples."""
         return Draws(self.value - other.value, self.draws_Q - other.draws_Q)
 
     def estimate(self, bootstrap: Bootstrap) -> Estimate:
-        """The value with its central percentile interval; without ends where nothing can be drawn."""
+        """The value with its central percentile interval; without ends if no interval can be drawn."""
         if np.isnan(self.draws_Q).any():
             return Estimate(self.value, None, None)
         return Estimate(self.value, *interval(self.draws_Q, bootstrap.confidence))
@@ -80,7 +80,7 @@ def mean_of(parts: Sequence[Draws]) -> Draws:
     """Unweighted mean of quantities, resample by resample.
 
     Raises:
-        ValueError: there are none.
+        ValueError: `parts` is empty.
     """
     if not parts:
         raise ValueError("a mean needs at least one quantity")
@@ -88,16 +88,16 @@ def mean_of(parts: Sequence[Draws]) -> Draws:
 
 
 def one_of(parts: Sequence[Draws], bootstrap: Bootstrap) -> Draws:
-    """A single one of several like quantities, for example of random controls.
+    """One of several similar quantities, drawn at random, for example one of the random controls.
 
     The value is the mean over them. Each resample takes one of them at random, so the interval holds the spread over
-    controls as well as over text. Equal seeds of `bootstrap` choose the same controls.
+    controls and the spread over text. Equal seeds of `bootstrap` choose the same controls.
 
     Raises:
-        ValueError: there are none.
+        ValueError: `parts` is empty.
     """
     if not parts:
-        raise ValueError("one of no quantities cannot be drawn")
+        raise ValueError("one_of needs at least one quantity, got none")
     resamples = len(parts[0].draws_Q)
     chosen_Q = np.random.default_rng([bootstrap.seed, 1]).integers(len(parts), size=resamples)
     draws_Q = np.empty(resamples)

@@ -1,7 +1,7 @@
-"""What evaluation reads: labelled sequences in batches, and the model, both checked before use.
+"""The input of an evaluation: labelled sequences in batches, and the model, both checked before use.
 
-A suite needs a `LabelledData`. `PreparedWindows` reads a folder of `monet data prepare`, `LabelledSequences` holds
-token ids in memory. Dims as in docs/architecture.md.
+A suite needs a `LabelledData`. `PreparedWindows` reads a folder of `monet data prepare`. `LabelledSequences` holds
+token ids in memory. docs/architecture.md explains the dims.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ IGNORED = -100
 
 
 class Batch(NamedTuple):
-    """Sequences of one forward.
+    """Sequences of one forward pass.
 
     Args:
-        input_ids_BT: int64 token ids, pads included.
-        attention_mask_BT: int64, 1 at tokens and 0 at pads; None where there is no pad.
-        targets_BT: int64, the token after each position, -100 where none is scored.
+        input_ids_BT: int64 token ids, including pads.
+        attention_mask_BT: int64, 1 at tokens and 0 at pads; None without pads.
+        targets_BT: int64, the token after each position; -100 at positions without a score.
         label_B: int64, index into the data's `labels`.
-        index_B: int64, number of the sequence; with the data's fingerprint it names one sequence.
-        document_B: the document each sequence begins in.
-        score_BT: float64, a number for every token, anything at pads; None for text without scores.
-        position_ids_BT: int64, place of each token in its document, for rows whose documents do not attend to each
-            other; None where a row is one text.
+        index_B: int64, number of the sequence; with the data's fingerprint it identifies one sequence.
+        document_B: the document in which each sequence begins.
+        score_BT: float64, a number for every token, and any number at pads; None for text without scores.
+        position_ids_BT: int64, position of each token in its document, for rows whose documents do not attend to each
+            other; None if each row is one text.
     """
 
     input_ids_BT: Tensor
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     position_ids_BT: Tensor | None = None
 
     def inputs(self, device: torch.device) -> dict[str, Any]:
-        """Arguments of a forward over these sequences: tensors on the device, and no cache."""
+        """Arguments of a forward pass over these sequences: tensors on the device, and no cache."""
         given = {"input_ids": self.input_ids_BT, "attention_mask": self.attention_mask_BT}
         if self.position_ids_BT is not None:
             given["position_ids"] = self.position_ids_BT
@@ -61,16 +61,16 @@ class Batch(NamedTuple):
 
     @property
     def num_tokens_B(self) -> Tensor:
-        """Tokens of each sequence, pads excluded."""
+        """Number of tokens of each sequence, without pads."""
         if self.attention_mask_BT is None:
             return torch.full((len(self.input_ids_BT),), self.input_ids_BT.shape[1], dtype=torch.int64)
         return self.attention_mask_BT.ne(0).sum(dim=1)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Refuse ids that the model has no embedding for.
+        """Refuse ids for which the model has no embedding.
 
         Raises:
-            DataError: names the first such id, its window and document.
+            DataError: an id is too large; the message names the first such id, its window and document.
         """
         wrong_BT = (self.input_ids_BT < 0) | (self.input_ids_BT >= vocab_size) | (self.targets_BT >= vocab_size)
         if not bool(wrong_BT.any()):
@@ -85,7 +85,7 @@ class Batch(NamedTuple):
 
 
 class LabelledData(Protocol):
-    """Labelled sequences that can be read again and again in the same order."""
+    """Labelled sequences that can be read many times in the same order."""
 
     @property
     def labels(self) -> list[str]: ...
@@ -95,25 +95,25 @@ class LabelledData(Protocol):
 
     @property
     def description(self) -> dict[str, Any]:
-        """Where the sequences come from and how they were cut; JSON-able."""
+        """Where the sequences come from and how they were cut, JSON-able."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal sequences under equal numbers; goes into provenance and into the keys of kept results."""
+        """Equal for equal sequences with equal numbers; part of the provenance and of the keys of kept results."""
         ...
 
     def batches(self, batch_size: int) -> Iterator[Batch]: ...
 
     def window_sources(self) -> dict[str, list[str | None]]:
-        """By label the source of the document that each window begins in, in the order of `batches`; None: not known.
+        """Sources by label: the source of the document in which each window begins, in the order of `batches`.
 
-        A label without a window has an empty list or is left out.
+        A source is None if it is not known. A label without a window has an empty list or is left out.
         """
         ...
 
     def only(self, labels: Sequence[str]) -> LabelledData:
-        """The sequences of some of the labels, under the same label numbers."""
+        """The sequences of some labels, with unchanged label numbers."""
         ...
 
 
@@ -121,14 +121,16 @@ def check_labels(wanted: Sequence[str], labels: Sequence[str]) -> None:
     """Refuse labels that the data do not have.
 
     Raises:
-        DataError: names them and what there is.
+        DataError: a label is missing; the message names it and the labels that exist.
     """
     if missing := [label for label in wanted if label not in labels]:
-        raise DataError(f"no text labelled {', '.join(map(repr, missing))} in the data, which has {list(labels)}")
+        raise DataError(
+            f"no text labelled {', '.join(map(repr, missing))} in the data; choose from its labels {list(labels)}"
+        )
 
 
 def _dealt(numbered: Sequence[tuple[int, Hashable]], index: int, count: int) -> list[int]:
-    """Numbers whose run of one document falls to this part, runs being dealt in turn."""
+    """Numbers of the sequences in this part. Runs of one document go to the parts in turn."""
     dealt, run, last = [], -1, object()
     for number, document in numbered:
         if document != last:
@@ -150,19 +152,19 @@ class LabelledSequences:
         labels: names of the labels.
         sequences: token ids, each of at least two tokens.
         label_of: index into `labels` for every sequence.
-        padding_side: where pads go.
-        pad_id: id put at pads; the model does not look at it.
+        padding_side: side of the pads.
+        pad_id: id at pads; the model ignores it.
         kept: numbers of the sequences that `batches` gives; None gives all.
         scores: a number for every token of every sequence; None for text without scores.
-        documents: name of the document that each sequence belongs to; None takes each for a document of its own,
+        documents: name of the document to which each sequence belongs. None makes each sequence a separate document,
             named by its number.
-        sources: name of the source that each sequence's document was cut from; None where it is not known.
-        notes: what else the description says of their origin; JSON-able.
-        described: the description, for a part of other sequences; None makes one of the content.
+        sources: name of the source from which each sequence's document was cut; None if it is not known.
+        notes: further notes on the origin for the description, JSON-able.
+        described: the description, for a part of other sequences; None makes one from the content.
 
     Raises:
-        DataError: lengths that differ, a label number out of range, a sequence too short to predict anything in, or a
-            score that is not finite.
+        DataError: lengths differ, a label number is out of range, a sequence is too short for a prediction, or a score
+            is not finite.
     """
 
     labels: list[str]
@@ -182,18 +184,18 @@ class LabelledSequences:
             raise DataError(f"{len(self.sequences)} sequences but {len(self.label_of)} labels for them")
         for name in ("scores", "documents", "sources"):
             if (given := getattr(self, name)) is not None and len(given) != len(self.sequences):
-                raise DataError(f"{len(self.sequences)} sequences but {name} for {len(given)}")
+                raise DataError(f"{len(self.sequences)} sequences but {name} for {len(given)}; each sequence needs one")
         for number, (sequence, scores) in enumerate(zip(self.sequences, self.scores or [], strict=False)):
             if len(sequence) != len(scores) or not all(map(math.isfinite, scores)):
                 raise DataError(
-                    f"sequence {number} has {len(sequence)} tokens and the scores {scores[:4]}...; a finite score for "
-                    "every token is needed"
+                    f"sequence {number} has {len(sequence)} tokens and the scores {scores[:4]}...; give a finite score "
+                    "for every token"
                 )
         for number, (sequence, label) in enumerate(zip(self.sequences, self.label_of, strict=True)):
             if len(sequence) < 2 or not 0 <= label < len(self.labels):
                 raise DataError(
                     f"sequence {number} has {len(sequence)} tokens and label {label}; "
-                    f"at least 2 tokens and a label below {len(self.labels)} are needed"
+                    f"it needs at least 2 tokens and a label below {len(self.labels)}"
                 )
 
     @property
@@ -206,7 +208,7 @@ class LabelledSequences:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Where they come from, with a hash of the content."""
+        """Where the sequences come from, with a hash of the content."""
         return self._described if self.described is None else self.described
 
     @cached_property
@@ -222,21 +224,21 @@ class LabelledSequences:
         return _hash(self.description if self.kept is None else {**self.description, "kept": self.kept})
 
     def only(self, labels: Sequence[str]) -> LabelledSequences:
-        """The sequences of some of the labels, under the same label numbers."""
+        """The sequences of some labels, with unchanged label numbers."""
         check_labels(labels, self.labels)
         wanted = {self.labels.index(label) for label in labels}
         return replace(self, kept=[i for i in self._order if self.label_of[i] in wanted], described=None)
 
     def shard(self, index: int, count: int) -> LabelledSequences:
-        """One of `count` parts that together are the whole; a document is never divided."""
+        """One of `count` parts that together are the whole. A document is never divided."""
         check_shard(index, count)
         dealt = _dealt([(i, self._document(i)) for i in self._order], index, count)
-        # the whole's hash, so that parts of one whole are known as such; a part of a part is described by its own
+        # The whole's hash shows that parts belong to one whole. A part of a part is described by its own hash.
         whole = self._described if "shard" in self.description else self.description
         return replace(self, kept=dealt, described={**whole, "shard": [index, count]})
 
     def window_sources(self) -> dict[str, list[str | None]]:
-        """By label the source of each sequence; None where it is not known."""
+        """The source of each sequence by label; None if it is not known."""
         found: dict[str, list[str | None]] = {label: [] for label in self.labels}
         for i in self._order:
             found[self.labels[self.label_of[i]]].append(None if self.sources is None else self.sources[i])
@@ -269,20 +271,20 @@ class LabelledSequences:
 
 
 class PreparedWindows:
-    """Windows of one split of a folder that `monet data prepare` made, domain by domain.
+    """Windows of one split of a folder from `monet data prepare`, domain by domain.
 
     Args:
-        prepared: the folder, or one that is open already.
-        split: name of the split, e.g. "identify" or "evaluate".
-        seq_len: tokens that go in; as many are predicted, and no token counts twice.
-        max_windows: windows a domain, evenly spread over its text; None takes all.
+        prepared: the folder, or an open one.
+        split: name of the split, for example "identify" or "evaluate".
+        seq_len: input tokens of a window. The same number is predicted, and no token counts twice.
+        max_windows: windows of each domain, evenly spread over its text; None takes all.
         domains: the labels, in this order; None takes all domains of the folder.
-        document_mask: no attention across the documents of a window, and positions counted from each document's
-            start: for a model that was trained so, whose configuration has `document_mask`.
+        document_mask: no attention between the documents of a window, and positions counted from each document's
+            start. Use it for a model that was trained this way; its configuration has `document_mask`.
 
     Raises:
-        DataError: no prepared data, no such split or domain there, or a domain without a single window.
-        ConfigError: seq_len or max_windows below 1, or no domain named.
+        DataError: the folder is not prepared data, or lacks the split or domain, or a domain has no window.
+        ConfigError: seq_len or max_windows is below 1, or `domains` is empty.
     """
 
     def __init__(
@@ -312,16 +314,16 @@ class PreparedWindows:
 
     @property
     def num_windows(self) -> int:
-        """Windows that `batches` gives."""
+        """Number of windows that `batches` gives."""
         return sum(map(len, self._windows.values()))
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal windows of equal text, wherever it was prepared."""
+        """Equal for equal windows of equal text; independent of the place of the folder."""
         return _hash(self.description)
 
     def only(self, labels: Sequence[str]) -> PreparedWindows:
-        """The windows of some of the labels, under the same label numbers."""
+        """The windows of some labels, with unchanged label numbers."""
         check_labels(labels, self.labels)
         part = copy.copy(self)
         part.description = {**self.description, "only": list(labels)}
@@ -329,10 +331,10 @@ class PreparedWindows:
         return part
 
     def shard(self, index: int, count: int) -> PreparedWindows:
-        """One of `count` parts that together are the whole; windows that begin in one document stay together."""
+        """One of `count` parts that together are the whole. Windows that begin in one document stay together."""
         check_shard(index, count)
         part = copy.copy(self)
-        # part i of n of part j of m is part j + i m of n m of the whole
+        # Part i of n of part j of m is part j + i m of n m of the whole.
         first, step = self.description.get("shard", (0, 1))
         part.description = {**self.description, "shard": [first + index * step, count * step]}
         part._windows = {
@@ -342,11 +344,11 @@ class PreparedWindows:
         return part
 
     def window_sources(self) -> dict[str, list[str | None]]:
-        """By label the source of the document that each window begins in; None where the folder does not hold it."""
+        """By label, the source of the document in which each window begins; None if the folder does not record it."""
         return {label: self.dataset.document_sources(windows) for label, windows in self._windows.items()}
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Windows in their order in the text; a batch may span two domains."""
+        """Windows in the order of the text; a batch may span two domains."""
         order = [(window, self.labels.index(label)) for label, chosen in self._windows.items() for window in chosen]
         for start in range(0, len(order), batch_size):
             windows, labels = zip(*order[start : start + batch_size], strict=True)
@@ -360,7 +362,7 @@ class PreparedWindows:
 
 
 def _spread(windows: range, at_most: int | None) -> Sequence[int]:
-    """At most so many of the windows, evenly apart."""
+    """At most `at_most` of the windows, evenly spread."""
     if at_most is None or len(windows) <= at_most:
         return windows
     return [windows[i * len(windows) // at_most] for i in range(at_most)]

@@ -1,7 +1,7 @@
-"""What a suite takes out of a model: one interface for experts, neurons and whatever comes next.
+"""What a suite removes from a model: one interface for experts, neurons and other units.
 
-A suite knows nothing but this interface. A new kind of unit (say, the latents of a sparse autoencoder) is a class with
-these members, and every suite takes it.
+Suites use only this interface. A new kind of unit (say, the latents of a sparse autoencoder) is a class with these
+members, and works in every suite.
 """
 
 from __future__ import annotations
@@ -18,71 +18,71 @@ from monet.masks.controls import ControlKind
 
 @runtime_checkable
 class Intervention(Protocol):
-    """A change of a model that holds inside a block and leaves nothing behind."""
+    """A change of a model that lasts for one `with` block."""
 
     @property
     def unit(self) -> str:
-        """Name of what is changed, in the singular: "expert", "neuron"."""
+        """Name of the changed unit, in the singular: "expert", "neuron"."""
         ...
 
     @property
     def group(self) -> str:
-        """Name of what units are counted by: "routing group", "layer"."""
+        """Name of the group by which units are counted: "routing group", "layer"."""
         ...
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """JSON-able notes on how it was made."""
+        """Notes on how the intervention was made, JSON-able."""
         ...
 
     @property
     def num_units(self) -> int:
-        """All units of the model."""
+        """Number of all units of the model."""
         ...
 
     @property
     def num_removed(self) -> int:
-        """Units that are removed, attenuated or amplified. An intervention with none leaves the model as it is."""
+        """Units that are removed, attenuated or amplified. With none, the intervention does not change the model."""
         ...
 
     @property
     def removed_per_group(self) -> list[int]:
-        """The same by group."""
+        """Units that are removed, attenuated or amplified, by group."""
         ...
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hexadecimal of all that the effect depends on; equal for interventions that do the same."""
+        """SHA-256 in hexadecimal of everything that the effect depends on; equal for interventions of equal effect."""
         ...
 
     def check_fits(self, model: nn.Module) -> None:
-        """Raise CheckpointError if it was made for another model."""
+        """Raise CheckpointError if the intervention was made for another model."""
         ...
 
     def applied_to(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Change every forward and generate of the model inside the block; nested blocks add up."""
+        """Change every forward pass and every `generate` inside the block. Nested blocks combine."""
         ...
 
     def control(self, kind: ControlKind, seed: int, weights: Tensor | None = None) -> Intervention:
-        """A random intervention like this one.
+        """A random intervention that is similar to this one.
 
         Args:
-            kind: what it has in common with this one: the number of units, their mass, or their activity.
-            seed: of the choice.
-            weights: of each unit, in the unit's own layout; see `monet.masks.controls.control_keep`.
+            kind: what both have in common: the number of units, their mass, or their activity.
+            seed: seed for the random choice.
+            weights: a weight for each unit, in the unit's own layout; see `monet.masks.controls.control_keep`.
         """
         ...
 
     def taken(self, weights: Tensor) -> float:
-        """The sum of the weights of what is removed; of what is attenuated, the share that is taken.
+        """The sum of the weights of the removed units. An attenuated unit counts for the share that is taken.
 
         Args:
-            weights: of each unit, in the unit's own layout; see `monet.masks.controls.removed_mass`.
+            weights: a weight for each unit, in the unit's own layout; see `monet.masks.controls.removed_mass`.
         """
         ...
 
     def sites(self, model: nn.Module) -> Sequence[nn.Module]:
-        """The modules whose outputs change, in the order in which they run; they take positional tensors."""
+        """The modules whose outputs change, in the order in which they run. They take positional tensors."""
         ...
 
 
@@ -92,10 +92,10 @@ def share(intervention: Intervention) -> float:
 
 
 def check_all(interventions: Mapping[str, Intervention], model: nn.Module) -> None:
-    """Refuse interventions made for another model.
+    """Refuse interventions that were made for another model.
 
     Raises:
-        CheckpointError: names the label.
+        CheckpointError: an intervention does not fit; the message names its label.
     """
     for label, one in interventions.items():
         try:
@@ -105,13 +105,13 @@ def check_all(interventions: Mapping[str, Intervention], model: nn.Module) -> No
 
 
 def unit_of(interventions: Mapping[str, Intervention]) -> tuple[str, str]:
-    """The unit that all of them change, and what it is counted by; of none of them, a Monet's.
+    """The unit that all interventions change, and its group; experts and routing groups if there are none.
 
     Raises:
-        DataError: they change different units.
+        DataError: the interventions change different units.
     """
     found = {(one.unit, one.group) for one in interventions.values()} or {("expert", "routing group")}
     if len(found) > 1:
         units = " and ".join(sorted(f"{unit}s" for unit, _ in found))
-        raise DataError(f"masks of {units} cannot be judged together; give them one by one")
+        raise DataError(f"masks of {units} cannot be judged together; give masks of one unit")
     return found.pop()

@@ -1,4 +1,4 @@
-"""Models and prepared text for the commands, checked against each other; what results say about their origin."""
+"""Load models and prepared text for the commands, check that they fit, and record their origin."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetF
     Args:
         name: Hugging Face folder or hub name.
         device: a torch device; auto takes a GPU if there is one.
-        dtype: precision of the weights; auto keeps that of the files.
+        dtype: precision of the weights; auto keeps the precision of the files.
 
     Raises:
-        CheckpointError: no such folder or model, or it is no Monet model.
-        ConfigError: the device does not exist here.
+        CheckpointError: the folder or model does not exist, or is not a Monet model.
+        ConfigError: this machine does not have the device.
     """
     from monet import MonetForCausalLM
 
@@ -52,7 +52,7 @@ def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetF
     try:
         return MonetForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
     except OSError as error:
-        raise CheckpointError(f"{name}: no model there ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"{name}: no model found ({str(error).splitlines()[0]})") from None
 
 
 def open_windows(
@@ -67,25 +67,25 @@ def open_windows(
     """Windows of prepared text that fit a model.
 
     Args:
-        folder: made by `monet data prepare`.
+        folder: folder from `monet data prepare`.
         split: name of the split.
-        model: whose tokenizer, if it has one in its folder, must be the data's.
-        seq_len: tokens a window; None takes the model's `max_position_embeddings`.
-        max_windows: windows a domain, evenly spread; None takes all.
-        domains: names to take; None takes all.
-        document_mask: no attention across the documents of a window; "auto" takes what the model's configuration says
-            it was trained with, and false if that says nothing.
+        model: the model. If its folder has a tokenizer, the data must have the same one.
+        seq_len: tokens of a window; None takes the model's `max_position_embeddings`.
+        max_windows: windows of each domain, evenly spread; None takes all.
+        domains: names of the domains to read; None takes all.
+        document_mask: no attention between the documents of a window. "auto" follows the training of the model, as
+            its configuration records it, and is false without a record.
 
     Raises:
-        DataError: another tokenizer, a larger vocabulary, no such split or domain, a domain without a window.
-        ConfigError: a value out of range.
+        DataError: another tokenizer, a larger vocabulary, an unknown split or domain, or a domain without a window.
+        ConfigError: a value is out of range.
     """
     masked = bool(getattr(model.config, "document_mask", False)) if document_mask == "auto" else document_mask
     windows = PreparedWindows(folder, split, window_length(model, seq_len), max_windows, domains, masked)
     data_size, model_size = windows.shards.vocab_size, vocab_size(model)
     if data_size > model_size:
         raise DataError(
-            f"{folder} was tokenized with a vocabulary of {data_size}, the model has {model_size}; "
+            f"{folder} was tokenized with a vocabulary of {data_size}, but the model has {model_size}; "
             "prepare the text with the model's tokenizer"
         )
     mine = Path(str(model.name_or_path))
@@ -96,19 +96,19 @@ def open_windows(
             differing.insert(0, "vocabulary")
         if differing:
             raise DataError(
-                f"{folder} was tokenized with another tokenizer than that in {mine} (they differ in "
-                f"{', '.join(differing)}); prepare the text with that one"
+                f"{folder} was tokenized with another tokenizer than the one in {mine} (they differ in "
+                f"{', '.join(differing)}); prepare the text with the model's tokenizer"
             )
         if words := model_tokenizer.different_starts([(mine, own), (windows.shards.tokenizer_dir, theirs)]):
-            warnings.warn(f"{words}; prepare the text with the --add_bos of the model's own data", stacklevel=2)
+            warnings.warn(f"{words}; prepare the text with the same --add_bos as the model's data", stacklevel=2)
     return windows
 
 
 def window_length(model: MonetPreTrainedModel, seq_len: int | None) -> int:
-    """Tokens a window: what was asked for, or the most the model was made for.
+    """Tokens of a window: `seq_len`, or the model's maximum.
 
     Raises:
-        ConfigError: more than the model's `max_position_embeddings`.
+        ConfigError: `seq_len` is more than the model's `max_position_embeddings`.
     """
     longest = cast(int, model.config.max_position_embeddings)
     if seq_len is not None and seq_len > longest:
@@ -117,10 +117,10 @@ def window_length(model: MonetPreTrainedModel, seq_len: int | None) -> int:
 
 
 def load_tokenizer(model: MonetPreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the model's own folder, or None if there is none, as for a model that was made in memory.
+    """The tokenizer in the model's own folder; None if it has none, for example a model that was made in memory.
 
     Raises:
-        ConfigError: there is only a tokenizer.model, and sentencepiece is not installed.
+        ConfigError: the folder has only a tokenizer.model, and sentencepiece is not installed.
     """
     if not model.name_or_path:
         return None
@@ -131,21 +131,21 @@ def load_tokenizer(model: MonetPreTrainedModel) -> PreTrainedTokenizerBase | Non
 
 
 def vocab_size(model: MonetPreTrainedModel) -> int:
-    """Number of ids the model has embeddings for."""
+    """Number of ids for which the model has embeddings."""
     return cast(int, model.config.vocab_size)
 
 
 def windows_bar(total: int, description: str, shown: bool, unit: str = "window") -> tqdm:
-    """Progress bar over windows (or other units) on standard error; rare lines where that is no terminal."""
+    """Progress bar over windows (or other units) on standard error; occasional lines if that is not a terminal."""
     calm = {} if sys.stderr.isatty() else {"mininterval": 30.0, "ascii": True, "ncols": 100}
     return tqdm(total=total, desc=description, unit=unit, disable=not shown, **calm)
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Refuse a batch of no sequence.
+    """Refuse an empty batch.
 
     Raises:
-        ConfigError: below 1.
+        ConfigError: `batch_size` is below 1.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size {batch_size} must be at least 1")
@@ -153,7 +153,7 @@ def check_batch_size(batch_size: int) -> None:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; the module's own mode comes back."""
+    """Eval mode without gradients. The module's mode is restored afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -164,16 +164,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def settings_of(model: nn.Module) -> str:
-    """A model's configuration as JSON, without the keys that say where it comes from."""
+    """A model's configuration as JSON, without the keys that only record its origin."""
     config = cast(Any, model).config.to_dict()
     told = {key: value for key, value in config.items() if key not in ORIGIN_KEYS}
     return json.dumps(told, sort_keys=True, default=str)
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over configuration and names, types and bytes of all tensors: unlike `model.fingerprint()` it sees all.
+    """SHA-256 over the configuration and over names, types and bytes of all tensors.
 
-    Rotary base, norm epsilon, number of heads and the like change what weights do and leave them as they are.
+    `model.fingerprint()` hashes less. Rotary base, norm epsilon, number of heads and similar settings change what a
+    model computes, but not its weights; this digest includes them.
     """
     settings = settings_of(model)
     tensors = model.state_dict()
@@ -189,18 +190,18 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def fingerprint_of(model: nn.Module) -> str:
-    """The fingerprint that a Monet's masks carry; of any other model the first digits of its weights' digest."""
+    """For a Monet, the fingerprint in its masks; for any other model, the first digits of its weights' digest."""
     own = getattr(model, "fingerprint", None)
     return own() if own is not None else weights_digest(model)[:16]
 
 
 def mask_digest(mask: Intervention | None) -> str:
-    """The mask's digest; "none" for no mask."""
+    """The mask's digest, or "none" without a mask."""
     return "none" if mask is None else mask.digest
 
 
 def provenance_now() -> dict[str, Any]:
-    """Date (UTC) and versions of what computes."""
+    """Date (UTC) and versions of the installed packages."""
     import monet
 
     return {

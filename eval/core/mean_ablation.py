@@ -1,8 +1,8 @@
-"""Mean ablation: what is removed is replaced by its mean over reference text, instead of by nothing.
+"""Mean ablation: replace what is removed by its mean over reference text, and not by zero.
 
-Removing a unit's contribution also removes its mean, which the layers behind have learnt to expect. A mean ablation
-puts the mean of the removed contribution back, as a constant at each site, so that only its variation over tokens is
-lost. The mean is taken on the whole model: each site gets the states that it has without any removal.
+A removal of a unit's contribution also removes the mean of that contribution, which the later layers expect from
+training. A mean ablation adds the mean of the removed contribution back, as a constant at each site. So only the
+variation over tokens is lost. The mean is taken on the whole model: each site gets its states without any removal.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from monet.masks.controls import ControlKind
 
 @dataclass(frozen=True)
 class MeanAblation:
-    """An intervention that leaves the mean of what it removes.
+    """An intervention that keeps the mean of what it removes.
 
     Args:
-        base: what is removed.
-        reference: text that means are taken over.
-        batch_size: sequences a forward while they are.
+        base: the removal.
+        reference: text for the means.
+        batch_size: sequences in each forward pass that computes the means.
     """
 
     base: Intervention
@@ -60,33 +60,33 @@ class MeanAblation:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """Of the removal, and which text the means are of."""
+        """Provenance of the removal, and the text for the means."""
         return {"made_by": "mean_ablation", "reference": self.reference.description, "of": self.base.provenance}
 
     @property
     def digest(self) -> str:
-        """Of the removal and of the text."""
+        """Digest of the removal and of the reference text."""
         return hashlib.sha256(f"mean {self.base.digest} {self.reference.fingerprint}".encode()).hexdigest()
 
     def check_fits(self, model: nn.Module) -> None:
-        """As the removal's."""
+        """Raise what the removal raises."""
         self.base.check_fits(model)
 
     def control(self, kind: ControlKind, seed: int, weights: Tensor | None = None) -> MeanAblation:
-        """A random removal like this one, with means of its own over the same text."""
+        """A random removal that is similar to this one. It computes its own means over the same text."""
         return MeanAblation(self.base.control(kind, seed, weights), self.reference, self.batch_size)
 
     def taken(self, weights: Tensor) -> float:
-        """As the removal's."""
+        """What the removal takes."""
         return self.base.taken(weights)
 
     def sites(self, model: nn.Module) -> Sequence[nn.Module]:
-        """As the removal's."""
+        """The sites of the removal."""
         return self.base.sites(model)
 
     @contextlib.contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[Any]:
-        """Remove, and add the means. They are computed at the first use with a model and kept."""
+        """Apply the removal and add the means, which are computed at the first use with a model and then kept."""
         key = fingerprint_of(model)
         if key not in self._means:
             self._means[key] = removed_means(model, self.base, self.reference, self.batch_size)
@@ -99,16 +99,16 @@ class MeanAblation:
 
 
 def removed_means(model: Any, base: Intervention, reference: LabelledData, batch_size: int = 8) -> list[Tensor]:
-    """The mean contribution that a removal takes at each site, over the reference's tokens without pads.
+    """The mean contribution that a removal takes at each site, over the tokens of the reference without pads.
 
     Args:
         model: the whole model.
-        base: what is removed.
-        reference: text.
-        batch_size: sequences a forward.
+        base: the removal.
+        reference: text for the means.
+        batch_size: sequences in each forward pass.
 
     Returns:
-        For each site (D,), in the dtype of its output.
+        One tensor (D,) for each site, in the dtype of the site's output.
     """
     sites = list(base.sites(model))
     inputs: dict[int, tuple[Tensor, ...]] = {}

@@ -1,6 +1,6 @@
-"""Which model a result is about: its architecture, and how it was trained as far as its folder records that.
+"""The origin of a model: its architecture, and the record of its training in its folder.
 
-Models that agree in all of this but the seed are runs of one training: `monet report` takes their spread over seeds.
+Models that agree in everything except the seed are runs of one training: `monet report` takes their spread over seeds.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from monet.json_text import read_json
 
 @dataclass(frozen=True)
 class Training:
-    """What `monet export` records of a model's training, as far as seeds are concerned. None is not recorded.
+    """What `monet export` records of a model's training, as far as seeds are concerned. None means not recorded.
 
     Args:
-        seed: of the initial weights.
-        data_seed: of the order of the training text.
+        seed: seed for the initial weights.
+        data_seed: seed for the order of the training text.
         step: optimiser steps.
-        data_fingerprint: of the training text.
+        data_fingerprint: fingerprint of the training text.
     """
 
     seed: int | None = None
@@ -41,8 +41,8 @@ class ModelOrigin:
 
     Args:
         architecture: the class of the model, without "ForCausalLM".
-        config_digest: of the configuration, without weights; what only says where it comes from is left out.
-        training: as the model's folder records it.
+        config_digest: digest of the configuration, without weights and without keys that only record the origin.
+        training: the training record in the model's folder.
     """
 
     architecture: str
@@ -51,19 +51,19 @@ class ModelOrigin:
 
 
 def origin_of(model: Any) -> ModelOrigin:
-    """The origin of a model of transformers' kind, read from its configuration and its folder."""
+    """The origin of a transformers model, read from its configuration and its folder."""
     digest = hashlib.sha256(settings_of(model).encode()).hexdigest()[:16]
     name = type(model).__name__.removesuffix("ForCausalLM")
     return ModelOrigin(name, digest, _training(Path(str(getattr(model, "name_or_path", "")))))
 
 
 def about_model(model: Any) -> dict[str, Any]:
-    """What a result's provenance says about the model: its fingerprint and its origin, JSON-able."""
+    """Notes on the model for a result's provenance: its fingerprint and its origin, JSON-able."""
     return {"model_fingerprint": fingerprint_of(model), "model_origin": msgspec.to_builtins(origin_of(model))}
 
 
 def _training(folder: Path) -> Training:
-    """Of a folder of `monet export`; of any other folder or name nothing is known."""
+    """The training record of a folder of `monet export`; an empty record for any other folder or name."""
     try:
         return msgspec.convert(read_json(folder / PROVENANCE, CheckpointError), Training)
     except (OSError, CheckpointError, msgspec.ValidationError):

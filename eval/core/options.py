@@ -1,4 +1,4 @@
-"""Options that the commands of several suites share, in groups; their fields are options without a prefix."""
+"""Options that the commands of several suites share, in groups. The fields are options without a prefix."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Compute(Options):
 
     Args:
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-        dtype: precision of the weights; auto keeps that of the files.
-        batch_size: sequences a forward; it changes results by float32 rounding only.
+        dtype: precision of the weights; auto keeps the precision of the files.
+        batch_size: sequences in each forward pass; it changes results only by float32 rounding.
         progress: show progress bars on standard error.
     """
 
@@ -31,10 +31,10 @@ class Compute(Options):
     progress: bool = True
 
     def load(self, model: str) -> MonetForCausalLM:
-        """The model of a folder or hub name. Its weights are hashed once and must not change.
+        """Load the model from a folder or hub name. Its weights are hashed once and must not change.
 
         Raises:
-            CheckpointError: there is no such model.
+            CheckpointError: the model does not exist.
         """
         loaded = load_model(model, self.device, self.dtype)
         hold(loaded)
@@ -43,21 +43,21 @@ class Compute(Options):
 
 @dataclass(frozen=True)
 class DividedCompute(Compute):
-    """Where and how the model computes, and which part of the work.
+    """Where and how the model computes, and which part of the work this process does.
 
     Args:
-        part: i/n does part i of n parts of the masks and controls, where i starts at 0, and writes no result. Start n
-            processes, one for each part, and then run the same command without this option.
+        part: i/n computes part i of n parts of the masks and controls, where i starts at 0, and writes no result. Start
+            n processes, one for each part, and then run the same command without this option.
     """
 
     part: str | None = None
 
     @property
     def own_part(self) -> Part | None:
-        """The part; None takes all.
+        """The part; None takes everything.
 
         Raises:
-            ConfigError: `part` has another form than i/n.
+            ConfigError: `part` does not have the form i/n.
         """
         return Part.parse(self.part)
 
@@ -67,11 +67,11 @@ class WindowOptions(Options):
     """Which windows of the prepared text are read.
 
     Args:
-        seq_len: tokens a window; without it the most that the model was made for.
-        max_windows: windows a domain, evenly spread over its text; without it all.
-        domains: domains of DATA to read; without it all.
-        document_mask: true reads each document of a window apart: no attention across documents, positions from each
-            document's start. auto does what the model was trained with.
+        seq_len: tokens of a window; if omitted, the most that the model was made for.
+        max_windows: windows of each domain, evenly spread over its text; if omitted, all windows.
+        domains: domains of DATA to read; if omitted, all domains.
+        document_mask: true separates the documents of a window: no attention between documents, and positions from
+            each document's start. auto does the same as the model's training.
     """
 
     seq_len: int | None = None
@@ -83,7 +83,7 @@ class WindowOptions(Options):
         """Windows of one split of a folder of `monet data prepare`.
 
         Raises:
-            DataError: there is no such split or domain, or the data have another tokenizer.
+            DataError: the split or domain does not exist, or the data have another tokenizer.
         """
         return open_windows(
             folder, split, model, self.seq_len, self.max_windows, self.domains, self.document_mask
@@ -105,7 +105,7 @@ class Intervals(Options):
     seed: int = 0
 
     def bootstrap(self) -> Bootstrap:
-        """The bootstrap that makes them.
+        """The bootstrap that makes the intervals.
 
         Raises:
             ConfigError: a value is out of range.
@@ -118,13 +118,13 @@ class TextIntervals(Intervals):
     """Confidence intervals over text.
 
     Args:
-        unit: what is drawn again: source (windows that begin in documents of one source stay together), document
-            (windows that begin in one document stay together) or window. Without it source, if DATA hold the source of
+        unit: what is resampled: source (windows that begin in documents of one source stay together), document
+            (windows that begin in one document stay together) or window. If omitted: source, if DATA hold the source of
             every document and each domain has two or more; otherwise document.
     """
 
     unit: Unit | None = None
 
     def bootstrap(self) -> Bootstrap:
-        """The bootstrap that makes them; errors as in the base class."""
+        """The bootstrap that makes the intervals; same errors as in the base class."""
         return Bootstrap(resamples=self.resamples, confidence=self.confidence, unit=self.unit, seed=self.seed)

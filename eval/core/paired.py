@@ -1,7 +1,7 @@
-"""Means of several conditions over the same units, where a condition may lack a number for some units.
+"""Means of several conditions over the same units, if a condition may lack a number for some units.
 
-A condition's own mean is over the units that it has a number for. Its change against the first condition is over the
-units that both have. A resample draws the same units for all conditions that have the same ones.
+The mean of a condition is over the units for which it has a number. Its change from the first condition is over the
+units that both have. A resample draws the same units for all conditions that have the same units.
 
 Dims: C conditions, M quantities of a unit, U units (prompts, problems), Q resamples.
 """
@@ -20,11 +20,11 @@ from monet.eval.core.estimate import Draws
 
 @dataclass(frozen=True)
 class Paired:
-    """Means of the conditions; a condition without a unit is missing.
+    """Means of the conditions. A condition without any unit is missing.
 
     Args:
-        own: by condition, the M means.
-        change: by condition, the M means less those of condition 0, on the units that both have.
+        own: the M means, by condition.
+        change: the M means minus those of condition 0, on the units that both have, by condition.
     """
 
     own: dict[int, list[Draws]] = field(default_factory=dict)
@@ -32,15 +32,15 @@ class Paired:
 
 
 def paired(metrics_CMU: NDArray[np.float64], bootstrap: Bootstrap, seed: Sequence[int]) -> Paired:
-    """Means and changes, with their resamples. A mean over a single unit has draws of NaN: it has no interval.
+    """Means and changes, with their resamples. The draws of a mean over a single unit are NaN: it has no interval.
 
     Args:
-        metrics_CMU: float64; all M of a unit are NaN where the condition lacks it.
-        bootstrap: how many resamples.
-        seed: of the draws; equal seeds draw the same units.
+        metrics_CMU: float64; all M numbers of a unit are NaN if the condition lacks it.
+        bootstrap: the number of resamples.
+        seed: seed for the draws; equal seeds draw the same units.
     """
     valid_CU = ~np.isnan(metrics_CMU[:, 0])
-    # Conditions that have the same units are drawn together: if nothing is missing, that is one call.
+    # Conditions that have the same units are drawn together. If nothing is missing, this is one call.
     jobs: dict[bytes, set[int]] = {}
     for c, valid_U in enumerate(valid_CU):
         jobs.setdefault(valid_U.tobytes(), set()).add(c)
@@ -61,7 +61,7 @@ def paired(metrics_CMU: NDArray[np.float64], bootstrap: Bootstrap, seed: Sequenc
 
 
 def _drawn(metrics_XMU: NDArray[np.float64], bootstrap: Bootstrap, seed: Sequence[int]) -> list[list[Draws]]:
-    """Means of some conditions over units that all of them have."""
+    """Means of some conditions over the units that all of them have."""
     rows, quantities, units = metrics_XMU.shape
     values_YU = metrics_XMU.reshape(rows * quantities, units)
     if units == 1:

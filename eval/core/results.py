@@ -1,7 +1,7 @@
-"""Results as typed data: written as JSON, and read back with every field checked.
+"""Results as typed data: written as JSON, and read back with a check of every field.
 
-A result is a frozen dataclass that inherits from `Result`. Its file holds the fields, the name of its format, and what
-the class adds for people. msgspec checks the type of each field and names the field that is wrong.
+A result is a frozen dataclass that inherits from `Result`. Its file holds the fields, the name of its format, and
+properties for people. msgspec checks the type of each field and names a wrong field.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ RESULT_NAME = "result.json"
 
 
 class Result:
-    """What every suite's result can do.
+    """What the results of all suites have in common.
 
     Attributes:
         FORMAT: name and number of the file's layout.
-        COMMAND: that writes the file.
-        TOLD: properties that the file holds too, for people; they are not read back.
+        COMMAND: the command that writes the file.
+        TOLD: properties that the file also holds, for people; they are not read back. prose: ignore told
     """
 
     FORMAT: ClassVar[str]
@@ -37,30 +37,30 @@ class Result:
     TOLD: ClassVar[tuple[str, ...]] = ("sentence",)
 
     def effects(self) -> Effects:
-        """One row a mask, to compare results of several models.
+        """One row for each mask, to compare results of several models.
 
         Raises:
-            ConfigError: results of this kind have none.
+            ConfigError: results of this kind have no rows.
         """
         raise ConfigError(
-            f"results of `{self.COMMAND}` ({self.FORMAT}) are not compared over seeds; give --result one of them"
+            f"results of `{self.COMMAND}` ({self.FORMAT}) are not compared over seeds; give --result only one of them"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings."""
+        """The result as plain lists, numbers and strings."""
         told = {name: getattr(self, name) for name in self.TOLD}
         return {"format": self.FORMAT, **told, **msgspec.to_builtins(self, str_keys=True)}
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
-        """Build a result from what `to_json` gave.
+        """Build a result from the output of `to_json`.
 
         Raises:
-            CheckpointError: another format, or a field that is missing or of another type; names it.
+            CheckpointError: another format, or a field that is missing or of another type; the message names it.
         """
         found = content.get("format") if isinstance(content, dict) else None
         if found != cls.FORMAT:
-            raise CheckpointError(f"format {found!r} where {cls.FORMAT!r} is read; run `{cls.COMMAND}` again")
+            raise CheckpointError(f"format {found!r} instead of {cls.FORMAT!r}; run `{cls.COMMAND}` again")
         try:
             return msgspec.convert(content, cls)
         except (msgspec.ValidationError, RecursionError) as error:
@@ -68,10 +68,10 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a result's file, or the one in a folder.
+        """Read a result's file, or the result.json in a folder.
 
         Raises:
-            CheckpointError: missing, unreadable, of another format, or with a field of another type.
+            CheckpointError: the file is missing, unreadable, of another format, or has a field of another type.
         """
         file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
         try:
@@ -84,7 +84,7 @@ class Result:
             raise CheckpointError(f"{file}: {error}") from None
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write FOLDER/result.json, whole or not at all.
+        """Write FOLDER/result.json atomically.
 
         Raises:
             ValueError: a number is NaN or infinite.

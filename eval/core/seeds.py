@@ -1,10 +1,10 @@
-"""The spread of a quantity over training seeds, beside its spread over text.
+"""The spread of a quantity over training seeds, next to its spread over text.
 
-Several models that differ only in their training seed give one value each, all measured on the same text. Two kinds of
-spread follow, and neither holds the other:
+Several models that differ only in their training seed give one value each, all measured on the same text. This gives
+two kinds of spread, and neither includes the other:
 
-- over seeds: how the values differ from model to model on this text. The t interval of the mean holds this spread only.
-- over text: how one model's value would differ on other text of the same kind. It comes from a bootstrap over text.
+- over seeds: how the values differ between models on this text. The t interval of the mean holds only this spread.
+- over text: how the value of one model would differ on other text of the same kind. A bootstrap over text gives it.
 
 Source of the interval: Student 1908, "The probable error of a mean": mean ± t · sd / √n, with n - 1 degrees of freedom.
 """
@@ -25,14 +25,14 @@ FEW_SEEDS = 5
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """A quantity over training seeds. All numbers but the count are in the unit of the quantity.
+    """A quantity over training seeds. All numbers except the count are in the unit of the quantity.
 
     Args:
-        mean: unweighted, over the seeds.
+        mean: unweighted mean over the seeds.
         low, high: ends of the t interval of the mean over seeds. It says nothing about other text.
         sd_seeds: standard deviation over the seeds, with n - 1 in the denominator.
-        sd_text: standard deviation of one seed's value over text: root mean square over the seeds. None if unknown.
-        seeds: how many there are.
+        sd_text: standard deviation over text of one seed's value: root mean square over the seeds. None if unknown.
+        seeds: number of seeds.
     """
 
     mean: float
@@ -44,7 +44,7 @@ class SeedSpread:
 
     @property
     def larger(self) -> Literal["seeds", "text", "equal"] | None:
-        """Over what the quantity spreads more; None if the spread over text is unknown."""
+        """Where the quantity spreads more; None if the spread over text is unknown."""
         if self.sd_text is None:
             return None
         if self.sd_seeds == self.sd_text:
@@ -61,14 +61,13 @@ def over_seeds(values: Sequence[float], sd_text: Sequence[float] | None, confide
     """Mean, interval and standard deviations of a quantity over training seeds.
 
     Args:
-        values: one a seed, measured on the same text; at least two.
-        sd_text: of each value its standard deviation over text, in the same order; None if unknown. See
-            `sd_of_interval`.
-        confidence: of the t interval of the mean, between 0 and 1.
+        values: one value for each seed, measured on the same text; at least two.
+        sd_text: standard deviation over text of each value, in the same order; None if unknown. See `sd_of_interval`.
+        confidence: confidence level of the t interval of the mean, between 0 and 1.
 
     Raises:
-        DataError: fewer than two values, a number that is not finite, or another number of standard deviations.
-        ConfigError: a confidence out of range.
+        DataError: fewer than two values, a number that is not finite, or a wrong number of standard deviations.
+        ConfigError: `confidence` is out of range.
     """
     if len(values) < 2:
         raise DataError(f"the spread over seeds needs values of at least two seeds, got {len(values)}; add a result")
@@ -76,7 +75,7 @@ def over_seeds(values: Sequence[float], sd_text: Sequence[float] | None, confide
         raise DataError(f"values over seeds must be finite, got {list(values)} with {sd_text} over text")
     if sd_text is not None and len(sd_text) != len(values):
         raise DataError(
-            f"{len(values)} values over seeds with {len(sd_text)} standard deviations over text; give one each"
+            f"{len(values)} values over seeds with {len(sd_text)} standard deviations over text; give one for each"
         )
     if sd_text is not None and min(sd_text) < 0:
         raise DataError(f"a standard deviation over text must be at least 0, got {min(sd_text)}")
@@ -87,26 +86,28 @@ def over_seeds(values: Sequence[float], sd_text: Sequence[float] | None, confide
 
 
 def sd_of_interval(low: float, high: float, confidence: float) -> float:
-    """Standard deviation of a normal quantity with this central interval: its width over that of the standard normal.
+    """Standard deviation of a normal quantity with this central interval.
+
+    It is the width of the interval divided by the width of the standard normal interval.
 
     Args:
-        low, high: ends of the interval, for example of a bootstrap over text.
-        confidence: of the interval, between 0 and 1.
+        low, high: ends of the interval, for example from a bootstrap over text.
+        confidence: confidence level of the interval, between 0 and 1.
 
     Raises:
-        ConfigError: a confidence out of range.
+        ConfigError: `confidence` is out of range.
     """
     return (high - low) / (2 * NormalDist().inv_cdf((1 + _checked(confidence)) / 2))
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """The point that Student's t with so many degrees of freedom stays below with this probability."""
-    from scipy.special import stdtrit  # here: importing it takes longer than most commands that do not need it
+    """Quantile of Student's t distribution with `freedom` degrees of freedom."""
+    from scipy.special import stdtrit  # here: the import takes longer than most commands that do not need it
 
     return float(stdtrit(freedom, probability))
 
 
 def _checked(confidence: float) -> float:
     if not 0.0 < confidence < 1.0:
-        raise ConfigError(f"confidence must lie between 0 and 1, got {confidence}")
+        raise ConfigError(f"confidence must be between 0 and 1, got {confidence}")
     return confidence

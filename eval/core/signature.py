@@ -1,8 +1,9 @@
-"""Whether two texts have sequences in common, by hashes of bounded number that are kept where the text is described.
+"""Find sequences that two texts have in common, by a bounded number of hashes in each text's description.
 
-A hash is 64 bits of BLAKE2b over the token ids of one sequence. All hashes of a text are kept up to `LIMIT`, and the
-smallest ones of a larger text. The smallest hashes are the same sample in every text, so a common sequence is found if
-its hash is small enough for both samples. A sequence that is cut at another place has another hash and is not found.
+A hash is 64 bits of BLAKE2b over the token ids of one sequence. A text with up to `LIMIT` sequences keeps all hashes. A
+larger text keeps the smallest hashes. The smallest hashes are the same sample in every text, so a common sequence is
+found if its hash is small enough for both samples. A sequence that is cut at another place has another hash and is not
+found.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 
 KEY = "signature"
 LIMIT = 8192
-# Two samples with fewer hashes to compare say nothing: half of a text in common would be missed once in a million.
+# Two samples with fewer hashes to compare show nothing. With this number, one half of a text in common would be missed
+# once in a million cases.
 _ENOUGH = 20
 _LARGEST = 2**64 - 1
 
-# What says of a description which text it is of: prepared text, a scored file, sequences in memory.
+# The keys of a description that identify its text: prepared text, a scored file, sequences in memory.
 _SOURCES = (("content", "split"), ("file_sha256",), ("sha256",))
 _OF_A_PASS = {KEY, "shard", "data_fingerprint", "only", "excluded", "permutations", "stored_mask"}
 
@@ -36,8 +38,8 @@ class Signature:
     """Hashes of the sequences of a text.
 
     Args:
-        hashes: the smallest ones, each below 2^64.
-        bound: all hashes of the text up to this number are among `hashes`; 2^64 - 1 if all of them are.
+        hashes: the smallest hashes, each below 2^64.
+        bound: all hashes of the text up to this number are in `hashes`; 2^64 - 1 if `hashes` is complete.
     """
 
     hashes: frozenset[int] = frozenset()
@@ -45,7 +47,7 @@ class Signature:
 
     @classmethod
     def of(cls, data: LabelledData) -> Signature:
-        """Of all sequences; reads them once."""
+        """Signature of all sequences of a text; reads them once."""
         found = Collected()
         for batch in data.batches(64):
             found.add(batch)
@@ -53,7 +55,7 @@ class Signature:
 
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Signature | None:
-        """That of a description; None if it has none."""
+        """The signature in a description; None if it has none."""
         try:
             content = description[KEY]
             hashes = np.frombuffer(base64.b64decode(content["hashes"], validate=True), dtype="<u8")
@@ -62,28 +64,28 @@ class Signature:
             return None
 
     def notes(self) -> dict[str, dict[str, str]]:
-        """Entry of a description, JSON-able."""
+        """Entry for a description, JSON-able."""
         content = np.array(sorted(self.hashes), dtype="<u8").tobytes()
         return {KEY: {"hashes": base64.b64encode(content).decode(), "bound": f"{self.bound:x}"}}
 
     def up_to(self, bound: int) -> Signature:
-        """Without the hashes above a number."""
+        """The signature without the hashes above a number."""
         return Signature(frozenset(one for one in self.hashes if one <= bound), min(self.bound, bound))
 
     def differs_from(self, other: Signature) -> bool:
-        """Whether no common hash means no common sequence: all hashes are there, or enough of them."""
+        """Whether texts without a common hash have no common sequence: all hashes are known, or enough of them."""
         both = min(self.bound, other.bound)
         return both == _LARGEST or min(len(one.up_to(both).hashes) for one in (self, other)) >= _ENOUGH
 
 
 class Collected:
-    """Hashes of the batches that were added."""
+    """Hashes of the added batches."""
 
     def __init__(self) -> None:
         self._found = Signature()
 
     def add(self, batch: Batch) -> None:
-        """Take in the sequences of a batch: their inputs, and with the last target too where it is no input."""
+        """Add the sequences of a batch: their inputs, and the last target if it is not an input."""
         hashes = set(self._found.hashes)
         mask_BT = None if batch.attention_mask_BT is None else batch.attention_mask_BT.bool()
         for row, (ids_T, targets_T) in enumerate(zip(batch.input_ids_BT, batch.targets_BT, strict=True)):
@@ -96,7 +98,7 @@ class Collected:
         self._found = _smallest(Signature(frozenset(hashes), self._found.bound), 2 * LIMIT)
 
     def signature(self) -> Signature:
-        """Of everything added so far."""
+        """Signature of everything added so far."""
         return _smallest(self._found, LIMIT)
 
 
@@ -112,7 +114,7 @@ def _smallest(found: Signature, count: int) -> Signature:
 
 
 def thinned(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Descriptions with signatures that together hold no more than `LIMIT` hashes."""
+    """Descriptions with signatures that hold at most `LIMIT` hashes together."""
     signatures = [Signature.read(part) for part in parts]
     hashes = sorted(one for signature in signatures if signature is not None for one in signature.hashes)
     bound = hashes[LIMIT - 1] if len(hashes) > LIMIT else _LARGEST
@@ -123,16 +125,16 @@ def thinned(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def common_sequences(part: Mapping[str, Any], other: Mapping[str, Any]) -> int:
-    """How many sequences two descriptions are known to have in common."""
+    """Number of sequences that two descriptions are known to have in common."""
     mine, theirs = Signature.read(part), Signature.read(other)
     return 0 if mine is None or theirs is None else len(mine.hashes & theirs.hashes)
 
 
 def shares_text(part: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
-    """Whether two descriptions are of texts with something in common; None: they do not say.
+    """Whether the texts of two descriptions have something in common; None if the descriptions do not say.
 
-    Parts of one source are compared by which parts they are, other texts by their sequences. Two prepared folders with
-    no common sequence count as two texts.
+    Parts of one source are compared by their part numbers, other texts by their sequences. Two prepared folders without
+    a common sequence count as two texts.
     """
     if (answer := same_source(part, other)) is not None:
         return answer
@@ -144,7 +146,7 @@ def shares_text(part: Mapping[str, Any], other: Mapping[str, Any]) -> bool | Non
 
 
 def same_source(part: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
-    """Whether two descriptions are of the same part of one source; None: they are of two sources."""
+    """Whether two descriptions are of the same part of one source; None if they are of two sources."""
     if "content" in part and part["content"] == other.get("content") and part.get("split") != other.get("split"):
         return False
     source = next((keys for keys in _SOURCES if keys[0] in part), tuple(part.keys() - _OF_A_PASS))
@@ -157,6 +159,6 @@ def same_source(part: Mapping[str, Any], other: Mapping[str, Any]) -> bool | Non
     alike = all(
         (part.get(key) or None) == (other.get(key) or None) for key in (part.keys() | other.keys()) - _OF_A_PASS
     )
-    # shard i of n and shard j of m hold a run in common if i and j leave the same rest
+    # Shard i of n and shard j of m have a run in common if i and j have the same remainder.
     divided = mine is not None and theirs is not None and (mine[0] - theirs[0]) % gcd(mine[1], theirs[1]) != 0
     return not (alike and divided)

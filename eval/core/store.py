@@ -1,7 +1,7 @@
-"""Outcomes of single examples, kept on disk as they come, so that a killed evaluation goes on where it was.
+"""Outcomes of single examples, kept on disk as they come, so that a killed evaluation continues where it stopped.
 
 One file holds the outcomes of one pass: one model under one mask on one set of examples with one set of settings. Its
-name is a hash of all that, so an outcome is found again only where it would come out the same.
+name is a hash of all these, so an outcome is reused only if it would be the same again.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _SOURCES = {".py", ".cpp", ".h"}
 
 
 def model_key(model: MonetPreTrainedModel) -> dict[str, Any]:
-    """What a model's outcomes depend on, beside mask, examples and settings: weights, precision, device, code.
+    """What a model's outcomes depend on, apart from mask, examples and settings: weights, precision, device, code.
 
     Args:
-        model: a Monet model, or a dense one.
+        model: a Monet model, or a dense model.
 
     Raises:
-        ConfigError: a `with mask.applied_to(model)` block is open; no key would tell of that mask.
+        ConfigError: a `with mask.applied_to(model)` block is open; the key would not contain that mask.
     """
     body: Any = model.base_model
     if hasattr(body, "active_masks") and body.active_masks.applied:
         raise ConfigError(
-            "a mask is already applied to the model, and outcomes are kept under the masks given here only; leave its "
+            "a mask is already applied to the model, but outcomes are kept only under the masks given here; leave its "
             "`with` block first, or store it with model.set_expert_mask"
         )
     return {
@@ -62,7 +62,7 @@ def model_key(model: MonetPreTrainedModel) -> dict[str, Any]:
 
 @functools.cache
 def sources_digest() -> str:
-    """SHA-256 of the package's own sources: a change of the code may change outcomes, whatever its version says."""
+    """SHA-256 of the package's own sources: a change of the code may change outcomes, even in the same version."""
     import monet
 
     package, *checkout = map(Path, monet.__path__)
@@ -81,7 +81,7 @@ def sources_digest() -> str:
 
 
 def _float32_precision() -> str:
-    """Who multiplies float32 matrices, and with how many bits: torch's setting for all backends, if there is one."""
+    """Precision of float32 matrix products: torch's setting for all backends, if there is one."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -89,41 +89,41 @@ def _float32_precision() -> str:
 
 
 def acquire(lock: BaseFileLock, path: Path) -> None:
-    """Take a lock, and wait as long as another process has it; say so once on standard error.
+    """Take a lock. If another process has it, wait and say so once on standard error.
 
     Args:
-        lock: to take; its owner releases it.
-        path: what it guards, for the message.
+        lock: the lock to take; the caller releases it.
+        path: the guarded file, for the message.
     """
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"monet: another process computes {path}; this one waits for it", file=sys.stderr)
+        print(f"monet: another process computes {path}; this process waits for it", file=sys.stderr)
         lock.acquire()
 
 
 class ExampleStore:
-    """A file of outcomes by example id; a line an example, in the order they came.
+    """A file of outcomes by example id, one line for each example, in the order in which they came.
 
-    Use it as a context: it holds a lock while it is open. A line that a kill left half written is dropped at the next
-    start, and its example is done again.
+    Use it as a context manager: it holds a lock while it is open. If a kill left a half-written line, the next start
+    drops the line and does its example again.
 
     Args:
-        folder: where the files lie; made if it is missing.
-        key: everything the outcomes depend on, JSON-able; see `model_key`.
-        mask: experts removed, beside those of a mask stored in the model; part of the key.
+        folder: folder of the files; created if it is missing.
+        key: everything that the outcomes depend on, JSON-able; see `model_key`.
+        mask: experts to remove, in addition to those of a mask stored in the model; part of the key.
         wait: wait for another process that has the file open, and then read what it kept; otherwise refuse.
-        part: of a suite whose parts all put outcomes under this key: a part writes a file of its own, and every store
-            of the key reads the files of all parts. None is the file without a part.
-        parts: read the files of all parts; true with a part.
-        remember: what is held in memory of an outcome; all of it if not given.
+        part: this process's part of a suite whose parts all keep outcomes under this key. Each part writes a separate
+            file, and every store of the key reads the files of all parts. None is the file without a part.
+        parts: read the files of all parts; true if `part` is given.
+        remember: what to hold in memory of an outcome; if omitted, the whole outcome.
 
     Attributes:
         path: the file that is written.
 
     Raises:
         ConfigError: another process has the file open, and `wait` is false.
-        DataError: a damaged line before the last one.
+        DataError: a line before the last one is damaged.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class ExampleStore:
     ) -> None:
         content = json.dumps({**key, "mask": mask_digest(mask)}, sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()
-        self.key: dict[str, Any] = json.loads(content)  # as it is read again: a tuple is a list there
+        self.key: dict[str, Any] = json.loads(content)  # in the form in which it is read: a tuple becomes a list
         suffix = "" if part is None else f".{part.index}-of-{part.count}"
         self.path = Path(folder) / f"{digest[:32]}{suffix}.jsonl"
         self._of_parts = f"{digest[:32]}.*-of-*.jsonl" if parts or part is not None else None
@@ -174,11 +174,11 @@ class ExampleStore:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise ConfigError(
-                f"{self.path} is open in another process that evaluates the same; wait for it, or name another folder"
+                f"{self.path} is open in another process with the same evaluation; wait for it, or name another folder"
             ) from None
 
     def _others(self) -> Iterable[Path]:
-        """Files of other parts; they grow while their processes run, and whole lines are read without their locks."""
+        """Files of other parts. They grow while their processes run; whole lines are read without their locks."""
         if self._of_parts is None:
             return []
         return sorted({self._of_all, *self.path.parent.glob(self._of_parts)} - {self.path})
@@ -202,14 +202,14 @@ class ExampleStore:
         return self._outcomes[example]
 
     def put(self, example: str, outcome: Any) -> None:
-        """Keep one outcome; it survives a kill of this process from here on.
+        """Keep one outcome. It survives a kill of this process from now on.
 
         Args:
             example: id, unique within the pass.
             outcome: JSON-able, without NaN.
 
         Raises:
-            DataError: the example has an outcome already.
+            DataError: the example already has an outcome.
         """
         if example in self._outcomes:
             raise DataError(f"example {example!r} occurs twice; ids must be unique within an evaluation")
@@ -221,11 +221,11 @@ class ExampleStore:
         self._file.flush()
 
     def stream(self) -> Iterator[tuple[str, Any]]:
-        """Ids and whole outcomes in the order they came, read from the file line by line."""
+        """Ids and whole outcomes in the order in which they came, read from the file line by line."""
         return ((id, outcome) for id, outcome, _ in self._entries(self.path, lambda outcome: outcome) if id is not None)
 
     def _read(self, path: Path) -> int:
-        """Take in what is there; the number of bytes that are whole lines."""
+        """Read the file into memory; return the number of bytes in whole lines."""
         whole = 0
         for id, outcome, end in self._entries(path, self._remember):
             whole = end
@@ -234,7 +234,7 @@ class ExampleStore:
         return whole
 
     def _entries(self, path: Path, taken: Callable[[Any], Any]) -> Iterator[tuple[str | None, Any, int]]:
-        """Of every whole line its id, what is taken of its outcome, and where it ends; the first line has no id."""
+        """For every whole line: its id, what `taken` keeps of its outcome, and its end. The first line has no id."""
         if not path.exists():
             return
         end = 0
@@ -246,7 +246,7 @@ class ExampleStore:
                 try:
                     entry = parse_json(line, str(path))
                     if not number and entry != {"format": FORMAT, "key": self.key}:
-                        raise ValueError("the first line is another evaluation's")
+                        raise ValueError("the first line belongs to another evaluation")
                     found = (entry["id"], taken(entry["outcome"]), end) if number else (None, None, end)
                 except (ValueError, KeyError, TypeError) as error:
                     raise DataError(

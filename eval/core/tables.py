@@ -1,4 +1,4 @@
-"""Arrow and parquet files of unknown origin as tables: in bounded memory, and without instructions to `datasets`."""
+"""Read Arrow and parquet files of unknown origin as tables, in bounded memory, without instructions to `datasets`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _BUFFER = 1 << 20
 def read_parquet(path: Path) -> pa.Table:
     """All rows of a parquet file.
 
-    The table has no metadata: in it, a file can declare a column as images, and `datasets` would then open the address
-    that a row names.
+    The table has no metadata. In metadata, a file can declare a column as images, and `datasets` would then open the
+    address that a row names.
 
     Raises:
-        DataError: the content is larger than `MAX_BYTES`; found before it is in memory.
+        DataError: the content is larger than `MAX_BYTES`; this is found before the content is in memory.
         pyarrow.ArrowException, OSError: the file is damaged or cannot be read.
     """
     from pyarrow import parquet
@@ -35,7 +35,7 @@ def read_parquet(path: Path) -> pa.Table:
 
 
 def read_arrow(path: Path) -> pa.Table:
-    """All rows of an Arrow file or stream. Metadata and errors as for `read_parquet`."""
+    """All rows of an Arrow file or stream. Metadata and errors are as for `read_parquet`."""
     import pyarrow as pa
 
     with pa.OSFile(str(path)) as source:
@@ -62,4 +62,4 @@ def _table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> 
 
 def _refuse_above(path: Path, size: int) -> None:
     if size > MAX_BYTES:
-        raise DataError(f"{path}: holds more than {MAX_BYTES} bytes when it is unpacked; split it into smaller files")
+        raise DataError(f"{path}: holds more than {MAX_BYTES} bytes when unpacked; split it into smaller files")

@@ -1,4 +1,4 @@
-"""What a bootstrap over text draws again: sources, documents or windows, by what is known of the text."""
+"""Choose what a bootstrap over text resamples: sources, documents or windows, by what is known of the text."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Sources = Mapping[str, Sequence[str | None]]
 def choose_unit(bootstrap: Bootstrap, data: LabelledData) -> tuple[Bootstrap, Sources | None]:
     """The bootstrap with the unit that it draws.
 
-    Without a unit it draws sources, if the source of every window is known and every label with windows has two or
-    more. Otherwise it draws documents.
+    If no unit was requested, it draws sources if the source of every window is known and every label with windows has
+    two or more. Otherwise it draws documents.
 
     Args:
-        bootstrap: `unit` is None, or what was asked for.
-        data: what is drawn from.
+        bootstrap: settings; `unit` is None or the requested unit.
+        data: the text to resample.
 
     Returns:
-        The bootstrap with a unit, and by label the sources of its windows; None if that of any window is not known.
+        The bootstrap with a unit, and the sources of the windows by label; None if the source of any window is unknown.
 
     Raises:
-        DataError: sources were asked for and are not known; names the labels.
+        DataError: sources were requested but are not known; the message names the labels.
     """
     sources = data.window_sources()
     unknown = [label for label, found in sources.items() if None in found]
@@ -46,12 +46,12 @@ def choose_unit(bootstrap: Bootstrap, data: LabelledData) -> tuple[Bootstrap, So
 
 
 def with_sources(losses: WindowLosses, labels: Sequence[str], sources: Sources | None) -> WindowLosses:
-    """The losses with the number of each window's source; as they are without sources.
+    """The losses with the number of each window's source; unchanged if `sources` is None.
 
     Args:
-        losses: of all windows of the data.
-        labels: of the data.
-        sources: of `choose_unit`.
+        losses: losses of all windows of the data.
+        labels: labels of the data.
+        sources: sources from `choose_unit`.
     """
     if sources is None:
         return losses

@@ -1,4 +1,4 @@
-"""Next-token losses of every window under a mask, kept batch by batch so that a killed evaluation goes on.
+"""Next-token losses of every window under a mask, kept batch by batch so that a killed evaluation continues.
 
 Dims: W windows in the order of the data.
 """
@@ -33,14 +33,14 @@ _LAYOUT = 2
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """What a model lost on every window.
+    """The losses of a model on every window.
 
     Args:
         loss_sum_W: float64, sum of the next-token losses of the window's scored tokens, nats.
-        tokens_W: int64, scored tokens.
+        tokens_W: int64, number of scored tokens.
         label_W: int64, index into the data's labels.
-        document_W: int64, number of the document the window begins in, counted from 0 in the order of the data.
-        source_W: int64, number of that document's source, likewise; None where sources are not known.
+        document_W: int64, number of the document in which the window begins, counted from 0 in the order of the data.
+        source_W: int64, number of that document's source, counted the same way; None if sources are not known.
     """
 
     loss_sum_W: NDArray[np.float64]
@@ -50,10 +50,10 @@ class WindowLosses:
     source_W: NDArray[np.int64] | None = None
 
     def units_W(self, unit: Unit | None) -> NDArray[np.int64]:
-        """Number of the unit that each window belongs to; None takes sources where they are known, else documents.
+        """Number of the unit to which each window belongs. None takes sources if they are known, else documents.
 
         Raises:
-            DataError: sources, and they are not known.
+            DataError: `unit` is source, but the sources are not known.
         """
         if unit == "window":
             return np.arange(len(self.label_W))
@@ -65,7 +65,7 @@ class WindowLosses:
 
 
 def _loss_sums(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Summed losses of each sequence, float64; one sequence at a time, so that float32 logits exist once."""
+    """Summed losses of each sequence, float64. It reads one sequence at a time to keep float32 logits small."""
     return torch.stack(
         [
             F.cross_entropy(logits_TV.float(), targets_T, ignore_index=IGNORED, reduction="none").double().sum()
@@ -102,19 +102,19 @@ def window_losses(
     """Score all windows under one mask.
 
     Args:
-        model: run in eval mode; its mode is restored.
-        mask: experts to remove, beside those of a mask stored in the model; None removes none.
+        model: the model; it runs in eval mode, and its mode is restored.
+        mask: experts to remove, in addition to those of a mask stored in the model; None removes none.
         data: labelled sequences.
-        batch_size: sequences a forward.
-        name: of the mask, for messages.
+        batch_size: sequences in each forward pass.
+        name: name of the mask, for messages.
         advance: called with the number of windows done since the last call.
-        kept: holds the sums of losses of windows that are done, by number; a batch that it holds is not run, and the
-            others are put into it as they come. None keeps nothing.
+        kept: sums of losses of finished windows, by number. A batch that it holds is not run. The losses of the other
+            batches are added to it as they come. None keeps nothing.
 
     Raises:
-        DataError: an id beyond the model's vocabulary.
-        CheckpointError: the mask is another model's.
-        NonFiniteError: a NaN or infinite loss; names mask, domain, window and document.
+        DataError: an id is beyond the model's vocabulary.
+        CheckpointError: the mask belongs to another model.
+        NonFiniteError: a loss is NaN or infinite; the message names mask, domain, window and document.
     """
     sums: list[Tensor] = []
     tokens: list[Tensor] = []
@@ -146,14 +146,14 @@ def window_losses(
 
 
 class LossStore:
-    """One file of window losses a mask, under a name that hashes everything the numbers depend on.
+    """One file of window losses for each mask, under a name that hashes everything the numbers depend on.
 
-    A window's loss is there as soon as its batch is done, so that a killed run goes on with the batch it was at.
+    The losses of a batch are kept as soon as the batch is done, so a killed run continues with the next batch.
 
     Args:
-        folder: where the files lie; created on the first write.
+        folder: folder of the files; created on the first write.
         model: the model that is scored.
-        batch_size: sequences a forward; part of the key, for it moves the last bits.
+        batch_size: sequences in each forward pass; part of the key, because it changes the last bits.
 
     Raises:
         ConfigError: a `with mask.applied_to(model)` block is open.
@@ -169,16 +169,16 @@ class LossStore:
         return ExampleStore(self.folder, {**self.settings, "data": data.fingerprint}, mask, wait=True)
 
     def path(self, mask: Intervention | None, data: LabelledData) -> Path:
-        """Where the losses of this mask on these data are kept."""
+        """Path of the losses of this mask on these data."""
         return self._kept(mask, data).path
 
     def losses(
         self, mask: Intervention | None, data: LabelledData, name: str, advance: Callable[[int], object]
     ) -> WindowLosses:
-        """Score the windows that are not kept yet, and keep them; wait while another process scores the same.
+        """Score the windows that are not kept yet, and keep them. Wait while another process scores the same windows.
 
         Raises:
-            DataError: a damaged file.
+            DataError: a file is damaged.
         """
         with self._kept(mask, data) as kept:
             return window_losses(

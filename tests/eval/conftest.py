@@ -1,4 +1,4 @@
-"""Small models for evaluation: one at random, and one built by hand whose experts are known to serve one label each."""
+"""Small models for evaluation: a random one, and one built by hand, in which each expert serves a known label."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def random_data() -> LabelledSequences:
 
 @pytest.fixture
 def planted_model() -> MonetForCausalLM:
-    """Label d's tokens are 4d..4d+3; they alone wake expert (d, d), whose bias makes exactly these tokens likelier."""
+    """Label d has the tokens 4d..4d+3. Only they activate expert (d, d), whose bias makes these tokens more likely."""
     model = MonetForCausalLM(
         config(vocab_size=12, num_hidden_layers=1, moe_heads=2, moe_topk=1, moe_experts=16, moe_decompose="horizontal")
     ).eval()

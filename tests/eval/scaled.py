@@ -1,4 +1,4 @@
-"""An intervention that is no mask: a layer's output times a factor, by a forward hook."""
+"""An intervention that is not a mask: a forward hook multiplies a layer's output by a factor."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from monet.masks.controls import ControlKind
 
 @dataclass(frozen=True)
 class ScaledLayer:
-    """The output of one layer's expert part times a factor; its control scales a random layer.
+    """Multiplies the output of one layer's expert part by a factor; its control scales a random layer.
 
     Args:
         layer: number of the layer.
-        layers: of the model.
-        factor: 1 changes nothing, 0 removes what the layer's experts add.
-        provenance: notes.
+        layers: number of layers of the model.
+        factor: 1 changes nothing, 0 removes the contribution of the layer's experts.
+        provenance: notes on how it was made.
     """
 
     layer: int

@@ -1,4 +1,4 @@
-"""Every refusal names the value and what to do."""
+"""Every refusal names the bad value and the fix."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.eval.conftest import LABELS
 
 
 class Given:
-    """What a row may use."""
+    """Objects that a row of the table may use."""
 
     def __init__(self, model, other_model, data, folder: Path) -> None:
         self.model, self.other_model, self.data, self.folder = model, other_model, data, folder
@@ -151,7 +151,7 @@ ROWS = [
     (statistics_of_another_model, CheckpointError, r"belongs to model .* not to this one .* collect them again"),
     (statistics_cut_short, CheckpointError, r"t\.safetensors: unreadable statistics .* run `monet stats`"),
     (statistics_with_nan, CheckpointError, r"sums hold NaN"),
-    (a_mask_for_statistics, CheckpointError, r"no expert statistics .* `monet stats`"),
+    (a_mask_for_statistics, CheckpointError, r"not expert statistics .* `monet stats`"),
     (lambda g: ExpertStatistics.load(g.folder / "none"), CheckpointError, r"none: no such file"),
     (merged_models, CheckpointError, r"model \w+ and of model \w+ do not add up"),
     (merged_labels, CheckpointError, r"\['left', .* over \['x', .* do not add up"),
@@ -165,9 +165,9 @@ ROWS = [
     (a_nan_weight_in_a_router, NonFiniteError, r"windows \[0, 1, .*document 0"),
     (a_nan_weight_in_the_head, NonFiniteError, r"nan under mask 'no mask' in window 0 \(left, document 0\)"),
     (one_domain, DataError, r"only \['left'\]"),
-    (one_document_a_domain, DataError, r"'left' offers 1 document .*--unit window"),
+    (one_document_a_domain, DataError, r"'left' has 1 document .*--unit window"),
     (lambda g: g.ablate(masks={}), DataError, r"`monet select`"),
-    (lambda g: g.ablate(masks={"lost": g.masks["left"]}), DataError, r"'lost' in the data, which has \['left'"),
+    (lambda g: g.ablate(masks={"lost": g.masks["left"]}), DataError, r"'lost' in the data; choose from .*\['left'"),
     (lambda g: g.ablate(model=g.other_model), CheckpointError, r"mask for 'left': a mask of shape"),
     (a_bound_mask_of_another_model, CheckpointError, r"mask for 'left': .* another model .*0000"),
     (lambda g: g.ablate(controls=Controls(0)), ConfigError, r"controls\.count = 0: .* at least one"),
@@ -180,20 +180,20 @@ ROWS = [
     (
         lambda g: AblationResult.load(g.write("r.json", b"[]")),
         CheckpointError,
-        r"r\.json: format None where 'monet-ablation/2'",
+        r"r\.json: format None instead of 'monet-ablation/2'",
     ),
     (lambda g: AblationResult.load(g.write("r.json", b'{"format": "v9"}')), CheckpointError, r"format 'v9'"),
     (lambda g: report.run(g.write("r.json", b"\xff"), g.folder), CheckpointError, r"r\.json: no JSON"),
     (lambda g: run_stats(str(g.folder), g.folder, g.folder), ConfigError, r"is a folder; name a file"),
-    (lambda g: load_model(str(g.folder / "none")), CheckpointError, r"none: no model there"),
+    (lambda g: load_model(str(g.folder / "none")), CheckpointError, r"none: no model found"),
     (lambda g: load_model(str(g.folder), device="abacus"), ConfigError, r"device 'abacus'"),
-    (a_larger_vocabulary, DataError, r"vocabulary of 25, the model has 24"),
-    (another_tokenizer, DataError, r"another tokenizer than that in .*model"),
+    (a_larger_vocabulary, DataError, r"vocabulary of 25, but the model has 24"),
+    (another_tokenizer, DataError, r"another tokenizer than the one in .*model"),
     (lambda g: open_windows(g.shards(), "identify", g.model, 33), ConfigError, r"33 .* max_position_embeddings 32"),
     (lambda g: open_windows(g.shards(8), "identify", g.model, 16), DataError, r"'identify' .* has 9 tokens"),
     (lambda g: open_windows(g.shards(), "identity", g.model, 16), DataError, r"no split 'identity'"),
     (lambda g: PreparedWindows(g.shards(), "identify", 8, max_windows=0), ConfigError, r"max_windows 0"),
-    (lambda g: PreparedWindows(g.shards(), "identify", 8).only(["c"]), DataError, r"'c' in the data, which has"),
+    (lambda g: PreparedWindows(g.shards(), "identify", 8).only(["c"]), DataError, r"'c' in the data; choose from"),
     (lambda g: LabelledSequences(LABELS, [[1, 2]], []), DataError, r"1 sequences but 0 labels"),
     (lambda g: LabelledSequences(LABELS, [[1, 2], [1]], [0, 0]), DataError, r"sequence 1 has 1 tokens"),
     (lambda g: LabelledSequences(LABELS, [[1, 2]], [3]), DataError, r"sequence 0 .* label 3"),

@@ -1,4 +1,4 @@
-"""The four verbs on prepared text, folder to folder, as a user runs them."""
+"""The four commands on prepared text, from folder to folder, as a user runs them."""
 
 import itertools
 import json
@@ -132,7 +132,7 @@ def test_kill_9_and_the_same_command_give_the_same_numbers(road, tmp_path):
     options = ["--controls.count", "12", "--control_on", "all", "--max_windows", "20"]
 
     def kept(folder: Path) -> int:
-        """Windows with a kept loss; each file has a line in front of them."""
+        """Number of windows with a kept loss; each file also has a header line."""
         return sum(file.read_bytes().count(b"\n") - 1 for file in folder.glob("losses/*.jsonl"))
 
     for name in ("whole", "killed"):

@@ -1,4 +1,4 @@
-"""A model trained with document masks is evaluated with them: a document in a window is what it is by itself."""
+"""A model trained with document masks is evaluated with them: a document in a window gives its separate results."""
 
 import json
 
@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def pieces(windows):
-    """Of every window, label and documents one by one: inputs and the tokens that follow them."""
+    """The label of every window, and its documents one by one: inputs and the tokens that follow them."""
     for batch in windows.batches(1):
         ids, targets, positions = (
             tensor[0].tolist() for tensor in (batch.input_ids_BT, batch.targets_BT, batch.position_ids_BT)
@@ -70,7 +70,7 @@ def test_the_loss_of_a_window_is_that_of_its_documents(random_model, llama, fold
 
 
 def both(folder):
-    """Windows, and their documents one by one."""
+    """Windows, and the same text as separate documents."""
     for seq_len in range(20, 40):
         windows = PreparedWindows(folder, "identify", seq_len, document_mask=True)
         found = [(label, ids) for label, documents in pieces(windows) for ids, _ in documents]
@@ -148,6 +148,6 @@ def test_the_configuration_carries_it(tmp_path, random_model):
     random_model.config.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["document_mask"] is True
     assert MonetConfig.from_pretrained(tmp_path).document_mask is True
-    assert weights_digest(random_model) == digest, "what was computed stays the same"
+    assert weights_digest(random_model) == digest, "the computed digest stays the same"
     with pytest.raises(ConfigError, match="document_mask"):
         config(document_mask="yes")

@@ -1,4 +1,4 @@
-"""Faults of an evaluation that no suite has to itself, and the table of all of them (docs/evaluation-faults.md)."""
+"""Faults that all suites have in common, and the table of all faults (docs/evaluation-faults.md)."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def run(model, masks, data, out) -> AblationResult:
 
 
 def test_a_result_is_replaced_whole_or_not_at_all(planted_model, masks, planted_data, tmp_path, monkeypatch):
-    """E1: whatever stops the last write, the folder has the earlier result or none."""
+    """E1: if anything stops the last write, the folder has the earlier result or none."""
     first = run(planted_model, masks, planted_data, tmp_path)
     content = (tmp_path / "result.json").read_bytes()
 
@@ -68,7 +68,7 @@ def test_two_processes_do_not_keep_outcomes_in_one_file(tmp_path):
 
 @pytest.mark.parametrize("calls", [1, 2])
 def test_a_pass_that_dies_takes_its_mask_off(random_model, random_data, monkeypatch, calls):
-    """E6: the model is bitwise what it was, whichever batch the pass died in."""
+    """E6: the model is bitwise unchanged, for each batch in which the pass can die."""
     mask = ExpertMask.random(random_model.config, 8, seed=0)
     before = window_losses(random_model, None, random_data, batch_size=4).loss_sum_W
     forward, count = random_model.forward, iter(range(100))
@@ -90,7 +90,7 @@ def test_a_pass_that_dies_takes_its_mask_off(random_model, random_data, monkeypa
 
 
 def test_two_masks_in_a_batch_are_those_of_two_passes(random_model, random_data):
-    """E6: a batch whose rows have masks of their own gives each row what a pass under its mask alone gives."""
+    """E6: if the rows of a batch have separate masks, each row gets the result of a pass under only its mask."""
     masks = [ExpertMask.random(random_model.config, 8, seed=seed) for seed in (0, 1)]
     (batch,) = replace(random_data, sequences=random_data.sequences[:2], label_of=[0, 1]).batches(2)
     inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
@@ -105,7 +105,7 @@ def test_two_masks_in_a_batch_are_those_of_two_passes(random_model, random_data)
 
 
 def test_every_mask_has_controls_of_its_size_and_the_model_itself_none(random_model):
-    """E7: what every suite evaluates; a mask that removes nothing is the model itself."""
+    """E7: the conditions of every suite; a mask that removes nothing equals the unmasked model."""
     masks = {
         "some": ExpertMask.random(random_model.config, [3, 5], seed=0),
         "nothing": ExpertMask.keep_all(random_model.config),

@@ -1,4 +1,4 @@
-"""Code that a downloaded folder brings does not run, even if somebody answers yes to every question."""
+"""Code in a downloaded folder does not run, even if the user answers yes to every question."""
 
 import ast
 import builtins
@@ -28,7 +28,7 @@ SHAPE = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Configurations of a model and of a tokenizer that name classes in a file beside them."""
+    """Configurations of a model and of a tokenizer that name classes in a file in the same folder."""
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     model = tmp_path / "model"
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))).save_pretrained(model)
@@ -85,7 +85,7 @@ OWN_CLASSES = {"MonetForCausalLM", "MonetConfig", "LlamaForCausalLM", "type(mode
 
 
 def test_every_loader_refuses_foreign_code():
-    """Each `from_pretrained` names one of our own classes, or says trust_remote_code=False there and then."""
+    """Each call of `from_pretrained` uses one of Monet's classes, or has trust_remote_code=False."""
     files = [path for folder in ("monet", "eval", "kernels", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     calls = [
         (path, call)

@@ -1,4 +1,4 @@
-"""What a result says of itself: where its masks come from, and that kept losses are those of the masks given."""
+"""Records of a result: the origin of its masks, and kept losses that belong to the given masks."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Files that were written to do harm end in an error of ours."""
+"""Harmful files give one of Monet's errors."""
 
 import gzip
 

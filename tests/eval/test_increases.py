@@ -1,4 +1,4 @@
-"""Increases with their resamples: the same numbers as an ablation's."""
+"""Increases with their resamples: the same numbers as in an ablation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_increases_are_those_of_an_ablation(planted_model, planted_data, masks, 
 def test_increases_of_some_domains_need_their_windows_only(
     planted_model, planted_data: LabelledSequences, masks, present
 ):
-    """A label's number need not be its place among the domains that are there."""
+    """A label's number can differ from its position among the existing domains."""
     part = planted_data.only(present)
     whole, removed = (window_losses(planted_model, mask, part) for mask in (None, masks["right"]))
     found = increases(present, whole, {"right": removed}, Bootstrap())["right"]

@@ -1,4 +1,4 @@
-"""Statistics under permuted labels: whole documents are shuffled, and the sums are those of the shuffled text."""
+"""Statistics under permuted labels: whole documents are shuffled, and the sums equal those of the shuffled text."""
 
 import itertools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What an evaluation costs as domains, conditions and examples grow."""
+"""Cost of an evaluation as domains, conditions and examples grow."""
 
 import tracemalloc
 
@@ -28,7 +28,7 @@ BOOTSTRAP = Bootstrap(resamples=1000)
 
 @pytest.fixture
 def hashings(monkeypatch):
-    """A list that grows with every fingerprint taken of weights."""
+    """A list that grows with every fingerprint of the weights."""
     taken, digest = [], fingerprint._digest
     monkeypatch.setattr(fingerprint, "_digest", lambda *args: taken.append(1) or digest(*args))
     return taken
@@ -99,7 +99,7 @@ def test_an_ablations_memory_does_not_grow_with_the_number_of_masks():
         few, many = peak(2), peak(16)
     finally:
         tracemalloc.stop()
-    # 6 times as many masks; what grows is the draws of one domain and the sums of documents
+    # 6 times as many masks; only the draws of one domain and the sums of documents grow
     assert many < 2.5 * few
 
 
@@ -136,7 +136,7 @@ def test_the_rule_top_orders_only_own_experts(monkeypatch):
         counts = [torch.ones(labels, dtype=torch.int64)] * 3
         statistics = ExpertStatistics([str(label) for label in range(labels)], sums_CREE, *counts, "", {})
         chosen = Top(fraction=1.0).chosen(statistics)
-        # every expert has one owner, who orders it by its mean and by its rank
+        # every expert has one owner, which orders it by its mean and by its rank
         assert sum(ordered) == 2 * 512 and sum(int(own.sum()) for own in chosen.values()) == 512
 
 

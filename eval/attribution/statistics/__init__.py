@@ -1,1 +1,1 @@
-"""Routing statistics: what is added up over labelled or scored text, and how it is added up."""
+"""Routing statistics: which sums are collected over labelled or scored text, and how they are added up."""

@@ -1,7 +1,7 @@
-"""Adds up what the routers give, batch by batch, in float64, under the text's labels and under permuted ones.
+"""Add up the outputs of the routers, batch by batch, in float64, under the true labels and under permuted labels.
 
-Everything is made from lists of each token's active experts. Where nothing but the sums a label is wanted, one product
-`G1^T G2` a label, with token and head as its inner dimension, may be cheaper; the first batch decides.
+Usually everything is computed from lists of each token's active experts. If only the sums of each label are wanted, one
+product `G1^T G2` for each label, with token and head as its inner dimension, may be faster. The first batch decides.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from monet.eval.attribution.statistics.pairs import ActiveExperts, ExpertLister,
 from monet.eval.attribution.statistics.shuffle import Shuffle
 from monet.eval.core.inputs import Batch
 
-# Multiply-adds of a product that take as long as listing one pair; measured on a CPU at E = 512 and E = 32.
+# Number of multiply-adds that take as long as listing one pair; measured on a CPU at E = 512 and E = 32.
 _PRODUCTS_A_PAIR = 500
 
 
 class Sums:
-    """Sums a label, and what collectors collect, under one labelling of the tokens."""
+    """Sums of each label, and the results of the collectors, under one labelling of the tokens."""
 
     def __init__(self, size_CREE: tuple[int, int, int, int], device: torch.device, wanted: Wanted) -> None:
         self.sums_CREE = torch.zeros(size_CREE, dtype=torch.float64, device=device)
@@ -32,7 +32,7 @@ class Sums:
         self.tokens: Tokens | None = None
 
     def start(self, tokens: Tokens) -> None:
-        """Say which tokens the coming forward is of."""
+        """Set the tokens of the next forward pass."""
         if self.tokens is None and tokens.score_X is not None:
             self.collectors["scores"] = Scores(self.sums_CREE)
         self.tokens = tokens
@@ -40,8 +40,8 @@ class Sums:
             scores.start(tokens)
 
     def add(self, group: int, active: ActiveExperts) -> None:
-        """Take in active experts of one group."""
-        assert self.tokens is not None, "a batch is started before its forward"
+        """Add the active experts of one group."""
+        assert self.tokens is not None, "call start before the batch's forward pass"
         _, R, E, _ = self.sums_CREE.shape
         begin_X = (self.tokens.label_X * R + group) * E**2
         place_P = begin_X.index_select(0, active.token_P).add_(active.expert_P)
@@ -50,25 +50,25 @@ class Sums:
             collector.add(group, active, place_P, self.tokens)
 
     def extras(self) -> dict[str, Any]:
-        """What was collected beside the sums, by name."""
+        """Collected quantities other than the sums, by name."""
         return {name: collector.result() for name, collector in self.collectors.items()}
 
 
 class Accumulator:
-    """Adds up what the routers give while a batch is set; `add` is the body of their forward hooks.
+    """Add up the outputs of the routers while a batch is set; `add` is the body of their forward hooks.
 
     Args:
         num_labels: C.
         num_groups: R.
         num_keys: E.
-        device: of the model.
+        device: device of the model.
         wanted: what to collect.
         exclusion: tokens that are not counted.
-        shuffle: under which permuted labels to collect sums, firing and moments with scores, too; None for none.
+        shuffle: permuted labels under which sums, firing and score moments are also collected; None for none.
 
     Attributes:
-        own: what is collected under the text's own labels.
-        permuted: the same under each permutation.
+        own: statistics under the true labels.
+        permuted: the same statistics under each permutation.
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class Accumulator:
         self._alike: list[tuple[list[int], Tensor | None]] = []
 
     def start(self, batch: Batch) -> Tensor:
-        """Say which tokens the coming forward is of.
+        """Set the tokens of the next forward pass.
 
         Returns:
-            int64 (B,), how many tokens of each sequence count.
+            int64 (B,), the number of counted tokens of each sequence.
 
         Raises:
             DataError: some batches have scores and others do not.
@@ -116,8 +116,8 @@ class Accumulator:
         return tokens.per_sequence(batch)
 
     def add(self, group: int, output: Any) -> None:
-        """Take in what the group's router returned."""
-        assert self.own.tokens is not None, "a batch is started before its forward"
+        """Add the output of the group's router."""
+        assert self.own.tokens is not None, "call start before the batch's forward pass"
         chosen_BT = self.own.tokens.chosen_BT
         probs = [g_BTHE.detach().to(self.device).float() for g_BTHE in (output.g1_BTHE, output.g2_BTHE)]
         g1_XHE, g2_XHE = (g.flatten(0, 1) if chosen_BT is None else g[chosen_BT] for g in probs)
@@ -141,7 +141,7 @@ class Accumulator:
                 one.add(group, active)
 
     def _labelled_alike(self) -> list[tuple[list[int], Tensor | None]]:
-        """The batch's tokens by their label under each labelling: these labels, and which tokens, None for all."""
+        """The batch's tokens by label under each labelling: the labels, and which tokens (None for all)."""
         labels_AX = torch.stack([one.tokens.label_X for one in (self.own, *self.permuted) if one.tokens is not None])
         found_AK, which_X = labels_AX.unique(dim=1, return_inverse=True)
         several = found_AK.shape[1] > 1
@@ -158,7 +158,7 @@ class Accumulator:
 
 @contextlib.contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """Float32 products as float32: no autocast, no TF32, whatever the caller set."""
+    """Compute float32 products in float32: no autocast and no TF32, regardless of the caller's settings."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

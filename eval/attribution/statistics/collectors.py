@@ -1,4 +1,4 @@
-"""What is collected out of lists of each token's active experts: moments with scores, counts, maxima, co-activation."""
+"""Collect from lists of active experts: moments with scores, counts, maxima, co-activation."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from monet.eval.attribution.statistics.extras import EQUAL, Coactivation, Extra,
 from monet.eval.attribution.statistics.pairs import ActiveExperts
 from monet.eval.core.inputs import Batch
 
-# What `monet stats` permutes the labels by default: one permutation costs a few percent of the pass.
+# How often `monet stats` permutes the labels by default; one permutation costs a few percent of the pass.
 PERMUTATIONS = 1
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to collect beside the sums a label and, where the text has scores, the moments with them.
+    """What to collect in addition to the sums of each label (and, for scored text, the moments with the scores).
 
     Args:
         firing: count the tokens at which each expert is active, and those at which it is the strongest.
         firing_above: also count the tokens at which its weight is above this number.
-        maxima: keep each expert's largest weight and where it was.
-        coactivation: by routing group, experts to count pairs of.
-        permutations: how many times to collect what rules read (sums, moments with scores, firing) under labels and
-            scores that are shuffled over the documents; see `monet.eval.attribution.statistics.shuffle`.
-        permutation_seed: another number gives other permutations.
+        maxima: keep each expert's largest weight and its place.
+        coactivation: experts whose pairs are counted, by routing group.
+        permutations: number of permutations under which the inputs of rules (sums, moments with scores, firing) are
+            also collected. Each one shuffles labels and scores over the documents; see
+            `monet.eval.attribution.statistics.shuffle`.
+        permutation_seed: another seed gives other permutations.
 
     Raises:
-        ConfigError: a threshold or a number below 0, or an expert named twice.
+        ConfigError: a threshold or a number is below 0, or an expert is named twice.
     """
 
     firing: bool = False
@@ -54,10 +55,10 @@ class Wanted:
 
 
 class Tokens(NamedTuple):
-    """The X tokens of a batch that count, in reading order.
+    """The X counted tokens of a batch, in reading order.
 
     Args:
-        chosen_BT: bool, where they are; None where all are.
+        chosen_BT: bool, which tokens of the batch count; None if all count.
         label_X: int64.
         score_X: float64, or None.
         place_X3: int64: window, document and position in the window.
@@ -70,7 +71,7 @@ class Tokens(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device, exclusion: Exclusion) -> Tokens:
-        """Those of a batch that are no pads and not excluded."""
+        """The tokens of a batch that are neither pads nor excluded."""
         shape = batch.input_ids_BT.shape
         mask_BT = torch.ones(shape, dtype=torch.bool)
         if batch.attention_mask_BT is not None:
@@ -89,24 +90,24 @@ class Tokens(NamedTuple):
         )
 
     def per_sequence(self, batch: Batch) -> Tensor:
-        """(B,) int64 on the CPU, how many tokens of each of the batch's sequences count."""
+        """(B,) int64 on the CPU, the number of counted tokens of each sequence of the batch."""
         return batch.num_tokens_B if self.chosen_BT is None else self.chosen_BT.sum(dim=1).cpu()
 
 
 def check_scored(batch: Batch, scored: bool) -> None:
-    """Refuse a batch without scores where others have them, and the other way round.
+    """Refuse a batch without scores if others have them, and a batch with scores if others have none.
 
     Raises:
-        DataError: names its first window.
+        DataError: the batch differs from the others; the message names its first window.
     """
     if scored != (batch.score_BT is not None):
         raise DataError(f"some sequences have scores and others do not, from window {int(batch.index_B[0])} on")
 
 
 class Collector(Protocol):
-    """Takes in lists of active experts of one routing group.
+    """Collects from lists of active experts of one routing group.
 
-    `place_P` is where they stand in a flat table (C, R, N), by the label of their token.
+    `place_P` is the index of each list entry in a flat table (C, R, N), by the label of its token.
     """
 
     def add(self, group: int, active: ActiveExperts, place_P: Tensor, tokens: Tokens) -> None: ...
@@ -115,7 +116,7 @@ class Collector(Protocol):
 
 
 def collectors_of(wanted: Wanted, sums_CREE: Tensor) -> dict[str, Collector]:
-    """By name, what collects what is wanted beside the sums; `sums_CREE` says sizes and device."""
+    """The collectors of everything wanted except the sums, by name; `sums_CREE` gives sizes and device."""
     found: dict[str, Collector] = {}
     if wanted.firing or wanted.firing_above is not None:
         found["firing"] = _Firing(sums_CREE, wanted.firing_above)
@@ -179,7 +180,7 @@ class _Firing:
             _count(self.above_CREE, place_P.index_select(0, (weight_P > self.threshold).nonzero().view(-1)))
         best_X = weight_P.new_zeros(len(tokens.label_X)).scatter_reduce_(0, token_P, weight_P, "amax")
         best_P = (weight_P == best_X.index_select(0, token_P)).nonzero().view(-1)
-        # a token's experts have one label and group, so that the lowest place is that of the lowest id
+        # All experts of a token have one label and group, so the lowest place is that of the lowest id.
         nowhere = self.fired_CREE.numel()
         place_X = torch.full_like(tokens.label_X, nowhere)
         place_X.scatter_reduce_(0, token_P.index_select(0, best_P), place_P.index_select(0, best_P), "amin")
@@ -196,7 +197,7 @@ def _count(table_CREE: Tensor, place_P: Tensor) -> None:
 
 
 class _Maxima:
-    """Largest weights and where they were; of weights that `EQUAL` takes for the same, the first in reading order."""
+    """Largest weights and their places; of weights that `EQUAL` counts as equal, the first in reading order."""
 
     def __init__(self, sums_CREE: Tensor) -> None:
         self.weight_REE = torch.zeros_like(sums_CREE[0])
@@ -207,8 +208,8 @@ class _Maxima:
         token_P, expert_P, weight_P = active
         while len(larger_P := (weight_P > best_N.index_select(0, expert_P) * EQUAL).nonzero().view(-1)):
             token_P, expert_P, weight_P = (column_P[larger_P] for column_P in (token_P, expert_P, weight_P))
-            # tokens come in their order, so that an expert's first entry is its earliest; it takes the place, and later
-            # ones are compared with it in turn, as if tokens came one by one
+            # Tokens come in their order, so an expert's first entry is its earliest. It takes the place. Later entries
+            # are compared with it in turn, as if tokens came one by one.
             number_P = torch.arange(len(expert_P), device=expert_P.device)
             first_N = torch.full_like(best_N, len(expert_P), dtype=torch.int64)
             first_N.scatter_reduce_(0, expert_P, number_P, "amin")
@@ -252,7 +253,7 @@ class _Coactivation:
         row_P -= int(row_P[0])  # tokens come in their order
         fired_X = torch.zeros((int(row_P[-1]) + 1) * N, device=row_P.device)
         fired_X.scatter_(0, row_P.mul_(N).add_(column_P.index_select(0, chosen_P)), 1.0)
-        # whole numbers below 2^24, exact in float32 whatever the products' precision
+        # Whole numbers below 2^24 are exact in float32 at any precision of the products.
         fired_XN = fired_X.view(-1, N)
         self.tokens_RNN[group] += (fired_XN.T @ fired_XN).long()
 

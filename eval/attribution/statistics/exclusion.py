@@ -1,4 +1,4 @@
-"""Tokens that statistics leave out: boundary tokens say where a text begins and ends, and nothing of what it knows."""
+"""Tokens that statistics leave out: boundary tokens mark where a text begins and ends, and carry no knowledge."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Which tokens are not counted. Pads never are.
+    """Which tokens are not counted. Pads are never counted.
 
     Args:
         ids: token ids.
-        first: so many tokens at the beginning of every sequence, and of every document under document masks.
+        first: number of tokens at the beginning of every sequence, and of every document under document masks.
 
     Raises:
-        ConfigError: a negative number.
+        ConfigError: a number is negative.
     """
 
     ids: tuple[int, ...] = ()
@@ -46,14 +46,14 @@ class Exclusion:
         first: int = 0,
         tokens: Iterable[int] = (),
     ) -> Exclusion:
-        """What a command excludes.
+        """The exclusion for a command's options.
 
         Args:
-            model: its configuration is asked where there is no tokenizer.
+            model: its configuration names the special tokens if there is no tokenizer.
             tokenizer: names the beginning, end and pad of a text.
-            exclude: "special" takes these tokens, "none" none of them.
-            first: so many tokens at the beginning of every sequence.
-            tokens: further ids.
+            exclude: "special" excludes these tokens, "none" excludes none of them.
+            first: number of tokens to exclude at the beginning of every sequence.
+            tokens: further ids to exclude.
         """
         source = model.config if tokenizer is None else tokenizer
         named = [getattr(source, name, None) for name in _SPECIAL] if exclude == "special" else []
@@ -65,12 +65,12 @@ class Exclusion:
 
         Args:
             input_ids_BT: token ids.
-            position_BT: int64, place of each token in its sequence, or in its document under document masks, from 0 on;
-                pads are not looked at.
+            position_BT: int64, position of each token in its sequence, or in its document under document masks, from
+                0; the values at pads are ignored.
         """
         return (position_BT >= self.first) & ~torch.isin(input_ids_BT, torch.tensor(self.ids, dtype=torch.int64))
 
     def notes(self, left_out: int | None = None) -> dict[str, Any]:
-        """For provenance; `left_out` is the number of tokens, if it was counted."""
+        """Entry for provenance; `left_out` is the number of excluded tokens, if it was counted."""
         counted = {} if left_out is None else {"tokens": left_out}
         return {"ids": list(self.ids), "first": self.first, **counted}

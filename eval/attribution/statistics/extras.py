@@ -1,7 +1,7 @@
-"""What routing statistics hold beside the sums a label: moments with a score, firing counts, maxima, co-activation.
+"""Further contents of routing statistics: moments with a score, firing counts, maxima, co-activation.
 
-Each is a few tensors, kept in the statistics' file under its name. Dims as in docs/architecture.md, C for labels, N for
-chosen experts.
+Each is a few tensors, kept in the statistics' file under its name. docs/architecture.md explains the dims; C stands for
+labels, N for chosen experts.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing_extensions import Self
 
 from monet.errors import CheckpointError
 
-# Variances below this share of the mean square are rounding, not spread.
+# Variances below this share of the mean square are rounding errors.
 _NO_SPREAD = 1e-10
-# A weight is larger than another one only if it is so many times larger: the last bits of float32 depend on how many
-# sequences a forward takes, and on their pads.
+# One weight is larger than another only if it is larger by this factor: the last bits of float32 depend on the number
+# of sequences in a forward pass, and on their pads.
 EQUAL = 1 + 1e-5
 
 
@@ -27,7 +27,7 @@ class Extra:
     """Tensors that are added up together."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those that are there, by name."""
+        """The tensors that are not None, by name."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value.contiguous() for name, value in values.items() if value is not None}
 
@@ -44,18 +44,18 @@ class Extra:
                 )
 
     def merge(self, other: Self, parts_before: int) -> Self:
-        """Over both passes; `parts_before` is the number of parts that this one was added up from."""
+        """The sum of both passes; `parts_before` is the number of parts in this one."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class ScoreMoments(Extra):
-    """Sums over tokens that hold a score y, from which the correlation of each expert's weight w with it follows.
+    """Sums over scored tokens. They give the correlation of each expert's weight w with the score y.
 
     Args:
         tokens: int64 scalar, scored tokens.
         score_sum, score_squares: float64 scalars, sums of y and y^2.
-        score_min, score_max: float64 scalars; +inf and -inf are never kept, for there is a token.
+        score_min, score_max: float64 scalars; always finite, because there is at least one token.
         weight_scores_REE: float64, sum of w * y.
         weight_squares_REE: float64, sum of w^2.
     """
@@ -69,9 +69,9 @@ class ScoreMoments(Extra):
     weight_squares_REE: Tensor
 
     def correlations(self, weight_sums_REE: Tensor) -> Tensor:
-        """Pearson's r of weight and score over the tokens, (R, E, E) float64; NaN where either does not vary.
+        """Pearson's r of weight and score over the tokens, (R, E, E) float64; NaN if weight or score does not vary.
 
-        A spread below 1e-5 of the size (root mean square) counts as none: float64 sums do not hold it.
+        A spread below 1e-5 of the size (root mean square) counts as none, because float64 sums do not resolve it.
 
         Args:
             weight_sums_REE: sum of w over the same tokens.
@@ -88,7 +88,7 @@ class ScoreMoments(Extra):
         return (shared_REE / (spread_REE * spread).sqrt()).clamp(-1.0, 1.0)
 
     def merge(self, other: Self, parts_before: int) -> Self:
-        """Over both passes."""
+        """The sum of both passes."""
         return dataclasses.replace(
             self,
             tokens=self.tokens + other.tokens,
@@ -103,13 +103,13 @@ class ScoreMoments(Extra):
 
 @dataclass(frozen=True)
 class Firing(Extra):
-    """At how many tokens of each label an expert was active.
+    """Number of tokens of each label at which an expert was active.
 
     Args:
         fired_CREE: int64, tokens at which its weight was above zero.
-        strongest_CREE: int64, tokens at which no expert of the group had a larger weight; of equal ones the lowest id.
+        strongest_CREE: int64, tokens at which no expert of the group had a larger weight; ties count for the lowest id.
         threshold: float64 scalar, or None.
-        above_CREE: int64, tokens at which its weight was above `threshold`; None without one.
+        above_CREE: int64, tokens at which its weight was above `threshold`; None without a threshold.
     """
 
     fired_CREE: Tensor
@@ -118,10 +118,10 @@ class Firing(Extra):
     above_CREE: Tensor | None = None
 
     def merge(self, other: Self, parts_before: int) -> Self:
-        """Over both passes.
+        """The sum of both passes.
 
         Raises:
-            CheckpointError: counted above different thresholds.
+            CheckpointError: the passes counted above different thresholds.
         """
         mine, theirs = (None if part.threshold is None else float(part.threshold) for part in (self, other))
         if mine != theirs:
@@ -141,23 +141,24 @@ class Firing(Extra):
 class Maxima(Extra):
     """Each expert's largest weight at a token, and the first token in reading order that had it.
 
-    Weights that differ by a factor of up to 1 + 1e-5 count as equal: in reading order, a token takes the place of an
-    earlier one only if its weight is larger by more than that. Batch size and padding change a float32 model's weights
-    by less, so they do not decide between equal weights.
+    Weights that differ by a factor of up to 1 + 1e-5 count as equal. In reading order, a token takes the place of an
+    earlier one only if its weight is larger by more than this factor. Batch size and padding change the weights of a
+    float32 model by less, so they do not decide between equal weights.
 
     Args:
-        weight_REE: float64, the weight at the place; 0 where the expert was never active. The largest weight of all is
+        weight_REE: float64, the weight at the place; 0 if the expert was never active. The largest weight of all is
             at most (1 + 1e-5) times as large.
-        place_REEP: int64, -1 where it was never active; along P: the pass among `provenance["parts"]`, the window (its
-            number in that pass' data), the document that the window begins in (-1 if its name is no number of up to 18
-            digits), and the token's position in the window, pads not counted.
+        place_REEP: int64, -1 if the expert was never active. P holds four numbers. First the pass, an index into
+            `provenance["parts"]`. Then the window, by its number in the data of that pass. Then the document in which
+            the window begins, -1 if its name is not a number of up to 18 digits. Last the token's position in the
+            window, without pads.
     """
 
     weight_REE: Tensor
     place_REEP: Tensor
 
     def merge(self, other: Self, parts_before: int) -> Self:
-        """Over both passes."""
+        """The maxima of both passes."""
         theirs_REEP = other.place_REEP.clone()
         theirs_REEP[..., 0] += parts_before * (theirs_REEP[..., 0] >= 0)
         larger_REE = other.weight_REE > self.weight_REE * EQUAL
@@ -170,21 +171,21 @@ class Maxima(Extra):
 
 @dataclass(frozen=True)
 class Coactivation(Extra):
-    """At how many tokens two chosen experts of a routing group were active together.
+    """Number of tokens at which two chosen experts of a routing group were active together.
 
     Args:
-        experts_RN: int64, chosen expert ids i*E + j; a group with fewer than N is filled up with -1.
-        tokens_RNN: int64, tokens at which both were active; on the diagonal, at which the one was.
+        experts_RN: int64, chosen expert ids i*E + j; a group with fewer than N is padded with -1.
+        tokens_RNN: int64, tokens at which both were active; the diagonal holds the tokens of one expert.
     """
 
     experts_RN: Tensor
     tokens_RNN: Tensor
 
     def merge(self, other: Self, parts_before: int) -> Self:
-        """Over both passes.
+        """The sum of both passes.
 
         Raises:
-            CheckpointError: other experts were chosen.
+            CheckpointError: the passes chose different experts.
         """
         if not torch.equal(self.experts_RN, other.experts_RN):
             raise CheckpointError(

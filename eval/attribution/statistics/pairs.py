@@ -1,8 +1,8 @@
-"""The experts that are active at each token and their weights, out of routing probabilities that are mostly zero.
+"""List the active experts of each token and their weights, from routing probabilities that are mostly zero.
 
-Inactive keys have a probability of exactly zero, so at E = 512, H = 8 and about 8 keys a head some 500 of the 262,144
-experts act at a token. Listing them costs less than one product over all of them, and gives each expert's own weight,
-which squares, counts and maxima need.
+Inactive keys have a probability of exactly zero. So at E = 512, H = 8 and about 8 keys for each head, about 500 of the
+262,144 experts are active at a token. Listing them costs less than one product over all experts. It also gives the
+weight of each expert, which squares, counts and maxima need.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Cells (token, expert) among which one list is kept free of repeats, 4 bytes each.
+# Size of the table (token, expert) that finds repeats within one list, in cells of 4 bytes.
 _CELLS = {"cpu": 1 << 24, "cuda": 1 << 28}
 _TOKENS = 4096
-# Entries of one list before repeats are joined; each passes through some ten arrays of 8 bytes.
+# Entries of one list before repeats are joined; each entry passes through about ten arrays of 8 bytes.
 _ENTRIES = 1 << 22
 
 
 class ActiveExperts(NamedTuple):
-    """Experts with a weight above zero, P of them over some consecutive tokens; none is listed twice at one token.
+    """P experts with a weight above zero, over some consecutive tokens; no expert is listed twice at one token.
 
     Args:
-        token_P: int64, place of the token along T.
+        token_P: int64, index of the token along T.
         expert_P: int64, expert id i*E + j.
         weight_P: float64, `sum_h g1[h,i] * g2[h,j]`.
     """
@@ -36,17 +36,17 @@ class ActiveExperts(NamedTuple):
 
 
 def num_pairs(g1_THE: Tensor, g2_THE: Tensor) -> int:
-    """Products of two nonzero probabilities of one head, over all tokens: how long the lists are before joining."""
+    """Number of products of two nonzero probabilities of one head, over all tokens: the length of unjoined lists."""
     active1_TH, active2_TH = ((g_THE != 0).sum(-1) for g_THE in (g1_THE, g2_THE))
     return int((active1_TH * active2_TH).sum())
 
 
 class ExpertLister:
-    """Lists the active experts of every token; keeps the memory it works in.
+    """Lists the active experts of every token, and reuses its working memory.
 
     Args:
         num_keys: E.
-        device: where the probabilities lie.
+        device: device of the probabilities.
     """
 
     def __init__(self, num_keys: int, device: torch.device) -> None:
@@ -70,7 +70,7 @@ class ExpertLister:
         T, H, E = g1_THE.shape
         row1_K, key1_K, value1_K = _entries(g1_THE)
         row2_K, key2_K, value2_K = _entries(g2_THE)
-        # an entry of the first axis meets those of the second that belong to the same token and head
+        # An entry of the first axis is paired with the entries of the second that have the same token and head.
         partners_X = torch.bincount(row2_K, minlength=T * H)
         partners_K = partners_X.index_select(0, row1_K)
         ends_K = partners_K.cumsum(0)
@@ -93,9 +93,9 @@ class ExpertLister:
         yield ActiveExperts(token_P.add_(start), expert_P, weight_P)
 
     def _joined(self, cell_P: Tensor, weight_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Add up what several heads give one cell: places of one entry a cell, and the cells' sums."""
-        # All entries of a cell write their number there, and whichever stays speaks for the cell. Only cells that were
-        # just written are read, so the table is never cleared.
+        """Add up the weights of several heads in a cell: the place of one entry for each cell, and the cells' sums."""
+        # All entries of a cell write their number to the cell, and the number that stays represents it. Only cells that
+        # were just written are read, so the table is never cleared.
         number_P = torch.arange(len(cell_P), dtype=torch.int32, device=cell_P.device)
         self._table_X.scatter_(0, cell_P, number_P)
         speaker_P = self._table_X.gather(0, cell_P)
@@ -105,15 +105,15 @@ class ExpertLister:
 
 
 def _entries(g_THE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Row (token, head), key and float64 value of what is not zero."""
+    """Row (token, head), key and float64 value of the nonzero entries."""
     E = g_THE.shape[-1]
     g_X = g_THE.reshape(-1)
-    # numpy finds rare true values several times as fast as torch
+    # numpy finds rare true values several times faster than torch
     place_K = torch.from_numpy(np.flatnonzero((g_X != 0).numpy())) if g_X.is_cpu else g_X.nonzero().view(-1)
     row_K = _divided(place_K, E)
     return row_K, place_K - row_K * E, g_X.index_select(0, place_K).double()
 
 
 def _divided(number_K: Tensor, divisor: int) -> Tensor:
-    """Whole quotients; numpy's division by a constant is a multiplication."""
+    """Integer quotients; numpy turns the division by a constant into a multiplication."""
     return torch.from_numpy(number_K.numpy() // divisor) if number_K.is_cpu else number_K // divisor

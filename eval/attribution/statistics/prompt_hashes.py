@@ -1,8 +1,8 @@
-"""Which prompts a mask was chosen on, so that it can be told later whether it is judged on other ones.
+"""Hashes of the prompts on which a mask was chosen, to check later whether it is judged on other prompts.
 
-`monet eval toxicity-scores` writes a hash of the prompt beside each text. `monet stats --scores` keeps the set of
-hashes in the statistics' provenance, and `monet select` keeps it in the mask's. A hash is the first 48 bits of SHA-256
-over the prompt's words: with 100,000 prompts, one of a thousand other prompts is mistaken for them once in three
+`monet eval toxicity-scores` writes a hash of the prompt with each text. `monet stats --scores` keeps the set of hashes
+in the statistics' provenance, and `monet select` keeps it in the mask's. A hash is the first 48 bits of SHA-256 over
+the prompt's words. With 100,000 recorded prompts and one thousand other prompts, a false match happens once in three
 million evaluations.
 """
 
@@ -24,22 +24,22 @@ _HASH = re.compile(f"[0-9a-f]{{{2 * _BYTES}}}")
 
 
 def prompt_hash(text: str) -> str:
-    """Twelve hexadecimal digits that say which prompt it is; white space does not count."""
+    """Twelve hexadecimal digits that identify a prompt; white space does not count."""
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).hexdigest()[: 2 * _BYTES]
 
 
 def is_hash(value: Any) -> bool:
-    """Whether a value is what `prompt_hash` gives."""
+    """Whether a value has the form of a `prompt_hash`."""
     return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def packed(hashes: Iterable[str]) -> str:
-    """A set of hashes as text of eight characters each, for provenance."""
+    """A set of hashes as a text for provenance, eight characters for each hash."""
     return base64.b64encode(b"".join(map(bytes.fromhex, sorted(set(hashes))))).decode()
 
 
 def unpacked(content: Any) -> frozenset[str] | None:
-    """The set that `packed` made a text of; None if it is no such text."""
+    """The set of hashes in a text from `packed`; None if it is not such a text."""
     try:
         found = base64.b64decode(content, validate=True)
     except (TypeError, ValueError, binascii.Error):
@@ -50,14 +50,14 @@ def unpacked(content: Any) -> frozenset[str] | None:
 
 
 def judged_before(notes: Iterable[Mapping[str, Any]], prompts: Iterable[str]) -> int | None:
-    """How many of some prompts masks were chosen on.
+    """Number of prompts on which masks were chosen, among the given prompts.
 
     Args:
         notes: provenance of the masks.
-        prompts: that the masks are judged on.
+        prompts: prompts on which the masks are judged.
 
     Returns:
-        Their number; None if there is none among the recorded ones, and some mask's are not recorded.
+        The number; None if no given prompt is recorded and the record of some mask is missing.
     """
     parts = [part for one in notes for part in texts_of(one)]
     recorded = [None if part is None else unpacked(part.get(KEY)) for part in parts]
@@ -67,7 +67,7 @@ def judged_before(notes: Iterable[Mapping[str, Any]], prompts: Iterable[str]) ->
 
 
 def without_hashes(notes: Any) -> Any:
-    """Notes on how something was made, with the number of hashes in the place of each set of them, for people."""
+    """Provenance for people: each set of hashes is replaced by its size."""
     if isinstance(notes, Mapping):
         return {
             key: without_hashes(value) if (hashes := _hashes(key, value)) is None else len(hashes)
@@ -77,7 +77,7 @@ def without_hashes(notes: Any) -> Any:
 
 
 def _hashes(key: str, value: Any) -> frozenset[Any] | None:
-    """The hashes that an entry of provenance holds; None if it holds none."""
+    """The hashes in an entry of provenance; None if it has none."""
     if key == KEY and isinstance(value, str):
         return unpacked(value) or frozenset()
     found = signature.Signature.read({key: value}) if key == signature.KEY else None

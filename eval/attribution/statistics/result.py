@@ -1,7 +1,7 @@
-"""Exact sums of expert weights a label, with what else was collected in the same pass; their file and their addition.
+"""Exact sums of expert weights for each label, and other quantities of the same pass: file format and merging.
 
-The weight of expert (i, j) at a token is `w[i,j] = sum_h g1[h,i] * g2[h,j]`. Dims as in docs/architecture.md, and C for
-labels.
+The weight of expert (i, j) at a token is `w[i,j] = sum_h g1[h,i] * g2[h,j]`. docs/architecture.md explains the dims; C
+stands for labels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from monet.model.modeling_monet import MonetPreTrainedModel
 
 FORMAT = "monet-expert-statistics/2"
-# Files of the first format hold no permuted labels, and are otherwise the same.
+# Files of the first format have no permuted labels; everything else is the same.
 _READ = ("monet-expert-statistics/1", FORMAT)
 _SUMS = ("sums", "tokens", "windows", "documents")
 _PERMUTED = "permuted"
@@ -41,14 +41,14 @@ class ExpertStatistics:
     Args:
         labels: names along C.
         sums_CREE: float64 on the CPU, sum over the label's tokens of `sum_h g1[h,i] * g2[h,j]`; no unit.
-        tokens_C: int64, tokens summed over, pads excluded.
-        windows_C: int64, sequences they came in.
-        documents_C: int64, documents they came from: runs of windows that begin in one document.
-        model_fingerprint: of the model that routed.
-        provenance: how it was made; `parts` names the passes that were added up.
-        scores, firing, maxima, coactivation: what else was collected; None where it was not asked for.
-        permuted: the same statistics under permuted labels, without maxima and co-activation: every document took the
-            label and the scores of another one (`monet.eval.attribution.statistics.shuffle`). Empty where nothing was
+        tokens_C: int64, number of summed tokens, without pads.
+        windows_C: int64, number of sequences of these tokens.
+        documents_C: int64, number of documents of these tokens: runs of windows that begin in one document.
+        model_fingerprint: fingerprint of the model that routed.
+        provenance: how the statistics were made; `parts` names the passes that were added up.
+        scores, firing, maxima, coactivation: further quantities; None if they were not requested.
+        permuted: the same statistics under permuted labels, without maxima and co-activation. Every document took the
+            label and the scores of another one (`monet.eval.attribution.statistics.shuffle`). Empty if nothing was
             permuted.
     """
 
@@ -67,15 +67,15 @@ class ExpertStatistics:
 
     @property
     def extras(self) -> dict[str, Extra]:
-        """What was collected beside the sums, by name."""
+        """Collected quantities other than the sums, by name."""
         found = {name: getattr(self, name) for name in EXTRAS}
         return {name: extra for name, extra in found.items() if extra is not None}
 
     def means(self) -> Tensor:
-        """Mean expert weight a token of each label, (C, R, E, E) float64; each sums to H over the experts of a group.
+        """Mean expert weight per token for each label, (C, R, E, E) float64; the means of a group's experts sum to H.
 
         Raises:
-            DataError: a label without a token has no mean.
+            DataError: a label has no token, so it has no mean.
         """
         empty = [label for label, tokens in zip(self.labels, self.tokens_C.tolist(), strict=True) if tokens == 0]
         if empty:
@@ -88,11 +88,11 @@ class ExpertStatistics:
     def correlations(self) -> Tensor:
         """Pearson's r of every expert's weight with the tokens' score, (R, E, E) float64.
 
-        NaN where there is nothing to correlate: an expert whose weight never varies (never active, say), or all
+        NaN if there is nothing to correlate: for an expert whose weight never varies (never active, say), or for all
         experts if the score never varies.
 
         Raises:
-            DataError: collected without scores.
+            DataError: the statistics were collected without scores.
         """
         if self.scores is None:
             raise DataError("these statistics hold no scores; collect them with `monet stats --scores FILE.jsonl`")
@@ -101,21 +101,21 @@ class ExpertStatistics:
     def strongest(self, count: int) -> Tensor:
         """The experts of each routing group with the largest weights summed over all tokens, (R, count) int64 ids.
 
-        Of equal ones the lowest ids; fewer than `count` if a group has not as many.
+        Ties go to the lowest ids. A group with fewer than `count` experts gives all of them.
         """
         sums_RN = self.sums_CREE.sum(0).flatten(1)
         return sums_RN.sort(descending=True, stable=True).indices[:, :count]
 
     def merge(self, other: ExpertStatistics) -> ExpertStatistics:
-        """Statistics over both passes; adding parts of a corpus gives what one pass over it gives.
+        """The sum of both passes; the sum over the parts of a corpus equals one pass over the corpus.
 
-        Permuted statistics are added, too, as many as both have. Each part permuted its own documents, so the sum is
-        that of a permutation within parts. It is a valid comparison, but a weaker one: where a part holds few
-        documents, or nearly one label only, its permuted labels are nearly its own.
+        Permuted statistics are added too, up to the smaller number of permutations. Each part permuted its own
+        documents, so the sum is a permutation within parts. It is a valid comparison, but a weaker one: if a part has
+        few documents, or nearly only one label, its permuted labels are nearly its true labels.
 
         Raises:
-            CheckpointError: another model or stored mask, other labels or sizes, other things collected, or text that
-                both hold.
+            CheckpointError: another model or stored mask, other labels or sizes, other collected quantities, or text
+                that is in both.
         """
         if self.model_fingerprint != other.model_fingerprint:
             raise CheckpointError(
@@ -136,8 +136,8 @@ class ExpertStatistics:
         mine, theirs = self.provenance.get("parts", []), other.provenance.get("parts", [])
         if len({part.get("stored_mask") for part in [*mine, *theirs]}) > 1:
             raise CheckpointError(
-                "statistics of one model with two stored masks do not add up, for experts that are removed move the "
-                "routing behind them; collect both under one mask"
+                "statistics of one model with two stored masks do not add up, because removed experts change the "
+                "routing of later layers; collect both under one mask"
             )
         if len({_excluded(part) for part in [*mine, *theirs]}) > 1:
             raise CheckpointError(
@@ -162,7 +162,7 @@ class ExpertStatistics:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file with labels and provenance in its header; whole or not at all."""
+        """Write one safetensors file atomically, with labels and provenance in its header."""
         from safetensors.torch import save_file
 
         header = {
@@ -175,7 +175,7 @@ class ExpertStatistics:
             save_file(self._tensors(), temporary, metadata=header)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """What the file holds, by name."""
+        """The tensors of the file, by name."""
         tensors = {
             "sums": self.sums_CREE.contiguous(),
             "tokens": self.tokens_C,
@@ -197,7 +197,7 @@ class ExpertStatistics:
             model: if given, statistics of another model are refused.
 
         Raises:
-            CheckpointError: missing, unreadable or inconsistent file, or another model's statistics.
+            CheckpointError: the file is missing, unreadable or inconsistent, or belongs to another model.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -205,7 +205,7 @@ class ExpertStatistics:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 if header.get("format") not in _READ:
-                    raise CheckpointError(f"{path}: no expert statistics ({FORMAT}); write them with `monet stats`")
+                    raise CheckpointError(f"{path}: not expert statistics ({FORMAT}); write them with `monet stats`")
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
             labels, provenance = (parse_json(header[name], f"{path}: {name}") for name in ("labels", "provenance"))
             fingerprint = header["model_fingerprint"]
@@ -230,7 +230,7 @@ class ExpertStatistics:
     def _of_tensors(
         cls, tensors: dict[str, Tensor], labels: list[str], fingerprint: str, provenance: dict[str, Any]
     ) -> ExpertStatistics:
-        """Checked statistics out of a file's tensors; raises KeyError, TypeError, ValueError or CheckpointError."""
+        """Checked statistics from a file's tensors; raises KeyError, TypeError, ValueError or CheckpointError."""
         fields: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, rest = key.partition(".")
@@ -252,12 +252,12 @@ class ExpertStatistics:
             shuffled.setdefault(int(number), {})[rest] = tensor
         permuted = [cls._of_tensors(one, labels, fingerprint, {}) for _, one in sorted(shuffled.items())]
         if any(one.sums_CREE.shape != sums.shape or one.extras.keys() - collected.keys() for one in permuted):
-            raise CheckpointError("permuted sums do not fit the others; run `monet stats` again")
+            raise CheckpointError("permuted sums do not fit the other sums; run `monet stats` again")
         return cls(labels, sums, *counts, fingerprint, provenance, **collected, permuted=permuted)
 
 
 def _excluded(part: dict[str, Any]) -> tuple[Any, ...]:
-    """Which tokens a pass left out."""
+    """The tokens that a pass left out."""
     notes = part.get("excluded", {})
     return tuple(notes.get("ids", [])), notes.get("first", 0)
 
@@ -270,11 +270,11 @@ def _refuse_overlap(parts: Sequence[dict[str, Any]], others: Sequence[dict[str, 
         told = without_hashes(part)
         if same_source(part, other):
             raise CheckpointError(
-                f"both statistics hold text of the part {told}, and its tokens would count twice; merge the shards of "
-                "one division of a source, or different domains of it"
+                f"both statistics have text of the part {told}, so its tokens would count twice; merge the shards of "
+                "one division of a source, or different domains of a source"
             )
         raise CheckpointError(
-            f"both statistics hold {common_sequences(part, other)} of the same sequences, and their tokens would count "
-            "twice; take these sequences out of one text, or collect both texts in one pass. The part that holds them: "
-            f"{told}"
+            f"both statistics have {common_sequences(part, other)} of the same sequences, so their tokens would count "
+            "twice; remove these sequences from one text, or collect both texts in one pass. The part with these "
+            f"sequences: {told}"
         )

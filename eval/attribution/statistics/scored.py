@@ -1,8 +1,8 @@
-"""Text with scores, one record a line: what correlations of experts with a score are taken on.
+"""Read text with scores, one record for each line, for correlations of experts with a score.
 
-A record is a JSON object with `text` or `input_ids`, with `score` (which each of its tokens then has) or `token_scores`
-(one number a token), and optionally `label`, `id` and `prompt_hash` (of the prompt that the text belongs to, see
-`monet.eval.attribution.statistics.prompt_hashes`). A record whose score is null was not scored: it is left out and
+A record is a JSON object with `text` or `input_ids`, and with `score` (the score of each token) or `token_scores` (one
+number for each token). `label`, `id` and `prompt_hash` are optional. `prompt_hash` is the hash of the text's prompt,
+see `monet.eval.attribution.statistics.prompt_hashes`. A record whose score is null was not scored: it is left out and
 counted.
 """
 
@@ -28,21 +28,21 @@ UNLABELLED = "scored"
 def read_scored(path: Path, tokenizer: PreTrainedTokenizerBase | None, seq_len: int) -> LabelledSequences:
     """Read records as labelled sequences with a score for every token.
 
-    Longer ones are cut into pieces of `seq_len`, of which each begins anew.
+    Longer texts are cut into pieces of `seq_len`. Each piece is a separate sequence.
 
     Args:
         path: a file of JSON lines; empty lines are skipped.
-        tokenizer: of the model, for records with `text`; None if there is none.
-        seq_len: most tokens of a sequence, at least 3.
+        tokenizer: tokenizer of the model, for records with `text`; None if there is none.
+        seq_len: largest number of tokens of a sequence, at least 3.
 
     Returns:
-        Sequences whose document is the record's `id`, or else its line's number; labels in the order they come, records
-        without one are labelled "scored". `notes` counts what was left out, and why; if every record names its prompt,
-        it holds the set of their hashes.
+        Sequences whose document is the record's `id`, or else its line number. Labels are in the order of the file;
+        records without a label are labelled "scored". `notes` counts the records that were left out, by reason. If
+        every record names its prompt, `notes` also has the set of the prompts' hashes.
 
     Raises:
-        DataError: no such file, no record with a score, or a record that cannot be read; names its line.
-        ConfigError: `seq_len` below 3.
+        DataError: the file is missing, has no record with a score, or has an unreadable record; names the line.
+        ConfigError: `seq_len` is below 3.
     """
     if seq_len < 3:
         raise ConfigError(f"seq_len {seq_len} must be at least 3 for scored text")
@@ -57,7 +57,7 @@ def read_scored(path: Path, tokenizer: PreTrainedTokenizerBase | None, seq_len: 
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
-        raise DataError(f"{path}: no readable file of scored text ({error.strerror})") from None
+        raise DataError(f"{path}: cannot read the file of scored text ({error.strerror})") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -92,13 +92,13 @@ def read_scored(path: Path, tokenizer: PreTrainedTokenizerBase | None, seq_len: 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
     record = parse_json(line, where)
     if not isinstance(record, dict) or ("text" in record) == ("input_ids" in record):
-        raise DataError(f"{where}: a record is an object with either `text` or `input_ids`")
+        raise DataError(f"{where}: a record must be an object with either `text` or `input_ids`")
     if ("score" in record) == ("token_scores" in record):
-        raise DataError(f"{where}: a record has either `score`, null if it was not scored, or `token_scores`")
+        raise DataError(f"{where}: a record must have either `score`, null if it was not scored, or `token_scores`")
     if "prompt_hash" in record and not is_hash(record["prompt_hash"]):
         raise DataError(
-            f"{where}: prompt_hash {record['prompt_hash']!r:.40} is no hash of a prompt (12 hexadecimal digits); leave "
-            "it out, or write the file with `monet eval toxicity-scores`"
+            f"{where}: prompt_hash {record['prompt_hash']!r:.40} is not the hash of a prompt (12 hexadecimal digits); "
+            "leave it out, or write the file with `monet eval toxicity-scores`"
         )
     return record
 
@@ -106,7 +106,7 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
 def _tokens(
     record: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, where: str
 ) -> tuple[list[int], list[float]]:
-    """Ids of a record and a score for each."""
+    """Ids of a record, and a score for each id."""
     if "input_ids" in record:
         ids = record["input_ids"]
         if not isinstance(ids, list) or not all(type(entry) is int for entry in ids):
@@ -114,7 +114,7 @@ def _tokens(
     elif not isinstance(record["text"], str):
         raise DataError(f"{where}: text must be a string, got {record['text']!r:.40}")
     elif tokenizer is None:
-        raise DataError(f"{where} has text, and the model's folder has no tokenizer; give input_ids instead")
+        raise DataError(f"{where} has text, but the model's folder has no tokenizer; give input_ids instead")
     else:
         ids = list(tokenizer(record["text"], return_attention_mask=False)["input_ids"])  # pyright: ignore
     given = record.get("token_scores")
@@ -125,13 +125,13 @@ def _tokens(
             raise DataError(f"{where}: a score must be a finite number, got {score!r}")
     if not isinstance(given, list) or len(given) != len(ids):
         found = len(given) if isinstance(given, list) else given
-        raise DataError(f"{where}: {found} token_scores for {len(ids)} tokens; give one a token, beside its input_ids")
+        raise DataError(f"{where}: {found} token_scores for {len(ids)} tokens; give input_ids, and a score for each id")
     return ids, list(map(float, given))
 
 
 def _pieces(length: int, longest: int) -> list[slice]:
-    """Consecutive slices of at most `longest`, none of a single token."""
+    """Consecutive slices of at most `longest` tokens and at least two."""
     starts = list(range(0, length, longest))
     if length - starts[-1] == 1 and len(starts) > 1:
-        starts[-1] -= 1  # the last piece takes one token from the one before it
+        starts[-1] -= 1  # the last piece takes one token from the piece before it
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], length], strict=True)]

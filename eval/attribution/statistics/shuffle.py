@@ -1,9 +1,9 @@
-"""Labels and scores of whole documents, shuffled over the documents: what a selection is compared with.
+"""Shuffle labels and scores over whole documents, as a comparison for a selection.
 
-A rule finds some experts in any labels. How many it finds by chance is seen under labels that mean nothing: every
-document takes the label, and the scores, of another one. Documents are moved whole, because the tokens of one document
-are not independent. A document is all sequences that begin in it, as for the bootstrap and for `--shard`; a sequence
-that holds several documents moves with the first of them. Dims as in docs/architecture.md, C for labels, Q for
+A rule finds some experts under any labels. Meaningless labels show how many it finds by chance: every document takes
+the label, and the scores, of another document. Documents are moved whole, because the tokens of one document are not
+independent. A document is all sequences that begin in it, as for the bootstrap and for `--shard`. A sequence that holds
+several documents moves with the first of them. docs/architecture.md explains the dims; C stands for labels, Q for
 permutations, U for documents, S for sequences.
 """
 
@@ -21,13 +21,13 @@ from monet.eval.core.inputs import Batch, LabelledData
 
 
 class _Documents(NamedTuple):
-    """What one reading of the data found.
+    """The documents of the data, from one reading.
 
     Args:
         label_U: int64.
         tokens_U, sequences_U: int64, counted tokens and sequences of each document.
         document_S: int64, the document of each sequence in the order of the data.
-        first_S: int64, counted tokens of the document in earlier sequences.
+        first_S: int64, number of the document's counted tokens in earlier sequences.
         score_X: float64, scores of all counted tokens, document by document; None for text without scores.
     """
 
@@ -76,21 +76,21 @@ def _read(data: LabelledData, batch_size: int, exclusion: Exclusion) -> _Documen
 class Shuffle:
     """Some permutations of the data's documents; gives every batch's tokens the labels and scores of other documents.
 
-    The numbers of documents a label are kept. A document with n counted tokens takes the first n scores of the other
-    document, again from its beginning where that is shorter: scores that hold for a whole text stay whole, and scores
-    that follow each other in a text still do. The permutations depend on the seed and on the data's fingerprint, so
-    parts of one corpus get independent ones.
+    The number of documents of each label does not change. A document with n counted tokens takes the first n scores of
+    the other document, and starts again at its beginning if it is shorter. So scores that hold for a whole text stay
+    whole, and scores of consecutive tokens stay consecutive. The permutations depend on the seed and on the data's
+    fingerprint, so parts of one corpus get independent permutations.
 
     Args:
-        data: read once, without the model.
-        batch_size: sequences that are read at once; it changes nothing.
-        exclusion: tokens that are not counted; a document without any other token stays as it is.
+        data: the data; read once, without the model.
+        batch_size: sequences that are read at a time; it does not change the result.
+        exclusion: tokens that are not counted; a document that has only such tokens stays unchanged.
         count: number of permutations.
-        seed: another number gives other permutations.
+        seed: another seed gives other permutations.
 
     Attributes:
-        count: number of permutations; 0 where none changes anything, because all documents have one label and no score.
-        documents: how many documents are shuffled.
+        count: number of permutations; 0 if all documents have one label and no score, so that nothing would change.
+        documents: number of shuffled documents.
     """
 
     def __init__(self, data: LabelledData, batch_size: int, exclusion: Exclusion, count: int, seed: int) -> None:
@@ -116,8 +116,8 @@ class Shuffle:
         """The tokens of the data's next batch with their shuffled labels and scores, for each permutation.
 
         Args:
-            batch: the next one in the data's order.
-            tokens: those of it that count.
+            batch: the next batch in the data's order.
+            tokens: the counted tokens of the batch.
         """
         if not self.count:
             return []
@@ -141,7 +141,7 @@ class Shuffle:
         return shuffled
 
     def notes(self) -> dict[str, int]:
-        """For the provenance of statistics."""
+        """Entry for the provenance of statistics."""
         return {"count": self.count, "seed": self.seed, "documents": self.documents}
 
     def counts(self, number: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""`monet ablate`: the loss of every domain before and after each removal, beside random controls."""
+"""`monet ablate`: the loss of every domain before and after each removal, compared with random controls."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ def run(
     intervals: TextIntervals = TextIntervals(),  # noqa: B008 - frozen
     compute: DividedCompute = DividedCompute(),  # noqa: B008 - frozen
 ) -> None:
-    """Measure what every domain loses when each domain's experts are removed, beside random removals.
+    """Measure what every domain loses when each domain's experts are removed, compared with random removals.
 
-    Writes OUT/result.json, which `monet report` turns into tables and a heat map. What is finished is kept in
-    OUT/losses, so the same command goes on after a kill.
+    Writes OUT/result.json, which `monet report` turns into tables and a heat map. Finished losses are kept in
+    OUT/losses, so the same command continues after a kill.
 
     Args:
-        model: Hugging Face folder or name of the model that the masks were made for.
+        model: Hugging Face folder or name of the model for which the masks were made.
         data: folder of `monet data prepare`, made with the model's tokenizer.
         masks: folder of `monet select`, or one mask file in it.
         out: folder for result.json and kept losses.
-        split: split of DATA to evaluate on, "evaluate" if not given; choose masks on another.
-        protocol: held_out evaluates on SPLIT. same evaluates on the split that the masks were chosen on, as the paper
-            seems to have done; it flatters the masks, and the result says `held_out: false`.
+        split: split of DATA to evaluate on, default "evaluate"; choose masks on another split.
+        protocol: held_out evaluates on SPLIT. same evaluates on the split on which the masks were chosen, as the paper
+            seems to do; this favours the masks, and the result records `held_out: false`.
         controls: random controls of each mask.
-        control_on: measure controls on their target only, or on all domains, which takes that many times longer.
+        control_on: measure controls only on their target, or on all domains, which takes that many times longer.
 
     Raises:
-        CheckpointError: no such model, or masks of another model.
-        ConfigError: an option out of range.
-        DataError: no such split, a domain of the masks missing in it, or another tokenizer's data.
-        NonFiniteError: a NaN or infinite loss; names mask, domain and window.
+        CheckpointError: the model does not exist, or the masks belong to another model.
+        ConfigError: an option is out of range.
+        DataError: the split does not exist or lacks a domain of the masks, or the data have another tokenizer.
+        NonFiniteError: a loss is NaN or infinite; the message names mask, domain and window.
     """
     bootstrap = intervals.bootstrap()
     part = compute.own_part

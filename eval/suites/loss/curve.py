@@ -1,7 +1,7 @@
-"""How removal grows with its threshold: nested masks out of one file of statistics, each measured as by `monet ablate`.
+"""Measure how a removal grows with its threshold: nested masks from one file of statistics, as in `monet ablate`.
 
-A rule with a threshold gives smaller masks where it is stricter. Each label's masks must be nested, so that a curve
-adds experts and never exchanges them; that is checked. Losses are shared: equal masks are scored once.
+A rule with a threshold gives smaller masks at stricter thresholds. The masks of a label must be nested, so that a
+curve adds experts and never exchanges them. This is checked. Losses are shared: equal masks are scored once.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What the masks of one threshold did.
+    """The effects of the masks of one threshold.
 
     Args:
-        threshold: of the rule.
-        domains: one verdict a label.
+        threshold: threshold of the rule.
+        domains: one verdict for each label.
     """
 
     threshold: float
@@ -62,11 +62,11 @@ class CurveResult(Result):
     """Outcome of a curve.
 
     Args:
-        rule: its name and numbers; the one under its threshold's name is that of no point in particular.
-        nested: each label's masks contain one another; always true, for others are refused.
-        points: from the fewest experts removed to the most.
-        provenance: as of an ablation; of its masks only what the rule finds under permuted labels.
-        evaluated: one baseline a domain of the data; empty in files of earlier versions.
+        rule: name and numbers of the rule; ignore the value of its threshold, each point has its own.
+        nested: whether each label's masks contain one another; always true, because other masks are refused.
+        points: from the fewest removed experts to the most.
+        provenance: as for an ablation, but of each mask only the numbers under permuted labels.
+        evaluated: one baseline for each domain of the data; empty in files of earlier versions.
     """
 
     FORMAT: ClassVar[str] = "monet-curve/2"
@@ -80,17 +80,17 @@ class CurveResult(Result):
 
     @property
     def sentence(self) -> str:
-        """How many masks pass at each threshold, in words."""
+        """The number of masks that pass at each threshold, in words."""
         passed = ", ".join(
             f"{sum(verdict.passes for verdict in point.domains)} at {point.threshold:g}" for point in self.points
         )
         return (
-            f"of {len(self.points[0].domains)} masks by {self.rule['rule']}, so many hit their own domain hardest, and "
-            f"harder than chance explains: {passed}"
+            f"number of {len(self.points[0].domains)} masks by {self.rule['rule']} that hit their own domain hardest, "
+            f"and harder than chance explains: {passed}"
         )
 
     def report(self) -> Report:
-        """A table of all labels, then a curve and a table a label."""
+        """A table of all labels, then a curve and a table for each label."""
         names = [verdict.name for verdict in self.points[0].domains]
         held_out = self.provenance["held_out"]
         keep = self.provenance["keep"]
@@ -101,7 +101,7 @@ class CurveResult(Result):
         unit = self.provenance["bootstrap"]["unit"]
         blocks: list[Block] = [
             Text(
-                f"Experts were chosen by the rule {rule} at {thresholds} out of one file of statistics, and {removed}. "
+                f"Experts were chosen by the rule {rule} at {thresholds} from one file of statistics, and {removed}. "
                 "Masks of a domain are nested: a looser threshold adds experts and exchanges none. Bands and brackets "
                 f"are intervals over {unit}s. {random_units(self.provenance['controls'], 'experts')} are removed for "
                 f"comparison. {HOW_JUDGED} q is taken over the domains of each threshold."
@@ -127,7 +127,7 @@ def _overview(points: Sequence[CurvePoint]) -> Table:
         title="All domains by threshold",
         header=["removed", *(f"{point.threshold:g}" for point in points)],
         rows=[[rows[0].name, *map(told, rows)] for rows in zip(*(point.domains for point in points), strict=True)],
-        note="Increase of loss in nats a token: of the domain itself / mean of the others / random controls on itself.",
+        note="Increase of loss in nats a token: domain itself / mean of the others / random controls on the domain.",
     )
 
 
@@ -147,7 +147,7 @@ def _curve(name: str, rows: Sequence[Verdict]) -> Curve:
             series("mean of the others", "others_mean_delta", "others_mean_interval"),
             series(f"{name} under random controls", "random_delta", "random_interval"),
         ],
-        note="The band of the random controls holds the spread over controls as well as over text.",
+        note="The band of the random controls holds the spread over controls and the spread over text.",
     )
 
 
@@ -186,17 +186,17 @@ def check_nested(masks: Sequence[Mapping[str, ExpertMask]]) -> None:
     """Refuse masks of a label that do not contain one another.
 
     Args:
-        masks: per threshold, masks by label.
+        masks: masks by label, for each threshold.
 
     Raises:
-        ConfigError: names the label and both sizes.
+        ConfigError: masks are not nested; the message names the label and both sizes.
     """
     for label in masks[0]:
         by_size = sorted((of[label] for of in masks), key=lambda mask: mask.num_removed)
         for smaller, larger in itertools.pairwise(by_size):
             if bool(((smaller.keep_REE != 1) & (larger.keep_REE == 1)).any()):
                 raise ConfigError(
-                    f"masks of {label!r} that take {smaller.num_removed} and {larger.num_removed} experts are not "
+                    f"masks of {label!r} that remove {smaller.num_removed} and {larger.num_removed} experts are not "
                     "nested; a curve needs a rule whose looser thresholds only add experts"
                 )
 
@@ -218,27 +218,27 @@ def evaluate_curve(
     part: Part | None = None,
     progress: bool = True,
 ) -> CurveResult | None:
-    """Measure each label's masks at several thresholds, with random controls beside each.
+    """Measure each label's masks at several thresholds, with random controls for each.
 
-    Losses of a window are kept in `out` as soon as they are known; a second call goes on from them.
+    The losses of a window are kept in `out` as soon as they are known. A second call continues from them.
 
     Args:
-        model: the whole model, the one that the statistics were taken from.
-        statistics: of text other than `data`.
-        rule: with a threshold; see `monet.eval.attribution.rules`.
+        model: the whole model, from which the statistics were taken.
+        statistics: statistics of text other than `data`.
+        rule: a rule with a threshold; see `monet.eval.attribution.rules`.
         thresholds: at least one, none twice, in any order.
-        data: holds every label of the rule's masks, and may hold more.
+        data: text that has every label of the rule's masks; it may have more labels.
         out: folder for kept losses and result.json.
         keep: keep-weight of the chosen experts; 0 removes them.
-        controls, control_on, bootstrap, batch_size, part, progress: as of `monet.eval.ablation.measure.ablate`; the
-            masks of all thresholds are dealt together.
+        controls, control_on, bootstrap, batch_size, part, progress: as in `monet.eval.ablation.measure.ablate`; parts
+            divide the masks of all thresholds.
 
     Returns:
-        The result; None with a part.
+        The result; None if `part` is given.
 
     Raises:
-        ConfigError: a rule without threshold, thresholds out of range or repeated, or masks that are not nested.
-        DataError, CheckpointError, NonFiniteError: as of `ablate`.
+        ConfigError: the rule has no threshold, thresholds are out of range or repeated, or masks are not nested.
+        DataError, CheckpointError, NonFiniteError: as in `ablate`.
     """
     check_batch_size(batch_size)
     controls = controls or Controls()
@@ -250,7 +250,7 @@ def evaluate_curve(
         check_request(model, masks, data, controls)
     store = LossStore(Path(out) / "losses", model, batch_size)
     if part is not None:
-        choose_unit(bootstrap or Bootstrap(), data)  # refuses before the work what the last call would refuse
+        choose_unit(bootstrap or Bootstrap(), data)  # fails now with an error that would otherwise come after the work
         asked = [one for masks in by_threshold.values() for one in passes(masks, data, controls, control_on)]
         whole, under_masks = asked[0], [one for one in asked if one[0].like is not None]
         keep_losses(store, dealt([whole, *under_masks], part), progress)
@@ -298,31 +298,32 @@ def run(
 ) -> None:
     """Measure how the loss of each domain grows with the share of its experts that is removed.
 
-    Chooses masks at several thresholds out of one file of statistics, checks that they are nested, and measures each
-    as `monet ablate` does. Writes OUT/result.json, which `monet report` turns into curves and tables. What is finished
-    is kept in OUT/losses, so the same command goes on after a kill.
+    Chooses masks at several thresholds from one file of statistics, checks that they are nested, and measures each
+    mask as `monet ablate` does. Writes OUT/result.json, which `monet report` turns into curves and tables. Finished
+    losses are kept in OUT/losses, so the same command continues after a kill.
 
     Args:
-        model: Hugging Face folder or name of the model that the statistics were taken from.
+        model: Hugging Face folder or name of the model from which the statistics were taken.
         data: folder of `monet data prepare`, made with the model's tokenizer.
         statistics: file of `monet stats`.
-        thresholds: of the rule: ratios, correlations, bits, or for top the fractions of experts.
+        thresholds: thresholds for the rule: ratios, correlations, bits, or for top the fractions of experts.
         out: folder for result.json and kept losses.
         rule: ratio, pearson, mutual_information or top; see `monet select --help`.
-        by: of top: what ranks experts; see `monet select --help`.
-        per: of top: so many of every routing group ("group") or of all groups together ("all", if not given).
-        label: of pearson, and of top by pearson: the domain of DATA that the mask is to hit.
-        keep: keep-weight of the chosen experts: 0 removes them, 0.3 leaves three tenths of what they add.
-        split: split of DATA to evaluate on, "evaluate" if not given.
-        protocol: held_out evaluates on SPLIT, same on the split that the statistics were taken from.
+        by: for rule top: the quantity that ranks experts; see `monet select --help`.
+        per: for rule top: take the experts of every routing group separately ("group"), or of all groups together
+            ("all", default).
+        label: for rule pearson, and for top by pearson: the domain of DATA that the mask targets.
+        keep: keep-weight of the chosen experts: 0 removes them, 0.3 leaves three tenths of their contribution.
+        split: split of DATA to evaluate on, default "evaluate".
+        protocol: held_out evaluates on SPLIT; same evaluates on the split from which the statistics were taken.
         controls: random controls of each mask.
-        control_on: measure controls on their target only, or on all domains, which takes that many times longer.
+        control_on: measure controls only on their target, or on all domains, which takes that many times longer.
 
     Raises:
-        CheckpointError: no such model, or statistics of another.
-        ConfigError: an option out of range or not of this rule, or masks that are not nested.
-        DataError: no such split, a domain of the masks missing in it, or another tokenizer's data.
-        NonFiniteError: a NaN or infinite loss; names mask, domain and window.
+        CheckpointError: the model does not exist, or the statistics belong to another model.
+        ConfigError: an option is out of range or does not belong to the rule, or masks are not nested.
+        DataError: the split does not exist or lacks a domain of the masks, or the data have another tokenizer.
+        NonFiniteError: a loss is NaN or infinite; the message names mask, domain and window.
     """
     bootstrap = intervals.bootstrap()
     part = compute.own_part

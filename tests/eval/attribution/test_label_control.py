@@ -1,4 +1,4 @@
-"""What rules find under permuted labels: nothing of a planted structure, and as much where there is none."""
+"""Rules under permuted labels: they find nothing of a planted structure, and the same number without structure."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ OFTEN = Wanted(firing=True, permutations=10)
 
 @pytest.fixture
 def many_documents(planted_data) -> LabelledSequences:
-    """The planted text at 120 documents, with the score 1 for those of one label."""
+    """The planted text in 120 documents; the documents of one label have score 1."""
     generator = torch.Generator().manual_seed(4)
     label_of = [number % 3 for number in range(120)]
     sequences = [(TOKENS_PER_LABEL * one + torch.randint(4, (10,), generator=generator)).tolist() for one in label_of]
@@ -34,7 +34,7 @@ def many_documents(planted_data) -> LabelledSequences:
 
 @pytest.fixture
 def unstructured() -> LabelledSequences:
-    """Text of one kind under three labels."""
+    """The same kind of text under three labels."""
     generator = torch.Generator().manual_seed(6)
     sequences = torch.randint(24, (90, 6), generator=generator).tolist()
     scores = torch.rand(90, generator=generator).tolist()
@@ -74,9 +74,9 @@ def test_without_structure_permuted_labels_give_as_many(random_model, unstructur
 
 
 def test_styles_of_documents_are_not_taken_for_domains(planted_model):
-    """Each document wakes one expert, whatever its label; four documents a label are then easily uneven.
+    """Each document activates one expert, independent of its label; four documents a label are then easily uneven.
 
-    Tokens that were shuffled one by one would be spread evenly, and hide that.
+    A shuffle of single tokens would spread them evenly and hide this.
     """
     kinds = [0, 0, 0, 1, 1, 1, 2, 2, 0, 2, 2, 1]
     sequences = [[TOKENS_PER_LABEL * kind + n % 4 for n in range(20)] for kind in kinds]
@@ -110,7 +110,7 @@ def test_a_fixed_number_is_compared_by_the_least_rank(random_model, unstructured
 
 
 def test_an_expert_of_one_label_alone_is_reached_by_such_experts_only(planted_model, many_documents):
-    """Its ratio is infinite; under permuted labels it fires everywhere."""
+    """The expert's ratio is infinite; under permuted labels it fires everywhere."""
     statistics = collect(planted_model, many_documents, wanted=OFTEN, progress=False)
     assert all(one.permuted == [0] * 10 for one in label_controls(Top(count=5), statistics).values())
 
@@ -151,9 +151,9 @@ def test_select_prints_it(planted_model, random_model, many_documents, unstructu
     found = shown(collect(random_model, unstructured, wanted=OFTEN, progress=False), "--ratio", "1.1")
     assert "warning: Under permuted labels" in found
     found = shown(collect(random_model, unstructured, progress=False), "--rule", "top", "--count", "3")
-    assert "reach, under permuted labels, the least rank" in found
+    assert "reach, under permuted labels, the lowest rank" in found
     none = collect(random_model, unstructured, wanted=Wanted(permutations=0), progress=False)
-    assert "hold no permuted labels" in shown(none) and label_controls(Ratio(), none) == {}
+    assert "have no permuted labels" in shown(none) and label_controls(Ratio(), none) == {}
     assert "label_control" not in select_by(none, Ratio())["left"].provenance
 
 

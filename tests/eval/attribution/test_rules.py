@@ -1,4 +1,4 @@
-"""Each rule against a loop over experts in plain Python, and its edges: ties, zeros, nothing to compare."""
+"""Each rule against a loop over experts in plain Python, and edge cases: ties, zeros, nothing to compare."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ EXPERTS = list(itertools.product(range(R), range(E), range(E)))
 
 @pytest.fixture
 def statistics() -> ExpertStatistics:
-    """Numbers at random, with zeros and ties among them."""
+    """Random numbers with some zeros and ties."""
     generator = torch.Generator().manual_seed(0)
     tokens_C = torch.tensor([50, 80, 200])
     fired_CREE = (torch.rand(3, R, E, E, generator=generator) * tokens_C.view(3, 1, 1, 1)).long()
@@ -37,7 +37,7 @@ def statistics() -> ExpertStatistics:
     sums_CREE = fired_CREE.double() * torch.rand(3, R, E, E, generator=generator, dtype=torch.float64)
     means = sums_CREE / tokens_C.view(3, 1, 1, 1)
     means[1, 1, 0] = means[0, 1, 0]  # equal means
-    strongest_CREE[0, 1, 1], strongest_CREE[1, 1, 1], strongest_CREE[2, 1, 1] = 5, 8, 0  # a tenth of both
+    strongest_CREE[0, 1, 1], strongest_CREE[1, 1, 1], strongest_CREE[2, 1, 1] = 5, 8, 0  # a tenth of the tokens in both
     return ExpertStatistics(
         labels=LABELS,
         sums_CREE=means * tokens_C.view(3, 1, 1, 1),
@@ -108,7 +108,7 @@ def test_mutual_information_is_that_of_the_joint_table(statistics):
         assert chosen[place] == (unique_highest(wanted) if max(wanted) >= 0.02 else [])
         some += len(chosen[place])
     assert 0 < some < len(EXPERTS)
-    assert chosen[0, 0, 0] == [], "never active tells nothing"
+    assert chosen[0, 0, 0] == [], "never active carries no information"
 
 
 def test_firing_that_names_the_label_tells_all_about_it(statistics):

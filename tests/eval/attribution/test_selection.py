@@ -21,11 +21,11 @@ def owner_of(means: list[float], ratio: float) -> int:
         ([4.0, 2.0, 1.0], 2.0, 0, "exactly twice the second is enough"),
         ([3.999, 2.0, 1.0], 2.0, -1, "just under twice is not"),
         ([1.0, 2.0, 4.1], 2.0, 2, "the order of labels does not matter"),
-        ([0.0, 0.0, 0.0], 2.0, -1, "never active belongs to nobody"),
-        ([0.0, 0.0, 0.0], 1.0, -1, "never active belongs to nobody, also at ratio 1"),
-        ([0.0, 1e-12, 0.0], 2.0, 1, "active for one label alone belongs to it"),
+        ([0.0, 0.0, 0.0], 2.0, -1, "never active belongs to no label"),
+        ([0.0, 0.0, 0.0], 1.0, -1, "never active belongs to no label, also at ratio 1"),
+        ([0.0, 1e-12, 0.0], 2.0, 1, "active for only one label belongs to it"),
         ([0.0, 1e-12, 0.0], 1e9, 1, "at every ratio"),
-        ([2.0, 2.0, 1.0], 1.0, -1, "equal firsts belong to nobody"),
+        ([2.0, 2.0, 1.0], 1.0, -1, "equal firsts belong to no label"),
         ([2.0, 2.0, 0.0], 2.0, -1, "also if the third is zero"),
         ([2.0, 1.9, 1.0], 1.0, 0, "ratio 1 is most active"),
         ([3.0, 1.0], 2.0, 0, "two labels suffice"),
@@ -123,7 +123,7 @@ def test_an_earlier_selection_is_replaced_and_nothing_else(planted, tmp_path):
     assert list(load_masks(tmp_path / "m")) == ["left"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="no earlier selection"):
+    with pytest.raises(ConfigError, match="not an earlier selection"):
         save_masks(tmp_path / "other", masks, summary)
 
 

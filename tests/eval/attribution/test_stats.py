@@ -10,7 +10,7 @@ from tests.tolerances import assert_close
 
 
 def brute_force(model, data) -> torch.Tensor:
-    """Loop over labels, sequences one by one, tokens, heads and explicit experts, in float64."""
+    """Loop over labels, single sequences, tokens, heads and explicit experts, in float64."""
     E, groups = model.config.moe_experts, len(model.routers())
     sums = torch.zeros(len(data.labels), groups, E, E, dtype=torch.float64)
     for sequence, label in zip(data.sequences, data.label_of, strict=True):
@@ -113,7 +113,7 @@ def test_a_stored_mask_is_on_record(random_model, random_data):
     random_model.set_expert_mask(ExpertMask.random(random_model.config, 20, seed=0))
     masked = collect(random_model, random_data, progress=False)
     assert free.provenance["parts"][0]["stored_mask"] == "none" != masked.provenance["parts"][0]["stored_mask"]
-    # the first router lies before every expert, the second behind some of them
+    # The first router comes before all experts, the second after some of them.
     assert torch.equal(free.sums_CREE[:, 0], masked.sums_CREE[:, 0])
     assert not torch.equal(free.sums_CREE[:, 1], masked.sums_CREE[:, 1])
 

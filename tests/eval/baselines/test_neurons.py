@@ -1,4 +1,4 @@
-"""Neurons of a dense model: their activities, the rule, and what silencing does, against direct computations."""
+"""Neurons of a dense model: their activities, the rule, and the effect of silencing, against direct computations."""
 
 import pytest
 import torch

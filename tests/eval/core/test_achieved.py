@@ -1,4 +1,4 @@
-"""Results say how much of a mask's mass and activity its random controls take, in every suite alike."""
+"""Results of every suite record how much of a mask's mass and activity its random controls take."""
 
 import pytest
 import torch

@@ -9,7 +9,7 @@ from monet.eval.core.bootstrap import Bootstrap, interval, resample_means
 def test_means_are_weighted_by_tokens():
     drawn = resample_means(np.array([[2.0, 30.0], [4.0, 60.0]]), np.array([1, 9]), 1000, seed=0)
     np.testing.assert_allclose(drawn.mean_C, [3.2, 6.4])
-    # one resample serves all conditions, so a condition that is twice another is so in every draw
+    # All conditions use one resample. If one condition is twice another, this holds in every draw.
     np.testing.assert_allclose(drawn.draws_QC[:, 1], 2 * drawn.draws_QC[:, 0])
     # the only possible draws: unit 0 twice, unit 1 twice, both
     assert set(np.round(drawn.draws_QC[:, 0], 9)) == {2.0, 3.2, round(30 / 9, 9)}
@@ -43,7 +43,7 @@ def test_seeds_and_conditions():
 
 
 def test_many_units_are_drawn_from_the_same_distribution(monkeypatch):
-    """Their draws are made in another way."""
+    """Many units use another way to draw."""
     generator = np.random.default_rng(8)
     sums, tokens = generator.gamma(2.0, 3.0, (2, 50)), generator.integers(1, 9, 50)
     few = resample_means(sums, tokens, 20_000, seed=1)

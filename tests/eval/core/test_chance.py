@@ -1,4 +1,4 @@
-"""p-values by rank, q-values by their definition, and the level that a verdict keeps under the null hypothesis."""
+"""p-values by rank, q-values by their definition, and the level of a verdict under the null hypothesis."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_the_reasons_against_a_removal():
 
 @pytest.mark.parametrize("spread", [0.5, 1.0])
 def test_one_more_random_mask_is_above_chance_as_seldom_as_the_level_says(spread):
-    """The own mask is one of the random ones; effects vary from mask to mask, and from document to document."""
+    """The mask under test is one of the random masks; effects vary between masks and between documents."""
     generator = np.random.default_rng(0)
     documents, trials, found = 16, 120, 0
     label_W, document_W = np.repeat([0, 1], documents), np.arange(2 * documents)

@@ -1,4 +1,4 @@
-"""Random controls match what they say they match, and are fresh for every text."""
+"""Random controls match the quantity that they claim to match, and are new for every text."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_equal_mass_is_met_exactly_in_every_group(keep, weights, seed):
         assert removed_mass(found[group : group + 1], weights[group : group + 1]) == pytest.approx(wanted, rel=1e-6)
         attenuated = (found[group] > 0) & (found[group] < 1)
         assert int(attenuated.sum()) <= 1
-        assert int((found[group] == 0).sum()) > 12  # the own ones are the heaviest
+        assert int((found[group] == 0).sum()) > 12  # the mask's own units are the heaviest
     assert found.dtype == torch.float32
 
 

@@ -1,4 +1,4 @@
-"""The rows by which results of each suite are compared over seeds: names, units, signs, and what is not measured."""
+"""Rows for the comparison of each suite's results over seeds: names, units, signs, and missing values."""
 
 import dataclasses
 from typing import Any

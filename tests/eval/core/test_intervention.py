@@ -1,4 +1,4 @@
-"""What every intervention promises, for those that the package has: zero and mean ablation, attenuation, steering."""
+"""The promises of the interface, for each intervention here: zero and mean ablation, attenuation, steering."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ KINDS = [
 
 @pytest.fixture(params=KINDS)
 def case(request, random_model, llama, random_data):
-    """A model with an intervention that fits it."""
+    """A model, and an intervention that fits it."""
     unit, _, how = request.param.partition(" ")
     weight = {"attenuated": 0.5, "amplified": 2.5}.get(how, 0.0)
     if unit.startswith("experts"):
@@ -87,7 +87,7 @@ def test_another_models_intervention_is_refused(random_model, llama):
 
 
 def explicit_means(model, one, data):
-    """At each site the mean over tokens of what the removal takes, a sequence after the other, in float64."""
+    """The mean contribution that the removal takes at each site, over tokens, one sequence at a time, in float64."""
     states, sums, tokens = [], [0.0] * len(one.sites(model)), 0
     for row in data.sequences:
         states.clear()

@@ -1,4 +1,4 @@
-"""What a result records about its model: equal for models of several seeds, other for another shape."""
+"""The record of a result about its model: equal for models of several seeds, different for another shape."""
 
 import json
 

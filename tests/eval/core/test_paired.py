@@ -1,4 +1,4 @@
-"""Means and changes where some conditions lack some units."""
+"""Means and changes if some conditions lack some units."""
 
 import numpy as np
 import pytest

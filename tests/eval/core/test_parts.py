@@ -1,4 +1,4 @@
-"""Suites divided over processes: each part computes its own conditions, and the command without a part gathers them."""
+"""Suites divided over processes: each part computes its conditions, and the command without a part collects them."""
 
 import threading
 
@@ -28,7 +28,7 @@ def masks(random_model):
 
 @pytest.fixture
 def forwards(random_model, monkeypatch):
-    """A list that grows with every forward."""
+    """A list that grows with every forward pass."""
     run, forward = [], random_model.forward
     monkeypatch.setattr(random_model, "forward", lambda *args, **options: run.append(1) or forward(*args, **options))
     return run
@@ -90,7 +90,7 @@ def test_a_process_waits_for_the_losses_that_another_one_computes(random_model, 
         other = threading.Thread(target=lambda: done.append(store.losses(None, random_data, "x", lambda _: None)))
         other.start()
         other.join(0.3)
-        assert not done  # it waits: what is kept may still grow
+        assert not done  # it waits, because the kept losses may still grow
     other.join(30)
     assert (done[0].loss_sum_W == whole.loss_sum_W).all() and len(forwards) == alone
 

@@ -1,4 +1,4 @@
-"""Spread over seeds: numbers of tables and of hand, and refusals."""
+"""Spread over seeds: numbers from tables, numbers computed by hand, and refusals."""
 
 import math
 

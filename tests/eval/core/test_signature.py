@@ -1,4 +1,4 @@
-"""Text that masks were chosen on is found again, whole or in part, and statistics do not count it twice."""
+"""Text on which masks were chosen is recognised, whole or in part, and statistics do not count it twice."""
 
 from dataclasses import replace
 
@@ -109,7 +109,7 @@ def test_statistics_of_common_sequences_do_not_add_up(random_model, random_data)
     mine = collect(random_model, random_data, progress=False)
     for number, rows in ((1, [*OTHER, random_data.sequences[3]]), (9, random_data.sequences[::2])):
         with pytest.raises(
-            CheckpointError, match=f"both statistics hold {number} of the same sequences.* collect both"
+            CheckpointError, match=f"both statistics have {number} of the same sequences.* collect both"
         ):
             mine.merge(collect(random_model, sequences(rows), progress=False))
     merged = mine.merge(collect(random_model, sequences(OTHER), progress=False))
@@ -136,7 +136,7 @@ def test_samples_of_large_texts_are_comparable(monkeypatch, random_model):
     fresh = sequences([[*row, 7] for row in rows])
     assert is_other_text([part], fresh) is True, "64 hashes of either are compared"
     few = sequences([[*row, 7] for row in rows[:100]])
-    assert is_other_text([part], few) is None, "some two of the hundred lie in the sample's range"
+    assert is_other_text([part], few) is None, "about two of the hundred are in the sample's range"
     parts = signature.thinned([part, {"sha256": "y", **Signature.of(fresh).notes()}, {"sha256": "z"}])
     found = [Signature.read(one) for one in parts]
     assert found[2] is None and sum(len(one.hashes) for one in found if one is not None) == 64

@@ -1,4 +1,4 @@
-"""Outcomes survive a kill, are found again only where they belong, and are never counted twice."""
+"""Outcomes survive a kill, are reused only for the same evaluation, and are never counted twice."""
 
 import json
 
@@ -93,7 +93,7 @@ def test_every_mask_comes_with_its_controls(random_model):
 
 
 def test_other_code_is_another_key(tmp_path, monkeypatch, random_model):
-    """A change of the package's own sources does outcomes anew, though its version stays."""
+    """After a change of the package's sources, outcomes are computed again, even in the same version."""
     import monet
 
     sources_digest.cache_clear()

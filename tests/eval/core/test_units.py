@@ -1,4 +1,4 @@
-"""What a bootstrap draws: sources where they are known, and a caution where there are few."""
+"""The unit that a bootstrap draws: sources if they are known; few sources give a caution."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from monet.masks.expert_mask import ExpertMask
 from monet.parts import Part
 from tests.data.samples import EOS, make_shards
 
-EFFECT = 0.1  # of the removal, on the mean over all sources
+EFFECT = 0.1  # effect of the removal, on the mean over all sources
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def masks(planted_model, planted_data):
 
 @pytest.fixture
 def sourced(planted_data) -> LabelledSequences:
-    """Two sequences of a label are of one source: five sources a label."""
+    """Two sequences of a label belong to one source, so each label has five sources."""
     return replace(planted_data, sources=[f"{number % 3}/{number // 6}" for number in range(30)])
 
 
@@ -47,9 +47,9 @@ def run(model, masks, data, out, **options) -> AblationResult:
 
 
 def covered(sources: int, records: int, unit, trials: int = 60) -> tuple[float, float]:
-    """How often the interval of a removal's effect holds the truth, and its mean width.
+    """How often the interval of a removal's effect contains the true effect, and its mean width.
 
-    The effect differs from source to source, and hardly from record to record of one source. One window a record.
+    The effect differs between sources, and hardly between records of one source. Each record is one window.
     """
     generator = np.random.default_rng(0)
     size = sources * records
@@ -69,10 +69,10 @@ def covered(sources: int, records: int, unit, trials: int = 60) -> tuple[float, 
 
 
 def test_records_of_one_source_do_not_count_as_independent():
-    """95 % intervals. Over records they hold the truth half as often as they say, over sources nearly as often."""
+    """95 % intervals over records contain the true effect half as often as they claim, over sources nearly as often."""
     by_record, by_source = covered(20, 8, "document"), covered(20, 8, None)
     assert by_source[0] > 0.85 and by_record[0] < 0.65 and by_source[1] > 1.8 * by_record[1]
-    # of four sources, which call for a caution, even the better interval is too narrow
+    # With four sources, which give a caution, even the better interval is too narrow.
     by_record, by_source = covered(4, 8, "document"), covered(4, 8, "source")
     assert 0.65 < by_source[0] < 0.9 and by_record[0] < 0.5 and by_source[1] > 1.8 * by_record[1]
 
@@ -81,7 +81,7 @@ def test_sources_are_drawn_where_all_are_known(planted_model, masks, planted_dat
     own = run(planted_model, masks, sourced, tmp_path / "own")
     assert own.provenance["bootstrap"]["unit"] == "source"
     assert [(one.documents, one.sources) for one in own.evaluated] == [(10, 5)] * 3
-    # the same as documents of that size, so also the same draws
+    # Documents of the same size give the same draws.
     merged = run(planted_model, masks, replace(sourced, documents=sourced.sources, sources=None), tmp_path / "merged")
     assert merged.provenance["bootstrap"]["unit"] == "document" and merged.domains == own.domains
     assert [(one.documents, one.sources) for one in merged.evaluated] == [(5, None)] * 3
@@ -96,7 +96,7 @@ def test_a_label_of_one_source_is_drawn_by_document_unless_asked_otherwise(plant
     result = run(planted_model, masks, one, tmp_path)
     assert result.provenance["bootstrap"]["unit"] == "document"
     assert "left (1 source)." in markdown.render(report_of(result))
-    with pytest.raises(DataError, match=r"'left' offers 1 source to draw .*draw documents instead \(--unit document\)"):
+    with pytest.raises(DataError, match=r"'left' has 1 source to draw .*draw documents instead \(--unit document\)"):
         run(planted_model, masks, one, tmp_path, bootstrap=Bootstrap(unit="source"))
 
 

@@ -1,4 +1,4 @@
-"""Boundary tokens are not counted: statistics are those of the other tokens, and say what was left out."""
+"""Boundary tokens are not counted: statistics are over the other tokens, and record what was left out."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,14 +19,14 @@ BOS, EOS = 22, 23
 
 @pytest.fixture
 def with_boundaries(random_data):
-    """Sequences between a beginning and an end, with another end inside."""
+    """Sequences with a beginning token, an end token, and another end token inside."""
     plain = [[min(token, 21) for token in row] for row in random_data.sequences]
     rows = [[BOS, *row[:5], EOS, *row[5:], EOS] for row in plain]
     return LabelledSequences(LABELS, rows, random_data.label_of)
 
 
 def explicit(model, data, counted):
-    """Sums of expert weights over the tokens that `counted` takes, one sequence after the other."""
+    """Sums of expert weights over the tokens that `counted` takes, one sequence at a time."""
     sums_CREE = torch.zeros(3, len(model.routers()), 5, 5, dtype=torch.float64)
     for row, label in zip(data.sequences, data.label_of, strict=True):
         gates = []
@@ -59,7 +59,7 @@ def test_what_is_left_out_is_in_no_sum(random_model, with_boundaries, side, batc
     (part,) = found.provenance["parts"]
     assert part["excluded"] == {"ids": [BOS, EOS], "first": 3, "tokens": total - counted}
     assert found.maxima is not None and int(found.maxima.place_REEP[..., 3].max()) > 3
-    assert not bool((found.maxima.place_REEP[..., 3][found.maxima.weight_REE > 0] < 3).any())  # places in the sequence
+    assert not bool((found.maxima.place_REEP[..., 3][found.maxima.weight_REE > 0] < 3).any())  # place in the sequence
 
 
 def test_boundaries_are_left_out_unless_told_otherwise(random_model, with_boundaries):

@@ -1,4 +1,4 @@
-"""Which prompts a mask was chosen on, from a file of scored text to the question whether it is judged on others."""
+"""Records of the prompts on which a mask was chosen, from a file of scored text to the check of the judged prompts."""
 
 import pytest
 
@@ -35,8 +35,8 @@ def test_what_is_not_recorded_is_not_known():
     assert judged_before([notes("b"), notes("c")], ["a", "d"]) == 0
     assert judged_before([notes("a", "b"), notes("b")], ["a", "b", "d"]) == 2
     assert judged_before([notes("b"), {}], ["a"]) is None
-    assert judged_before([notes("a"), {}], ["a"]) == 1, "one that is recorded is enough"
-    assert judged_before([{"of": [notes("a"), notes("b")]}], ["b"]) == 1, "a mask made from others"
+    assert judged_before([notes("a"), {}], ["a"]) == 1, "one recorded prompt is enough"
+    assert judged_before([{"of": [notes("a"), notes("b")]}], ["b"]) == 1, "a mask made from other masks"
 
 
 def test_people_see_numbers():
@@ -53,6 +53,6 @@ def test_statistics_carry_the_prompts_of_their_file(random_model, tmp_path):
         statistics.merge(statistics)
     assert statistics.provenance["parts"][0][KEY] not in str(error.value)
     del rows[0]["prompt_hash"]
-    assert KEY not in read_scored(written(tmp_path, *rows), None, 8).description, "one text is of an unknown prompt"
-    with pytest.raises(DataError, match=r"line 1: prompt_hash 'xyz' is no hash of a prompt"):
+    assert KEY not in read_scored(written(tmp_path, *rows), None, 8).description, "the prompt of one text is unknown"
+    with pytest.raises(DataError, match=r"line 1: prompt_hash 'xyz' is not the hash of a prompt"):
         read_scored(written(tmp_path, {**rows[1], "prompt_hash": "xyz"}), None, 8)

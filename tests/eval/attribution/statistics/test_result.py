@@ -30,7 +30,7 @@ def scored_data(random_data) -> LabelledSequences:
 
 
 def gates(model, data):
-    """For every sequence: number, label, its tokens' scores, and for each group w (T, E*E) in float64."""
+    """For every sequence: its number, its label, the scores of its tokens, and w (T, E*E) of each group in float64."""
     for number, (sequence, label) in enumerate(zip(data.sequences, data.label_of, strict=True)):
         with torch.no_grad():
             probs = model(torch.tensor([sequence]), output_router_probs=True).router_probs
@@ -52,7 +52,7 @@ def same(one: ExpertStatistics, other: ExpertStatistics) -> None:
         for key, tensor in tensors.items():
             if tensor.is_floating_point():
                 assert_close(f"{name}.{key}", tensor, wanted[key], torch.float32)
-            elif key != "place_REEP":  # tokens with one prefix have one weight, up to rounding
+            elif key != "place_REEP":  # tokens with the same prefix have the same weight, up to rounding
                 assert torch.equal(tensor, wanted[key]), f"{name}.{key}"
     for name in ("tokens_C", "windows_C", "documents_C"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
@@ -131,7 +131,7 @@ def test_a_document_may_have_any_number_for_a_name(random_model, random_data):
 
 
 def test_a_weight_that_never_varies_correlates_with_nothing(planted_model, planted_data):
-    """With one label's text alone its expert has the same weight at every token, and all others have none."""
+    """With the text of only one label, its expert has the same weight at every token, and all others have none."""
     data = planted_data.only(["left"])
     scores = [torch.rand(len(sequence)).tolist() for sequence in planted_data.sequences]
     statistics = collect(planted_model, replace(data, scores=scores), progress=False)
@@ -140,7 +140,7 @@ def test_a_weight_that_never_varies_correlates_with_nothing(planted_model, plant
 
 
 def test_rounding_is_no_variance():
-    """Sums of one weight at seven tokens, none of them exact."""
+    """Sums of one weight at seven tokens; none of these sums is exact."""
     w, y_T = 0.1, torch.rand(7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     sums = [torch.zeros(1, 1, 1, dtype=torch.float64) for _ in range(3)]
     for y in y_T:
@@ -233,7 +233,7 @@ def test_the_first_of_equal_maxima_is_kept():
 
 
 def test_pairs_are_counted_exactly_under_autocast(planted_model, planted_data):
-    """bfloat16 holds no whole number above 256 but even ones."""
+    """Above 256, bfloat16 holds only even numbers."""
     data = replace(planted_data, sequences=[[0] * 31 for _ in range(30)], label_of=[0] * 30)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = collect(planted_model, data, batch_size=30, wanted=Wanted(coactivation={0: [0]}), progress=False)
@@ -262,7 +262,7 @@ def test_batch_size_and_padding_side_do_not_matter(random_model, scored_data, ba
 
 @pytest.mark.parametrize(("batch_size", "side"), [(1, "right"), (5, "left"), (7, "right"), (51, "left")])
 def test_of_equal_weights_the_first_has_the_place(random_model, random_data, batch_size, side):
-    """Every sequence stands three times in other company; the last bits of its weights differ with its pads."""
+    """Every sequence occurs three times among other sequences; the last bits of its weights depend on its pads."""
     thrice = LabelledSequences(LABELS, random_data.sequences * 3, random_data.label_of * 3, padding_side=side)
     found = collect(random_model, thrice, batch_size=batch_size, wanted=Wanted(maxima=True), progress=False)
     once = collect(random_model, random_data, batch_size=1, wanted=Wanted(maxima=True), progress=False)

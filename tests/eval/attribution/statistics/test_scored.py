@@ -1,4 +1,4 @@
-"""Files of scored text: records become sequences with a score for every token, and bad ones are refused."""
+"""Files of scored text: records become sequences with a score for every token, and bad records are refused."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from monet.eval.attribution.statistics.scored import read_scored
 
 
 class Words:
-    """A tokenizer of whitespace."""
+    """A tokenizer that splits at white space."""
 
     def __call__(self, text, **options):
         return {"input_ids": [len(word) for word in text.split()]}
@@ -69,5 +69,5 @@ def test_ids_are_unique_and_text_needs_a_tokenizer(tmp_path):
         read_scored(written(tmp_path, *[{"text": "a b", "score": 1, "id": "a"}] * 2), Words(), 8)  # pyright: ignore
     with pytest.raises(DataError, match="no tokenizer; give input_ids"):
         read_scored(written(tmp_path, {"text": "a b", "score": 1}), None, 8)
-    with pytest.raises(DataError, match=r"none\.jsonl: no readable file"):
+    with pytest.raises(DataError, match=r"none\.jsonl: cannot read the file"):
         read_scored(tmp_path / "none.jsonl", None, 8)

@@ -136,7 +136,7 @@ def test_controls_on_their_target_only(planted_model, planted_masks, planted_dat
 
 
 def test_windows_of_one_document_are_drawn_together(planted_model, planted_masks, planted_data, tmp_path):
-    """The same text in twice as many windows: drawn by window it looks surer than it is."""
+    """The same text in twice as many windows: if windows are drawn, the interval is too narrow."""
 
     class InPairs(type(planted_data)):
         def batches(self, batch_size):
@@ -219,22 +219,22 @@ def test_kept_losses_are_of_the_same_weights_mask_and_data(random_model, random_
     paths = {first.path(None, random_data), first.path(mask, random_data), first.path(mask, random_data.only(["left"]))}
     paths.add(LossStore(tmp_path, random_model, 4).path(mask, random_data))
     with torch.no_grad():
-        random_model.lm_head.weight[0, 0] += 1.0  # leaves the routing, and so the fingerprint, as it was
+        random_model.lm_head.weight[0, 0] += 1.0  # does not change the routing, nor the fingerprint
     paths.add(LossStore(tmp_path, random_model, 8).path(mask, random_data))
     random_model.set_expert_mask(mask)
     paths.add(LossStore(tmp_path, random_model, 8).path(mask, random_data))
     for key, value in (("rms_norm_eps", 1e-3), ("moe_topk", 3), ("rope_parameters", {"rope_theta": 1e3})):
-        setattr(random_model.config, key, value)  # the weights stay as they are
+        setattr(random_model.config, key, value)  # the weights do not change
         paths.add(LossStore(tmp_path, random_model, 8).path(mask, random_data))
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")  # lets another library multiply, or with fewer bits
+    torch.set_float32_matmul_precision("medium")  # allows another library, or fewer bits, for products
     paths.add(LossStore(tmp_path, random_model, 8).path(mask, random_data))
     torch.set_float32_matmul_precision(before)
     assert len(paths) == 10
 
 
 def test_equal_sequences_under_other_numbers_do_not_share_losses(random_model, random_data, tmp_path):
-    """A part of some data, and data that are that part alone."""
+    """Compare a part of some data with data that consist only of this part."""
     numbers = [5, 1, 8, 0]
     part = replace(random_data, kept=numbers)
     sequences = [random_data.sequences[n] for n in numbers]

@@ -1,4 +1,4 @@
-"""Curves: nested masks out of one file, the numbers of an ablation at each threshold, held out or said not to be."""
+"""Curves: nested masks from one file, the numbers of an ablation at each threshold, and a record of held-out text."""
 
 import json
 from dataclasses import dataclass, replace
@@ -106,7 +106,7 @@ def test_masks_that_are_not_nested_are_refused():
     keep = torch.ones(1, 3, 3, dtype=torch.bool)
     one, two = keep.clone(), keep.clone()
     one[0, 0, 0], two[0, 1] = False, False
-    with pytest.raises(ConfigError, match="masks of 'a' that take 1 and 3 experts are not nested"):
+    with pytest.raises(ConfigError, match="masks of 'a' that remove 1 and 3 experts are not nested"):
         check_nested([{"a": ExpertMask(two)}, {"a": ExpertMask(one)}])
     two[0, 0, 0] = False
     check_nested([{"a": ExpertMask(two)}, {"a": ExpertMask(one)}, {"a": ExpertMask(keep)}])
@@ -114,7 +114,7 @@ def test_masks_that_are_not_nested_are_refused():
 
 @dataclass(frozen=True)
 class Fickle(Rule):
-    """Other experts at every threshold."""
+    """A rule that chooses other experts at every threshold."""
 
     name = "fickle"
     threshold_name = "first"
@@ -127,7 +127,7 @@ class Fickle(Rule):
 
 
 def test_a_rule_whose_masks_are_not_nested_has_no_curve(random_model, random_data, statistics, tmp_path):
-    with pytest.raises(ConfigError, match="masks of 'left' that take 5 and 5 experts are not nested"):
+    with pytest.raises(ConfigError, match="masks of 'left' that remove 5 and 5 experts are not nested"):
         trace(random_model, statistics, random_data, tmp_path, Fickle(), (0, 1))
 
 
