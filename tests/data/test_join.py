@@ -241,7 +241,7 @@ def test_a_part_can_be_empty(settings, tmp_path, capsys):
     out, changes = tmp_path / "data", {"source": str(tmp_path / "text"), "splits": {"train": 1.0}}
     for index in range(3):
         prepare(**settings | changes, out=out, part=f"{index}/3")
-    assert "note: no file of the source falls to this part" in capsys.readouterr().out
+    assert "note: no file of the source belongs to this part" in capsys.readouterr().out
     assert join(out).manifest["splits"]["train"]["a"]["documents"] == 3
 
 
