@@ -177,5 +177,5 @@ def test_one_full_disk_fails_the_checkpoint_of_all_and_training_goes_on(beside, 
     run = train_ranks("run", "ddp", *words, command=FAILING, FAULT="disk")
     assert run.codes == [0, 0], run.errors
     assert "step-00000003" in run.errors[0] and "No space left on device" in run.errors[0]
-    assert "(rank 1)" in run.errors[0] and "training goes on" in run.errors[0]
+    assert "(rank 1)" in run.errors[0] and "training continues" in run.errors[0]
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000006"]

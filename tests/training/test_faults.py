@@ -39,7 +39,7 @@ def test_a_signal_finishes_the_step_and_saves(results, name, code):
     assert result["code"] == code
     assert result["logged"] == result["valid"] > 0
     assert "finishing the step and saving" in result["said"]
-    assert f"after step {result['valid']}; the same command continues" in result["said"]
+    assert f"after step {result['valid']}; run the same command to continue" in result["said"]
     assert "Traceback" not in result["said"]
 
 
@@ -104,7 +104,7 @@ def test_the_run_can_go_on_without_but_not_end_without(results):
     result = results["file too large, continue"]
     assert result["code"] == 4 and result["valid"] == 4
     assert result["logged"] == 12
-    assert "training goes on, and the next checkpoint is tried when it is due" in result["said"]
+    assert "training continues, and the next checkpoint is tried when it is due" in result["said"]
     (error,) = errors(result["said"])
     assert "step-00000012" in error
     assert result["after"] == 0

@@ -59,8 +59,8 @@ def test_a_time_limit_of_another_form_is_refused(train, capsys):
     ("fast_dev_run=true", "trainer.max_steps"),
     ("overfit_batches=2", "endless stream"),
     ("limit_train_batches=3", "endless stream"),
-    ("max_epochs=1", "end the run by trainer.max_steps"),
-    ("min_epochs=1", "end the run by trainer.max_steps"),
+    ("max_epochs=1", "end the run with trainer.max_steps"),
+    ("min_epochs=1", "end the run with trainer.max_steps"),
     ("reload_dataloaders_every_n_epochs=1", "endless stream"),
     ("check_val_every_n_epoch=1", "trainer.val_check_interval"),
 ])  # fmt: skip
