@@ -1,4 +1,4 @@
-"""Signals, kills, full disks, memory that runs out and workers that fail, done to real processes (fault_driver.py)."""
+"""Signals, kills, full disks, lack of memory and failing workers, tested on real processes (fault_driver.py)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def errors(said: str) -> list[str]:
 
 @pytest.mark.parametrize(("name", "code"), [("sigterm", 143), ("sigint", 130)])
 def test_a_signal_finishes_the_step_and_saves(results, name, code):
-    """Also where it comes twice within a moment, from a scheduler and from a launcher."""
+    """Also if the signal comes twice at almost the same time, from a scheduler and from a launcher."""
     result = results[name]
     assert result["code"] == code
     assert result["logged"] == result["valid"] > 0
@@ -64,7 +64,7 @@ def test_a_checkpoint_can_be_asked_for(results):
     result = results["sigusr1"]
     assert result["code"] == 0
     first, last = result["names"]
-    assert first in ("step-00000002", "step-00000003")  # the signal can come right behind the line of step 2
+    assert first in ("step-00000002", "step-00000003")  # the signal can come right after the line of step 2
     assert last == "step-00000005"
 
 

@@ -1,4 +1,4 @@
-"""The length of a run and that of its schedule: apart from each other, in steps or in tokens."""
+"""Length of a run and length of its schedule: independent of each other, in steps or in tokens."""
 
 import pytest
 

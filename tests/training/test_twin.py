@@ -1,4 +1,4 @@
-"""The dense twin goes through the same trainer: same log, checkpoints and export, without the routers' parts."""
+"""The dense twin uses the same trainer: same log, checkpoints and export, without the routers' parts."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_the_twins_loss_is_monets_and_its_logits_transformers():
     assert torch.equal(out.logits, logits) and torch.equal(out.loss, next_token_loss(logits, windows[:, 1:]))
     assert out.router_metrics == () and model.routers() == []
     short = model(windows[:, :-1], shift_labels=windows[:, 1:], return_logits=False, use_cache=False)
-    model.lm_head.register_forward_hook(lambda *_: None)  # which is to see the logits
+    model.lm_head.register_forward_hook(lambda *_: None)  # the hook needs the logits
     watched = model(windows[:, :-1], shift_labels=windows[:, 1:], return_logits=False, use_cache=False)
     assert short.logits is None and torch.equal(watched.loss, out.loss)
     assert torch.allclose(short.loss, out.loss, rtol=1e-6)

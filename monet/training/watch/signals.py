@@ -51,19 +51,21 @@ class StopSignals(Callback):
         self._replaced.clear()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a loader's worker: its parent decides
+        if os.getpid() != self._pid:  # a loader process: its parent decides
             return
         if number == signal.SIGUSR1:
             self.requests.save = True
         elif self.requests.stop:
             if time.monotonic() - self._first_seconds < ONE_SIGNAL_SECONDS:
                 return
-            _say(f"{signal.Signals(number).name} again: ended at once; the newest whole checkpoint is what counts")
+            _say(
+                f"{signal.Signals(number).name} again: ending at once; the run can continue from its newest checkpoint"
+            )
             os._exit(128 + number)
         else:
             self.requests.stop, self._first_seconds = number, time.monotonic()
-            _say(f"{signal.Signals(number).name}: finishing the step and saving; once more ends the run at once")
+            _say(f"{signal.Signals(number).name}: finishing the step and saving; a second signal ends the run at once")
 
 
 def _say(text: str) -> None:
-    os.write(2, f"{text}\n".encode())  # print could be what the signal interrupted
+    os.write(2, f"{text}\n".encode())  # the signal may have interrupted print

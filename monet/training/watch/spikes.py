@@ -1,4 +1,4 @@
-"""Steps whose loss stands out from those before it."""
+"""Detects steps whose loss is far above the losses before it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SpikeWindow:
         self._losses: deque[float] = deque(maxlen=size)
 
     def judge(self, loss: float) -> Spike | None:
-        """Compare a step's loss with the window, then let it in; None if it is no spike or not finite."""
+        """Compare a step's loss with the window, then add it; None if the loss is not a spike or not finite."""
         if not math.isfinite(loss):
             return None
         spike = None

@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: one writer, awaited, failures raised, the same bytes."""
+"""Checkpoints written in the background: one writer, awaited, failures raised, the same bytes."""
 
 import threading
 import time
