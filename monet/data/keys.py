@@ -70,7 +70,7 @@ def missing_text(record: object, text_key: str) -> str:
 
 
 def not_text(values: dict[str, Any]) -> str:
-    """Return the message for values without text, or with a value that is neither text nor null."""
+    """Return the message for values of which none is text, or one is not text or null."""
     wrong = {key: value for key, value in values.items() if value is not None and not isinstance(value, str)} or values
     key, value = next(iter(wrong.items()))
     return f"the value of {key!r} is {type(value).__name__}, not text"

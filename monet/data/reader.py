@@ -71,7 +71,7 @@ class Reader:
         self._taken = Counter({} if place is None else place["taken"])
 
     def place(self) -> dict[str, Any]:
-        """Return where the next document comes from, for JSON. Faults between this place and it are not counted yet."""
+        """Return the place of the next document, for JSON. Faults before that document are not counted yet."""
         rows = self._rows_place if self._rows is None else self._rows.place()
         return {"piece": self._piece, "documents": self._passed, "rows": rows, "taken": dict(self._taken)}
 

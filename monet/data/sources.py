@@ -1,4 +1,4 @@
-"""Where text lies: files of folders by domain, and what a document is. `monet.data.records` reads the files."""
+"""Finds the text files of a source by domain, and defines a document. `monet.data.records` reads the files."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class ShardWriter:
         folder: folder of the shards; created if missing.
         dtype: dtype of the ids, see `dtype_for`.
         vocab_size: every id must be below this number.
-        max_tokens: maximum size of a shard; only a longer document gets a larger shard, for itself.
+        max_tokens: maximum size of a shard; only a longer document gets a larger, separate shard.
         state: a result of `state()`; None starts again and removes the content of the folder.
     Attributes:
         entries: entries of the finished shards, for the manifest.

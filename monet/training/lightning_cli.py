@@ -158,7 +158,7 @@ class MonetCLI(LightningCLI):
             ),
             "fast_cpu": (
                 bool, True,
-                "On the CPU: exact float32 products by oneDNN, and reuse of freed memory (docs/performance.md).",
+                "On the CPU: float32 products by oneDNN if they are exact, and freed memory kept (docs/performance.md).",
             ),
             "wandb_project": (str, "monet", "Project name for the logger wandb."),
         }  # fmt: skip

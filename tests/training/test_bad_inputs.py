@@ -185,7 +185,7 @@ def test_weights_that_do_not_fit_are_named(finished, tmp_path, capsys):
     name = "model.layers.0.router.w1.weight"
     changes = {
         "lacks 1 weights": {key: tensor for key, tensor in weights.items() if key != name},
-        "1 weights the model does not know: extra": {**weights, "extra": weights[name].clone()},
+        "1 weights that the model does not have: extra": {**weights, "extra": weights[name].clone()},
         r"router\.w1\.weight: \(2, 2\).* for \(16, 32\)": {**weights, name: weights[name][:2, :2].clone()},
         r"router\.w1\.weight.*float16.*float32": {**weights, name: weights[name].half()},
     }

@@ -96,5 +96,5 @@ class BackgroundCheckpointIO(CheckpointIO):
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    # a meta tensor represents one that another rank writes
+    # a meta tensor represents a tensor that another rank writes
     return tensor.detach() if tensor.is_meta else tensor.detach().to("cpu", copy=True)

@@ -2,7 +2,7 @@
 
 step-00000120/
   model.safetensors      weights and statistics under their released names (a tied lm_head is absent); the float32
-                         master copy where the training keeps one
+                         master copy if the training has one
   optimizer.safetensors  state of the optimiser, named PARAMETER/exp_avg and so on
   config.json            the model's configuration, so that the folder also loads as a Hugging Face model
   trainer.safetensors    tensors of all other state

@@ -253,7 +253,7 @@ def test_a_checkpoint_that_a_run_deletes_while_it_is_looked_at_is_no_fault(tmp_p
 
     monkeypatch.setattr(verify_module, "verify_checkpoint", deleted)
     verify_module.verify(tmp_path)
-    assert "step-00000005  was deleted meanwhile" in capsys.readouterr().out
+    assert "step-00000005  was deleted in the meantime" in capsys.readouterr().out
 
 
 def test_steps_are_ordered_as_numbers_and_other_folders_ignored(tmp_path):
