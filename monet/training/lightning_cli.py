@@ -120,7 +120,7 @@ class MonetCLI(LightningCLI):
             "stage_from": (
                 str | None, None,
                 "Folder of another run, or of its checkpoint: a new run starts with its weights and optimiser moments,"
-                " on new data and with a new schedule. A run that continues ignores this option.",
+                " with its own data and schedule. A run that continues ignores this option.",
             ),
             "max_tokens": (
                 float | None, None,
@@ -158,7 +158,7 @@ class MonetCLI(LightningCLI):
             ),
             "fast_cpu": (
                 bool, True,
-                "On the CPU: float32 products by oneDNN if they are exact, and freed memory kept (docs/performance.md).",
+                "On the CPU: float32 products by oneDNN if they are exact, freed memory kept (docs/performance.md).",
             ),
             "wandb_project": (str, "monet", "Project name for the logger wandb."),
         }  # fmt: skip

@@ -70,7 +70,8 @@ class MonetLightningModule(LightningModule):
         gradient_checkpointing: True recomputes each layer in the backward pass: less memory, about a third more time.
         dead_window_steps: number of optimiser steps without firing after which a routing key counts as dead.
         router_statistics: global computes thresholds, running statistics and router losses over the batches of all
-            ranks; local computes them over each rank's own batch, and a checkpoint keeps rank 0's running statistics.
+            ranks; local computes them over each rank's own batches, and at a checkpoint all ranks copy rank 0's running
+            statistics.
         router_statistics_every: micro_batch updates the running statistics with every accumulated batch; step once per
             optimiser step, with all its batches. Thresholds always come from the current batch.
         nonfinite: what to do if a loss or gradient is NaN or infinite.
