@@ -1,20 +1,20 @@
-# make demo    set up, then the whole road on real text: prepare, train, export, generate, remove each domain, report
+# make demo    set up, then the whole workflow on real text: prepare, train, export, generate, remove domains, report
 # make test    set up, then the tests (SLOW=1 adds the slow ones, SLOW=ci those that CI runs)
 # make test-oldest   the same tests with the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-newest   the same tests with the newest releases, in .venv-newest
 # make smoke   a short check of the newest releases, in .venv-smoke
 # make lint    style, types, dependencies, spelling, English (tools/prose)
 # make docs    the documentation site, in build/site; runs the notebooks
-# make check   lint, then all tests, slow ones too
+# make check   lint, then all tests, including the slow ones
 # make pins    write constraints/tested.txt from the newest releases, then run the tests with it before you commit it
-# make evidence     train the models of docs/evidence.md and measure its numbers again. Each model trains for two and a
-#              half hours on one core. SEEDS="0 1 2" are the training seeds of the Monets, DENSE_SEEDS="0" those of the
-#              dense twins.
-# make clean-demo   forget the demo's run, to start it over
+# make evidence     train the models of docs/evidence.md and measure its numbers again. Each model trains for 2.5 hours
+#              on one core. SEEDS="0 1 2" are the training seeds of the Monet models, DENSE_SEEDS="0" those of
+#              the dense twins.
+# make clean-demo   remove the demo's run, so that it can start again
 #
-# PYTHON picks the interpreter of a new environment, TORCH the release of torch it gets. PYTEST_ARGS="tests/model -x" runs
-# a part of the tests, SUITE="pytest interpreted aot" some of the three steps, WORKERS=0 the tests in one process. SEED
-# repeats the demo with another seed beside the first run.
+# PYTHON chooses the interpreter of a new environment, TORCH its release of torch. PYTEST_ARGS="tests/model -x" runs a
+# part of the tests, SUITE="pytest interpreted aot" some of the three steps, WORKERS=0 the tests in one process. SEED
+# repeats the demo with another seed and keeps the first run.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -34,24 +34,24 @@ RUN := runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 .PHONY: demo evidence test test-oldest test-newest smoke pins lint docs check clean-demo
 .DELETE_ON_ERROR:
 
-# constraints/tested.txt without the pins that a release of torch sets itself, where TORCH asks for another release.
+# constraints/tested.txt without the pins that depend on the torch release, if TORCH requests another release.
 PINNED_TORCH := $(filter torch==%,$(shell cat constraints/tested.txt 2>/dev/null))
 UNPIN := $(if $(filter $(PINNED_TORCH),$(TORCH)),,^(torch|triton|setuptools)==|)
-# Each environment is one resolution of torch and everything else, so that nothing pulls in a second build of torch.
+# Each environment resolves torch and all other packages at once, so that no package installs a second build of torch.
 SOURCES := pyproject.toml setup.py
 
 TESTS := .[dev,quantisation]
 
-# $(call install,FOLDER,REQUIREMENTS): a new environment, or an existing one brought up to date. Older releases of pip
-# cannot build every package.
+# $(call install,FOLDER,REQUIREMENTS): create an environment, or update an existing one. Older releases of pip cannot
+# build every package.
 define install
 $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet "pip>=23.2"
 $(1)/bin/python -m pip install --quiet $(2)
 endef
 
-# $(call install_newest,FOLDER,EXTRA): the newest releases, beyond the upper bounds of pyproject.toml too, but for torch.
-# Every call looks for newer ones.
+# $(call install_newest,FOLDER,EXTRA): the newest releases, also beyond the upper bounds of pyproject.toml, except the
+# bound of torch. Every call looks for newer releases.
 define install_newest
 $(call install,$(1),packaging)
 $(1)/bin/python constraints/pins.py newest $(2) > $(1)/requirements.txt
@@ -59,8 +59,8 @@ $(1)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TOR
 $(1)/bin/python -m pip install --quiet --no-deps --editable .
 endef
 
-# $(call suite,FOLDER): the tests with that environment.
-# A file's tests run in one process, one after the other: they share fixtures.
+# $(call suite,FOLDER): run the tests with that environment.
+# The tests of one file run in one process, one after the other, because they share fixtures.
 WORKER_ARGS := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 MARKS := $(if $(SLOW),-m "$(if $(filter ci,$(SLOW)),not nightly)")
 define suite
@@ -75,7 +75,7 @@ endef
 	$(call install,.venv,--constraint .venv/constraints.txt "$(TORCH)" --editable ".[dev]")
 	touch $@
 
-# What only tests need: torch warns when transformers imports torchao, and the demo's output has no such warnings.
+# Packages only for tests: torch warns when transformers imports torchao, and the demo's output has no such warnings.
 .venv/.tests-ready: .venv/.ready
 	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt "$(TORCH)" --editable "$(TESTS)"
 	touch $@
@@ -84,7 +84,7 @@ endef
 	$(call install,.venv-oldest,--constraint constraints/oldest.txt --editable "$(TESTS)")
 	touch $@
 
-# Every step keeps what it has finished, so a second `make demo` only repeats what is quick.
+# Every step keeps its finished work, so a second `make demo` repeats only the quick parts.
 demo: .venv/.ready
 	$(BIN)/monet data prepare --config configs/data/demo.yaml --out $(DATA)
 	$(BIN)/python train.py fit --config configs/demo.yaml --run_dir $(RUN) \
@@ -97,12 +97,12 @@ demo: .venv/.ready
 	$(BIN)/monet ablate --config configs/eval/ablate.yaml --model $(RUN)/export --data $(DATA) \
 		--masks $(RUN)/masks --out $(RUN)/ablation
 	$(BIN)/monet report --config configs/eval/report.yaml --result $(RUN)/ablation --out $(RUN)/report
-	@echo "all of it lies in $(RUN); make clean-demo forgets it"
+	@echo "all results are in $(RUN); make clean-demo removes them"
 
-# $(call runs,NAME,SEEDS): folders of the runs with these training seeds; seed 0 has none in its name.
+# $(call runs,NAME,SEEDS): folders of the runs with these training seeds; the name of seed 0 has no suffix.
 runs = $(foreach seed,$(2),runs/$(1)$(if $(filter-out 0,$(seed)),-seed$(seed)))
 
-# $(call train,RUN,CONFIGS): the run's training, with the seed in its name, and its export.
+# $(call train,RUN,CONFIGS): train and export the run with the seed in its name.
 define train
 	$(BIN)/python train.py fit $(2) --run_dir $(1) \
 		--seed_everything $(call seed_of,$(1)) --data.seed $(call seed_of,$(1))
@@ -113,7 +113,7 @@ seed_of = $(or $(word 2,$(subst -seed, ,$(1))),0)
 EVIDENCE := $(call runs,evidence,$(SEEDS))
 EVIDENCE_DENSE := $(call runs,evidence-llama,$(DENSE_SEEDS))
 
-# Each step goes on where it was stopped; packages are fetched on the first run.
+# Each step continues where it was stopped; the first run fetches the packages.
 evidence: .venv/.ready
 	test -d data/evidence-text || $(BIN)/python -m corpus.build --recipe evidence --out data/evidence-text
 	$(BIN)/monet data prepare --config configs/data/evidence.yaml
@@ -140,7 +140,7 @@ smoke:
 	$(call install_newest,.venv-smoke)
 	.venv-smoke/bin/python -m tests.smoke
 
-# torch's CUDA build requires one release of triton, the CPU build none; the pin suits both.
+# torch's CUDA build requires one release of triton, its CPU build requires none; the pin works for both.
 pins:
 	rm -rf .venv-pins
 	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable ".[dev,docs,quantisation]")
@@ -160,7 +160,7 @@ lint: .venv/.tests-ready
 	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt "$(TORCH)" --editable ".[docs]"
 	touch $@
 
-# The notebooks use the model of `make demo`, or train a small one in runs/quick.
+# The notebooks use the model of `make demo`; without it they train a small one in runs/quick.
 docs: .venv/.docs-ready
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/site
 	@echo "open build/site/index.html"

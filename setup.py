@@ -1,6 +1,6 @@
-"""What pyproject.toml cannot say by a rule: `kernels/` and `eval/` install as `monet.kernels` and `monet.eval`.
+"""The package rule that pyproject.toml cannot express: `kernels/`, `eval/` install as `monet.kernels`, `monet.eval`.
 
-Neither folder has an `__init__.py` (docs/architecture.md says why); every folder that holds Python files is a package.
+Neither folder has an `__init__.py` (docs/architecture.md gives the reason). Every folder of Python files is a package.
 """
 
 from pathlib import Path

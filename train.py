@@ -6,7 +6,7 @@
     python train.py fit --config configs/demo.yaml --run_dir runs/wide --model.shape.hidden_size 256
     python train.py validate --run runs/demo --data data/demo     a checkpoint's validation loss on prepared data
 
-The same command continues a run that was interrupted. docs/training.md tells what a run folder holds.
+The same command continues a run that was interrupted. docs/training.md describes the run folder.
 """
 
 import sys

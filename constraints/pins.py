@@ -1,11 +1,12 @@
-"""Writes which versions the environments of the Makefile get; run with the Python of one of them.
+"""Writes the package versions for the Makefile's environments; run with the Python of one of them.
 
     python constraints/pins.py write             write both files of this folder; `make pins` does so
-    python constraints/pins.py newest EXTRA ...  print the requirements without upper bounds, but for torch's
+    python constraints/pins.py newest EXTRA ...  print the requirements without upper bounds, except torch's
 
-tested.txt has every package of the running environment at its exact version, oldest.txt every direct dependency at the
-lowest version that pyproject.toml allows. Both are constraints files of pip: they name versions and install nothing.
-They hold no local versions (`+cpu`), no paths and no addresses, so they serve on any platform and any build of torch.
+tested.txt has every package of the running environment at its exact version. oldest.txt has every direct dependency at
+the lowest version that pyproject.toml allows. Both are constraints files of pip: they name versions and install no
+package. They contain no local versions (`+cpu`), no paths and no addresses, so they work on any platform and any build
+of torch.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ OLDEST_HEADER = """\
 
 
 def tested(distributions: list[tuple[str, str]]) -> list[str]:
-    """One pin for each (name, version), sorted by name, without local versions; markers for packages of Linux only."""
+    """Return one pin per (name, version), sorted by name, without local versions; marks packages of Linux only."""
     versions = {canonicalize_name(name): Version(version).public for name, version in distributions}
     return [
         f"{name}=={version}" + ("; sys_platform == 'linux'" if name.startswith(LINUX_ONLY) else "")
@@ -51,11 +52,11 @@ def tested(distributions: list[tuple[str, str]]) -> list[str]:
 
 
 def requirements(project: dict, extra: str | None = None) -> list[Requirement]:
-    """What `project`, the [project] table, requires.
+    """Return the requirements of `project`, the [project] table.
 
     Args:
         project: the table.
-        extra: names of extras with commas between them; those that they name themselves are included.
+        extra: names of extras, separated by commas; extras that they name are included.
     """
     found, queue = [], [*project["dependencies"], *([f"{OURS}[{extra}]"] if extra else [])]
     while queue:
@@ -68,7 +69,7 @@ def requirements(project: dict, extra: str | None = None) -> list[Requirement]:
 
 
 def newest(project: dict, extra: str | None = None) -> list[str]:
-    """The requirements without upper bounds, sorted; torch keeps its own, which keeps it one build."""
+    """Return the requirements without upper bounds, sorted; torch keeps its bound, so that its build stays the same."""
     found = requirements(project, extra)
     for requirement in found:
         if requirement.name != "torch":
@@ -79,7 +80,7 @@ def newest(project: dict, extra: str | None = None) -> list[str]:
 
 
 def oldest(project: dict) -> list[str]:
-    """One pin for each requirement of `project`, the [project] table, and of the tests' extras, at its lower bound.
+    """Return one pin per requirement of `project`, the [project] table, and of the tests' extras, at its lower bound.
 
     Raises:
         ValueError: a requirement has no lower bound.
@@ -96,17 +97,17 @@ def oldest(project: dict) -> list[str]:
 
 
 def read_project() -> dict:
-    """The [project] table of pyproject.toml."""
+    """Return the [project] table of pyproject.toml."""
     return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
 
 
 def oldest_text() -> str:
-    """What oldest.txt has to hold."""
+    """Return the content of oldest.txt."""
     return OLDEST_HEADER + "\n".join(oldest(read_project())) + "\n"
 
 
 def tested_text() -> str:
-    """What tested.txt has to hold after a test run in the running environment."""
+    """Return the content of tested.txt after a test run in the running environment."""
     found = [(item.metadata["Name"], item.version) for item in importlib.metadata.distributions()]
     header = TESTED_HEADER.format(python=".".join(platform.python_version_tuple()[:2]))
     return header + "\n".join(tested(found)) + "\n"

@@ -1,4 +1,4 @@
-"""Cleaned files -> the documents of a domain: unique paragraphs, bounded sizes, the wanted mix of packages."""
+"""Selects the documents of a domain from cleaned files: unique paragraphs, bounded sizes, wanted shares of packages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Candidate:
     Attributes:
         source: "package:path", unique in the domain.
         text: cleaned text.
-        copyright_lines: copyright notices that cleaning took out of the text.
+        copyright_lines: copyright notices that cleaning removed from the text.
     """
 
     source: str
@@ -34,12 +34,12 @@ class Candidate:
 
 
 def normal_form(paragraph: str) -> str:
-    """A paragraph with its white space folded: two paragraphs are the same text when this is equal."""
+    """Return a paragraph with normalised white space; paragraphs with the same text have equal results."""
     return " ".join(paragraph.split())
 
 
 def paragraphs(text: str) -> list[str]:
-    """Blocks of a document between blank lines."""
+    """Return the blocks of a document between blank lines."""
     return [block for block in _PARAGRAPH_BREAK.split(text)[::2] if block.strip()]
 
 
@@ -50,13 +50,13 @@ def _shingles(paragraph: str) -> set[tuple[str, ...]]:
 
 @dataclass
 class Deduplicator:
-    """Remembers every paragraph accepted so far and takes repetitions out of later documents.
+    """Remembers every accepted paragraph and removes repetitions from later documents.
 
-    A paragraph repeats another when it is the same but for white space, or when more than half of its runs of eight
-    tokens were seen before: edited copies leak between training and evaluation texts as much as exact ones.
+    A paragraph repeats another if only white space differs, or if more than half of its runs of eight tokens were seen
+    before: edited copies leak between training and evaluation texts as much as exact ones.
 
     Attributes:
-        max_lost_share: a document that would lose more than this part of its characters is refused.
+        max_lost_share: a document that would lose a larger share of its characters is refused.
     """
 
     max_lost_share: float
@@ -71,9 +71,9 @@ class Deduplicator:
         )
 
     def filter(self, text: str) -> str | None:
-        """The text without repeated paragraphs, or None when too much of it is repetition.
+        """Return the text without repeated paragraphs, or None if too much of it is repetition.
 
-        Paragraphs of the result are remembered only by `remember`, so a document may still be refused.
+        Only `remember` records the paragraphs of the result, so a document may still be refused.
         """
         parts = _PARAGRAPH_BREAK.split(text)
         kept: list[str] = []
@@ -102,9 +102,9 @@ class Deduplicator:
 
 
 def _cut(text: str, source: str) -> str:
-    """At most MAX_DOCUMENT_BYTES of whole paragraphs, from a start that the source's name decides.
+    """Return at most MAX_DOCUMENT_BYTES of whole paragraphs; the source's name decides where they start.
 
-    One stretch a file: all that a domain holds of one original is a single record.
+    Each file gives one stretch, so one record contains all text of an original in the domain.
     """
     parts = _PARAGRAPH_BREAK.split(text)
     sizes = [len("".join(parts[at : at + 2]).encode()) for at in range(0, len(parts), 2)]
@@ -124,7 +124,7 @@ def _cut(text: str, source: str) -> str:
 
 
 def _all_stretches(text: str) -> list[str]:
-    """The text in stretches of whole paragraphs, each as long as MAX_DOCUMENT_BYTES allows."""
+    """Split the text into stretches of whole paragraphs, each as long as MAX_DOCUMENT_BYTES allows."""
     parts = _PARAGRAPH_BREAK.split(text)
     stretches, size = [""], 0
     for at in range(0, len(parts), 2):
@@ -143,7 +143,7 @@ def _stretches(candidate: Candidate, whole: bool) -> Iterator[Candidate]:
 
 
 def shuffled(sources: Iterable[str]) -> list[str]:
-    """Names of files in the order of their hashes: the same one on every machine, related files far apart."""
+    """Sort file names by hash: the order is the same on every machine, and related files are far apart."""
     return sorted(sources, key=lambda source: hashlib.sha256(source.encode()).hexdigest())
 
 
@@ -156,16 +156,16 @@ def assemble(
     """Choose the documents of one domain.
 
     Args:
-        pools: package -> (wanted share of the bytes, its cleaned files in the order to take them). No more of them are
-            read than are needed.
-        budget_bytes: UTF-8 bytes of text to collect; the last document may overshoot it.
-        max_lost_share: largest part of a document that may be repetition of earlier ones; it is taken out. Prose
-            bears gaps, code does not.
-        whole: take every stretch of a file, as documents of one source, in place of one stretch.
+        pools: package -> (wanted share of the bytes, its cleaned files in the order to use them). Unneeded files
+            are not read.
+        budget_bytes: UTF-8 bytes of text to collect; the last document may exceed it.
+        max_lost_share: largest share of a document that may repeat earlier documents; the repetition is removed. Prose
+            remains readable with gaps, code does not.
+        whole: use every stretch of a file, as documents of one source, instead of one stretch.
 
     Returns:
         Documents sorted by source, each of MIN_DOCUMENT_BYTES to MAX_DOCUMENT_BYTES, without repeated paragraphs.
-        Fewer bytes than the budget if the pools run dry.
+        Fewer bytes than the budget if the pools are exhausted.
     """
     seen = Deduplicator(max_lost_share)
     queues = {

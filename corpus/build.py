@@ -1,6 +1,6 @@
 """Build a corpus from its packages: `python -m corpus.build`, from the root of the checkout.
 
-Needs the clients that fetch the packages: apt-get and dpkg-deb (Debian 12), npm.
+This needs the clients that fetch the packages: apt-get and dpkg-deb (Debian 12), npm.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _clean(name: str, raw: str, domain: str) -> Candidate | None:
 
 
 def _candidates(source: Source, root: Path, domain: str) -> Iterator[Candidate]:
-    """Cleaned files of one source, each cleaned when it is asked for: most of a large package is never needed."""
+    """Cleaned files of one source, each cleaned on access: most files of a large package are never needed."""
     paths = _paths(source, root)
     usable = 0
     for name in shuffled(paths):
@@ -87,34 +87,34 @@ def build(
 ) -> None:
     """Fetch the packages, clean their files and write the corpus, its manifest and its notices.
 
-    The same package versions give the same bytes. Versions come from the recipe (npm) or are what the package client
-    offers (apt); manifest.json records the ones used.
+    The same package versions give the same bytes. The recipe fixes npm versions; for apt, the client's current version
+    is used. manifest.json records all versions.
 
     Args:
-        cache: Folder for the unpacked packages (about 700 MB, for evidence 2.3 GB); a second call reuses what is there.
-        out: Folder that gets text/, manifest.json and, for a corpus that ships, LICENSES/.
-        bytes_per_domain: UTF-8 bytes of cleaned text to collect for each domain, before compression; None takes the
-            recipe's, 1.15 MB for demo and 4 MB for evidence.
-        domains: Domains to build; None builds all of the recipe. Some only is for trials, in a folder of their own.
-        recipe: What to build: demo is the corpus in the repository, evidence the larger text of the evidence model.
+        cache: Folder for the unpacked packages (about 700 MB, for evidence 2.3 GB); a second call reuses them.
+        out: Folder for text/ and manifest.json and, for a corpus that ships, LICENSES/.
+        bytes_per_domain: UTF-8 bytes of cleaned text to collect for each domain, before compression; None uses the
+            recipe's value, 1.15 MB for demo and 4 MB for evidence.
+        domains: Domains to build; None builds all of the recipe. For a trial, name some and give another folder.
+        recipe: Corpus to build: demo is the corpus in the repository, evidence the larger text of the evidence model.
 
     Raises:
-        ConfigError: a domain is not in the recipe, bytes_per_domain is not positive, or the build would put something
-            else than the whole demo corpus in its place.
+        ConfigError: a domain is not in the recipe, bytes_per_domain is not positive, or the build would replace the
+            demo corpus by something else than the whole demo corpus.
         DataError: a package cannot be fetched, or yields no or too little text.
     """
     plan = RECIPES[recipe]
     wanted = sorted(domains or plan.domains)
     unknown = sorted(set(wanted) - set(plan.domains))
     if unknown:
-        raise ConfigError(f"domains={unknown} are not in the recipe; it has {sorted(plan.domains)}")
+        raise ConfigError(f"domains={unknown} are not in the recipe; choose from {sorted(plan.domains)}")
     bytes_per_domain = plan.bytes_per_domain if bytes_per_domain is None else bytes_per_domain
     if bytes_per_domain <= 0:
         raise ConfigError(f"bytes_per_domain={bytes_per_domain} must be positive")
     if out.resolve() == HERE and (wanted != sorted(plan.domains) or not plan.ships):
         raise ConfigError(
-            f"out={out} holds the corpus that ships, and this is another: recipe={recipe}, domains={wanted}; "
-            f"give it another folder with --out"
+            f"out={out} holds the corpus that ships, but this build differs: recipe={recipe}, domains={wanted}; "
+            f"give another folder with --out"
         )
     files: dict[str, Any] = {}
     packages: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Source code -> source code without licence headers, long comments, tables and generated files."""
+"""Cleans source code: removes licence headers, long comments, tables and generated files."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _COMMENTS = {
 
 @dataclass(frozen=True)
 class CleanCode:
-    """Cleaned text of one file and the copyright lines that were taken out of it."""
+    """Cleaned text of one file, and the copyright lines removed from it."""
 
     text: str
     copyright_lines: tuple[str, ...]
 
 
 def _shorten_docstrings(text: str) -> str:
-    """Keep the first line of every docstring: its code is what the domain is about, not the manual inside it."""
+    """Keep only the first line of every docstring: the domain is about code, not about the manual inside it."""
     lines = text.splitlines(keepends=True)
     edits: list[tuple[tuple[int, int], tuple[int, int], str]] = []
     previous = tokenize.NEWLINE
@@ -92,7 +92,7 @@ def clean_code(raw: str, language: str) -> CleanCode | None:
 
     Returns:
         The cleaned file; None if it is generated, a table, mostly comment or preprocessor lines, has very long lines,
-        does not tokenise (python) or still speaks of its licence.
+        does not tokenise (python) or still mentions its licence.
     """
     if _GENERATED.search(raw[:1500]):
         return None

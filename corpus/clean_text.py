@@ -1,4 +1,4 @@
-"""HTML pages of documentation -> paragraphs of prose in one natural language."""
+"""Extracts paragraphs of prose in one natural language from HTML documentation."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ _STOP_WORDS = {
 
 
 class _Blocks(HTMLParser):
-    """Collects the text of each block element that is not inside a skipped one."""
+    """Collects the text of each block element outside skipped elements."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -139,7 +139,7 @@ class _Blocks(HTMLParser):
 
 
 def html_blocks(page: str) -> list[str]:
-    """Texts of a page's block elements in reading order, without tables, code, navigation and hidden variants."""
+    """Return the texts of a page's block elements in order, without tables, code, navigation and hidden variants."""
     parser = _Blocks()
     parser.feed(page)
     parser.close()
@@ -148,9 +148,9 @@ def html_blocks(page: str) -> list[str]:
 
 
 def is_prose(paragraph: str, language: str) -> bool:
-    """Whether a paragraph is running text in `language` and in no other of the corpus' languages.
+    """Return whether a paragraph is running text in `language` and in no other language of the corpus.
 
-    Russian is told by its letters, the others by their most frequent words.
+    Russian is recognised by its letters, the others by their most frequent words.
     """
     words = re.findall(r"[^\W\d_]+", paragraph.lower())
     letters = [char for char in paragraph if char.isalpha()]
@@ -166,7 +166,7 @@ def is_prose(paragraph: str, language: str) -> bool:
 
 
 def clean_page(page: str, language: str) -> str:
-    """Prose paragraphs of one HTML page, separated by blank lines; empty if none is left.
+    """Return the prose paragraphs of an HTML page, separated by blank lines; empty if there are none.
 
     Args:
         page: HTML text.

@@ -1,4 +1,4 @@
-"""What the evidence model's text is made of: six programming and six natural languages, about 4 MB of each."""
+"""Recipe of the evidence model's text: six programming and six natural languages, about 4 MB of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TESTS = r"/[Tt]ests?/|Test\.(php|java)$"
 
 
 def _again(domain: str, **shares: float) -> tuple[Source, ...]:
-    """Sources of the demo's recipe with other shares; package names with `_` for `-` and `.`."""
+    """Return sources of the demo's recipe with other shares; in package names, `_` replaces `-` and `.`."""
     known = {re.sub(r"\W", "_", source.package): source for source in RECIPE[domain]}
     return tuple(replace(known[name], share=share) for name, share in shares.items())
 
@@ -27,7 +27,7 @@ def _python(package: str, licence: str, share: float, folder: str) -> Source:
 
 
 def _works(office: str, handbook: str, short: str) -> tuple[Source, ...]:
-    """The same four works in every natural language."""
+    """Return the same four works in a natural language."""
     help_pages, handbook_pages = help_and_handbook(office, handbook)
     return (
         replace(help_pages, share=0.5, include=(f"usr/share/libreoffice/help/{office}/text/**/*.html",)),

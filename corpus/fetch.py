@@ -1,4 +1,4 @@
-"""Fetch the named packages with the machine's own package clients and unpack them."""
+"""Fetches the named packages with the machine's own package clients and unpacks them."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ _FETCH = {"apt": _fetch_apt, "npm": _fetch_npm}
 
 
 def fetch(source: Source, cache: Path) -> tuple[Path, str]:
-    """Unpack a package below `cache`, or reuse what an earlier call unpacked there.
+    """Unpack a package below `cache`, or reuse the result of an earlier call.
 
     Args:
-        source: which package, from which client.
+        source: the package and its client.
         cache: folder that keeps the unpacked packages.
 
     Returns:
         The folder with the package's files, and the package's version.
 
     Raises:
-        DataError: the client is missing or refuses the package; its own words are quoted.
+        DataError: the client is missing or refuses the package; quotes the client's message.
     """
     folder = cache / source.client / source.package.replace("/", "__")
     record = folder / "VERSION"

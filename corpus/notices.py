@@ -1,4 +1,4 @@
-"""Licence notices of the packages, copyright lines taken out of the texts, and the README's table."""
+"""Licence notices of the packages, copyright lines removed from the texts, and the README's table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Copyright notices that cleaning took out of the texts, by package. They belong t
 
 
 def _stanza(notice: str, source: Source) -> str:
-    """The stand-alone stanza of one licence in a machine-readable Debian copyright file."""
+    """Return the stand-alone stanza of one licence in a machine-readable Debian copyright file."""
     for stanza in re.split(r"\n\n+", notice):
         if stanza.startswith(f"License: {source.notice_stanza}\n"):
             return re.sub(r"^ ?\.$", "", stanza, flags=re.MULTILINE) + "\n"
@@ -37,13 +37,13 @@ def write_notices(
     """Copy each package's licence notice and write the copyright lines of the files used.
 
     Args:
-        folder: where the notices go, one `<package>.txt` each.
+        folder: folder for the notices, one `<package>.txt` each.
         recipe: domains and their sources.
         roots: package -> its unpacked files.
         chosen: domain -> documents of the corpus.
 
     Raises:
-        DataError: a package does not hold the notice that the recipe names.
+        DataError: a package lacks the notice that the recipe names.
     """
     for source in {source.package: source for sources in recipe.values() for source in sources}.values():
         if source.notice_of:
@@ -73,10 +73,10 @@ def write_notices(
 
 
 def write_table(readme: Path, manifest: dict[str, Any]) -> None:
-    """Replace the README's table of domains and packages by the manifest's.
+    """Replace the README's table of domains and packages by one from the manifest.
 
     Raises:
-        DataError: the README has lost the two lines between which the table stands.
+        DataError: the README lacks the two lines that enclose the table.
     """
     text = readme.read_text(encoding="utf-8")
     if TABLE_START not in text or TABLE_END not in text:

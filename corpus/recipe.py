@@ -1,4 +1,4 @@
-"""What the demo's corpus is made of: for each domain, the packages, the files taken and their licences."""
+"""Recipe of the demo's corpus: for each domain, the packages, the chosen files and their licences."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class Source:
 
     Attributes:
         package: name in the client's registry.
-        licence: SPDX identifier of the files taken.
-        share: wanted part of the domain's bytes; what a poor source leaves over goes to the others.
+        licence: SPDX identifier of the chosen files.
+        share: wanted share of the domain's bytes; other sources replace missing bytes of a small source.
         include: glob patterns relative to the unpacked package.
-        exclude: regular expression; a path in which it is found is left out.
+        exclude: regular expression; a path with a match is left out.
         client: command that fetches the package, `apt` (apt-get download) or `npm` (npm pack).
-        archive: zip file inside the package that holds the files; its members lie below `<archive>.files/`.
-        version: exact version to ask for; None takes what the client offers (Debian withdraws superseded versions).
-        must_contain: regular expression that a file's raw text has to contain, for packages of mixed licences.
+        archive: zip file inside the package that holds the files; its members are unpacked to `<archive>.files/`.
+        version: exact version to request; None uses the client's version (Debian removes superseded versions).
+        must_contain: regular expression that must match in a file's raw text, for packages with several licences.
         notice: licence notice inside the package, copied to LICENSES/<package>.txt.
-        notice_stanza: name of the one licence to copy out of a notice that is too long to ship whole; the copyright
-            lines taken from the files stand in for the rest.
-        notice_of: another package of the recipe with the very same notice; then none is copied for this one.
+        notice_stanza: name of the licence to copy out of a notice that is too long to ship whole; the copyright lines
+            from the files replace the rest.
+        notice_of: another package of the recipe with an identical notice; then no notice is copied for this one.
     """
 
     package: str
@@ -54,9 +54,9 @@ class Recipe:
     Attributes:
         domains: domain -> its sources; their shares sum to 1.
         bytes_per_domain: UTF-8 bytes of cleaned text to collect for each domain unless the command says otherwise.
-        ships: the corpus is part of the repository, with the licence notices that this asks for; one that does not
-            ship is written elsewhere, without notices.
-        whole_pages: prose pages give all their stretches, as records of one `source`, in place of one stretch each.
+        ships: the corpus is part of the repository and needs licence notices; a corpus that does not ship is written
+            elsewhere, without notices.
+        whole_pages: prose pages give all their stretches, as records of one `source`, instead of one stretch each.
     """
 
     domains: dict[str, tuple[Source, ...]]
@@ -87,7 +87,7 @@ def npm_source(
 
 
 def help_and_handbook(office: str, handbook: str) -> tuple[Source, ...]:
-    """The same two works in every natural language, so that language and not subject tells the domains apart."""
+    """Return the same two works in a natural language, so that domains differ by language and not by subject."""
     modules = ("swriter", "scalc", "shared", "simpress", "sdraw", "schart", "sdatabase")
     return (
         Source(

@@ -121,7 +121,7 @@ def test_a_card_with_an_address_is_refused(place, server, tmp_path):
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "train.parquet")
     card = f"configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {address}/train.parquet\n"
     (tmp_path / place).write_text(f"---\n{card}---\n" if place == "README.md" else card)
-    with pytest.raises(DataError, match="a local data set opens none"):
+    with pytest.raises(DataError, match="a local data set must not open"):
         rows(tmp_path)
     assert not asked
     card = "configs:\n- config_name: default\n  data_files: train.parquet\n"

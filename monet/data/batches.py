@@ -1,4 +1,4 @@
-"""Documents in batches to be tokenised, and how far the work of a preparation is written to the disk."""
+"""Groups documents into batches for tokenising, and records how much of a preparation is on the disk."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from monet.files import atomic_write_json
 from monet.json_text import read_json
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1 << 20
-_KEEP_SECONDS = 10.0  # work that a kill can cost
+_KEEP_SECONDS = 10.0  # the most work that a kill can lose
 
 
 class Batch:
-    """Documents to encode together and where the reader stood behind them.
+    """Documents to encode together, and the reader's place after them.
 
     Attributes:
-        documents: split, domain, name, size in UTF-8 bytes and known source of each.
-        samples: by domain the first letters of its first document in the batch.
+        documents: split, domain, name, size in UTF-8 bytes and known source of each document.
+        samples: for each domain, the first letters of its first document in the batch.
     """
 
     def __init__(self, reader: Reader, plan: SplitPlan, originals: Originals | None) -> None:
@@ -58,7 +58,7 @@ class Batch:
 
 
 def batches(reader: Reader, plan: SplitPlan, originals: Originals | None) -> Iterator[tuple[list[bytes], Batch]]:
-    """Documents of the reader in batches, all parts of one in the same batch; `originals` counts them."""
+    """Yield the reader's documents in batches, all parts of a document in one batch; `originals` counts documents."""
     batch, characters = Batch(reader, plan, originals), 0
     for document in reader:
         batch.add(document)
@@ -71,7 +71,7 @@ def batches(reader: Reader, plan: SplitPlan, originals: Originals | None) -> Ite
 
 
 class Written:
-    """What is written for good: the reader's place and the state of every writer, in one file that is whole or old."""
+    """Progress on the disk: the reader's place and the state of every writer, in one file that is replaced whole."""
 
     def __init__(self, path: Path, processes: int) -> None:
         self._path = path
@@ -101,7 +101,7 @@ class Written:
         return self.tokens / max(self.seconds, 1e-9)
 
     def throughput(self) -> dict[str, Any]:
-        """Tokens, and the time of reading, tokenising and writing them: of all starts, without work that was lost."""
+        """Return the tokens and the time to read, tokenise and write them, over all starts, without lost work."""
         return {
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),

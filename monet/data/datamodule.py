@@ -1,4 +1,4 @@
-"""Windows -> batches for Lightning: prepared when needed, resumed exactly."""
+"""Batches of windows for Lightning: data prepared if missing, position resumed exactly."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ _HASHED_BELOW_BYTES = 10**9  # hashing a gigabyte takes a second or two at every
 class MonetDataModule(L.LightningDataModule):
     """Batches of token windows with a domain label.
 
-    Training batches are an endless stream in which batch n depends on the data, the seed, n, batch size and rank only;
-    its position is saved with a checkpoint and counts the batches that were used, not those fetched ahead.
+    Training batches are an endless stream. Batch n depends only on the data, the seed, n, batch size and rank. A
+    checkpoint saves the stream's position, which counts used batches, not batches fetched ahead.
 
     Args:
-        data_dir: folder with prepared data; made on the first run when `source` or `prepare_config` is given.
-        source: text to prepare the data from (file, folder or hf://OWNER/NAME); None takes the data as they are.
+        data_dir: folder with prepared data; created on the first run if `source` or `prepare_config` is given.
+        source: text to prepare the data from (file, folder or hf://OWNER/NAME); None uses data_dir unchanged.
         tokenizer: fast tokenizer for the preparation, a folder or Hugging Face name; None trains one.
-        vocab_size: number of ids of a trained tokenizer; None takes the preparation's default.
+        vocab_size: number of ids of a trained tokenizer; None uses the default of the preparation.
         prepare_config: YAML file with further settings of the preparation, as for `monet data prepare --config`;
-            `source`, `tokenizer` and `vocab_size` given here come first, and `data_dir` stands for its `out`.
-        seq_len: tokens a window predicts; a window has one more.
+            `source`, `tokenizer` and `vocab_size` given here take precedence, and `data_dir` replaces its `out`.
+        seq_len: tokens that a window predicts; a window has one more.
         batch_size: windows in a batch of one rank (and one accumulation step).
-        seed: chooses the order of the training windows.
+        seed: seed for the order of the training windows.
         mixture: share of the training windows drawn from each domain, in any unit; a domain that is not named is not
             drawn. None draws every window equally often, and leaves out domains with less text than a window.
-        max_val_windows: validation windows of each domain at most, spread evenly over it, but at least one for each
-            rank; None takes all.
+        max_val_windows: maximum number of validation windows of each domain, spread evenly over it, but at least one
+            per rank; None takes all.
         document_mask: no attention across documents inside a window, and positions counted from each document's start;
-            false lets a token see all of the window before it.
+            false lets a token attend to the whole window before it.
         num_workers: loader processes of each rank; 0 loads in the training process.
-        pin_memory: put batches in page-locked memory, which speeds up the way to a GPU.
-        full_check: hash every shard and look at every id at each start; null does so below 1 GB of ids, above that
-            names, sizes and a sample of document ends are checked.
-        loader_timeout: seconds after which a loader process that gives no batch ends the run; 0 waits for ever.
+        pin_memory: put batches in page-locked memory, which speeds up transfers to a GPU.
+        full_check: hash every shard and check every id at each start; null does so below 1 GB of ids, and above that
+            checks names, sizes and a sample of document ends.
+        loader_timeout: seconds after which a loader process without a batch ends the run; 0 waits forever.
     Raises:
         ConfigError: a number is out of range.
     """
@@ -103,14 +103,14 @@ class MonetDataModule(L.LightningDataModule):
         """The open data.
 
         Raises:
-            DataError: they are not there or damaged.
+            DataError: the data are missing or damaged.
         """
         if self._shards is None:
             self._shards = self._checked()
         return self._shards
 
     def _checked(self) -> TokenShards:
-        """The open data, after looking at every shard."""
+        """Open the data and check every shard."""
         full = self.full_check
         if full is None:
             domains = (part for split in read_manifest(self.data_dir)["splits"].values() for part in split.values())
@@ -119,7 +119,7 @@ class MonetDataModule(L.LightningDataModule):
         return TokenShards(self.data_dir, full=full)
 
     def _open_together(self) -> None:
-        """Rank 0 looks at every shard, the others trust it: thousands of ranks must not ask for each file's size.
+        """Check every shard on rank 0 only: thousands of ranks must not ask for the size of every file.
 
         Raises:
             DataError: on all ranks, if rank 0 finds a fault.
@@ -140,7 +140,7 @@ class MonetDataModule(L.LightningDataModule):
 
     @property
     def domains(self) -> list[str]:
-        """Names of the domains; `domain` of a batch is a place in this list."""
+        """Names of the domains; `domain` of a batch is an index into this list."""
         return self.shards.domains
 
     @property
@@ -159,15 +159,15 @@ class MonetDataModule(L.LightningDataModule):
         return self.shards.fingerprint
 
     def prepare_data(self) -> None:
-        """Prepare `data_dir`, or check that it was prepared with these settings. Runs on one process.
+        """Prepare `data_dir`, or check that it was prepared with these settings. Runs in one process.
 
         Raises:
-            ConfigError: it holds data of other settings.
+            ConfigError: `data_dir` holds data with other settings.
             DataError: the text cannot be used, or there is neither prepared data nor a source.
         """
         settings = self._preparation()
         source = settings.get("source")
-        # prepared data outlive their text, and are used without it
+        # prepared data can be used after their source text is removed
         if (self.data_dir / MANIFEST).is_file() and not _is_here(source):
             return
         if source is None:
@@ -178,7 +178,7 @@ class MonetDataModule(L.LightningDataModule):
         _prepare({**settings, "out": str(self.data_dir)})
 
     def _preparation(self) -> dict[str, Any]:
-        """Arguments of `prepare` as they stand in the configuration, without `out`."""
+        """Return the arguments of `prepare` from the configuration, without `out`."""
         settings: dict[str, Any] = {}
         if self.prepare_config is not None:
             try:
@@ -193,7 +193,7 @@ class MonetDataModule(L.LightningDataModule):
         return settings | {key: value for key, value in given.items() if value is not None}
 
     def setup(self, stage: str | None = None) -> None:
-        """Open and check the data; a new fit begins at the position that was loaded, or at the first batch."""
+        """Open and check the data; a new fit starts at the loaded position, or at the first batch."""
         self._open_together()
         if stage == "fit":
             self._stream = None
@@ -201,7 +201,7 @@ class MonetDataModule(L.LightningDataModule):
             raise ConfigError(f"mixture: no domain {unknown[0]!r} in {self.data_dir}; it has {', '.join(self.domains)}")
 
     def train_dataloader(self) -> TrainStream:
-        """The endless stream, at the position that was loaded last."""
+        """Return the endless stream, at the position loaded last."""
         windows = WindowDataset(
             self.shards, "train", self.seq_len, self._long_enough(), document_mask=self.document_mask
         )
@@ -216,7 +216,7 @@ class MonetDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             timeout=self.loader_timeout,
-            # a trainer fetches one batch ahead; on_before_batch_transfer counts instead
+            # a trainer fetches one batch ahead, so on_before_batch_transfer counts instead
             count_on_yield=self.trainer is None,
         )
         position = self._position if self._stream is None else self._stream.state_dict()
@@ -226,33 +226,33 @@ class MonetDataModule(L.LightningDataModule):
         return stream
 
     def _long_enough(self) -> list[str] | None:
-        """Domains whose training text fills a window; None, so that the error names one, if there is none.
+        """Return the domains whose training text fills a window; None if there is none, so that an error names one.
 
         Raises:
-            DataError: the mixture draws one that does not.
+            DataError: the mixture draws a domain whose text is too short.
         """
         tokens = {name: self.shards.stream("train", name).num_tokens for name in self.domains}
         short = [name for name, count in tokens.items() if count <= self.seq_len]
         for name in short:
             if self.mixture is not None and self.mixture.get(name):
                 raise DataError(
-                    f"mixture: domain {name!r} has {tokens[name]} training tokens, a window of seq_len {self.seq_len} "
-                    f"needs {self.seq_len + 1}; take it out of the mixture, shorten seq_len or add text"
+                    f"mixture: domain {name!r} has {tokens[name]} training tokens, but a window of seq_len "
+                    f"{self.seq_len} needs {self.seq_len + 1}; remove it from the mixture, shorten seq_len or add text"
                 )
         if self.mixture is None and 0 < len(short) < len(tokens):
             rank_zero_warn(f"training leaves out {', '.join(short)}: less text than a window of seq_len {self.seq_len}")
         return [name for name in self.domains if name not in short] or None
 
     def val_dataloader(self) -> ValidationPass | list[Any]:
-        """Held-out windows, each batch of one domain. Domains whose held-out text fills no window are left out.
+        """Return held-out windows, each batch from one domain. Domains with less text than a window are left out.
 
-        Data without the split "validation" give [], with a warning: nothing is validated.
+        For data without the split "validation", warn and return []: nothing is validated.
         """
         world_size, rank = self._place()
         if "validation" not in self.shards.splits:
             rank_zero_warn(
                 f"{self.data_dir} has no split 'validation' (it has {', '.join(self.shards.splits)}): nothing is "
-                "validated; prepare the data with a share for it to see held-out losses"
+                "validated; prepare the data with a share for this split to get held-out losses"
             )
             return []
         held_out = {name: self.shards.stream("validation", name).num_tokens for name in self.domains}
@@ -277,13 +277,13 @@ class MonetDataModule(L.LightningDataModule):
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count a training batch as used when a step begins with it; "number" is in training batches only."""
+        """Count a training batch as used when its step starts; only training batches have "number"."""
         if self._stream is not None and isinstance(batch, dict) and "number" in batch:
             self._stream.consumed = int(batch["number"]) + 1
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Position in the training stream, see `TrainStream.state_dict`; {} before there is one."""
+        """Return the position in the training stream, see `TrainStream.state_dict`; {} before the stream exists."""
         if self._stream is not None:
             return self._stream.state_dict()
         return dict(self._position or {})
@@ -292,7 +292,7 @@ class MonetDataModule(L.LightningDataModule):
         """Continue at a saved position.
 
         Raises:
-            DataError, ConfigError: it belongs to other data or settings; raised here, or when the stream is made.
+            DataError, ConfigError: the position belongs to other data or settings; may be raised by a later call.
         """
         if self._stream is None:
             self._position = dict(state_dict) or None
@@ -301,13 +301,14 @@ class MonetDataModule(L.LightningDataModule):
 
 
 def _is_here(source: Any) -> bool:
-    """Whether all of a preparation's text lies on this machine, so that it can be compared."""
+    """Return whether all text of a preparation is on this machine, so that it can be compared."""
     parts = list(source.values()) if isinstance(source, dict) else [source]
     return all(isinstance(part, str) and not part.startswith(SCHEME) and Path(part).exists() for part in parts)
 
 
 def _prepare(settings: dict[str, Any]) -> None:
-    """Call `prepare` with settings that come from a file, after checking them against its signature."""
+    """Call `prepare` with settings from a file, after checking them against its signature."""
+
     from jsonargparse import ArgumentError, ArgumentParser
 
     from monet.data.prepare import prepare

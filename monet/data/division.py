@@ -1,4 +1,4 @@
-"""A source divided into parts that are prepared apart: which files belong to a part, and where the part is made."""
+"""Division of a source into parts that are prepared separately: the files of each part, and its folder."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from monet.parts import Part
 
 
 def parts_folder(out: Path) -> Path:
-    """Folder of all parts of the prepared data `out`."""
+    """Return the folder that holds all parts of the prepared data `out`."""
     return out.with_name(f"{out.name}.parts")
 
 
 def part_folder(out: Path, part: Part) -> Path:
-    """Folder of one part."""
+    """Return the folder of one part."""
     return parts_folder(out) / f"part-{part.index}-of-{part.count}"
 
 
 def divided(
     files: dict[str, list[TextFile]], remote: dict[str, str], part: Part
 ) -> tuple[dict[str, list[TextFile]], dict[str, str], str]:
-    """What belongs to a part: files that follow each other in the order of reading, and whole datasets.
+    """Return the files and datasets of one part. Files are consecutive in reading order; datasets stay whole.
 
-    All parts are about equally many bytes. The text of parts 0, 1, ... one after another is that of the whole in its
-    own order.
+    All parts have about the same number of bytes. The texts of parts 0, 1, ..., concatenated, are the text of the whole
+    source in its reading order.
 
     Args:
         files: local files by domain, in the order of reading.
         remote: datasets by domain.
-        part: which.
+        part: the part to return.
     Returns:
-        its files by domain (every domain is a key), its datasets, and a SHA-256 over names and sizes of all files.
+        the part's files by domain (every domain is a key), its datasets, and a SHA-256 over all file names and sizes.
     Raises:
         ConfigError: there are more parts than files and datasets.
     """
@@ -42,7 +42,7 @@ def divided(
     if len(listed) + len(remote) < part.count:
         raise ConfigError(
             f"part {part.index}/{part.count}: the source has {len(listed)} file(s) and {len(remote)} dataset(s), which "
-            "are not divided further; take fewer parts, split the files, or fetch the files of a dataset first"
+            "cannot be divided further; use fewer parts, split the files, or download the files of a dataset first"
         )
     sizes = [file.path.stat().st_size for file in listed]
     chosen = set(listed[part.slice_of([size + 1 for size in sizes])])

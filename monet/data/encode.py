@@ -1,4 +1,4 @@
-"""Batches of texts -> batches of ids, in order, on one process or on several."""
+"""Encodes batches of texts as batches of ids, in order, in one process or several."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from monet.data.text_encoder import EncodeError
 from monet.data.tokenizer import Encoder
 from monet.errors import DataError
 
-_AHEAD = 2  # batches each process may have waiting
+_AHEAD = 2  # waiting batches per process
 _GRACE_SECONDS = 5.0
 Batch = TypeVar("Batch")
 Ids = list[np.ndarray]
@@ -37,10 +37,11 @@ def encoding(
     The ids do not depend on the number of processes. Only a few batches for each process are in memory.
 
     Args:
-        encoder: what to encode with.
-        processes: 1 works in this process, on all cores by threads; more start so many others of one thread each.
+        encoder: the encoder to use.
+        processes: 1 encodes in this process, with one thread per core; more start this number of single-threaded
+            processes.
     Raises:
-        DataError: a text cannot be encoded, or a process ended before its work; the others are ended too.
+        DataError: a text cannot be encoded, or a process ended early; the other processes are ended too.
     """
     if processes == 1:
         yield lambda batches: ((batch, _named(batch, _encode_here, encoder, texts)) for texts, batch in batches)
@@ -85,7 +86,7 @@ def _in_order(
 
 
 def _named(batch: Any, work: Callable[..., Ids], *arguments: Any) -> Ids:
-    """What `work` gives; of a text that cannot be encoded the error names the document."""
+    """Return the result of `work`; if a text cannot be encoded, the error names its document."""
     try:
         return work(*arguments)
     except EncodeError as error:
@@ -93,10 +94,10 @@ def _named(batch: Any, work: Callable[..., Ids], *arguments: Any) -> Ids:
 
 
 class _Worker:
-    """A process of `encode_worker`. A plain one: multiprocessing would run the user's main module again in each."""
+    """A process of `encode_worker`, started as a subprocess: multiprocessing would import the user's main module."""
 
     def __init__(self, encoder: Encoder) -> None:
-        # as many threads as processes were asked for, and this module's path wherever it was imported from
+        # one thread per process; the same import path as here
         environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "monet.data.encode_worker"],
@@ -119,19 +120,20 @@ class _Worker:
             return exchange(self._process.stdin, self._process.stdout)
         except EncodeError:
             raise
-        except (EOFError, BrokenPipeError, ValueError):  # ValueError: closed here meanwhile
+        except (EOFError, BrokenPipeError, ValueError):  # ValueError: this process closed the pipe in the meantime
             try:
                 status: object = self._process.wait(_GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 status = "unknown"
             raise DataError(
-                f"tokenising process {self._process.pid} ended with status {status} before its work (negative: the "
-                "number of a signal; -9 is often a lack of memory); what is done is kept, run the same command again, "
+                f"tokenising process {self._process.pid} ended early with status {status} (a negative status is the "
+                "number of a signal; -9 is often a lack of memory). Finished work is kept: run the same command again, "
                 "with fewer --processes if memory was short"
             ) from None
 
     def close(self) -> None:
-        """End the process, at once if it is still at work."""
+        """End the process, immediately if it is still working."""
+
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):

@@ -1,9 +1,9 @@
-"""One tokenising process of `monet.data.encode`: texts come in on standard input, ids go out on standard output.
+"""One tokenising process of `monet.data.encode`: it reads texts from standard input and writes ids to standard output.
 
-Frames, little endian: first one JSON text {"tokenizer", "prefix", "eos_id"}; then for each request the number of texts,
-their lengths in bytes and their UTF-8; for each answer the same number, tokens of each and all ids as uint32. A text
-that cannot be encoded is answered by the largest uint64, its place among the texts, the reason's length and its UTF-8.
-The process ends when its input does, so none outlives the process that started it.
+Frames are little endian. The first frame is one JSON text {"tokenizer", "prefix", "eos_id"}. Each request holds the
+number of texts, their lengths in bytes, and the texts in UTF-8. Each answer holds the same number, the token count of
+every text, and all ids as uint32. If a text cannot be encoded, the answer holds the largest uint64, the index of the
+text, and the length and UTF-8 of the reason. The process ends at the end of its input, so it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_IDS = (1 << 64) - 1
 
 
 def send_texts(stream: BinaryIO, texts: list[bytes]) -> None:
-    """Write one request, or the settings as one text."""
+    """Write one request, or the settings as a single text."""
     lengths = np.array([len(texts), *(len(text) for text in texts)], dtype="<u8")
     stream.write(b"".join([lengths.tobytes(), *texts]))
     stream.flush()
@@ -48,7 +48,7 @@ def send_ids(stream: BinaryIO, encoded: list[Any]) -> None:
 
 
 def send_error(stream: BinaryIO, index: int, reason: str) -> None:
-    """Answer that text number `index` cannot be encoded."""
+    """Report that text number `index` cannot be encoded."""
     content = reason.encode("utf-8", "backslashreplace")
     stream.write(struct.pack("<QQQ", _NO_IDS, index, len(content)) + content)
     stream.flush()
@@ -58,7 +58,7 @@ def receive_ids(stream: BinaryIO) -> list[np.ndarray]:
     """Read what `send_ids` or `send_error` wrote.
 
     Raises:
-        EOFError: the writer is gone.
+        EOFError: the writer has ended.
         EncodeError: a text cannot be encoded.
     """
     (count,) = struct.unpack("<Q", _exactly(stream, 8))
@@ -77,8 +77,8 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process decides what an interrupt ends
-    # whatever prints must not get between the frames
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles interrupts
+    # output of other code must not mix with the frames
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     requests = sys.stdin.buffer
@@ -96,5 +96,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with suppress(EOFError, BrokenPipeError):  # the starting process is gone
+    with suppress(EOFError, BrokenPipeError):  # the parent process has ended
         main()

@@ -1,4 +1,4 @@
-"""Words for what is wrong with a file's content, shared by the readers of all formats."""
+"""Messages about faulty file contents, shared by the readers of all formats."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from monet.data.sources import Skipped, TextFile
 
 
 def too_long(where: str, what: str, max_bytes: int) -> str:
-    """Message: a text or line exceeds the limit."""
-    return f"{where}: the {what} is longer than max_document_bytes {max_bytes}; raise that if it is meant to be"
+    """Return the message for a text or line that exceeds the limit."""
+    return f"{where}: the {what} is longer than max_document_bytes {max_bytes}; raise the limit if this is intended"
 
 
 def broken(file: TextFile, what: str, error: Exception, skipped: Skipped) -> None:
-    """Report a fault of the file's content; an OSError with an errno is one of the disk and is raised again."""
+    """Report a fault in the file's content; raise an OSError with an errno again, because it is a fault of the disk."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error
     reason = (str(error).splitlines() or [type(error).__name__])[0]

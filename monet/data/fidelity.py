@@ -1,4 +1,4 @@
-"""What a tokenizer loses of the text: unknown ids, letters that do not come back, special ids inside a document."""
+"""Measures what a tokenizer loses: unknown ids, letters that decoding does not restore, special ids in a document."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from monet.data.sources import Skipped
 from monet.data.tokenizer import Encoder
 
 SAMPLE_CHARACTERS = 1 << 14
-_SPACE = "▁"  # sentencepiece's letter for a space
+_SPACE = "▁"  # sentencepiece's symbol for a space
 _MUCH = 0.001  # share of ids or letters above which a domain gets a note
 _KEYS = ("tokens", "unknown_ids", "sampled_letters", "lost_letters")
 
 
 class Fidelity:
-    """Counts by domain what the ids of a preparation do not hold.
+    """Counts, by domain, the text that the ids of a preparation lose.
 
     Args:
-        encoder: what encodes.
-        skipped: collects documents that are left out; refuses instead unless its rule is "skip".
-        state: what `state()` gave; None begins.
+        encoder: the encoder to measure.
+        skipped: collects documents that are left out; raises an error unless its rule is "skip".
+        state: a result of `state()`; None starts from zero.
     """
 
     def __init__(self, encoder: Encoder, skipped: Skipped, state: dict[str, Any] | None = None) -> None:
@@ -35,20 +35,20 @@ class Fidelity:
             self._counts = {domain: Counter(counts) for domain, counts in state["domains"].items()}
 
     def state(self) -> dict[str, Any]:
-        """Everything that was counted; JSON-able."""
+        """Return all counts; can be written as JSON."""
         return {"skipped": self.skipped.state(), "domains": self.domains()}
 
     def domains(self) -> dict[str, dict[str, int]]:
-        """Of each domain: its tokens, unknown ids, letters of the sample, and letters of it that do not come back."""
+        """Return, for each domain: tokens, unknown ids, letters in the sample, and letters that decoding loses."""
         return {domain: {key: counts[key] for key in _KEYS} for domain, counts in sorted(self._counts.items())}
 
     def check(self, ids: np.ndarray, domain: str, name: str) -> bool:
-        """Count a document's ids; whether it can be kept.
+        """Count a document's ids; return whether the document can be kept.
 
         Args:
             ids: (tokens,) uint32, with prefix and eos.
         Raises:
-            DataError: eos or bos is inside the document, unless such documents are to be skipped.
+            DataError: eos or bos is inside the document, and the rule is not to skip such documents.
         """
         inner = ids[len(self._encoder.prefix) : -1]
         if (found := np.isin(inner, self._encoder.forbidden)).any():
@@ -56,8 +56,8 @@ class Fidelity:
             token = self._encoder.backend.id_to_token(int(inner[place]))
             self.skipped.problem(
                 "special token in the text",
-                f"{name}: token {place} of the text is {token!r}, which marks where documents begin or end; the "
-                "tokenizer's vocabulary holds it as a piece of text, so take another tokenizer",
+                f"{name}: token {place} of the text is {token!r}, which marks where documents begin or end, but the "
+                "tokenizer's vocabulary also matches it in text; use another tokenizer",
             )
             return False
         counts = self._counts.setdefault(domain, Counter())
@@ -67,9 +67,9 @@ class Fidelity:
         return True
 
     def sample(self, text: str, domain: str) -> None:
-        """Encode and decode the start of a text, and count the letters that do not come back.
+        """Encode and decode the start of a text, and count the letters that decoding does not restore.
 
-        What the tokenizer's own normaliser changes (such as upper case) does not count, nor do spaces.
+        Changes by the tokenizer's own normaliser (such as upper case) and spaces do not count.
         """
         backend = self._encoder.backend
         text = text[:SAMPLE_CHARACTERS]
@@ -81,10 +81,10 @@ class Fidelity:
 
 
 def notes_on_loss(domains: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """A sentence for each domain of which the tokenizer loses much.
+    """Return a sentence for each domain in which the tokenizer loses much.
 
     Args:
-        domains: from `Fidelity.domains`.
+        domains: the result of `Fidelity.domains`.
     """
     notes = []
     for domain, counts in domains.items():

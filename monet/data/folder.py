@@ -1,4 +1,4 @@
-"""A prepared folder while it is made: `OUT.partial` beside it, which takes its name when all of it is there."""
+"""A prepared folder under construction: `OUT.partial` next to OUT, renamed to OUT when it is complete."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _SETTINGS, _LOCK, _REPLACED = "settings.json", ".lock", ".replaced"
 
 
 def refuse_foreign(out: Path) -> None:
-    """Refuse a folder that holds something else.
+    """Refuse a folder that is not prepared data.
 
     Raises:
-        DataError: names it.
+        DataError: names the folder.
     """
     if (out.exists() or out.is_symlink()) and not (out / MANIFEST).is_file():
-        raise DataError(f"{out} exists and holds no {MANIFEST}, so it is not prepared data; choose another --out")
+        raise DataError(f"{out} exists but has no {MANIFEST}, so it is not prepared data; choose another --out")
 
 
 def make(out: Path, settings: dict[str, Any], work: Callable[[Path], None], *, overwrite: bool) -> bool:
-    """Make a prepared folder, unless it is there already.
+    """Make a prepared folder, unless it already exists.
 
     Args:
         out: the folder.
-        settings: of it, as its manifest records them.
-        work: gets `OUT.partial`, with what an earlier start with these settings left there, and fills it.
-        overwrite: replace finished or begun data of other settings.
+        settings: the settings that its manifest records.
+        work: fills `OUT.partial`, which holds the work of an earlier start with these settings, if any.
+        overwrite: replace finished or partial data with other settings.
     Returns:
-        whether there was something to do.
+        whether there was work to do.
     Raises:
-        ConfigError: other settings than those of the data in `out`.
-        DataError: another process makes it.
-        MonetError: the disk takes no more.
+        ConfigError: the settings differ from those of the data in `out`.
+        DataError: another process is making the folder.
+        MonetError: the disk is full or cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -50,7 +50,7 @@ def make(out: Path, settings: dict[str, Any], work: Callable[[Path], None], *, o
     partial.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(partial / _LOCK, timeout=0):
-            if _is_done(out, settings, overwrite):  # by another process in the meantime
+            if _is_done(out, settings, overwrite):  # another process finished it in the meantime
                 shutil.rmtree(partial, ignore_errors=True)
                 return False
             _begin(partial, settings, overwrite)
@@ -65,24 +65,24 @@ def make(out: Path, settings: dict[str, Any], work: Callable[[Path], None], *, o
         free = shutil.disk_usage(out.parent).free
         raise MonetError(
             f"{partial}: the preparation stopped: {error} ({free:,} bytes are free there, a quota can leave less); "
-            "what is done is kept, run the same command again"
+            "finished work is kept, run the same command again"
         ) from error
 
 
 def clear(partial: Path) -> None:
-    """Remove what the folder holds, but for its lock and settings."""
+    """Remove the folder's content, except its lock and settings."""
     for child in partial.iterdir():
         if child.name not in (_LOCK, _SETTINGS):
             shutil.rmtree(child) if child.is_dir() else child.unlink()
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Settings that differ, as lines; only the first few files of the text are named."""
+    """Yield a line for each setting that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
-        yield f"{name}: {old!r} there, {new!r} asked for"
+        yield f"{name}: {old!r} there, {new!r} requested"
 
 
 def _refusal(folder: Path, old: Any, new: Any) -> ConfigError:
@@ -95,10 +95,10 @@ def _refusal(folder: Path, old: Any, new: Any) -> ConfigError:
 
 
 def _is_done(out: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """Whether `out` already is what is asked for.
+    """Return whether `out` already holds the requested data.
 
     Raises:
-        DataError, ConfigError: it is something else, and was not to be overwritten.
+        DataError, ConfigError: `out` holds something else, and overwrite is false.
     """
     if not out.exists():
         return False
@@ -114,9 +114,9 @@ def _is_done(out: Path, settings: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _begin(partial: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make `partial` ready to go on: same settings, no half-written files.
+    """Prepare `partial` for more work: same settings, no half-written files.
 
-    What was begun with other settings is refused once it holds work worth keeping, and started anew before that.
+    Work with other settings is refused if it is worth keeping; otherwise it is removed.
     """
     old = None
     for name in (_SETTINGS, MANIFEST):
@@ -139,7 +139,7 @@ def _has_work(partial: Path) -> bool:
 
 
 def _publish(partial: Path, out: Path) -> None:
-    """Drop what only the work needed and give the folder its final name."""
+    """Remove intermediate files and give the folder its final name."""
     shutil.rmtree(partial / FETCHED, ignore_errors=True)
     for path in [
         *(partial / name for name in (_SETTINGS, SCAN, COMMITS, PROGRESS, TOKENIZER_NOTES)),
@@ -150,7 +150,7 @@ def _publish(partial: Path, out: Path) -> None:
         fsync_path(folder)
     replaced = partial / _REPLACED
     if out.exists():
-        os.rename(out, replaced)  # a kill must not leave half of it under the final name
+        os.rename(out, replaced)  # a kill must not leave half of the old folder under the final name
     if replaced.is_symlink():
         replaced.unlink()
     elif replaced.exists():

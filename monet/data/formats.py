@@ -1,4 +1,4 @@
-"""What a file holds, by its name and its first lines: JSON lines, a table, or plain text."""
+"""Detects the format of a file by its name and its first lines: JSON lines, a table, or plain text."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _HEAD_BYTES = 1 << 20
 
 
 def _open_zstandard(path: Path, mode: str) -> Any:
-    """zstandard frames through Arrow, which the hub's data sets bring along anyway."""
+    """Open zstandard files through Arrow, which the `datasets` package already requires."""
     import pyarrow
 
     return io.BufferedReader(_ArrowStream(pyarrow.input_stream(str(path), compression="zstd")))
 
 
 class _ArrowStream(io.RawIOBase):
-    """Arrow's stream for `io`."""
+    """Adapts an Arrow stream to `io`."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -66,12 +66,12 @@ _OPENERS: dict[str, Callable[..., Any]] = {
 
 
 def opener_of(path: Path) -> Callable[..., Any]:
-    """The function that opens a file for reading; it unpacks .gz, .xz, .bz2 and .zst."""
+    """Return the function that opens a file for reading; it unpacks .gz, .xz, .bz2 and .zst."""
     return _OPENERS.get(path.suffix.lower(), open)
 
 
 def _suffix(path: Path) -> str:
-    """The suffix that names the format, without one of a compression; "" if there is none."""
+    """Return the suffix that names the format, without a compression suffix; "" if there is none."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _OPENERS:
         suffixes.pop()
@@ -79,11 +79,11 @@ def _suffix(path: Path) -> str:
 
 
 def kind_of(path: Path, file_format: FileFormat, text_key: str) -> Kind:
-    """How a file is read.
+    """Return the format in which a file is read.
 
     Args:
-        path: the file; only one whose name ends with .json (or .json.gz and so on) is opened.
-        file_format: "auto" decides by name and first lines; any other value holds for all files but parquet tables.
+        path: the file; it is opened only if its name ends with .json (or .json.gz and so on).
+        file_format: "auto" decides by name and first lines; any other value applies to all files except parquet tables.
         text_key: see `monet.data.keys.text_at`.
     """
     suffix = _suffix(path)
@@ -95,11 +95,11 @@ def kind_of(path: Path, file_format: FileFormat, text_key: str) -> Kind:
 
 
 def _kind_of_json(path: Path, text_key: str) -> Kind:
-    """JSON lines, an array of records, or a document of another form (such as a program's settings)."""
+    """Distinguish JSON lines, an array of records, and a document of another form (such as a program's settings)."""
     try:
         with opener_of(path)(path, "rb") as stream:
             head = stream.read(_HEAD_BYTES)
-    except BROKEN_ARCHIVE:  # whoever reads the file reports this
+    except BROKEN_ARCHIVE:  # the reader of the file reports this
         return "text"
     lines = head.decode("utf-8-sig", "replace").lstrip().splitlines()
     if not lines:
@@ -117,7 +117,7 @@ def _kind_of_json(path: Path, text_key: str) -> Kind:
 
 
 def looks_like_record(line: str, text_key: str) -> bool:
-    """Whether a line is a JSON object with text under the key."""
+    """Return whether a line is a JSON object with text under the key."""
     record = _record(line)
     return record is not None and text_at(record, text_key) is not None
 
@@ -133,7 +133,7 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 def described(files: Iterable[TextFile], file_format: FileFormat, text_key: str) -> str | None:
-    """One line that says how many files are read in which way; None without files."""
+    """Return one line with the number of files that are read in each format; None without files."""
     kinds: Counter[Kind] = Counter()
     suffixes: dict[Kind, Counter[str]] = {}
     for file in files:

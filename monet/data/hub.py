@@ -1,4 +1,4 @@
-"""Hugging Face datasets: rows streamed from any place on, or fetched into local .jsonl parts."""
+"""Hugging Face datasets: rows streamed from any row on, or fetched into local .jsonl files."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from monet.files import atomic_write_json, atomic_write_text
 SCHEME = "hf://"
 _OPTIONS = {"config": "name", "split": "split", "revision": "revision", "data_dir": "data_dir"}
 _STATE = ".state.json"
-_ROWS_A_PART, _CHARACTERS_A_PART = 5000, 1 << 26  # one of them is reached
+_ROWS_A_PART, _CHARACTERS_A_PART = 5000, 1 << 26  # a part ends at the first limit that it reaches
 
 
 def parse(uri: str) -> tuple[str, dict[str, Any]]:
-    """Name and arguments for `datasets.load_dataset`, from hf://NAME?config=..&data_dir=..&split=..&revision=..
+    """Return name and arguments for `datasets.load_dataset`, from hf://NAME?config=..&data_dir=..&split=..&revision=..
 
     Raises:
-        ConfigError: there is no name, or an option is unknown.
+        ConfigError: the name is missing, or an option is unknown.
     """
     name, _, query = uri.removeprefix(SCHEME).partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     if not name:
-        raise ConfigError(f"source {uri!r}: no dataset name; write {SCHEME}OWNER/NAME")
+        raise ConfigError(f"source {uri!r}: the dataset name is missing; write {SCHEME}OWNER/NAME")
     if unknown := sorted(set(options) - set(_OPTIONS)):
-        raise ConfigError(f"source {uri!r}: unknown option {unknown[0]!r}; known are {', '.join(_OPTIONS)}")
+        raise ConfigError(f"source {uri!r}: unknown option {unknown[0]!r}; choose from {', '.join(_OPTIONS)}")
     return name, {"split": "train"} | {_OPTIONS[key]: value for key, value in options.items()}
 
 
@@ -42,7 +42,7 @@ def check_labels(uri: str, domain: str | None, domain_key: str | None) -> None:
     """Refuse a source whose domain comes from neither a name nor a column, or from both.
 
     Raises:
-        ConfigError: see above, or as `parse` does.
+        ConfigError: the domain is missing or ambiguous, or `parse` refuses the uri.
     """
     parse(uri)
     if (domain is None) == (domain_key is None):
@@ -53,9 +53,9 @@ def check_labels(uri: str, domain: str | None, domain_key: str | None) -> None:
 
 
 def commit_of(uri: str) -> str | None:
-    """The commit that the source's revision names today, so that a later start can read the same rows.
+    """Return the commit that the source's revision names today, so that a later start can read the same rows.
 
-    None for a local folder, and for a dataset whose commit cannot be asked for.
+    None for a local folder, and for a dataset whose commit cannot be found.
     """
     name, options = parse(uri)
     if Path(name).exists():
@@ -64,25 +64,25 @@ def commit_of(uri: str) -> str | None:
         from huggingface_hub import HfApi
 
         return HfApi().dataset_info(name, revision=options.get("revision"), timeout=30).sha
-    except Exception:  # offline, or without rights: opening the dataset gives the reason
+    except Exception:  # offline, or without access: opening the dataset reports the reason
         return None
 
 
 class Rows:
-    """Documents of a dataset in its order, from any place on.
+    """Documents of a dataset in its order, from any row on.
 
     Args:
         uri: see `parse`.
-        skipped: collects rows that are left out; refuses instead unless its rule is "skip".
-        place: where to begin, a `place()` of the same dataset; None begins at the first row.
+        skipped: collects rows that are left out; raises an error unless its rule is "skip".
+        place: where to start, a `place()` of the same dataset; None starts at the first row.
         commit: overrides the revision of the uri.
-        domain: name of all documents; None takes each row's from the column `domain_key`.
+        domain: domain of all documents; None takes the domain of each row from the column `domain_key`.
         text_key, source_key: columns with the text and the name of its original (the latter may be absent).
         max_bytes: a longer text is a fault.
     Attributes:
         row: rows read so far.
     Raises:
-        DataError: the dataset cannot be opened or has no such column.
+        DataError: the dataset cannot be opened or lacks a column.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Rows:
         self._name, options = parse(uri)
         if commit is not None:
             options["revision"] = commit
-        # the package and what lies behind it (files, network, decoders) raise errors of many unrelated classes
+        # the package and its dependencies (files, network, decoders) raise errors of many unrelated classes
         try:
             from datasets import load_dataset
 
@@ -130,11 +130,11 @@ class Rows:
             raise DataError(f"{uri}: no column {absent[0]!r} among {columns}; name the right one with --text_key")
 
     def place(self) -> dict[str, Any]:
-        """Where the next row is, JSON-able. Opening there skips whole files, so it costs no second download."""
+        """Return the place of the next row, for JSON. Opening there skips whole files, so they are not loaded again."""
         return {"row": self.row, "state": self._dataset.state_dict()}
 
     def __iter__(self) -> Iterator[Document | None]:
-        """One item a row: its document, or None where the row is left out."""
+        """Yield one item per row: its document, or None if the row is left out."""
         iterator = iter(self._dataset)
         while True:
             try:
@@ -143,7 +143,7 @@ class Rows:
                 return
             except Exception as error:
                 raise DataError(
-                    f"{self.uri}: reading stopped ({_first_line(error)}); what is done is kept, run the same command "
+                    f"{self.uri}: reading stopped ({_first_line(error)}); finished work is kept, run the same command "
                     "again"
                 ) from error
             self.row += 1
@@ -171,15 +171,15 @@ class Rows:
 def fetch(
     uri: str, folder: Path, skipped: Skipped, *, max_documents: int | None, domain: str | None, **options: Any
 ) -> None:
-    """Stream a dataset into `folder`/DOMAIN/part-00000.jsonl, one record {text_key, source_key} a document.
+    """Stream a dataset into `folder`/DOMAIN/part-00000.jsonl, one record {text_key, source_key} per document.
 
-    Progress is kept after every part; called again it goes on behind the rows that are already there.
+    Progress is saved after every part; the next call continues after the saved rows.
 
     Args:
         uri: see `parse`.
-        folder: where the parts go; made when missing.
-        skipped: collects rows that are left out; refuses instead unless its rule is "skip".
-        max_documents: documents taken of each domain at most; None takes all.
+        folder: folder of the parts; created if missing.
+        skipped: collects rows that are left out; raises an error unless its rule is "skip".
+        max_documents: maximum number of documents of each domain; None takes all.
         domain, options: as for `Rows`.
     Raises:
         DataError: the dataset cannot be read, or a row has no usable text or domain.

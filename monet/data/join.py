@@ -1,4 +1,4 @@
-"""Parts of a preparation -> one prepared folder: the `monet data join` verb."""
+"""Joins the parts of a preparation into one prepared folder: the `monet data join` verb."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SAME = ("dtype", "vocab_size", "eos_id", "tokenizer_files")
 
 
 def join(out: Path, *, overwrite: bool = False) -> TokenShards:
-    """Put the parts that `monet data prepare --part` made together: OUT.parts becomes OUT.
+    """Join the parts that `monet data prepare --part` made: OUT.parts becomes OUT.
 
-    The text is not needed. The documents, their order, splits and tokens are those of one preparation of everything,
-    and so are the settings, so that `monet data prepare` with the same configuration finds OUT done. A shard of a part
-    stays a shard, so there can be more of them. They are linked and not copied, where the file system allows; OUT.parts
-    may be removed afterwards.
+    The source text is not needed. The documents, their order, splits and tokens equal those of a single preparation of
+    the whole source. The settings are equal too, so `monet data prepare` with the same configuration finds OUT done.
+    Shards are not merged, so there can be more of them. They are linked instead of copied if the file system allows
+    it; OUT.parts may be removed afterwards.
 
     Args:
         out: folder to make; the parts are in OUT.parts.
@@ -39,10 +39,10 @@ def join(out: Path, *, overwrite: bool = False) -> TokenShards:
     Returns:
         the prepared data, opened.
     Raises:
-        DataError: a part is missing, not finished, damaged, or was made with other settings, another tokenizer or
+        DataError: a part is missing, unfinished or damaged, or was made with other settings, another tokenizer or
             other text; names it.
         ConfigError: the data in `out` have other settings.
-        MonetError: the disk takes no more.
+        MonetError: the disk is full or cannot be written.
     """
     out = Path(out)
     refuse_foreign(out)
@@ -59,7 +59,9 @@ def join(out: Path, *, overwrite: bool = False) -> TokenShards:
         clear(partial)
         entries = {split: _linked(parts, split, partial) for split in parts[0].splits}
         if not entries["train"]:
-            raise DataError(f"{parts_folder(out)}: no part holds a document; nothing can be joined")
+            raise DataError(
+                f"{parts_folder(out)}: no part holds a document, so nothing can be joined; check the source"
+            )
         with atomic_directory(partial / TOKENIZER) as temporary:
             shutil.copytree(parts[0].tokenizer_dir, temporary, dirs_exist_ok=True)
         first = manifests[0]
@@ -70,12 +72,12 @@ def join(out: Path, *, overwrite: bool = False) -> TokenShards:
     shards = TokenShards(out)
     print_made(out, shards.manifest, [], worked)
     if worked:
-        print(f"{parts_folder(out)} is not needed any more")
+        print(f"{parts_folder(out)} is no longer needed")
     return shards
 
 
 def _open(out: Path) -> list[TokenShards]:
-    """All parts, in their order, checked and found to belong together."""
+    """Return all parts in order, after checking that they belong together."""
     folder = parts_folder(out)
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     found = [re.fullmatch(r"part-\d+-of-(\d+)(\.partial)?", name) for name in names]
@@ -101,7 +103,7 @@ def _open(out: Path) -> list[TokenShards]:
 
 
 def _mismatch(first: TokenShards, part: TokenShards, index: int) -> str | None:
-    """Why a part does not belong to the first one."""
+    """Explain why a part does not belong to the first one; None if it does."""
 
     def settings(shards: TokenShards) -> dict[str, Any]:
         own = {key: value for key, value in shards.manifest["settings"].items() if key != "text"}
@@ -109,9 +111,9 @@ def _mismatch(first: TokenShards, part: TokenShards, index: int) -> str | None:
 
     asked, there = part.manifest["settings"]["part"], first.manifest["settings"]["part"]
     if asked["index"] != index:
-        return f"it is part {asked['index']}, as its manifest says"
+        return f"its manifest says that it is part {asked['index']}"
     if found := list(differences(settings(first), settings(part))):
-        return f"other settings than those of {first.folder.name} ({'; '.join(found[:5])})"
+        return f"its settings differ from those of {first.folder.name} ({'; '.join(found[:5])})"
     if asked["division"] != there["division"]:
         return f"names or sizes of the source's files differ from those that {first.folder.name} found"
     if any(part.manifest[key] != first.manifest[key] for key in _SAME):
@@ -120,7 +122,7 @@ def _mismatch(first: TokenShards, part: TokenShards, index: int) -> str | None:
 
 
 def _linked(parts: list[TokenShards], split: str, partial: Path) -> dict[str, list[dict[str, Any]]]:
-    """Bring the shards of one split under their new names; their entries by domain."""
+    """Move the shards of one split to their new names; return their entries by domain."""
     entries: dict[str, list[dict[str, Any]]] = {domain: [] for part in parts for domain in part.domains}
     for part in parts:
         for domain in part.domains:

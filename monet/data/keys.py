@@ -1,4 +1,4 @@
-"""Keys and columns of a record: keys inside keys, and several keys whose texts make one document."""
+"""Keys and columns of a record: nested keys, and several keys whose texts form one document."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from monet.errors import ConfigError
 
-BETWEEN = "\n\n"  # stands between the texts of several keys
+BETWEEN = "\n\n"  # separates the texts of several keys
 _ABSENT = object()
 
 
 def check_keys(text_key: str, source_key: str) -> None:
-    """Refuse names of keys that cannot be meant.
+    """Refuse invalid key names.
 
     Raises:
-        ConfigError: the text's key is empty or named twice, or is that of the source.
+        ConfigError: the text key is empty, is named twice, or equals the source key.
     """
     keys = split_keys(text_key)
     if not all(keys) or len(set(keys)) < len(keys):
@@ -25,12 +25,12 @@ def check_keys(text_key: str, source_key: str) -> None:
 
 
 def split_keys(text_key: str, names: Collection[str] = ()) -> list[str]:
-    """The keys in "title,body"; only one if it stands among `names` as it is."""
+    """Split "title,body" into its keys; if `names` contains the whole string, it is one key."""
     return [text_key] if text_key in names else [key.strip() for key in text_key.split(",")]
 
 
 def value_at(record: dict[str, Any], key: str, default: Any = None) -> Any:
-    """The value of a key, or of a path of keys such as "data.text"; `default` where there is none."""
+    """Return the value of a key, or of a path of keys such as "data.text"; return `default` if it is absent."""
     if key in record:
         return record[key]
     value: Any = record
@@ -42,15 +42,15 @@ def value_at(record: dict[str, Any], key: str, default: Any = None) -> Any:
 
 
 def text_at(record: dict[str, Any], text_key: str) -> str | None:
-    """The text of a record; None if there is none, see `missing_text`.
+    """Return the text of a record; None if it has none, see `missing_text`.
 
-    Several keys must all be there. Their texts are joined with a blank line between; a null or empty one is left out.
+    All of several keys must exist. Their texts are joined with a blank line; null and empty texts are left out.
     """
     return joined([value_at(record, key, _ABSENT) for key in split_keys(text_key, record)])
 
 
 def joined(values: Sequence[Any]) -> str | None:
-    """The texts of the keys of a record as one; None unless each is text or null, and one is text."""
+    """Join the texts of a record's keys; None unless at least one value is text and every other is text or null."""
     if len(values) == 1:
         return values[0] if isinstance(values[0], str) else None
     texts = [value for value in values if isinstance(value, str)]
@@ -60,7 +60,7 @@ def joined(values: Sequence[Any]) -> str | None:
 
 
 def missing_text(record: object, text_key: str) -> str:
-    """Why a record has no text."""
+    """Explain why a record has no text."""
     if not isinstance(record, dict):
         return f"the record is {type(record).__name__}, not an object with the key {text_key!r}"
     values = {key: value_at(record, key, _ABSENT) for key in split_keys(text_key, record)}
@@ -70,12 +70,12 @@ def missing_text(record: object, text_key: str) -> str:
 
 
 def not_text(values: dict[str, Any]) -> str:
-    """Words for values of which none is text, or one is neither text nor null."""
+    """Return the message for values of which none is text, or one is not text or null."""
     wrong = {key: value for key, value in values.items() if value is not None and not isinstance(value, str)} or values
     key, value = next(iter(wrong.items()))
     return f"the value of {key!r} is {type(value).__name__}, not text"
 
 
 def no_key(text_key: str, keys: Sequence[str]) -> str:
-    """Message: none of a record's keys, or of a table's columns, is the text's."""
+    """Return the message for a record or a table that lacks the text key."""
     return f"no key {text_key!r} among {sorted(keys)[:10]}; name the right one with --text_key"

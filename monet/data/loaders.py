@@ -1,4 +1,4 @@
-"""Windows -> batches: an endless training stream with an exact position, and a bounded validation pass."""
+"""Makes batches of windows: an endless training stream with an exact position, and a bounded validation pass."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Batch = dict[str, torch.Tensor]
 def _batches(
     windows: WindowDataset, batches: Any, num_workers: int, pin_memory: bool, timeout: int
 ) -> Generator[Batch, None, None]:
-    """Batches in order, read ahead by `num_workers` processes, none of which is left when this ends.
+    """Yield batches in order, read ahead by `num_workers` processes; all processes end with this generator.
 
     Raises:
-        DataError: a process raised (with its message), died, or gave nothing for `timeout` seconds.
+        DataError: a process raised an error (with its message), died, or gave no batch for `timeout` seconds.
     """
     loader = DataLoader(
         windows,
@@ -33,7 +33,7 @@ def _batches(
         collate_fn=_collated,
         num_workers=num_workers,
         timeout=timeout if num_workers else 0,
-        # the default would draw a seed from torch's global generator, and with it change what a resumed run draws
+        # by default, torch's global generator would draw a seed, which changes what a resumed run draws
         generator=torch.Generator().manual_seed(0),
     )
     iterator = iter(loader)
@@ -50,7 +50,7 @@ def _batches(
             raise
         reason = " ".join(str(error).split("\n", 1)[0].split())
         raise DataError(
-            f"data loading failed: {reason}; look for a lack of (shared) memory or a disk that does not answer, raise "
+            f"data loading failed: {reason}; check whether (shared) memory is short or a disk does not answer, raise "
             f"loader_timeout {timeout} if reading is that slow, or set num_workers 0"
         ) from error
     finally:
@@ -58,22 +58,22 @@ def _batches(
 
 
 def _collated(windows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """A batch as arrays: a tensor would travel as a handle that only its maker can turn into memory, so a maker that
-    died or hangs would hold up those who take batches it has finished long ago."""
+    """Return a batch as arrays. A tensor would travel as a handle that only its maker can turn into memory; if the
+    maker dies or hangs, it would block other processes that take its finished batches."""
     return {key: tensor.numpy() for key, tensor in collate(windows).items()}
 
 
 def _end(iterator: Any, processes: list[Any]) -> None:
     """Kill the loader's processes, which only read.
 
-    SIGTERM would not do: in a process that is still starting it has the run's handler, which only takes a note.
+    SIGTERM is not enough: a process that is still starting has the run's handler, which only records the signal.
     """
     if not processes:
         return
-    # off torch's watch, which takes the end of a process for a fault
+    # stop torch's watch over these processes, which would report their end as a fault
     signal_handling._remove_worker_pids(id(iterator))  # pyright: ignore[reportPrivateImportUsage]
     iterator._worker_pids_set = False
-    # one that ends while it looks at torch's event keeps the event's lock, for which torch would wait for ever
+    # a process that ends while it reads torch's event keeps the event's lock; torch would then wait forever
     iterator._workers_done_event = threading.Event()
     for process in processes:
         process.kill()
@@ -83,22 +83,23 @@ def _end(iterator: Any, processes: list[Any]) -> None:
 
 
 class TrainStream:
-    """Endless stream of training batches whose batch n follows from (data, seed, weights, n, batch size, ranks).
+    """Endless stream of training batches; batch n depends only on (data, seed, weights, n, batch size, ranks).
 
-    Positions of the shuffled order are dealt to the ranks in turn: batch n of rank r holds positions
-    (n*W + r)*B .. (n*W + r)*B + B-1. So W ranks with B windows and one rank with W*B see the same windows at every n.
+    The ranks take positions of the shuffled order in turn: batch n of rank r holds positions
+    (n*W + r)*B .. (n*W + r)*B + B-1. W ranks with B windows therefore see the same windows at every n as one rank with
+    W*B.
 
-    Not a torch `DataLoader`, since Lightning would give one a sampler of its own.
+    This is not a torch `DataLoader`, because Lightning would replace its sampler.
 
     Args:
         windows: the training windows.
         order: see `WindowOrder`.
         batch_size: B, windows in a batch of one rank.
-        world_size, rank: W and this process's place.
-        num_workers: loader processes; 0 loads in this one.
+        world_size, rank: W and this process's rank.
+        num_workers: loader processes; 0 loads in this process.
         pin_memory: put batches in page-locked memory.
-        timeout: seconds to wait for a batch of a loader process; 0 waits for ever.
-        count_on_yield: count a batch as consumed when it is handed out; otherwise somebody else sets `consumed`,
+        timeout: seconds to wait for a batch of a loader process; 0 waits forever.
+        count_on_yield: count a batch as consumed when the stream yields it; otherwise the caller sets `consumed`,
             because batches are fetched before they are used.
     Attributes:
         consumed: batches used so far; iteration starts here.
@@ -129,12 +130,12 @@ class TrainStream:
         self.consumed = 0
 
     def batch_windows(self, number: int) -> list[int]:
-        """Window ids of batch `number` of this rank."""
+        """Return the window ids of batch `number` of this rank."""
         first = (number * self.world_size + self.rank) * self.batch_size
         return self.order(np.arange(first, first + self.batch_size)).tolist()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from `consumed` on: {"input_ids": (B, T+1), "domain": (B,), "index": (B,), "document": (B,),
+        """Yield batches from `consumed` on: {"input_ids": (B, T+1), "domain": (B,), "index": (B,), "document": (B,),
         "number": ()}, all int64; "number" is n."""
         first = self.consumed
         numbers = _BatchNumbers(self, first)
@@ -145,7 +146,7 @@ class TrainStream:
                 yield {**batch, "number": torch.tensor(number)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Position and everything it is a position in; JSON-able."""
+        """Return the position and everything that it depends on; can be written as JSON."""
         return {
             "consumed": self.consumed,
             "batch_size": self.batch_size,
@@ -160,17 +161,17 @@ class TrainStream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a saved position.
 
-        Another number of ranks or windows in a batch is accepted where a batch begins at the position: the order stays
+        Another number of ranks or windows per batch is accepted if a batch starts at the position: the order stays
         the same.
 
         Raises:
             DataError: the position belongs to other data.
-            ConfigError: it belongs to another seed, window length, mixture, batch size or use of document masks.
+            ConfigError: the position belongs to another seed, window length, mixture, batch size or document mask.
         """
         here = self.state_dict()
-        state = {"document_mask": False} | state  # checkpoints of earlier versions do not name it
+        state = {"document_mask": False} | state  # checkpoints of earlier versions lack this key
         if missing := sorted(set(here) - set(state)):
-            raise DataError(f"data position without {missing[0]!r}: it was not saved by this data loader")
+            raise DataError(f"data position without {missing[0]!r}: this data loader did not save it; start a new run")
         if state["fingerprint"] != here["fingerprint"]:
             raise DataError(
                 f"{self.windows.shards.folder}: fingerprint {here['fingerprint'][:12]}, but the run's data have "
@@ -180,25 +181,25 @@ class TrainStream:
             if state[key] != here[key]:
                 name = "mixture" if key == "slots" else key
                 raise ConfigError(
-                    f"{name} {here[key]} differs from the run's {state[key]}, so its place in the data is lost; set it "
-                    "back, or start a new run"
+                    f"{name} {here[key]} differs from the run's {state[key]}, so its place in the data is lost; "
+                    "restore that value, or start a new run"
                 )
         if state["document_mask"] != here["document_mask"]:
             raise ConfigError(
-                f"document_mask {here['document_mask']} differs from the run's {state['document_mask']}; set it back, "
-                "or start a new run"
+                f"document_mask {here['document_mask']} differs from the run's {state['document_mask']}; restore the "
+                "run's value, or start a new run"
             )
         windows = int(state["consumed"]) * state["batch_size"] * state["world_size"]
         if windows % (self.batch_size * self.world_size):
             raise ConfigError(
                 f"batch_size {self.batch_size} on {self.world_size} rank(s): the run has used {windows} windows, which "
-                f"is no whole number of such batches; its own were {state['batch_size']} on {state['world_size']}"
+                f"is not a multiple of that; the run had batch_size {state['batch_size']} on {state['world_size']}"
             )
         self.consumed = windows // (self.batch_size * self.world_size)
 
 
 class _BatchNumbers:
-    """Endless batch sampler of a stream, from one batch number on."""
+    """Endless batch sampler of a stream, starting at one batch number."""
 
     def __init__(self, stream: TrainStream, first: int) -> None:
         self._stream = stream
@@ -212,15 +213,15 @@ class _BatchNumbers:
 
 
 class ValidationPass:
-    """Batches for one look at held-out text: each holds windows of one domain, spread evenly over it.
+    """Batches of one validation pass: each holds windows of one domain, spread evenly over it.
 
-    Each rank takes its share, at least one window of each domain; where a domain's windows do not divide by the ranks,
-    the last few are left out, so that all ranks have equally many batches.
+    Each rank takes its share, at least one window of each domain. If a domain's windows do not divide evenly by the
+    ranks, the last few are left out. All ranks then have the same number of batches.
 
     Args:
         windows: the held-out windows.
-        batch_size: windows in a batch at most.
-        max_windows: windows of each domain over all ranks at most, or one a rank if that is more; None takes all.
+        batch_size: maximum number of windows in a batch.
+        max_windows: maximum number of windows of each domain over all ranks, but at least one per rank; None takes all.
         world_size, rank, num_workers, pin_memory, timeout: as for `TrainStream`.
     """
 
@@ -245,7 +246,7 @@ class ValidationPass:
             taken = min(count, max(max_windows or count, world_size)) // world_size * world_size
             if taken == 0:
                 raise DataError(
-                    f"domain {domain!r} has {count} validation windows for {world_size} ranks, and each takes one; add "
+                    f"domain {domain!r} has {count} validation windows, but {world_size} ranks need one each; add "
                     "text or shorten seq_len"
                 )
             first = windows.windows_of(domain).start
@@ -257,5 +258,5 @@ class ValidationPass:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches as `collate` gives them."""
+        """Yield batches from `collate`."""
         return _batches(self.windows, self.batches, self.num_workers, self.pin_memory, self.timeout)

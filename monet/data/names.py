@@ -1,4 +1,4 @@
-"""Lines of `names.jsonl`: where each document was read, and the source that its text names."""
+"""Read and write the lines of `names.jsonl`: where each document was read, and the source that its text names."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from monet.errors import DataError
 
 
 def name_line(name: str, source: str | None) -> bytes:
-    """The line of one document: the name as a JSON string, or [name, source] where the source is known."""
+    """Return the line for one document: the name as a JSON string, or [name, source] if the source is known."""
     content = name if source is None else [name, source]
-    # half of a surrogate pair is no UTF-8; its backslash form is what JSON writes for it
+    # half of a surrogate pair is not valid UTF-8; JSON writes it as a backslash escape
     return (json.dumps(content, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def read_line(line: bytes, path: Path) -> tuple[str, str | None]:
-    """Name and source of one document; the source is None where it is not known.
+    """Return the name and the source of one document; the source is None if it is not known.
 
     Args:
-        line: of `names.jsonl`.
-        path: of the file, for messages.
+        line: one line of `names.jsonl`.
+        path: path of the file, for messages.
     Raises:
         DataError: the line is neither a string nor two strings.
     """
@@ -37,7 +37,7 @@ def read_line(line: bytes, path: Path) -> tuple[str, str | None]:
 
 
 def digest_without_sources(path: Path) -> str | None:
-    """SHA-256 that the file would have without sources; None if it has none."""
+    """Return the SHA-256 that the file would have without sources; None if the file has no sources."""
     digest, has_sources = hashlib.sha256(), False
     with open(path, "rb") as file:
         for line in file:

@@ -1,4 +1,4 @@
-"""Data sets that must not open other places than the user named: cards with addresses, columns that name files."""
+"""Checks that a local data set opens nothing else: no addresses in its card, no columns that name files to decode."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _YAML = ".huggingface.yaml"
 
 
 def refuse_addresses(folder: Path) -> None:
-    """Refuse a local folder whose description names an address, which `datasets` would open.
+    """Refuse a local folder whose description contains an address, because `datasets` would open it.
 
     Args:
-        folder: a local data set; a file is passed over.
+        folder: a local data set; a file is skipped.
     Raises:
-        DataError: names the description and the address.
+        DataError: the description contains an address; names both.
     """
     if (card := folder / _CARD).is_file():
         from huggingface_hub.repocard import metadata_load
@@ -27,17 +27,17 @@ def refuse_addresses(folder: Path) -> None:
         for key in ("configs", "dataset_info"):
             _refuse(card, content.get(key))
     if (more := folder / _YAML).is_file() and "://" in more.read_text(encoding="utf-8", errors="replace"):
-        raise DataError(f"{more}: names an address, and a local data set opens none; edit the file")
+        raise DataError(f"{more}: contains an address, but a local data set must not open one; edit the file")
 
 
 def plain_columns(dataset: Any, names: Iterable[str | None]) -> Any:
-    """The data set with only these columns, so that no other is decoded; decoding an image opens what its row names.
+    """Select these columns, so that no other column is decoded; decoding an image opens the file that its row names.
 
     Args:
         dataset: a `datasets.IterableDataset` that knows its columns.
-        names: columns, or paths such as "data.text"; those that are absent are passed over.
+        names: columns, or paths such as "data.text"; absent columns are ignored.
     Raises:
-        DataError: one of them is no plain value, but, for instance, an image.
+        DataError: a column does not hold plain values but, for example, images.
     """
     from datasets.features.features import require_decoding
 
@@ -56,4 +56,4 @@ def _refuse(card: Path, value: Any) -> None:
         for inner in value:
             _refuse(card, inner)
     elif isinstance(value, str) and "://" in value:
-        raise DataError(f"{card}: names the address {value!r}, and a local data set opens none; edit the card")
+        raise DataError(f"{card}: contains the address {value!r}, but a local data set must not open it; edit the card")

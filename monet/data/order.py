@@ -1,4 +1,4 @@
-"""A shuffled, endless order of windows that is computed, not stored: any position can be asked for at any time."""
+"""A shuffled, endless order of windows that is computed, not stored, so that any position can be looked up directly."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import numpy as np
 from monet.errors import ConfigError
 
 _ROUNDS = 6
-# Draws are dealt to the domains in blocks of this many, so a share is kept to 1/4096 over every block.
+# Draws are dealt to the domains in blocks of this size, so each block keeps a share to within 1/4096.
 _BLOCK = 4096
 
 
 def permuted(positions: np.ndarray, size: int, key: str) -> np.ndarray:
-    """Image of each position under a pseudo-random permutation of 0..size-1.
+    """Return the image of each position under a pseudo-random permutation of 0..size-1.
 
-    A Feistel network on the next even number of bits, walked until the value lies below `size`: no table is kept, so
-    a corpus of any size costs the same, and the result does not depend on the version of a random generator.
+    The permutation is a Feistel network on the next even number of bits. It is applied again until the value is below
+    `size`. It stores no table, so the cost does not depend on the corpus size. The result does not depend on the
+    version of a random generator.
 
     Args:
         positions: int64, any shape, each in 0..size-1.
@@ -63,20 +64,20 @@ def _permuted_by_epoch(draws: np.ndarray, size: int, key: str) -> np.ndarray:
 
 
 class WindowOrder:
-    """Endless shuffled order over windows that lie domain by domain.
+    """Endless shuffled order over windows that are numbered domain by domain.
 
-    Without weights, each epoch (one pass over all windows) is a fresh permutation of all of them. With weights, each
-    domain runs through its own epochs at its own pace: within an epoch of a domain none of its windows repeats.
+    Without weights, each epoch (one pass over all windows) is a new permutation of all windows. With weights, each
+    domain has its own epochs: no window repeats within an epoch of its domain.
 
     Args:
-        counts: windows of each domain, at least 1; domain d owns the window ids that follow those of domain d-1.
-        seed: chooses the order.
-        weights: share of the windows drawn from each domain by name, in the order of `counts` and in any unit (they
-            are divided by their sum); None draws each window equally often.
+        counts: windows of each domain, at least 1; the window ids of domain d follow those of domain d-1.
+        seed: seed for the order.
+        weights: share of the windows drawn from each domain by name, in the order of `counts` and in any unit (the
+            weights are divided by their sum); None draws each window equally often.
     Attributes:
         slots: draws of each domain in a block; None without weights.
     Raises:
-        ConfigError: a weight is negative or too small to be dealt.
+        ConfigError: a weight is negative, or too small for the block size.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, weights: Mapping[str, float] | None = None) -> None:
@@ -89,9 +90,9 @@ class WindowOrder:
             self.slots = self._deal(np.array(list(weights.values()), dtype=np.float64), list(weights)).tolist()
 
     def _deal(self, weights: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """Slots of a block that each domain gets: the largest remainders take what rounding leaves."""
+        """Return the number of slots of each domain in a block; the largest remainders get the slots left over."""
         if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
-            raise ConfigError(f"mixture weights {weights.tolist()}: each must be 0 or more, one of them above 0")
+            raise ConfigError(f"mixture weights {weights.tolist()}: each must be 0 or more, and one must be above 0")
         exact = weights / weights.sum() * _BLOCK
         slots = np.floor(exact).astype(np.int64)
         order = np.argsort(slots - exact, kind="stable")
@@ -104,7 +105,7 @@ class WindowOrder:
         return slots
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """Window ids at these positions of the endless order; int64 in, int64 of the same shape out."""
+        """Return the window ids at these positions of the endless order; int64 in, int64 of the same shape out."""
         positions = np.asarray(positions, dtype=np.int64)
         if self.slots is None:
             return _permuted_by_epoch(positions, self.num_windows, f"seed {self.seed}/all")

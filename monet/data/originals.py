@@ -1,4 +1,4 @@
-"""Whether the column that names a document's original does so: many corpora keep the name of a data set in it."""
+"""Checks that `source_key` names a document's original; in many corpora that column names a data set instead."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from monet.data.sources import Document
 from monet.errors import DataError
 
-_COUNTED = 32  # originals of a domain that are counted one by one
+_COUNTED = 32  # originals of a domain that are counted individually
 _NAME_LETTERS = 200
 _MANY_DOCUMENTS, _MANY_OF_AN_ORIGINAL = 100, 20
 
 
 class Originals:
-    """Documents of the first originals of each domain, counted while they are read.
+    """Counts the documents of the first originals in each domain during reading.
 
     Args:
         source_key: key or column that names the originals.
-        state: what `state()` gave; None begins.
+        state: a result of `state()`; None starts from zero.
     """
 
     def __init__(self, source_key: str, state: dict[str, Any] | None = None) -> None:
@@ -31,22 +31,22 @@ class Originals:
     def add(self, document: Document) -> None:
         self._documents[document.domain] += 1
         counts = self._counts.setdefault(document.domain, Counter())
-        # one more than are counted shows that there are more
+        # one more than _COUNTED shows that there are more
         name = document.source[:_NAME_LETTERS].encode("utf-8", "backslashreplace").decode("utf-8")
         if len(counts) <= _COUNTED or name in counts:
             counts[name] += 1
 
     def state(self) -> dict[str, Any]:
-        """Everything that was counted; JSON-able."""
+        """Return all counts; can be written as JSON."""
         return {
             domain: {"documents": count, "counts": dict(self._counts[domain])}
             for domain, count in sorted(self._documents.items())
         }
 
     def merge(self, state: dict[str, Any]) -> None:
-        """Count also what `state()` gave of another part of the text.
+        """Add the `state()` of another part of the text.
 
-        An original of which the other part counted nothing, since it met many others before, stays at a lower count.
+        If the other part did not count an original because it had already met too many others, its count stays too low.
         """
         for domain, kept in state.items():
             self._documents[domain] += kept["documents"]
@@ -69,7 +69,7 @@ class Originals:
                 )
 
     def notes(self) -> list[str]:
-        """A sentence for each domain whose many documents come from a few originals."""
+        """Return a sentence for each domain whose many documents come from few originals."""
         notes = []
         for domain, documents in sorted(self._documents.items()):
             counts = self._counts[domain]
@@ -77,7 +77,7 @@ class Originals:
             is_few = len(counts) <= _COUNTED and documents >= _MANY_OF_AN_ORIGINAL * len(counts)
             is_half = counts.most_common(1)[0][1] * 2 >= documents
             if is_one or (documents >= _MANY_DOCUMENTS and (is_few or is_half)):
-                notes.append(f"{self._sentence(domain)}; each original lies in one split as a whole: {self._remedy()}")
+                notes.append(f"{self._sentence(domain)}; each original goes to one split as a whole: {self._remedy()}")
         return notes
 
     def _sentence(self, domain: str) -> str:
@@ -93,6 +93,6 @@ class Originals:
 
     def _remedy(self) -> str:
         return (
-            f"if {self._source_key} does not name the original of a document, name another key with --source_key (one "
-            "that no record has makes each record an original)"
+            f"if {self._source_key} does not name the original of a document, name another key with --source_key (with "
+            "a key that no record has, each record is its own original)"
         )

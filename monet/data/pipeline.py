@@ -1,4 +1,4 @@
-"""The work of one preparation: fetch, scan, tokenizer, shards, manifest; each stage passes over what is there."""
+"""The stages of one preparation: fetch, scan, tokenizer, shards, manifest; each stage skips finished work."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Job:
         folder: the partial folder.
         files: local text by domain.
         remote: datasets by domain.
-        settings: what the manifest records; all that decides about the result.
+        settings: settings that the manifest records; everything that decides about the result.
         keys: how records are read.
         processes: see `monet.data.encode.encoding`.
     """
@@ -66,11 +66,11 @@ class Job:
         self.text_bytes = 0
 
     def run(self, tokenizer: str | None, identities: dict[str, list[tuple[str, str]]] | None = None) -> None:
-        """Do what is left to do.
+        """Do the remaining work.
 
         Args:
-            tokenizer: to use; None trains one.
-            identities: of a part, its files by domain, see `identities_of`; None for a whole preparation.
+            tokenizer: tokenizer to use; None trains one.
+            identities: for a part, its files by domain, see `identities_of`; None for a whole preparation.
         """
         if (self.folder / MANIFEST).is_file():
             return
@@ -79,7 +79,7 @@ class Job:
             self._fetch(remotes)
             remotes = []
         elif not (self.folder / PROGRESS).is_file():
-            # a name that does not exist shall not be found after hours
+            # open every dataset now, so that a wrong name fails at once and not after hours
             for remote in remotes:
                 self._reader(self.skipped).open(remote)
         plan, documents = self._scan()
@@ -91,7 +91,7 @@ class Job:
                 with atomic_directory(self.folder / TOKENIZER) as temporary:
                     try:
                         save_tokenizer(made, temporary, add_bos=self.settings["add_bos"])
-                    except Exception as error:  # tokenizers has no type for a disk that takes no more
+                    except Exception as error:  # tokenizers has no error type for a full disk
                         raise OSError(f"the tokenizer cannot be written: {error}") from error
             encoder = Encoder(load_tokenizer(str(self.folder / TOKENIZER)), add_bos=self.settings["add_bos"])
             task = progress.start("tokens", sum(documents.values()) if documents else None, "documents")
@@ -107,13 +107,13 @@ class Job:
             "throughput": throughput,
         }
         more = summary(counted, entries, self.settings)
-        if identities is not None:  # a part may lack what the whole has; the notes are made when parts are joined
+        if identities is not None:  # a part may lack data that the whole has; `join` writes the notes
             more = {key: value for key, value in more.items() if key != "notes"}
             more["part"] = {"identities": identities, "counted": counted}
         write_manifest(self.folder, entries, encoder.vocab_size, encoder.eos_id, **more)
 
     def _remotes(self) -> list[Remote]:
-        """The datasets, each at the commit at which this preparation began."""
+        """Return the datasets, each at the commit at which this preparation started."""
         path = self.folder / COMMITS
         if not path.is_file():
             atomic_write_json(path, {uri: hub.commit_of(uri) for uri in self.remote.values()})
@@ -122,7 +122,7 @@ class Job:
 
     def _fetch(self, remotes: list[Remote]) -> None:
         for remote in remotes:
-            # named without the commit: what an earlier start fetched is found again
+            # the name omits the commit, so that data fetched by an earlier start are found again
             digest = hashlib.sha256(f"{remote.domain or ''}\n{remote.uri}".encode()).hexdigest()
             folder = self.folder / FETCHED / digest[:16]
             hub.fetch(
@@ -149,7 +149,7 @@ class Job:
         remotes: list[Remote] | None = None,
         place: dict[str, Any] | None = None,
     ) -> Reader:
-        """Documents domain by domain in their fixed order, and last the streams that name theirs in a column."""
+        """Return all sources in their fixed order: by domain, and last the streams with a domain column."""
         chosen = self.files if domains is None else domains
         pieces: list[TextFile | Remote] = [file for domain in chosen for file in self.files[domain]]
         streams = sorted(remotes or [], key=lambda remote: (remote.domain is None, remote.domain))
@@ -161,9 +161,9 @@ class Job:
         return SplitPlan(self.settings["splits"], self.settings["seed"], moved, by)
 
     def _scan(self) -> tuple[SplitPlan, dict[str, int]]:
-        """Read everything once: bad input is found before hours of work, and every split gets its originals.
+        """Read everything once: this finds bad input before hours of work, and gives every split its originals.
 
-        A streamed preparation reads once only, so the hash alone decides about splits, and no count is known.
+        A streamed preparation reads only once. Then only the hash decides about splits, and no count is known.
         """
         plan = self._plan()
         if self.streamed:
@@ -187,7 +187,7 @@ class Job:
                 else:
                     self.originals.add(document)
                     place = plan.hash_of(document.source)
-                    # among so many originals no split is empty, and a set of all would grow with the corpus
+                    # with this many originals no split is empty, and a set of all would grow with the corpus
                     split, known = plan.split_of_hash(place), places[document.domain]
                     if len(known) < _ORIGINALS_KEPT or split not in seen[document.domain]:
                         known.add(place)
@@ -195,7 +195,7 @@ class Job:
                 self.text_bytes += len(document.text.encode())
                 task.advance(1)
         for domain in [domain for domain, count in documents.items() if not count]:
-            self.skipped.problem("empty domain", f"domain {domain!r}: no document with text in it")
+            self.skipped.problem("empty domain", f"domain {domain!r}: it has no document with text")
             del places[domain], documents[domain]
         if not places:
             raise DataError("the source holds no document with text; nothing can be prepared")
@@ -215,7 +215,7 @@ class Job:
         return plan, documents
 
     def _train(self, plan: SplitPlan, progress: Progress) -> PreTrainedTokenizerFast:
-        """A tokenizer from the first training documents of each domain."""
+        """Train a tokenizer on the first training documents of each domain."""
         budget = self.settings["tokenizer_bytes"] // len(self.files)
         share = min(self.text_bytes * plan.shares["train"], self.settings["tokenizer_bytes"])
         task = progress.start("training the tokenizer", round(share), "bytes")
@@ -238,10 +238,10 @@ class Job:
     def _write(
         self, plan: SplitPlan, encoder: Encoder, domains: list[str], remotes: list[Remote], task: Task
     ) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], dict[str, Any], Fidelity]:
-        """Write all shards, from where an earlier start stood.
+        """Write all shards; continue where an earlier start stopped.
 
         Returns:
-            entries of the shards by split and domain, what `Written` says about the speed, and what the ids lose.
+            entries of the shards by split and domain, the throughput from `Written`, and what the ids lose.
         """
         progress = Written(self.folder / PROGRESS, self.processes)
         writers: dict[str, dict[str, ShardWriter]] = {split: {} for split in plan.shares}

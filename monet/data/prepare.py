@@ -1,7 +1,7 @@
-"""Documents -> splits -> tokens -> shards: the `monet data prepare` verb.
+"""Turns documents into splits, tokens and shards: the `monet data prepare` verb.
 
-The work happens in a folder `OUT.partial` beside the result, which takes its final name when all of it is there. What
-is finished in it (fetched parts, tokenizer, shards) outlives a kill, and the same command goes on from there.
+The work happens in a folder `OUT.partial` next to OUT, which is renamed to OUT when it is complete. Finished work in it
+(fetched parts, tokenizer, shards) survives a kill, and the same command continues from there.
 """
 
 from __future__ import annotations
@@ -56,56 +56,55 @@ def prepare(
 ) -> TokenShards:
     """Turn text into token shards with a domain label, ready for training.
 
-    Prints the documents, tokens and bytes a token of every domain and split. A killed preparation goes on where it was
-    when the same command runs again; its tokens are byte for byte those of an uninterrupted one, and do not depend on
-    the number of processes. A finished one is left alone when the settings and the text are the same, and refused when
+    Prints the documents, tokens and bytes per token of every domain and split. If a preparation is killed, the same
+    command continues it. The tokens are then byte for byte those of an uninterrupted run; they do not depend on the
+    number of processes either. A finished preparation is kept if the settings and the text are the same, and refused if
     they differ.
 
     Args:
-        source: file, folder (each sub-folder is a domain) or Hugging Face dataset
-            (hf://OWNER/NAME?config=NAME&data_dir=DIR&split=train&revision=COMMIT, or hf:// before a local folder); or
-            a mapping from domain to any of these. Files are UTF-8: JSON lines (.jsonl, .ndjson, .jsonlines, .json),
-            tables (.csv, .tsv) or plain text (one file is one document), each also as .gz, .xz, .bz2 or .zst; or
-            .parquet tables.
-        out: folder to make.
+        source: file, folder (each sub-folder is a domain), Hugging Face dataset, or mapping from domain to any of them.
+            A dataset is written as hf://OWNER/NAME?config=NAME&data_dir=DIR&split=train&revision=COMMIT, or as hf://
+            before a local folder. Files are UTF-8. JSON lines (.jsonl, .ndjson, .jsonlines, .json), tables (.csv, .tsv)
+            and plain text (one document per file) may be compressed (.gz, .xz, .bz2, .zst); .parquet is read too.
+        out: folder for the result.
         domain: one name for everything in the source; without it sub-folders or domain_key give the names.
         tokenizer: folder or Hugging Face name of a fast tokenizer; without it a byte-level BPE is trained on the
             training split.
         vocab_size: number of ids of the trained tokenizer, at least 259; not used with `tokenizer`.
-        tokenizer_bytes: UTF-8 bytes of text the tokenizer is trained on at most, in equal parts from the domains.
+        tokenizer_bytes: maximum UTF-8 bytes of text for training the tokenizer, in equal parts from the domains.
         splits: share of the originals in train, validation, identify and evaluate; they add up to 1, a share of 0
             leaves the split out. Default 0.80, 0.04, 0.08 and 0.08.
-        split_by: original puts all text of one original in the same split; position cuts each text from its start to
-            its end into the splits by their shares, as for a single long text, so that every text is in all splits.
-        seed: chooses which originals fall in which split.
-        text_key: key or column of a record that holds its text; data.text is the key "text" inside "data". Several with
-            commas between (title,body) give one text with blank lines between; each record must have all of them, and
-            an empty or null one is left out.
+        split_by: original puts all text of one original in the same split. position cuts each text into the splits by
+            their shares, from start to end, so that every split has a part of every text; use it for one long text.
+        seed: seed for the assignment of originals to splits.
+        text_key: key or column of a record that holds its text; data.text is the key "text" inside "data". Several keys
+            separated by commas (title,body) give one text with blank lines between; each record must have all of them,
+            and empty or null values are left out.
         source_key: key or column of a record that names its original; records of one original stay in one split.
         domain_key: key of a Hugging Face record that names its domain.
-        format: how local files are read: text, jsonl, csv or tsv, whatever their names (parquet tables stay tables);
-            auto decides by the name, for .json also by the first lines, and refuses JSON lines under another name.
-        document_separator: text that stands between the documents of a plain text file, such as `<|endoftext|>`;
-            without it a file is one document.
-        max_documents: documents taken from each domain at most, the first ones; without it all.
+        format: format of local files: text, jsonl, csv or tsv, for any file name (parquet tables stay tables). auto
+            decides by the name, for .json also by the first lines, and refuses JSON lines under another name.
+        document_separator: text between the documents of a plain text file, such as `<|endoftext|>`; without it a file
+            is one document.
+        max_documents: maximum number of documents from each domain, the first ones; without it all.
         on_error: refuse stops at the first unreadable file or record and names it; skip leaves it out and counts it.
-        add_bos: put the tokenizer's bos id before each document. The tokenizer that is stored with the data, and goes
-            with models trained on them, puts it before texts if and only if the data have it.
-        shard_tokens: tokens a shard holds at most (a longer document gets a shard to itself).
-        stream: read the source once, straight into shards, for sources too large to be read twice or kept: datasets of
-            the hub are not stored as text. It takes a `tokenizer`; faults are found where they are met, and the hash
-            alone decides about splits, so a domain of a few originals can have none in one.
-        processes: tokenising processes; 1 works in this one with a thread a core, 0 starts one a core.
-        max_document_bytes: a longer document (in .jsonl a longer line) is a fault; bounds the memory.
-        part: i/n prepares the i-th of n parts of the source, i from 0 on, into a folder of its own in OUT.parts; for
-            several processes or machines with `stream`. When all parts are done, `monet data join` makes OUT of them.
-        overwrite: replace finished or begun data of other settings.
+        add_bos: put the tokenizer's bos id before each document. The tokenizer that is stored with the data, and with
+            models trained on them, puts bos before texts if and only if the data have it.
+        shard_tokens: maximum number of tokens in a shard (a longer document gets its own shard).
+        stream: read the source once, directly into shards, for sources that are too large to be read twice or stored:
+            hub datasets are not stored as text. Needs a `tokenizer`. Faults are found during the work. Only the hash
+            decides about splits, so a domain with few originals can have empty splits.
+        processes: tokenising processes; 1 works in this process with one thread per core, 0 starts one per core.
+        max_document_bytes: a longer document (in .jsonl a longer line) is a fault; limits the memory.
+        part: i/n prepares part i of n parts of the source, counted from 0, into its own folder in OUT.parts; for
+            several processes or machines, with `stream`. When all parts are done, `monet data join` makes OUT of them.
+        overwrite: replace finished or partial data with other settings.
     Returns:
         the prepared data, or the part, opened.
     Raises:
         DataError: the text, the tokenizer or existing data cannot be used; names the file and line.
         ConfigError: a setting is out of range, or differs from those of the data in `out`.
-        MonetError: the disk takes no more.
+        MonetError: the disk is full or cannot be written.
     """
     own, out = Part.parse(part), Path(out)
     for name, value, least in (
@@ -117,7 +116,7 @@ def prepare(
         if value < least:
             raise ConfigError(f"{name} {value} must be at least {least}")
     if stream and tokenizer is None:
-        raise ConfigError("stream reads the text once, so no tokenizer can be trained on it first; give a --tokenizer")
+        raise ConfigError("stream reads the text once, so it cannot train a tokenizer on it first; give a --tokenizer")
     if max_documents is not None and max_documents < 1:
         raise ConfigError(f"max_documents {max_documents} must be at least 1; leave it out for all documents")
     if own is not None and not stream:
@@ -127,7 +126,8 @@ def prepare(
         )
     if own is not None and max_documents is not None:
         raise ConfigError(
-            f"max_documents {max_documents} counts the first documents of all parts; leave one of them out"
+            f"max_documents {max_documents} counts the first documents of the whole source, but part {part} reads only "
+            "a part of it; leave max_documents or part out"
         )
     if document_separator == "":
         raise ConfigError("document_separator is empty; leave it out to take each text file as one document")
@@ -136,7 +136,7 @@ def prepare(
     refuse_foreign(out)
     if own is None and not out.exists() and parts_folder(out).exists():
         raise ConfigError(
-            f"{parts_folder(out)} holds parts of {out}; put them together with `monet data join --out {out}`, or "
+            f"{parts_folder(out)} holds parts of {out}; join them with `monet data join --out {out}`, or "
             "remove that folder to prepare everything in one run"
         )
     files, remote, notes = _find(source, domain)
@@ -161,7 +161,7 @@ def prepare(
         "remote": remote,
         "text": inventory(identities),
     }
-    # settings that came later are recorded where they are used, so that data of earlier versions stay what they are
+    # record settings of later versions only if they are used, so that data of earlier versions keep their settings
     if stream:
         settings["stream"] = True
     if max_document_bytes != MAX_DOCUMENT_BYTES:
@@ -190,7 +190,7 @@ def prepare(
     print_made(shards.folder, shards.manifest, notes, worked)
     if own is not None:
         if not (any(files.values()) or own_remote):
-            print("note: no file of the source falls to this part; parts are divided by the size of the files")
+            print("note: no file of the source belongs to this part; parts are divided by the size of the files")
         print(f"part {own.index} of {own.count}; when all are done: monet data join --out {out}")
     return shards
 
@@ -198,9 +198,9 @@ def prepare(
 def _find(
     source: str | dict[str, str], domain: str | None
 ) -> tuple[dict[str, list[TextFile]], dict[str, str], list[str]]:
-    """Local files by domain, remote datasets by domain ("" where the records name theirs), and notes."""
+    """Return local files by domain, remote datasets by domain ("" if the records name theirs), and notes."""
     if isinstance(source, dict) and domain is not None:
-        raise ConfigError(f"domain {domain!r} and a source that maps domains: give one of them")
+        raise ConfigError(f"domain {domain!r} and a source that maps domains exclude each other; give only one of them")
     parts = {check_domain(name, "source"): part for name, part in source.items()} if isinstance(source, dict) else {}
     parts = parts or {domain or "": str(source)}
     files: dict[str, list[TextFile]] = {}
@@ -213,12 +213,12 @@ def _find(
         found, loose = find_files(part, name or None)
         files.update(found)
         if loose:
-            notes.append(f"not read, they lie outside the domain folders of {part}: {', '.join(loose)}")
+            notes.append(f"not read, because they are outside the domain folders of {part}: {', '.join(loose)}")
     return files, remote, notes
 
 
 def _tokenizer_identity(name: str | None) -> str | None:
-    """A local tokenizer is known by its content, one of the hub by its name."""
+    """Identify a local tokenizer by its content, and one of the hub by its name."""
     if name is None or not Path(name).is_dir():
         return name
     digests = [f"{sha256_file(path)} {path.name}\n" for path in sorted(Path(name).glob("*token*.json"))]

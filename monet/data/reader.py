@@ -1,4 +1,4 @@
-"""All documents of a preparation in one fixed order, from any place on."""
+"""Reads all documents of a preparation in one fixed order, from any place on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monet.errors import DataError
 
 @dataclass(frozen=True)
 class Remote:
-    """A dataset to stream; `domain` None takes each row's domain from a column."""
+    """A dataset to stream; with `domain` None, a column gives the domain of each row."""
 
     uri: str
     domain: str | None
@@ -26,13 +26,13 @@ class Remote:
 
 @dataclass(frozen=True)
 class Keys:
-    """How a file is read.
+    """How to read a file.
 
     Attributes:
         text, source, domain: keys of a record's text, original and domain.
-        max_bytes: greatest size of a text in bytes.
+        max_bytes: maximum size of a text in bytes.
         file_format: see `monet.data.formats.kind_of`.
-        separator: what stands between the documents of a plain text file; None takes the file as one document.
+        separator: text between the documents of a plain text file; None reads the file as one document.
     """
 
     text: str
@@ -47,11 +47,11 @@ class Reader:
     """Documents of files and streamed datasets, one after another.
 
     Args:
-        pieces: what to read, in this order.
-        keys: how to read it.
-        skipped: collects what is left out; refuses instead unless its rule is "skip".
-        max_documents: documents of each domain at most; None takes all.
-        place: where to go on, a `place()` of a reader with the same arguments over the same text; None begins.
+        pieces: files and datasets to read, in this order.
+        keys: how to read them.
+        skipped: collects items that are left out; raises an error unless its rule is "skip".
+        max_documents: maximum number of documents of each domain; None takes all.
+        place: where to continue: a `place()` of a reader with the same arguments and text; None starts at the start.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Reader:
         self._taken = Counter({} if place is None else place["taken"])
 
     def place(self) -> dict[str, Any]:
-        """Where the next document comes from; JSON-able. Faults between here and it are not counted yet."""
+        """Return the place of the next document, for JSON. Faults before that document are not counted yet."""
         rows = self._rows_place if self._rows is None else self._rows.place()
         return {"piece": self._piece, "documents": self._passed, "rows": rows, "taken": dict(self._taken)}
 
@@ -104,8 +104,8 @@ class Reader:
         )
         for _ in range(self._passed):
             if next(documents, None) is None:
-                raise DataError(f"{file.path}: fewer documents than before; the source changed, begin with --overwrite")
-        # what was left out on the way here was counted the first time
+                raise DataError(f"{file.path}: fewer documents than before; the source changed, start with --overwrite")
+        # items left out before this place were counted the first time
         unheard.counts, unheard.messages = self.skipped.counts, self.skipped.messages
         unheard.notes = self.skipped.notes
         for document in documents:
@@ -113,7 +113,7 @@ class Reader:
             yield document
 
     def open(self, remote: Remote, place: dict[str, Any] | None = None) -> hub.Rows:
-        """The rows of a dataset.
+        """Open the rows of a dataset.
 
         Raises:
             DataError: it cannot be opened, or has no such column.

@@ -1,4 +1,4 @@
-"""A file -> its documents, one at a time and in bounded memory, whatever the file claims to hold."""
+"""Reads the documents of a file one at a time, in bounded memory for any content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monet.data.tables import delimited_rows, parquet_rows
 MAX_DOCUMENT_BYTES = 1 << 26
 _BLOCK_BYTES = 1 << 20
 NO_SOURCE = "has no source"  # key of a fetched record whose row names no original
-END_OF_TEXT = "<|endoftext|>"  # what many corpora put between the documents of a text file
+END_OF_TEXT = "<|endoftext|>"  # separator between the documents of a text file in many corpora
 
 
 def read_documents(
@@ -28,29 +28,29 @@ def read_documents(
     file_format: FileFormat = "auto",
     separator: str | None = None,
 ) -> Iterator[Document]:
-    """Documents of one file: each record of JSON lines or of a table, or the whole of a plain text.
+    """Yield the documents of one file: each record of JSON lines or of a table, or a whole plain text file.
 
-    All but parquet tables may also be compressed (.gz, .xz, .bz2, .zst). Documents without any visible character are
-    left out and counted as "empty" whatever the rule for errors: an empty `__init__.py` is no fault.
+    All formats except parquet may also be compressed (.gz, .xz, .bz2, .zst). Documents without a visible character are
+    left out and counted as "empty" under any error rule: an empty `__init__.py` is not a fault.
 
     Args:
         file: the file to read, UTF-8.
-        skipped: collects what is left out; refuses instead unless its rule is "skip".
+        skipped: collects items that are left out; raises an error unless its rule is "skip".
         text_key: key or column of a record that holds the text; "data.text" is the key "text" inside "data", and
             "title,body" are two keys, see `monet.data.keys.text_at`.
-        source_key: key or column that names its original; where it is absent each record is an original.
+        source_key: key or column that names the original; without it each record is an original.
         max_bytes: a longer text (for JSON lines, CSV and TSV: a longer line) is a fault, found before it is in memory.
         file_format: see `monet.data.formats.kind_of`.
-        separator: text that stands between the documents of a plain text file; None takes the file as one document.
+        separator: text between the documents of a plain text file; None reads the file as one document.
     Raises:
-        DataError: names the file and, where there is one, the line, row or byte.
+        DataError: names the file and, if known, the line, row or byte.
     """
     opener, kind = opener_of(file.path), kind_of(file.path, file_format, text_key)
     if kind == "json array":
         return skipped.problem(
             "JSON array",
-            f"{file.path}: a JSON array; write one record a line (jq -c '.[]'), or read such files as plain text with "
-            "--format text",
+            f"{file.path}: a JSON array; write one record per line (jq -c '.[]'), or read such files as plain text "
+            "with --format text",
         )
     if kind == "parquet":
         documents = parquet_rows(file, skipped, text_key, source_key, max_bytes)
@@ -70,11 +70,11 @@ def read_documents(
 
 
 def usable(text: str, name: str, skipped: Skipped, max_bytes: int) -> bool:
-    """Whether a text can be written as UTF-8 and is not too long; a fault otherwise."""
+    """Return whether a text can be written as UTF-8 and is not too long; otherwise report a fault."""
     try:
         size = len(text.encode("utf-8")) if len(text) * 4 > max_bytes or not text.isascii() else len(text)
     except UnicodeEncodeError as error:
-        skipped.problem("surrogate", f"{name}: character {error.start} is half of a surrogate pair and no text")
+        skipped.problem("surrogate", f"{name}: character {error.start} is half of a surrogate pair, which is not text")
         return False
     if size > max_bytes:
         skipped.problem("too long", too_long(name, "text", max_bytes))
@@ -89,7 +89,7 @@ def _texts(
     separator: str | None,
     record_key: str | None,
 ) -> Iterator[Document]:
-    """A plain text as one document, or its parts between separators.
+    """Yield a plain text as one document, or as its parts between separators.
 
     Args:
         record_key: a text whose first line is a JSON object with text under this key is a fault; None allows it.
@@ -118,7 +118,7 @@ def _texts(
                     return skipped.problem(
                         "JSON lines",
                         f"{file.path}: looks like JSON lines; rename it to .jsonl or give --format jsonl "
-                        "(--format text takes it as plain text)",
+                        "(--format text reads it as plain text)",
                     )
                 if separator is None:
                     if text.count(END_OF_TEXT) > 1:
@@ -132,7 +132,7 @@ def _texts(
 
 
 def _pieces(stream: Any, separator: bytes | None, max_bytes: int) -> Iterator[bytes]:
-    """What stands between separators; of a longer piece its first bytes, more than `max_bytes`."""
+    """Yield the pieces between separators; a longer piece is cut after its first bytes, more than `max_bytes`."""
     if separator is None:
         yield stream.read(max_bytes + 1)
         return
@@ -146,14 +146,14 @@ def _pieces(stream: Any, separator: bytes | None, max_bytes: int) -> Iterator[by
         if len(buffer) > max_bytes + len(separator):
             if not is_overlong:
                 yield buffer
-            # a separator can begin in what was read and end in what follows
+            # a separator can start in this block and end in the next
             buffer, is_overlong = buffer[1 - len(separator) :] if len(separator) > 1 else b"", True
     if not is_overlong:
         yield buffer
 
 
 def _lines(stream: Any, max_bytes: int) -> Iterator[bytes]:
-    """Lines of at most `max_bytes`; of a longer one the first max_bytes + 1, its rest is passed over."""
+    """Yield lines of at most `max_bytes`; a longer line is cut after max_bytes + 1, and its rest is skipped."""
     while line := stream.readline(max_bytes + 1):
         yield line
         while len(line) > max_bytes and not line.endswith(b"\n"):
@@ -178,7 +178,7 @@ def _records(
                 except UnicodeDecodeError as error:
                     skipped.problem("undecodable", f"{where}: byte {error.start} of the line is not UTF-8 text")
                     continue
-                except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+                except (ValueError, RecursionError) as error:  # ValueError: also a number with thousands of digits
                     skipped.problem("not JSON", f"{where}: not a JSON record ({error})")
                     continue
                 text = text_at(record, text_key) if isinstance(record, dict) else None

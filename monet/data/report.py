@@ -1,4 +1,4 @@
-"""What a preparation tells its user: progress bars and a table of what was made."""
+"""Terminal output of a preparation: progress bars and a table of the result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Progress:
         self._progress.stop()
 
     def start(self, description: str, total: int | None, unit: str) -> Task:
-        """Add a bar; `total` None means that the end is not known."""
+        """Add a bar; `total` None means that the end is unknown."""
         return Task(self._progress, self._progress.add_task(clean(description), total=total, unit=unit))
 
 
@@ -50,13 +50,13 @@ class Task:
 
 
 def print_table(manifest: dict[str, Any]) -> None:
-    """Documents, tokens and UTF-8 bytes a token of each domain and split, and how fast they were made.
+    """Print documents, tokens and UTF-8 bytes per token of each domain and split, and the speed.
 
-    Where the tokenizer loses text, also its unknown ids, and the letters of a sample that do not come back.
+    If the tokenizer loses text, also print its unknown ids, and the letters of a sample that decoding does not restore.
     """
     splits = manifest["splits"]
     lost = {domain: counts for domain, counts in manifest.get("fidelity", {}).items() if _is_lossy(counts)}
-    table = Table(box=box.SIMPLE, caption="documents / tokens / bytes a token")
+    table = Table(box=box.SIMPLE, caption="documents / tokens / bytes per token")
     table.add_column("domain")
     for split in splits:
         table.add_column(markup(split), justify="right")
@@ -99,7 +99,7 @@ def _cell(part: dict[str, int]) -> str:
 
 
 def print_notes(notes: list[str], skipped: dict[str, Any]) -> None:
-    """What was left out: how many of each kind, and the first ones by name."""
+    """Print what was left out: the count of each kind, and the first items by name."""
     for note in notes:
         print(clean(note))
     for kind, count in skipped["counts"].items():
@@ -109,7 +109,7 @@ def print_notes(notes: list[str], skipped: dict[str, Any]) -> None:
 
 
 def print_made(folder: Path, manifest: dict[str, Any], notes: list[str], worked: bool) -> None:
-    """What a preparation made: what was left out, the table, notes, and where it is."""
+    """Print a preparation's result: skipped items, the table, notes, and the folder."""
     if not worked:
         print(f"{folder}: already prepared with these settings, nothing to do")
         return

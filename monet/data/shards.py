@@ -1,17 +1,18 @@
-"""Token ids on disk: a reader of shards that checks them and maps them into memory (`monet.data.writer` makes them).
+"""Token ids on disk: reads shards, checks them and maps them into memory (`monet.data.writer` writes them).
 
 A prepared folder holds
 
-    manifest.json                        what is here: sizes, SHA-256, dtype, vocabulary, counts, settings
+    manifest.json                        index of the folder: sizes, SHA-256, dtype, vocabulary, counts, settings
     tokenizer/                           files for `AutoTokenizer.from_pretrained`
     SPLIT/DOMAIN/shard-00000.bin         token ids, little endian, uint16 or uint32; each document ends with eos
-    SPLIT/DOMAIN/shard-00000.offsets     uint64: where each document starts in the shard, and last the shard's end
-    SPLIT/DOMAIN/shard-00000.names.jsonl one line a document: where its text was read
+    SPLIT/DOMAIN/shard-00000.offsets     uint64: start of each document in the shard, then the shard's end
+    SPLIT/DOMAIN/shard-00000.names.jsonl one line per document: where its text was read
 
 A line of names.jsonl is `[name, source]`, two JSON strings. The source is the original that the document was cut from,
-as its text names it. Where the text names none, the line is the name as one JSON string; so are all lines of folders
-that were prepared before sources were stored. Sources do not enter the fingerprint: text that is prepared again so
-that they are stored keeps its fingerprint. The entry of such a shard has `names_sha256`, the hash of its names alone.
+as its text names it. If the text names no source, the line is only the name, as one JSON string. Folders that were
+prepared before sources were stored have only such lines. Sources are not part of the fingerprint: preparing the same
+text again with sources keeps the fingerprint. The entry of a shard with sources has `names_sha256`, the hash of its
+names without sources.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ def dtype_for(vocab_size: int) -> np.dtype:
 
 
 class MappedFiles:
-    """Files mapped into memory for reading, those used last; each holds a descriptor of the process.
+    """Files mapped into memory for reading, the most recent ones; each uses one file descriptor of the process.
 
     Args:
-        limit: files mapped at most; None takes a quarter of the descriptors that the process may still open.
+        limit: maximum number of mapped files; None takes a quarter of the descriptors that the process may still open.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -64,18 +65,18 @@ class MappedFiles:
         return MappedFiles, (self._limit,)
 
     def __call__(self, path: Path, dtype: np.dtype, size: int) -> np.ndarray:
-        """The file's content, a view of it.
+        """Return the file's content, as a view.
 
         Args:
-            size: bytes that the file must have; reading behind the end of a shorter one would kill the process.
+            size: bytes that the file must have; reading past the end of a shorter file would kill the process.
         Raises:
-            DataError: it is missing, or has another size now.
+            DataError: the file is missing, or its size has changed.
         """
         if (found := self._maps.pop(path, None)) is None:
             if (there := path.stat().st_size if path.is_file() else 0) != size:
                 raise _other_size(path, there, size)
             found = np.memmap(path, dtype=dtype, mode="r")
-        # the array's base is the mapping, which has a descriptor of its own: no path is looked up
+        # the array's base is the mapping, which has its own descriptor: no path is looked up
         elif (there := cast(mmap.mmap, found.base).size()) < size:
             raise _other_size(path, there, size)
         self._maps[path] = found
@@ -87,19 +88,19 @@ class MappedFiles:
 
 
 def _free_descriptors() -> int:
-    """Descriptors that this process may still open."""
+    """Return the number of descriptors that this process may still open."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft - len(os.listdir("/dev/fd"))
 
 
 def _other_size(path: Path, there: int, size: int) -> DataError:
     return DataError(
-        f"{path}: {there} bytes where the manifest says {size}; truncated or replaced, prepare the data again"
+        f"{path}: {there} bytes, but the manifest says {size}; truncated or replaced, prepare the data again"
     )
 
 
 class TokenStream:
-    """All tokens of one (split, domain) as one sequence, over its shards, mapped and never loaded whole.
+    """All tokens of one (split, domain) as one sequence across its shards, mapped and never fully loaded.
 
     Attributes:
         num_tokens, num_documents: counts; tokens include each document's eos.
@@ -135,14 +136,14 @@ class TokenStream:
         return self._mapped(shard, ".bin", self._dtype)
 
     def shard_offsets(self, shard: int) -> np.ndarray:
-        """Starts of the shard's documents and its end, a view of the file; (documents + 1,) uint64."""
+        """Starts of the shard's documents, then the shard's end, a view of the file; (documents + 1,) uint64."""
         return self._mapped(shard, ".offsets", np.dtype("<u8"))
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Ids start..stop-1 of the stream; a view of the file unless the span crosses shards.
 
         Raises:
-            IndexError: the span does not lie inside the stream.
+            IndexError: the span is not inside the stream.
             DataError: an id is not below the vocabulary size; names file, offset and id.
         """
         if not 0 <= start < stop <= self.num_tokens:
@@ -166,14 +167,14 @@ class TokenStream:
         )
 
     def document_at(self, token: int) -> int:
-        """Number, inside the stream, of the document that holds this token."""
+        """Return the number, inside the stream, of the document that holds this token."""
         shard = int(np.searchsorted(self._ends, token, side="right"))
         base = int(self._ends[shard]) - self._entries[shard]["tokens"]
         local = int(np.searchsorted(self.shard_offsets(shard), np.uint64(token - base), side="right")) - 1
         return int(self._document_ends[shard]) - self._entries[shard]["documents"] + local
 
     def starts_within(self, start: int, stop: int) -> np.ndarray:
-        """Tokens at which documents start, of those behind `start` and before `stop`; (any number,) int64."""
+        """Return the tokens after `start` and before `stop` at which documents start; (any number,) int64."""
         first = int(np.searchsorted(self._ends, start, side="right"))
         last = int(np.searchsorted(self._ends, stop, side="left"))
         found = []
@@ -186,7 +187,7 @@ class TokenStream:
         return np.concatenate(found)
 
     def document_starts(self) -> np.ndarray:
-        """Token at which each document starts, and last the stream's end; (num_documents + 1,) int64, loaded."""
+        """Token at which each document starts, then the stream's end; (num_documents + 1,) int64, loaded."""
         starts = [
             self.shard_offsets(shard)[:-1].astype(np.int64) + int(self._ends[shard]) - entry["tokens"]
             for shard, entry in enumerate(self._entries)
@@ -194,19 +195,19 @@ class TokenStream:
         return np.concatenate([*starts, np.array([self.num_tokens])])
 
     def document_name(self, document: int) -> str:
-        """Where the document's text was read: its file, and the number of its record."""
+        """Return where the document's text was read: its file, and the number of its record."""
         return self._named([document])[document][0]
 
     def document_sources(self, documents: Iterable[int]) -> dict[int, str | None]:
-        """By document the source that its text names; None where that is not known.
+        """Return, by document, the source that its text names; None if it is not known.
 
         Raises:
-            DataError: a damaged line.
+            DataError: a line is damaged.
         """
         return {document: source for document, (_, source) in self._named(documents).items()}
 
     def _named(self, documents: Iterable[int]) -> dict[int, tuple[str, str | None]]:
-        """Names and sources; each shard's file is read once, up to the last document that is asked for."""
+        """Return names and sources; each shard's file is read once, up to the last requested document."""
         found = {}
         wanted = sorted(set(documents))
         shards = np.searchsorted(self._document_ends, wanted, side="right").tolist()
@@ -220,7 +221,7 @@ class TokenStream:
         return found
 
     def check(self, eos_id: int, *, full: bool) -> None:
-        """Files and sizes, shards end to end, eos at document ends (a sample); with `full` hashes and every id.
+        """Check files and sizes, the ends of shards, and eos at document ends (a sample); `full` checks all content.
 
         Raises:
             DataError: names the file and what differs.
@@ -264,18 +265,18 @@ class TokenStream:
 
 
 class TokenShards:
-    """A prepared folder, checked on opening.
+    """A prepared folder, checked when it is opened.
 
     Args:
-        folder: what `monet.data.prepare.prepare` made.
-        full: also hash every file and look at every id; otherwise names, sizes and a sample of document ends.
-        trusted: look at the manifest only, since another process has just checked the folder.
+        folder: a folder that `monet.data.prepare.prepare` made.
+        full: also hash every file and check every id; otherwise check names, sizes and a sample of document ends.
+        trusted: read only the manifest, because another process has just checked the folder.
     Attributes:
         manifest: the parsed manifest.json.
-        domains: names in sorted order; a domain's number everywhere is its place here.
-        splits: names of the splits that are there.
-        vocab_size, eos_id: of the tokenizer.
-        fingerprint: SHA-256 over all content, the same for equal data wherever they were made.
+        domains: names in sorted order; a domain's number is its index in this list.
+        splits: names of the existing splits.
+        vocab_size, eos_id: vocabulary size and end-of-text id of the tokenizer.
+        fingerprint: SHA-256 over all content; equal data have equal fingerprints on every machine.
     Raises:
         DataError: the folder or one of its files is missing, truncated, foreign or damaged; names it.
     """
@@ -296,9 +297,13 @@ class TokenShards:
             if not path.is_file():
                 raise DataError(f"{path}: missing; prepare the data again")
             if sha256_file(path) != digest:
-                raise DataError(f"{path}: changed since the data were prepared, ids would mean other text")
+                raise DataError(
+                    f"{path}: changed since the data were prepared, so ids would mean other text; restore it"
+                )
         if fingerprint_of(self.manifest) != self.fingerprint:
-            raise DataError(f"{self.folder / MANIFEST}: fingerprint does not fit its entries; it was edited")
+            raise DataError(
+                f"{self.folder / MANIFEST}: the fingerprint does not match the entries; the file was edited"
+            )
         for split, domain in itertools.product(self.splits, self.domains):
             self.stream(split, domain).check(self.eos_id, full=full)
 
@@ -307,10 +312,10 @@ class TokenShards:
         return self.folder / TOKENIZER
 
     def stream(self, split: str, domain: str) -> TokenStream:
-        """The tokens of one split and domain.
+        """Return the tokens of one split and domain.
 
         Raises:
-            DataError: there is no such split or domain; names those there are.
+            DataError: the split or domain does not exist; names the existing ones.
         """
         if split not in self.splits:
             raise DataError(f"{self.folder}: no split {split!r}; it has {', '.join(self.splits)}")
@@ -324,13 +329,13 @@ class TokenShards:
 def write_manifest(
     folder: Path, parts: dict[str, dict[str, list[dict[str, Any]]]], vocab_size: int, eos_id: int, **more: Any
 ) -> None:
-    """Describe finished shards; a folder without this file is no prepared data.
+    """Write the manifest of finished shards; a folder without this file is not prepared data.
 
     Args:
         folder: holds the shards, and the tokenizer's files in tokenizer/.
         parts: entries of the writers, by split and domain; every split has the same domains.
-        vocab_size, eos_id: of the tokenizer.
-        more: further keys, such as the settings; they do not enter the fingerprint.
+        vocab_size, eos_id: vocabulary size and end-of-text id of the tokenizer.
+        more: further keys, such as the settings; they are not part of the fingerprint.
     """
     counts = ("documents", "tokens", "text_bytes")
     manifest = {
@@ -353,7 +358,7 @@ def write_manifest(
 
 
 def fingerprint_of(manifest: dict[str, Any]) -> str:
-    """SHA-256 over what the shards hold: hashes, order, vocabulary and tokenizer; not sources, paths or times."""
+    """Return the SHA-256 over the content: hashes, order, vocabulary and tokenizer; not sources, paths or times."""
     content = {key: manifest[key] for key in ("format", "dtype", "vocab_size", "eos_id", "tokenizer_files", "domains")}
     content["shards"] = {
         split: {
@@ -369,17 +374,17 @@ def fingerprint_of(manifest: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The parsed manifest.json of a prepared folder.
+    """Return the parsed manifest.json of a prepared folder.
 
     Raises:
-        DataError: it is missing, unreadable, or of another format.
+        DataError: the manifest is missing, unreadable, or has another format.
     """
     path = folder / MANIFEST
     try:
         manifest = read_json(path)
         if manifest["format"] != FORMAT:
             raise DataError(
-                f"{path}: format {manifest['format']!r}, this version reads {FORMAT}; prepare the data again"
+                f"{path}: format {manifest['format']!r}, but this version reads {FORMAT}; prepare the data again"
             )
         fingerprint_of(manifest)
         if manifest["dtype"] not in ("uint16", "uint32"):

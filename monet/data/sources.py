@@ -1,4 +1,4 @@
-"""Where text lies: files of folders by domain, and what a document is. `monet.data.records` reads the files."""
+"""Finds the text files of a source by domain, and defines a document. `monet.data.records` reads the files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _SAMPLES, _SAMPLE_BYTES = 64, 1 << 20
 class Document:
     """One text with its domain.
 
-    `source` names the original it was cut from: documents of one original never fall in two splits.
-    `name` says where it was read, for messages.
+    `source` names the original that the text was cut from: documents of one original are never in two splits.
+    `name` says where the text was read, for messages.
     `has_source`: the text names its original. Otherwise `source` is only the place of this document, and the document
-    is taken for an original of its own.
+    counts as its own original.
     """
 
     text: str
@@ -38,7 +38,7 @@ class Document:
 
     @property
     def known_source(self) -> str | None:
-        """The original that the text names; None where it names none."""
+        """The original that the text names; None if it names none."""
         return self.source if self.has_source else None
 
 
@@ -46,8 +46,8 @@ class Document:
 class TextFile:
     """A file of one domain.
 
-    `name` is its path inside the source, the same wherever the source lies.
-    `fetched`: written here from a dataset, so that its texts were found short enough; a line is longer than its text.
+    `name` is its path inside the source; it does not depend on where the source is stored.
+    `fetched`: the file was written here from a dataset, so its texts are short enough; a line is longer than its text.
     """
 
     path: Path
@@ -58,9 +58,9 @@ class TextFile:
 
 @dataclass
 class Skipped:
-    """What was left out, and the rule that decides whether leaving out is allowed.
+    """Items that were left out, and the rule that decides whether leaving out is allowed.
 
-    `notes` counts what was read and looks odd, such as text files that hold marks between documents.
+    `notes` counts unusual items that were read, such as text files that contain marks between documents.
     """
 
     on_error: OnError = "refuse"
@@ -69,7 +69,7 @@ class Skipped:
     notes: Counter[str] = field(default_factory=Counter)
 
     def state(self) -> dict[str, Any]:
-        """Everything but the rule; JSON-able."""
+        """Return everything except the rule; can be written as JSON."""
         return {
             "counts": dict(sorted(self.counts.items())),
             "messages": [*self.messages],
@@ -77,18 +77,18 @@ class Skipped:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Replace all counts by those of an earlier `state`."""
         self.counts, self.messages = Counter(state["counts"]), [*state["messages"]]
         self.notes = Counter(state.get("notes", {}))
 
     def add(self, state: dict[str, Any]) -> None:
-        """Count also what `state` gave of another reader."""
+        """Add the `state` of another reader."""
         self.counts.update(state["counts"])
         self.messages = [*self.messages, *state["messages"]][:_MAX_NAMED_SKIPS]
         self.notes.update(state.get("notes", {}))
 
     def problem(self, kind: str, message: str) -> None:
-        """Raise, or with on_error "skip" count under `kind` and keep the first messages."""
+        """Raise an error; with on_error "skip", count it under `kind` and keep the first messages."""
         if self.on_error == "refuse":
             raise DataError(f"{message}; repair or remove it, or leave such items out with --on_error skip")
         self.counts[kind] += 1
@@ -97,10 +97,10 @@ class Skipped:
 
 
 def check_domain(domain: object, where: str) -> str:
-    """The domain's name, if it can be a folder's name.
+    """Return the domain's name if it can be a folder's name.
 
     Raises:
-        DataError: it is not text, empty, hidden or holds a separator.
+        DataError: the name is not text, is empty or hidden, or contains a separator.
     """
     if not isinstance(domain, str) or not domain.strip():
         raise DataError(f"{where}: domain {domain!r} is not a name; give every document a non-empty domain")
@@ -111,18 +111,18 @@ def check_domain(domain: object, where: str) -> str:
 
 
 def find_files(source: str | Path, domain: str | None = None) -> tuple[dict[str, list[TextFile]], list[str]]:
-    """Files of a source by domain, in sorted order.
+    """Find the files of a source by domain, in sorted order.
 
-    A file is one domain; so is a folder when `domain` names it. Otherwise each sub-folder is a domain and all files
-    below belong to it, those of linked folders too. Hidden files and folders are passed over.
+    A file is one domain; so is a folder if `domain` names it. Otherwise each sub-folder is a domain, and all files
+    below it belong to it, including those of linked folders. Hidden files and folders are skipped.
 
     Args:
         source: path of a file or folder.
         domain: name for everything found; None takes the sub-folder's name, or for a single file its stem.
     Returns:
-        files of each domain (a domain can have none), and the names of loose files beside the domain folders.
+        files of each domain (a domain can have none), and the names of loose files next to the domain folders.
     Raises:
-        DataError: the path does not exist, there is no domain, or a link leads nowhere.
+        DataError: the path does not exist, there is no domain, or a link is broken.
     """
     root = Path(source)
     if root.is_file():
@@ -146,13 +146,13 @@ def find_files(source: str | Path, domain: str | None = None) -> tuple[dict[str,
 
 def _files_below(folder: Path, root: Path, domain: str) -> list[TextFile]:
     found = list(_walk(folder, () if folder == root else (_identity_of(root),)))
-    # file names are bytes, not always text: a name is what of them can be written down
+    # file names are bytes, not always valid text; the name escapes invalid bytes
     named = {os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace"): path for path in found}
     return [TextFile(path, domain, name) for name, path in sorted(named.items())]
 
 
 def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Visible files below a folder, also of linked folders; a link to a folder above itself is passed over."""
+    """Yield visible files below a folder, including linked folders; a link to a folder above itself is skipped."""
     here = _identity_of(folder)
     if here in above:
         return
@@ -164,7 +164,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
         elif path.is_file():
             yield path
         elif path.is_symlink():
-            raise DataError(f"{path}: a link to a file or folder that is not there; repair or remove it")
+            raise DataError(f"{path}: a link to a file or folder that does not exist; repair or remove it")
 
 
 def _identity_of(folder: Path) -> tuple[int, int]:
@@ -173,18 +173,18 @@ def _identity_of(folder: Path) -> tuple[int, int]:
 
 
 def identities_of(files: dict[str, list[TextFile]]) -> dict[str, list[tuple[str, str]]]:
-    """Of each domain the SHA-256 and the name of every file.
+    """Return the SHA-256 and the name of every file, by domain.
 
-    Of a file above 256 MiB size and samples count: to hash a large corpus takes hours, at every start of a run.
+    For a file above 256 MiB only the size and samples count, because hashing a large corpus at each start takes hours.
     """
     return {domain: [(_identity(file.path), file.name) for file in listed] for domain, listed in files.items()}
 
 
 def inventory(identities: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, dict[str, Any]]:
-    """Number of files of each domain, and one SHA-256 over their names and contents.
+    """Return the number of files of each domain, and one SHA-256 over their names and contents.
 
     Args:
-        identities: from `identities_of`.
+        identities: the result of `identities_of`.
     """
     found: dict[str, dict[str, Any]] = {}
     for domain, listed in sorted(identities.items()):

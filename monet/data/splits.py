@@ -1,4 +1,4 @@
-"""Which split a text belongs to: decided by its original, so that no original is in two splits, or by position."""
+"""Assigns texts to splits: by original, so that no original is in two splits, or by position in the text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SPLITS = ("train", "validation", "identify", "evaluate")
 DEFAULT_SHARES: dict[str, float] = {"train": 0.80, "validation": 0.04, "identify": 0.08, "evaluate": 0.08}
 SplitBy = Literal["original", "position"]
 _SCALE = 1 << 64
-_TO_A_LINE = 2000  # characters that a cut may move back to the start of a line
+_TO_A_LINE = 2000  # how many characters a cut may move back to the start of a line
 
 
 def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
-    """The shares in the order of SPLITS, without those that are 0.
+    """Return the shares in the order of SPLITS, without shares of 0.
 
     Raises:
         ConfigError: an unknown split, a negative share, no training split, or a sum other than 1.
@@ -26,7 +26,7 @@ def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
         raise ConfigError(f"splits: unknown name {unknown[0]!r}; the splits are {', '.join(SPLITS)}")
     for name, share in shares.items():
         if not 0 <= share <= 1:
-            raise ConfigError(f"splits: share {share} of {name!r} must lie between 0 and 1")
+            raise ConfigError(f"splits: share {share} of {name!r} must be between 0 and 1")
     total = sum(shares.values())
     if not math.isclose(total, 1.0, abs_tol=1e-6):
         raise ConfigError(f"splits: the shares {dict(shares)} add up to {total:g}; they must add up to 1")
@@ -40,9 +40,9 @@ class SplitPlan:
 
     Args:
         shares: share of the originals in each split, or of each text's characters; they add up to 1.
-        seed: another seed deals the originals anew.
-        moved: originals (by hash) that lie in another split than their hash says, made by `fill`.
-        by: what is split, see `parts`.
+        seed: seed for the assignment of originals to splits.
+        moved: originals (by hash) that `fill` moved to another split than their hash selects.
+        by: unit of the split, see `parts`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SplitPlan:
         self._ends[-1] = (_SCALE, self._ends[-1][1])
 
     def hash_of(self, source: str) -> int:
-        """Place of an original in 0..2**64-1, uniform."""
+        """Return the position of an original in 0..2**64-1, uniformly distributed."""
         digest = hashlib.blake2b(f"{self.seed}\n{source}".encode("utf-8", "backslashreplace"), digest_size=8).digest()
         return int.from_bytes(digest, "big")
 
@@ -74,13 +74,13 @@ class SplitPlan:
         return next(name for end, name in self._ends if place < end)
 
     def split_of(self, source: str) -> str:
-        """Split of the document's original."""
+        """Return the split of the document's original."""
         return self.split_of_hash(self.hash_of(source))
 
     def parts(self, source: str, text: str) -> Iterator[tuple[str, str]]:
-        """A text with its split; by position, the parts of the text from its start to its end with theirs.
+        """Yield a text with its split; by position, yield the parts of the text in order, each with its split.
 
-        Parts begin where a line does, if one begins near. A split whose part holds nothing visible gets none.
+        A part starts at the start of a line if one is near. A split whose part has no visible character gets no part.
         """
         if self.by == "original":
             yield self.split_of(source), text
@@ -93,9 +93,9 @@ class SplitPlan:
             begin = max(begin, stop)
 
     def fill(self, places: Mapping[str, Iterable[int]]) -> None:
-        """Give every split of every domain at least one original, by moving the one whose hash lies nearest.
+        """Give every split of every domain at least one original, by moving the original with the nearest hash.
 
-        Only a split that would be empty is touched, so in a corpus of some size nothing moves.
+        Only a split that would be empty changes, so in a large corpus nothing moves.
 
         Args:
             places: hashes of the originals of each domain.
@@ -107,8 +107,8 @@ class SplitPlan:
             if len(originals) < len(self.shares):
                 raise DataError(
                     f"domain {domain!r} has {len(originals)} originals and there are {len(self.shares)} splits "
-                    f"({', '.join(self.shares)}), each of which needs one; add text from more originals, give a split "
-                    "the share 0, or cut each text into the splits by --split_by position"
+                    f"({', '.join(self.shares)}), each of which needs one. Add text from more originals, give a split "
+                    "the share 0, or cut each text into the splits with --split_by position"
                 )
             start = 0
             for end, name in self._ends:
@@ -124,7 +124,7 @@ class SplitPlan:
                 )
 
     def _nearest(self, originals: list[int], middle: int) -> int:
-        """The original nearest to `middle` among those of the fullest split."""
+        """Return the original nearest to `middle` in the fullest split."""
         by_split: dict[str, list[int]] = {}
         for place in originals:
             by_split.setdefault(self.split_of_hash(place), []).append(place)
@@ -132,7 +132,7 @@ class SplitPlan:
 
 
 def _line_start(text: str, place: int) -> int:
-    """The start of the line at `place`, or else of the word, if it is near; otherwise `place`."""
+    """Return the start of the line at `place` if it is near, else the start of the word, else `place`."""
     first = max(0, place - _TO_A_LINE)
     for mark in ("\n", " "):
         if (found := text.rfind(mark, first, place)) >= 0:

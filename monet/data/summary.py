@@ -1,4 +1,4 @@
-"""What a preparation counted on its way, as the manifest tells it; counts of several parts added up."""
+"""Counts of a preparation for the manifest; counts of several parts are added up."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Entries = dict[str, dict[str, list[dict[str, Any]]]]
 
 
 class Counted(TypedDict):
-    """JSON-able.
+    """Counts of one preparation; can be written as JSON.
 
     Attributes:
-        skipped: state of `Skipped`, of reading.
+        skipped: state of the reader's `Skipped`.
         originals: state of `Originals`.
         fidelity: state of `Fidelity`.
         tokenizer_notes: sentences about the tokenizer.
-        commits: by the uri of a dataset.
+        commits: commit of each dataset, by its uri.
         throughput: from `monet.data.batches.Written`.
     """
 
@@ -35,12 +35,12 @@ class Counted(TypedDict):
 
 
 def summary(counted: Counted, entries: Entries, settings: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a manifest: what was left out, settings, speed, what the tokenizer loses, notes, commits.
+    """Return the manifest's keys: skipped items, settings, throughput, tokenizer losses, notes, commits.
 
     Args:
-        counted: of the whole preparation.
-        entries: of the shards, by split and domain.
-        settings: of the preparation.
+        counted: counts for the whole preparation.
+        entries: entries of the shards, by split and domain.
+        settings: settings of the preparation.
     """
     skipped, fidelity = Skipped(), counted["fidelity"]
     skipped.restore(counted["skipped"])
@@ -62,26 +62,26 @@ def summary(counted: Counted, entries: Entries, settings: dict[str, Any]) -> dic
 
 
 def _notes(counted: Counted, entries: Entries, settings: dict[str, Any], skipped: Skipped) -> list[str]:
-    """What was done as asked and may not be what was meant, as sentences."""
+    """Return sentences about results that follow the settings but may not be intended."""
     notes = [*counted["tokenizer_notes"], *Originals(settings["source_key"], counted["originals"]).notes()]
     for domain in sorted(entries["train"]):
         if empty := [split for split, domains in entries.items() if not domains[domain]]:
             notes.append(f"domain {domain!r} has no document in {', '.join(empty)}")
     if marked := skipped.notes[END_OF_TEXT]:
         notes.append(
-            f"{marked} plain text file(s) hold {END_OF_TEXT} more than once and were taken as one document each; "
-            f"if it stands between documents, prepare again with --document_separator '{END_OF_TEXT}'"
+            f"{marked} plain text file(s) contain {END_OF_TEXT} more than once and were read as one document each; "
+            f"if it separates documents, prepare again with --document_separator '{END_OF_TEXT}'"
         )
     return notes
 
 
 def added(parts: Sequence[Counted]) -> Counted:
-    """The counts of all parts together.
+    """Add up the counts of all parts.
 
-    The seconds are those of all processes, so that the speed is that of one.
+    Seconds are summed over all processes, so the throughput is that of one process.
 
     Args:
-        parts: in the order of the text, at least one.
+        parts: counts of at least one part, in the order of the text.
     """
     skipped, lost, originals = Skipped(), Skipped(), Originals("")
     domains: dict[str, Counter[str]] = {}

@@ -1,4 +1,4 @@
-"""Tables -> documents: rows of parquet, CSV and TSV files, in bounded memory."""
+"""Reads documents from the rows of parquet, CSV and TSV files, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from monet.data.keys import joined, no_key, not_text, split_keys
 from monet.data.sources import Document, Skipped, TextFile
 from monet.errors import DataError
 
-_ROWS_AT_A_TIME = 16  # so many texts of the greatest size must fit in memory
+_ROWS_AT_A_TIME = 16  # this number of texts of the maximum size must fit in memory
 _PARQUET_BUFFER = 1 << 20
 
 
 def parquet_rows(
     file: TextFile, skipped: Skipped, text_key: str, source_key: str, max_bytes: int
 ) -> Iterator[Document]:
-    """Rows of a parquet file, read page by page: a row group of any size takes the memory of its largest page."""
+    """Read a parquet file page by page, so that a row group of any size takes the memory of its largest page only."""
     import pyarrow
     from pyarrow import parquet
 
@@ -69,7 +69,7 @@ def parquet_rows(
 
 
 def _has_column(schema: Any, key: str) -> bool:
-    """Whether a schema has a column, or a field inside columns of structs ("data.text")."""
+    """Return whether a schema has a column, or a field inside struct columns ("data.text")."""
     import pyarrow
 
     if key in schema.names:
@@ -103,13 +103,13 @@ def delimited_rows(
     source_key: str,
     max_bytes: int,
 ) -> Iterator[Document]:
-    """Rows of a CSV or TSV file whose first row names the columns; fields in double quotes can hold line breaks."""
-    # a limit of the whole process; never lowered, since another reader may need it
+    """Read a CSV or TSV file whose first row names the columns; fields in double quotes can contain line breaks."""
+    # the limit applies to the whole process; never lower it, because another reader may need it
     csv.field_size_limit(max(csv.field_size_limit(), min(max_bytes, 1 << 62)))
     number = 0
     try:
         with opener(file.path, "rb") as stream:
-            # strict: a stray quote is a fault, it would swallow the rows behind it
+            # strict: a stray quote is an error; otherwise it would swallow the following rows
             rows = csv.reader(_decoded(stream, max_bytes), delimiter=delimiter, strict=True)
             header = next(rows, None)
             if header is None:
@@ -126,7 +126,7 @@ def delimited_rows(
                     continue
                 where = f"{file.path} row {number}"
                 if len(row) != len(header):
-                    skipped.problem("no text", f"{where}: {len(row)} fields where the header names {len(header)}")
+                    skipped.problem("no text", f"{where}: {len(row)} fields, but the header names {len(header)}")
                     continue
                 name = f"{file.name}:{number}"
                 source = name if source_column is None else row[source_column]
@@ -150,7 +150,7 @@ class _LineTooLong(Exception):
 
 
 def _decoded(stream: Any, max_bytes: int) -> Iterator[str]:
-    """Lines as text; bytes that are no UTF-8 become surrogates, so that the row can be named."""
+    """Yield lines as text; invalid UTF-8 bytes become surrogates, so that the message can name the row."""
     is_first = True
     while line := stream.readline(max_bytes + 1):
         if len(line) > max_bytes:

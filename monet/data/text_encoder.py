@@ -1,4 +1,4 @@
-"""Texts -> ids by a tokenizer of the tokenizers library, without transformers; long texts in pieces."""
+"""Encodes texts as ids with the tokenizers library, without transformers; long texts are encoded in pieces."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from monet.errors import DataError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_PIECE = 1 << 18  # characters; the library takes some 130 bytes for each byte that it encodes
+_PIECE = 1 << 18  # characters; the library uses about 130 bytes of memory for each byte that it encodes
 _PIECES_AT_A_TIME = 4
-_SEARCHED = 1 << 14  # characters before a piece's end in which it may end
+_SEARCHED = 1 << 14  # how many characters before its limit a piece may end
 _CONTEXT = 256
 _TRIES = 64
 _EXCERPT = 60
 
 
 class EncodeError(DataError):
-    """The tokenizer cannot encode a text; `index` is the text's place in its batch."""
+    """The tokenizer cannot encode a text; `index` is the position of the text in its batch."""
 
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message)
@@ -30,12 +30,12 @@ class EncodeError(DataError):
 
 
 class TextEncoder:
-    """Texts -> lists of ids, each closed by eos, on all cores.
+    """Encodes texts as lists of ids that end with eos, on all cores.
 
     Args:
-        backend: encodes; truncation and padding are switched off, and special tokens in a text are taken as text.
+        backend: the tokenizer; truncation and padding are switched off, and special tokens in a text count as text.
         prefix: ids put before each text.
-        eos_id: id put behind each text.
+        eos_id: id put after each text.
     """
 
     def __init__(self, backend: Tokenizer, prefix: list[int], eos_id: int) -> None:
@@ -48,7 +48,7 @@ class TextEncoder:
         return [ids.tolist() for ids in self.arrays(texts)]
 
     def arrays(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text, (tokens,) uint32.
+        """Return the ids of each text, (tokens,) uint32.
 
         Raises:
             EncodeError: the tokenizer cannot encode a text.
@@ -60,37 +60,37 @@ class TextEncoder:
         return [found[index] if index in found else self._encode_long(text, index) for index, text in enumerate(texts)]
 
     def plain(self, texts: list[str]) -> list[list[int]]:
-        """Ids of short texts without prefix and eos; errors are the library's."""
+        """Return the ids of short texts without prefix and eos; raises the library's errors."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _encode(self, texts: list[str], places: list[int]) -> list[list[int]]:
         try:
             return self.plain(texts)
-        except Exception as error:  # the library has no type of its own
+        except Exception as error:  # the library defines no error type
             for text, place in zip(texts, places, strict=True):
                 try:
                     self.plain([text])
                 except Exception as reason:
                     raise EncodeError(
                         f"the tokenizer cannot encode the text that begins {text[:_EXCERPT]!r} ({reason}); repair the "
-                        "tokenizer (often its unknown token is missing), or take one that encodes every text by bytes",
+                        "tokenizer (often its unknown token is missing), or use one that encodes every text by bytes",
                         place,
                     ) from None
             raise DataError(f"the tokenizer cannot encode some texts ({error})") from None
 
     def _encode_long(self, text: str, place: int) -> np.ndarray:
-        """Prefix, ids of a long text, the same as if it were encoded as a whole, and eos."""
+        """Return the prefix, the ids of a long text, and eos; the ids equal those of encoding the text as a whole."""
         pieces, found = self._pieces(text), [np.array(self.prefix, dtype="<u4")]
         while some := list(islice(pieces, _PIECES_AT_A_TIME)):
             found += [np.array(ids, dtype="<u4") for ids in self._encode(some, [place] * len(some))]
         return np.concatenate([*found, np.array([self.eos_id], dtype="<u4")])
 
     def _pieces(self, text: str) -> Iterator[str]:
-        """Pieces whose ids, one after another, are the ids of the text."""
+        """Split a text into pieces whose ids, concatenated, are the ids of the text."""
         start = 0
         while len(text) - start > 2 * _PIECE:
             seam = next((seam for seam in _seams(text, start + _PIECE) if self._is_seam(text, *seam)), None)
-            if seam is None:  # as some tokenizers of whole texts; the rest takes its memory
+            if seam is None:  # some tokenizers need the whole text; encode the rest at once, at its cost in memory
                 break
             end, following = seam
             yield text[start:end]
@@ -98,19 +98,19 @@ class TextEncoder:
         yield text[start:]
 
     def _is_seam(self, text: str, end: int, following: int) -> bool:
-        """Whether a text encoded up to `end` and from `following` on has the ids of the whole, as seen around there."""
+        """Check around a seam that encoding up to `end` and from `following` on gives the ids of the whole text."""
         left, right = text[max(0, end - _CONTEXT) : end], text[end : end + _CONTEXT]
         try:
             whole, first, second = self.plain([left + right, left, text[following : end + _CONTEXT]])
-        except Exception:  # named when the piece is encoded
+        except Exception:  # encoding the piece reports the error
             return False
         return whole == first + second
 
 
 def _seams(text: str, place: int) -> Iterator[tuple[int, int]]:
-    """Places before `place` where a piece may end and the next begin: at line breaks, spaces, anywhere.
+    """Candidates before `place` for the end of one piece and the start of the next: line breaks, spaces, anywhere.
 
-    A tokenizer that puts a space before each text gives the next piece the space that is left out before it.
+    Some tokenizers put a space before each text. For these, one candidate leaves out the space before the next piece.
     """
     for mark in ("\n", " "):
         end = place

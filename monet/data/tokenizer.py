@@ -1,4 +1,4 @@
-"""A tokenizer for prepared data: any fast one of the Hugging Face kind, or a byte-level BPE trained here."""
+"""The tokenizer of prepared data: any fast Hugging Face tokenizer, or a byte-level BPE trained here."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 _SPECIAL = (BOS, EOS, PAD)
 _BYTES = 256
-_NO_BOS = "add_bos is set and the tokenizer has no bos_token; leave it out or choose another one"
+_NO_BOS = "add_bos is set but the tokenizer has no bos_token; leave add_bos out or choose another tokenizer"
 
 
 def train_tokenizer(texts: Iterable[str] | Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every text can be encoded, without unknown tokens, and decoded to the same bytes.
+    """Train a byte-level BPE: it encodes every text without unknown tokens, and decoding restores the same bytes.
 
-    The result depends on the texts only, not on their batching or on the number of threads.
+    The result depends only on the texts, not on their batching or on the number of threads.
 
     Args:
         texts: training text; read once.
-        vocab_size: number of ids, the 256 bytes and <bos>, <eos>, <pad> (ids 0, 1, 2) included.
+        vocab_size: number of ids, including the 256 bytes and <bos>, <eos>, <pad> (ids 0, 1, 2).
     Raises:
         ConfigError: the size is below 259.
-        DataError: there is too little text to find so many tokens.
+        DataError: the text is too short to find this many tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -52,7 +52,7 @@ def train_tokenizer(texts: Iterable[str] | Iterator[str], vocab_size: int) -> Pr
     tokenizer.train_from_iterator(texts, trainer)
     if (found := tokenizer.get_vocab_size()) != vocab_size:
         raise DataError(
-            f"the training text gives {found} tokens where vocab_size asks for {vocab_size}; add text, or ask for "
+            f"the training text gives {found} tokens, but vocab_size is {vocab_size}; add text, or set vocab_size to "
             f"at most {found}"
         )
     return PreTrainedTokenizerFast(
@@ -66,10 +66,10 @@ def train_tokenizer(texts: Iterable[str] | Iterator[str], vocab_size: int) -> Pr
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A fast tokenizer from a folder or from the Hugging Face hub; code that comes with it is never run.
+    """Load a fast tokenizer from a folder or from the Hugging Face hub; code that comes with it never runs.
 
     Raises:
-        DataError: it cannot be loaded, is not a fast one, or has no end-of-text token.
+        DataError: the tokenizer cannot be loaded, is not fast, or has no end-of-text token.
         ConfigError: there is only a tokenizer.model, and sentencepiece is not installed.
     """
     from transformers import PreTrainedTokenizerFast
@@ -78,8 +78,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         tokenizer = model_tokenizer.load_tokenizer(name)
     except CheckpointError as error:
         raise DataError(
-            f"tokenizer {name!r} cannot be loaded: {error}; give a folder with one or the name of one on the Hugging "
-            "Face hub, or leave it out to train one"
+            f"tokenizer {name!r} cannot be loaded: {error}; give a tokenizer's folder or its name on the Hugging "
+            "Face hub, or leave the setting out to train one"
         ) from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(f"tokenizer {name!r} is not a fast one (no tokenizer.json); save it as PreTrainedTokenizerFast")
@@ -89,9 +89,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, *, add_bos: bool) -> None:
-    """Write a tokenizer that puts around a text what the documents of the data have: bos or nothing.
+    """Write a tokenizer that adds the same tokens to a text as the documents of the data have: bos or nothing.
 
-    So a model that was trained on the data sees the same before a prompt as before a document.
+    A model that was trained on the data then sees the same tokens before a prompt as before a document.
 
     Raises:
         ConfigError: add_bos with a tokenizer that has no bos token.
@@ -105,33 +105,33 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, *, add_bos:
 
 
 def notes_on_bos(tokenizer: PreTrainedTokenizerFast, add_bos: bool) -> list[str]:
-    """A sentence if the tokenizer puts other tokens around a text by itself than the documents of the data have."""
+    """Return a sentence for each token that the original tokenizer adds to a text but the stored one does not."""
     before, behind = model_tokenizer.added_around(tokenizer.backend_tokenizer)
     have = str(tokenizer.bos_token) if add_bos else "nothing"
     notes = []
     if (has := " ".join(tokenizer.convert_ids_to_tokens(before)) or "nothing") != have:
         advice = "" if add_bos or tokenizer.bos_token_id is None else "; --add_bos true puts it before each document"
         notes.append(
-            f"the tokenizer puts {has} before a text by itself, these data have {have} there (add_bos "
-            f"{str(add_bos).lower()}), and the tokenizer stored with them puts {have}{advice}"
+            f"the tokenizer puts {has} before a text by itself, but these data have {have} there (add_bos "
+            f"{str(add_bos).lower()}), so the tokenizer stored with them puts {have}{advice}"
         )
     if behind:
         token = " ".join(tokenizer.convert_ids_to_tokens(behind))
-        notes.append(f"the tokenizer puts {token} behind a text by itself, the one stored with the data does not")
+        notes.append(f"the tokenizer puts {token} after a text by itself, but the one stored with the data does not")
     return notes
 
 
 class Encoder(TextEncoder):
-    """A tokenizer of transformers as a `TextEncoder`: texts -> lists of ids, each closed by eos.
+    """Makes a `TextEncoder` of a transformers tokenizer: it encodes texts as lists of ids that end with eos.
 
-    Strings such as "<eos>" inside a text are encoded as the text they are, unless the vocabulary itself holds them.
+    Strings such as "<eos>" inside a text are encoded as plain text, unless the vocabulary itself contains them.
 
     Args:
         tokenizer: a fast tokenizer with an eos token.
         add_bos: put the bos id before each document.
     Attributes:
-        vocab_size: 1 more than the largest id.
-        unknown_id: id of what the vocabulary cannot express; None if there is none.
+        vocab_size: the largest id plus 1.
+        unknown_id: id for text that the vocabulary cannot express; None if there is none.
         forbidden: ids that must not be inside a document: eos and bos.
     Raises:
         ConfigError: add_bos with a tokenizer that has no bos token.
@@ -140,7 +140,7 @@ class Encoder(TextEncoder):
     def __init__(self, tokenizer: PreTrainedTokenizerFast, *, add_bos: bool = False) -> None:
         if add_bos and tokenizer.bos_token_id is None:
             raise ConfigError(_NO_BOS)
-        # some tokenizers leave holes between their ids, so that counting them is not enough
+        # some tokenizers skip ids, so the number of tokens is not enough
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1
         prefix = [int(tokenizer.bos_token_id)] if add_bos else []  # pyright: ignore[reportArgumentType]
         super().__init__(tokenizer.backend_tokenizer, prefix, int(tokenizer.eos_token_id))  # pyright: ignore[reportArgumentType]

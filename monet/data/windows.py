@@ -1,4 +1,4 @@
-"""Token shards -> windows of T+1 tokens with a domain label."""
+"""Cuts token shards into windows of T+1 tokens with a domain label."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from monet.errors import ConfigError, DataError
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
-    """Windows of one split, domain after domain.
+    """Windows of one split, domain by domain.
 
-    Window w of a domain holds tokens w*T .. w*T+T of its stream: neighbours share one token, so every token but the
-    first is predicted exactly once. Tokens behind the last whole window are left out and counted. A window can hold
-    several documents, with an eos between them, and never two domains.
+    Window w of a domain holds tokens w*T .. w*T+T of its stream. Neighbouring windows share one token, so every token
+    except the first is predicted exactly once. Tokens after the last whole window are left out and counted. A window
+    can hold several documents, separated by eos, but never two domains.
 
     Args:
-        prepared: a prepared folder, or one that is open already.
+        prepared: a prepared folder, or one that is already open.
         split: "train", "validation", "identify" or "evaluate".
         seq_len: T, tokens predicted in a window, at least 1.
-        domains: names to take, in this order; None takes all. Labels always count over all domains of the folder.
-        document_mask: give each window position ids that begin anew at every document.
+        domains: names to take, in this order; None takes all. Labels always number all domains of the folder.
+        document_mask: give each window position ids that restart at every document.
     Attributes:
         shards: the open folder.
-        domains: names of all domains of the folder; `domain` of a window is a place in this list.
-        chosen: the domains whose windows are here.
-        counts: windows of each chosen domain.
+        domains: names of all domains of the folder; `domain` of a window is an index into this list.
+        chosen: the domains in this dataset.
+        counts: number of windows of each chosen domain.
         dropped_tokens: tokens left out at the end of each chosen domain.
     Raises:
-        DataError: there is no such split or domain, or a domain has no whole window; see also `TokenShards`.
+        DataError: the split or domain does not exist, or a domain has no whole window; see also `TokenShards`.
         ConfigError: seq_len is below 1.
     """
 
@@ -56,7 +56,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self.domains = self.shards.domains
         self.chosen = list(self.domains if domains is None else domains)
         if not self.chosen:
-            raise ConfigError("domains []: name at least one domain, or leave it out for all of them")
+            raise ConfigError("domains []: name at least one domain, or leave domains out to take all")
         self._streams = [self.shards.stream(split, domain) for domain in self.chosen]
         self._labels = [self.domains.index(domain) for domain in self.chosen]
         self.counts = [max(stream.num_tokens - 1, 0) // seq_len for stream in self._streams]
@@ -76,23 +76,23 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return int(self._ends[-1])
 
     def windows_of(self, domain: str) -> range:
-        """Indices of this domain's windows."""
+        """Return the indices of this domain's windows."""
         place = self.chosen.index(domain)
         end = int(self._ends[place])
         return range(end - self.counts[place], end)
 
     def locate(self, index: int) -> tuple[str, int, int]:
-        """Domain, first token in the domain's stream, and the number of the document that holds that token."""
+        """Return the domain, the first token in the domain's stream, and the number of that token's document."""
         place, start = self._place(index)
         return self.chosen[place], start, self._streams[place].document_at(start)
 
     def document_name(self, index: int) -> str:
-        """Where the text at the window's start was read."""
+        """Return where the text at the window's start was read."""
         place, start = self._place(index)
         return self._streams[place].document_name(self._streams[place].document_at(start))
 
     def document_sources(self, indices: Iterable[int]) -> list[str | None]:
-        """Of each window the source that the document at its start names; None where that is not known."""
+        """Return, for each window, the source named by the document at its start; None if it is not known."""
         begun = [(place, self._streams[place].document_at(start)) for place, start in map(self._place, indices)]
         found = {
             place: self._streams[place].document_sources(document for own, document in begun if own == place)
@@ -111,11 +111,11 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
         Returns:
             input_ids: int64 (T + 1,); inputs are [:-1], labels are [1:].
-            domain: place of the domain in `domains`.
+            domain: index of the domain in `domains`.
             index: the window's number.
             document: number, inside the split and domain, of the document that holds the first token.
-            position_ids: int64 (T,), of the inputs, only with `document_mask`: 0 at the window's start and at the
-                start of each document, 1 more at each token after it.
+            position_ids: int64 (T,), positions of the inputs, only with `document_mask`: 0 at the window's start and at
+                the start of each document, and 1 more at each following token.
         Raises:
             DataError: an id is outside the vocabulary; names file, offset and id.
         """

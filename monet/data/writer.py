@@ -1,4 +1,4 @@
-"""Token ids -> shards of bounded size, written piece by piece, so that a killed writer goes on where it stood."""
+"""Writes token ids to shards of bounded size, step by step, so that a killed writer can continue."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _NOTHING_OPEN = {"shards": 0, "documents": 0, "tokens": 0, "text_bytes": 0, "nam
 class ShardWriter:
     """Writes the documents of one split and domain.
 
-    An open shard grows on the disk; a full one gets its entry (`shard-00000.json`). `state()` describes what is on the
-    disk, and a writer made with that description cuts off everything that came after it.
+    An open shard grows on the disk; a full shard gets its entry (`shard-00000.json`). `state()` describes the data on
+    the disk. A writer made with that description cuts off everything that came later.
 
     Args:
-        folder: where the shards go; made when missing.
-        dtype: of the ids, see `dtype_for`.
-        vocab_size: ids must lie below.
-        max_tokens: a shard is closed before it exceeds this; only a longer document has a larger shard, to itself.
-        state: what `state()` returned; None begins anew, and removes what is in the folder.
+        folder: folder of the shards; created if missing.
+        dtype: dtype of the ids, see `dtype_for`.
+        vocab_size: every id must be below this number.
+        max_tokens: maximum size of a shard; only a longer document gets a larger, separate shard.
+        state: a result of `state()`; None starts again and removes the content of the folder.
     Attributes:
-        entries: of the finished shards, for the manifest.
+        entries: entries of the finished shards, for the manifest.
     Raises:
-        DataError: a file is shorter than its description.
+        DataError: a file is shorter than the state says.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ShardWriter:
         self._buffered = 0
 
     def _sizes(self) -> dict[str, int]:
-        """Bytes of each part of the open shard."""
+        """Return the bytes of each file of the open shard."""
         documents = self._open["documents"]
         sizes = (self._open["tokens"] * self.dtype.itemsize, 8 * (documents + 1), self._open["name_bytes"])
         return dict(zip(PARTS, sizes, strict=True)) if documents else {}
@@ -81,25 +81,25 @@ class ShardWriter:
         for name, size in wanted.items():
             path = self.folder / name
             if (found := path.stat().st_size if path.exists() else 0) != size:
-                raise DataError(f"{path}: {found} bytes where {size} were written; begin anew with --overwrite true")
+                raise DataError(f"{path}: {found} bytes, but {size} were written; start again with --overwrite true")
 
     def add(self, ids: list[int] | np.ndarray, name: str, text_bytes: int, source: str | None = None) -> None:
-        """Append one document, its eos included.
+        """Append one document, including its eos.
 
         Args:
-            ids: of the document.
+            ids: ids of the document.
             name: where its text was read.
-            text_bytes: of its text in UTF-8.
-            source: that its text names; None where it names none.
+            text_bytes: size of its text in UTF-8 bytes.
+            source: the source that its text names; None if it names none.
         Raises:
-            DataError: an id does not lie in 0..vocab_size-1; nothing of the document is written.
+            DataError: an id is not in 0..vocab_size-1; nothing of the document is written.
         """
         array = np.asarray(ids)
         if array.size and (array.max() >= self.vocab_size or array.min() < 0):
             place = int(np.flatnonzero((array < 0) | (array >= self.vocab_size))[0])
             raise DataError(
                 f"{name}: token id {array[place]} at token {place} is outside the vocabulary of {self.vocab_size}; "
-                "the tokenizer's files do not belong together"
+                "the tokenizer's files do not belong together; use another tokenizer"
             )
         if self._open["documents"] and self._open["tokens"] + array.size > self.max_tokens:
             self.flush()
@@ -113,7 +113,7 @@ class ShardWriter:
             self._spill()
 
     def _spill(self) -> None:
-        """Append what is buffered to the open shard's files."""
+        """Append the buffered data to the open shard's files."""
         if not self._ids:
             return
         ends = np.cumsum([ids.size for ids in self._ids]) + (self._open["tokens"] - self._buffered)
@@ -131,7 +131,7 @@ class ShardWriter:
         return [self.folder / (stem_of(len(self.entries)) + suffix) for suffix in PARTS]
 
     def state(self) -> dict[str, int]:
-        """What is on the disk now, every document that was added included; flushed to the disk."""
+        """Flush every added document to the disk, and return the state of the data there."""
         self._spill()
         if self._unsynced:
             for path in [*self._paths(), self.folder]:
@@ -140,7 +140,7 @@ class ShardWriter:
         return dict(self._open)
 
     def flush(self) -> None:
-        """Finish the open shard; does nothing when it is empty."""
+        """Finish the open shard; do nothing if it is empty."""
         self._spill()
         if not self._open["documents"]:
             return
@@ -164,5 +164,5 @@ class ShardWriter:
 
 
 def stem_of(number: int) -> str:
-    """Name of a shard's files without their suffixes."""
+    """Return the name of a shard's files without their suffixes."""
     return f"shard-{number:05d}"

@@ -1,1 +1,1 @@
-"""Training: Lightning module, optimiser, checkpoints, metrics and the command line behind train.py."""
+"""Training: Lightning module, optimiser, checkpoints, metrics and the command line of train.py."""

@@ -1,4 +1,4 @@
-"""What train.py runs: training or a validation, with errors of one line."""
+"""The entry point of train.py: training or validation, with one-line errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "--debug" not in words:
-        # Lightning tells at length which devices it did not find
+        # Lightning reports at length which devices it did not find
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MonetError, OSError, RuntimeError, MemoryError) as error:
         known = recognised(error)
         if known is None and not isinstance(error, OSError):
-            raise  # a fault of ours deserves its traceback
+            raise  # an internal error gets its traceback
         if "--debug" in words:
             traceback.print_exc()
         else:
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends an interrupted run with 1
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning exits with 1 after an interrupt
             return 130
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0

@@ -1,4 +1,4 @@
-"""train.py's configuration files read as train.py reads them, without building anything."""
+"""Reads train.py's configuration files as train.py does, without building anything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monet.training.lightning_cli import MonetCLI
 
 
 class _Parsed(MonetCLI):
-    """Stops after parsing."""
+    """A LightningCLI that stops after parsing."""
 
     def _set_seed(self) -> None:
         pass
@@ -31,15 +31,15 @@ class _Parsed(MonetCLI):
 
 
 def read_training_config(files: Sequence[Path], words: Sequence[str] = ()) -> Any:
-    """The settings that `train.py fit` would have, defaults included.
+    """Return the settings that `train.py fit` would use, including defaults.
 
     Args:
-        files: as given with --config, later ones win.
+        files: files as given with --config; later files take precedence.
         words: further words of the command line, such as --data.batch_size=4.
     Returns:
-        jsonargparse's namespace, `model.shape.hidden_size` and so on.
+        jsonargparse's namespace, with `model.shape.hidden_size` and so on.
     Raises:
-        ConfigError: a file is not there, or train.py would refuse it.
+        ConfigError: a file is missing, or train.py would refuse it.
     """
     if missing := [str(path) for path in files if not path.is_file()]:
         raise ConfigError(f"config {missing[0]}: no such file")
@@ -48,7 +48,7 @@ def read_training_config(files: Sequence[Path], words: Sequence[str] = ()) -> An
         arguments += ["--config", str(path)]
     said, own_words = io.StringIO(), sys.argv
     try:
-        sys.argv = own_words[:1]  # LightningCLI takes words of ours for its own
+        sys.argv = own_words[:1]  # LightningCLI would parse our words as its own
         with warnings.catch_warnings(), redirect_stderr(said):
             warnings.simplefilter("ignore")
             return _Parsed(arguments).config.fit

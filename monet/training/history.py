@@ -1,4 +1,4 @@
-"""What changed between two starts of a run: told, and kept in starts.jsonl."""
+"""Records in starts.jsonl which settings changed between two starts of a run, and prints the changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MISSING = "(not set)"
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ between two configurations, by dotted name: value before and now."""
+    """Return the settings that differ between two configurations, by dotted name: value before and now."""
     old, new = _flat(before), _flat(now)
     names = sorted(old.keys() | new.keys())
     pairs = {name: (old.get(name, MISSING), new.get(name, MISSING)) for name in names}
@@ -30,24 +30,24 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, t
 
 
 def record_start(run_dir: Path, config: str, step: int, stage_from: Path | None = None) -> dict[str, tuple[Any, Any]]:
-    """Add a line to starts.jsonl, and tell which settings differ from those in config.yaml, if there is one.
+    """Add a line to starts.jsonl, and print which settings differ from those in config.yaml, if it exists.
 
     Args:
-        run_dir: the run's folder, whose config.yaml is still that of the start before.
+        run_dir: the run's folder; its config.yaml is still that of the previous start.
         config: YAML of the whole configuration now.
-        step: optimiser steps the run continues from.
-        stage_from: checkpoint of another run that this one begins from; the settings are compared with that run's.
+        step: optimiser step from which the run continues.
+        stage_from: checkpoint of another run from which this run starts; settings are compared with that run's.
     Returns:
-        The changed settings; none of those that would change the model or the data gets this far.
+        The changed settings. Changes of the model or the data are refused earlier.
     Raises:
-        ConfigError: the config.yaml that is there is not YAML.
+        ConfigError: the existing config.yaml is not valid YAML.
     """
     path, changed = (run_dir if stage_from is None else stage_from.parent.parent) / "config.yaml", {}
     if path.is_file():
         try:
             before = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read ({error}); remove it, it is written anew") from None
+            raise ConfigError(f"{path} cannot be read ({error}); remove it, the next start writes a new one") from None
         changed = changed_settings(before if isinstance(before, dict) else {}, yaml.safe_load(config))
     entry = {
         "step": step,

@@ -1,4 +1,4 @@
-"""The language models that train.py trains: Monet, and its dense twin, a LLaMA under the same interface."""
+"""The language models that train.py trains: Monet, and its dense twin, a LLaMA with the same interface."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from monet.model.router import MonetRouter
 
 
 class LlamaForCausalLM(transformers.LlamaForCausalLM):
-    """transformers' LLaMA with the training interface of `MonetForCausalLM`: the dense twin of a comparison.
+    """transformers' LLaMA with the training interface of `MonetForCausalLM`: the dense twin for comparisons.
 
-    It has transformers' name for the class, so that a folder it saves is a LLaMA to whoever loads it.
+    The class has the name of transformers' class, so a folder that it saves loads as a plain LLaMA.
     """
 
     expert_mask: ExpertMask | None = None
@@ -42,13 +42,13 @@ class LlamaForCausalLM(transformers.LlamaForCausalLM):
         return_logits: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """Logits and, with labels, Monet's next-token loss.
+        """Return logits and, with labels, the same next-token loss as Monet.
 
         Args:
             input_ids: (B, T) int64.
-            position_ids: (B or 1, T) int64; documents that begin anew are kept apart, as in `MonetModel.forward`.
+            position_ids: (B or 1, T) int64; positions that restart separate documents, as in `MonetModel.forward`.
             shift_labels: (B, T) int64, already shifted; -100 is ignored.
-            router_loss: accepted for Monet's sake; there are no routers.
+            router_loss: accepted for compatibility with Monet; there are no routers.
             return_logits: see `MonetForCausalLM.forward`.
             kwargs: as in transformers.
         """
@@ -75,7 +75,7 @@ class LlamaForCausalLM(transformers.LlamaForCausalLM):
 
     @classmethod
     def from_pretrained(cls, name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load with the checks of Monet's loader: safetensors only, every tensor there and finite."""
+        """Load with the checks of Monet's loader: safetensors only, every tensor present and finite."""
         return load_checked(cls, super().from_pretrained, name_or_path, *args, **kwargs)
 
 
@@ -84,35 +84,35 @@ _MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "monet": (MonetConfig, MonetForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
 }
-# What other weights than the attention's positions do not depend on; a longer context needs other values.
+# Only attention positions depend on these keys; a longer context needs other values.
 POSITIONS = frozenset({"max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters"})
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def config_json(config: LlamaConfig) -> dict[str, Any]:
-    """A model's configuration as its config.json holds it."""
+    """Return a model's configuration as its config.json stores it."""
     return json.loads(config.to_json_string())
 
 
 def config_of(content: dict[str, Any]) -> LlamaConfig:
-    """The configuration that a config.json of ours describes.
+    """Return the configuration that one of Monet's config.json files describes.
 
     Raises:
-        CheckpointError: its model_type is neither monet nor llama.
+        CheckpointError: the model_type is neither monet nor llama.
     """
     return _classes(content)[0].from_dict(content)
 
 
 def class_of(config: LlamaConfig) -> type[Any]:
-    """`MonetForCausalLM` or `LlamaForCausalLM`."""
+    """Return the class: `MonetForCausalLM` or `LlamaForCausalLM`."""
     return _MODELS[config.model_type][1]
 
 
 def build(config: LlamaConfig, attention: str) -> LanguageModel:
-    """A model with random weights, float32.
+    """Return a model with random weights, float32.
 
     Args:
-        config: as `ModelShape.config` makes it.
+        config: a configuration from `ModelShape.config`.
         attention: attention implementation of transformers.
     """
     model = class_of(config)._from_config(config, attn_implementation=attention)
@@ -121,10 +121,10 @@ def build(config: LlamaConfig, attention: str) -> LanguageModel:
 
 
 def freeze_routers(model: LanguageModel, init_from: str | None) -> None:
-    """Stop learning in every router: no gradients, running statistics as they are, nothing for the optimiser.
+    """Freeze every router: no gradients, constant running statistics, no state in the optimiser.
 
     Raises:
-        ConfigError: there is no router, or it would stay random.
+        ConfigError: there is no router, or the routers would stay random.
     """
     if not isinstance(model, MonetForCausalLM):
         raise ConfigError("model.freeze_router = True: llama has no router; leave it out")
@@ -134,18 +134,18 @@ def freeze_routers(model: LanguageModel, init_from: str | None) -> None:
 
 
 def warm_start(model: LanguageModel, folder: str) -> None:
-    """Give a model the weights and router statistics of a released, exported or checkpoint folder.
+    """Load the weights and router statistics of a released, exported or checkpoint folder into a model.
 
-    Parameters and buffers stay the objects they are; for a moment there are two copies of the weights. The model may
-    have other rotary settings and a longer context, more rows in its vocabulary, and an output head of its own where
-    the folder's is tied to the embedding. New rows are the mean of the folder's. Each such change is printed.
+    Parameters and buffers keep their identity; for a moment there are two copies of the weights. The model may have
+    other rotary settings, a longer context, more vocabulary rows, and a separate output head if the folder's head is
+    tied to the embedding. New rows are the mean of the folder's rows. Each such change is printed.
 
     Args:
-        model: the configured model, which the folder must fit in everything else that it is built from.
+        model: the configured model; apart from these changes it must have the architecture of the folder's model.
         folder: local folder with config.json and safetensors, of any floating dtype.
     Raises:
         ConfigError: the folder holds another model (every differing key is named) or one with removed experts.
-        CheckpointError: the folder is not there, or its weights are incomplete or damaged.
+        CheckpointError: the folder is missing, or its weights are incomplete or damaged.
     """
     from monet.training.checkpoints.checkpoint import read_config
     from monet.training.settings import differing_keys
@@ -155,8 +155,8 @@ def warm_start(model: LanguageModel, folder: str) -> None:
     config = config_of(read_config(Path(folder)))
     if (Path(folder) / MASK_FILE).exists() or getattr(config, "expert_mask", None) is not None:
         raise ConfigError(
-            f"model.init_from = {folder} has removed experts ({MASK_FILE}), and training would neither use nor keep"
-            " that mask; load the model, call set_expert_mask(None), and save it in another folder to start from"
+            f"model.init_from = {folder} has removed experts ({MASK_FILE}), but training neither uses nor keeps that"
+            " mask; load the model, call set_expert_mask(None), and save it in another folder to start from"
         )
     allowed = set(POSITIONS)
     if model.config.vocab_size > config.vocab_size:
@@ -166,10 +166,10 @@ def warm_start(model: LanguageModel, folder: str) -> None:
     stored, configured = config_json(config), config_json(model.config)
     if changed := differing_keys(stored, configured, frozenset(allowed)):
         raise ConfigError(
-            f"model.init_from = {folder} holds another model ({'; '.join(changed)}); give model.shape the folder's"
+            f"model.init_from = {folder} holds another model ({'; '.join(changed)}); set model.shape to the folder's"
             " values"
         )
-    # The folder may ask for an attention that is not installed here; only its tensors are needed.
+    # The folder may request an attention implementation that is not installed; only its tensors are needed.
     attention = model.config._attn_implementation
     loaded = type(model).from_pretrained(
         folder, local_files_only=True, dtype=model.dtype, attn_implementation=attention
@@ -182,22 +182,22 @@ def warm_start(model: LanguageModel, folder: str) -> None:
 
 
 def _with_rows(weight_VD: Tensor, rows: int) -> Tensor:
-    """A vocabulary's weight with rows added up to this number; each new one is the mean of the old ones."""
+    """Add rows to a vocabulary's weight up to this number; each new row is the mean of the old rows."""
     new = rows - len(weight_VD)
     mean_D = weight_VD.double().mean(0).to(weight_VD.dtype)
     return torch.cat([weight_VD, mean_D.expand(new, -1)]) if new else weight_VD
 
 
 def refuse_other_tokenizer(folder: str, tokenizer: Path, setting: str = "model.init_from") -> None:
-    """Refuse data in which an id is another token, or a text other ids, than for the weights of a folder.
+    """Refuse data whose ids or texts are tokenised differently than for the weights of a folder.
 
-    Tokens that only one of the two has are no contradiction; nor is a folder that has no tokenizer. Where only one of
-    the two puts a beginning-of-text token before a text, there is a warning.
+    Tokens in only one of the tokenizers are accepted, and so is a folder without a tokenizer. If only one of the two
+    puts a beginning-of-text token before a text, this warns.
 
     Args:
-        folder: of a model, or of a checkpoint, whose tokenizer is its run's.
-        tokenizer: folder of the data's.
-        setting: what named the folder.
+        folder: folder of a model or of a checkpoint; a checkpoint uses the tokenizer of its run.
+        tokenizer: folder of the data's tokenizer.
+        setting: name of the setting that gave the folder.
     Raises:
         ConfigError: names the first id that differs, with both tokens, or the parts of the tokenizers that differ.
     """
@@ -224,5 +224,5 @@ def refuse_other_tokenizer(folder: str, tokenizer: Path, setting: str = "model.i
 def _classes(content: dict[str, Any]) -> tuple[type[Any], type[Any]]:
     kind = content.get("model_type")
     if kind not in _MODELS:
-        raise CheckpointError(f"config.json: model_type {kind!r}; known are {' and '.join(map(repr, _MODELS))}")
+        raise CheckpointError(f"config.json: unknown model_type {kind!r}; use {' or '.join(map(repr, _MODELS))}")
     return _MODELS[kind]

@@ -1,4 +1,4 @@
-"""LightningCLI with a run folder, safe checkpoints and our defaults: the options of train.py."""
+"""LightningCLI with a run folder, safe checkpoints and Monet's defaults: the options of train.py."""
 
 from __future__ import annotations
 
@@ -44,31 +44,31 @@ from monet.training.watch.clock import StepClock
 from monet.training.watch.signals import StopSignals
 
 TRAINER_DEFAULTS = {
-    "max_epochs": -1,  # the loader is endless: runs end by max_steps
+    "max_epochs": -1,  # the loader is endless: max_steps ends a run
     "check_val_every_n_epoch": None,
-    "val_check_interval": 1000,  # batches; an endless loader would else never be validated
+    "val_check_interval": 1000,  # batches; without it an endless loader would never be validated
     "num_sanity_val_steps": 0,
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 10,
-    "deterministic": "warn",  # exact repeats on the CPU; on a GPU some operations only warn
+    "deterministic": "warn",  # exactly repeatable on the CPU; on a GPU some operations only warn
     "enable_progress_bar": False,  # MetricsLog prints a line every log_every_n_steps
     "enable_model_summary": False,
 }
-EPILOG = "train.py validate --run DIR --data DIR validates a checkpoint of a run; it has a --help of its own."
+EPILOG = "`train.py validate --run DIR --data DIR` validates a checkpoint of a run; see `train.py validate --help`."
 USAGE = "train.py fit --config FILE --run_dir DIR [--KEY VALUE ...]"
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes the whole configuration to run_dir/config.yaml when training starts, and what changed in it.
+    """Writes the whole configuration to run_dir/config.yaml when training starts, and records what changed.
 
-    Only then: a start that is refused, at the latest for its place in the data, leaves the run as it was.
+    It writes at no earlier time, so a refused start leaves the run unchanged, even if only the data position is wrong.
     """
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         pass
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        # Lightning has the loggers write their configuration right after this hook
+        # Lightning makes the loggers write their configuration right after this hook
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_hyperparams(yaml.safe_load(self.parser.dump(self.config)))
@@ -82,11 +82,11 @@ class RunConfig(SaveConfigCallback):
 
 
 class MonetCLI(LightningCLI):
-    """`fit` on a run folder: continues by itself from the newest valid checkpoint."""
+    """`fit` on a run folder: continues automatically from the newest valid checkpoint."""
 
     run_directory: RunDirectory
     finished = False
-    stage: Path | None = None  # what a new run begins from
+    stage: Path | None = None  # checkpoint that a new run starts from
     time_limit: TimeLimit | None = None
 
     def __init__(self, args: ArgsType = None) -> None:
@@ -100,7 +100,7 @@ class MonetCLI(LightningCLI):
                 seed_everything_default=0,
                 parser_kwargs={
                     "epilog": EPILOG,
-                    "fit": {"usage": USAGE, "description": "Train, or continue, the run in run_dir."},
+                    "fit": {"usage": USAGE, "description": "Start or continue the training run in run_dir."},
                 },
                 auto_configure_optimizers=False,
                 args=args,
@@ -119,50 +119,50 @@ class MonetCLI(LightningCLI):
         options: dict[str, tuple[Any, Any, str]] = {
             "stage_from": (
                 str | None, None,
-                "Folder of another run, or of its checkpoint: a new run begins with its weights and the optimiser's"
-                " moments, on data and with a schedule of its own. A run that continues does not look at it.",
+                "Folder of another run, or of its checkpoint: a new run starts with its weights and optimiser moments,"
+                " with its own data and schedule. A run that continues ignores this option.",
             ),
             "max_tokens": (
                 float | None, None,
-                "Length of the run in tokens, in place of trainer.max_steps; rounded up to whole steps.",
+                "Length of the run in tokens, instead of trainer.max_steps; rounded up to whole steps.",
             ),
             "checkpoint_every": (int, 1000, "Optimiser steps between checkpoints; the last step always gets one."),
-            "checkpoint_keep": (int, 3, "Number of newest checkpoints kept, at least 1."),
+            "checkpoint_keep": (int, 3, "Number of newest checkpoints to keep, at least 1."),
             "checkpoint_keep_every": (
                 int | None, None,
-                "Of each such number of optimiser steps the first checkpoint is kept for good; null keeps none.",
+                "Keep the first checkpoint of each interval of this many optimiser steps permanently; null keeps none.",
             ),
             "checkpoint_keep_best": (
                 bool, False,
-                "A step with the lowest validation loss so far gets a checkpoint, kept until a lower one comes.",
+                "Also save a checkpoint at each new lowest validation loss, and keep it until the next one.",
             ),
             "checkpoint_async": (
                 bool, False,
-                "Write checkpoints beside the training, from a copy in the machine's memory; one at a time.",
+                "Write checkpoints in the background, from a copy in host memory; one at a time.",
             ),
             "checkpoint_failure": (
                 FailurePolicy, "stop",
-                "A checkpoint cannot be written: stop, or continue and try again when the next one is due.",
+                "If a checkpoint cannot be written: stop, or continue and try again when the next one is due.",
             ),
             "loggers": (
                 list[known_loggers], ["csv", "tensorboard"],
-                "Where metrics go besides run_dir/metrics.jsonl; one that fails or is missing is left out.",
+                "Loggers in addition to run_dir/metrics.jsonl; a logger that fails or is missing is left out.",
             ),
             "cpu_threads": (
                 int | None, None,
-                "Threads of torch on the CPU, part of what makes a run repeatable; null leaves the choice to torch.",
+                "torch's CPU threads; repeatable results need a fixed number; null leaves the choice to torch.",
             ),
             "compile": (
                 bool, False,
-                "Compile the model by torch.compile at the first steps, which takes minutes; needs a C++ compiler.",
+                "Compile the model with torch.compile; the first steps then take minutes; needs a C++ compiler.",
             ),
             "fast_cpu": (
                 bool, True,
-                "On the CPU: float32 products by oneDNN where that is exact, freed memory kept (docs/performance.md).",
+                "On the CPU: float32 products by oneDNN if they are exact, freed memory kept (docs/performance.md).",
             ),
             "wandb_project": (str, "monet", "Project name for the logger wandb."),
         }  # fmt: skip
-        text = "Folder of the run: made if new, continued if it holds checkpoints."
+        text = "Folder of the run: created if new, continued if it holds checkpoints."
         parser.add_argument("--run_dir", type=str, required=True, help=text)
         for name, (kind, default, text) in options.items():
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
@@ -170,7 +170,7 @@ class MonetCLI(LightningCLI):
         super().add_default_arguments_to_parser(parser)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        # as Lightning's own, but ours come before the trainer's many
+        # like Lightning's own option, but listed before the many options of the trainer
         parser.add_lightning_class_args(MonetLightningModule, "model")
         parser.add_lightning_class_args(MonetDataModule, "data")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
@@ -181,8 +181,8 @@ class MonetCLI(LightningCLI):
         config = self.config[str(self.subcommand)]
         if config.max_tokens is not None and config.trainer.max_steps != -1:
             raise ConfigError(
-                f"max_tokens = {config.max_tokens} and trainer.max_steps = {config.trainer.max_steps}: give one; -1"
-                " leaves trainer.max_steps open"
+                f"max_tokens = {config.max_tokens} and trainer.max_steps = {config.trainer.max_steps}: give only one;"
+                " -1 leaves trainer.max_steps open"
             )
         for name, value in (
             ("checkpoint_every", config.checkpoint_every),
@@ -197,8 +197,8 @@ class MonetCLI(LightningCLI):
         refuse_options(config.trainer)
         if config.stage_from is not None and config.model.init_from is not None:
             raise ConfigError(
-                f"stage_from = {config.stage_from} and model.init_from = {config.model.init_from}: give one; init_from"
-                " takes the weights only"
+                f"stage_from = {config.stage_from} and model.init_from = {config.model.init_from}: give only one;"
+                " init_from loads only the weights"
             )
         if config.cpu_threads is not None:
             torch.set_num_threads(config.cpu_threads)
@@ -207,7 +207,7 @@ class MonetCLI(LightningCLI):
         model_config = ModelShape(**config.model.shape.as_dict()).config()
         self.run_directory = RunDirectory(config.run_dir)
         if rank_zero_only.rank != 0:
-            return  # the trainer hears from rank 0 what to continue from
+            return  # rank 0 sends the trainer the checkpoint to continue from
         self.run_directory.acquire()
         self.selection = self.run_directory.choose_checkpoint()
         if self.selection.folder is not None:
@@ -269,16 +269,16 @@ class MonetCLI(LightningCLI):
             options["strategy"] = by_name(name)
         try:
             trainer: Any = super().instantiate_trainer(**options)
-            if type(trainer.strategy) is DDPStrategy:  # what auto means for several processes
+            if type(trainer.strategy) is DDPStrategy:  # the strategy of "auto" for several processes
                 trainer = super().instantiate_trainer(**options, strategy=by_name("ddp"))
         except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
             raise ConfigError(f"trainer: {error}") from error
         if trainer.world_size > 1 and not isinstance(trainer.strategy, Together):
             raise ConfigError(
-                f"trainer.strategy: {type(trainer.strategy).__name__} is not one that checkpoints are made for; allowed"
-                f" are {', '.join(NAMES)}, or a class of monet.training.strategies"
+                f"trainer.strategy: {type(trainer.strategy).__name__} does not support Monet's checkpoints; choose"
+                f" from {', '.join(NAMES)}, or a class of monet.training.strategies"
             )
-        if config.max_tokens is not None:  # only now the number of processes is known
+        if config.max_tokens is not None:  # the number of processes is known only now
             max_steps = math.ceil(config.max_tokens / tokens_per_step(trainer, self.datamodule))
             trainer.fit_loop.epoch_loop.max_steps = max_steps
             if rank_zero_only.rank == 0:
@@ -313,7 +313,7 @@ class MonetCLI(LightningCLI):
         if step >= all_steps:
             return f"finished {step} steps; next: monet export --run {self.run_directory.path}"
         reason = "trainer.max_time" if self.time_limit is not None and self.time_limit.reached else "a callback"
-        return f"stopped by {reason} after step {step} of {all_steps}; the same command continues"
+        return f"stopped by {reason} after step {step} of {all_steps}; run the same command to continue"
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Loggers beside metrics.jsonl, none of which can stop a run."""
+"""Loggers in addition to metrics.jsonl; none of them can stop a run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = logging.getLogger("monet.training")
 
 
 class GuardedLogger(Logger):
-    """Hands everything on to a logger until that fails once; from then on it is left out, with one warning.
+    """Forwards calls to a logger until one call fails; then warns once and ignores the logger.
 
     Args:
-        kind: its name in the settings.
-        make: makes the logger; may fail too.
+        kind: the logger's name in the settings.
+        make: creates the logger; may also fail.
     """
 
     def __init__(self, kind: str, make: Callable[[], Logger]) -> None:
@@ -35,7 +35,7 @@ class GuardedLogger(Logger):
     def _try(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
-        except Exception as error:  # whatever it is: metrics.jsonl has the numbers
+        except Exception as error:  # any error: metrics.jsonl has the numbers
             self.inner = None
             reason = " ".join(str(error).split()) or type(error).__name__
             log.warning("the logger %s failed and is left out from here on: %s", self.kind, reason)
@@ -56,7 +56,7 @@ class GuardedLogger(Logger):
 
     @property
     def experiment(self) -> Any:
-        """The logger's own object; asking for it is what opens files and connections."""
+        """The logger's own object; accessing it opens files and connections."""
         return None if self.inner is None else self._try(lambda: getattr(self.inner, "experiment", None))
 
     @override
@@ -77,17 +77,17 @@ class GuardedLogger(Logger):
 
 
 def make_loggers(kinds: list[str], run_dir: Path, first_step: int, wandb_project: str) -> list[Logger]:
-    """The loggers of a start.
+    """Return the loggers of a start.
 
     Args:
         kinds: csv, tensorboard, wandb.
-        run_dir: the run's folder; they write in its folder logs.
-        first_step: finished optimiser steps of the checkpoint that the run continues from. Each continuation has a CSV
-            file of its own, because the CSV logger deletes what it finds.
-        wandb_project: project name there.
+        run_dir: the run's folder; the loggers write to its folder logs.
+        first_step: step of the checkpoint from which the run continues. Each continuation has a separate CSV file,
+            because the CSV logger deletes existing files.
+        wandb_project: project name in wandb.
     """
     folder, version = run_dir / "logs", f"from-step-{first_step:08d}"
-    # TensorBoard drops the steps from purge_step on; what was logged at the checkpoint's own step stays
+    # TensorBoard drops the steps from purge_step on; entries of the checkpoint's own step stay
     makers: dict[str, Callable[[], Logger]] = {
         "csv": lambda: CSVLogger(folder, name="csv", version=version),
         "tensorboard": lambda: TensorBoardLogger(folder, name="tensorboard", version="", purge_step=first_step + 1),
@@ -97,11 +97,11 @@ def make_loggers(kinds: list[str], run_dir: Path, first_step: int, wandb_project
 
 
 def _wandb(project: str, run_dir: Path) -> Logger:
-    """Every start of a run continues one run of wandb, whose id is kept in the run's folder."""
+    """Return one wandb id for all starts of a run, kept in the run's folder."""
     from lightning.pytorch.loggers import WandbLogger
 
     path, run_id = run_dir / WANDB_ID, None
-    if rank_zero_only.rank == 0:  # the other ranks open nothing
+    if rank_zero_only.rank == 0:  # other ranks do not open loggers
         if not path.is_file():
             atomic_write_text(path, uuid.uuid4().hex + "\n")
         run_id = path.read_text(encoding="utf-8").strip()

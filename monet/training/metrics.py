@@ -1,4 +1,4 @@
-"""What a run records: metrics.jsonl, validation.jsonl and spikes.jsonl, speed, and the health of the routers."""
+"""Records of a run: metrics.jsonl, validation.jsonl and spikes.jsonl, speed, and the health of the routers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ METRICS, VALIDATION, SPIKES = "metrics.jsonl", "validation.jsonl", "spikes.jsonl
 
 
 class _TrainedModule(Protocol):
-    """What is read of `monet.training.module.MonetLightningModule`, which imports this module."""
+    """The attributes of `monet.training.module.MonetLightningModule` that this module reads, without importing it."""
 
     model: Any
     guard: Any
@@ -34,15 +34,15 @@ class _TrainedModule(Protocol):
     validation_result: dict[str, Any] | None
 
     def take_step_metrics(self) -> dict[str, Any]:
-        """Numbers of the optimiser step that just ended."""
+        """Return the numbers of the optimiser step that just ended."""
         ...
 
 
 class RouterHealth:
-    """Which routing keys are alive: remembers at which step each (group, side, head, key) cell last fired.
+    """Tracks dead routing keys: remembers at which step each (group, side, head, key) cell last fired.
 
     A cell is dead if no token reached it in the last `window_steps` optimiser steps (in fewer at the run's start).
-    A dead key gets no gradient, so it does not come back by itself.
+    A dead key gets no gradient, so it does not recover by itself.
     """
 
     def __init__(self, window_steps: int) -> None:
@@ -50,18 +50,18 @@ class RouterHealth:
         self.last_fired_R2HE: Tensor | None = None
 
     def update(self, fired_R2HE: Tensor, step: int) -> None:
-        """Note the keys that fired.
+        """Record the keys that fired.
 
         Args:
             fired_R2HE: bool, for each routing group whether a token reached the key in this step.
-            step: the optimiser step these tokens belong to, 1-based.
+            step: the optimiser step of these tokens, 1-based.
         """
         if self.last_fired_R2HE is None:
             self.last_fired_R2HE = torch.zeros_like(fired_R2HE, dtype=torch.int64)
         self.last_fired_R2HE = self.last_fired_R2HE.to(fired_R2HE.device).masked_fill(fired_R2HE, step)
 
     def dead_share(self, step: int) -> Tensor:
-        """(R,) float64: share of dead cells of each router after `step`, in [0, 1]; empty before the first update."""
+        """Return (R,) float64: share of dead cells of each router after `step`, in [0, 1]; empty before any update."""
         if self.last_fired_R2HE is None:
             return torch.empty(0, dtype=torch.float64)
         dead = step - self.last_fired_R2HE >= min(self.window_steps, step)
@@ -75,9 +75,9 @@ class RouterHealth:
 
 
 def truncate_log(path: Path, step: int) -> None:
-    """Cut off what was logged after `step`, which a run that continues writes again, and a half-written last line.
+    """Cut off entries after `step`, which a continued run writes again, and a half-written last line.
 
-    Steps grow from line to line, so only the lines that are cut off are read.
+    Steps increase from line to line, so only the lines that are cut off are read.
     """
     if not path.is_file() or path.stat().st_size == 0:
         return
@@ -99,7 +99,7 @@ def truncate_log(path: Path, step: int) -> None:
 
 
 def _is_until(line: bytes, step: int) -> bool:
-    """Whether a log's line is whole and not of a later step."""
+    """Return whether a log's line is complete and not of a later step."""
     try:
         entry = parse_json(line, "a line of a log")
     except DataError:
@@ -108,14 +108,14 @@ def _is_until(line: bytes, step: int) -> bool:
 
 
 class MetricsLog(Callback):
-    """Writes run_dir/metrics.jsonl, one line per optimiser step, and hands the numbers to Lightning's loggers.
+    """Writes run_dir/metrics.jsonl, one line per optimiser step, and passes the numbers to Lightning's loggers.
 
-    Every line is handed to the system when written, and on the disk before a checkpoint that covers it.
-    Only the process of rank 0 writes.
+    Every line goes to the operating system at once, and is on the disk before a checkpoint of its step.
+    Only rank 0 writes.
 
     Args:
         run_dir: the run's folder.
-        clock: tells seconds of training; whoever interrupts training resumes it.
+        clock: measures seconds of training; code that interrupts training resumes it.
         throughput_steps: tokens per second is a mean over this many steps.
     """
 
@@ -138,9 +138,9 @@ class MetricsLog(Callback):
         self.flops_per_token = training_flops_per_token(config, seq_len)
         self.peak_flops = peak_flops(trainer.strategy.root_device)
         if trainer.is_global_zero:
-            for name in (METRICS, VALIDATION, SPIKES):  # what comes after the checkpoint is written again
+            for name in (METRICS, VALIDATION, SPIKES):  # a continued run writes later entries again
                 truncate_log(self.run_dir / name, trainer.global_step)
-            (self.run_dir / METRICS).touch()  # there from the first moment on, whatever happens to the loggers
+            (self.run_dir / METRICS).touch()  # the file exists from the start, even if loggers fail
         self.clock.resume()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -173,7 +173,7 @@ class MetricsLog(Callback):
         self._write(METRICS, {"step": trainer.global_step, **metrics})
         if (spike := module.guard.spike) is not None:
             self._write(SPIKES, spike)
-            print(f"step {spike['step']}  loss {spike['loss']:.4f} stands out, see {SPIKES}", flush=True)
+            print(f"step {spike['step']}  loss {spike['loss']:.4f} is a spike, see {SPIKES}", flush=True)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             print(_progress(trainer.global_step, trainer.max_steps, metrics, tokens_per_step), flush=True)
             _hand_on(trainer, {f"train/{name}": value for name, value in metrics.items()})
@@ -204,12 +204,12 @@ class MetricsLog(Callback):
         except OSError as error:
             raise MonetError(
                 f"cannot add {len(line)} bytes to {self.run_dir / name}: {error.strerror}; the newest checkpoint is"
-                " intact, and the same command continues from it"
+                " intact, so the same command continues from it"
             ) from error
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Most bytes that tensors took on a CUDA device so far; elsewhere what the process holds now."""
+    """Return the peak memory of tensors on a CUDA device; elsewhere the present memory of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with open("/proc/self/statm", encoding="ascii") as file:
@@ -217,7 +217,7 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def _without_nonfinite(value: Any) -> Any:
-    """The entry with null where a number is NaN or infinite, which JSON cannot say."""
+    """Replace NaN and infinite numbers in the entry by null, because JSON cannot represent them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -250,7 +250,7 @@ def _progress(step: int, max_steps: int, metrics: dict[str, Any], tokens_per_ste
 
 
 def validation_line(step: int, result: dict[str, Any]) -> str:
-    """What a start prints of a validation."""
+    """Return the line that a start prints for a validation."""
     domains = "  ".join(f"{name} {value:.1f}" for name, value in result["perplexity_by_domain"].items())
     return f"step {step}  validation perplexity {result['perplexity']:.2f}  ({domains})"
 

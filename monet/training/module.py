@@ -1,4 +1,4 @@
-"""The Lightning module: model, losses, optimiser, and the numbers of every step."""
+"""The Lightning module: model, losses, optimiser, and the numbers of each step."""
 
 from __future__ import annotations
 
@@ -54,26 +54,27 @@ DEFAULT_NONFINITE = NonFiniteSettings()
 class MonetLightningModule(LightningModule):
     """Trains a Monet language model on windows of tokens.
 
-    Batches are dictionaries: `input_ids` (B, T+1) int64, `domain` (B,) int64, `index` (B,) int64 window ids;
-    `position_ids` (B, T) int64 that begin anew at each document, if attention shall not cross documents.
+    Batches are dictionaries: `input_ids` (B, T+1) int64, `domain` (B,) int64, `index` (B,) int64 window ids, and
+    `position_ids` (B, T) int64 that restart at each document, if attention must not cross documents.
 
     Args:
-        shape: sizes and form of the language model.
+        shape: sizes and architecture of the language model.
         init_from: folder of a released or exported model, or of a checkpoint, whose weights a new run starts with; a
-            run that continues has its own. None starts with random weights.
-        freeze_router: the routers of init_from stay as they are, running statistics included; their losses are
-            measured and do not enter the loss.
+            run that continues uses its own weights. None starts with random weights.
+        freeze_router: keep the routers of init_from unchanged, including running statistics; their losses are measured
+            but not added to the loss.
         router_loss: weights and form of the routers' auxiliary losses.
         optimizer: AdamW and its parameter groups.
         schedule: learning rate over the run.
         attention: attention implementation of transformers: sdpa, eager, flash_attention_2 or flex_attention.
         gradient_checkpointing: True recomputes each layer in the backward pass: less memory, about a third more time.
-        dead_window_steps: optimiser steps after which a routing key that never fired counts as dead.
-        router_statistics: global takes thresholds, running statistics and the routers' losses over the batches of all
-            ranks; local over each rank's own, and at a checkpoint all take over rank 0's running statistics.
-        router_statistics_every: micro_batch moves the running statistics with every accumulated batch; step once an
-            optimiser step, by all of its batches. Thresholds are each batch's own in either case.
-        nonfinite: what happens when a loss or gradient is NaN or infinite.
+        dead_window_steps: number of optimiser steps without firing after which a routing key counts as dead.
+        router_statistics: global computes thresholds, running statistics and router losses over the batches of all
+            ranks; local computes them over each rank's own batches, and at a checkpoint all ranks copy rank 0's running
+            statistics.
+        router_statistics_every: micro_batch updates the running statistics with every accumulated batch; step once per
+            optimiser step, with all its batches. Thresholds always come from the current batch.
+        nonfinite: what to do if a loss or gradient is NaN or infinite.
     """
 
     def __init__(
@@ -99,10 +100,10 @@ class MonetLightningModule(LightningModule):
         self.init_from, self.freeze_router = init_from, freeze_router
         if freeze_router:
             freeze_routers(self.model, init_from)
-            # what is left for these losses to move is the layers below, away from what the routers were trained on
+            # these losses could then only move the layers below, away from the inputs the routers were trained on
             self.router_loss = replace(router_loss, uniformity_weight=0.0, ambiguity_weight=0.0)
         if gradient_checkpointing:
-            # the old name warns where the new one exists
+            # the old name raises a warning in versions that have the new name
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
         self.router_statistics = router_statistics
@@ -112,22 +113,22 @@ class MonetLightningModule(LightningModule):
         self.tokens_seen = 0
         self.validation_result: dict[str, Any] | None = None
         self.guard = StepGuard(self.model, nonfinite)
-        self.compiles = False  # set before the training begins
-        self.stage_from: str | None = None  # checkpoint of another run that this start began from
+        self.compiles = False  # set before the training starts
+        self.stage_from: str | None = None  # checkpoint of another run that this run started from
         self._step_metrics: dict[str, Any] = {}
-        self._stored_rate: float | None = None  # what the next step would have had by the checkpoint
+        self._stored_rate: float | None = None  # learning rate of the next step according to the checkpoint
 
     @property
     def domains(self) -> list[str]:
-        """Names of the domain numbers in the batches."""
+        """Domain names, indexed by the domain numbers in the batches."""
         return list(getattr(self.trainer.datamodule, "domains", None) or [])  # type: ignore[attr-defined]
 
     @override
     def setup(self, stage: str) -> None:
-        """Check that data and model fit, and take over the tokenizer's special ids.
+        """Check that data and model fit, and copy the tokenizer's special ids to the model.
 
         Raises:
-            ConfigError: the vocabulary or the longest sequence is too small, or init_from had another tokenizer.
+            ConfigError: the vocabulary or the longest sequence is too small, or init_from used another tokenizer.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.init_from is not None and self.trainer.ckpt_path is None:
@@ -141,7 +142,7 @@ class MonetLightningModule(LightningModule):
         if data is None:
             return
         config = self.model.config
-        if getattr(data, "document_mask", False):  # checkpoints and exports say so
+        if getattr(data, "document_mask", False):  # record it for checkpoints and exports
             config.document_mask = True
         rows = self.model.model.embed_tokens.num_embeddings
         if (found := getattr(data, "vocab_size", rows)) > rows:
@@ -149,7 +150,7 @@ class MonetLightningModule(LightningModule):
         if (length := getattr(data, "seq_len", 0)) > config.max_position_embeddings:
             raise ConfigError(
                 f"data.seq_len = {length} exceeds model.shape.max_position_embeddings ="
-                f" {config.max_position_embeddings}; raise the latter or shorten the windows"
+                f" {config.max_position_embeddings}; raise the latter or shorten data.seq_len"
             )
         if (folder := getattr(data, "tokenizer_dir", None)) is not None:
             tokenizer = load_tokenizer(folder)
@@ -160,7 +161,7 @@ class MonetLightningModule(LightningModule):
     @override
     def configure_model(self) -> None:
         if self.compiles:
-            # in place: names of weights stay, and checkpoints are those of an eager run
+            # compile in place: names of weights stay, and checkpoints are those of an eager run
             self.model.compile()
         if (shard := getattr(self.trainer.strategy, "shard", None)) is not None:
             shard(self.model)
@@ -171,7 +172,7 @@ class MonetLightningModule(LightningModule):
 
     @override
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Total loss of one micro-batch; scalar. Whether it is finite is looked at before the update."""
+        """Return the total loss of one micro-batch, a scalar. It is checked for finite values before the update."""
         windows = batch["input_ids"]
         out = self.model(
             input_ids=windows[:, :-1],
@@ -195,13 +196,13 @@ class MonetLightningModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measure the gradient's norm over all parameters, look at the step before its update, clip.
+        """Measure the gradient's norm over all parameters, check the step before its update, and clip.
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite on some rank; raised on all, see `StepGuard.settle`.
         """
         assert gradient_clip_algorithm in (None, "norm")
-        if inside_step(self.trainer):  # DeepSpeed's engine is asked for every batch
+        if inside_step(self.trainer):  # DeepSpeed's engine calls this for every batch
             return
         strategy, record, step = self.trainer.strategy, self.guard.record, self.trainer.global_step + 1
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -211,7 +212,7 @@ class MonetLightningModule(LightningModule):
             if gradient_clip_val and parameters and total is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, total)
             if (fired_R2HE := record.fired_R2HE) is not None:
-                if self.router_statistics == "local":  # global ones are of all ranks already
+                if self.router_statistics == "local":  # global statistics already cover all ranks
                     fired_R2HE = any_over_ranks(fired_R2HE, strategy)
                 self.router_health.update(fired_R2HE, step)
         for router, dead_share in zip(numbers.routers, self.router_health.dead_share(step).tolist(), strict=True):
@@ -226,7 +227,7 @@ class MonetLightningModule(LightningModule):
         }
 
     def take_step_metrics(self) -> dict[str, Any]:
-        """Numbers of the optimiser step that just ended, means over its micro-batches and ranks."""
+        """Return the numbers of the optimiser step that just ended, means over its micro-batches and ranks."""
         self.guard.record.clear()
         return self._step_metrics
 
@@ -264,7 +265,7 @@ class MonetLightningModule(LightningModule):
             "loss_by_domain": losses,
             "perplexity_by_domain": {name: _perplexity(loss) for name, loss in losses.items()},
         }
-        # for callbacks that watch it; MetricsLog tells the loggers
+        # for callbacks that watch it; MetricsLog reports it to the loggers
         self.log("validation/loss", mean, logger=False, sync_dist=True)
 
     @override
@@ -290,7 +291,7 @@ class MonetLightningModule(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # whichever rank writes a router's, and a run that continues goes on alike
+        # the routers' statistics are then the same for every writing rank, and after a restart
         if self.router_statistics == "local":
             take_from_rank_0(buffer for router in self.model.routers() for buffer in router.buffers())
         checkpoint["config"] = self.config_json()
@@ -317,8 +318,8 @@ class MonetLightningModule(LightningModule):
                 self.guard.load_state_dict(guard)
         if (frozen := checkpoint["monet"].get("freeze_router", False)) != self.freeze_router:
             raise ConfigError(
-                f"model.freeze_router = {self.freeze_router} differs from the run's {frozen}, and with it what the"
-                " optimiser holds; set it back, or start a new run_dir with model.init_from"
+                f"model.freeze_router = {self.freeze_router} differs from the run's {frozen}, so the optimiser's state"
+                " does not match; restore that value, or start a new run_dir with model.init_from"
             )
         self._stored_rate = checkpoint["optimizer_states"][0]["param_groups"][0]["lr"]
         if self.trainer.strategy.lightning_restore_optimizer:
@@ -335,9 +336,9 @@ class MonetLightningModule(LightningModule):
         rank_zero_only(print)("; ".join([f"weights and moments of {folder}", *changes]), flush=True)
 
     def config_json(self) -> dict[str, Any]:
-        """The model's configuration as its config.json will hold it."""
+        """Return the model's configuration as its config.json will store it."""
         return config_json(self.model.config)
 
 
 def _perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))  # beyond that a float overflows
+    return math.exp(min(loss, 700.0))  # a float overflows beyond that

@@ -25,8 +25,8 @@ class OptimizerSettings:
         beta1: decay rate of the gradient's running mean, in [0, 1).
         beta2: decay rate of the squared gradient's running mean, in [0, 1).
         epsilon: added to the root of the squared gradient's mean.
-        router_lr_multiplier: the routers' learning rate divided by that of all other parameters.
-        decay_embeddings: True lets the token embedding (with an output head tied to it) decay too.
+        router_lr_multiplier: learning rate of the routers divided by that of all other parameters.
+        decay_embeddings: True also decays the token embedding (and an output head tied to it).
         fused: one fused update for all parameters (fast on CPU and GPU); False uses torch's plain loop.
     """
 
@@ -52,17 +52,17 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Learning rate over the run, as a factor of the peak, changed at every optimiser step.
+    """Learning rate over the run, as a factor of the peak, updated at every optimiser step.
 
     Args:
-        name: cosine falls from the peak to the schedule's end; wsd (warm-up, stable, decay) stays at the peak and
-            falls linearly over the last decay_steps; constant stays at the peak.
+        name: cosine falls from the peak until the end of the schedule; wsd (warm-up, stable, decay) stays at the peak
+            and falls linearly over the last decay_steps; constant stays at the peak.
         warmup_steps: optimiser steps of linear warm-up; step 1 already has 1/warmup_steps of the peak.
-        decay_steps: optimiser steps of wsd's last part; None takes a tenth of the schedule.
-        final_lr_ratio: factor that the decay ends at, in [0, 1]; later steps keep it.
-        total_steps: optimiser steps of the schedule, whatever the run's length; None takes the run's length.
-        total_tokens: the same in tokens, rounded up to whole steps.
-        warmup_fraction: warm-up as a share of the schedule's steps, in [0, 1], in place of warmup_steps.
+        decay_steps: optimiser steps of wsd's decay phase; None uses a tenth of the schedule.
+        final_lr_ratio: factor at the end of the decay, in [0, 1]; later steps keep it.
+        total_steps: optimiser steps of the schedule, for a run of any length; None uses the run's length.
+        total_tokens: length of the schedule in tokens, rounded up to whole steps; use it instead of total_steps.
+        warmup_fraction: warm-up as a share of the schedule's steps, in [0, 1]; use it instead of warmup_steps.
     """
 
     name: Literal["cosine", "wsd", "constant"] = "cosine"
@@ -80,8 +80,8 @@ class ScheduleSettings:
             raise ConfigError(f"schedule.final_lr_ratio must be in [0, 1], got {self.final_lr_ratio}")
         if self.decay_steps is not None and (self.name != "wsd" or self.decay_steps < 1):
             raise ConfigError(
-                f"schedule.decay_steps = {self.decay_steps} with schedule.name = {self.name}: only wsd has a last part"
-                " of its own, of at least one step; leave decay_steps out otherwise"
+                f"schedule.decay_steps = {self.decay_steps} with schedule.name = {self.name}: decay_steps must be at"
+                " least 1, and only wsd uses it; leave it out otherwise"
             )
         for name in ("total_steps", "total_tokens"):
             if (value := getattr(self, name)) is not None and not 1 <= value < math.inf:
@@ -99,7 +99,7 @@ class ScheduleSettings:
             )
 
     def in_steps(self, run_steps: int, tokens_per_step: int) -> ScheduleSettings:
-        """The same schedule with `total_steps` and `warmup_steps` set, and no other unit.
+        """Return the same schedule with all lengths as `total_steps` and `warmup_steps`.
 
         Args:
             run_steps: optimiser steps of the run.
@@ -112,10 +112,10 @@ class ScheduleSettings:
         return replace(self, total_steps=total, total_tokens=None, warmup_steps=warmup, warmup_fraction=None)
 
     def factor(self, step: int, total_steps: int) -> float:
-        """Factor of the peak learning rate for the update that follows `step` finished ones (so step 0 is the first).
+        """Return the factor of the peak learning rate for the update after `step` finished steps (the first has 0).
 
         Raises:
-            ConfigError: warm-up and decay do not fit into `total_steps`.
+            ConfigError: warm-up and decay are longer than `total_steps`.
         """
         decay_steps = 0
         if self.name == "cosine":
@@ -126,7 +126,7 @@ class ScheduleSettings:
             decay = f" and {decay_steps} steps of decay" if decay_steps else ""
             raise ConfigError(
                 f"schedule.warmup_steps = {self.warmup_steps}{decay} do not fit into the schedule's {total_steps}"
-                " steps; set schedule.total_steps to the length of the whole schedule where the run is shorter"
+                " steps; if the run is shorter than the schedule, set schedule.total_steps to the whole length"
             )
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
@@ -140,18 +140,18 @@ class ScheduleSettings:
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Split the trainable parameters by weight decay and learning rate.
 
-    Only matrices named `weight` decay. That leaves out norms, biases and the experts' b, b1, b2, which are matrices
-    of biases; embeddings (and an output head tied to them) decay only if the settings say so.
+    Only matrices named `weight` decay. Norms, biases and the experts' b, b1, b2 (matrices of biases) do not decay.
+    Embeddings (and an output head tied to them) decay only if the settings request it.
 
     Returns:
-        Up to four groups for AdamW, each with `name`, `params`, `lr` and `weight_decay`; order follows the model.
+        Up to four groups for AdamW, each with `name`, `params`, `lr` and `weight_decay`, in the order of the model.
     """
     is_embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        # a parameter that ZeRO partitions is flat, and remembers its shape
+        # a parameter partitioned by ZeRO is flat, but remembers its shape
         decays = name.endswith(".weight") and len(full_shape(parameter)) == 2
         decays = decays and (settings.decay_embeddings or id(parameter) not in is_embedding)
         in_router = ".router." in f".{name}"
@@ -172,13 +172,13 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
 
 
 def grouped_names(model: nn.Module, settings: OptimizerSettings) -> list[list[str]]:
-    """Names of the parameters in each of `parameter_groups`, in their order."""
+    """Return the names of the parameters in each of `parameter_groups`, in their order."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [[names[id(parameter)] for parameter in group["params"]] for group in parameter_groups(model, settings)]
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`."""
+    """Return AdamW over `parameter_groups`."""
     betas = (settings.beta1, settings.beta2)
     return torch.optim.AdamW(parameter_groups(model, settings), betas=betas, eps=settings.epsilon, fused=settings.fused)
 
@@ -186,19 +186,19 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
 def build_scheduler(
     optimizer: torch.optim.Optimizer, settings: ScheduleSettings, run_steps: int, tokens_per_step: int = 1
 ) -> LambdaLR:
-    """The schedule as a torch scheduler that is stepped once per optimiser step; arguments as for `in_steps`."""
+    """Return the schedule as a torch scheduler, stepped once per optimiser step; arguments as for `in_steps`."""
     settings = settings.in_steps(run_steps, tokens_per_step)
     assert settings.total_steps is not None
-    settings.factor(0, settings.total_steps)  # refuse what does not fit before the first step
+    settings.factor(0, settings.total_steps)  # refuse a bad schedule before the first step
     return LambdaLR(optimizer, partial(settings.factor, total_steps=settings.total_steps))
 
 
 def reapply_settings(
     optimizer: torch.optim.Optimizer, scheduler: LambdaLR, model: nn.Module, settings: OptimizerSettings
 ) -> None:
-    """Give a restored optimiser the configured settings: a checkpoint brings back those it was saved with.
+    """Apply the configured settings to a restored optimiser, because a checkpoint restores the saved settings.
 
-    With unchanged settings nothing changes, bit for bit.
+    If the settings are unchanged, nothing changes, bit for bit.
     """
     configured = parameter_groups(model, settings)
     scheduler.base_lrs = [group["lr"] for group in configured]

@@ -1,11 +1,11 @@
-"""A run's folder: one process at a time, what to continue from, how it was started, random states.
+"""A run's folder: lock for one process, choice of the checkpoint, record of settings, random states.
 
 run_dir/
   config.yaml            everything the run was started with
   starts.jsonl           one line per start: step, versions, settings that differ from the start before
   metrics.jsonl          one line per optimiser step; validation.jsonl: one per validation
-  spikes.jsonl           one line per step whose loss stands out; nonfinite/: one file per step that was not finite
-  tokenizer/             the tokenizer the model is trained with
+  spikes.jsonl           one line per step with a loss spike; nonfinite/: one file per step with a non-finite number
+  tokenizer/             the tokenizer of the model
   checkpoints/step-*/    see monet/training/checkpoints/checkpoint.py
   logs/                  CSV and TensorBoard
 """
@@ -33,10 +33,10 @@ from monet.training.checkpoints.checkpoint import Selection, newest_valid, remov
 
 
 class RunDirectory:
-    """The folder of one run, held by one process from `open` until that process ends.
+    """The folder of one run, locked by one process from `open` until that process ends.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder; created if missing.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -46,10 +46,10 @@ class RunDirectory:
         self._lock = FileLock(self.path / ".lock")
 
     def acquire(self) -> None:
-        """Take the folder for this process.
+        """Lock the folder for this process.
 
         Raises:
-            ConfigError: another process holds it (the message says which), or it cannot be written.
+            ConfigError: another process uses it (the message names the process), or it cannot be written.
         """
         owner = self.path / ".owner.json"
         try:
@@ -64,22 +64,22 @@ class RunDirectory:
             raise ConfigError(f"run_dir {self.path} cannot be used: {error}") from None
 
     def release(self) -> None:
-        """Give the folder back."""
+        """Release the folder."""
         self._lock.release()
 
     def choose_checkpoint(self) -> Selection:
-        """Remove leftovers of an interrupted save, find the newest valid checkpoint, and say what was passed over.
+        """Remove leftovers of an interrupted save, find the newest valid checkpoint, and report invalid ones.
 
         Raises:
-            CheckpointError: there are checkpoints, and none is valid; nothing is touched.
+            CheckpointError: there are checkpoints, but none is valid; nothing is changed.
         """
         remove_leftovers(self.checkpoints)
         selection = newest_valid(self.checkpoints)
         if selection.folder is None and selection.rejected:
             reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in selection.rejected)
             raise CheckpointError(
-                f"run_dir {self.path} has checkpoints, and none is valid: {reasons}. Repair one, or choose another"
-                f" run_dir (or remove {self.checkpoints}) to begin anew"
+                f"run_dir {self.path} has checkpoints, but none is valid: {reasons}. Repair one, choose another"
+                f" run_dir, or remove {self.checkpoints} to start again"
             )
         for folder, reason in selection.rejected:
             rank_zero_warn(f"checkpoint {folder.name} is not valid and is set aside: {reason}")
@@ -96,7 +96,7 @@ def _describe_owner(path: Path) -> str:
 
 
 class TokenizerCopy(Callback):
-    """Keeps the data's tokenizer in the run's folder, and refuses to continue with another one."""
+    """Keeps the data's tokenizer in the run's folder, and refuses to continue with a different one."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
@@ -114,7 +114,7 @@ class TokenizerCopy(Callback):
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # only now: a start that is refused leaves no tokenizer behind
+        # write only now, so that a refused start leaves no tokenizer behind
         source = _tokenizer_of_data(trainer)
         if source is not None and not self.run.tokenizer.exists():
             refuse_links_out(source, source.rglob("*"))
@@ -123,7 +123,7 @@ class TokenizerCopy(Callback):
 
 
 def _tokenizer_of_data(trainer: Trainer) -> Path | None:
-    """Folder of the data's tokenizer, in the process that looks after the run's; None in the others."""
+    """Return the folder of the data's tokenizer in the process that manages the run's tokenizer; None in the others."""
     source = getattr(trainer.datamodule, "tokenizer_dir", None)  # type: ignore[attr-defined]
     return Path(source) if source is not None and trainer.is_global_zero else None
 
@@ -131,8 +131,8 @@ def _tokenizer_of_data(trainer: Trainer) -> Path | None:
 class RandomState(Callback):
     """Saves and restores torch's, numpy's and Python's generators, and keeps validation from moving them.
 
-    Each training step starts from the state the step before ended with, whatever ran in between. Ranks have generators
-    of their own; a run that continues with another number of ranks seeds them anew, from its seed, step and rank.
+    Each training step starts from the state at the end of the step before, no matter what ran in between. Each rank has
+    its own generators. A run that continues with another number of ranks seeds them again, from seed, step and rank.
     """
 
     def __init__(self) -> None:

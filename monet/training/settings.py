@@ -1,4 +1,4 @@
-"""The model's shape as typed settings, and the rule which of them a continued run may change."""
+"""The model's shape as typed settings, and which of them a continued run may change."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ BENIGN_KEYS = ORIGIN_KEYS | {
     "attention_dropout", "bos_token_id", "eos_token_id", "initializer_range", "output_router_probs", "pad_token_id",
     "pretraining_tp", "use_cache",
 }  # fmt: skip
-# The keys that a model is built from. Other keys of a foreign config.json change nothing that Monet or LLaMA computes.
+# A model is built from these keys. Other keys of a foreign config.json do not change what Monet or LLaMA computes.
 _KEYS_OF_MODELS = {field.name for field in fields(MonetConfig)} - {field.name for field in fields(PreTrainedConfig)}
 _KEYS_OF_MODELS |= {"model_type", "quantization_config", "rope_scaling", "rope_theta"}
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes and form of the language model; names are those of the released configuration.
+    """Sizes and architecture of the language model; names are those of the released configuration.
 
     Args:
         vocab_size: rows of the token embedding; at least the tokenizer's number of ids.
         hidden_size: width D of the residual stream.
         num_hidden_layers: decoder layers L.
         num_attention_heads: attention heads; they must divide hidden_size unless head_dim is given.
-        architecture: monet, or llama for a dense model to compare it with; the moe_ settings are monet's alone.
+        architecture: monet, or llama for a dense model to compare it with; the moe_ settings are only for monet.
         intermediate_size: hidden width of llama's MLPs; None for monet.
         moe_dim: hidden width M of one expert; even for vertical.
         moe_heads: routing heads H.
         moe_experts: keys per side E; a layer has E*E experts.
-        moe_topk: expected number K of keys that fire per side and head, in 1..E.
+        moe_topk: expected number K of firing keys per side and head, in 1..E.
         moe_groups: number G of consecutive layers that share one router.
-        moe_decompose: how two keys make an expert: vertical or horizontal.
+        moe_decompose: how two keys form an expert: vertical or horizontal.
         num_key_value_heads: key-value heads of grouped-query attention; None takes num_attention_heads.
         head_dim: width of one attention head; None takes hidden_size / num_attention_heads.
         max_position_embeddings: longest sequence in tokens.
         rope_theta: base of the rotary embedding's wavelengths.
-        rope_scaling: rotary scaling as Llama models configure it; None scales nothing.
-        hidden_act: activation of experts or MLPs; None takes relu2 (relu, then square) for monet, silu for llama.
+        rope_scaling: rotary scaling as Llama models configure it; None means no scaling.
+        hidden_act: activation of experts or MLPs; None means relu2 (relu, then square) for monet, silu for llama.
         rms_norm_eps: added under the root of the norms.
         initializer_range: standard deviation of the initial weights.
         attention_dropout: share of attention weights dropped in training.
@@ -77,18 +77,18 @@ class ModelShape:
     tie_word_embeddings: bool = False
 
     def config(self) -> LlamaConfig:
-        """The model's configuration; what is None here follows the configuration's own rule.
+        """Return the model's configuration; settings that are None use the configuration's own default.
 
         Returns:
             a `MonetConfig`, or a plain `LlamaConfig` for llama.
         Raises:
-            ConfigError: a setting is missing, impossible, or of the other architecture.
+            ConfigError: a setting is missing, impossible, or belongs to the other architecture.
         """
         given = {key: value for key, value in asdict(self).items() if value is not None and key != "architecture"}
         if self.architecture == "monet":
             if self.intermediate_size is not None:
                 raise ConfigError(
-                    f"model.shape.intermediate_size = {self.intermediate_size}: it is llama's; experts take moe_dim"
+                    f"model.shape.intermediate_size = {self.intermediate_size}: only llama uses it; set moe_dim instead"
                 )
             return MonetConfig(**given)
         if foreign := [key for key in given if key.startswith("moe_")]:
@@ -97,14 +97,14 @@ class ModelShape:
             raise ConfigError("model.shape.intermediate_size is missing: llama needs the hidden width of its MLPs")
         for key, value in given.items():
             if type(value) is int and value < 1:
-                raise ConfigError(f"model.shape.{key} = {value}: allowed are whole numbers from 1")
+                raise ConfigError(f"model.shape.{key} = {value}: must be a whole number of at least 1")
         if self.num_attention_heads % (self.num_key_value_heads or 1):
             raise ConfigError(
                 f"model.shape.num_key_value_heads = {self.num_key_value_heads}: must divide num_attention_heads ="
                 f" {self.num_attention_heads}"
             )
         if self.hidden_act is not None and self.hidden_act not in ACT2FN:
-            raise ConfigError(f"model.shape.hidden_act = {self.hidden_act}: allowed are {', '.join(sorted(ACT2FN))}")
+            raise ConfigError(f"model.shape.hidden_act = {self.hidden_act}: choose from {', '.join(sorted(ACT2FN))}")
         try:
             return LlamaConfig(**given)
         except (StrictDataclassError, ValueError) as error:
@@ -112,14 +112,14 @@ class ModelShape:
 
 
 def differing_keys(stored: dict[str, Any], configured: dict[str, Any], but: frozenset[str] = frozenset()) -> list[str]:
-    """What makes two config.json different models: one text a key, with both values.
+    """Return the keys that make two config.json different models: one text per key, with both values.
 
     Only keys that a model is built from count. A folder of the authors' release may name its modelling file
     (`auto_map`), another version of transformers, or settings of other tools.
 
     Args:
-        stored, configured: config.json of a folder, and of the model that was configured.
-        but: further keys that may differ, beside `BENIGN_KEYS`.
+        stored, configured: config.json of a folder, and of the configured model.
+        but: keys that may differ in addition to `BENIGN_KEYS`.
     """
     keys = sorted(_KEYS_OF_MODELS - BENIGN_KEYS - but)
     return [
@@ -130,11 +130,11 @@ def differing_keys(stored: dict[str, Any], configured: dict[str, Any], but: froz
 
 
 def refuse_structural_change(stored: dict[str, Any], configured: dict[str, Any]) -> None:
-    """Refuse to continue a run with another model than its checkpoint holds.
+    """Refuse to continue a run with a different model than its checkpoint holds.
 
     Args:
         stored: config.json of the checkpoint.
-        configured: the same dictionary of the model that was just configured.
+        configured: config.json of the configured model.
     Raises:
         ConfigError: names every key that differs, with both values.
     """

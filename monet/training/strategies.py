@@ -1,7 +1,7 @@
-"""Strategies of several processes: data parallel, ZeRO 1 to 3, fully sharded; they run on the CPU too, for tests.
+"""Strategies for several processes: data parallel, ZeRO 1 to 3, fully sharded; tests run them on the CPU.
 
-All share one checkpoint format (monet/training/checkpoints/folder_io.py), so that any of them continues from any
-other's.
+All strategies share one checkpoint format (monet/training/checkpoints/folder_io.py), so each continues from a
+checkpoint of any other.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from monet.training.ranks.coordination import ProcessRanks, Ranks
 
 
 class Together(Strategy):
-    """What the strategies below share: a channel between the ranks, and checkpoints that all ranks write."""
+    """Common parts of the strategies below: a channel between the ranks, and checkpoints that all ranks write."""
 
     ranks: Ranks = Ranks()
     timeout: timedelta
 
     @override
     def setup_environment(self) -> None:
-        if self.ranks.world_size == 1:  # a second call has nothing left to do
+        if self.ranks.world_size == 1:  # a second call has nothing to do
             self._connect()
             self.ranks = ProcessRanks(self.timeout)
             io = getattr(self.checkpoint_io, "io", self.checkpoint_io)
@@ -51,10 +51,10 @@ class Together(Strategy):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Have every rank write its part of a checkpoint folder.
+        """Make every rank write its part of a checkpoint folder.
 
         Raises:
-            CheckpointError: on all ranks, if any failed; nothing is published then.
+            CheckpointError: on all ranks, if any rank failed; then nothing is published.
         """
         self.checkpoint_io.save_checkpoint(self._part(checkpoint), filepath)
 
@@ -71,12 +71,12 @@ class DataParallel(Together, DDPStrategy):
 
     Args:
         timeout_minutes: how long a rank waits for the others before it gives up.
-        bucket_megabytes: gradients that are averaged at a time.
+        bucket_megabytes: size of the gradients that are averaged together.
     """
 
     def __init__(self, timeout_minutes: float = 30.0, bucket_megabytes: int = 25) -> None:
         self.timeout = timedelta(minutes=timeout_minutes)
-        # the routers' statistics are equal already; torch 2.13 has a new name for it
+        # the routers' statistics are already equal; torch 2.13 renamed the option
         known = inspect.signature(DistributedDataParallel).parameters
         unsynced = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: dict[str, Any] = {unsynced: False, "bucket_cap_mb": bucket_megabytes, "gradient_as_bucket_view": True}
@@ -84,13 +84,13 @@ class DataParallel(Together, DDPStrategy):
 
 
 class Zero(Together, EngineStrategy):
-    """DeepSpeed's ZeRO: optimiser state (1), gradients too (2), parameters too (3) are partitioned over the ranks.
+    """DeepSpeed's ZeRO: optimiser state (1), also gradients (2), also parameters (3) are partitioned over the ranks.
 
     Args:
         stage: 1, 2 or 3.
         offload_optimizer: keep optimiser state in host memory and update there.
-        offload_parameters: stage 3: keep this rank's part of the parameters in host memory.
-        config: further keys of DeepSpeed's configuration, which win over what follows from the above.
+        offload_parameters: with stage 3, keep this rank's part of the parameters in host memory.
+        config: further keys of DeepSpeed's configuration; they take precedence over the settings above.
         timeout_minutes: how long a rank waits for the others before it gives up.
     """
 
@@ -118,7 +118,7 @@ class Zero(Together, EngineStrategy):
         assert isinstance(self.config, dict)
         self.config["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW needs no build
         _merge(self.config, config or {})
-        # the engine clips, by the norm that the module has looked at
+        # the engine clips, with the norm that the module has checked
         warnings.filterwarnings("ignore", message="Since DeepSpeed handles gradient clipping internally")
         warnings.filterwarnings("ignore", message=r"`torch.distributed.*` is deprecated", category=FutureWarning)
         self._state: ZeroState | None = None
@@ -130,7 +130,7 @@ class Zero(Together, EngineStrategy):
 
     @override
     def _connect(self) -> None:
-        if self._on_cpu:  # Lightning refuses it
+        if self._on_cpu:  # Lightning refuses the CPU
             use_gloo()
             super(DeepSpeedStrategy, self).setup_environment()
         else:
@@ -150,14 +150,14 @@ class Zero(Together, EngineStrategy):
 
         assert isinstance(self.config, dict)
         if is_half := self.config.get("bf16", {}).get("enabled", False):
-            # over micro-batches and over ranks: in bfloat16 a sum soon takes no notice of what is added to it
+            # over micro-batches and over ranks: a long sum in bfloat16 rounds small terms away
             self.config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
             self.config.setdefault("communication_data_type", "fp32")
         if self.zero_stage_3:
             if is_half:
                 model.to(torch.bfloat16)
-            # The model was made whole, as one process makes it: inside zero.Init, transformers' initialisation of
-            # weights would find empty parameters and do nothing.
+            # Build the whole model as one process does: inside zero.Init, transformers' initialisation of weights
+            # would find empty parameters and do nothing.
             deepspeed.zero.Init(module=model, config_dict_or_path=self.config)
         trained: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
         with one_optimizer_class():
@@ -176,15 +176,15 @@ class Zero(Together, EngineStrategy):
 
     @override
     def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
-        # Lightning has divided the loss by the number of accumulated batches; the engine would do it again
+        # Lightning has divided the loss by the number of accumulated batches; the engine must not do it again
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     def gradient_norm(self) -> Tensor:
-        """Norm of the averaged gradient over all parameters, infinite where it holds a NaN; all ranks call it."""
+        """Norm of the averaged gradient over all parameters, infinite if it holds a NaN; all ranks call it."""
         return gradient_norm(self.model.optimizer, self.zero_stage_3)  # type: ignore[union-attr]
 
     def discard_gradients(self) -> None:
-        """Have the engine leave out the update that comes next, as it does where a gradient overflows."""
+        """Make the engine skip the next update, as it does if a gradient overflows."""
         self._restore = leave_out_update(self.model.optimizer, self.root_device)  # type: ignore[union-attr]
 
     @override
@@ -242,7 +242,7 @@ class FullyShard(Together, ModelParallelStrategy):
         """Shard a language model over all ranks, in place."""
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        # a routing group's gates are views; nobody writes into them
+        # a routing group's gates are views; no code writes into them
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         options: dict[str, Any] = {
             "mesh": self.device_mesh["data_parallel"], "reshard_after_forward": self.reshard_after_forward,
@@ -289,13 +289,13 @@ NAMES: dict[str, Callable[[], Strategy]] = {
 
 
 def by_name(name: str) -> Strategy:
-    """The strategy with a short name.
+    """Return the strategy with a short name.
 
     Raises:
-        ConfigError: there is none; lists them.
+        ConfigError: the name is unknown; lists the known names.
     """
     if name not in NAMES:
-        raise ConfigError(f"trainer.strategy = {name!r}; allowed are auto, {', '.join(NAMES)}, or a class of ours")
+        raise ConfigError(f"trainer.strategy = {name!r}: choose from auto, {', '.join(NAMES)}, or one of our classes")
     return NAMES[name]()
 
 

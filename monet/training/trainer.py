@@ -1,4 +1,4 @@
-"""Lightning's trainer for a run: all ranks start from one checkpoint, and validations come at their interval only."""
+"""Lightning's trainer for a run: all ranks start from one checkpoint, and validations run only at their interval."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from monet.training.strategies import Together
 
 
 class TogetherTrainer(RunTrainer):
-    """Lightning's trainer; with several processes, rank 0 says what all continue from."""
+    """Lightning's trainer; with several processes, rank 0 chooses the checkpoint that all ranks continue from."""
 
-    finished = False  # there is nothing to do, and all ranks are to end
+    finished = False  # the run is complete, so all ranks must end
 
     @override
     def around_run(self, model: LightningModule, ckpt_path: Any, run: Callable[[Any], Any]) -> Any:
@@ -31,13 +31,13 @@ class TogetherTrainer(RunTrainer):
             self.strategy.setup_environment()
             choice = (ckpt_path and str(ckpt_path), self.finished)
             ckpt_path, self.finished = self.strategy.ranks.broadcast(choice, "choosing what to continue from")
-            if self.finished:  # a rank that goes first would take the connections of the others with it
+            if self.finished:  # a rank that ends first would break the connections of the others
                 self.strategy.barrier()
                 torch.distributed.destroy_process_group()
         if self.finished:
             raise SystemExit(0)
-        # Lightning's own agreement on SIGTERM has the host wait for the device in every micro-batch; ours
-        # (monet/training/ranks/agree.py) is part of the numbers of a step
+        # In Lightning's own agreement on SIGTERM, the host waits for the device in every micro-batch. Ours
+        # (monet/training/ranks/agree.py) is part of the numbers of a step.
         switch_off_sigterm_agreement(self)
         validate_at_the_interval_only(self)
         tell_checkpoint(self, ckpt_path)

@@ -34,23 +34,23 @@ def validate(
 ) -> None:
     """Validate a checkpoint of a run on the validation split of prepared data, as the run itself would.
 
-    What is not given here is as in the run's config.yaml. One process does the work. Nothing in the run is changed.
+    Settings that are not given come from the run's config.yaml. One process does the work. The run does not change.
 
     Args:
         run: the run's folder.
-        data: folder of prepared data, with the tokenizer of the run's; its domains may be others than the run's.
-        checkpoint: one of the run's checkpoint folders; none takes the newest valid one.
-        seq_len: tokens of a window.
+        data: folder of prepared data with the same tokenizer as the run; domains may differ from the run's.
+        checkpoint: one of the run's checkpoint folders; by default the newest valid one.
+        seq_len: tokens in a window.
         batch_size: windows in a batch.
-        max_val_windows: windows of each domain at most.
-        all_windows: take all windows of each domain.
-        accelerator: cpu, gpu, or auto for a GPU where there is one.
+        max_val_windows: maximum number of windows of each domain.
+        all_windows: use all windows of each domain.
+        accelerator: cpu, gpu, or auto, which uses a GPU if there is one.
         json: also write the losses to this file.
     """
     folder = chosen_checkpoint(run, None) if checkpoint is None else chosen_checkpoint(None, checkpoint)
     settings = read_training_config([run / "config.yaml"])
     if all_windows and max_val_windows is not None:
-        raise ConfigError(f"max_val_windows = {max_val_windows} and all_windows = True: give one")
+        raise ConfigError(f"max_val_windows = {max_val_windows} and all_windows = True: give only one of them")
     if settings.cpu_threads is not None:
         torch.set_num_threads(settings.cpu_threads)
     if settings.fast_cpu and (accelerator == "cpu" or not torch.cuda.is_available()):
@@ -91,7 +91,7 @@ def validate(
 
 
 def run_command(words: list[str]) -> None:
-    """Parse the words after `train.py validate` and do it."""
+    """Parse the words after `train.py validate` and run the validation."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="train.py validate")

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint in a model: every tensor by its name, with shape and data type checked."""
+"""Loads the weights of a checkpoint into a model by name, and checks shape and data type of every tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monet.training.language_models import LanguageModel, class_of, config_of
 
 
 def load_checkpoint_model(folder: Path) -> LanguageModel:
-    """The language model a checkpoint folder holds, in evaluation mode, on the CPU.
+    """Return the language model of a checkpoint folder, in evaluation mode, on the CPU.
 
     Raises:
         CheckpointError: a weight is missing, unknown, or of another shape or data type; names it.
@@ -25,21 +25,21 @@ def load_checkpoint_model(folder: Path) -> LanguageModel:
 
 
 def model_without_weights(folder: Path) -> LanguageModel:
-    """The model of a checkpoint's configuration, as it is built; under `torch.device("meta")` it takes no memory."""
+    """Build the model of a checkpoint's configuration; under `torch.device("meta")` it takes no memory."""
     config = config_of(read_config(folder))
     return class_of(config)(config)
 
 
 def trained_with_document_masks(folder: Path) -> bool:
-    """Whether the run of a checkpoint folder kept the documents of a window apart (`data.document_mask`).
+    """Return whether the run of a checkpoint folder separated the documents of a window (`data.document_mask`).
 
-    The configuration in checkpoints of earlier versions does not say so; the data's position does.
+    The configuration in checkpoints of earlier versions does not record this, but the data position does.
     """
     return bool((read_entry(folder, "MonetDataModule") or {}).get("document_mask"))
 
 
 def released_tensors(model: LanguageModel) -> dict[str, Tensor]:
-    """The model's parameters and buffers under their released names; a tied output head is left out."""
+    """Return the model's parameters and buffers under their released names; a tied output head is left out."""
     tensors = model.state_dict(keep_vars=True)
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
@@ -52,7 +52,7 @@ def copy_strictly(source: Mapping[str, Tensor], target: dict[str, Tensor], what:
     Args:
         source: tensors read from a file.
         target: the model's tensors, overwritten in place.
-        what: name of the source in messages.
+        what: name of the source, for messages.
     """
     check_fit(source, target, what)
     with torch.no_grad():
@@ -61,15 +61,15 @@ def copy_strictly(source: Mapping[str, Tensor], target: dict[str, Tensor], what:
 
 
 def check_fit(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
-    """Names, shapes and data types must agree on both sides; all weights together may be of half precision.
+    """Check that names, shapes and data types agree on both sides; all weights together may have half precision.
 
     Raises:
-        CheckpointError: names up to five tensors of each kind of disagreement.
+        CheckpointError: names up to five tensors of each kind of mismatch.
     """
     if missing := sorted(target.keys() - source.keys()):
         raise CheckpointError(f"{what} lacks {len(missing)} weights of the model: {some_of(missing)}")
     if unknown := sorted(source.keys() - target.keys()):
-        raise CheckpointError(f"{what} has {len(unknown)} weights the model does not know: {some_of(unknown)}")
+        raise CheckpointError(f"{what} has {len(unknown)} weights that the model does not have: {some_of(unknown)}")
     unlike, weights = [], {source[name].dtype for name, tensor in target.items() if tensor.requires_grad}
     for name, tensor in target.items():
         shape, dtype = source[name].shape, source[name].dtype
@@ -81,5 +81,6 @@ def check_fit(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: 
 
 
 def some_of(items: list[str]) -> str:
-    """The first five of some names, and how many more there are."""
+    """Return the first five of some names, and how many more there are."""
+
     return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")

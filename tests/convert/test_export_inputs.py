@@ -45,7 +45,7 @@ def flip_a_byte(path):
 def test_a_damaged_newest_checkpoint_is_passed_over(run, tmp_path):
     newest = run / "checkpoints" / "step-00000004"
     flip_a_byte(newest / "model.safetensors")
-    with pytest.warns(UserWarning, match="step-00000004 is not valid and is passed over"):
+    with pytest.warns(UserWarning, match="step-00000004 is not valid and is skipped"):
         export(tmp_path / "out", run=run)
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["step"] == 2
     with pytest.raises(CheckpointError, match="SHA-256"):

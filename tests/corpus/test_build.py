@@ -1,4 +1,4 @@
-"""Each step that turns packages into the corpus: cleaning, choice of documents, fetching, the build as a whole."""
+"""The steps that turn packages into the corpus: cleaning, choice of documents, fetching, the whole build."""
 
 import json
 import lzma
@@ -194,7 +194,7 @@ def test_client_that_is_missing_or_refuses_is_named(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_recipe(tmp_path, monkeypatch):
-    """One domain of one package whose files lie here, in place of a fetched one."""
+    """One domain of one package, with local files instead of a fetched package."""
     files = tmp_path / "package"
     (files / "usr/share/doc/demo").mkdir(parents=True)
     (files / "usr/share/doc/demo/copyright").write_text("notice\n", encoding="utf-8")

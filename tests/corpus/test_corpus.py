@@ -1,4 +1,4 @@
-"""The corpus that ships: whole, balanced, clean, free of repetitions."""
+"""The corpus that ships: complete, balanced, clean, free of repetitions."""
 
 import json
 import lzma

@@ -62,7 +62,7 @@ def make_shards(
 ) -> Path:
     """Prepared data from token ids by split and domain; eos is added to each document.
 
-    `sources` are those of a domain's documents in every split.
+    `sources` are the sources of a domain's documents in every split.
     """
     parts: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for split, domains in documents.items():

@@ -32,7 +32,7 @@ class Bad(NamedTuple):
 
 
 def ok(folder: Path) -> None:
-    """Leave the good input as it is."""
+    """Leave the good input unchanged."""
 
 
 def prepared(**changes: Any) -> Callable[[Path], Any]:

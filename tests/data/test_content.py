@@ -1,4 +1,4 @@
-"""Training data whose bytes are no longer those of their manifest."""
+"""Training data whose bytes differ from their manifest."""
 
 import os
 import resource
@@ -40,7 +40,7 @@ def test_a_shard_that_is_truncated_while_it_is_mapped_gives_an_error(changed):
     stream.read(0, 10)
     path = stream.path(0)
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(DataError, match=r"shard-00000.bin: \d+ bytes where the manifest says"):
+    with pytest.raises(DataError, match=r"shard-00000.bin: \d+ bytes, but the manifest says"):
         stream.read(0, 10)
 
 
@@ -71,5 +71,5 @@ def test_a_trusted_folder_is_not_looked_at(changed, monkeypatch):
     assert shards.stream("train", "english").read(0, 5).size == 5
     path = shards.stream("train", "english").path(0)
     os.truncate(path, 10)
-    with pytest.raises(DataError, match="10 bytes where"):
+    with pytest.raises(DataError, match="10 bytes, but"):
         TokenShards(changed, trusted=True).stream("train", "english").read(0, 5)

@@ -1,4 +1,4 @@
-"""Batches and their resumption, alone and under a real Lightning trainer."""
+"""Batches and their resumption, with and without a real Lightning trainer."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_prepare_data_makes_what_is_missing(corpus, tmp_path):
     assert data.domains == ["english", "italian", "python"]
     assert data.tokenizer_dir == out / "tokenizer"
     other = MonetDataModule(str(out), prepare_config=str(config), vocab_size=290, seq_len=SEQ_LEN)
-    with pytest.raises(ConfigError, match=r"vocab_size: 280 there, 290 asked for"):
+    with pytest.raises(ConfigError, match=r"vocab_size: 280 there, 290 requested"):
         other.prepare_data()
     config.write_text(f"source: {{a: {corpus / 'english'}}}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"was prepared with other settings"):
@@ -306,7 +306,7 @@ def test_a_domain_shorter_than_a_window_is_left_out_of_training(uneven):
         warnings.simplefilter("error")
         stream = make(uneven, mixture={"b": 1}).train_dataloader()
     assert {int(label) for batch in itertools.islice(stream, 20) for label in batch["domain"]} == {1}
-    with pytest.raises(DataError, match=r"mixture: domain 'a' has 3 training tokens.*take it out of the mixture"):
+    with pytest.raises(DataError, match=r"mixture: domain 'a' has 3 training tokens.*remove it from the mixture"):
         make(uneven, mixture={"a": 1, "b": 1}).train_dataloader()
     with pytest.raises(DataError, match="split 'train' of domain 'a' has 3 tokens"):
         make(uneven, seq_len=2000).train_dataloader()
@@ -325,5 +325,5 @@ def test_validation_takes_at_least_one_window_a_rank(prepared):
     ranks = min(windows.counts)
     passes = [ValidationPass(windows, 4, max_windows=1, world_size=ranks, rank=rank) for rank in range(ranks)]
     assert {len(one.batches) for one in passes} == {len(windows.chosen)}
-    with pytest.raises(DataError, match=f"for {ranks + 1} ranks, and each takes one"):
+    with pytest.raises(DataError, match=f"but {ranks + 1} ranks need one each"):
         ValidationPass(windows, 4, max_windows=1, world_size=ranks + 1)

@@ -1,4 +1,4 @@
-"""Position ids of packed windows: they begin anew at every document, over shards too, and belong to the position."""
+"""Position ids of packed windows: they restart at every document, across shards too, and belong to the position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tokenizer does to text: special ids inside, unknown ids, lost letters, long texts, texts it cannot encode."""
+"""Effects of a tokenizer on text: special ids inside, unknown ids, lost letters, long texts, texts it cannot encode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file holds: JSON lines under every usual name, tables by column, documents between separators."""
+"""Formats of files: JSON lines under every usual name, tables by column, documents between separators."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_tables_are_read_by_column(tmp_path, suffix, mark):
 
 TABLES = {
     "no such column": ("id,body\n1,x\n", "no key 'text' among .*--text_key.*--format text"),
-    "a field too many": ("id,text\n1,x\n2,y,z\n", "row 2: 3 fields where the header names 2"),
+    "a field too many": ("id,text\n1,x\n2,y,z\n", "row 2: 3 fields, but the header names 2"),
     "a stray quote": ('id,text\n1,"x\n2,y\n', "not CSV"),
     "not UTF-8": (b"id,text\n1,x\xff\n", "row 1: the text is not UTF-8"),
     "a long line": ("id,text\n1," + "x" * 200 + "\n", "row 1: the line is longer than max_document_bytes 100"),
@@ -179,7 +179,7 @@ def test_marks_between_documents_are_reported(tmp_path, capsys):
     for number in range(4):
         (tmp_path / "in" / f"{number}.txt").write_text("a story\n<|endoftext|>\n" * 2)
     shards = prepare(str(tmp_path / "in"), tmp_path / "out", domain="d", vocab_size=260)
-    assert "4 plain text file(s) hold <|endoftext|>" in capsys.readouterr().out
+    assert "4 plain text file(s) contain <|endoftext|>" in capsys.readouterr().out
     assert "--document_separator" in shards.manifest["notes"][0]
 
 

@@ -1,4 +1,4 @@
-"""Preparation in parts: what is joined is what one run makes, and what does not belong together is refused by name."""
+"""Preparation in parts: joined parts equal one preparation, and parts that do not belong together are refused."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def but_for_the_division(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def test_three_parts_joined_are_one_run(settings, whole, parts, capsys):
     joined = join(parts)
-    assert "data.parts is not needed any more" in capsys.readouterr().out
+    assert "data.parts is no longer needed" in capsys.readouterr().out
     assert but_for_the_division(joined.manifest) == but_for_the_division(whole.manifest)
     assert joined.manifest["skipped"]["counts"] == {"empty": 21, "no text": 21}
     assert any("<|endoftext|>" in note for note in joined.manifest["notes"])
@@ -123,7 +123,7 @@ def test_three_parts_joined_are_one_run(settings, whole, parts, capsys):
             total += len(found)
             assert all(source in {str(n) for n in range(11)} | {name} for name, source, _ in found)
     assert total == 3 * 30 * (1 + 2 + 3 + 1 + 2 + 3 + 1) + 1
-    # every part has some of it, and no shard was copied
+    # every part has some documents, and no shard was copied
     for index in range(3):
         part = TokenShards(part_folder(parts, Part(index, 3)))
         assert sum(of["documents"] for split in part.manifest["splits"].values() for of in split.values()) > 100
@@ -131,7 +131,7 @@ def test_three_parts_joined_are_one_run(settings, whole, parts, capsys):
     assert shards and all(path.stat().st_nlink == 2 for path in shards)
     shutil.rmtree(parts_folder(parts))
     TokenShards(parts, full=True)
-    # the configuration of one run finds it done
+    # with the configuration of one run, the joined data are up to date
     assert prepare(**settings, out=parts).fingerprint == joined.fingerprint
     assert "nothing to do" in capsys.readouterr().out
 
@@ -177,18 +177,18 @@ def test_parts_of_two_divisions_are_refused(settings, parts):
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"seed": 3}, r"seed: 0 there, 3 asked for"), ({"shard_tokens": 3000}, r"shard_tokens: 4000 there, 3000")],
+    [({"seed": 3}, r"seed: 0 there, 3 requested"), ({"shard_tokens": 3000}, r"shard_tokens: 4000 there, 3000")],
 )
 def test_a_part_of_other_settings_is_named(settings, parts, changes, reason):
     prepare(**settings | changes, out=parts, part="1/3", overwrite=True)
-    with pytest.raises(DataError, match=rf"part-1-of-3: other settings than those of part-0-of-3 \(.*{reason}"):
+    with pytest.raises(DataError, match=rf"part-1-of-3: its settings differ from those of part-0-of-3 \(.*{reason}"):
         join(parts)
 
 
 def test_a_part_with_another_tokenizer_or_source_is_named(settings, parts, tmp_path):
     other = prepare(settings["source"], tmp_path / "other", vocab_size=301, on_error="skip", max_documents=20)
     prepare(**settings | {"tokenizer": str(other.tokenizer_dir)}, out=parts, part="1/3", overwrite=True)
-    with pytest.raises(DataError, match=r"part-1-of-3: other settings .*tokenizer: 'sha256:"):
+    with pytest.raises(DataError, match=r"part-1-of-3: its settings differ .*tokenizer: 'sha256:"):
         join(parts)
     grown = shutil.copytree(settings["source"], tmp_path / "grown")
     (grown / "italian" / "9.jsonl").write_text('{"text": "pane"}\n')
@@ -202,11 +202,11 @@ def test_a_damaged_or_renamed_part_is_named(parts):
     shutil.copytree(second, parts.with_name("kept"))
     shard = next(second.glob("train/*/shard-00000.bin"))
     shard.write_bytes(shard.read_bytes()[:-2])
-    with pytest.raises(DataError, match=r"part-1-of-3/train/.*bytes where the manifest says"):
+    with pytest.raises(DataError, match=r"part-1-of-3/train/.*bytes, but the manifest says"):
         join(parts)
     shutil.rmtree(second)
     shutil.copytree(first, second)
-    with pytest.raises(DataError, match=r"part-1-of-3: it is part 0"):
+    with pytest.raises(DataError, match=r"part-1-of-3: its manifest says that it is part 0"):
         join(parts)
     shutil.rmtree(second)
     shutil.copytree(parts.with_name("kept"), second)
@@ -221,7 +221,7 @@ def test_a_damaged_or_renamed_part_is_named(parts):
     ("changes", "reason"),
     [
         ({"stream": False}, "part needs --stream true"),
-        ({"max_documents": 5}, "max_documents 5 counts the first documents of all parts"),
+        ({"max_documents": 5}, "max_documents 5 counts the first documents of the whole source"),
         ({"part": "3/3"}, "parts of a whole divided into 3 are 0 to 2"),
         ({"part": "one"}, "write i/n"),
         ({"part": "0/99"}, r"the source has 22 file\(s\) and 0 dataset\(s\)"),
@@ -241,7 +241,7 @@ def test_a_part_can_be_empty(settings, tmp_path, capsys):
     out, changes = tmp_path / "data", {"source": str(tmp_path / "text"), "splits": {"train": 1.0}}
     for index in range(3):
         prepare(**settings | changes, out=out, part=f"{index}/3")
-    assert "note: no file of the source falls to this part" in capsys.readouterr().out
+    assert "note: no file of the source belongs to this part" in capsys.readouterr().out
     assert join(out).manifest["splits"]["train"]["a"]["documents"] == 3
 
 

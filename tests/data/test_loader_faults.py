@@ -130,7 +130,7 @@ def test_a_process_that_has_the_lock_of_torchs_event_when_it_is_ended(data):
         time.sleep(1000)
 
     def give_up(*_):
-        raise TimeoutError("the loader waits for a lock that nobody gives back")
+        raise TimeoutError("the loader waits for a lock that no process releases")
 
     before, handler = children(), signal.signal(signal.SIGALRM, give_up)
     signal.alarm(30)

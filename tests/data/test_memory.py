@@ -1,4 +1,4 @@
-"""Bounded memory: shards are mapped and not copied, files are read piece by piece whatever they claim to hold."""
+"""Bounded memory: shards are mapped and not copied, files of any content are read piece by piece."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ print(windows.shards.stream("train", "a").num_tokens * 2 // 1024, *(b - a for a,
 
 
 def measured(script: str, *words: object) -> list[int]:
-    """Numbers that a script prints in a process of its own."""
+    """Numbers that a script prints in a separate process."""
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=200
     )
@@ -82,7 +82,7 @@ def bomb(folder: Path, kind: str, size: int) -> Path:
     if kind.endswith("parquet"):
         path = folder / f"bomb.{kind}"
         text = ["a" * size] if kind.startswith("text") else ["word " * 200_000] * (size // 1_000_000)
-        # a writer looks at a page's size every so many rows: texts of ordinary length make pages of a megabyte
+        # a writer checks the page size only after a number of rows: texts of ordinary length make pages of a megabyte
         rows = 4 if kind == "parquet" else 1024
         table, options = pyarrow.table({"text": text}), {"compression": "zstd", "use_dictionary": False}
         parquet.write_table(table, path, write_batch_size=rows, **options)
@@ -137,7 +137,7 @@ def test_a_table_takes_three_times_its_largest_page(tmp_path, kind, counts):
 @pytest.mark.parametrize("kind", ["txt.gz", "jsonl.gz", "jsonl.zst", "parquet"])
 def test_what_is_too_long_is_refused_by_name(tmp_path, kind):
     path = bomb(tmp_path, kind, 2 * MIB)
-    with pytest.raises(DataError, match=rf"{path.name}.*max_document_bytes 100000; raise that.*--on_error skip"):
+    with pytest.raises(DataError, match=rf"{path.name}.*max_document_bytes 100000; raise the limit.*--on_error skip"):
         list(read_documents(TextFile(path, "d", path.name), Skipped(), max_bytes=100_000))
 
 

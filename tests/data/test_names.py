@@ -1,4 +1,4 @@
-"""What the shards keep of each document: its name, and its source where the text names one."""
+"""What the shards store for each document: its name, and the source that its text names, if any."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monet.data.writer import ShardWriter
 from monet.errors import DataError
 from tests.data.samples import EOS, SENTENCES
 
-# Three documents of each domain and split: two of one source, and one of another.
+# Three documents of each domain and split: two from one source, and one from another.
 SOURCES = ["book/1", "book/2", "book/1"]
 
 
@@ -60,7 +60,7 @@ def test_a_folder_without_sources_is_that_of_earlier_versions(tmp_path):
     assert names == '"a-0"\n"a-1"\n'
     assert "names_sha256" not in (tmp_path / "old/manifest.json").read_text()
     assert shards.stream("train", "a").document_sources(range(3)) == {0: None, 1: None, 2: None}
-    # what a training began on is the same text after sources were added
+    # text prepared again with sources is the same text for a run that started without them
     new = made(tmp_path / "new", [*SOURCES])
     assert new.fingerprint == shards.fingerprint
     assert (tmp_path / "new/train/a/shard-00000.names.jsonl").read_text() == '["a-0", "book/1"]\n["a-1", "book/2"]\n'

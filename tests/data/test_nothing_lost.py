@@ -16,7 +16,7 @@ from monet.data.order import WindowOrder
 from monet.data.windows import WindowDataset
 from tests.data.samples import EOS, make_shards
 
-VOCAB = 70_000  # every token of a domain has an id of its own, in uint32
+VOCAB = 70_000  # every token of a domain has its own id, in uint32
 
 
 @st.composite
@@ -85,7 +85,7 @@ def run(folder: Path, plan: dict[str, Any], num_workers: int = 0) -> list[np.nda
                 stream.consumed += 1
             used += [row for batch in batches for row in batch["input_ids"].numpy()]
         for reader in readers:
-            list(itertools.islice(reader, fetched))  # what a prefetcher took and a kill threw away
+            list(itertools.islice(reader, fetched))  # batches that were prefetched and lost in the kill
             reader.close()
         state = streams[-1].state_dict()
     return used[:total]

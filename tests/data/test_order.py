@@ -68,7 +68,7 @@ def test_a_mixture_keeps_its_shares_and_its_domains_epochs():
     domains = np.searchsorted(np.cumsum(counts), windows, side="right")
     for block in domains.reshape(4, -1):
         assert np.bincount(block).tolist() == [1024, 2048, 1024]
-    # over whole blocks a domain's windows are drawn equally often, up to the epoch that is under way
+    # over whole blocks a domain's windows are drawn equally often, up to the current epoch
     drawn = np.bincount(windows, minlength=sum(counts))
     for start, end in ((0, 100), (100, 107), (107, 157)):
         assert drawn[start:end].max() - drawn[start:end].min() <= 1

@@ -1,4 +1,4 @@
-"""Preparation: disjoint splits, no-op and refusal on a second run, and restart after a real kill."""
+"""Preparation: disjoint splits, no work or refusal on a second run, and restart after a real kill."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def test_other_settings_or_text_are_refused_and_replaced_only_when_asked(tmp_pat
     out = tmp_path / "data"
     prepare(str(corpus), out, vocab_size=270)
     before = files_of(out)
-    with pytest.raises(ConfigError, match=r"seed: 0 there, 7 asked for.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"seed: 0 there, 7 requested.*--overwrite"):
         prepare(str(corpus), out, vocab_size=270, seed=7)
     (corpus / "python" / "more.txt").write_text("print(1)\n")
-    with pytest.raises(ConfigError, match=r"text\.python\.files: 1 there, 2 asked for"):
+    with pytest.raises(ConfigError, match=r"text\.python\.files: 1 there, 2 requested"):
         prepare(str(corpus), out, vocab_size=270)
     assert files_of(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "data"]

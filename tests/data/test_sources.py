@@ -152,7 +152,7 @@ def test_a_dataset_with_a_column_of_domains(dataset, tmp_path):
 
 @pytest.fixture
 def rows_read(monkeypatch) -> list[int]:
-    """Numbers of the rows as they are read; one whose number is added to `fail_at` breaks the download once."""
+    """Numbers of the rows that were read; a row number in `fail_at` breaks the download once."""
 
     class Watched(hub.Rows):
         def __iter__(self):
@@ -233,5 +233,5 @@ def test_linked_folders_are_read_and_loops_are_not(tmp_path):
     assert [file.name for file in found["a"]] == ["a/link/x.txt", "a/y.txt"]
     assert [file.name for file in found["b"]] == ["b/x.txt"]
     (tmp_path / "in/b/gone").symlink_to(tmp_path / "nothing")
-    with pytest.raises(DataError, match="gone: a link to a file or folder that is not there"):
+    with pytest.raises(DataError, match="gone: a link to a file or folder that does not exist"):
         find_files(tmp_path / "in")

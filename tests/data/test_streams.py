@@ -277,7 +277,9 @@ def test_a_tokenising_process_that_is_killed_ends_the_work_with_its_reason(web, 
 
     monkeypatch.setattr(encode, "_Worker", Mortal)
     settings = shipped("fineweb_edu", source={"web": str(web)}, out=tmp_path / "out", tokenizer=tokenizer, processes=2)
-    with pytest.raises(DataError, match=r"tokenising process \d+ ended with status -9.*run the same command again"):
+    with pytest.raises(
+        DataError, match=r"tokenising process \d+ ended early with status -9.*run the same command again"
+    ):
         prepare(**settings)
     assert [process.poll() for process in started] == [-9, -9]
     monkeypatch.undo()

@@ -84,7 +84,7 @@ def test_the_smallest_type_that_holds_the_ids():
 
 
 def like_llama(folder: Path) -> Path:
-    """A tokenizer that puts <s> before a text, under a class that transformers builds anew."""
+    """A tokenizer that puts <s> before a text, of a class that transformers rebuilds when it loads it."""
     backend = Tokenizer(models.BPE())
     backend.normalizer, backend.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

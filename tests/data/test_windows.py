@@ -1,4 +1,4 @@
-"""Windows against a plain reading of the token lists they are cut from."""
+"""Compares windows with a plain reading of the token lists they are cut from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one rank of test_accumulation.py does: a step of many micro-batches in bf16-mixed under each stage of ZeRO.
+"""One rank of test_accumulation.py: a step of many micro-batches in bf16-mixed under each stage of ZeRO.
 
 python -m tests.distributed.accumulation_ranks OUT, with torchrun's environment.
 """
@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def inputs(rank: int) -> list[float]:
-    """Gradients of a rank's micro-batches before they are averaged: one large one in all, the others small."""
+    """Gradients of a rank's micro-batches before they are averaged: one is large, the others are small."""
     return [1.0 if rank == number == 0 else SMALL for number in range(MICRO_BATCHES)]
 
 

@@ -1,4 +1,4 @@
-"""Commands run as two real processes over gloo, and runs of train.py to compare them with."""
+"""Runs commands as two real processes over gloo, and runs train.py for comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.training.conftest import data_dir, train  # noqa: F401
 from tests.training.runs import SHAPE
 from tools.proofs.ranks import run_ranks
 
-TIMEOUT_SECONDS = 900  # a loaded machine needs minutes where a quiet one needs seconds
+TIMEOUT_SECONDS = 900  # a loaded machine needs minutes, a quiet one needs seconds
 Ranks = Callable[..., list[subprocess.CompletedProcess[str]]]
 
 
@@ -29,7 +29,7 @@ def ranks(tmp_path) -> Ranks:
 
 @pytest.fixture
 def settings(data_dir) -> dict[str, Any]:  # noqa: F811
-    """Six steps of two micro-batches of four windows in all, a checkpoint every three; without dropout."""
+    """Six steps of two micro-batches, four windows per step, a checkpoint every three steps, no dropout."""
     return {
         "seed_everything": 1, "checkpoint_every": 3, "cpu_threads": 1, "loggers": [],
         "model": {
@@ -47,7 +47,7 @@ def settings(data_dir) -> dict[str, Any]:  # noqa: F811
 
 @pytest.fixture
 def train_words(tmp_path, settings) -> Callable[..., list[str]]:
-    """The command of a run in which two ranks share the batch; arguments are its name, a strategy and further words."""
+    """The command of a run whose two ranks share the batch; arguments are its name, a strategy and further words."""
 
     def words(name: str, strategy: Any, *more: str, command: tuple[str, ...] = ("train.py",)) -> list[str]:
         config = copy.deepcopy(settings)

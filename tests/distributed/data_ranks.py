@@ -1,4 +1,4 @@
-"""What one rank of test_data.py does: it starts a training and counts its looks at files while the data open.
+"""One rank of test_data.py: it starts training and counts its accesses to files while the data open.
 
 python -m tests.distributed.data_ranks DATA OUT, with torchrun's environment.
 """
@@ -19,14 +19,14 @@ from tests.data.test_datamodule import Recorder
 
 
 class CountedData(MonetDataModule):
-    """Counts looks at files while the ranks open the data."""
+    """Counts accesses to files while the ranks open the data."""
 
     looks = 0
 
     def _open_together(self) -> None:
         with counted_looks() as looks:
             super()._open_together()
-        # files that libraries look at are not counted
+        # accesses of libraries are not counted
         type(self).looks += len(looks)
 
 

@@ -1,4 +1,4 @@
-"""What one rank of test_ddp.py does: a training step of a wrapped model on its half of a batch.
+"""One rank of test_ddp.py: a training step of a wrapped model on its half of a batch.
 
 python -m tests.distributed.ddp_ranks OUT, with torchrun's environment.
 """
@@ -20,7 +20,7 @@ from monet.kernels import mix_project
 from monet.model.losses import RouterLoss
 from tests.model.tiny import tiny_model, tokens
 
-# What a step may be made with, each on its own.
+# Options of a step, each used separately.
 CASES: dict[str, dict[str, Any]] = {
     "horizontal": {"form": "horizontal"},
     "vertical": {"form": "vertical"},
@@ -31,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def build(form: str, checkpointing: bool = False, masked: bool = False, frozen: bool = False) -> MonetForCausalLM:
-    """The same model in every process, with steps of real size's code at any size."""
+    """The same model in every process; it runs the code for real sizes at any size."""
     mix_project._LEAN_FROM_ELEMENTS = 0
     model = tiny_model(form).double().train()
     if checkpointing:
@@ -57,7 +57,7 @@ def main(out: str) -> None:
         loss_of_half(model, dist.get_rank()).backward()
         gradients = {name: weight.grad for name, weight in model.module.named_parameters() if weight.grad is not None}
         save_file(gradients, os.path.join(out, f"{name}-{dist.get_rank()}.safetensors"))
-        # Where DDP outlives the group, torch can wait for a gloo thread that itself waits for the interpreter's lock.
+        # If DDP outlives the group, torch can wait for a gloo thread that itself waits for the interpreter's lock.
         del model
     dist.barrier()
     dist.destroy_process_group()

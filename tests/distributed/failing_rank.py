@@ -1,4 +1,4 @@
-"""train.py, in which rank 1 fails as FAULT says.
+"""train.py, in which rank 1 fails in the way that FAULT names.
 
 save: it is killed while it writes its part of the checkpoint after step 6. step: it is killed before the backward pass
 of step 5. disk: its disk is full at the checkpoint after step 3.

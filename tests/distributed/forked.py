@@ -1,4 +1,4 @@
-"""Ranks forked off one server process that has imported everything: real processes, without seconds of imports each.
+"""Ranks forked from one server process that has imported everything: real processes, without seconds of imports each.
 
 They share what an interpreter chooses at its start, such as the seed of its hashes; test_launchers.py has ranks that
 do not.
@@ -24,12 +24,12 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from tools.proofs.ranks import ROOT
 
 _IMPORTED = ["deepspeed", "monet.convert.export", "monet.training.cli"]
-# read at import, so the server needs them too
+# libraries read them at import, so the server needs them too
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class ForkedRank:
-    """What `run_ranks` needs of a `subprocess.Popen`."""
+    """The part of `subprocess.Popen` that `run_ranks` needs."""
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str], out: Path, err: Path) -> None:
         self._process = _server().Process(target=_work, args=(list(words), dict(environment), str(out), str(err)))
@@ -62,7 +62,7 @@ def _work(words: list[str], environment: dict[str, str], out: str, err: str) -> 
     os.environ.update(environment)
     os.chdir(ROOT)
     np.random.seed()
-    rank_zero_only.rank = int(environment["RANK"])  # Lightning read it when it was imported
+    rank_zero_only.rank = int(environment["RANK"])  # Lightning read it at import
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     try:

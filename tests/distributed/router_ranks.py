@@ -1,4 +1,4 @@
-"""What one rank of test_router_ranks.py does: steps on its share of a batch; results go to files of its own.
+"""One rank of test_router_ranks.py: steps on its share of a batch; it writes its results to its own files.
 
 python -m tests.distributed.router_ranks OUT, with torchrun's environment.
 """
@@ -35,7 +35,7 @@ def step(case: Case, rank: int, world_size: int) -> dict[str, Tensor]:
     model = MonetForCausalLM(tiny_config()).double().train()
     if case.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    # the second half is of another kind: each rank's own statistics are far from the whole batch's
+    # the second half differs: the statistics of each rank are far from those of the whole batch
     tokens = torch.cat([torch.randint(0, 8, (2, 16)), torch.randint(30, 40, (2, 16))])
     mask = torch.ones_like(tokens)
     if case.padded:
@@ -47,7 +47,7 @@ def step(case: Case, rank: int, world_size: int) -> dict[str, Tensor]:
             for router in model.routers():
                 router.ranks = GlobalBatch()
         tokens, mask, labels = (whole.chunk(world_size)[rank] for whole in (tokens, mask, labels))
-    # a sum over tokens: the mean of the ranks' means would be another one where they are unequally many
+    # a sum over tokens: with unequal numbers of tokens, the mean of the ranks' means would differ
     out = model(
         input_ids=tokens, attention_mask=mask if case.padded else None, labels=labels, use_cache=False,
         router_loss=RouterLoss(5.0, 0.5, "firing"), num_items_in_batch=num_items,

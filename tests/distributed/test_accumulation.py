@@ -1,4 +1,4 @@
-"""What ZeRO adds up in bf16-mixed, over micro-batches and two real ranks: in float32, whatever is partitioned."""
+"""Sums of ZeRO in bf16-mixed, over micro-batches and two real ranks: float32 for every partitioned part."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def test_half_precision_gradients_are_summed_in_float32(ranks, tmp_path):
     for done in ranks(["-m", "tests.distributed.accumulation_ranks", str(tmp_path)]):
         assert done.returncode == 0, done.stderr
     gradients = inputs(0) + inputs(1)
-    norm = 2 * math.fsum(gradients) / len(gradients)  # of four weights with this gradient
+    norm = 2 * math.fsum(gradients) / len(gradients)  # norm of four weights with this gradient
     for name in CASES:
         first, second = (json.loads((tmp_path / f"{name}-{rank}.json").read_text()) for rank in (0, 1))
         assert first == second, name
-        if name == "zero2 as told":  # its setting wins: a sum in bfloat16 stays what its largest term is
+        if name == "zero2 as told":  # the user's setting wins: a sum in bfloat16 stays at its largest term
             assert first["norm"] == 2 / len(gradients) < 0.85 * norm
         else:
             assert first["norm"] == norm, name

@@ -1,4 +1,4 @@
-"""How ranks agree: real processes over one store, without connections of their own."""
+"""Agreement between ranks: real processes over one store, without connections to each other."""
 
 from __future__ import annotations
 

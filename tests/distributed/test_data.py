@@ -1,4 +1,4 @@
-"""Two real ranks over gloo open prepared data: one looks at every shard, the other trusts it."""
+"""Two real ranks over gloo open prepared data: one checks every shard, the other trusts it."""
 
 from __future__ import annotations
 

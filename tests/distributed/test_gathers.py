@@ -1,4 +1,4 @@
-"""What starting a gather costs the host does not grow with the number of ranks."""
+"""The host's cost of starting a gather does not grow with the number of ranks."""
 
 from __future__ import annotations
 

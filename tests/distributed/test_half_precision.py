@@ -1,4 +1,4 @@
-"""bfloat16 on two real processes: a step left out and a run that continues, and what is kept in float32."""
+"""bfloat16 on two real processes: a skipped step, a continued run, and the values kept in float32."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def test_ranks_are_those_a_launcher_tells(monkeypatch):
     for name in TOLD:
         monkeypatch.delenv(name, raising=False)
     assert launched_environment() is None
-    monkeypatch.setenv("LOCAL_RANK", "1")  # Lightning's own launcher tells this alone
+    monkeypatch.setenv("LOCAL_RANK", "1")  # only Lightning's own launcher sets no other variable
     assert launched_environment() is None
     for name, value in TOLD.items():
         monkeypatch.setenv(name, value)

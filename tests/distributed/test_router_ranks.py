@@ -17,7 +17,7 @@ def test_two_ranks_are_one_batch(ranks, tmp_path):
         assert len([name for name in whole if name.startswith("buffer.")]) == 12
         for name, wanted in whole.items():
             assert torch.equal(first[name], second[name]), f"{case}: {name} differs between the ranks"
-            # all is float64 but the buffers, and the weights of tokens where some are padding
+            # everything is float64 except the buffers, and the token weights if some tokens are padding
             tolerance = 1e-6 if case == "padded" or name.startswith("buffer.") else 1e-10
             torch.testing.assert_close(
                 first[name], wanted, rtol=tolerance, atol=tolerance, msg=lambda m, n=f"{case}, {name}": f"{n}: {m}"

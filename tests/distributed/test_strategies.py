@@ -1,4 +1,4 @@
-"""Two real processes under each strategy against one with the same global batch, and runs that change hands."""
+"""Two real processes under each strategy against one with the same global batch, and runs that change strategy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from monet.training.checkpoints.checkpoint import newest_valid, read_weights
 from monet.training.checkpoints.tensor_files import StoredTensors
 from tests.training.runs import read_log
 
-# float32 sums in another order: 7e-7 in the losses, 1e-6 in the weights were seen
+# float32 sums in another order: measured 7e-7 in the losses, 1e-6 in the weights
 TOLERANCE = 1e-5
-# stage 3 keeps small parameters whole unless it is told otherwise
+# stage 3 keeps small parameters whole by default
 ZERO_3 = {
     "class_path": "monet.training.strategies.Zero",
     "init_args": {"stage": 3, "config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}},
@@ -57,7 +57,7 @@ def test_two_ranks_are_one_process_and_continue_bit_for_bit(name, train, train_r
     assert_same_state(run.checkpoints / last, whole.checkpoints / last, TOLERANCE)
     validation = [read_log(folder, "validation.jsonl")[-1]["loss"] for folder in (run.run_dir, whole.run_dir)]
     assert validation[0] == pytest.approx(validation[1], abs=TOLERANCE)
-    # the same again from its middle, as if it had been killed
+    # repeat the second half, as after a kill
     shutil.copytree(run.run_dir, tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / last)
     again = train_ranks("again", STRATEGIES[name])
@@ -135,7 +135,7 @@ def test_a_rank_that_dies_in_a_step_ends_the_others_in_one_line_and_is_named(tra
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.nightly), "zero3"])
 def test_checkpoints_beside_the_training_are_the_same_on_two_ranks(name, train_ranks):
-    """Every step has one, so that the next waits for it; the threads of both ranks meet over a channel of their own."""
+    """Every step has a checkpoint, so the next save waits for it; the writing threads of both ranks share a channel."""
     often = ("--trainer.max_steps=4", "--checkpoint_every=1", "--checkpoint_keep=9")
     plain = train_ranks("plain", STRATEGIES[name], *often)
     beside = train_ranks("beside", STRATEGIES[name], *often, "--checkpoint_async=true")
@@ -161,7 +161,7 @@ sys.exit(main())
 
 @pytest.mark.slow
 def test_local_statistics_are_rank_0s_whichever_rank_writes_them(train_ranks):
-    """Files of this size put them all on rank 1."""
+    """With files of this size, rank 1 writes all of them."""
     words = ("--model.router_statistics=local", "--trainer.max_steps=3")
     whole = train_ranks("whole", "ddp", *words)  # one file, which rank 0 writes
     split = train_ranks("split", "ddp", *words, command=("-c", SMALL_FILES))
@@ -177,5 +177,5 @@ def test_one_full_disk_fails_the_checkpoint_of_all_and_training_goes_on(beside, 
     run = train_ranks("run", "ddp", *words, command=FAILING, FAULT="disk")
     assert run.codes == [0, 0], run.errors
     assert "step-00000003" in run.errors[0] and "No space left on device" in run.errors[0]
-    assert "(rank 1)" in run.errors[0] and "training goes on" in run.errors[0]
+    assert "(rank 1)" in run.errors[0] and "training continues" in run.errors[0]
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000006"]

@@ -1,4 +1,4 @@
-"""What two real processes send in a step and hold before its update, beside what plans take for it."""
+"""Data that two real processes send in a step and hold before its update, compared with the plan's figures."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ OFTEN = {("zero2", "bf16-mixed"), ("zero3", "32-true")}  # the other variants ru
 def test_ranks_send_and_hold_what_a_plan_says(name, precision, train_ranks, settings, tmp_path):
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")
-    # large enough for padding and the routers' sums to be small beside it; a tied embedding is gathered twice
+    # so large that padding and the routers' sums are small in comparison; a tied embedding is gathered twice
     settings["model"]["shape"] |= {"hidden_size": 96, "moe_dim": 16, "moe_experts": 16, "tie_word_embeddings": False}
-    # checkpoints and validations send, too
+    # checkpoints and validations send data too
     settings["checkpoint_every"] = 100
     settings["trainer"] |= {"precision": precision, "val_check_interval": 100}
     command = ("-m", "tests.distributed.volume_ranks", str(tmp_path / "sent"))
@@ -53,21 +53,21 @@ def test_ranks_send_and_hold_what_a_plan_says(name, precision, train_ranks, sett
     wanted = sum(sent_bytes(config, precision, name, 2, ACCUMULATE))
     parts = state_bytes(config, precision, name, 2)
     state = sum(parts.values()) - parts["buffers"]
-    if name == "zero1":  # after the reduction only this rank's gradients lie outside of the bucket
+    if name == "zero1":  # after the reduction only this rank's gradients are outside the bucket
         state -= parts["gradients"] / 2
     for rank in range(2):
         figures = json.loads((tmp_path / f"sent-{rank}.json").read_text())
         sent = figures["sent"]
         buckets, rest = divmod(figures["held"], 4 * ZERO_BUCKET)
         assert buckets <= 1 and rest == pytest.approx(state, rel=0.03)
-        # what routers and checks of a step exchange is float64, or as small
+        # routers and checks of a step exchange float64 values, or amounts as small
         count = sum(size for dtype, size in sent.items() if dtype in ("float32", "bfloat16")) / STEPS
         assert count == pytest.approx(wanted, rel=0.05), (sent, sum(parameter_counts(config).values()))
 
 
 @pytest.mark.parametrize("name", ["ddp", pytest.param("zero1", marks=pytest.mark.slow)])
 def test_ranks_start_the_collectives_that_a_plan_counts(name, train_ranks, settings, tmp_path):
-    """None for signals, and none for the keys that fired, which the routers' own sum contains."""
+    """No collective for signals, and none for the fired keys, which the routers' own sum contains."""
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")
     settings["checkpoint_every"] = settings["trainer"]["val_check_interval"] = 100
@@ -78,5 +78,5 @@ def test_ranks_start_the_collectives_that_a_plan_counts(name, train_ranks, setti
     calls = json.loads((tmp_path / "sent-1.json").read_text())["calls"]
     assert {key.split()[0] for key in calls if "gather" not in key} == {"all_reduce"}, calls
     assert sum(count for key, count in calls.items() if "gather" in key) == STEPS * wanted.gathers, calls
-    buckets = STEPS if name == "zero1" else 0  # of gradients, beside the backward pass
+    buckets = STEPS if name == "zero1" else 0  # reductions of gradients outside the backward pass
     assert sum(count for key, count in calls.items() if "all_reduce" in key) == STEPS * wanted.sums + buckets, calls

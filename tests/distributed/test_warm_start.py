@@ -33,7 +33,7 @@ def test_a_frozen_router_does_not_move_on_any_rank(name, train, train_ranks, set
     frozen = {key for key in after if ".router." in key}
     assert frozen == {key for key in after if torch.equal(after[key], before[key])}
     assert not any(".router." in key for key in StoredTensors(last, "optimizer"))
-    # it goes on from its own checkpoint
+    # it continues from its own checkpoint
     more = train_ranks("run", STRATEGIES[name], "--trainer.max_steps=8")
     assert more.codes == [0, 0], more.errors
     after = read_weights(run.checkpoints / "step-00000008")

@@ -1,4 +1,4 @@
-"""train.py, which counts what its collectives send in the second and third step, and what it holds before an update.
+"""train.py with counters: bytes that its collectives send in steps two and three, and bytes held before an update.
 
 python -m tests.distributed.volume_ranks OUT fit ..., with torchrun's environment: OUT-RANK.json gets the bytes, `sent`
 by dtype, `held` in all, and the numbers of collectives in both steps, `calls`, by name and dtype.
@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-# the whole tensor's place among the arguments, its keywords, and how often a ring of many sends it
+# the whole tensor's index among the arguments, its keywords, and how often a large ring sends it
 COLLECTIVES: dict[str, tuple[int, tuple[str, ...], int]] = {
     "all_reduce": (0, ("tensor",), 2),
     "all_gather_into_tensor": (0, ("output_tensor",), 1),
@@ -36,7 +36,7 @@ is_counting = False
 
 
 def count(name: str) -> None:
-    """Have a collective of torch.distributed count."""
+    """Make a collective of torch.distributed count its bytes."""
     original = getattr(torch.distributed, name)
     place, keywords, times = COLLECTIVES[name]
 

@@ -1,4 +1,4 @@
-"""train.py's command in which rank 1 has a loss that is not a number, once: `python bad_rank.py fit ...`."""
+"""train.py's command in which the loss of rank 1 is NaN once: `python bad_rank.py fit ...`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A little prepared text, and runs of train.py on it within the test's process."""
+"""A small prepared text, and runs of train.py on it within the test's process."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def settings(data_dir) -> dict:
 @pytest.fixture
 def train(tmp_path, settings, monkeypatch):
     """Calls train.py's main on a run folder; arguments are further words of the command line."""
-    monkeypatch.setattr(sys, "argv", ["train.py"])  # LightningCLI looks there too
+    monkeypatch.setattr(sys, "argv", ["train.py"])  # LightningCLI reads it too
 
     def run(name: str = "run", *words: str) -> SimpleNamespace:
         config = tmp_path / "config.yaml"

@@ -1,7 +1,7 @@
-"""Hurts training runs in forked children and writes down how they ended: `python -m tests.training.fault_driver OUT`.
+"""Disturbs training runs in forked children and records how they end: `python -m tests.training.fault_driver OUT`.
 
-A process of its own, because only one that has computed nothing can fork safely. Each scenario is a function that
-returns what test_faults.py looks at.
+It is a separate process, because only a process that has computed nothing can fork safely. Each scenario is a function
+that returns values for test_faults.py.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Scene:
         return forked_runs.wait(self.start(*words, before=before), 300)
 
     def said(self) -> str:
-        """What the runs since the last call wrote."""
+        """Output of the runs since the last call."""
         text = self.log.read_text(encoding="utf-8")
         self.log.write_text("", encoding="utf-8")
         return text
@@ -70,7 +70,7 @@ class Scene:
 
 
 def slow_steps(seconds: float = 0.5) -> None:
-    """Micro-batches take so long after the fourth step, at most half a second before, so that signals arrive in one."""
+    """Make micro-batches take this long after the fourth step, and at most 0.5 s before it, so that signals hit one."""
     from monet.training.module import MonetLightningModule
 
     step = MonetLightningModule.training_step
@@ -88,7 +88,7 @@ def stopped_by(number: int) -> Callable[[Scene], dict[str, Any]]:
         scene.wait_for("step 1/")
         os.kill(pid, number)
         scene.wait_for("finishing the step")
-        os.kill(pid, number)  # at once again: passed on by a launcher
+        os.kill(pid, number)  # again at once, as from a launcher that passes it on
         code, logged = forked_runs.wait(pid, 120), scene.logged()
         return {"code": code, "said": scene.said(), "logged": logged, "valid": scene.valid_step()}
 
@@ -135,7 +135,7 @@ def asked_for_a_checkpoint(scene: Scene) -> dict[str, Any]:
 
 
 def finish(scene: Scene) -> dict[str, Any]:
-    """Continue to the end, and compare with a run that was left alone."""
+    """Continue to the end, and compare with an undisturbed run."""
     code = scene.run()
     return {"code": code, "differences": differences(REFERENCE["run_dir"], scene.run_dir) if code == 0 else None}
 
@@ -172,7 +172,7 @@ def killed_in_a_save(scene: Scene) -> list[dict[str, Any]]:
 
 
 def limit_files() -> None:
-    """No file of this process may grow beyond 32 KiB: the error of a disk that takes no more, at a known place."""
+    """Limit every file of this process to 32 KiB: it gives the error of a full disk at a known place."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, 1 << 15))
 
 
@@ -191,7 +191,7 @@ def file_too_large(policy: str) -> Callable[[Scene], dict[str, Any]]:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, kibibytes: int) -> Iterator[bool]:
-    """A file system of this size mounted at `folder`, where the system lets us."""
+    """A file system of this size mounted at `folder`, if the system allows it."""
     folder.mkdir()
     libc = ctypes.CDLL(None, use_errno=True)
     mounted = libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={kibibytes}k".encode()) == 0
@@ -241,7 +241,7 @@ def log_takes_no_more(scene: Scene) -> dict[str, Any]:
 
 
 def at_step(finished_steps: int, act: Callable[[], None]) -> None:
-    """Call `act` when so many steps are done and the next begins."""
+    """Call `act` when this number of steps is done and the next one starts."""
     from monet.training.module import MonetLightningModule
 
     step = MonetLightningModule.training_step

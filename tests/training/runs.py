@@ -1,4 +1,4 @@
-"""A small model's sizes, and readers of what a run wrote."""
+"""Sizes of a small model, and readers of a run's files."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_structural_changes_at_resume_are_refused_with_both_values(train, capsys
     ("--data.seed=5", "seed 5.*run's 0"),
 ])  # fmt: skip
 def test_changes_that_lose_the_place_in_the_data_are_refused(train, capsys, change, words):
-    """Nothing of the run changes, its log behind the last checkpoint included."""
+    """Nothing in the run changes, including its log after the last checkpoint."""
     run = train("run", "--trainer.max_steps=4")
     with open(run.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 5}\n')
@@ -130,7 +130,7 @@ def finished(tmp_path_factory, data_dir):
 
 
 def damaged(run: Path, tmp_path: Path, name: str, content: bytes, *, repair_manifest: bool = False) -> Path:
-    """A copy of the run whose checkpoint has another content in one file."""
+    """A copy of the run with changed content in one file of its checkpoint."""
     import shutil
 
     from monet.files import write_manifest
@@ -185,7 +185,7 @@ def test_weights_that_do_not_fit_are_named(finished, tmp_path, capsys):
     name = "model.layers.0.router.w1.weight"
     changes = {
         "lacks 1 weights": {key: tensor for key, tensor in weights.items() if key != name},
-        "1 weights the model does not know: extra": {**weights, "extra": weights[name].clone()},
+        "1 weights that the model does not have: extra": {**weights, "extra": weights[name].clone()},
         r"router\.w1\.weight: \(2, 2\).* for \(16, 32\)": {**weights, name: weights[name][:2, :2].clone()},
         r"router\.w1\.weight.*float16.*float32": {**weights, name: weights[name].half()},
     }

@@ -1,4 +1,4 @@
-"""What stands before a text in the data stands there in use too: export, generation, windows, lm-eval."""
+"""Tokens before a text in the data are also there in use: export, generation, windows, lm-eval."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Runs whose attention stays inside documents: they learn something else, and continue bit for bit."""
+"""Runs whose attention stays inside documents: their losses differ, and they continue bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals, kills, full disks, memory that runs out and workers that fail, done to real processes (fault_driver.py)."""
+"""Signals, kills, full disks, lack of memory and failing workers, tested on real processes (fault_driver.py)."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def errors(said: str) -> list[str]:
 
 @pytest.mark.parametrize(("name", "code"), [("sigterm", 143), ("sigint", 130)])
 def test_a_signal_finishes_the_step_and_saves(results, name, code):
-    """Also where it comes twice within a moment, from a scheduler and from a launcher."""
+    """Also if the signal comes twice at almost the same time, from a scheduler and from a launcher."""
     result = results[name]
     assert result["code"] == code
     assert result["logged"] == result["valid"] > 0
     assert "finishing the step and saving" in result["said"]
-    assert f"after step {result['valid']}; the same command continues" in result["said"]
+    assert f"after step {result['valid']}; run the same command to continue" in result["said"]
     assert "Traceback" not in result["said"]
 
 
@@ -64,7 +64,7 @@ def test_a_checkpoint_can_be_asked_for(results):
     result = results["sigusr1"]
     assert result["code"] == 0
     first, last = result["names"]
-    assert first in ("step-00000002", "step-00000003")  # the signal can come right behind the line of step 2
+    assert first in ("step-00000002", "step-00000003")  # the signal can come right after the line of step 2
     assert last == "step-00000005"
 
 
@@ -104,7 +104,7 @@ def test_the_run_can_go_on_without_but_not_end_without(results):
     result = results["file too large, continue"]
     assert result["code"] == 4 and result["valid"] == 4
     assert result["logged"] == 12
-    assert "training goes on, and the next checkpoint is tried when it is due" in result["said"]
+    assert "training continues, and the next checkpoint is tried when it is due" in result["said"]
     (error,) = errors(result["said"])
     assert "step-00000012" in error
     assert result["after"] == 0

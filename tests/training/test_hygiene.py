@@ -1,4 +1,4 @@
-"""A run's records: loggers that fail, clocks that jump, changed settings, `monet verify`, errors told in one line."""
+"""A run's records: failing loggers, clocks that jump, changed settings, `monet verify`, one-line errors."""
 
 import json
 import time
@@ -145,7 +145,7 @@ def test_validations_and_checkpoints_are_not_training(train, monkeypatch):
 
 def test_every_line_has_speed_memory_and_each_routers_health(train):
     for entry in read_log(train("run", "--trainer.max_steps=4").run_dir):
-        assert entry["mfu"] is None  # nobody publishes a peak for this CPU
+        assert entry["mfu"] is None  # no peak is published for this CPU
         assert entry["memory_bytes"] > 50e6
         assert 0 <= entry["data_wait_share"] < 1
         assert entry["tokens_per_second"] > 0

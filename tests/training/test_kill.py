@@ -1,4 +1,4 @@
-"""A training process is really killed, and the same command continues it bit for bit."""
+"""Tests that kill a training process: the same command then continues it bit for bit."""
 
 import os
 import random
@@ -16,12 +16,12 @@ from monet.training.checkpoints.checkpoint import newest_valid
 from tests.training.runs import losses
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_SECONDS = 900  # for one process; a loaded machine needs minutes where a quiet one needs seconds
+TIMEOUT_SECONDS = 900  # for one process; a loaded machine needs minutes, a quiet one needs seconds
 
 
 @pytest.fixture
 def start():
-    """Starts train.py on a run folder; whatever still runs when the test ends is killed."""
+    """Starts train.py on a run folder; processes that still run at the end of the test are killed."""
     started = []
 
     def start_one(config, run_dir):
@@ -53,7 +53,7 @@ def kill_at(process, run_dir, step):
 
 
 def test_a_killed_process_is_continued_bit_for_bit(train, start, tmp_path):
-    """One process killed right after a step, continued here, against a run that was left alone."""
+    """One process killed right after a step and continued here, against an undisturbed run."""
     whole = train("whole")
     victim = start(whole.config, tmp_path / "run")
     assert kill_at(victim, tmp_path / "run", 6)

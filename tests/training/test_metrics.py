@@ -1,4 +1,4 @@
-"""What is recorded: dead keys over a window, logs cut back exactly, validation equal to a plain computation."""
+"""Records of a run: dead keys over a window, logs cut back exactly, validation equal to a plain computation."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from tests.training.runs import read_log
 
 
 def fired(*alive):
-    """One group, two sides, one head, two keys: those at the given flat places fired."""
+    """One group, two sides, one head, two keys: those at the given flat indices fired."""
     places = torch.zeros(4, dtype=torch.bool)
     places[list(alive)] = True
     return places.view(1, 2, 1, 2)

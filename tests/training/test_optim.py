@@ -1,4 +1,4 @@
-"""Parameter groups by name and shape; schedules at values worked out by hand."""
+"""Parameter groups by name and shape; schedules compared with values computed by hand."""
 
 import math
 

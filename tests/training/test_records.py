@@ -1,4 +1,4 @@
-"""A run as its own record: repeated from its config.yaml, saved wherever it ends, refused where it would not repeat."""
+"""A run's own record: it repeats from its config.yaml, saves at every end, and refuses settings that break repeats."""
 
 import lightning as L
 import pytest
@@ -76,7 +76,7 @@ def test_a_step_divided_otherwise_keeps_its_windows(train, settings, monkeypatch
     run = train("run", *words, "--model.router_statistics_every=step")
     assert run.code == 0
     assert windows == {number: expected[number] for number in range(4, 12)}
-    # thresholds are those of other batches
+    # thresholds come from other batches
     for (_, ours), (_, theirs) in zip(losses(run.run_dir), losses(whole.run_dir), strict=True):
         assert ours == pytest.approx(theirs, rel=2e-2)
 

@@ -1,4 +1,4 @@
-"""Data that were replaced between two starts of a run: refused with both fingerprints, and nothing is written."""
+"""Data replaced between two starts of a run: refused with both fingerprints, and nothing is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The length of a run and that of its schedule: apart from each other, in steps or in tokens."""
+"""Length of a run and length of its schedule: independent of each other, in steps or in tokens."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_tokens_give_the_length_of_run_and_schedule(train, settings, capsys):
     (("--max_tokens=1e6",), "max_tokens = 1000000.0 and trainer.max_steps = 12: give one"),
     (("--max_tokens=0", "--trainer.max_steps=-1"), "max_tokens must be at least 1"),
     (("--trainer.max_steps=2",), "warmup_steps = 3"),
-    (("--trainer.max_steps=2",), "set schedule.total_steps to the length of the whole schedule"),
+    (("--trainer.max_steps=2",), "set schedule.total_steps to the whole length"),
 ])  # fmt: skip
 def test_lengths_that_contradict_each_other_are_refused(train, capsys, words, message):
     assert train("run", *words).code == 2

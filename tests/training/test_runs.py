@@ -1,4 +1,4 @@
-"""Whole runs of train.py in this process: what they write, how they continue, when they refuse."""
+"""Whole runs of train.py in this process: what they write, how they continue, when they are refused."""
 
 import json
 import shutil
@@ -204,7 +204,7 @@ def test_the_checkpoint_of_the_lowest_validation_loss_stays(train, monkeypatch, 
     run = train("run", "--trainer.max_steps=6", *words)  # validates after steps 2, 4, 6
     assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [4, 6]
     assert "step-00000004  lowest validation loss so far, 1.0000" in capsys.readouterr().out
-    train("run", "--trainer.max_steps=8", *words)  # a start that continues knows the lowest one
+    train("run", "--trainer.max_steps=8", *words)  # a continued run knows the lowest loss
     assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [4, 8]
     train("run", "--trainer.max_steps=11", *words)
     assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [10, 11]

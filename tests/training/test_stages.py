@@ -1,4 +1,4 @@
-"""Stages: weights and moments go on in a new run, on other data and with another batch."""
+"""Stages: a new run continues with weights and moments, on other data and with another batch."""
 
 import json
 
@@ -29,7 +29,7 @@ def tensors(folder, name: str) -> dict[str, torch.Tensor]:
 def test_a_stage_keeps_weights_and_moments_on_other_data_and_batches(train, first, settings, capsys):
     settings["data"] |= {"mixture": {"code": 1.0}, "seq_len": 48, "batch_size": 3, "seed": 5}
     settings["trainer"]["accumulate_grad_batches"] = 1
-    # an update of nothing: the first checkpoint holds what the stage began with
+    # an update without effect: the first checkpoint holds the state at the start of the stage
     settings["model"]["optimizer"] = {"learning_rate": 1e-30, "weight_decay": 0.0, "beta1": 0.0}
     words = ("--trainer.max_steps=2", "--checkpoint_every=1", f"--stage_from={first.run_dir}")
     capsys.readouterr()
@@ -47,13 +47,13 @@ def test_a_stage_keeps_weights_and_moments_on_other_data_and_batches(train, firs
     steps = {name for name in old if name.endswith("/step")}
     assert all(new[name] == old[name] + 1 == 9 for name in steps) and steps
     squares = [name for name in old if name.endswith("/exp_avg_sq")]
-    # 0.95 of the old mean, and something that is never negative
+    # 0.95 of the old mean, plus a value that is never negative
     assert all((new[name] >= 0.949 * old[name]).all() for name in squares)
     assert any((old[name] > 0).any() for name in squares)
     log = read_log(run.run_dir)
     assert [entry["step"] for entry in log] == [1, 2]
     assert [entry["tokens_seen"] for entry in log] == [8 * 128 + 144, 8 * 128 + 288]
-    # the run goes on by itself, whatever became of the first one
+    # the run continues without the first one
     first.run_dir.rename(first.run_dir.with_name("moved"))
     assert train("second", "--trainer.max_steps=3", *words[1:]).code == 0
     begun, continued = read_log(run.run_dir, "starts.jsonl")
@@ -64,7 +64,7 @@ def test_a_stage_keeps_weights_and_moments_on_other_data_and_batches(train, firs
 
 
 def test_a_stage_uses_the_moments(train, first, settings):
-    """A stage's first step is not that of a warm start, where Adam moves every weight by the whole rate."""
+    """A stage's first step differs from that of a warm start, where Adam moves every weight by the whole rate."""
     stage = train("stage", "--trainer.max_steps=1", f"--stage_from={first.checkpoints / FIRST}")
     warm = train("warm", "--trainer.max_steps=1", f"--model.init_from={first.checkpoints / FIRST}")
     (stage_line,), (warm_line,) = read_log(stage.run_dir), read_log(warm.run_dir)

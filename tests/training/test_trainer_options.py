@@ -17,7 +17,7 @@ def test_a_time_limit_counts_for_each_start_and_the_same_command_continues(train
         run = train("run", *limit)
         assert run.code == 0
         last = capsys.readouterr().out.splitlines()[-1]
-        assert last == f"stopped by trainer.max_time after step {step} of 3; the same command continues"
+        assert last == f"stopped by trainer.max_time after step {step} of 3; run the same command to continue"
         assert (run.checkpoints / f"step-{step:08d}").is_dir()
     assert train("run", *limit).code == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("finished 3 steps")
@@ -45,7 +45,7 @@ def test_an_early_stop_is_not_called_finished(train, settings, capsys):
     ]
     assert train().code == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "stopped by a callback after step 8 of 12; the same command continues"
+    assert last == "stopped by a callback after step 8 of 12; run the same command to continue"
 
 
 def test_a_time_limit_of_another_form_is_refused(train, capsys):
@@ -59,8 +59,8 @@ def test_a_time_limit_of_another_form_is_refused(train, capsys):
     ("fast_dev_run=true", "trainer.max_steps"),
     ("overfit_batches=2", "endless stream"),
     ("limit_train_batches=3", "endless stream"),
-    ("max_epochs=1", "end the run by trainer.max_steps"),
-    ("min_epochs=1", "end the run by trainer.max_steps"),
+    ("max_epochs=1", "end the run with trainer.max_steps"),
+    ("min_epochs=1", "end the run with trainer.max_steps"),
     ("reload_dataloaders_every_n_epochs=1", "endless stream"),
     ("check_val_every_n_epoch=1", "trainer.val_check_interval"),
 ])  # fmt: skip

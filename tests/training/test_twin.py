@@ -1,4 +1,4 @@
-"""The dense twin goes through the same trainer: same log, checkpoints and export, without the routers' parts."""
+"""The dense twin uses the same trainer: same log, checkpoints and export, without the routers' parts."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_the_twins_loss_is_monets_and_its_logits_transformers():
     assert torch.equal(out.logits, logits) and torch.equal(out.loss, next_token_loss(logits, windows[:, 1:]))
     assert out.router_metrics == () and model.routers() == []
     short = model(windows[:, :-1], shift_labels=windows[:, 1:], return_logits=False, use_cache=False)
-    model.lm_head.register_forward_hook(lambda *_: None)  # which is to see the logits
+    model.lm_head.register_forward_hook(lambda *_: None)  # the hook needs the logits
     watched = model(windows[:, :-1], shift_labels=windows[:, 1:], return_logits=False, use_cache=False)
     assert short.logits is None and torch.equal(watched.loss, out.loss)
     assert torch.allclose(short.loss, out.loss, rtol=1e-6)
@@ -75,7 +75,7 @@ def test_checkpointing_the_twin_changes_nothing(train, tmp_path):
     [
         ({"moe_dim": 4}, r"moe_dim = 4: llama has no experts"),
         ({"intermediate_size": None}, r"intermediate_size is missing"),
-        ({"architecture": "monet"}, r"intermediate_size = 48: it is llama's"),
+        ({"architecture": "monet"}, r"intermediate_size = 48: only llama uses it"),
         ({"architecture": "monet", "intermediate_size": None}, r"moe_dim is missing"),
         ({"hidden_size": 31}, r"31.*not a multiple"),
         ({"num_hidden_layers": 0}, r"num_hidden_layers = 0"),

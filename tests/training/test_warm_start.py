@@ -1,4 +1,4 @@
-"""Warm starts: a run begins with the weights of a folder, once; a frozen router does not move."""
+"""Warm starts: a run starts once with the weights of a folder; a frozen router does not move."""
 
 import json
 import shutil
@@ -65,7 +65,7 @@ def test_checkpoints_and_half_precision_exports_start_a_run_too(train, settings,
         folder = tmp_path / "half"
         export(folder, run=tmp_path / "source", dtype="bfloat16")
     settings["model"] |= {"init_from": str(folder)}
-    # an update of nothing: the first checkpoint holds what was loaded
+    # an update without effect: the first checkpoint holds the loaded weights
     settings["model"]["optimizer"] = {"learning_rate": 1e-30, "weight_decay": 0.0}
     settings["model"]["schedule"] = {"name": "constant"}
     assert train("new", "--trainer.max_steps=1", "--checkpoint_every=1").code == 0
@@ -85,7 +85,7 @@ def test_a_frozen_router_does_not_move(train, settings, source, tmp_path):
     assert all(entry["loss"] == entry["lm_loss"] and entry["uniformity"] > 0 for entry in read_log(run.run_dir))
     state = json.loads((run.checkpoints / LAST / "state.json").read_text())
     assert "router_decay" not in json.dumps(state)
-    # a continued run stays frozen, and is not thawed by mistake
+    # a continued run keeps its router frozen
     assert train("frozen", "--trainer.max_steps=14").code == 0
     after = weights(run.checkpoints / "step-00000014")
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if is_router(name))
@@ -126,7 +126,7 @@ def test_another_models_weights_are_refused_and_every_key_named(train, settings,
     assert str(source) in error and message in error.replace("\\", "")
 
 
-# What config.json says in the authors' release, and what other tools add to it.
+# Content of config.json in the authors' release, and keys that other tools add to it.
 FOREIGN = {
     "auto_map": AUTO_MAP, "transformers_version": "4.47.1", "_name_or_path": "MonetLLM/monet-vd-1.4B-100BT-hf",
     "_attn_implementation_autoset": True, "attn_implementation": "flash_attention_2", "torch_dtype": "bfloat16",
@@ -272,7 +272,7 @@ def test_data_of_another_tokenizer_are_refused(train, settings, source, tmp_path
     content = json.loads(tokenizer.read_text())
     vocabulary = content["model"]["vocab"]
     by_id = {index: token for token, index in vocabulary.items()}
-    # a token that only one of the two has is no contradiction
+    # a token in only one of the two is accepted
     content["added_tokens"].append({**content["added_tokens"][0], "id": len(by_id) + 7, "content": "<new>"})
     tokenizer.write_text(json.dumps(content))
     assert train("longer", "--trainer.max_steps=1").code == 0
@@ -284,7 +284,7 @@ def test_data_of_another_tokenizer_are_refused(train, settings, source, tmp_path
 
 
 def test_data_of_another_normaliser_are_refused(source, tmp_path):
-    """The vocabularies are equal, and the same text has other ids."""
+    """The vocabularies are equal, but the same text has other ids."""
     mine = tmp_path / "data" / "tokenizer"
     mine.mkdir(parents=True)
     content = json.loads((source / "tokenizer.json").read_text())

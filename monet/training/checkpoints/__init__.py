@@ -1,1 +1,1 @@
-"""Checkpoints of a run: what they hold, how they are written, read and verified."""
+"""Checkpoints of a run: their content, and how they are written, read and verified."""

@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread beside the training: one at a time, awaited at the end, failures raised."""
+"""Writes checkpoints in a background thread: one at a time, awaited at the end, failures raised."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from monet.training.checkpoints.states import Own
 
 
 class BackgroundCheckpointIO(CheckpointIO):
-    """Copies a checkpoint's tensors to the CPU and writes them in a thread while training goes on.
+    """Copies a checkpoint's tensors to the CPU and writes them in a thread while training continues.
 
-    At most one checkpoint is being written: the next waits for it. What fails in the thread is raised by the next call
-    of `poll`, `finish` or `save_checkpoint`.
+    At most one checkpoint is being written; the next one waits for it. The next call of `poll`, `finish` or
+    `save_checkpoint` raises an error from the thread.
 
     Args:
-        io: writes the folder; publishes it whole or not at all.
+        io: writes the folder; publishes the whole folder or nothing.
     """
 
     def __init__(self, io: CheckpointIO) -> None:
@@ -34,7 +34,7 @@ class BackgroundCheckpointIO(CheckpointIO):
         """Copy now, write later.
 
         Raises:
-            CheckpointError: the checkpoint before this one could not be written.
+            CheckpointError: the previous checkpoint could not be written.
         """
         self.finish()
         copy = {
@@ -61,11 +61,11 @@ class BackgroundCheckpointIO(CheckpointIO):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is being written; raises nothing."""
+        """Return whether nothing is being written; never raises."""
         return self._thread is None or not self._thread.is_alive()
 
     def poll(self) -> bool:
-        """Whether nothing is being written; raises what the last write failed with, once."""
+        """Return whether nothing is being written; raises the error of the last write, once."""
         if not self.is_idle:
             return False
         self._thread = None
@@ -75,7 +75,7 @@ class BackgroundCheckpointIO(CheckpointIO):
         return True
 
     def finish(self) -> None:
-        """Wait for the write under way; raises what it failed with, once."""
+        """Wait for the current write; raises its error, once."""
         if self._thread is not None:
             self._thread.join()
         self.poll()
@@ -90,11 +90,11 @@ class BackgroundCheckpointIO(CheckpointIO):
 
     @override
     def teardown(self) -> None:
-        if self._thread is not None:  # a run that fails elsewhere: the write ends, its own error is secondary
+        if self._thread is not None:  # the run fails elsewhere: let the write end, its own error is secondary
             self._thread.join()
         self.io.teardown()
 
 
 def _copied(tensor: Tensor) -> Tensor:
-    # a meta tensor stands for one that another rank writes
+    # a meta tensor represents a tensor that another rank writes
     return tensor.detach() if tensor.is_meta else tensor.detach().to("cpu", copy=True)

@@ -1,16 +1,16 @@
-"""Checkpoints as folders without pickle, the same for every strategy and number of ranks; newest valid first.
+"""Checkpoints as folders without pickle, in one format for every strategy and number of ranks.
 
 step-00000120/
   model.safetensors      weights and statistics under their released names (a tied lm_head is absent); the float32
-                         master copy where the training keeps one
+                         master copy if the training has one
   optimizer.safetensors  state of the optimiser, named PARAMETER/exp_avg and so on
   config.json            the model's configuration, so that the folder also loads as a Hugging Face model
-  trainer.safetensors    tensors of everything else
-  state.json             the tree those tensors hang in: loops, schedule, data position, callbacks
-  rank-00000.safetensors what is each rank's own: its random generators
-  MANIFEST.json          size and SHA-256 of the files above; a folder without it was never finished
+  trainer.safetensors    tensors of all other state
+  state.json             the tree that refers to those tensors: loops, schedule, data position, callbacks
+  rank-00000.safetensors state of one rank: its random generators
+  MANIFEST.json          size and SHA-256 of the files above; a folder without it is unfinished
 
-Model and optimiser are split into numbered files with an index where they are large; every rank writes some of them.
+Large model and optimiser states are split into numbered files with an index; every rank writes some of them.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from monet.training.checkpoints.tensor_files import StoredTensors
 log = logging.getLogger(__name__)
 
 CONFIG, TENSORS, STATE = "config.json", "trainer.safetensors", "state.json"
-MODEL, OPTIMIZER = "model", "optimizer"  # beginnings of the names of files
+MODEL, OPTIMIZER = "model", "optimizer"  # prefixes of file names
 FORMAT_VERSION = 2
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
-    """Folder of the checkpoint after `step` optimiser steps."""
+    """Return the folder of the checkpoint after `step` optimiser steps."""
     return checkpoints / f"step-{step:08d}"
 
 
 def step_of(folder: Path) -> int:
-    """Number of finished optimiser steps, read off a checkpoint's folder name.
+    """Return the number of finished optimiser steps from a checkpoint's folder name.
 
     Raises:
         CheckpointError: the name is not `step-` and at least eight digits.
@@ -61,7 +61,7 @@ def step_of(folder: Path) -> int:
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
-    """Published checkpoint folders, oldest first; whether they are valid is not looked at."""
+    """Return published checkpoint folders, oldest first, without checking them."""
     if not checkpoints.is_dir():
         return []
     found = [path for path in checkpoints.iterdir() if path.is_dir() and _STEP_FOLDER.fullmatch(path.name)]
@@ -69,15 +69,15 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def verify_checkpoint(folder: Path, *, full: bool, with_optimizer: bool = True) -> None:
-    """Check a checkpoint's files against its manifest, with `full` their content too.
+    """Check a checkpoint's files against its manifest; `full` also checks their content.
 
     Args:
         folder: the checkpoint.
         full: compare hashes.
-        with_optimizer: also those of the optimiser's state, which are not needed where only weights are read.
+        with_optimizer: also check the optimiser's state, which is not needed if only weights are read.
 
     Raises:
-        CheckpointError: names the file and what is wrong with it; also if a file that would be read is not listed.
+        CheckpointError: names the file and the fault; also if the manifest lacks a file that would be read.
     """
     verify_manifest(folder, full=full, unread=None if with_optimizer else OPTIMIZER)
     listed = _read_json(folder / MANIFEST_NAME)["files"]
@@ -102,7 +102,7 @@ def _refuse_unlisted(folder: Path, name: str, listed: Container[str]) -> None:
 
 @dataclass(frozen=True)
 class Selection:
-    """The newest valid checkpoint (None: there is none) and why newer ones were passed over."""
+    """The newest valid checkpoint (None if there is none), and why newer ones were rejected."""
 
     folder: Path | None
     rejected: list[tuple[Path, str]]
@@ -113,7 +113,7 @@ class Selection:
 
 
 def newest_valid(checkpoints: Path, with_optimizer: bool = True) -> Selection:
-    """Find the newest checkpoint whose manifest holds, hashes included; see `verify_checkpoint`."""
+    """Find the newest checkpoint that matches its manifest, including hashes; see `verify_checkpoint`."""
     rejected: list[tuple[Path, str]] = []
     for folder in reversed(list_checkpoints(checkpoints)):
         try:
@@ -126,22 +126,22 @@ def newest_valid(checkpoints: Path, with_optimizer: bool = True) -> Selection:
 
 
 def chosen_checkpoint(run: Path | None, checkpoint: Path | None, with_optimizer: bool = True) -> Path:
-    """The checkpoint folder that a command reads: the newest valid one of a run, or one that is named.
+    """Return the checkpoint folder for a command: the newest valid one of a run, or a named one.
 
     Args:
         run: a run's folder.
-        checkpoint: a checkpoint's; give one of the two.
+        checkpoint: a checkpoint's folder; give one of the two.
         with_optimizer: as in `verify_checkpoint`.
     Raises:
-        ConfigError: both or none of them is given.
-        CheckpointError: there is none, or it is not valid.
+        ConfigError: both or neither are given.
+        CheckpointError: there is no checkpoint, or it is not valid.
     """
     if (run is None) == (checkpoint is None):
         raise ConfigError(f"give either run or checkpoint: got run = {run}, checkpoint = {checkpoint}")
     if checkpoint is not None:
         step_of(checkpoint)
         if not checkpoint.is_dir():
-            raise CheckpointError(f"checkpoint {checkpoint} is not there")
+            raise CheckpointError(f"checkpoint {checkpoint} does not exist")
         verify_checkpoint(checkpoint, full=True, with_optimizer=with_optimizer)
         return checkpoint
     assert run is not None
@@ -150,7 +150,7 @@ def chosen_checkpoint(run: Path | None, checkpoint: Path | None, with_optimizer:
         reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in selection.rejected)
         raise CheckpointError(f"run {run} has no valid checkpoint{': ' + reasons if reasons else ''}")
     for passed_over, reason in selection.rejected:
-        warnings.warn(f"checkpoint {passed_over.name} is not valid and is passed over: {reason}", stacklevel=3)
+        warnings.warn(f"checkpoint {passed_over.name} is not valid and is skipped: {reason}", stacklevel=3)
     return selection.folder
 
 
@@ -160,32 +160,32 @@ def set_aside(folder: Path) -> Path:
         target = folder.with_name(f"{folder.name}.invalid-{number}")
         if not target.exists():
             return folder.rename(target)
-    raise CheckpointError(f"{folder}: a thousand invalid copies lie beside it already; remove some")
+    raise CheckpointError(f"{folder}: there are already a thousand invalid copies next to it; remove some")
 
 
 def remove_leftovers(checkpoints: Path) -> None:
-    """Remove what an interrupted save or deletion left behind. Only the process that holds the run may call it."""
+    """Remove leftovers of an interrupted save or deletion. Only the process that holds the run may call it."""
     for path in checkpoints.glob(".step-*.tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def prune(checkpoints: Path, keep_last: int, keep_every: int | None = None, keep_step: int | None = None) -> None:
-    """Delete old checkpoints; those kept always include a valid one.
+    """Delete old checkpoints, but always keep a valid one.
 
-    A checkpoint that cannot be deleted is reported and left.
+    A checkpoint that cannot be deleted is reported and kept.
 
     Args:
-        checkpoints: folder that they are in.
-        keep_last: number of newest checkpoints that stay.
-        keep_every: of each such number of steps the first checkpoint stays too; None keeps no more.
-        keep_step: the checkpoint of this step stays too.
+        checkpoints: folder of the checkpoints.
+        keep_last: number of newest checkpoints to keep.
+        keep_every: also keep the first checkpoint of every interval of this many steps; None keeps no more.
+        keep_step: also keep the checkpoint of this step.
     """
     folders = list_checkpoints(checkpoints)
     kept = {keep_step, *(_first_of_each(folders, keep_every) if keep_every is not None else ())}
     if not (old := [folder for folder in folders[:-keep_last] if step_of(folder) not in kept]):
         return
     if not any(_is_valid(folder) for folder in reversed(folders[-keep_last:])):
-        log.warning("%s: none of the newest %d checkpoints is valid, older ones are kept", checkpoints, keep_last)
+        log.warning("%s: none of the newest %d checkpoints is valid, so older ones are kept", checkpoints, keep_last)
         return
     for folder in old:
         try:
@@ -196,7 +196,7 @@ def prune(checkpoints: Path, keep_last: int, keep_every: int | None = None, keep
 
 
 def _first_of_each(folders: list[Path], every: int) -> set[int]:
-    """Steps of the first checkpoint at or after each multiple of `every` steps, whichever others were deleted."""
+    """Return the steps of the first checkpoint at or after each multiple of `every`, even after deletions."""
     steps = [0, *map(step_of, folders)]
     return {step for before, step in pairwise(steps) if step // every > before // every}
 
@@ -210,22 +210,22 @@ def _is_valid(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A checkpoint's or exported model's config.json as a dictionary."""
+    """Return the config.json of a checkpoint or exported model as a dictionary."""
     return _read_json(folder / CONFIG)
 
 
 def read_weights(folder: Path) -> StoredTensors:
-    """A checkpoint's weights under their released names, on the CPU; each is read when it is asked for."""
+    """Return a checkpoint's weights under their released names, on the CPU; each is read on access."""
     return StoredTensors(folder, MODEL)
 
 
 def rank_file(rank: int) -> str:
-    """Name of the file with what is one rank's own."""
+    """Return the name of the file with one rank's own state."""
     return f"rank-{rank:05d}.safetensors"
 
 
 def read_entry(folder: Path, key: str) -> Any:
-    """One top-level entry of a checkpoint's trainer state, without reading the others' tensors; None if absent."""
+    """Return one top-level entry of a checkpoint's trainer state without reading other tensors; None if absent."""
     state = read_state(folder)
     if key not in state:
         return None
@@ -248,19 +248,19 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's tree of everything but weights and moments, as `monet.training.checkpoints.tree` encoded it."""
+    """Return a checkpoint's tree without weights and moments, as `monet.training.checkpoints.tree` encoded it."""
     stored = _read_json(folder / STATE)
     version, state = stored.get("format_version"), stored.get("state")
     if version != FORMAT_VERSION or not isinstance(state, dict):
         raise CheckpointError(
-            f"{folder / STATE}: format_version {version!r}; this monet continues from {FORMAT_VERSION}. The weights are"
-            " readable: model.init_from starts a new run with them"
+            f"{folder / STATE}: format_version {version!r}, but this monet continues only from {FORMAT_VERSION}. The"
+            " weights are readable: model.init_from starts a new run with them"
         )
     return state
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of one safetensors file, on the CPU."""
+    """Return all tensors of one safetensors file, on the CPU."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""Lightning's checkpoint dictionary <-> a checkpoint folder, written by all ranks together."""
+"""Converts between Lightning's checkpoint dictionary and a checkpoint folder, written by all ranks together."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ Names = Mapping[str, Tensor]
 
 
 class FolderCheckpointIO(CheckpointIO):
-    """Lightning's checkpoint dictionary <-> a checkpoint folder; every rank calls it.
+    """Writes Lightning's checkpoint dictionary to a folder and reads it back; every rank calls it.
 
     The dictionary holds `config` (the model's configuration, JSON-able), `moments` (optimiser state by parameter name)
-    and `rank_state` (a tree that is this rank's own), put there by the module and callbacks. Tensors of `state_dict`
-    and `moments` that another rank writes may be meta tensors.
+    and `rank_state` (a tree of this rank's own state), added by the module and callbacks. Tensors of `state_dict` and
+    `moments` that another rank writes may be meta tensors.
 
     Attributes:
-        ranks: all ranks of the run; one process alone until a strategy says otherwise.
+        ranks: all ranks of the run; a single process until a strategy sets it.
     """
 
     def __init__(self) -> None:
@@ -55,11 +55,11 @@ class FolderCheckpointIO(CheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write this rank's files; when all ranks have, the folder is published by renaming it to `path`.
+        """Write this rank's files; after all ranks have written, publish the folder by renaming it to `path`.
 
         Raises:
-            CheckpointError: on every rank, if any rank's value cannot be stored or its disk does not take it (the
-                message says which and why), or a rank died; nothing is published then.
+            CheckpointError: on every rank, if a value of any rank cannot be stored or written to its disk (the message
+                names the rank and the reason), or if a rank died; then nothing is published.
         """
         final, folder, error = Path(path), None, None
         try:
@@ -80,7 +80,7 @@ class FolderCheckpointIO(CheckpointIO):
                 error = str(raised)
             except (OSError, SafetensorError) as raised:
                 error = _cannot_write(final, raised)
-            parts = self.ranks.gather((entries, error), f"checkpoint {final}") or []  # of all, on rank 0
+            parts = self.ranks.gather((entries, error), f"checkpoint {final}") or []  # rank 0 gets all
             failed = [(rank, reason) for rank, (_, reason) in enumerate(parts) if reason is not None]
             if parts and not failed:
                 try:
@@ -93,7 +93,7 @@ class FolderCheckpointIO(CheckpointIO):
                 where = f" (rank {', '.join(str(rank) for rank, _ in failed)})" if self.ranks.world_size > 1 else ""
                 raise CheckpointError(f"{failed[0][1]}{where}")
         except RankError as raised:
-            # the last rank may have died after the folder was renamed
+            # the last rank may have died after the rename
             raise CheckpointError(f"{raised}; it is published whole or not at all, earlier ones are intact") from raised
         finally:
             if self.ranks.rank == 0 and folder is not None:
@@ -103,14 +103,14 @@ class FolderCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a folder back; weights and moments are mappings that read a tensor when it is asked for.
+        """Read a folder; weights and moments are mappings that read each tensor on access.
 
-        Rank 0 checks names and sizes, and the others trust it; hashes are checked by `newest_valid`, which chooses the
-        folder. `rank_state` is None where the folder was written by another number of ranks.
+        Rank 0 checks names and sizes for all ranks. `newest_valid`, which chooses the folder, checks hashes.
+        `rank_state` is None if another number of ranks wrote the folder.
 
         Raises:
-            CheckpointError: on every rank, if rank 0 finds that a file is not as written; on one rank, if it cannot
-                read a file.
+            CheckpointError: on every rank, if rank 0 finds a file that differs from the manifest; on one rank, if it
+                cannot read a file.
         """
         folder, error = Path(path), None
         if self.ranks.rank == 0:
@@ -134,7 +134,7 @@ class FolderCheckpointIO(CheckpointIO):
 
 
 def own_tensors(world_size: int, rank: int, weights: Names, moments: Names) -> set[str]:
-    """Names of the weights and moments that a rank writes; the same rule as in saving."""
+    """Return the names of the weights and moments that a rank writes; saving uses the same rule."""
     files = _layout(weights, moments, world_size)
     return {name for file in files[0] + files[1] if file.owner == rank for name in file.tensors}
 
@@ -175,10 +175,10 @@ def _write_part(checkpoint: dict[str, Any], folder: Path, ranks: Ranks) -> list[
 
 
 def released(state_dict: Names, config: dict[str, Any]) -> dict[str, Tensor]:
-    """A Lightning state dictionary's weights under their released names.
+    """Return the weights of a Lightning state dictionary under their released names.
 
     Raises:
-        CheckpointError: a weight is not the language model's.
+        CheckpointError: a weight does not belong to the language model.
     """
     if foreign := [name for name in state_dict if not name.startswith(PREFIX)]:
         raise CheckpointError(f"weights outside the language model cannot be stored: {', '.join(sorted(foreign)[:5])}")
@@ -189,7 +189,7 @@ def released(state_dict: Names, config: dict[str, Any]) -> dict[str, Tensor]:
 
 
 class _Prefixed(Source):
-    """Stored weights under the names of the Lightning module."""
+    """Return stored weights under the names of the Lightning module."""
 
     def __init__(self, weights: StoredTensors, config: dict[str, Any]) -> None:
         self.weights = weights
@@ -229,7 +229,7 @@ def _read_rank_state(path: Path) -> Any:
 
 
 def _public_mode(folder: Path) -> int:
-    # what a new file of this process may be read by
+    # permissions of a new file of this process
     return folder.stat().st_mode & 0o666
 
 

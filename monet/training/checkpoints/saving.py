@@ -1,4 +1,4 @@
-"""When a run's checkpoints are written, what happens when that fails, and the stop that waits for one."""
+"""Decides when checkpoints are written and deleted, handles failures, and stops the run after a save."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _NO_BEST: tuple[float | None, int | None] = (None, None)  # lowest validation lo
 
 
 class StepCheckpoint(Checkpoint):
-    """Writes a checkpoint every few optimiser steps, when asked for one, and at the run's end; deletes old ones.
+    """Writes a checkpoint every few optimiser steps, on request, and at the run's end; deletes old ones.
 
-    A step whose update was left out gets none, unless the run ends with it: the next good step does.
+    A step whose update was skipped gets no checkpoint, unless the run ends with it; the next good step gets one.
 
     Args:
-        checkpoints: folder that they go to.
+        checkpoints: folder of the checkpoints.
         every_n_steps: optimiser steps between checkpoints.
-        keep_last: number of newest checkpoints kept; at least one of them is always valid.
-        on_failure: stop ends the run when a checkpoint cannot be written; continue warns and tries again when the next
-            one is due. The one at the end of a run always has to succeed.
-        clock: learns that saving is not training; None measures nothing.
-        keep_every: of each such number of steps the first checkpoint is kept for good; None keeps none.
-        keep_best: a step with the lowest validation loss so far gets a checkpoint, which is kept until a lower one.
+        keep_last: number of newest checkpoints to keep; at least one of them is always valid.
+        on_failure: stop ends the run if a checkpoint cannot be written; continue warns and tries again when the next
+            one is due. The checkpoint at the end of a run must always succeed.
+        clock: stops while a checkpoint is saved; None measures nothing.
+        keep_every: keep the first checkpoint of every interval of this many steps permanently; None keeps none.
+        keep_best: also save a checkpoint at each new lowest validation loss, and keep it until the next one.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class StepCheckpoint(Checkpoint):
         self.on_failure, self.clock = on_failure, clock
         self.keep_every, self.keep_best = keep_every, keep_best
         self.best = self._best_before = _NO_BEST
-        self.saved_step = 0  # the newest that was written, or is being written
+        self.saved_step = 0  # step of the newest checkpoint, finished or in progress
         self.tried_step = 0
         self._being_written: Path | None = None
 
@@ -68,7 +68,7 @@ class StepCheckpoint(Checkpoint):
         if inside_step(trainer):
             return
         self._look_after_write(trainer)
-        # a step that is validated is saved after its validation: a run killed in between does it again
+        # save a validated step after its validation: a run killed in between repeats the validation
         if not validates_now(trainer):
             self._after_step(trainer)
 
@@ -78,12 +78,12 @@ class StepCheckpoint(Checkpoint):
             self._after_step(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # max_time, an early stop or the like ends runs between two multiples
+        # max_time or an early stop ends runs between two multiples
         if trainer.global_step != self.saved_step:
             if inside_step(trainer):
                 rank_zero_warn(
-                    f"the run was stopped inside a step; its newest checkpoint is that of step {self.saved_step}, and"
-                    f" the steps to {trainer.global_step} are done again when it continues"
+                    f"the run was stopped inside a step; its newest checkpoint is that of step {self.saved_step}, so"
+                    f" the steps to {trainer.global_step} are repeated when it continues"
                 )
             else:
                 self._save(trainer, must=True)
@@ -97,7 +97,7 @@ class StepCheckpoint(Checkpoint):
             self._look_after_write(trainer, wait=True, must=True)
             name = signal.Signals(number).name
             rank_zero_only(print)(
-                f"stopped by {name} after step {trainer.global_step}; the same command continues", flush=True
+                f"stopped by {name} after step {trainer.global_step}; run the same command to continue", flush=True
             )
             raise Stopped(128 + number)
         if self._is_due(trainer) or (requests.agreed_save and trainer.global_step > self.saved_step):
@@ -131,7 +131,7 @@ class StepCheckpoint(Checkpoint):
             trainer.save_checkpoint(folder, weights_only=False)
         except CheckpointError as error:  # on all ranks
             self._failed(error, trainer, must)
-        except OSError as error:  # before the ranks met: the others wait in a save that this one would not come to
+        except OSError as error:  # before the ranks met: the others would wait in a save that this rank never reaches
             self._failed(error, trainer, must or trainer.world_size > 1)
         else:
             self.saved_step, self._being_written = step, folder
@@ -141,7 +141,7 @@ class StepCheckpoint(Checkpoint):
             self.clock.resume()
 
     def _look_after_write(self, trainer: Trainer, wait: bool = False, must: bool = False) -> None:
-        """Raise or report what a write ended with; make room once it is whole."""
+        """Raise or report the error of a write; delete old checkpoints after a success."""
         if (folder := self._being_written) is None:
             return
         io = trainer.strategy.checkpoint_io
@@ -149,7 +149,7 @@ class StepCheckpoint(Checkpoint):
             try:
                 if wait:
                     io.finish()
-                elif any_rank(not io.is_idle, trainer.strategy):  # what failed on one failed on all, after all ended
+                elif any_rank(not io.is_idle, trainer.strategy):  # a failure on one rank is a failure on all
                     return
                 else:
                     io.poll()
@@ -175,11 +175,11 @@ class StepCheckpoint(Checkpoint):
         )
         if must or self.on_failure == "stop":
             raise CheckpointError(text) from error
-        rank_zero_warn(f"{text}; training goes on, and the next checkpoint is tried when it is due")
+        rank_zero_warn(f"{text}; training continues, and the next checkpoint is tried when it is due")
 
 
 def checkpoint_bytes(module: LightningModule) -> int:
-    """About what a checkpoint takes: weights, the routers' statistics, and two float32 moments a trained weight."""
+    """Estimate a checkpoint's size: weights, the routers' statistics, and two float32 moments per trained weight."""
     sizes = [(p, full_numel(p)) for p in module.parameters()]
     weights = sum(size * p.element_size() for p, size in sizes) + sum(
         b.numel() * b.element_size() for b in module.buffers()
@@ -193,6 +193,6 @@ def _requests(trainer: Trainer) -> Requests:
 
 
 def _was_skipped(trainer: Trainer) -> bool:
-    """Whether the update of the step that just ended was left out."""
+    """Return whether the update of the step that just ended was skipped."""
     guard = getattr(trainer.lightning_module, "guard", None)
     return isinstance(guard, StepGuard) and guard.skipped_in_a_row > 0

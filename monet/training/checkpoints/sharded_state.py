@@ -1,4 +1,4 @@
-"""What fully_shard (FSDP2) holds, by parameter name."""
+"""Weights and moments under fully_shard (FSDP2), by parameter name."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class ShardedState:
 
     @torch.no_grad()
     def load(self, weights: Source, moments: Source) -> None:
-        """Take over a checkpoint's weights and moments; of parameters only this rank's rows are read.
+        """Load a checkpoint's weights and moments; only this rank's rows of parameters are read.
 
         Raises:
-            CheckpointError: one is missing or has another shape.
+            CheckpointError: a tensor is missing or has another shape.
         """
         trained = [name for name, parameter in self.parameters.items() if parameter.requires_grad]
         check_moments(moments, trained)
@@ -79,7 +79,7 @@ class ShardedState:
 
 
 def _own_rows(parameter: Tensor) -> tuple[Tensor, int]:
-    """This rank's rows of a parameter, and the place of their first element in the flattened parameter."""
+    """Return this rank's rows of a parameter, and the index of their first element in the flattened parameter."""
     if not isinstance(parameter, DTensor):
         return parameter, 0
     mesh, (placement,) = parameter.device_mesh, parameter.placements
@@ -96,7 +96,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _like(local: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor sharded as the parameter is, of which this rank holds `local`."""
+    """Return a tensor sharded like the parameter, of which this rank holds `local`."""
     if not isinstance(parameter, DTensor):
         return local
     return DTensor.from_local(

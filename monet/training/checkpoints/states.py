@@ -1,7 +1,7 @@
-"""Weights and optimiser state by parameter name, whoever holds them: read for a checkpoint, written back from one.
+"""Weights and optimiser state by parameter name, for whole and partitioned states.
 
-A reader names everything there is with its shape and data type; `gather` then has every rank keep the tensors it
-writes, and one parameter at a time is whole anywhere.
+A reader lists every tensor with its shape and data type. In `gather`, every rank then keeps only the tensors that it
+writes, so at most one whole parameter at a time is in memory anywhere.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ STEP = "step"
 
 
 class Own(dict[str, Tensor]):
-    """Tensors that nobody else holds: who writes them beside the training need not copy them first."""
+    """Tensors without other references: code that writes them in the background need not copy them first."""
 
 
 class Partitioned(Protocol):
-    """State that is spread over the ranks. All ranks make the same calls in the same order."""
+    """State that is partitioned over the ranks. All ranks make the same calls in the same order."""
 
     def shapes(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Meta tensors of weights (with statistics) and of moments, by name, as a checkpoint will hold them."""
+        """Return meta tensors of weights (with statistics) and of moments, by their names in a checkpoint."""
         ...
 
     def weight(self, name: str) -> Tensor:
-        """A whole weight or buffer."""
+        """Return a whole weight or buffer."""
         ...
 
     def moment(self, name: str) -> Tensor:
-        """A whole moment, named PARAMETER/exp_avg and so on."""
+        """Return a whole moment, named PARAMETER/exp_avg and so on."""
         ...
 
 
 def gather(state: Partitioned, config: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """Entries `state_dict` and `moments` of a checkpoint: what this rank writes on the CPU, the rest meta tensors."""
+    """Return the entries `state_dict` and `moments`: CPU tensors that this rank writes, meta tensors for the rest."""
     weights, moments = state.shapes()
     weights = released({PREFIX + name: tensor for name, tensor in weights.items()}, config)
     own = own_tensors(ranks.world_size, ranks.rank, weights, moments)
@@ -57,7 +57,7 @@ def gather(state: Partitioned, config: dict[str, Any], ranks: Ranks) -> dict[str
 
 
 def keep_own(checkpoint: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """A checkpoint whose tensors are whole on every rank, without those that other ranks write."""
+    """Drop from a checkpoint with whole tensors on every rank the content that other ranks write."""
     weights = released(checkpoint["state_dict"], checkpoint["config"])
     moments = checkpoint["moments"]
     own = own_tensors(ranks.world_size, ranks.rank, weights, moments)
@@ -70,10 +70,10 @@ def keep_own(checkpoint: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
 
 def name_moments(checkpoint: dict[str, Any], names: Sequence[str]) -> None:
-    """Replace torch's numbering in `optimizer_states` of a checkpoint by `moments` with parameters' names.
+    """Replace torch's numbering in `optimizer_states` of a checkpoint by `moments` with parameter names.
 
     Args:
-        checkpoint: Lightning's dictionary, of one optimiser.
+        checkpoint: Lightning's dictionary with one optimiser.
         names: the parameters' names in the order of the optimiser's groups.
     """
     (optimizer,) = checkpoint["optimizer_states"]
@@ -88,15 +88,15 @@ def number_moments(checkpoint: dict[str, Any], groups: Sequence[Sequence[str]]) 
     """Undo `name_moments` for an optimiser whose groups hold parameters of these names.
 
     Raises:
-        CheckpointError: the checkpoint's optimiser has other groups, or not the state of every parameter.
+        CheckpointError: the optimiser in the checkpoint has other groups, or lacks the state of a parameter.
     """
     (optimizer,) = checkpoint["optimizer_states"]
     stored, moments = optimizer["param_groups"], checkpoint["moments"]
     check_moments(moments, [name for group in groups for name in group])
     if len(stored) != len(groups):
         raise CheckpointError(
-            f"the checkpoint's optimiser has {len(stored)} parameter groups, the configured one {len(groups)}; restore"
-            " the settings that the groups follow from, such as model.optimizer.decay_embeddings"
+            f"the checkpoint's optimiser has {len(stored)} parameter groups, the configured one has {len(groups)};"
+            " restore the settings that decide the groups, such as model.optimizer.decay_embeddings"
         )
     number, numbered, state = 0, [], {}
     for group, names in zip(stored, groups, strict=True):
@@ -110,10 +110,10 @@ def number_moments(checkpoint: dict[str, Any], groups: Sequence[Sequence[str]]) 
 
 
 def check_moments(moments: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    """Refuse a checkpoint without the state of a parameter that the optimiser updates.
+    """Refuse a checkpoint that lacks the optimiser state of a trained parameter.
 
     Raises:
-        CheckpointError: names up to five of them.
+        CheckpointError: names up to five such parameters.
     """
     missing = [name for name in names if any(f"{name}/{key}" not in moments for key in (STEP, *MOMENTS))]
     if missing and len(moments):
@@ -121,13 +121,13 @@ def check_moments(moments: Mapping[str, Tensor], names: Sequence[str]) -> None:
 
 
 def keep_batches_of_a_step(checkpoint: dict[str, Any], trainer: Any) -> None:
-    """Have a run that continues take the same windows in each optimiser step.
+    """Make a continued run use the same windows in each optimiser step.
 
-    Ranks, windows in a batch and batches in a step may change as long as their product does not; Lightning's count of
-    batches is then that of the new division.
+    The number of ranks, the batch size and the batches per step may change if their product does not. Lightning's
+    count of batches is converted.
 
     Raises:
-        ConfigError: the product is another one.
+        ConfigError: the product differs.
     """
     data = checkpoint.get(type(trainer.datamodule).__qualname__, {})
     now = trainer.accumulate_grad_batches
@@ -138,18 +138,18 @@ def keep_batches_of_a_step(checkpoint: dict[str, Any], trainer: Any) -> None:
         raise ConfigError(
             "data.batch_size x processes x trainer.accumulate_grad_batches = {} x {} x {}".format(*here)
             + " differs from the run's {} x {} x {}".format(*stored)
-            + ", and with it the windows of a step; keep the product, or start a new run_dir"
+            + ", so the windows of a step would change; keep the product, or start a new run_dir"
         )
     if now != then:
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            # the batch at whose end the checkpoint is made is not completed yet
+            # the last batch before the checkpoint is not counted yet
             more = counts["ready"] * now // then - counts["ready"]
             counts.update({key: count + more for key, count in counts.items()})
 
 
 def load_weight(target: Tensor, name: str, value: Tensor) -> None:
-    """Copy a stored weight over a tensor of the same shape.
+    """Copy a stored weight into a tensor of the same shape.
 
     Raises:
         CheckpointError: the shapes differ.
@@ -160,10 +160,10 @@ def load_weight(target: Tensor, name: str, value: Tensor) -> None:
 
 
 def stored_weight(weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """A checkpoint's weight by its released name.
+    """Return a checkpoint's weight by its released name.
 
     Raises:
-        CheckpointError: it is not there.
+        CheckpointError: the weight is missing.
     """
     if PREFIX + name not in weights:
         raise CheckpointError(f"the checkpoint has no weight {name}")
@@ -171,14 +171,14 @@ def stored_weight(weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def stored_part(tensors: Source, name: str, shape: Sequence[int], start: int, stop: int) -> Tensor:
-    """Elements `start` to `stop` of a checkpoint's flattened tensor, fewer where it ends before.
+    """Return elements `start` to `stop` of a checkpoint's flattened tensor, fewer if it ends earlier.
 
     Args:
         tensors: weights or moments of the checkpoint.
-        name: as `tensors` has it.
-        shape: of the whole tensor in the model.
+        name: name in `tensors`.
+        shape: shape of the whole tensor in the model.
     Raises:
-        CheckpointError: it is not there, or has another shape.
+        CheckpointError: the tensor is missing, or has another shape.
     """
     if name not in tensors:
         raise CheckpointError(f"the checkpoint has no tensor {name.removeprefix(PREFIX)}")
@@ -187,19 +187,19 @@ def stored_part(tensors: Source, name: str, shape: Sequence[int], start: int, st
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that a state dictionary holds, by name."""
+    """Return the buffers in a state dictionary, by name."""
     names = model.state_dict(keep_vars=True).keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in names}
 
 
 def meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor's shape and data type without its content."""
+    """Return a meta tensor with the same shape and data type."""
     return torch.empty(tuple(shape), dtype=dtype, device="meta")
 
 
 def _refuse_other_shape(name: str, stored: Sequence[int], wanted: Sequence[int]) -> None:
     if tuple(stored) != tuple(wanted):
-        raise CheckpointError(f"{name}: stored with shape {tuple(stored)}, the model has {tuple(wanted)}")
+        raise CheckpointError(f"{name}: stored with shape {tuple(stored)}, but the model has {tuple(wanted)}")
 
 
 def _meta(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Named tensors in safetensors files of bounded size, with an index where one file is not enough.
+"""Named tensors in safetensors files of bounded size, with an index if there are several files.
 
-The layout follows from names, shapes and data types alone, so every rank comes to the same one and writes its part.
+The layout depends only on names, shapes and data types, so every rank computes the same layout and writes its part.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from monet.errors import CheckpointError
 from monet.json_text import read_json
 
 FILE_BYTES = 2 << 30  # a rank holds one file's tensors in host memory while it writes
-# many ranks write smaller files, so that none of them waits for a few; below this size that gains nothing
+# many ranks write smaller files, so that most ranks do not wait for a few; below this size there is no gain
 LEAST_BYTES = 256 << 20
 
 
@@ -35,13 +35,13 @@ class TensorFile(NamedTuple):
 
 
 def plan(stem: str, tensors: Mapping[str, Tensor], world_size: int = 1, first_owner: int = 0) -> list[TensorFile]:
-    """Deal tensors, in their order, to files and files to ranks in turn.
+    """Assign tensors to files, in their order, and files to ranks in turn.
 
-    A file has at most `FILE_BYTES` (or one tensor), with many ranks a rank's share, but no less than `LEAST_BYTES`.
+    A file has at most `FILE_BYTES` (or one tensor). With many ranks it has a rank's share, but at least `LEAST_BYTES`.
 
     Args:
-        stem: name of the files without ending; several get -00001-of-00002 and so on, as Hugging Face numbers them.
-        tensors: shapes and data types are looked at, not content: meta tensors will do.
+        stem: name of the files without suffix; several files get -00001-of-00002 and so on, as Hugging Face does.
+        tensors: only shapes and data types are used, so meta tensors are enough.
         world_size: number of ranks.
         first_owner: rank of the first file.
     """
@@ -68,7 +68,7 @@ def write(folder: Path, file: TensorFile, tensors: Mapping[str, Tensor], mode: i
     """Write one file of a layout.
 
     Args:
-        mode: permissions of the file: safetensors lets nobody else read what it writes.
+        mode: permissions of the file; by default, safetensors writes files that other users cannot read.
     """
     content = {name: tensors[name].detach().cpu().contiguous() for name in file.tensors}
     save_file(content, folder / file.name, metadata={"format": "pt"})
@@ -76,7 +76,7 @@ def write(folder: Path, file: TensorFile, tensors: Mapping[str, Tensor], mode: i
 
 
 def write_index(folder: Path, stem: str, files: list[TensorFile], tensors: Mapping[str, Tensor]) -> None:
-    """Write the index of a layout of several files, as Hugging Face reads it; a single file has none."""
+    """Write the index of a layout of several files in Hugging Face's format; a single file has none."""
     if len(files) > 1:
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         weight_map = {name: file.name for file in files for name in file.tensors}
@@ -89,10 +89,10 @@ def index_name(stem: str) -> str:
 
 
 def names_of(folder: Path, stem: str) -> list[str]:
-    """Names of a layout's files on disk: those of the index, or the single one there is without an index.
+    """Return the names of a layout's files on disk: those in the index, or the single file if there is no index.
 
     Raises:
-        CheckpointError: the index cannot be read, or leads out of the folder.
+        CheckpointError: the index cannot be read, or names a file outside the folder.
     """
     places = _indexed(folder, stem)
     names = [f"{stem}.safetensors"] if places is None else sorted(set(places.values()))
@@ -102,7 +102,7 @@ def names_of(folder: Path, stem: str) -> list[str]:
 
 
 def _indexed(folder: Path, stem: str) -> dict[str, str] | None:
-    """Names of files by tensor, as the index has them; None without an index."""
+    """Return the name of the file of each tensor, from the index; None without an index."""
     index = folder / index_name(stem)
     try:
         if not index.is_file():
@@ -119,28 +119,28 @@ def _refuse_outside(folder: Path, name: str, stem: str) -> None:
 
 
 class Source(Mapping[str, Tensor]):
-    """Named tensors of which a part can be read by itself."""
+    """Named tensors that can be read partially."""
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape; its content is not read."""
+        """Return a tensor's shape without reading its content."""
 
     @abstractmethod
     def part(self, name: str, start: int, stop: int) -> Tensor:
-        """Elements `start` to `stop` of a flattened tensor, fewer where it ends before; the rest of it is not read."""
+        """Read elements `start` to `stop` of a flattened tensor, fewer if it ends earlier, and nothing else."""
 
 
 class StoredTensors(Source):
-    """The tensors of a layout on disk; each is read when it is asked for, from mapped memory where possible.
+    """The tensors of a layout on disk; each is read on access, from mapped memory if possible.
 
-    A file is opened when the first of its tensors is asked for.
+    A file is opened on the first access to one of its tensors.
 
     Args:
-        folder: where the files lie; none outside it is opened.
+        folder: folder of the files; no file outside it is opened.
         stem: name of the files.
     Raises:
-        CheckpointError: here, or where a tensor is asked for: an index or file cannot be read, or names what is not in
-            the folder.
+        CheckpointError: here or on access: an index or file cannot be read, or names a file that is not in the
+            folder.
     """
 
     def __init__(self, folder: Path, stem: str) -> None:
@@ -190,7 +190,7 @@ class StoredTensors(Source):
             raise CheckpointError(f"{self.folder / place}: cannot be read: {error}") from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._place  # a mapping's own way would read the tensor
+        return name in self._place  # the default of a mapping would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._place)

@@ -1,4 +1,4 @@
-"""A tree of Python values as JSON plus named tensors: exact in both directions, and never executable."""
+"""Converts a tree of Python values to JSON and named tensors: exact in both directions, and never executable."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from monet.errors import CheckpointError
 
-TAG = "$"  # the one key that marks an encoded value; a user's dict that holds it is encoded as pairs
+TAG = "$"  # the key that marks an encoded value; a user's dict with this key is encoded as pairs
 
 
 def encode(tree: Any) -> tuple[Any, dict[str, Tensor]]:
     """Split a tree into JSON and tensors.
 
     Args:
-        tree: None, bool, int, float (NaN and infinities too), str, bytes, list, tuple, dict with such keys,
-            OrderedDict, torch.Tensor, torch.dtype, torch.Size, numpy array or scalar, nested at will.
+        tree: None, bool, int, float (also NaN and infinities), str, bytes, list, tuple, dict with such keys,
+            OrderedDict, torch.Tensor, torch.dtype, torch.Size, numpy array or scalar, in any nesting.
     Returns:
-        A value `json.dumps` takes, and contiguous CPU tensors by their path in the tree, dtypes kept.
+        A value for `json.dumps`, and contiguous CPU tensors by their path in the tree, with their dtypes.
     Raises:
-        CheckpointError: a value of another type; names its path and type.
+        CheckpointError: a value has another type; names its path and type.
     """
     tensors: dict[str, Tensor] = {}
     return _encode(tree, "", tensors), tensors
@@ -34,7 +34,7 @@ def decode(document: Any, tensors: dict[str, Tensor]) -> Any:
     """Undo `encode`.
 
     Raises:
-        CheckpointError: an unknown tag, or a tensor that is not there.
+        CheckpointError: an unknown tag, or a missing tensor.
     """
     if isinstance(document, list):
         return [decode(item, tensors) for item in document]
@@ -89,9 +89,9 @@ def _encode_dict(value: dict[Any, Any], path: str, tensors: dict[str, Tensor]) -
 
 def _store(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
     name = path.lstrip(".") or "value"
-    while name in tensors:  # {1: a, "1": b} have the same path
+    while name in tensors:  # {1: a, "1": b} gives the same path twice
         name += "'"
-    # a copy: two tensors that share memory cannot be written side by side
+    # copy, because two tensors that share memory cannot be written to one file
     tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
     return name
 

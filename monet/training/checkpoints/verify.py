@@ -1,4 +1,4 @@
-"""The `monet verify` verb: what a run could continue from, and whether what it would read is what was written."""
+"""The `monet verify` verb: checks whether a run's checkpoints match what was written."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from monet.training.checkpoints.checkpoint import list_checkpoints, verify_check
 def verify(path: Path, full: bool = False) -> None:
     """Check a checkpoint, or every checkpoint of a run, against its manifest.
 
-    Nothing is changed, and a run that is training can be looked at: a checkpoint it is writing has another name.
+    It changes nothing and can check a run during training: an unfinished checkpoint has another name.
 
     Args:
         path: folder of a checkpoint or of a run.
-        full: compare the content of every file with its SHA-256 and look for numbers that are not finite; otherwise
-            names and sizes only.
+        full: compare the content of every file with its SHA-256 and search for non-finite numbers; otherwise check
+            only names and sizes.
     Raises:
-        CheckpointError: there is no checkpoint, or one of them is not valid; names each and what is wrong with it.
+        CheckpointError: there is no checkpoint, or one of them is not valid; names each and its fault.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; give a run's or a checkpoint's")
+        raise CheckpointError(f"{path}: no such folder; give the folder of a run or of a checkpoint")
     if (path / MANIFEST_NAME).is_file() or path.parent.name == "checkpoints":
         folders = [path]
     else:
         folders = list_checkpoints(path / "checkpoints")
     if not folders:
-        raise CheckpointError(f"{path}: no checkpoint; a run's lie in its folder checkpoints")
+        raise CheckpointError(f"{path}: no checkpoint; a run keeps them in its folder checkpoints")
     problems: list[str] = []
     for folder in folders:
         try:
@@ -40,8 +40,8 @@ def verify(path: Path, full: bool = False) -> None:
                 _refuse_nonfinite(folder)
             size = sum(file.stat().st_size for file in folder.iterdir())
         except (CheckpointError, OSError) as error:
-            if not folder.exists():  # a run that trains keeps the newest only
-                print(f"{clean(folder.name)}  was deleted meanwhile")
+            if not folder.exists():  # a training run keeps only the newest
+                print(f"{clean(folder.name)}  was deleted in the meantime")
                 continue
             problems.append(str(error))
             print(clean(f"{folder.name}  NOT VALID  {error}"))
@@ -53,7 +53,7 @@ def verify(path: Path, full: bool = False) -> None:
 
 
 def _refuse_nonfinite(folder: Path) -> None:
-    """Look through every tensor of a checkpoint, one at a time."""
+    """Check every tensor of a checkpoint, one at a time."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:

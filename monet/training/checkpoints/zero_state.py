@@ -1,4 +1,4 @@
-"""What DeepSpeed's ZeRO optimisers hold, by parameter name; DeepSpeed's own checkpoint files are not used."""
+"""Weights and moments of DeepSpeed's ZeRO optimisers, by parameter name, without DeepSpeed's checkpoint files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ZeroState:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         parameter, key = name.rsplit("/", 1)
-        if key == STEP:  # all are updated in every step
+        if key == STEP:  # every step updates all parameters
             return torch.as_tensor(next(iter(self.zero.optimizer.state.values()))[STEP])
         whole = safe_get_full_optimizer_state(self.parameters[parameter], key)
         assert whole is not None, f"{parameter} is not DeepSpeed's"
@@ -78,12 +78,12 @@ class ZeroState:
 
     @torch.no_grad()
     def load(self, weights: Source, moments: Source) -> None:
-        """Take over a checkpoint's weights and moments, in the training's own precision too.
+        """Load a checkpoint's weights and moments, also into the training precision.
 
-        Of what is partitioned only this rank's part is read.
+        Only this rank's part of partitioned tensors is read.
 
         Raises:
-            CheckpointError: one is missing or has another shape.
+            CheckpointError: a tensor is missing or has another shape.
         """
         trained = [name for name, parameter in self.parameters.items() if parameter.requires_grad]
         check_moments(moments, trained)
@@ -99,32 +99,32 @@ class ZeroState:
             value = stored_weight(weights, name)
             load_weight(parameter.data, name, value)
             for key in keys:
-                # the file is mapped: what the setter does not copy is not read
+                # the file is mapped: only the part that the setter copies is read
                 _set_full(parameter, value if key is None else moments[f"{name}/{key}"], key)
 
     def _load_partition(
         self, name: str, parameter: Any, weights: Source, moments: Source, keys: Sequence[str | None]
     ) -> None:
-        """Take over this rank's part of a parameter of stage 3: for each key a moment, for None the float32 weight."""
+        """Load this rank's part of a stage 3 parameter: each key gives a moment, None gives the float32 weight."""
         own, start = own_part(self.zero, parameter)
         size = own.numel()
 
         def part(tensors: Source, name: str) -> Tensor:
-            # the last parts are filled up with zeros
+            # the last parts are padded with zeros
             here = stored_part(tensors, name, full_shape(parameter), start, start + size)
             return torch.cat([here.float(), torch.zeros(size - here.numel())])
 
         mine = part(weights, PREFIX + name)
         if is_partitioned(parameter):
             own.data.copy_(mine)
-        else:  # a small one, which every rank keeps whole
+        else:  # a small parameter, which every rank keeps whole
             with self._whole(parameter):
                 load_weight(parameter.data, name, stored_weight(weights, name))
         for key in keys:
             _set_local(parameter, mine if key is None else part(moments, f"{name}/{key}"), key)
 
     def _make_moments(self, step: float) -> None:
-        """Give the inner optimiser the state that its first step would have made."""
+        """Create the inner optimiser's state as its first step would."""
         for flat in flat_partitions(self.zero, self.is_stage_3):
             self.zero.optimizer.state[flat] = {
                 STEP: torch.tensor(step, dtype=torch.float32, device=flat.device),
@@ -138,7 +138,7 @@ class ZeroState:
 
     @contextlib.contextmanager
     def _whole(self, parameter: nn.Parameter) -> Iterator[None]:
-        """Inside, the parameter is whole on every rank; rank 0's content stays."""
+        """Context in which the parameter is whole on every rank; rank 0's content is kept."""
         if not self.is_stage_3:
             yield
             return
@@ -149,7 +149,7 @@ class ZeroState:
 
 
 def _set_full(parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
-    """Set the float32 weight (key None) or a moment of a parameter of stages 1 and 2, whichever ranks hold it."""
+    """Set the float32 weight (key None) or a moment of a parameter of stages 1 and 2, on all ranks that hold it."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     if key is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def use_gloo() -> None:
-    """Keep DeepSpeed from compiling its own transport for CPUs, which takes minutes; gloo does the same."""
+    """Keep DeepSpeed from compiling its own CPU transport, which takes minutes; gloo does the same work."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -23,9 +23,9 @@ def use_gloo() -> None:
 
 @contextlib.contextmanager
 def one_optimizer_class() -> Iterator[None]:
-    """Inside, stage 1 with float32 accumulation of bfloat16 gradients gets the optimiser of all other cases.
+    """Context in which stage 1 with float32 accumulation of bfloat16 gradients uses the common optimiser.
 
-    DeepSpeed has another one for it, which reduces gradients only after the backward pass, all at once.
+    DeepSpeed has a special optimiser for this case; it reduces all gradients at once, after the backward pass.
     """
     from deepspeed.runtime.engine import DeepSpeedEngine
 
@@ -39,7 +39,7 @@ def one_optimizer_class() -> Iterator[None]:
 
 
 def gradient_norm(zero: Any, is_stage_3: bool) -> Tensor:
-    """Norm of the averaged gradient over all parameters, infinite where it holds a NaN; all ranks call it."""
+    """Return the norm of the averaged gradient over all parameters, infinite if it holds a NaN; all ranks call it."""
     from deepspeed.runtime.utils import combine_grad_norm_groups
 
     norm = combine_grad_norm_groups(zero._get_norm_groups()) if is_stage_3 else zero.scaled_global_norm()
@@ -47,7 +47,7 @@ def gradient_norm(zero: Any, is_stage_3: bool) -> Tensor:
 
 
 def leave_out_update(zero: Any, device: torch.device) -> Callable[[], None]:
-    """Have the engine leave out the updates to come, as where a gradient overflows; the result ends that."""
+    """Make the engine skip the following updates, as if a gradient overflowed; calling the result ends that."""
     infinite = torch.tensor(float("inf"), device=device)
     patches = {
         "check_grad_overflow": True,
@@ -66,35 +66,35 @@ def leave_out_update(zero: Any, device: torch.device) -> Callable[[], None]:
 
 
 def flat_partitions(zero: Any, is_stage_3: bool) -> list[Tensor]:
-    """This rank's flat float32 parts of the weights, which the inner optimiser updates."""
+    """Return this rank's flat float32 parts of the weights, which the inner optimiser updates."""
     return zero.fp32_partitioned_groups_flat if is_stage_3 else zero.single_partition_of_fp32_groups
 
 
 def link_moments(zero: Any) -> None:
     """Connect the moments to the parameters, for stages 1 and 2.
 
-    DeepSpeed does it once, after the update of the first group, when the others have no state yet.
+    DeepSpeed does this once, after the update of the first group, when the others have no state yet.
     """
     zero._hp_optimizer_states_linked = False
     zero._lazy_init_hp_params_optimizer_state()
 
 
 def full_shape(parameter: Any) -> torch.Size:
-    """Shape of a parameter, whole even where stage 3 has partitioned it."""
+    """Return a parameter's shape, the whole shape even if stage 3 has partitioned it."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def full_numel(parameter: Any) -> int:
-    """Number of elements of a parameter, whole even where stage 3 has partitioned it."""
+    """Return a parameter's number of elements, the whole number even if stage 3 has partitioned it."""
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def own_part(zero: Any, parameter: Any) -> tuple[Tensor, int]:
-    """This rank's part of a parameter of stage 3, flat, and its first element's place in the whole."""
+    """Return this rank's part of a stage 3 parameter, flat, and the index of its first element in the whole."""
     part = parameter.ds_tensor
     return part, part.numel() * zero._get_param_partition_rank(parameter)
 
 
 def is_partitioned(parameter: Any) -> bool:
-    """Whether only parts of a parameter of stage 3 are there now; False for a small one that every rank keeps whole."""
+    """Return whether stage 3 has partitioned a parameter; False for a small one that every rank keeps whole."""
     return parameter.ds_status.name == "NOT_AVAILABLE" and getattr(parameter, "ds_secondary_tensor", None) is None

@@ -14,33 +14,33 @@ from typing_extensions import override
 
 
 def inside_step(trainer: Trainer) -> bool:
-    """Whether the gradients of the batch under way, or of the one that just ended, still wait for an update."""
+    """Return whether gradients of the current or last batch still wait for an update."""
     return trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def validates_now(trainer: Trainer) -> bool:
-    """Whether a validation follows the batch that just ended."""
+    """Return whether a validation follows the batch that just ended."""
     loop = trainer.fit_loop.epoch_loop
     if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
         return False
-    loop.val_loop.setup_data()  # as the validation does first; only then it is known whether there are data for one
+    loop.val_loop.setup_data()  # the validation does this first; only then is it known whether there are data
     return not loop.val_loop.skip
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """torch's optimiser, out of Lightning's wrapper if it has one."""
+    """Return torch's optimiser, without Lightning's wrapper if it has one."""
     return getattr(optimizer, "_optimizer", optimizer)
 
 
 def switch_off_sigterm_agreement(trainer: Trainer) -> None:
-    """Switch off Lightning's agreement on SIGTERM, in which the host waits for the device in every micro-batch."""
+    """Switch off Lightning's agreement on SIGTERM, which makes the host wait for the device in every micro-batch."""
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 def validate_at_the_interval_only(trainer: Trainer) -> None:
-    """Switch off the validation that Lightning adds where something stops the run.
+    """Switch off the validation that Lightning adds when a run is stopped.
 
-    A run that is stopped and continues then has the validations of an uninterrupted one, and ends in time.
+    A stopped and continued run then has the same validations as an uninterrupted one, and ends in time.
     """
     loop: Any = trainer.fit_loop.epoch_loop
     is_due = loop._should_check_val_fx
@@ -56,12 +56,12 @@ def validate_at_the_interval_only(trainer: Trainer) -> None:
 
 
 def tell_checkpoint(trainer: Trainer, path: Any) -> None:
-    """Let `trainer.ckpt_path` be known to hooks that run before Lightning loads the checkpoint."""
+    """Set `trainer.ckpt_path` for hooks that run before Lightning loads the checkpoint."""
     trainer._checkpoint_connector._ckpt_path = path
 
 
 class RunTrainer(Trainer):
-    """Lightning's trainer, with a method around everything that it does in a run."""
+    """Lightning's trainer, with a method around all of its work in a run."""
 
     def around_run(self, model: LightningModule, ckpt_path: Any, run: Callable[[Any], Any]) -> Any:
         """Call `run` with the checkpoint to continue from, and return its result; for subclasses to override."""
@@ -74,14 +74,14 @@ class RunTrainer(Trainer):
 
 
 class EngineStrategy(DeepSpeedStrategy):
-    """Lightning's strategy for DeepSpeed, with public names for what a subclass replaces or calls."""
+    """Lightning's strategy for DeepSpeed, with public names for the methods that a subclass replaces or calls."""
 
     def make_engine(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:
-        """DeepSpeed's engine and optimiser for a model; for subclasses to override."""
+        """Return DeepSpeed's engine and optimiser for a model; for subclasses to override."""
         return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
 
     def start_deepspeed_processes(self) -> None:
-        """Connect the ranks, whatever the device is."""
+        """Connect the ranks on any device."""
         self._init_deepspeed_distributed()
 
     @override

@@ -1,6 +1,6 @@
-"""What all ranks must decide alike, settled by one small all-reduce an optimiser step.
+"""Decisions that all ranks must make alike, settled by one small all-reduce per optimiser step.
 
-A rank that stopped, skipped or saved by itself would leave the others waiting in their next collective for ever.
+If one rank stopped, skipped or saved by itself, the others would wait in their next collective forever.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _is_alone() -> bool:
 
 
 def sum_over_ranks(values: Tensor, strategy: Strategy) -> Tensor:
-    """Sum of a tensor over all ranks, element by element; every rank must call it, with the same shape."""
+    """Return the sum of a tensor over all ranks, by element; every rank must call it, with the same shape."""
     if _is_alone():
         return values
     total = values.to(strategy.root_device, copy=True)
@@ -30,19 +30,19 @@ def sum_over_ranks(values: Tensor, strategy: Strategy) -> Tensor:
 
 
 def any_over_ranks(flags: Tensor, strategy: Strategy) -> Tensor:
-    """Where a bool tensor is true on any rank; every rank must call it, with the same shape."""
+    """Return where a bool tensor is true on any rank; every rank must call it, with the same shape."""
     if _is_alone():
         return flags
     return sum_over_ranks(flags.to(torch.int32), strategy) > 0
 
 
 def any_rank(flag: bool, strategy: Strategy) -> bool:
-    """Whether the flag is set on any rank; every rank must call it."""
+    """Return whether the flag is set on any rank; every rank must call it."""
     return bool(any_over_ranks(torch.tensor(flag), strategy))
 
 
 def gather_ranks(values: Tensor, strategy: Strategy) -> Tensor:
-    """(W, ...): a tensor of every rank, in their order; every rank must call it, with the same shape."""
+    """Return (W, ...): the tensors of all ranks, in rank order; every rank must call it, with the same shape."""
     if _is_alone():
         return values[None]
     here = values.to(strategy.root_device)
@@ -50,18 +50,18 @@ def gather_ranks(values: Tensor, strategy: Strategy) -> Tensor:
 
 
 def take_from_rank_0(tensors: Iterable[Tensor]) -> None:
-    """Set tensors to what rank 0 has in them; every rank must call it, with the same shapes."""
+    """Copy rank 0's content into tensors of all ranks; every rank must call it, with the same shapes."""
     for tensor in () if _is_alone() else tensors:
         dist.broadcast(tensor, src=0)
 
 
 @dataclass
 class Requests:
-    """What somebody outside wants of the run, noted on one rank, acted on by all after the same step.
+    """Requests from outside the run, noted on one rank, and handled by all ranks after the same step.
 
     Attributes:
         stop: number of the signal that asks this rank to end; 0 for none.
-        save: this rank is asked for a checkpoint.
+        save: whether this rank is asked for a checkpoint.
     """
 
     stop: int = 0
@@ -72,18 +72,18 @@ class Requests:
     NUM_FLAGS = 3
 
     def flags(self) -> list[float]:
-        """What this rank contributes to the step's all-reduce."""
+        """Return this rank's contribution to the step's all-reduce."""
         return [float(self.stop == 2), float(self.stop not in (0, 2)), float(self.save)]
 
     def agree(self, counts: list[float]) -> None:
-        """Take the all-reduced flags over; a termination counts more than an interrupt."""
+        """Store the all-reduced flags; a termination takes precedence over an interrupt."""
         interrupts, terminations, saves = counts
         self._agreed_stop = 15 if terminations else 2 if interrupts else 0
         self._agreed_save = saves > 0
 
     @property
     def agreed_stop(self) -> int:
-        """Signal number that all ranks end with after this step, or 0."""
+        """Number of the signal with which all ranks end after this step, or 0."""
         return self.stop if _is_alone() else self._agreed_stop
 
     @property
@@ -92,5 +92,5 @@ class Requests:
         return self.save if _is_alone() else self._agreed_save
 
     def saved(self) -> None:
-        """A checkpoint was written: the wish for one is fulfilled."""
+        """Clear the request for a checkpoint after one was written."""
         self.save = self._agreed_save = False

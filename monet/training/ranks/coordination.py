@@ -1,4 +1,4 @@
-"""How ranks agree outside the training's collectives: small objects, by way of one store, in bounded time."""
+"""Agreement between ranks outside the training's collectives: small objects through one store, in bounded time."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from monet.errors import MonetError
 
 T = TypeVar("T")
-# keys of the store: what each rank said last; in which call it came last, and how often all came; rank 0's answers and
-# how many have read them
+# keys of the store: each rank's last value; its last call; how often all ranks came; rank 0's answers; how many ranks
+# have read them
 SAID, CAME, ANSWER, READ = "monet/said", "monet/came", "monet/answer", "monet/read"
-ROLL_CALL_SECONDS = 10.0  # for ranks that are alive to notice a broken connection
+ROLL_CALL_SECONDS = 10.0  # time for live ranks to notice a broken connection
 
 
 def other_ranks_wait() -> bool:
-    """Whether a launcher outside (torchrun, srun, deepspeed) has started other ranks, which will wait for this one."""
+    """Return whether an outside launcher (torchrun, srun, deepspeed) has started other ranks that wait for this one."""
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
 
 
 def launched_environment() -> ClusterEnvironment | None:
-    """The ranks as torch's variables tell them, if a launcher set all of those; None leaves it to Lightning.
+    """Return the ranks from torch's variables, if a launcher set all of them; None leaves it to Lightning.
 
-    Lightning believes torchrun's and SLURM's only: under DeepSpeed's launcher it takes every node for the first.
+    Lightning recognises only torchrun and SLURM: under DeepSpeed's launcher it takes every node for the first.
     """
     given = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     return TorchElasticEnvironment() if given else None
@@ -46,30 +46,30 @@ class RankError(MonetError):
 
 
 def is_broken_connection(error: RuntimeError) -> bool:
-    """Whether an error in a collective says that another rank is gone or silent, whatever the backend."""
+    """Return whether an error in a collective of any backend means that another rank is gone or silent."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 class Ranks:
-    """One process alone: what it says is what all say."""
+    """A single process: its value is the value of all ranks."""
 
     rank, world_size = 0, 1
 
     def broadcast(self, value: T, what: str) -> T:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value, on every rank."""
         return value
 
     def gather(self, value: T, what: str) -> list[T] | None:
-        """Every rank's value in the order of the ranks, on rank 0; None on the others."""
+        """Return every rank's value in rank order, on rank 0; None on the others."""
         return [value]
 
 
 class ProcessRanks(Ranks):
-    """The ranks of a run, over the key-value store of torch.distributed. Every rank must make the same calls.
+    """The ranks of a run, connected by the key-value store of torch.distributed. Every rank must make the same calls.
 
-    Each rank has a connection to the store already, so no rank is connected with all others. In a call each rank
-    leaves its value in the store; when all have, rank 0 answers, and the others wait for the answer. A rank that comes
-    too late finds the answer that the call failed, so all ranks have made the same calls after it.
+    Each rank already has a connection to the store, so the ranks need no connections to each other. In a call, each
+    rank writes its value to the store. After all have written, rank 0 answers, and the others wait for the answer. A
+    late rank finds the answer that the call failed, so all ranks have made the same calls afterwards.
 
     Args:
         timeout: how long rank 0 waits for the slowest rank in any call.
@@ -83,28 +83,28 @@ class ProcessRanks(Ranks):
         prefix = f"monet/trainer/{next(_trainers)}"
         self._store = dist.PrefixStore(prefix, store)  # pyright: ignore[reportPrivateImportUsage]
         self._calls = 0
-        # of many ranks each asks the store less often
+        # with many ranks, each polls the store less often
         self._longest_pause = 0.05 + self.world_size / 10_000
 
     def broadcast(self, value: T, what: str) -> T:
-        """Rank 0's value, on every rank.
+        """Return rank 0's value, on every rank.
 
         Args:
-            value: what JSON can say; tuples come back as lists.
-            what: for messages, what the ranks are about to do.
+            value: a JSON-able value; tuples come back as lists.
+            what: the next action of the ranks, for messages.
         Raises:
-            RankError: names the ranks that did not come.
+            RankError: names the missing ranks.
         """
         return self._meet(None, what, lambda: value)
 
     def gather(self, value: T, what: str) -> list[T] | None:
-        """Every rank's value in the order of the ranks, on rank 0; None on the others; see `broadcast`."""
+        """Return every rank's value in rank order, on rank 0; None on the others; see `broadcast`."""
         keys = [f"{SAID}/{rank}" for rank in range(self.world_size)]
         values = self._meet(value, what, lambda: [json.loads(said) for said in self._store.multi_get(keys)], False)
         return values if self.rank == 0 else None
 
     def _meet(self, said: Any, what: str, answer: Callable[[], Any], is_told: bool = True) -> Any:
-        """Leave a value in the store; when all ranks have, rank 0 makes the answer, and the others are told it."""
+        """Write a value to the store; after all ranks have, rank 0 makes the answer, and the others read it."""
         self._calls += 1
         answered, read = f"{ANSWER}/{self._calls}", f"{READ}/{self._calls}"
         found = None
@@ -117,19 +117,19 @@ class ProcessRanks(Ranks):
                 absent = [] if all_came else self._absent()
                 found = answer() if all_came else None
                 self._store.set(answered, json.dumps([found if is_told else None, absent]))
-                # rank 0 may end next, and the store with it
+                # rank 0 may end next, and the store ends with it
                 readers = self.world_size - 1 - len(absent)
                 self._wait(lambda: self._store.add(read, 0) >= readers, timedelta(seconds=ROLL_CALL_SECONDS))
-                if all_came:  # else the late ones have yet to read it
+                if all_came:  # otherwise late ranks still have to read it
                     self._store.delete_key(answered)
                     self._store.delete_key(read)
-            # rank 0 may come late itself, and waits for others then
+            # rank 0 may be late itself, and then wait for others
             elif self._wait(lambda: self._store.check([answered]), 2 * self.timeout):
                 found, absent = json.loads(self._store.get(answered))
                 self._store.add(read, 1)
             else:
                 absent = [0]
-        except RuntimeError as error:  # of the store
+        except RuntimeError as error:  # from the store
             raise RankError(
                 f"{what}: the store of the ranks, at rank 0, does not answer ({_first_line(error)})"
             ) from error
@@ -140,7 +140,7 @@ class ProcessRanks(Ranks):
         return found
 
     def _wait(self, is_done: Callable[[], bool], timeout: timedelta) -> bool:
-        """Whether it is done in time."""
+        """Return whether it is done in time."""
         end, pause = time.monotonic() + timeout.total_seconds(), 0.001
         while not is_done():
             if time.monotonic() > end:
@@ -150,7 +150,7 @@ class ProcessRanks(Ranks):
         return True
 
     def _absent(self) -> list[int]:
-        """The ranks that have not come to this call."""
+        """Return the ranks that are missing from this call."""
         keys = [f"{CAME}/{rank}" for rank in range(self.world_size)]
         return [
             rank for rank, key in enumerate(keys)
@@ -158,22 +158,22 @@ class ProcessRanks(Ranks):
         ]  # fmt: skip
 
     def lost(self, error: RuntimeError) -> RankError:
-        """What to say of a broken connection, after waiting for the others to notice it too."""
+        """Return the message for a broken connection, after the other ranks had time to notice it."""
         silent = ", ".join(map(str, self._silent()))
         gone = f"rank {silent} died or does not answer" if silent else "the connection between the ranks broke"
         return RankError(
-            f"{gone} ({_first_line(error)}); its own output says why, and the same command continues from the newest"
-            " checkpoint"
+            f"{gone} ({_first_line(error)}); its own output has the reason. Run the same command to continue from the"
+            " newest checkpoint"
         )
 
     def _silent(self) -> list[int]:
-        """Ranks that have not noticed it: those that are gone, or wait in a call that has not failed yet."""
+        """Return the ranks that have not noticed the break: they are gone, or wait in a call that has not failed."""
         keys = {rank: f"monet/noticed/{rank}" for rank in range(self.world_size)}
         end = time.monotonic() + ROLL_CALL_SECONDS
         try:
             store = dist.distributed_c10d._get_default_store()
             store.set(keys[self.rank], "")
-        except RuntimeError:  # it lived in rank 0
+        except RuntimeError:  # the store was in rank 0
             return [0]
         with contextlib.suppress(RuntimeError):
             while keys and time.monotonic() < end:

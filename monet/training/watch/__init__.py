@@ -1,1 +1,1 @@
-"""What is watched while a run goes on: bad values, spikes, signals, the rhythm of steps."""
+"""Checks during a run: bad values, spikes, signals, the time of steps."""

@@ -1,4 +1,4 @@
-"""Seconds that a run trains, apart from what interrupts it."""
+"""Measures the seconds that a run trains, without interruptions."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 
 
 class StepClock:
-    """Seconds of training, apart from those of validations and checkpoints.
+    """Seconds of training, without validations and checkpoints.
 
-    A step's time runs from the end of the work before it to its own end; what passes until its batch has arrived on
-    the device is waiting for data. Clock time that jumps does not matter.
+    A step's time runs from the end of the previous work to its own end. The time until its batch is on the device
+    counts as waiting for data. Jumps of the system clock have no effect.
     """
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class StepClock:
         self._step = self._wait = 0.0
 
     def resume(self) -> None:
-        """Something other than training has ended: forget the time it took."""
+        """Work other than training has ended: ignore its time."""
         self._mark = time.perf_counter()
 
     def batch_arrived(self) -> None:
@@ -25,11 +25,11 @@ class StepClock:
         self._wait += self._advance()
 
     def batch_done(self) -> None:
-        """The batch's work has ended."""
+        """The work on the batch has ended."""
         self._step += self._advance()
 
     def take(self) -> tuple[float, float]:
-        """Seconds of the optimiser step that just ended, and the part of them spent waiting for data."""
+        """Return the seconds of the optimiser step that just ended, and the seconds of waiting for data in it."""
         seconds, wait = self._step + self._wait, self._wait
         self._step = self._wait = 0.0
         return seconds, wait

@@ -1,4 +1,4 @@
-"""Watches every optimiser step before its update: numbers of all ranks, bad steps refused or left out, loss spikes."""
+"""Checks each optimiser step before its update: numbers of all ranks, non-finite values, loss spikes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from monet.training.watch.steps import StepNumbers, StepRecord
 
 
 class StepGuard:
-    """The step under way, and whether it may change the model.
+    """The current step, and whether it may change the model.
 
     Args:
         model: the language model.
-        settings: what happens when a loss or gradient is not finite.
+        settings: what to do if a loss or gradient is not finite.
     Attributes:
-        record: micro-batches of the step under way.
-        requests: what was asked of the run from outside.
-        spike: the latest step's loss beside those before it, if it stands out.
-        skipped_in_a_row: updates left out since the last good one.
-        dump_folder: where bad steps are described; None writes nothing.
+        record: micro-batches of the current step.
+        requests: requests from outside the run.
+        spike: the loss of the latest step and of those before it, if it is a spike.
+        skipped_in_a_row: updates skipped since the last good one.
+        dump_folder: folder for reports of bad steps; None writes nothing.
     """
 
     def __init__(self, model: nn.Module, settings: NonFiniteSettings) -> None:
@@ -38,10 +38,10 @@ class StepGuard:
         self.skipped_in_a_row = 0
         self.dump_folder: Path | None = None
         self._spikes, self._snapshot = SpikeWindow(), RouterSnapshot(model)
-        self._follows = -1  # the optimiser step that the record follows
+        self._follows = -1  # the optimiser step before the record
 
     def begin(self, finished_steps: int) -> None:
-        """A micro-batch begins; with the first one of a step the record starts anew."""
+        """Start a micro-batch; the first one of a step clears the record."""
         if finished_steps != self._follows:
             self._follows = finished_steps
             self.record.clear()
@@ -49,14 +49,14 @@ class StepGuard:
                 self._snapshot.take()
 
     def settle(self, norm: Tensor | None, trainer: Trainer, domains: list[str]) -> StepNumbers:
-        """Look at the step before its update; all ranks come to the same end.
+        """Check the step before its update; all ranks reach the same decision.
 
-        Where it is left out, the routers' statistics are what they were before it and no parameter has a gradient, so
-        that the optimiser changes nothing.
+        A skipped step restores the routers' statistics and removes all gradients, so that the optimiser changes
+        nothing.
 
         Args:
             norm: norm of the gradient over all parameters and ranks; None if it is not known.
-            trainer: knows the step and the ranks.
+            trainer: gives the step and the ranks.
             domains: names of the domain numbers in the batches.
         Raises:
             NonFiniteError: names the step, the windows, their domains and the parameters.
@@ -85,8 +85,8 @@ class StepGuard:
 
     def _refuse_or_skip(self, numbers: StepNumbers, trainer: Trainer, domains: list[str]) -> None:
         step, table, bad_batches = trainer.global_step + 1, norm_table(self.model), self.record.bad_batches()
-        # every rank knows of the bad step, so all of them come here
-        # gradients are shared already: with a bad loss they do not tell who it was
+        # every rank knows of the bad step, so all ranks reach this point
+        # gradients are already averaged: with a bad loss they do not show which rank was at fault
         bad_here = bool(bad_batches) if numbers.bad_loss else any(row["nonfinite_gradients"] for row in table)
         bad_ranks = gather_ranks(torch.tensor(bad_here), trainer.strategy).nonzero()[:, 0].tolist()
         skips, most = self.skipped_in_a_row + 1, self.settings.max_consecutive_skips
@@ -96,7 +96,7 @@ class StepGuard:
             batches = [_ids(batch, domains) for batch in self.record.batches]
             content = {"step": step, "found": text, "bad_ranks": bad_ranks, "skipped": skip, "batches": batches}
             write_dump(self.dump_folder, step, trainer.global_rank, {**content, "parts": table})
-        if trainer.world_size > 1 and bad_ranks:  # of gradients that a strategy does not show nobody can tell
+        if trainer.world_size > 1 and bad_ranks:  # a strategy that hides its gradients hides the rank at fault too
             text += f" on rank {', '.join(map(str, bad_ranks))}"
         if numbers.bad_loss and not bad_batches:
             text += " (this rank's own batches were good)"
@@ -114,19 +114,19 @@ class StepGuard:
 
 
 def gradient_norm(parameters: list[nn.Parameter], strategy: Any) -> Tensor | None:
-    """Norm of the gradient over all parameters of the model, parts on other ranks included.
+    """Return the norm of the gradient over all parameters of the model, including parts on other ranks.
 
-    A strategy that keeps gradients to itself has methods `gradient_norm() -> Tensor` and `discard_gradients()`.
+    A strategy that hides its gradients has methods `gradient_norm() -> Tensor` and `discard_gradients()`.
 
     Returns:
-        Float scalar; None, with a warning, where no gradient can be seen.
+        Float scalar; None, with a warning, if no gradient is visible.
     """
     if (measure := getattr(strategy, "gradient_norm", None)) is not None:
         return measure()
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         name = type(strategy).__name__
-        rank_zero_warn(f"{name} shows no gradients: their norm is not logged, and only the loss is checked")
+        rank_zero_warn(f"{name} hides its gradients: their norm is not logged, and only the loss is checked")
         return None
     total = torch.nn.utils.get_total_norm(gradients)
     return getattr(total, "full_tensor", lambda: total)()
@@ -150,7 +150,7 @@ def _describe(batches: list[dict[str, Tensor]], domains: list[str]) -> str:
 
 
 def _ids(batch: dict[str, Tensor], domains: list[str]) -> dict[str, Any]:
-    """A batch's windows, the documents at their starts, and their domains, row by row."""
+    """Return a batch's windows, the documents at their starts, and their domains, row by row."""
     return {
         "windows": batch["index"].tolist(),
         "documents": batch["document"].tolist() if "document" in batch else None,

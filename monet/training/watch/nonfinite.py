@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: what they leave in the run's folder, and how they are undone."""
+"""Steps with a non-finite loss or gradient: their report in the run's folder, and how they are undone."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from monet.model.router import RoutingStatistics
 
 @dataclass(frozen=True)
 class NonFiniteSettings:
-    """What happens when a loss or gradient is NaN or infinite on any rank.
+    """What to do if a loss or gradient is NaN or infinite on any rank.
 
     Args:
-        policy: stop ends the run before the update; skip leaves this one update out and goes on.
-        max_consecutive_skips: updates left out in a row; the next bad one stops the run whatever the policy.
+        policy: stop ends the run before the update; skip leaves out this one update and continues.
+        max_consecutive_skips: maximum number of skipped updates in a row; the next bad step always stops the run.
     """
 
     policy: Literal["stop", "skip"] = "stop"
@@ -35,37 +35,37 @@ class NonFiniteSettings:
 
 
 class RouterSnapshot:
-    """The routers' running statistics as they were before a step, which a bad batch moves in its forward pass."""
+    """The routers' running statistics before a step; the forward pass of a bad batch changes them."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._values: list[tuple[Tensor, Tensor]] = []
 
     def take(self) -> None:
-        """Remember the statistics."""
+        """Save the statistics."""
         parts = [part for part in self._model.modules() if isinstance(part, RoutingStatistics)]
         self._values = [(buffer, buffer.clone()) for part in parts for buffer in part.buffers()]
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Set the statistics back to what `take` saw."""
+        """Restore the statistics that `take` saved."""
         for buffer, value in self._values:
             buffer.copy_(value)
 
 
 def norm_table(model: nn.Module) -> list[dict[str, Any]]:
-    """One row for each decoder layer and each part outside them, as far as this process holds them.
+    """Return one row for each decoder layer and each other part, for the tensors that this process holds.
 
     Returns:
-        Rows with `part`, `weight_norm`, `gradient_norm` (None where not finite or not here), and how many elements of
-        weights, gradients and running statistics are not finite.
+        Rows with `part`, `weight_norm`, `gradient_norm` (None if not finite or not on this process), and the number of
+        non-finite elements in weights, gradients and running statistics.
     """
     parts: dict[str, dict[str, list[Tensor]]] = {}
 
     def note(name: str, kind: str, tensor: Tensor | None) -> None:
         row = parts.setdefault(_part(name), {"weights": [], "gradients": [], "statistics": []})
         if tensor is not None and tensor.is_floating_point():
-            local = getattr(tensor, "to_local", lambda: tensor)()  # a sharded tensor: the part that is here
+            local = getattr(tensor, "to_local", lambda: tensor)()  # this process's part, if the tensor is sharded
             row[kind].append(local.detach())
 
     for name, parameter in model.named_parameters():
@@ -100,7 +100,7 @@ def _norm(tensors: list[Tensor]) -> float | None:
 
 
 def write_dump(folder: Path, step: int, rank: int, content: dict[str, Any]) -> None:
-    """Write what is known of a bad step to folder/step-00000006.rank-0.json; a disk that refuses is only warned of."""
+    """Write a report of a bad step to folder/step-00000006.rank-0.json; if the disk fails, only warn."""
     path = folder / f"step-{step:08d}.rank-{rank}.json"
     try:
         atomic_write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

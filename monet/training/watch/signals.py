@@ -1,4 +1,4 @@
-"""Signals while a run trains: end after the step with a checkpoint, end at once, or only save."""
+"""Signals during training: end after the step with a checkpoint, end at once, or only save."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from monet.training.ranks.agree import Requests
 
-ONE_SIGNAL_SECONDS = 1.0  # a scheduler signals every process of a job, and a launcher among them passes it on
+ONE_SIGNAL_SECONDS = 1.0  # a scheduler signals every process of a job, and a launcher passes the signal on again
 
 
 class Stopped(SystemExit):
-    """The run ends because a signal asked for it, after its checkpoint was written; the code is 128 + the signal's."""
+    """The run ends after its checkpoint because of a signal; the exit code is 128 + the signal's number."""
 
 
 class StopSignals(Callback):
-    """SIGINT and SIGTERM end the run after the step under way, with a checkpoint; another one ends it at once, if it
-    comes a second or more after the first. SIGUSR1 asks for a checkpoint and lets the run go on.
+    """SIGINT and SIGTERM end the run after the current step, with a checkpoint; a second signal ends it at once, if it
+    comes at least one second after the first. SIGUSR1 requests a checkpoint, and the run continues.
 
-    Before the first step they do what they do to any program: there is nothing to save yet.
+    Before the first step the signals have their usual effect, because there is nothing to save yet.
 
     Args:
-        requests: where the wish is noted; who checkpoints acts on it.
+        requests: stores the request; the code that writes checkpoints handles it.
     """
 
     def __init__(self, requests: Requests) -> None:
@@ -36,7 +36,8 @@ class StopSignals(Callback):
         self._replaced: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # only now: Lightning registers a handler of its own right before, which would end every rank for itself
+        # install the handlers only now, because Lightning registers its own handler
+
         if threading.current_thread() is not threading.main_thread():
             return
         self._pid = os.getpid()
@@ -44,25 +45,27 @@ class StopSignals(Callback):
             self._replaced[number] = signal.signal(number, self._receive)
 
     def restore(self) -> None:
-        """Give the signals back to whoever handled them before."""
+        """Restore the previous handlers of the signals."""
         for number, handler in self._replaced.items():
             signal.signal(number, handler)
         self._replaced.clear()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a loader's worker: its parent decides
+        if os.getpid() != self._pid:  # a loader process: its parent decides
             return
         if number == signal.SIGUSR1:
             self.requests.save = True
         elif self.requests.stop:
             if time.monotonic() - self._first_seconds < ONE_SIGNAL_SECONDS:
                 return
-            _say(f"{signal.Signals(number).name} again: ended at once; the newest whole checkpoint is what counts")
+            _say(
+                f"{signal.Signals(number).name} again: ending at once; the run can continue from its newest checkpoint"
+            )
             os._exit(128 + number)
         else:
             self.requests.stop, self._first_seconds = number, time.monotonic()
-            _say(f"{signal.Signals(number).name}: finishing the step and saving; once more ends the run at once")
+            _say(f"{signal.Signals(number).name}: finishing the step and saving; a second signal ends the run at once")
 
 
 def _say(text: str) -> None:
-    os.write(2, f"{text}\n".encode())  # print could be what the signal interrupted
+    os.write(2, f"{text}\n".encode())  # the signal may have interrupted print

@@ -1,4 +1,4 @@
-"""Steps whose loss stands out from those before it."""
+"""Detects steps whose loss is far above the losses before it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any, NamedTuple
 
 
 class Spike(NamedTuple):
-    """How far a loss lies above the window: its mean and standard deviation."""
+    """Mean and standard deviation of the window below a spike."""
 
     mean: float
     deviation: float
 
 
 class SpikeWindow:
-    """The latest finite losses, and the rule when the next one is a spike.
+    """The latest finite losses, and the rule that decides whether the next loss is a spike.
 
-    A value that is not finite is never stored: mean and deviation would be NaN, every comparison with them false, and
-    whatever hangs on the rule would stay out of order until the value left the window.
+    A non-finite value is never stored. Otherwise mean and deviation would be NaN, and every comparison with them would
+    be false until the value left the window.
 
     Args:
-        size: losses remembered.
-        least: losses it takes before any counts as a spike.
-        deviations: standard deviations above the mean at which a loss counts as one.
+        size: number of losses in the window.
+        least: number of losses needed before a loss can count as a spike.
+        deviations: number of standard deviations above the mean at which a loss counts as a spike.
     """
 
     def __init__(self, size: int = 128, least: int = 32, deviations: float = 6.0) -> None:
@@ -31,7 +31,7 @@ class SpikeWindow:
         self._losses: deque[float] = deque(maxlen=size)
 
     def judge(self, loss: float) -> Spike | None:
-        """Compare a step's loss with the window, then let it in; None if it is no spike or not finite."""
+        """Compare a step's loss with the window, then add it; None if the loss is not a spike or not finite."""
         if not math.isfinite(loss):
             return None
         spike = None

@@ -1,4 +1,4 @@
-"""The numbers of one optimiser step: gathered on the device, agreed over the ranks, read in one transfer."""
+"""The numbers of one optimiser step: collected on the device, reduced over the ranks, read in one transfer."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PER_ROUTER: tuple[str, ...] = ("uniformity", "ambiguity", "active_per_head")
 
 @dataclass
 class StepNumbers:
-    """What an optimiser step came to: means over micro-batches and ranks.
+    """Results of an optimiser step: means over micro-batches and ranks.
 
     Attributes:
         losses: by name, see `LOSSES`; uniformity_loss only with routers.
         routers: for each routing group, by name, see `PER_ROUTER`.
-        grad_norm: over all parameters, before clipping; None where the strategy does not show it.
-        bad_loss, bad_gradient: some rank's was NaN or infinite.
+        grad_norm: norm over all parameters, before clipping; None if the strategy hides it.
+        bad_loss, bad_gradient: whether the loss or gradient of some rank was NaN or infinite.
     """
 
     losses: dict[str, float]
@@ -40,10 +40,10 @@ class StepNumbers:
 
 @dataclass
 class StepRecord:
-    """The micro-batches of the optimiser step under way, and their numbers, which stay on the device until `close`.
+    """The micro-batches of the current optimiser step, and their numbers, which stay on the device until `close`.
 
     Attributes:
-        batches: as the loader gave them.
+        batches: batches from the loader.
         fired_R2HE: bool, the routing keys that fired in any micro-batch of this rank; None without routers.
     """
 
@@ -53,13 +53,13 @@ class StepRecord:
     _num_routers: int = 0
 
     def clear(self) -> None:
-        """Forget everything: the next step begins."""
+        """Clear the record for the next step."""
         self.batches.clear()
         self._values.clear()
         self.fired_R2HE = None
 
     def add(self, batch: dict[str, Tensor], out: Any) -> None:
-        """Note a micro-batch and the model's output for it."""
+        """Record a micro-batch and the model's output for it."""
         routers = out.router_metrics or ()
         scalars = [out.loss, out.lm_loss, *([out.uniformity_loss] if routers else [])]
         for name in PER_ROUTER:
@@ -72,17 +72,17 @@ class StepRecord:
             self.fired_R2HE = fired_R2HE if self.fired_R2HE is None else self.fired_R2HE | fired_R2HE
 
     def bad_batches(self) -> list[dict[str, Tensor]]:
-        """This rank's micro-batches whose loss is not finite."""
+        """Return this rank's micro-batches whose loss is not finite."""
         finite = torch.stack(self._values)[:, 0].isfinite().tolist()
         return [batch for batch, is_finite in zip(self.batches, finite, strict=True) if not is_finite]
 
     def close(self, norm: Tensor | None, requests: Requests, strategy: Strategy) -> StepNumbers:
-        """Settle the step over all ranks, before the update: one all-reduce, one transfer from the device.
+        """Reduce the step over all ranks, before the update: one all-reduce, one transfer from the device.
 
         Args:
             norm: norm of the gradient, float scalar; None if it is not known.
-            requests: this rank's wishes; all ranks' afterwards.
-            strategy: knows the ranks.
+            requests: this rank's requests on entry, those of all ranks on return.
+            strategy: gives access to the ranks.
         """
         values_MF = torch.stack(self._values)
         seen = torch.zeros_like(values_MF[0, 0]) if norm is None else norm.detach().to(values_MF)
@@ -104,7 +104,7 @@ class StepRecord:
 
 
 def router_means(routers: list[dict[str, float]]) -> dict[str, float | None]:
-    """Means over the routers by name, None without routers."""
+    """Return means over the routers by name, None without routers."""
     count = len(routers)
     names = (*PER_ROUTER, "dead_share")
     return {name: math.fsum(router[name] for router in routers) / count if count else None for name in names}

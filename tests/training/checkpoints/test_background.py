@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: one writer, awaited, failures raised, the same bytes."""
+"""Checkpoints written in the background: one writer, awaited, failures raised, the same bytes."""
 
 import threading
 import time
@@ -74,7 +74,7 @@ def test_a_failure_is_raised_at_a_later_step(train, slow_writes, capsys):
 
 def test_a_failure_can_be_survived_but_not_at_the_end(train, slow_writes):
     slow_writes["failures"][4] = OSError(28, "No space left on device")
-    with pytest.warns(UserWarning, match="No space left on device.*training goes on"):
+    with pytest.warns(UserWarning, match="No space left on device.*training continues"):
         run = train("run", ASYNC, "--checkpoint_failure=continue")
     assert run.code == 0
     assert [step_of(folder) for folder in list_checkpoints(run.checkpoints)] == [8, 12]

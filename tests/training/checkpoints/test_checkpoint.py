@@ -67,7 +67,7 @@ def test_everything_comes_back(tmp_path):
 
 @pytest.mark.parametrize(("ranks", "files", "writers"), [(1, 4, 1), (2, 4, 2), (8, 8, 8), (40, 40, 40), (1000, 40, 40)])
 def test_many_ranks_share_the_writing(monkeypatch, ranks, files, writers):
-    """Of 40 tensors of 100 bytes in files of 10 to 1,000 bytes."""
+    """A layout of 40 tensors of 100 bytes in files of 10 to 1,000 bytes."""
     monkeypatch.setattr(tensor_files, "FILE_BYTES", 1000)
     monkeypatch.setattr(tensor_files, "LEAST_BYTES", 10)
     tensors = {f"layer.{n}": torch.empty(25, device="meta") for n in range(40)}
@@ -200,7 +200,7 @@ def test_any_damage_of_a_manifest_is_a_reason_and_no_crash(tmp_path):
 
 
 def relist(path, *forgotten):
-    """Write the manifest anew, without some of the files."""
+    """Write the manifest again, without some of the files."""
     (path / "MANIFEST.json").unlink()
     write_manifest(path)
     manifest = json.loads((path / "MANIFEST.json").read_text())
@@ -210,7 +210,7 @@ def relist(path, *forgotten):
 
 
 def test_what_would_be_read_must_be_listed(tmp_path, monkeypatch):
-    """A shard, an index beside a single file, another rank's file."""
+    """A shard, an index next to a single file, another rank's file."""
     with monkeypatch.context() as small:
         small.setattr(tensor_files, "FILE_BYTES", 40)
         path = save(tmp_path, 5)
@@ -253,7 +253,7 @@ def test_a_checkpoint_that_a_run_deletes_while_it_is_looked_at_is_no_fault(tmp_p
 
     monkeypatch.setattr(verify_module, "verify_checkpoint", deleted)
     verify_module.verify(tmp_path)
-    assert "step-00000005  was deleted meanwhile" in capsys.readouterr().out
+    assert "step-00000005  was deleted in the meantime" in capsys.readouterr().out
 
 
 def test_steps_are_ordered_as_numbers_and_other_folders_ignored(tmp_path):

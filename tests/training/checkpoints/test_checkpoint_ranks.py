@@ -1,4 +1,4 @@
-"""What each of many ranks does when all of them open one checkpoint."""
+"""Work of each rank when many ranks open one checkpoint."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_part_of_a_stored_tensor_is_that_of_the_whole(tmp_path):
 
 
 class Counted(tensor_files.StoredTensors):
-    """Counts the elements that are asked for."""
+    """Counts the requested elements."""
 
     read = 0
 

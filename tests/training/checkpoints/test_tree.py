@@ -1,4 +1,4 @@
-"""State as JSON and tensors: exact both ways, and loud about what it cannot hold."""
+"""State as JSON and tensors: exact in both directions, with errors for values that it cannot store."""
 
 import json
 from collections import OrderedDict
@@ -29,7 +29,7 @@ trees = st.recursive(
 
 
 def same(first, second) -> bool:
-    """Equality that tells 1 from True and from 1.0."""
+    """Equality that distinguishes 1, True and 1.0."""
     if type(first) is not type(second):
         return False
     if isinstance(first, (list, tuple)):

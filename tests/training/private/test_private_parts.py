@@ -1,4 +1,4 @@
-"""Private parts of Lightning and DeepSpeed are used in one file each, so that a new release has one file to be read."""
+"""Private parts of Lightning and DeepSpeed are used in one file each, so that a new release affects only one file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOMES = {
     "lightning": ROOT / "monet" / "training" / "private" / "lightning.py",
     "deepspeed": ROOT / "monet" / "training" / "private" / "deepspeed.py",
 }
-# Add a name here when a file above begins to use it.
+# Add a name here when a file above starts to use it.
 NAMES = {
     "lightning": {
         "_broadcast_sigterm_tensor", "_checkpoint_connector", "_ckpt_path", "_data_connector", "_data_fetcher",

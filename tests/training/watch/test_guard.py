@@ -1,4 +1,4 @@
-"""Bad steps left out or refused, alike on all ranks; spikes; and the log that has it all."""
+"""Bad steps skipped or refused, alike on all ranks; spikes; and the log of all of them."""
 
 import json
 import math
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class Poison(Callback):
-    """Spoils the forward pass of some steps for good measure: NaN in the input of every router of the batch."""
+    """Spoils the forward pass of some steps: NaN in the input of every router of the batch."""
 
     def __init__(self, steps):
         self.steps, self.hooks = set(steps), []
@@ -42,7 +42,7 @@ class Poison(Callback):
 
 @pytest.fixture
 def poisoned(train, monkeypatch):
-    """A run with bad steps; its random states are left as they are."""
+    """A run with bad steps; its callback for random states stays in place."""
 
     def run(steps, *words, name="run"):
         with monkeypatch.context() as patch:
@@ -162,7 +162,7 @@ def test_a_spike_is_recorded_with_its_documents(train, monkeypatch):
 
 
 def rank_of_two(rank, port, queue):
-    """A step whose third micro-batch is bad on rank 1 only, settled by the guard of each rank."""
+    """A step whose third micro-batch is bad only on rank 1, handled by the guard of each rank."""
     from types import SimpleNamespace
 
     import torch.distributed as dist

@@ -10,7 +10,7 @@ from tests.training.runs import losses
 
 
 class Poison(Callback):
-    """Spoils one step, and keeps the weights and optimiser state from right before it."""
+    """Spoils one step, and keeps the weights and optimiser state from just before it."""
 
     def __init__(self, step, spoil):
         self.step, self.spoil, self.before = step, spoil, None
