@@ -94,7 +94,7 @@ def begin_directory(path: str | os.PathLike[str]) -> Path:
     """
     final = Path(path)
     if final.exists():
-        raise FileExistsError(f"{final} already exists; choose another name or remove it first")
+        raise FileExistsError(f"{final} exists already; choose another name or remove it first")
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(final)
     temporary.mkdir()
@@ -181,7 +181,7 @@ def verify_manifest(directory: str | os.PathLike[str], *, full: bool = False, un
         if not path.is_file():
             raise CheckpointError(f"{root}: {name} is missing")
         if path.stat().st_size != size:
-            raise CheckpointError(f"{path}: the file has {path.stat().st_size} bytes, but the manifest says {size}")
+            raise CheckpointError(f"{path}: {path.stat().st_size} bytes where the manifest says {size}")
         is_read = unread is None or not name.startswith(unread)
         if full and is_read and sha256_file(path) != digest:
-            raise CheckpointError(f"{path}: the content does not match the SHA-256 in the manifest")
+            raise CheckpointError(f"{path}: content differs from the manifest's SHA-256")

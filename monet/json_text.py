@@ -28,7 +28,7 @@ def read_json(path: str | os.PathLike[str], refuse: type[MonetError] = DataError
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE_BYTES:
-            raise refuse(f"{path}: not JSON (no regular file, or larger than {MAX_FILE_BYTES} bytes)")
+            raise refuse(f"{path}: no JSON (not a file, or larger than {MAX_FILE_BYTES} bytes)")
         content = file.read(MAX_FILE_BYTES + 1)
     return parse_json(content, str(path), refuse)
 
@@ -50,9 +50,9 @@ def parse_json(text: str | bytes, where: str, refuse: type[MonetError] = DataErr
         if text.count("[") + text.count("{") > MAX_DEPTH or _MAY_BE_SURROGATE.search(text):
             _check(content)
     except RecursionError:
-        raise refuse(f"{where}: not JSON (nested deeper than {MAX_DEPTH} levels)") from None
+        raise refuse(f"{where}: no JSON (nested deeper than {MAX_DEPTH} levels)") from None
     except ValueError as error:
-        raise refuse(f"{where}: not JSON ({' '.join(str(error).split())[:300]})") from None
+        raise refuse(f"{where}: no JSON ({' '.join(str(error).split())[:300]})") from None
     return content
 
 

@@ -66,7 +66,7 @@ def export(
 
     folder = chosen_checkpoint(run, checkpoint, with_optimizer=False)
     if out.exists():
-        raise ConfigError(f"out = {out} already exists; choose another name or remove it first")
+        raise ConfigError(f"out = {out} exists already; choose another name or remove it first")
     tokenizer = tokenizer or folder.parent.parent / "tokenizer"
     if not has_tokenizer(tokenizer):
         raise CheckpointError(f"{tokenizer}: no {TOKENIZER_FILE} found; pass the tokenizer's folder as --tokenizer")

@@ -70,7 +70,7 @@ def load_checked(
                 f"variant to load model.safetensors ({error})"
             ) from error
         raise CheckpointError(
-            f"{name_or_path}: no model.safetensors; convert the weights, since pickled ones are never read ({error})"
+            f"{name_or_path}: no model.safetensors; pickled weights are never read, so convert them first ({error})"
         ) from error
     if name_or_path is not None:
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
@@ -119,9 +119,9 @@ def _refuse_impossible(
         if tensor.is_meta or hasattr(tensor, "__tensor_flatten__") or _place(tensor) in known:
             continue
         if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise CheckpointError(f"{name_or_path}: tensor {name} contains a negative variance")
+            raise CheckpointError(f"{name_or_path}: tensor {name} holds a negative variance")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{name_or_path}: tensor {name} contains values that are NaN or infinite")
+            raise CheckpointError(f"{name_or_path}: tensor {name} holds values that are NaN or infinite")
 
 
 def _place(tensor: Tensor) -> tuple[torch.device, int]:

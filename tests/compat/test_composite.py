@@ -112,7 +112,7 @@ def test_a_stored_mask_is_missed_after_loading_and_can_be_stored_again(llava, tm
     language.set_expert_mask(mask)
     llava.save_pretrained(tmp_path)
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="call set_expert_mask of the part"):
+    with pytest.raises(CheckpointError, match="call set_expert_mask of this part"):
         again(**inputs())
     again.model.language_model.set_expert_mask(mask)
     assert torch.equal(again(**inputs()).logits, llava(**inputs()).logits)

@@ -130,10 +130,10 @@ def test_the_evaluations_take_the_folder(folder, pieces):
 
 def test_another_kind_of_model_is_refused(folder):
     write_sentencepiece(folder, kind="unigram", vocab_size=400)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model is no BPE model like LLaMA's"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is not a BPE model like LLaMA's"):
         load_tokenizer(folder)
     (folder / "tokenizer.model").write_bytes(b"no model at all")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model is no sentencepiece model"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is not a sentencepiece model"):
         load_tokenizer(folder)
 
 

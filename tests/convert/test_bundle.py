@@ -217,7 +217,7 @@ def test_an_import_that_may_fail_is_let_fail(toy):
                 "top": "from toy.low import y\nfrom json import loads as f\n\ndef main():\n    return f, y\n",
                 "low": "from json import dumps as f\n\ndef y():\n    return f\n",
             },
-            "import it by one name",
+            "elsewhere; rename one",
         ),
         (
             {

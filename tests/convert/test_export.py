@@ -165,7 +165,7 @@ def test_a_link_in_the_tokenizer_s_folder_is_not_followed(run, tmp_path):
     tokenizer = tmp_path / "tokenizer"
     shutil.copytree(run / "run" / "tokenizer", tokenizer)
     (tokenizer / "vocab.txt").symlink_to(secret)
-    with pytest.raises(CheckpointError, match=r"vocab\.txt is a link to .*id_rsa, outside of its folder"):
+    with pytest.raises(CheckpointError, match=r"vocab\.txt is a link to .*id_rsa, outside its folder"):
         export(tmp_path / "out", run=run / "run", tokenizer=tokenizer)
     assert not (tmp_path / "out").exists()
 
@@ -188,7 +188,7 @@ def test_a_run_copies_no_link_of_its_data(tmp_path):
     (tmp_path / "id_rsa").write_text("PRIVATE KEY")
     copy = TokenizerCopy(cast(Any, SimpleNamespace(tokenizer=tmp_path / "run" / "tokenizer")))
     trainer = SimpleNamespace(datamodule=SimpleNamespace(tokenizer_dir=source), is_global_zero=True)
-    with pytest.raises(CheckpointError, match="outside of its folder"):
+    with pytest.raises(CheckpointError, match="outside its folder"):
         copy.on_train_start(cast(Any, trainer), cast(Any, None))
     assert not (tmp_path / "run" / "tokenizer").exists()
 

@@ -146,7 +146,7 @@ def test_the_file_says_what_it_is_and_keeps_comments_and_docstrings(source):
     head = source[:1200]
     assert f"Monet {monet.__version__}" in head and "GENERATED" in head and "Apache-2.0" in head
     router = (Path(monet.__file__).parent / "router.py").read_text(encoding="utf-8")
-    for line in ("class MonetRouter(nn.Module):", "# Autocast would take these sums to half precision."):
+    for line in ("class MonetRouter(nn.Module):", "# Autocast would compute these sums in half precision."):
         assert line in router and line in source
     assert "# monet.model.router:\n# Product-key router" in source
 

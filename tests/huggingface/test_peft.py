@@ -83,7 +83,7 @@ def test_masks_go_with_adapters(tmp_path):
     with loaded.applied_to(model) as same:
         assert same is model
         assert torch.equal(logits(model), logits(base, expert_mask=mask))
-    with pytest.raises(ConfigError, match="holds no Monet model"), mask.applied_to(torch.nn.Linear(2, 2)):
+    with pytest.raises(ConfigError, match="contains no Monet model"), mask.applied_to(torch.nn.Linear(2, 2)):
         pass
 
 
@@ -117,10 +117,10 @@ def without_tensors(folder, names):
 def test_an_adapter_in_a_models_folder_is_refused_and_hides_nothing(tmp_path, auto):
     tiny_model().save_pretrained(tmp_path)
     adapter_folder(tiny_model(), tmp_path, tmp_path)
-    with pytest.raises(CheckpointError, match="holds both a model and an adapter"):
+    with pytest.raises(CheckpointError, match="contains both a model and an adapter"):
         auto.from_pretrained(tmp_path)
     without_tensors(tmp_path, ["model.norm.weight"])
-    with pytest.raises(CheckpointError, match="holds both a model and an adapter"):
+    with pytest.raises(CheckpointError, match="contains both a model and an adapter"):
         auto.from_pretrained(tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_a_damaged_adapter_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="pickled adapters are never read"):
         MonetForCausalLM.from_pretrained(tmp_path / "adapter")
     (tmp_path / "base" / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="holds an adapter too"):
+    with pytest.raises(CheckpointError, match="has an adapter too"):
         MonetForCausalLM.from_pretrained(tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="no readable adapter configuration"):

@@ -93,7 +93,7 @@ def test_the_fingerprint_of_weights_quantised_in_memory():
     known, unknown = model_of("vertical"), model_of("vertical")
     mark = known.fingerprint()
     assert quantised(known).fingerprint() == mark
-    with pytest.raises(CheckpointError, match=r"call model.fingerprint\(\) before you quantise"):
+    with pytest.raises(CheckpointError, match=r"call model.fingerprint\(\) before quantising"):
         quantised(unknown).fingerprint()
     known.requires_grad_(False).train()
     assert known.fingerprint() == mark, "frozen weights stay what they are"

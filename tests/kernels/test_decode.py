@@ -143,11 +143,11 @@ def test_number_of_threads_changes_nothing(form):
 def test_bad_arguments():
     example = Example("horizontal", dtype=torch.float32)
     example.weights["v.weight"] = example.weights["v.weight"][:, :-1]
-    with pytest.raises(ValueError, match=r"v_PD has shape \(19, 6\); wanted \(20, any\)"):
+    with pytest.raises(ValueError, match=r"v_PD has shape \(19, 6\); expected \(20, any\)"):
         layer(example)
     example = Example("horizontal", dtype=torch.float32)
     example.x_TD = example.x_TD.double()
-    with pytest.raises(ValueError, match=r"states are torch.float64, the first weight is torch.float32"):
+    with pytest.raises(ValueError, match=r"states are torch.float64, but the first weight is torch.float32"):
         layer(example)
     example = Example("vertical", dtype=torch.float32)
     example.weights["b2"] = example.weights["b2"].bfloat16()

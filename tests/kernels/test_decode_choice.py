@@ -123,11 +123,11 @@ def test_layer_stays_dense_where_sparse_would_be_wrong(form, calls, monkeypatch)
 def test_unknown_choice_is_refused(monkeypatch):
     module, inputs = module_and_input()
     monkeypatch.setenv("MONET_DECODE", "fast")
-    with pytest.raises(ValueError, match=r"MONET_DECODE='fast'; use one of auto, dense, sparse"):
+    with pytest.raises(ValueError, match=r"MONET_DECODE='fast'; set it to one of auto, dense, sparse"):
         module(*inputs)
     monkeypatch.setenv("MONET_DECODE", "sparse")
     monkeypatch.setenv("MONET_DECODE_COPY", "yes")
-    with torch.no_grad(), pytest.raises(ValueError, match=r"MONET_DECODE_COPY='yes'; use 1, or 0"):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"MONET_DECODE_COPY='yes'; set it to 1, or to 0"):
         module(*inputs)
 
 
@@ -239,9 +239,7 @@ def test_a_failing_compiler_is_told_once_and_torch_takes_over(fresh_build, monke
         raise RuntimeError("Ninja is required to load C++ extensions\nmore")
 
     monkeypatch.setattr(build, "_load", fail)
-    with pytest.warns(
-        UserWarning, match=r"could not be built.*Ninja is required to load C\+\+ extensions\. They need g"
-    ):
+    with pytest.warns(UserWarning, match=r"could not be built.*Ninja is required to load C\+\+ extensions\. Install g"):
         assert not build.has_cpp()
     assert not build.has_cpp()
 

@@ -142,7 +142,7 @@ def test_replicas_for_other_threads_take_applied_masks():
 
 def test_continuous_batching_is_refused_under_a_context():
     model = tiny_model()
-    with mask_of(model).applied_to(model), pytest.raises(ConfigError, match="thread of its own"):
+    with mask_of(model).applied_to(model), pytest.raises(ConfigError, match="separate thread"):
         model.generate_batch(inputs=[[3, 4, 5]])
 
 
@@ -199,7 +199,7 @@ def test_guidance_masks_both_forwards():
         wanted = model.generate(ids, **options)
     assert torch.equal(model.generate(ids, expert_mask=mask, **options), wanted)
     assert not torch.equal(model.generate(ids, **options), wanted)
-    with pytest.raises(ConfigError, match="with guidance_scale give one for all"):
+    with pytest.raises(ConfigError, match="with guidance_scale pass one mask for all"):
         model.generate(ids, expert_mask=[mask, None], **options)
 
 
@@ -237,17 +237,17 @@ def test_a_named_mask_must_be_there(tmp_path):
     model.save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "expert_mask.safetensors").is_file()
     twin = MonetForCausalLM(copy.deepcopy(model.config)).eval()
-    with pytest.raises(CheckpointError, match="names an expert mask, and this model was loaded or built without it"):
+    with pytest.raises(CheckpointError, match="names an expert mask, but this model was loaded or built without it"):
         twin(tokens())
     with pytest.raises(CheckpointError, match="names an expert mask"):
         twin.save_pretrained(tmp_path / "twin")
     twin.set_expert_mask(None)
     assert twin(tokens()).logits is not None
     mask_of(model, 1).save(tmp_path / "model" / "expert_mask.safetensors", model=model)
-    with pytest.raises(CheckpointError, match="fetch both files from one place"):
+    with pytest.raises(CheckpointError, match="fetch both files from the same place"):
         MonetForCausalLM.from_pretrained(tmp_path / "model")
     (tmp_path / "model" / "expert_mask.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="which is not there; fetch it too"):
+    with pytest.raises(CheckpointError, match="which is missing; fetch it too"):
         MonetForCausalLM.from_pretrained(tmp_path / "model")
     model.set_expert_mask(None)
     model.save_pretrained(tmp_path / "model")

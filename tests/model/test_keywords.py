@@ -30,7 +30,7 @@ def test_a_misspelt_keyword_is_refused(name):
 
 
 def test_a_keyword_like_no_other():
-    with pytest.raises(TypeError, match="unknown keyword 'zzz'; known are attention_mask, block_table, cache, "):
+    with pytest.raises(TypeError, match="unknown keyword 'zzz'; use one of attention_mask, block_table, cache, "):
         tiny_model()(tokens(), zzz=1)
     with pytest.raises(TypeError, match="unknown keyword 'shift_labels'"):
         tiny_model().model(tokens(), shift_labels=tokens())

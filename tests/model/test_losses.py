@@ -107,11 +107,11 @@ def test_next_token_loss():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"uniformity_weight": -1.0}, "uniformity_weight=-1.0: allowed are finite numbers from 0"),
+        ({"uniformity_weight": -1.0}, "uniformity_weight=-1.0: must be a finite number of at least 0"),
         ({"ambiguity_weight": math.nan}, "ambiguity_weight=nan"),
         ({"ambiguity_weight": math.inf}, "ambiguity_weight=inf"),
-        ({"uniformity_on": "softmx"}, "uniformity_on='softmx': allowed are 'routing', 'softmax' and 'firing'"),
-        ({"firing_width": 0.0}, "firing_width=0.0: allowed are positive numbers"),
+        ({"uniformity_on": "softmx"}, "uniformity_on='softmx': must be 'routing', 'softmax' or 'firing'"),
+        ({"firing_width": 0.0}, "firing_width=0.0: must be a positive number"),
     ],
 )
 def test_bad_weights(arguments, message):

@@ -209,7 +209,7 @@ def test_what_does_not_fit_comes_with_words_that_do(tmp_path, capsys):
     big = f"plan --config {RECIPE} --config {CONFIGS / 'pretrain' / 'monet_4.1b_vd.yaml'}"
     assert main(f"{big} --gpus 512".split()) == 0  # two windows a GPU, four are configured
     text = " ".join(capsys.readouterr().out.split())
-    assert "4 windows at a time do not divide the 2 of a GPU; instead: --trainer.num_nodes 64" in text
+    assert "a micro-batch of 4 windows does not divide the 2 windows of a GPU; instead: --trainer.num_nodes 64" in text
     assert "--data.batch_size 2 --trainer.accumulate_grad_batches 1 --trainer.val_check_interval 1000" in text
     assert main([*f"{big} --gpus 8 --gpu rtx4090 --json".split(), str(tmp_path / "small.json")]) == 0
     plan = json.loads((tmp_path / "small.json").read_text())
@@ -223,14 +223,14 @@ def test_what_does_not_fit_comes_with_words_that_do(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--gpus 7", "1024 windows .* cannot be dealt"),
+        ("--gpus 7", "1024 windows .* cannot be divided evenly"),
         ("--gpus 0", "gpus = 0: must be positive"),
-        ("--gpu tpu", "known are a100"),
+        ("--gpu tpu", "must be one of a100"),
         ("--mfu 40", "at most 1"),
         ("--mfu 0", "mfu = 0.0: must be positive"),
         ("--tokens 0", "tokens = 0.0: must be positive"),
         ("--tokens=-1", "tokens = -1.0: must be positive"),
-        ("--gpus 12", "not a whole number of nodes"),
+        ("--gpus 12", "must be a multiple of gpus_per_node"),
         ("--config absent.yaml", "absent.yaml: no such file"),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_configuration_that_training_refuses_is_refused(tmp_path, capsys):
     [
         ({"trainer": {"max_steps": -1}}, "trainer.max_steps = -1: set the number"),
         ({"trainer": {"accumulate_grad_batches": 0}}, "accumulate_grad_batches = 0"),
-        ({"trainer": {"precision": "64-true"}}, "64-true: plans are made for"),
+        ({"trainer": {"precision": "64-true"}}, "64-true: must be 32-true"),
     ],
 )
 def test_a_configuration_that_leaves_something_open_is_refused(tmp_path, capsys, content, message):
@@ -270,7 +270,7 @@ def test_all_gpus_are_as_many_as_are_planned_for(tmp_path):
         files[-1].write_text(yaml.safe_dump({"trainer": {"devices": devices}}))
         assert read_run(files, gpus).windows == 16 * 8 * count
     files[-1].write_text(yaml.safe_dump({"trainer": {"devices": "auto"}}))
-    with pytest.raises(ConfigError, match="leaves the batch of a step open"):
+    with pytest.raises(ConfigError, match="does not fix the batch of a step"):
         read_run(files)
 
 
