@@ -105,7 +105,7 @@ def stream(
     length, limit = inputs["input_ids"].shape[1] + max_new_tokens, model.config.max_position_embeddings
     if length > limit:
         raise ConfigError(
-            f"prompt and max_new_tokens = {max_new_tokens} make {length} tokens, but the model takes {limit}; shorten one"
+            f"prompt and max_new_tokens = {max_new_tokens} make {length} tokens, the model takes {limit}; shorten one"
         )
     sampling = {"do_sample": temperature > 0}
     if temperature > 0:

@@ -340,7 +340,7 @@ def test_what_is_refused():
     wrong = random_mask(other)
     foreign = ExpertMask(random_mask(model).keep_REE, fingerprint=tiny_model(seed=1).fingerprint())
     for mask, message in (
-        (wrong, r"shape \(2, 5, 5\) does not fit the model, which needs \(2, 6, 6\)"),
+        (wrong, r"shape \(2, 5, 5\) does not fit .* \(2, 6, 6\)"),
         (foreign, "another model"),
     ):
         with pytest.raises(CheckpointError, match=message), mask.applied_to(model):
