@@ -1,4 +1,4 @@
-"""Hostile JSON, sizes and keys: every reader ends in one of our own errors, quickly."""
+"""Hostile JSON, sizes and keys: every reader quickly raises one of Monet's errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_other_json_is_read_as_it_is(content):
     assert parse_json(text, "x") == json.loads(text) == parse_json(text.encode(), "x")
 
 
-# These read what this package wrote itself a moment before, or say what becomes of a fault.
+# These modules read JSON that this package has just written, or handle the errors in another way.
 OWN = {
     "monet/json_text.py", "monet/training/language_models.py", "eval/sandbox/sandbox.py", "eval/sandbox/probe.py",
     "eval/core/store.py", "eval/scorers/perspective.py", "monet/data/encode_worker.py", "monet/data/formats.py",

@@ -1,4 +1,4 @@
-"""A folder with only tokenizer.model: its ids are sentencepiece's, and every command takes it."""
+"""A folder with only tokenizer.model: its ids are sentencepiece's, and every command accepts it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_ids_and_texts_are_sentencepieces(folder, pieces, tmp_path):
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_the_text_after_a_special_token(folder, pieces, legacy):
-    """A legacy tokenizer puts a space before it, a newer one does not; both are stated in tokenizer_config.json."""
+    """A legacy tokenizer adds a space before the text, a newer one does not; tokenizer_config.json says which it is."""
     write_config(folder, legacy=legacy)
     after = [index for index in pieces.encode("[INST]")]
     if not legacy:
@@ -154,11 +154,13 @@ def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch, capsys):
     assert "pip install 'monet-experts[sentencepiece]'" in " ".join(capsys.readouterr().err.split())
     with pytest.warns(UserWarning, match=install):
         assert vocabulary(tmp_path) is None
-    refuse_other_tokenizer(str(tmp_path), tmp_path / "nothing")  # what cannot be compared stops no training
+    refuse_other_tokenizer(
+        str(tmp_path), tmp_path / "nothing"
+    )  # a missing tokenizer does not stop training
 
 
 def test_a_tokenizer_json_goes_first(folder, tmp_path):
-    """The file that the tokenizers library reads as it is needs no sentencepiece."""
+    """The tokenizers library reads this file directly, without sentencepiece."""
     load_tokenizer(folder).save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "sentencepiece", None)

@@ -1,4 +1,4 @@
-"""Export and generation: the exported folder is the checkpoint, bit for bit, also in another process."""
+"""Export and generation: the exported folder equals the checkpoint, bit for bit, also in another process."""
 
 import json
 import shutil
@@ -107,7 +107,7 @@ def test_one_checkpoint_can_be_chosen_and_cast(run, tmp_path):
 
 
 def test_remote_code_comes_with_the_model_on_demand(run, tmp_path):
-    """What the file computes is in tests/convert/test_remote_code.py."""
+    """tests/convert/test_remote_code.py tests the results of the file."""
     assert not (run / "out" / "modeling_monet.py").exists()
     assert "auto_map" not in json.loads((run / "out" / "config.json").read_text())
     assert "trust_remote_code" not in (run / "out" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""What an export passes over, leaves out and refuses."""
+"""Inputs that an export skips, omits or refuses."""
 
 import json
 import shutil

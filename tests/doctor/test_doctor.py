@@ -1,4 +1,4 @@
-"""`monet doctor`: quiet in a good environment; each planted fault makes one line that names its fix."""
+"""`monet doctor` reports nothing in a good environment; each planted fault gives one line that names its fix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOUNDS = ">=5.17,<6"
 
 
 class FakeDistribution:
-    """Stands for the metadata of an installed Monet."""
+    """Replaces the metadata of an installed Monet."""
 
     version = "0.1.0"
 
@@ -126,7 +126,7 @@ def test_a_mask_law_that_does_not_hold(weight, detail, monkeypatch):
 
 
 class Doubled:
-    """The decoding ops with a sum that is twice the right one."""
+    """The decoding ops with a sum that is twice the correct one."""
 
     def __getattr__(self, name):
         right = getattr(torch.ops.monet, name)
@@ -159,7 +159,7 @@ def test_a_broken_kernel(name, required, monkeypatch):
 
 @pytest.mark.parametrize("tools", [True, False], ids=["a build that fails", "no compiler"])
 def test_no_cpp_kernels(tools, monkeypatch):
-    """Without a compiler everything is right and slower; a compiler that cannot build is a fault."""
+    """Without a compiler results are correct but slower; a compiler that cannot build is a fault."""
 
     def load():
         raise RuntimeError("c++: error: unrecognised option")

@@ -1,4 +1,4 @@
-"""Adapters of peft: on the output projections as on any linear, with masks, merged and unmerged."""
+"""peft adapters work on the output projections as on any linear, with masks, merged and unmerged."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_adapter_learns(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_are_those_of_the_merged_weight(form):
-    """Gradient of B at B = 0: the gradient of the weight, seen through A and the scale."""
+    """The gradient of B at B = 0 is the gradient of the weight, multiplied by A and the scale."""
     name = OUTPUTS[form][-1]
     model = adapted(form, target_modules=[name], lora_alpha=4).eval()
     model(input_ids=tokens(), labels=tokens()).loss.backward()
@@ -78,7 +78,7 @@ def test_masks_go_with_adapters(tmp_path):
     model = peft.get_peft_model(
         base, peft.LoraConfig(r=2, target_modules=["q_proj", "w1", "v11"], modules_to_save=["norm"])
     )
-    assert model.fingerprint() == before, "adapters are no other model"
+    assert model.fingerprint() == before, "adapters do not change the fingerprint"
     loaded = ExpertMask.load(tmp_path / "mask.safetensors", model=model)
     with loaded.applied_to(model) as same:
         assert same is model
@@ -101,7 +101,7 @@ def test_an_adapter_folder_of_a_masked_model_loads(tmp_path):
 
 
 def adapter_folder(base, folder, base_name):
-    """An adapter that moves the logits, as peft saves it."""
+    """A folder, saved by peft, with an adapter that changes the logits."""
     model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     model.peft_config["default"].base_model_name_or_path = str(base_name)
     model.save_pretrained(folder)

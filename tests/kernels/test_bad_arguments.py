@@ -1,4 +1,4 @@
-"""What the public ops refuse, and that the message gives both sides."""
+"""Arguments that the public ops refuse; the message names the value and the expected one."""
 
 from __future__ import annotations
 

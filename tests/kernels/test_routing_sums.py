@@ -1,4 +1,4 @@
-"""The training forward of the routing: means over tokens token by token, their gradients, what is refused."""
+"""The training forward of the routing: means compared token by token, their gradients, and refused arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ExpertMask as an object: building, counting, combining; for hard masks against sets of expert ids."""
+"""ExpertMask as an object: building, counting and combining; hard masks are compared with sets of expert ids."""
 
 from __future__ import annotations
 

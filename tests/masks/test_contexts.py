@@ -1,4 +1,4 @@
-"""Applied masks: one thread's own, kept out of copies, unharmed by tracing and inference mode."""
+"""Applied masks belong to one thread, are not copied, and work with tracing and inference mode."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_context_holds_in_its_own_thread():
 
 
 def test_a_block_that_ends_in_another_thread_ends_everywhere():
-    """As that of a generator which another thread closes."""
+    """An example is the block of a generator that another thread closes."""
     model = tiny_model()
     plain = logits(model)
 
@@ -87,7 +87,7 @@ def test_two_threads_with_masks_of_their_own():
 
 
 def test_replacing_the_kept_weights_does_not_mix_masks():
-    """Another thread may replace what was kept between the question and the answer."""
+    """Another thread may replace the kept weights between the check and the read."""
     model = tiny_model()
     first, second = mask_of(model), mask_of(model, 1)
     masks = model.model.active_masks
@@ -96,7 +96,7 @@ def test_replacing_the_kept_weights_does_not_mix_masks():
     kept_second = masks._last
 
     class Sly(type(masks)):
-        """Answers the first look with one entry and all later ones with another."""
+        """Returns one entry at the first read and another entry at all later reads."""
 
         looks = 0
 
@@ -132,7 +132,7 @@ def test_copies_take_the_stored_mask_and_no_applied_one(way):
 
 
 def test_replicas_for_other_threads_take_applied_masks():
-    """DataParallel runs each replica in a thread that sees no context of this one."""
+    """DataParallel runs each replica in a thread that does not see this thread's context."""
     model = tiny_model()
     mask = mask_of(model)
     with mask.applied_to(model):
@@ -167,7 +167,7 @@ def test_tracing_leaves_nothing_behind(form, trace):
             program = torch.export.export(Wrapped(model).eval(), (tokens(),), strict=False)
             assert torch.allclose(program.module()(tokens()), logits(untouched), atol=1e-5)
         else:
-            # masked mixing looks at values, which fake tensors do not have
+            # masked mixing reads values, which fake tensors do not have
             refusal = contextlib.suppress(DataDependentOutputException)
             with refusal, FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 model(mode.from_tensor(tokens()), use_cache=False)

@@ -1,4 +1,4 @@
-"""Mask files: every bit comes back, and what is damaged or another model's is refused."""
+"""Mask files: every bit is restored, and damaged masks or masks of another model are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random_mask(R: int, E: int, soft: bool = False, **options) -> ExpertMask:
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize(("R", "E"), [(1, 1), (2, 3), (1, 5), (3, 7), (2, 8), (1, 16)])
 def test_round_trip(tmp_path, R, E, soft):
-    """Sizes whose bits fill no whole number of bytes are among them."""
+    """Includes sizes whose number of bits is not a multiple of eight."""
     path = tmp_path / "deep" / "mask.safetensors"
     mask = random_mask(R, E, soft, provenance={"label": "français", "ratio": 2.0, "of": [1, None]}, fingerprint="f")
     mask.save(path)

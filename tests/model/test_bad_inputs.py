@@ -1,7 +1,7 @@
-"""Bad configurations, checkpoints and masks: each with the error it must give.
+"""Bad configurations, checkpoints and masks, each with its expected error.
 
-The text must name the key or file, the value that came, and what is allowed or what to do; the class is what a
-command turns into its exit code.
+The text must name the key or file, the bad value, and the valid values or the fix. The error class determines the
+exit code of a command.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.model.tiny import tiny_config, tiny_model, tokens
 
 WHOLE = "must be a whole number"
 
-# where the text is transformers' own, what it must hold stands piece by piece
+# if transformers writes the text, the parts that it must contain are listed
 CONFIGURATIONS: list[tuple[dict[str, Any], str | tuple[str, ...]]] = [
     # impossible values
     ({"moe_decompose": "diagonal"}, "moe_decompose='diagonal': must be 'vertical' or 'horizontal'"),
@@ -65,7 +65,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str | tuple[str, ...]]] = [
     ({"tie_word_embeddings": "no"}, ("tie_word_embeddings", "'no'")),
     ({"attention_bias": 1}, ("attention_bias", "1")),
     ({"output_router_probs": "yes"}, "output_router_probs='yes': must be true or false"),
-    # a slip of the pen
+    # misspelt keys
     ({"moe_topkk": 3}, "moe_topkk: unknown key"),
     ({"moe_num_experts": 8}, "moe_num_experts: unknown key"),
 ]
@@ -73,7 +73,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str | tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("changes", "message"), CONFIGURATIONS, ids=[str(changes) for changes, _ in CONFIGURATIONS])
 def test_configurations(changes, message, tmp_path):
-    """The same whether the value comes from a call or from a file."""
+    """The error is the same for a value from a call and from a file."""
     keys = {key: value for key, value in tiny_config().to_dict().items() if key != "head_dim"} | changes
     (tmp_path / "config.json").write_text(json.dumps(keys))
     for make in (
@@ -116,7 +116,7 @@ def test_an_unknown_activation_is_refused():
 
 @pytest.mark.parametrize("key", ["moe_topk", "moe_dim", "moe_decompose", "hidden_size", "rms_norm_eps", "rope_theta"])
 def test_a_checkpoint_that_lacks_a_key_is_never_completed(tmp_path, key):
-    """The authors' class would fill in 32 for moe_topk and 8 for moe_dim, which no release has."""
+    """The authors' class would use 32 for moe_topk and 8 for moe_dim, which no release has."""
     tiny_model().save_pretrained(tmp_path)
     keys = json.loads((tmp_path / "config.json").read_text())
     del keys[key]

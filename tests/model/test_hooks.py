@@ -1,4 +1,4 @@
-"""Hooks: a router's may change the routing, and hooks on output projections fire."""
+"""A hook on a router may change the routing, and hooks on output projections run."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_hook_that_only_looks_sees_float32(form, dtype):
 
 
 def numbers(model: MonetForCausalLM, mode: str) -> dict[str, torch.Tensor]:
-    """All that a forward in this mode, and its backward in training, compute."""
+    """All results of a forward in this mode, and in training of its backward."""
     model.train(mode != "inference")
     if mode == "inference":
         with torch.no_grad():
@@ -103,7 +103,7 @@ def test_a_hook_that_does_nothing_changes_no_bit(form, kind, place, mode, dtype)
 @pytest.mark.parametrize("place", ["the router", "a linear of the router"])
 @pytest.mark.parametrize("pre", [False, True], ids=["hook", "pre-hook"])
 def test_a_backward_hook_changes_rounding_at_most(pre, place):
-    """torch puts a node of its own around the module, and then adds up gradients in another order."""
+    """torch wraps the module in an extra node, and then accumulates gradients in another order."""
     model, seen = tiny_model(), []
     wanted = numbers(tiny_model(), "training")
     for router in model.routers():

@@ -1,4 +1,4 @@
-"""Keywords that no one reads are refused, with the nearest one that exists."""
+"""Unknown keywords are refused, and the error names the most similar known one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_generation_refuses_it_too():
 
 
 def test_every_listed_keyword_is_taken():
-    """Also those that attention on this machine does not read."""
+    """This includes keywords that attention on this machine does not read."""
     model = tiny_model()
     wanted = model(tokens()).logits
     values = {name: None for name in LanguageModelKeywords.__optional_keys__}
