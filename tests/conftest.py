@@ -30,7 +30,7 @@ def fixed_state() -> None:
 
 @pytest.fixture(autouse=True)
 def nan_filled_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests in tests/kernels: memory from `torch.empty` is NaN, so tests detect elements that were never written."""
+    """In tests/kernels, memory from `torch.empty` is NaN, so that tests detect elements that were never written."""
     if "kernels" not in request.path.parts:
         return
 

@@ -1,4 +1,4 @@
-"""`auto_map`, which names the modelling file in the released config.json: it is always read, and written only if correct."""
+"""`auto_map`, which names the modelling file of a released model: it is always read, and written only if correct."""
 
 from __future__ import annotations
 

@@ -154,9 +154,8 @@ def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch, capsys):
     assert "pip install 'monet-experts[sentencepiece]'" in " ".join(capsys.readouterr().err.split())
     with pytest.warns(UserWarning, match=install):
         assert vocabulary(tmp_path) is None
-    refuse_other_tokenizer(
-        str(tmp_path), tmp_path / "nothing"
-    )  # a missing tokenizer does not stop training
+    # A tokenizer that cannot be compared does not stop training.
+    refuse_other_tokenizer(str(tmp_path), tmp_path / "nothing")
 
 
 def test_a_tokenizer_json_goes_first(folder, tmp_path):
