@@ -145,7 +145,7 @@ def test_a_ring_leaves_a_node_over_all_of_its_network():
 
 
 def test_what_hides_behind_the_work_and_what_does_not():
-    """Half of what can overlap does. Weights gathered in stages 1 and 2 cannot; DDP's gradients can in the last batch."""
+    """Half of what can overlap does. Weights gathered in stages 1 and 2 cannot; DDP gradients can in the last batch."""
     volume = sent_bytes(run_of("monet_1.4b_vd").config, "bf16-mixed", "zero1", 64, 4)
     sending, waiting = waiting_seconds(volume, "zero1", 1e9, 1e6, 4)
     assert sending == pytest.approx(sum(volume) / 1e9)
