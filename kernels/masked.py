@@ -36,7 +36,7 @@ class Keep(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Weights of a chunk of t tokens over U1 first and U2 second keys; `idx` is None where U is all of E."""
+    """Weights of a chunk of t tokens over U1 first and U2 second keys; `idx` is None if U is all of E."""
 
     rows: slice
     w_tUU: Tensor

@@ -7,7 +7,7 @@
 
 namespace monet {
 
-// The nonzero entries of one side's routing probabilities of a token.
+// The nonzero routing probabilities of a token on one side.
 struct Side {
   std::vector<int32_t> keys;
   std::vector<float> g;  // (H, keys)

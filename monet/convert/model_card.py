@@ -42,8 +42,8 @@ def model_card(model: LanguageModel, provenance: Provenance, remote_code: bool =
     if isinstance(c, MonetConfig):
         square = f"{c.moe_experts}² = {c.moe_experts**2:,}"
         parts = {
-            "experts": f"{square} a layer, {c.moe_decompose} decomposition, hidden width {c.moe_dim}",
-            "routing": f"{c.moe_heads} heads, about {c.moe_topk} of {c.moe_experts} keys a side,"
+            "experts": f"{square} per layer, {c.moe_decompose} decomposition, hidden width {c.moe_dim}",
+            "routing": f"{c.moe_heads} heads, about {c.moe_topk} of {c.moe_experts} keys per side,"
             f" {c.num_routing_groups} routers ({c.moe_groups} layers each)",
         }
     else:

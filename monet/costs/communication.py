@@ -106,7 +106,7 @@ def collectives(config: LlamaConfig, strategy: Strategy, accumulate: int) -> Col
         accumulate: micro-batches per step.
     """
     routers: int = getattr(config, "num_routing_groups", 0)
-    groups = 3 if routers else 2  # parameters with weight decay, those without, routers
+    groups = 3 if routers else 2  # parameters with weight decay, parameters without, routers
     gathers, sums = accumulate * routers, (accumulate if routers else 0) + 1
     if strategy.startswith("zero"):
         sums += 2 * groups

@@ -70,7 +70,7 @@ def _public(version: str | None) -> Version | None:
 
 
 def _with_our_command() -> list[metadata.Distribution]:
-    """The installed distributions whose `monet` command is ours; one under the former name `monet` comes last."""
+    """Installed distributions whose `monet` command is ours; one with the former name `monet` comes last."""
     entries = metadata.entry_points(group="console_scripts", name="monet")
     found = [entry.dist for entry in entries if entry.value == _COMMAND and entry.dist is not None]
     return sorted(found, key=lambda dist: dist.metadata["Name"] == "monet")

@@ -200,7 +200,7 @@ def _keep_of_group(
 
 
 def _keep_of_all(masks: list[ExpertMask], group: int) -> Tensor | None:
-    """The product by `&` of all masks in a routing group, (E, E); None if they remove nothing."""
+    """The combination (`&`) of all masks in a routing group, (E, E); None if they remove nothing."""
     rows = [mask.keep_REE[group] for mask in masks if mask.removed_per_group[group]]
     if not rows:
         return None

@@ -169,7 +169,7 @@ class ExpertMask:
         return self._combine("and", other, torch.logical_and, _both)
 
     def __or__(self, other: ExpertMask) -> ExpertMask:
-        """Keep what either keeps (the larger weight)."""
+        """Keep what either mask keeps (the larger weight)."""
         return self._combine("or", other, torch.logical_or, torch.maximum)
 
     def __sub__(self, other: ExpertMask) -> ExpertMask:

@@ -141,7 +141,7 @@ class MonetModel(MonetPreTrainedModel):
             cache, past_key_values: two names of the same key-value cache, which this call extends in place.
             expert_mask: one ExpertMask, or a sequence with one mask (or None) for each sequence of the batch.
             output_router_probs: return the routing probabilities; None follows the configuration.
-            router_loss: what the uniformity loss is computed on; needs `with_losses`.
+            router_loss: what the uniformity loss is computed on; requires `with_losses`.
             with_losses: compute auxiliary losses and metrics.
             token_type_ids: ignored; some tokenizers return them, but Monet has no token types.
             num_items_in_batch: ignored; the heads of transformers pass on this argument of their loss.

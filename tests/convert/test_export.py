@@ -90,7 +90,7 @@ def test_the_folder_tells_where_it_comes_from(run):
     assert (provenance["seed"], provenance["data_seed"]) == (7, 0)
     card = (run / "out" / "README.md").read_text()
     assert provenance["checkpoint_manifest_sha256"] in card
-    assert "| animals |" in card and "8² = 64 a layer" in card
+    assert "| animals |" in card and "8² = 64 per layer" in card
     assert str(run) not in card
     generation = json.loads((run / "out" / "generation_config.json").read_text())
     tokenizer_config = json.loads((run / "out" / "config.json").read_text())

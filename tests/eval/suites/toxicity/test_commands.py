@@ -158,7 +158,7 @@ def test_a_refusal_is_one_line_and_an_exit_code(road, tmp_path, capsys, monkeypa
 def test_a_model_without_tokenizer(road, tmp_path, capsys):
     MonetForCausalLM.from_pretrained(road / "model").save_pretrained(tmp_path / "bare")
     assert main(words(road, tmp_path / "out", f"--model={tmp_path / 'bare'}")) == 4
-    assert "no tokenizer found" in capsys.readouterr().err
+    assert "no tokenizer there" in capsys.readouterr().err
 
 
 def test_scored_text_for_the_purge(road, tmp_path, capsys):
