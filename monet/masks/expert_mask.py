@@ -363,7 +363,7 @@ class ExpertMask:
                 content = torch.from_numpy(bits[:size].astype(bool))
             mask = cls(content.reshape(shape), provenance, metadata["fingerprint"] or None)
         except OSError as error:
-            raise CheckpointError(f"{path}: not a readable mask file ({error})") from None
+            raise CheckpointError(f"{path}: no readable mask file ({error})") from None
         except CheckpointError:
             raise
         except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
