@@ -1,4 +1,4 @@
-"""Activations that have a number, by which kernels and operators name them."""
+"""Activations that kernels and operators refer to by number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _relu2(x: Tensor) -> Tensor:
 
 IDENTITY, RELU2, RELU, SILU = range(4)
 _FUNCTIONS: tuple[Activation, ...] = (_identity, _relu2, F.relu, F.silu)
-# Exactly these classes, which transformers' ACT2FN holds: another of the same name may compute something else.
+# Exactly these classes from transformers' ACT2FN: another class of the same name may compute something else.
 _CLASSES = {
     "transformers.activations.ReLUSquaredActivation": RELU2,
     "torch.nn.modules.activation.ReLU": RELU,
@@ -33,7 +33,7 @@ _CLASSES = {
 
 
 def number_of(activation: Activation) -> int | None:
-    """The number of an activation; None for others, and for one whose call a hook watches."""
+    """The number of an activation; None if it has no number, or if a hook watches its call."""
     if is_watched(activation):
         return None
     for number, function in enumerate(_FUNCTIONS):
@@ -44,5 +44,5 @@ def number_of(activation: Activation) -> int | None:
 
 
 def by_number(number: int) -> Activation:
-    """The activation of a number, elementwise in torch."""
+    """The activation with this number, elementwise in torch."""
     return _FUNCTIONS[number]

@@ -1,4 +1,4 @@
-"""Lists of each token's active keys, on a GPU: what the masked kernels go over instead of all keys."""
+"""Lists of each token's active keys on a GPU; the masked kernels read these lists instead of all keys."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from monet.kernels.aot_case import AotCase
 from monet.kernels.shared import GateFacts
 
-# Keys fit in int16 as long as there are fewer than 2^15 a side, far beyond any product-key model.
+# Keys fit in int16 while there are fewer than 2^15 a side, far more than any product-key model has.
 MAX_KEYS = 1 << 15
 
 
 @triton.jit
 def active_keys_kernel(g_ptr, idx_ptr, count_ptr, H: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr):
-    """One program a token: reads g_THE, writes the keys active in any head in rising order, and how many."""
+    """One program per token: reads g_THE, writes the keys active in any head in ascending order, and their number."""
     t = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, BLOCK_E)
     active = tl.zeros((BLOCK_E,), tl.int32)
@@ -29,13 +29,14 @@ def active_keys_kernel(g_ptr, idx_ptr, count_ptr, H: tl.constexpr, E: tl.constex
 
 
 def active_keys(g_THE: Tensor, facts: GateFacts | None = None) -> tuple[Tensor, Tensor]:
-    """Keys with a probability other than zero in any head.
+    """List the keys whose probability is not zero in at least one head.
 
     Args:
         g_THE: routing probabilities, contiguous.
-        facts: what is known about g_THE; holds the lists for the other layers of the routing group. None makes them.
+        facts: what is known about g_THE; it holds the lists for the other layers of the routing group. If None, the
+            lists are computed.
     Returns:
-        idx_TE int16, of which the first count_T entries of a row are written, and count_T int32.
+        idx_TE int16, where only the first count_T entries of each row are written, and count_T int32.
     Raises:
         ValueError: E is too large for the lists' int16.
     """
@@ -43,7 +44,9 @@ def active_keys(g_THE: Tensor, facts: GateFacts | None = None) -> tuple[Tensor, 
     if facts is not None and facts.active_keys is not None:
         return facts.active_keys
     if E > MAX_KEYS:
-        raise ValueError(f"g_THE has {E} keys; masks on a GPU take at most {MAX_KEYS}, use MONET_KERNELS=torch")
+        raise ValueError(
+            f"g_THE has {E} keys, but GPU masks take at most {MAX_KEYS}; set MONET_KERNELS=torch to use plain torch"
+        )
     idx_TE = torch.empty(T, E, dtype=torch.int16, device=g_THE.device)
     count_T = torch.empty(T, dtype=torch.int32, device=g_THE.device)
     if T:

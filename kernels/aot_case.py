@@ -1,4 +1,4 @@
-"""What to compile ahead of time: a kernel with the types and constants of one launch."""
+"""A case for ahead-of-time compilation: a kernel with the types and constants of one launch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 class AotCase(NamedTuple):
     """One launch of one kernel, as `benchmarks.aot` compiles it without a GPU.
 
-    name: stands in the table and keys its limits.
+    name: label in the table of results and key of the case's limits.
     kernel: the Triton function.
     signature: Triton types of the runtime arguments, such as "*bf16" or "i32".
     constants: values of the constexpr arguments.

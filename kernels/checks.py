@@ -1,4 +1,4 @@
-"""Refusals at the boundary of the public ops: every message names the argument, what came and what fits."""
+"""Argument checks of the public ops. Every message names the argument, its value and the expected value."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_shape(name: str, tensor: Tensor, wanted: Sequence[int | None]) -> None:
-    """Raise ValueError unless `tensor` has the wanted shape; None in `wanted` fits any size."""
+    """Raise ValueError unless `tensor` has the wanted shape; None in `wanted` allows any size."""
     got = tuple(tensor.shape)
     if len(got) != len(wanted) or any(w is not None and g != w for g, w in zip(got, wanted, strict=True)):
         shown = ", ".join("any" if w is None else str(w) for w in wanted)
-        raise ValueError(f"{name} has shape {got}; wanted ({shown})")
+        raise ValueError(f"{name} has shape {got}; expected ({shown})")
 
 
 def check_float(name: str, tensor: Tensor) -> None:
-    """Raise ValueError unless `tensor` has a floating dtype the ops support."""
+    """Raise ValueError unless the ops support the dtype of `tensor`, which must be floating."""
     if tensor.dtype not in FLOATS:
-        raise ValueError(f"{name} has dtype {tensor.dtype}; wanted one of {', '.join(map(str, FLOATS))}")
+        raise ValueError(f"{name} has dtype {tensor.dtype}; cast it to one of {', '.join(map(str, FLOATS))}")
 
 
 def check_same_device(first_name: str, first: Tensor, **others: Tensor) -> None:
@@ -32,9 +32,9 @@ def check_same_device(first_name: str, first: Tensor, **others: Tensor) -> None:
 
 
 def check_routing(g1_THE: Tensor, g2_THE: Tensor, hidden_TEM: Tensor) -> None:
-    """Raise ValueError unless both routing tensors fit the experts' hidden units (T, E, M)."""
+    """Raise ValueError unless both routing tensors match the experts' hidden units (T, E, M)."""
     if hidden_TEM.dim() != 3:
-        raise ValueError(f"hidden units have shape {tuple(hidden_TEM.shape)}; wanted three dimensions (T, E, M)")
+        raise ValueError(f"hidden units have shape {tuple(hidden_TEM.shape)}; expected three dimensions (T, E, M)")
     check_float("hidden units", hidden_TEM)
     T, E, _ = hidden_TEM.shape
     check_shape("g1_THE", g1_THE, (T, None, E))
@@ -45,17 +45,17 @@ def check_routing(g1_THE: Tensor, g2_THE: Tensor, hidden_TEM: Tensor) -> None:
 
 
 def is_watched(function: object) -> bool:
-    """Whether somebody hooked into a module, and is to see it called."""
+    """Whether someone has registered a hook on a module, so that the module must be called."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(function, name, None) for name in hooks)
 
 
 def is_plain_linear(linear: nn.Module) -> bool:
-    """Whether a module is an nn.Linear whose weight may be read in place of a call.
+    """Whether a module is an nn.Linear whose weight may be read directly instead of calling the module.
 
-    Adapters (peft) and quantisation put another module or another kind of tensor there. Offloading (accelerate)
-    replaces the object's `forward`. Hooks want to see the call, but DeepSpeed's own are on every module and do not
-    count: its partitioned weights are gathered when they are read.
+    Adapters (peft) and quantisation replace the module or its weight by another kind. Offloading (accelerate) replaces
+    the object's `forward`. Hooks must see the call. DeepSpeed's own hooks do not count: they are on every module, and
+    its partitioned weights are gathered when they are read.
     """
     if type(linear) is not nn.Linear or "forward" in vars(linear) or hasattr(linear.weight, "__tensor_flatten__"):
         return False

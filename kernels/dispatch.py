@@ -1,10 +1,10 @@
-"""The one place that decides which implementation of an op runs.
+"""The single place that decides which implementation of an op runs.
 
 `MONET_KERNELS` in the environment overrides the choice:
 
-- `auto` (default): Triton on a CUDA device where an op has such a kernel and Triton can be imported, else plain torch;
+- `auto` (default): Triton on a CUDA device if the op has a Triton kernel and Triton can be imported, else plain torch;
 - `torch`: plain torch everywhere;
-- `triton`: Triton or an error, for the ops that have such a kernel. On CPU tensors it needs TRITON_INTERPRET=1,
+- `triton`: Triton or an error, for the ops that have a Triton kernel. On CPU tensors it needs TRITON_INTERPRET=1,
   Triton's slow interpreter.
 """
 
@@ -27,7 +27,7 @@ from monet.kernels.plain import without_autocast as without_autocast
 _log = logging.getLogger("monet.kernels")
 
 _IMPLEMENTATIONS: dict[str, dict[str, Any]] = {"torch": IMPLEMENTATIONS, "triton": {}}
-# Imported on first use: nothing but these modules imports triton.
+# Imported on first use: only these modules import triton.
 _TRITON = {
     "active_experts": "monet.kernels.decode.triton_op:active_experts",
     "batch_statistics": "monet.kernels.routing.triton_op:batch_statistics",
@@ -45,16 +45,16 @@ def resolve(op: str, tensor: Tensor) -> Any:
     """The implementation of `op` for the device and dtype of `tensor`.
 
     Raises:
-        ValueError: `MONET_KERNELS` names no backend, or forces Triton where it cannot run.
+        ValueError: `MONET_KERNELS` names no known backend, or requires Triton where it cannot run.
     """
     return _IMPLEMENTATIONS[backend(op, tensor)][op]
 
 
 def backend(op: str, tensor: Tensor) -> str:
-    """Whose implementation of `op` `resolve` gives: "torch" or "triton".
+    """The backend that `resolve` chooses for `op`: "torch" or "triton".
 
     Raises:
-        ValueError: as `resolve`.
+        ValueError: see `resolve`.
     """
     return _choose(op, tensor.device.type, tensor.dtype, os.environ.get("MONET_KERNELS", "auto"), interpreted())
 
@@ -72,7 +72,7 @@ def _choose(op: str, device: str, dtype: torch.dtype, wanted: str, interpreted: 
 @functools.cache
 def _cached_choice(op: str, device: str, dtype: torch.dtype, wanted: str, interpreted: bool) -> str:
     if wanted not in _BACKENDS:
-        raise ValueError(f"MONET_KERNELS={wanted!r} names no backend; use one of {', '.join(_BACKENDS)}")
+        raise ValueError(f"MONET_KERNELS={wanted!r} is no known backend; use one of {', '.join(_BACKENDS)}")
     refusal = "MONET_KERNELS=torch" if wanted == "torch" else _why_not_triton(op, device, dtype, wanted, interpreted)
     if not refusal:
         _log.info("%s on %s: triton", op, device)
@@ -91,7 +91,7 @@ def _why_not_triton(op: str, device: str, dtype: torch.dtype, wanted: str, inter
     if dtype not in _TRITON_DTYPES:
         return f"its Triton kernel has no {dtype}; cast to float32, bfloat16 or float16"
     if dtype == torch.bfloat16 and device == "cpu" and op in _WRONG_IN_BFLOAT16:
-        return "Triton's interpreter computes products of bfloat16 wrongly; take float32 or float16"
+        return "Triton's interpreter computes products of bfloat16 wrongly; use float32 or float16"
     if not (device == "cuda" or (device == "cpu" and wanted == "triton" and interpreted)):
         return f"the tensors are on {device}; move them to cuda, or set TRITON_INTERPRET=1 too"
     module, name = _TRITON[op].split(":")

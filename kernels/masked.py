@@ -1,9 +1,9 @@
-"""Weights of expert pairs under a mask, without a tensor over all T * E * E pairs.
+"""Weights of expert pairs under a mask, without a tensor of all T * E * E pairs.
 
-The unmasked mixings drop factors because each routing row sums to one. A mask breaks that sum, so here every use of a
-pair (output biases too) goes through its explicit weight w[i, j] = keep[i, j] * sum_h g1[h, i] * g2[h, j]. Without
-gradients only active keys are paired; with gradients all keys are, a few tokens at a time, so that the derivative at
-inactive keys is exact as well.
+The unmasked mixings drop factors because each routing row sums to one. Under a mask that sum is not one, so here every
+use of a pair (output biases too) has the explicit weight w[i, j] = keep[i, j] * sum_h g1[h, i] * g2[h, j]. Without
+gradients only active keys are paired. With gradients all keys are paired, a few tokens at a time, so that the
+derivative at inactive keys is exact as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from monet.kernels.checks import check_same_device, check_shape
 
-# Elements of the pair tensor alive at once; 2^22 float32 values are 16 MiB.
+# Elements of the pair tensor that exist at once; 2^22 float32 values are 16 MiB.
 _PAIR_ELEMENTS = 1 << 22
 
 
@@ -24,19 +24,19 @@ class Keep(NamedTuple):
     """Keep-weights of one routing group.
 
     weights_SEE: bool or floating in [0, 1]; S masks, 1 keeps expert (i, j), 0 removes it.
-    index_T: int64, which mask each token uses, -1 for none; None gives all tokens mask 0.
+    index_T: int64, the mask of each token, -1 for no mask; None gives all tokens mask 0.
     """
 
     weights_SEE: Tensor
     index_T: Tensor | None = None
 
     def at(self, rows: slice) -> Keep:
-        """The same masks for a slice of the tokens."""
+        """The same masks, for a slice of the tokens."""
         return self if self.index_T is None else Keep(self.weights_SEE, self.index_T[rows])
 
 
 class Pairs(NamedTuple):
-    """Weights of a chunk of t tokens over U1 first and U2 second keys; `idx` is None where U is all of E."""
+    """Weights of a chunk of t tokens over U1 first and U2 second keys; `idx` is None if U is all of E."""
 
     rows: slice
     w_tUU: Tensor
@@ -45,7 +45,7 @@ class Pairs(NamedTuple):
 
 
 def check_keep(keep: Keep, T: int, E: int, hidden: Tensor) -> None:
-    """Raise ValueError unless the mask fits T tokens and E keys a side."""
+    """Raise ValueError unless the mask matches T tokens and E keys a side."""
     check_shape("keep.weights_SEE", keep.weights_SEE, (None, E, E))
     check_same_device("hidden units", hidden, keep=keep.weights_SEE)
     if keep.index_T is not None:
@@ -53,7 +53,7 @@ def check_keep(keep: Keep, T: int, E: int, hidden: Tensor) -> None:
         check_same_device("hidden units", hidden, index_T=keep.index_T)
     elif keep.weights_SEE.shape[0] != 1:
         S = keep.weights_SEE.shape[0]
-        raise ValueError(f"keep.weights_SEE holds {S} masks; keep.index_T must say which token uses which")
+        raise ValueError(f"keep.weights_SEE holds {S} masks; set keep.index_T to the number of each token's mask")
 
 
 def _is_active(g_THE: Tensor) -> Tensor:
@@ -69,11 +69,11 @@ def _gather(g_tHE: Tensor, idx_tU: Tensor) -> Tensor:
 
 
 def iterate_pairs(g1_THE: Tensor, g2_THE: Tensor, keep: Keep) -> Iterator[Pairs]:
-    """Yield the kept pair weights of successive chunks of tokens.
+    """Yield the kept pair weights for successive chunks of tokens.
 
     Args:
         g1_THE, g2_THE: routing probabilities in the dtype to compute in.
-        keep: the mask; its weights are taken to that dtype.
+        keep: the mask; its weights are cast to that dtype.
     """
     T, _, E = g1_THE.shape
     if T == 0:
@@ -92,7 +92,7 @@ def iterate_pairs(g1_THE: Tensor, g2_THE: Tensor, keep: Keep) -> Iterator[Pairs]
 
 
 def token_chunks(T: int, elements_per_token: int, elements: int = _PAIR_ELEMENTS) -> list[slice]:
-    """Slices of the tokens that keep a tensor of so many elements a token within `elements`."""
+    """Slices of the tokens; a tensor with `elements_per_token` for each token of a slice has at most `elements`."""
     step = max(1, elements // max(1, elements_per_token))
     return [slice(start, min(start + step, T)) for start in range(0, max(T, 1), step)]
 

@@ -1,8 +1,8 @@
 """Activation, mixing and output projections as one step that saves only its inputs for backward.
 
-Both decompositions have the same shape: pre-activations are activated and mixed into a few arrays, and each array is
-multiplied by an output weight and added to a block of output columns. What lies between is recomputed in backward,
-where it costs little beside the projections, so a layer keeps its pre-activations and nothing else.
+Both decompositions have the same shape: pre-activations are activated and mixed into a few arrays. Each array is
+multiplied by an output weight and added to a block of output columns. Backward recomputes the arrays between, which
+costs little compared with the projections. A layer therefore keeps only its pre-activations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from monet.kernels.mix_project_parts import Mixed, Step, forward, input_gradient
 from monet.kernels.routing import again
 from monet.kernels.shared import Facts, SharedGates, facts_of
 
-# Below so many elements there is nothing to save by recomputing, and autograd alone is quicker.
+# With fewer elements recomputing saves nothing, and plain autograd is faster.
 _LEAN_FROM_ELEMENTS = 1 << 16
 
 
@@ -29,10 +29,10 @@ def mix_project(
     """Activate, mix and project.
 
     Args:
-        step: what to do.
+        step: the mixing and its projections.
         inputs: pre-activations, each (T, E, M), then g1_THE and g2_THE.
-        weights: one a term.
-        shared: what the layers of the group share about their gates, or None.
+        weights: one for each term.
+        shared: what the layers of the group know in common about their gates, or None.
     Returns:
         (T, D) in the dtype of the pre-activations.
     """
@@ -57,7 +57,7 @@ def mix_project(
 
 
 class _MixProject(torch.autograd.Function):
-    """The whole step; its backward leads gradients to the pre-activations and gates. `_Weight` serves the weights."""
+    """The whole step; its backward computes gradients of pre-activations and gates. `_Weight` serves the weights."""
 
     @staticmethod
     def forward(ctx: Any, step: Step, weights: tuple[Tensor, ...], facts: Facts, *inputs: Tensor) -> Tensor:
@@ -77,24 +77,24 @@ class _MixProject(torch.autograd.Function):
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], facts: Facts, *rest: Tensor) -> None:
-    """Save the step's inputs and more; gates as the logits they came from, where these are saved anyway."""
+    """Save the step's inputs and more tensors; the logits are saved instead of the gates if they are kept anyway."""
     gates, ctx.kept_gates = again.keep(inputs[-2:], facts)
     ctx.counts = (len(inputs) - 2, len(gates))
     ctx.save_for_backward(*inputs[:-2], *gates, *rest)
 
 
 def _saved(ctx: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    saved = ctx.saved_tensors  # once: activation checkpointing allows no second reading
+    saved = ctx.saved_tensors  # read once: activation checkpointing forbids a second read
     num_hidden, num_gates = ctx.counts
     gates = again.restore(saved[num_hidden : num_hidden + num_gates], ctx.kept_gates)
     return (*saved[:num_hidden], *gates), saved[num_hidden + num_gates :]
 
 
 class _Weight(torch.autograd.Function):
-    """The identity; backward leads the gradient on to one projection's weight.
+    """The identity; its backward passes the gradient to the weight of one projection.
 
-    A node for each weight, so that one gradient, the largest array of all, has been added to the parameter's and freed
-    before the next is made, and all of them before those of the mixing.
+    Each weight has its own node. One weight gradient, the largest array of all, is therefore accumulated and freed
+    before the next one is made. All of them are freed before the gradients of the mixing are made.
     """
 
     @staticmethod
@@ -112,7 +112,7 @@ class _Weight(torch.autograd.Function):
 
 
 class _Remix(torch.autograd.Function):
-    """The identity; the first node in backward, which recomputes the mixed arrays for the `_Weight` nodes behind it."""
+    """The identity; the first node in backward. It recomputes the mixed arrays for the `_Weight` nodes after it."""
 
     @staticmethod
     def forward(ctx: Any, out_TD: Tensor, mixed: Mixed, inputs: tuple[Tensor, ...], facts: Facts) -> Tensor:

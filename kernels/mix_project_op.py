@@ -1,7 +1,8 @@
-"""`mix_project` under torch.compile: one operator forward and two backward, which save the step's inputs and no more.
+"""`mix_project` under torch.compile: one operator forward and two backward, which save only the step's inputs.
 
-A graph of the single operations would save the mixed arrays: the compiler recomputes no operator it cannot look into,
-and would merge what is recomputed on purpose. Operators that need the upstream gradient cannot be moved forward.
+A graph of the single operations would save the mixed arrays: the compiler does not recompute opaque operators, and it
+would merge deliberate recomputation with the first computation. It cannot move operators that need the upstream
+gradient into the forward pass.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from monet.kernels.mix_project_parts import (
     weight_gradients,
 )
 
-# Of every operator: inputs and weights as `mix_project` takes them, then the step in plain values: the name of its
-# mixing, first and last column and orientation of each term, number of the activation, the mask.
+# Arguments of every operator: inputs and weights as in `mix_project`, then the step as plain values. These are the
+# mixing's name, the first and last column and the orientation of each term, the activation's number, and the mask.
 _STEP = "str name, SymInt[] columns, bool[] out_in, int act, Tensor? keep, Tensor? index"
 
 
 def traced(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
-    """`mix_project` for a graph; weights in the inputs' dtype.
+    """`mix_project` for a graph; weights have the inputs' dtype.
 
-    An activation that no number stands for, or one that learns, leaves the single operations in the graph.
+    An activation without a number, or one with parameters, leaves the single operations in the graph.
     """
     act = number_of(step.activation)
     differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *weights))
@@ -100,7 +101,7 @@ def _(dout: Tensor, inputs: list[Tensor], weights: list[Tensor], wanted: list[in
 
 
 def _autograd_in_an_operator() -> Any:
-    """Lets an operator's own code differentiate: a masked mixing's gradients are made by autograd."""
+    """Let an operator's own code use autograd, which computes the gradients of a masked mixing."""
     return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
 
 
@@ -117,7 +118,7 @@ def _differentiate(ctx: Any, dout_TD: Tensor) -> tuple[Any, ...]:
     wants_inputs, wants_weights, *_ = ctx.needs_input_grad
     wanted = [n for n, wants in enumerate(wants_weights) if wants]
     dweights: list[Tensor | None] = [None] * len(weights)
-    # The weights' gradients first: they are the largest arrays, and are added up and freed before the others are made.
+    # The weights' gradients come first: they are the largest arrays, and are accumulated and freed before the others.
     if wanted:
         for n, dweight in zip(
             wanted, torch.ops.monet.mix_project_weights(dout_TD, inputs, weights, wanted, *values), strict=True

@@ -1,4 +1,4 @@
-"""The parts of `mix_project`: what a step is, its forward, and its gradients, each as plain functions."""
+"""The parts of `mix_project` as plain functions: the definition of a step, its forward pass and its gradients."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from monet.kernels.mixing import Activation, Mixing
 from monet.kernels.products import product, takes_onednn
 from monet.kernels.shared import UNKNOWN, Facts
 
-# How much is done at a time on the CPU, in elements of one hidden array: bounds the temporaries, while the projections'
+# Elements of one hidden array that the CPU processes at a time. This limits temporary memory, while the projections'
 # matrix products stay large enough to be efficient.
 _GEMM_ELEMENTS = 1 << 22
 
 
 class Term(NamedTuple):
-    """One output projection: its columns, and whether its weight is stored [out, in] as nn.Linear's or [in, out]."""
+    """One output projection: its columns, and whether its weight is stored [out, in], as in nn.Linear, or [in, out]."""
 
     columns: slice
     out_in: bool
 
 
 class Step(NamedTuple):
-    """A decomposition at work: how it mixes, and where each mixed array is projected to.
+    """One application of a decomposition: how it mixes, and where each mixed array is projected to.
 
-    The mixing returns one array a term, (T, E, M) where the weight is stored [out, in] and (T, E) where it is stored
-    [in, out]. `name` is what the dispatch knows the mixing by.
+    The mixing returns one array for each term: (T, E, M) if the weight is stored [out, in], (T, E) if it is stored
+    [in, out]. `name` is the name of the mixing in the dispatch.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Step(NamedTuple):
     keep: Keep | None
 
     def mask_tensors(self) -> tuple[Tensor, ...]:
-        """What a mask is made of: saved for backward, so that a mask changed in between is noticed."""
+        """The tensors of a mask: saved for backward, so that a mask changed in between is noticed."""
         return () if self.keep is None else tuple(tensor for tensor in self.keep if tensor is not None)
 
     def mix(self, inputs: tuple[Tensor, ...], rows: slice, facts: Facts = UNKNOWN) -> tuple[Tensor, ...]:
-        """The mixed arrays of some tokens; `inputs` are the pre-activations, g1 and g2 of all, `facts` about these."""
+        """The mixed arrays of some tokens; `inputs` are all pre-activations, g1 and g2, `facts` are about g1 and g2."""
         *hidden, g1_tHE, g2_tHE = (tensor[rows] for tensor in inputs)
         keep = self.keep and self.keep.at(rows)
         facts = facts if g1_tHE.shape[0] == inputs[-1].shape[0] else UNKNOWN
@@ -50,12 +50,12 @@ class Step(NamedTuple):
 
 
 def learns(activation: Activation) -> bool:
-    """Whether an activation has parameters that want a gradient, which the lean form does not give."""
+    """Whether an activation has parameters that need a gradient, which the lean form does not compute."""
     return isinstance(activation, nn.Module) and any(weight.requires_grad for weight in activation.parameters())
 
 
 def reference(step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
-    """`mix_project` as plain differentiable torch; the oracle of the lean form, weights in the inputs' dtype."""
+    """`mix_project` as plain differentiable torch; the tests' reference. Weights have the inputs' dtype."""
     mixed = step.mix(inputs, slice(0, inputs[0].shape[0]))
     blocks: dict[int, Tensor] = {}
     for term, x, weight in zip(step.terms, mixed, weights, strict=True):
@@ -95,7 +95,7 @@ def _chunks(hidden_TEM: Tensor) -> list[slice]:
 def input_gradients(
     step: Step, inputs: tuple[Tensor, ...], weights: tuple[Tensor, ...], dout_TD: Tensor, facts: Facts = UNKNOWN
 ) -> list[Tensor]:
-    """Gradients of pre-activations and gates for an upstream gradient of the output."""
+    """Gradients of pre-activations and gates, given the gradient of the output."""
     E = inputs[0].shape[1]
     dinputs = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in inputs]
     for rows in _chunks(inputs[0]):
@@ -115,16 +115,16 @@ def input_gradients(
 
 
 def weight_gradients(step: Step, inputs: tuple[Tensor, ...], wanted: list[int], dout_TD: Tensor) -> list[Tensor]:
-    """Gradients of the wanted output weights, by number, for an upstream gradient of the output."""
+    """Gradients of the wanted output weights, by number, given the gradient of the output."""
     mixed = Mixed(step, wanted)
     mixed.remix(inputs, dout_TD)
     return [mixed.gradients.pop(n) if n in mixed.gradients else mixed.gradient(n, dout_TD) for n in wanted]
 
 
 class Mixed:
-    """The mixed arrays of one backward, each until its weight's gradient is made of it.
+    """The mixed arrays of one backward pass; each is kept until its weight's gradient is computed.
 
-    `_Remix` fills `arrays` when all tokens are one chunk, or else `gradients`; the `_Weight` nodes take from them.
+    `_Remix` fills `arrays` if all tokens are one chunk, and `gradients` otherwise; the `_Weight` nodes take from them.
     """
 
     def __init__(self, step: Step, wanted: list[int]) -> None:
@@ -134,7 +134,7 @@ class Mixed:
 
     def remix(self, inputs: tuple[Tensor, ...], dout_TD: Tensor, facts: Facts = UNKNOWN) -> None:
         """Recompute what the `_Weight` nodes need."""
-        self.arrays, self.gradients = {}, {}  # a backward for some of the weights alone leaves those of the others
+        self.arrays, self.gradients = {}, {}  # a backward for only some weights leaves entries of the others
         chunks = _chunks(inputs[0])
         for rows in chunks:
             mixed = self.step.mix(inputs, rows, facts)
@@ -145,7 +145,7 @@ class Mixed:
                     self.gradients[n] = self.gradient(n, dout_TD[rows], self.gradients.get(n))
 
     def gradient(self, n: int, dout_tD: Tensor, so_far: Tensor | None = None) -> Tensor:
-        """Gradient of weight `n` from the tokens that were mixed last, added to `so_far`."""
+        """Gradient of weight `n` for the tokens that were mixed last, added to `so_far`."""
         term = self.step.terms[n]
         left, right = dout_tD[:, term.columns].t(), self.arrays.pop(n).flatten(1)
         left, right = (left, right) if term.out_in else (right.t(), left.t())

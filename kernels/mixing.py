@@ -1,4 +1,4 @@
-"""What a mixing is, whoever computes it, and the one made of plain torch."""
+"""The interface of a mixing, and its implementation in plain torch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from monet.kernels.masked import Keep, token_chunks
 from monet.kernels.shared import UNKNOWN, Facts
 
 Activation = Callable[[Tensor], Tensor]
-# How much of a backward without a mask is done at a time, in elements of one hidden array: its many temporaries stay
-# in the cache.
+# Elements of one hidden array that an unmasked backward processes at a time, so that its many temporaries stay in the
+# cache.
 _CACHE_ELEMENTS = 1 << 18
 
 
 class Mixing(NamedTuple):
     """Activation and mixing of one decomposition, forward and backward.
 
-    forward(hidden, g1_THE, g2_THE, activation, keep, facts) -> mixed: pre-activations (T, E, M) each, float routing
-        probabilities; returns arrays (T, E, M) and (T, E) in the dtype of the pre-activations. Differentiable.
+    forward(hidden, g1_THE, g2_THE, activation, keep, facts) -> mixed: takes pre-activations, each (T, E, M), and float
+        routing probabilities; returns arrays (T, E, M) and (T, E) in the dtype of the pre-activations. Differentiable.
     backward(hidden, g1_THE, g2_THE, activation, keep, dmixed, dinputs, facts): writes the gradients of the
         pre-activations, g1 and g2 into `dinputs`, which has their shapes and dtypes.
 
-    `facts` is what is known about g1 and g2; it saves work and may be left out.
+    `facts` is what is known about g1 and g2; it saves work and may be omitted.
     """
 
     forward: Callable[..., tuple[Tensor, ...]]
@@ -33,7 +33,7 @@ class Mixing(NamedTuple):
 
 
 def torch_mixing(mix: Callable[..., tuple[Tensor, ...]], mix_backward: Callable[..., tuple[Tensor, ...]]) -> Mixing:
-    """The mixing made of a decomposition's formulas.
+    """The mixing built from a decomposition's formulas.
 
     Args:
         mix: (*activated, g1_THE, g2_THE, keep) -> mixed, all in one dtype.
@@ -91,7 +91,7 @@ def torch_mixing(mix: Callable[..., tuple[Tensor, ...]], mix_backward: Callable[
 def _mix(
     mix: Callable[..., tuple[Tensor, ...]], activated: list[Tensor], g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None
 ) -> tuple[Tensor, ...]:
-    """Mix with a mask, but bitwise as without one for the tokens it exempts."""
+    """Mix under a mask; the tokens that it exempts get results bitwise identical to an unmasked run."""
     if keep is None or keep.index_T is None or bool((keep.index_T >= 0).all()):
         return mix(*activated, g1_THE, g2_THE, keep)
     plain = mix(*activated, g1_THE, g2_THE, None)

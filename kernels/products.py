@@ -1,4 +1,4 @@
-"""Matrix products on the CPU: oneDNN's where torch's own are slow."""
+"""Matrix products on the CPU: uses oneDNN where torch's own products are slow."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 _CPUINFO = Path("/proc/cpuinfo")
-# Relative root-mean-square error a float32 product may have; bfloat16 arithmetic has about 3e-3.
+# Largest relative root-mean-square error for a float32 product; bfloat16 arithmetic has about 3e-3.
 _FLOAT32_ERROR = 1e-6
-# Multiply-adds from which on the detour pays.
+# Number of multiply-adds from which the detour through oneDNN pays off.
 _SMALLEST = 1 << 20
 
 
 def product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
-    """a @ b, of any strides; without a gradient.
+    """a @ b, for any strides, without a gradient.
 
-    torch's float32 products on the CPU are MKL's, which does not use AVX-512 on other makers' processors. oneDNN does
-    and takes about half the time there; torch has it behind the operator that its compiler uses for linear layers.
-    A product over columns of wider rows is copied first.
+    torch uses MKL for float32 products on the CPU, and MKL does not use AVX-512 on processors that are not Intel's.
+    oneDNN does, and takes about half the time there. torch calls oneDNN in the operator that its compiler uses for
+    linear layers. If an operand is some columns of wider rows, it is copied first.
     """
     if takes_onednn(a_MK, b_KN):
         return torch.ops.mkldnn._linear_pointwise(_dense(a_MK), _dense(b_KN).t(), None, "none", [], "")
@@ -29,12 +29,12 @@ def product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
 
 
 def _dense(matrix: Tensor) -> Tensor:
-    """The matrix without gaps between its rows or columns, which send oneDNN to its slowest code."""
+    """The matrix without gaps between its rows or columns; with gaps oneDNN runs its slowest code."""
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
 def takes_onednn(a_MK: Tensor, b_KN: Tensor) -> bool:
-    """Whether `product` of these two is left to oneDNN by a detour."""
+    """Whether `product` sends these two matrices to oneDNN by a detour."""
     if a_MK.device.type != "cpu" or a_MK.dtype != torch.float32 or b_KN.dtype != torch.float32:
         return False
     if a_MK.shape[0] * a_MK.shape[1] * b_KN.shape[1] < _SMALLEST or torch.compiler.is_compiling():
@@ -45,16 +45,16 @@ def takes_onednn(a_MK: Tensor, b_KN: Tensor) -> bool:
 
 
 def onednn_products() -> bool:
-    """Whether all of torch's float32 products on the CPU are left to oneDNN (see `monet.cpu`)."""
+    """Whether torch uses oneDNN for all float32 products on the CPU (see `monet.cpu`)."""
     try:
         return torch.get_float32_matmul_precision() == "medium"
-    except RuntimeError:  # set through torch's newer names, a backend at a time
+    except RuntimeError:  # set through torch's newer names, one backend at a time
         return torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=1)
 def has_onednn_detour() -> bool:
-    """Whether oneDNN's operator is there, of use on this processor, and as exact as float32 can be."""
+    """Whether oneDNN's operator exists, is useful on this processor, and has full float32 accuracy."""
     if not mkl_is_slow():
         return False
     try:
@@ -65,7 +65,7 @@ def has_onednn_detour() -> bool:
 
 @lru_cache(maxsize=1)
 def mkl_is_slow() -> bool:
-    """Whether torch multiplies with MKL on an AVX-512 processor that is not Intel's, and could with oneDNN."""
+    """Whether torch multiplies with MKL on an AVX-512 processor that is not Intel's, and could use oneDNN instead."""
     if not torch.backends.mkl.is_available() or not torch.backends.mkldnn.is_available() or not _CPUINFO.exists():
         return False
     processor = _CPUINFO.read_text(encoding="utf-8", errors="replace")
@@ -73,7 +73,7 @@ def mkl_is_slow() -> bool:
 
 
 def is_float32(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
-    """Whether a product of float32 matrices by `multiply` has float32's accuracy."""
+    """Whether `multiply` computes a product of float32 matrices with float32 accuracy."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()

@@ -1,6 +1,6 @@
-"""What the layers of a routing group share besides the values of their gates.
+"""What the layers of a routing group share, in addition to the values of their gates.
 
-A router makes one `SharedGates` in each forward. The model passes it to each layer of the group, and the layer passes
+A router creates one `SharedGates` in each forward. The model passes it to each layer of the group, and the layer passes
 it to its op, where it saves work and memory. It never changes a result: without it the op computes the same numbers.
 """
 
@@ -14,8 +14,8 @@ from torch.utils.weak import TensorWeakRef
 class GateFacts:
     """What is known about the gates of one axis.
 
-    Autograd keeps this object until backward. It therefore refers neither to the gates of the forward nor, strongly,
-    to the logits.
+    Autograd keeps this object until backward. It therefore does not refer to the gates of the forward, and refers only
+    weakly to the logits.
 
     Attributes:
         active_keys: idx_TE and count_T as `monet.kernels.active_keys` returns them; None until a layer makes them.
@@ -44,7 +44,7 @@ class GateFacts:
         self._waiting += 1
 
     def read(self) -> None:
-        """Count a node that has read them in backward; after the last one, free what was kept for all."""
+        """Count a node that has read the gates in backward; after the last one, free what was kept for all."""
         self._waiting -= 1
         if self._waiting <= 0:
             self.active_keys = self.gates_again = None
@@ -58,7 +58,7 @@ UNKNOWN: Facts = (None, None)
 class SharedGates:
     """The gates of a routing group with the facts about them.
 
-    Use `share` to make one. Hooks, wrappers and users may give a layer other gates, or write to these; `of` notices
+    Use `share` to create one. Hooks, wrappers and users may give a layer other gates, or write to these; `of` notices
     both.
     """
 
@@ -78,10 +78,10 @@ class SharedGates:
 
 
 def share(gates: tuple[Tensor, Tensor], facts: tuple[GateFacts, GateFacts]) -> SharedGates | None:
-    """Gates that layers can share facts about; None where a write to them would not be noticed.
+    """Gates that layers can share facts about; None if a write to them would not be noticed.
 
-    torch does not count writes to inference tensors, nor those that a compiled graph makes. What a CUDA graph captures
-    runs again with other values.
+    torch does not count writes to inference tensors, nor writes by a compiled graph. A captured CUDA graph runs again
+    with other values.
     """
     if torch.compiler.is_compiling() or any(gate.is_inference() or not gate.is_contiguous() for gate in gates):
         return None
@@ -91,7 +91,7 @@ def share(gates: tuple[Tensor, Tensor], facts: tuple[GateFacts, GateFacts]) -> S
 
 
 def facts_of(shared: SharedGates | None, g1_THE: Tensor, g2_THE: Tensor) -> Facts:
-    """`shared.of`, or nothing while a CUDA graph is captured, since it would read what was made before."""
+    """`shared.of`; None while a CUDA graph is captured, since the graph would read outdated tensors."""
     if shared is None or torch.compiler.is_compiling():
         return UNKNOWN
     if g1_THE.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -100,7 +100,7 @@ def facts_of(shared: SharedGates | None, g1_THE: Tensor, g2_THE: Tensor) -> Fact
 
 
 def _is_same(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same elements of the same memory, in whatever shape."""
+    """Whether two tensors are the same elements of the same memory; their shapes may differ."""
     return (
         tensor.untyped_storage() is other.untyped_storage()
         and tensor.storage_offset() == other.storage_offset()

@@ -1,6 +1,6 @@
-"""A decomposition's Triton kernels as a `Mixing`, and as custom operators that torch.compile can look past.
+"""A decomposition's Triton kernels as a `Mixing`, and as custom operators for torch.compile.
 
-Source of the formulas: arXiv 2412.04139, eq. 10-29; the oracle is the torch mixing of the same decomposition.
+The formulas are in arXiv 2412.04139, eq. 10-29. The tests compare with the torch mixing of the same decomposition.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from monet.kernels.mixing import Activation, Mixing
 from monet.kernels.shared import UNKNOWN, Facts
 from monet.kernels.triton_parts import DOT_DTYPES, tile
 
-# Tiles and warps of each kind of kernel, for two-byte numbers. A tile with float32 among its numbers is half as large,
-# since its products keep their operands in registers; a masked one of two hidden halves then takes half the warps, with
-# twice the registers each.
+# Tiles and warps of each kind of kernel, for two-byte numbers. A tile that contains float32 numbers is half as large,
+# since its products keep their operands in registers. A masked tile of two hidden halves then takes half the warps,
+# with twice the registers each.
 # benchmarks/gpu_suite.py --sweep tries others.
 LAUNCH: dict[str, dict[str, int]] = {
     "mix": {"block": 64, "num_warps": 4, "num_stages": 2},
@@ -35,8 +35,8 @@ LAUNCH: dict[str, dict[str, int]] = {
 class Kernels(NamedTuple):
     """The four kernels of a decomposition.
 
-    Pointer arguments come in one order: pre-activations, g1, g2, with a mask the lists of active keys, their counts and
-    keep-weights, then mask numbers, in backward the gradients of the results, then what is written.
+    Pointer arguments have this order: pre-activations, g1, g2; with a mask the lists of active keys, their counts and
+    keep-weights, then mask numbers; in backward the gradients of the results; then the outputs.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Kernels(NamedTuple):
     masked_mix_backward: Any
 
     def results(self, p_TEM: Tensor) -> list[Tensor]:
-        """Empty arrays of the shapes the mixing returns."""
+        """Empty arrays with the shapes that the mixing returns."""
         wide = [torch.empty_like(p_TEM, memory_format=torch.contiguous_format) for _ in range(self.wide_results)]
         return wide + [p_TEM.new_empty(p_TEM.shape[:2]) for _ in range(self.narrow_results)]
 
@@ -63,15 +63,15 @@ class Kernels(NamedTuple):
         keep: Keep | None,
         facts: Facts = UNKNOWN,
     ) -> None:
-        """Run `mix` or `mix_backward`, under a mask if one is given.
+        """Run `mix` or `mix_backward`; with a mask, the masked kernels.
 
         Args:
             kind: "mix" or "mix_backward".
             inputs: pre-activations, g1 and g2.
-            read, written: what the kernel reads after these, and what it writes.
+            read, written: the further tensors that the kernel reads, and those that it writes.
             act: the activation's number.
             keep: the mask, or None.
-            facts: what is known about g1 and g2; with it the layers of a group share the lists of active keys.
+            facts: what is known about g1 and g2; with facts the layers of a group share the lists of active keys.
         """
         (T, E, M), H = inputs[0].shape, inputs[-1].shape[1]
         if T == 0:
@@ -108,7 +108,7 @@ class Kernels(NamedTuple):
 
 
 def _launch_parameters(kind: str, itemsize: int, num_hidden: int) -> tuple[int, dict[str, int]]:
-    """Tile and launch options; `itemsize`: bytes of the widest number among pre-activations and gates."""
+    """Tile and launch options; `itemsize` is the size in bytes of the widest number among pre-activations and gates."""
     parameters = dict(LAUNCH[kind])
     block = parameters.pop("block")
     if itemsize < 4:
@@ -166,7 +166,7 @@ def triton_mixing(kernels: Kernels) -> Mixing:
 
 
 def _is_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether kernels can be started at once: nothing is traced or differentiated, and the tensors have memory."""
+    """Whether kernels can start immediately: nothing is traced or differentiated, and the tensors have memory."""
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
         return False
     return all(type(x) in (Tensor, nn.Parameter) for x in tensors)
@@ -219,7 +219,7 @@ def _register(kernels: Kernels) -> Any:
 
 
 def aot_cases(kernels: Kernels) -> list[AotCase]:
-    """Launches at the 1.4B model's layer: 512 keys, 8 heads, 16 hidden units an expert, in every kind of numbers."""
+    """Launches for the 1.4B model's layer: 512 keys, 8 heads, 16 hidden units an expert, in all data types."""
     cases = []
     for kind in ("mix", "mix_backward"):
         for dtype in (torch.bfloat16, torch.float32, torch.float16):

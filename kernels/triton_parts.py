@@ -1,4 +1,4 @@
-"""What the Triton mixings share: activations by number with their slopes, tiles, the number format of products."""
+"""Shared parts of the Triton mixings: activations by number with their slopes, tiles, the dtype of products."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DOT_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat
 
 
 def tile(size: int) -> int:
-    """The edge of a tile that holds `size` values and that a matrix product takes."""
+    """Edge of a tile that holds `size` values and that a matrix product accepts."""
     return max(16, triton.next_power_of_2(size))
 
 

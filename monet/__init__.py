@@ -1,6 +1,6 @@
 """Monet: language models that are interpretable by construction.
 
-Importing this package is cheap: torch and transformers load when a model class is first asked for. It still makes
+Importing this package is fast: torch and transformers load when a model class is first used. The import also makes
 `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and the Auto classes of the three task heads know the model type
 "monet" (see `monet/model/registry.py`).
 """
@@ -28,7 +28,7 @@ __all__ = [
     "MonetModel",
 ]
 
-# In a checkout kernels/ and eval/ lie beside this package, not in it; docs/architecture.md says why.
+# In a checkout kernels/ and eval/ are next to this package, not in it; docs/architecture.md explains why.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "kernels").is_dir():
     __path__.append(str(_root))

@@ -1,7 +1,7 @@
 """The `monet` command: a table of verbs, each a plain function that is imported when it is called.
 
-jsonargparse makes the options of a verb from its function's signature and the help from its docstring; every verb
-takes `--config FILE.yaml` too, with the same names. Training has its own page, `train.py`.
+jsonargparse derives a verb's options from its function's signature and its help from the docstring. Every verb also
+takes `--config FILE.yaml` with the same option names. Training has a separate program, `train.py`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from monet.terminal import clean, clean_warnings
 
 
 class Verb(NamedTuple):
-    """One command: `target` is "module:function", `summary` its line in `monet --help`.
+    """One command: `target` is "module:function", `summary` is its line in `monet --help`.
 
     `takes_words`: arguments without a default are plain words, not options.
-    `all_words`: every word goes to the function as it is, which parses them and returns the exit code.
-    `words_into`: the option that all plain words before the first option go into, as a list.
-    `reads_text`: a model reads much text, whose products `monet.cpu.speed_up_cpu` makes quicker.
+    `all_words`: every word is passed unchanged to the function, which parses them and returns the exit code.
+    `words_into`: the option that collects all plain words before the first option, as a list.
+    `reads_text`: a model reads much text; `monet.cpu.speed_up_cpu` then speeds up its matrix products.
     """
 
     target: str
@@ -41,7 +41,9 @@ class Verb(NamedTuple):
 GROUPS: dict[str, dict[str, Verb]] = {
     "Installation": {
         "doctor": Verb(
-            "monet.doctor.command:run", "versions, devices and a self-test; what fails names its fix", all_words=True
+            "monet.doctor.command:run",
+            "versions, devices and a self-test; failed checks name their fix",
+            all_words=True,
         ),
     },
     "Data": {
@@ -50,7 +52,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
     },
     "Training": {
         "plan": Verb(
-            "monet.planning.plan:plan", "training configuration and GPUs -> memory, time, cost, and what fits"
+            "monet.planning.plan:plan", "training configuration and GPUs -> memory, time, cost, and settings that fit"
         ),
     },
     "Models": {
@@ -65,21 +67,21 @@ GROUPS: dict[str, dict[str, Verb]] = {
     "Knowledge removal": {
         "stats": Verb(
             "monet.eval.attribution.stats:run",
-            "sum every expert's routing weight per domain of labelled text",
+            "sum each expert's routing weight per domain of labelled text",
             reads_text=True,
         ),
         "stats merge": Verb(
-            "monet.eval.attribution.stats:merge", "add up statistics of several passes", words_into="files"
+            "monet.eval.attribution.stats:merge", "add up the statistics of several passes", words_into="files"
         ),
-        "select": Verb("monet.eval.attribution.selection:run", "statistics -> one expert mask a domain"),
+        "select": Verb("monet.eval.attribution.selection:run", "statistics -> one expert mask per domain"),
         "ablate": Verb(
             "monet.eval.suites.loss.ablate:run",
-            "loss per domain before and after each mask, and under random masks",
+            "loss per domain with and without each mask, and under random masks",
             reads_text=True,
         ),
         "curve": Verb(
             "monet.eval.suites.loss.curve:run",
-            "loss per domain by threshold of the selection, as nested masks",
+            "loss per domain at each selection threshold, with nested masks",
             reads_text=True,
         ),
         "eval general": Verb(
@@ -87,41 +89,41 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "eval domains": Verb(
             "monet.eval.suites.questions.domains:run",
-            "MMLU's 14 categories: accuracy without each one's experts",
+            "MMLU's 14 categories: accuracy without the experts of each category",
             reads_text=True,
         ),
         "lm-eval": Verb(
             "monet.eval.suites.questions.command:run",
-            "lm-eval's own command line, with --model monet",
+            "the command line of lm-eval, with --model monet",
             all_words=True,
             reads_text=True,
         ),
         "eval neurons": Verb(
             "monet.eval.baselines.neurons:run",
-            "the dense baseline: loss per domain without a LLaMA's neurons",
+            "the dense baseline: loss per domain without neurons of a LLaMA",
             reads_text=True,
         ),
         "eval code": Verb(
             "monet.eval.suites.code.evaluate:run",
-            "pass@k in six languages under masks; runs programs shut in",
+            "pass@k in six languages under masks; runs programs in a sandbox",
             reads_text=True,
         ),
         "eval toxicity": Verb(
             "monet.eval.suites.toxicity.evaluate:run",
-            "toxicity of continuations under masks, with intervals",
+            "toxicity of continuations under masks, with confidence intervals",
             reads_text=True,
         ),
         "eval toxicity-scores": Verb(
-            "monet.eval.suites.toxicity.write_scores:run", "scored text, to correlate experts with"
+            "monet.eval.suites.toxicity.write_scores:run", "scored text, for correlation with experts"
         ),
         "reproduce": Verb(
             "monet.eval.paper.reproduce:run",
-            "the paper's tables: needs, cost, and ours beside the published",
+            "the paper's tables: needs, cost, and our numbers next to the published ones",
             reads_text=True,
         ),
         "report": Verb(
             "monet.eval.reporting.command:run",
-            "any result, or those of several seeds -> one page, Markdown, figures, JSON",
+            "any result, or results of several seeds -> one page, Markdown, figures, JSON",
         ),
     },
 }
@@ -131,12 +133,12 @@ VERBS: dict[str, Verb] = {name: verb for verbs in GROUPS.values() for name, verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code.
 
-    Codes: 0 done, 1 an error of the machine (disk, permissions, an absent package) or a fault of ours (with a
-    traceback), 2 usage or configuration, 3 data, 4 checkpoint or mask, 5 non-finite loss, 6 out of memory, 130
+    Code 0 means success. 1 is an error of the machine (disk, permissions, a missing package) or a bug in Monet (with a
+    traceback). 2 is usage or configuration, 3 data, 4 checkpoint or mask, 5 non-finite loss, 6 out of memory, 130
     interrupted.
 
     Args:
-        argv: words after the program's name; None takes them from the process.
+        argv: words after the program's name; None reads them from the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -147,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MonetError, OSError, RuntimeError, MemoryError) as error:
         known = recognised(error)
         if known is None and not isinstance(error, OSError):
-            raise  # a fault of ours deserves its traceback
+            raise  # a bug in Monet needs its traceback
         if debug:
             traceback.print_exc()
         else:
@@ -158,8 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or package in ("", "monet"):
             raise
         print(
-            f"monet: error: the package {package} is not installed; install Monet again, which installs what it needs: "
-            "pip install monet-experts, or pip install -e . in its folder",
+            f"monet: error: the package {package} is not installed; install Monet again, which also installs the "
+            "packages it needs: pip install monet-experts, or pip install -e . in its folder",
             file=sys.stderr,
         )
         return 1
@@ -179,14 +181,17 @@ def _dispatch(words: list[str]) -> int:
         command = " ".join([*name.split(), options[0]])
         near = difflib.get_close_matches(command, VERBS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        print(f"monet: error: unknown command {command!r}; {hint}monet --help lists them", file=sys.stderr)
+        print(
+            f"monet: error: unknown command {command!r}; {hint}monet --help lists all commands",
+            file=sys.stderr,
+        )
         return 2
     print(_overview(name))
     return 0 if options else 2
 
 
 def _split(words: list[str]) -> tuple[str, list[str]]:
-    """Cut the words into the longest known start of a verb and the rest."""
+    """Split the words into the longest prefix that names a verb, and the rest."""
     starts = {" ".join(verb.split()[:n]) for verb in VERBS for n in range(len(verb.split()) + 1)}
     taken = 0
     while taken < len(words) and " ".join(words[: taken + 1]) in starts:
@@ -195,16 +200,19 @@ def _split(words: list[str]) -> tuple[str, list[str]]:
 
 
 def _overview(prefix: str) -> str:
-    lines = [f"usage: monet {prefix + ' ' if prefix else ''}COMMAND [options]    (monet COMMAND --help tells them)", ""]
+    lines = [
+        f"usage: monet {prefix + ' ' if prefix else ''}COMMAND [options]    (options: monet COMMAND --help)",
+        "",
+    ]
     width = max(map(len, VERBS))
     for title, verbs in GROUPS.items():
         shown = {name: verb for name, verb in verbs.items() if name.startswith(prefix)}
         if shown:
             lines += [f"{title}:", *(f"  {name:<{width}} {verb.summary}" for name, verb in shown.items()), ""]
     if not prefix:
-        lines += ["Training itself:", "  python train.py fit --config configs/demo.yaml --run_dir runs/demo", ""]
-    lines += ["  --config FILE  any command: options from a YAML file; words on the command line win"]
-    lines += ["  --debug        any command: the whole traceback of an error", "  --version      print the version"]
+        lines += ["To train a model:", "  python train.py fit --config configs/demo.yaml --run_dir runs/demo", ""]
+    lines += ["  --config FILE  any command: options from a YAML file; options on the command line take precedence"]
+    lines += ["  --debug        any command: show the full traceback of an error", "  --version      print the version"]
     return "\n".join(lines)
 
 
@@ -225,13 +233,13 @@ def _run(name: str, options: list[str]) -> int:
 
 
 def parsed(target: Callable[..., Any], words: list[str], program: str, takes_words: bool = False) -> dict[str, Any]:
-    """Arguments of a verb's function, from the words of its command line."""
+    """Arguments for a verb's function, parsed from the words of its command line."""
     from jsonargparse import ArgumentParser
 
     words = _with_values(words, target)
     parser = ArgumentParser(prog=program, description=(inspect.getdoc(target) or "").partition("\n\n")[0])
     own_files = "config" in inspect.signature(target).parameters
-    if own_files:  # files of another kind, perhaps several: the option of a list is repeated with a plus
+    if own_files:  # files of another kind, perhaps several: jsonargparse repeats a list option with a plus
         again = (word.replace("--config", "--config+", 1) for word in words)
         words = [
             plus if word.partition("=")[0] == "--config" else word for word, plus in zip(words, again, strict=True)
@@ -254,20 +262,20 @@ def _speed_up() -> None:
 
     from monet.cpu import speed_up_cpu
 
-    if not torch.cuda.is_available():  # it would round a GPU's products
+    if not torch.cuda.is_available():  # it would lower the precision of products on a GPU
         speed_up_cpu()
 
 
 def _with_list(options: list[str], name: str) -> list[str]:
-    """Plain words in front become one list option, so that `A B --out C` is `--files [A, B] --out C`."""
+    """Turn plain words at the start into one list option, so that `A B --out C` is `--files [A, B] --out C`."""
     count = next((n for n, word in enumerate(options) if word.startswith("-")), len(options)) if name else 0
     return [*([f"--{name}={json.dumps(options[:count])}"] if count else []), *options[count:]]
 
 
 def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:
-    """Options of a yes or no get their value, so that `--full` alone means `--full=true`. A list may be plain words.
+    """Give values to boolean options and lists, so that `--full` means `--full=true`. A list may be plain words.
 
-    `--result A B` is `--result [A, B]`, and `--prompts FILE` is `--prompts [FILE]`.
+    `--result A B` becomes `--result [A, B]`, and `--prompts FILE` becomes `--prompts [FILE]`.
     """
     kinds = {f"--{name}": kind for name, kind in types_of(target).items()}
     words: list[str] = []
@@ -290,12 +298,12 @@ def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:
 
 
 def _list_of(kind: Any) -> Any:
-    """What a list holds, where the type is a list or allows one; None: it does not."""
+    """The item type, if the type is a list or allows a list; None otherwise."""
     return next((get_args(one)[0] for one in (kind, *get_args(kind)) if get_origin(one) is list), None)
 
 
 def _as_list(values: list[str], kind: Any) -> str:
-    """Words as one list, unless they are a list already, or a single word for an option that takes one too."""
+    """Words as one list, unless they are a list already, or one word for an option that also takes a single value."""
     value = " ".join(values)
     takes_one = get_origin(kind) is not list and any(
         get_origin(one) is not list and one is not type(None) for one in get_args(kind)

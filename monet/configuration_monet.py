@@ -1,4 +1,4 @@
-"""MonetConfig: the keys of the released checkpoints and their rules."""
+"""MonetConfig: the keys of the released checkpoints and the rules for their values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.json_text import read_json
 
-# Nothing stands in for these: the defaults of the authors' class (moe_dim 8, moe_topk 32, hidden_size 4096, ...)
+# These keys have no defaults: the defaults of the authors' class (moe_dim 8, moe_topk 32, hidden_size 4096, ...)
 # describe no released model.
 REQUIRED_KEYS = (
     "vocab_size",
@@ -32,10 +32,10 @@ REQUIRED_KEYS = (
     "moe_groups",
     "moe_decompose",
 )
-# A file must state these too: the authors' class and the released files disagree about them.
+# A file must also state these keys: the authors' class and the released files disagree about their values.
 REQUIRED_KEYS_OF_FILES = (*REQUIRED_KEYS, "rms_norm_eps")
 
-# These say where a configuration comes from and what lies beside it. The weights compute the same with any value.
+# These keys record the origin of a configuration and the files next to it. They do not change what the model computes.
 ORIGIN_KEYS = frozenset({
     "_name_or_path", "architectures", "auto_map", "document_mask", "dtype", "expert_mask", "torch_dtype",
     "transformers_version",
@@ -43,7 +43,7 @@ ORIGIN_KEYS = frozenset({
 
 DECOMPOSITIONS = ("vertical", "horizontal")
 
-# Largest accepted values: far above any model, low enough that a damaged file cannot ask for absurd allocations.
+# Largest accepted values: far above any real model, but low enough that a damaged file cannot ask for huge allocations.
 _LIMITS = {
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
@@ -60,16 +60,16 @@ _LIMITS = {
 
 
 class _NothingStated:
-    """What `MonetConfig()` gives. transformers makes one to leave default values out of a nested configuration's file.
+    """The result of `MonetConfig()`. transformers calls it to omit default values from a nested configuration's file.
 
-    Monet has no defaults, so `to_dict` gives values that equal no other. Any other use is refused.
+    Monet has no defaults, so the values of `to_dict` equal no other value. Any other use is refused.
     """
 
     def to_dict(self) -> dict[str, Any]:
         return defaultdict(object)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what Python and its debuggers look for in every object
+        if name.startswith("__"):  # Python and debuggers look these up in every object
             raise AttributeError(name)
         raise ConfigError("; ".join(map(_missing, REQUIRED_KEYS)))
 
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
 else:
 
     class _Maker(type):
-        """Makes a `MonetConfig`. Copies and unpickled objects do not come through here."""
+        """Makes a `MonetConfig`. Copying and unpickling do not call this."""
 
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
             return super().__call__(*args, **kwargs) if args or kwargs else _NothingStated()
@@ -96,27 +96,27 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         moe_dim: hidden width of one expert (even in the vertical decomposition).
         moe_heads: routing heads.
         moe_experts: keys along one axis, E; a layer has E * E experts.
-        moe_topk: expected number of active keys an axis and head, in 1..moe_experts; it sets the routing threshold.
+        moe_topk: expected number of active keys per axis and head, in 1..moe_experts; it sets the routing threshold.
         moe_groups: layers that share one router; the first of each group owns it.
         moe_decompose: "vertical" or "horizontal".
-        output_router_probs: return routing probabilities from every forward.
-        expert_mask: file and digest of the mask that is stored with the model; None, and then absent from config.json,
-            for the whole model. `model.set_expert_mask` sets it.
-        document_mask: the model was trained without attention across the documents of a window; False, and then absent
-            from config.json, if it was not, or if that is not known. A forward does not depend on it: give it
-            `position_ids` that begin at 0 at each document. `monet export` sets it, and evaluation follows it.
-        auto_map: the modelling files of the folder that the configuration was read from, by Auto class; empty if there
-            are none. Monet's own classes run in any case. A saved config.json names only files that lie in its folder.
+        output_router_probs: return the routing probabilities from every forward.
+        expert_mask: file and digest of the mask that is stored with the model. None for the unmasked model; config.json
+            then omits the key. `model.set_expert_mask` sets it.
+        document_mask: whether training masked attention across the documents of a window. False if it did not, or if
+            that is unknown; config.json then omits the key. A forward does not depend on it: pass `position_ids` that
+            start at 0 for each document. `monet export` sets it, and evaluation follows it.
+        auto_map: the modelling files of the folder from which the configuration was read, by Auto class; empty if there
+            are none. Monet's own classes always run. A saved config.json names only files that are in its folder.
         num_labels, id2label, label2id, problem_type: as in transformers, for the heads of `monet/model/heads.py`;
-            config.json holds them only if they are not the defaults.
+            config.json holds them only if they differ from the defaults.
 
     Raises:
-        ConfigError: names every missing or impossible key, its value and the allowed range.
+        ConfigError: a key is missing or its value is invalid; the message names the key, its value and the valid range.
     Source: arXiv 2412.04139, table 6; released checkpoints.
     """
 
     model_type: ClassVar[str] = "monet"
-    # What a trainer's evaluation should not gather beside the logits.
+    # Outputs that a trainer's evaluation should not gather in addition to the logits.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "cache",
         "past_key_values",
@@ -126,9 +126,9 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         "ambiguity_loss",
         "router_metrics",
     ]
-    # Asked by transformers before 5.18, which otherwise builds a configuration without arguments to compare with.
+    # Releases of transformers before 5.18 read this; without it they build a configuration without arguments.
     has_no_defaults_at_init: ClassVar[bool] = True
-    # Attention shards as Llama's; routers and experts are replicated, since every token reads all of a router.
+    # Attention is sharded as in Llama. Routers and experts are replicated, since every token reads all of a router.
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
@@ -144,7 +144,7 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
     output_router_probs: bool = False
     expert_mask: dict[str, str] | None = None
     document_mask: bool = False
-    if TYPE_CHECKING:  # a configuration that exists has them all; absent ones are named and refused below
+    if TYPE_CHECKING:  # every existing configuration has these keys; missing ones are refused below
         vocab_size: int = 0
         hidden_size: int = 0
         num_hidden_layers: int = 0
@@ -170,16 +170,16 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
     def __post_init__(self, **kwargs: Any) -> None:
         _refuse([_missing(key) for key in REQUIRED_KEYS if getattr(self, key) is None])
         _refuse(self._problems())
-        _refuse([f"{key}: unknown key; allowed are {_MOE_KEYS}" for key in kwargs if key.startswith("moe_")])
+        _refuse([f"{key}: unknown key; use one of {_MOE_KEYS}" for key in kwargs if key.startswith("moe_")])
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if (problem := _labels_problem(kwargs.get("num_labels"))) is not None:
             raise ConfigError(problem)
         rope_scaling = kwargs.get("rope_scaling")
         if rope_scaling is not None and not isinstance(rope_scaling, dict):
-            raise ConfigError(f"rope_scaling={rope_scaling!r}: allowed are null or an object with rope_type")
+            raise ConfigError(f"rope_scaling={rope_scaling!r}: must be null or an object with rope_type")
         super().__post_init__(**kwargs)
-        # Trainers and Auto classes read it from every configuration whose class is not transformers' own.
+        # Trainers and Auto classes read it from every configuration whose class is not part of transformers.
         self.auto_map: dict[str, Any] = dict(kwargs.get("auto_map") or {})
         _refuse(_rope_problems(dict(self.rope_parameters or {})))
 
@@ -189,33 +189,31 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         return math.ceil(self.num_hidden_layers / self.moe_groups)
 
     def validate_architecture(self) -> None:
-        """Checked at construction, with the values named."""
+        """Does nothing: `_problems` checks the values at construction and names them."""
 
     def _problems(self) -> list[str]:
         problems = []
         for key, largest in _LIMITS.items():
             value = getattr(self, key)
             if value is not None and not (type(value) is int and 1 <= value <= largest):
-                problems.append(f"{key}={value!r}: allowed are whole numbers from 1 to {largest}")
+                problems.append(f"{key}={value!r}: must be a whole number from 1 to {largest}")
         for key in ("attention_bias", "tie_word_embeddings", "use_cache", "output_router_probs", "document_mask"):
             if type(getattr(self, key)) is not bool:
-                problems.append(f"{key}={getattr(self, key)!r}: allowed are true and false")
+                problems.append(f"{key}={getattr(self, key)!r}: must be true or false")
         if not (isinstance(self.initializer_range, (int, float)) and 0 <= self.initializer_range <= 1):
-            problems.append(f"initializer_range={self.initializer_range!r}: allowed are numbers from 0 to 1")
+            problems.append(f"initializer_range={self.initializer_range!r}: must be a number from 0 to 1")
         for key in ("rms_norm_eps", "attention_dropout"):
             value = getattr(self, key)
             if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1):
-                problems.append(f"{key}={value!r}: allowed are numbers from 0 up to 1 (exclusive)")
+                problems.append(f"{key}={value!r}: must be at least 0 and less than 1")
         if type(self.moe_topk) is not int:
-            problems.append(f"moe_topk={self.moe_topk!r}: allowed are whole numbers")
+            problems.append(f"moe_topk={self.moe_topk!r}: must be a whole number")
         if problems:
             return problems
         if not 1 <= self.moe_topk <= self.moe_experts:
-            problems.append(f"moe_topk={self.moe_topk!r}: allowed are 1 to moe_experts={self.moe_experts}")
+            problems.append(f"moe_topk={self.moe_topk!r}: must be from 1 to moe_experts={self.moe_experts}")
         if self.moe_decompose not in DECOMPOSITIONS:
-            problems.append(
-                f"moe_decompose={self.moe_decompose!r}: allowed are {' and '.join(map(repr, DECOMPOSITIONS))}"
-            )
+            problems.append(f"moe_decompose={self.moe_decompose!r}: must be {' or '.join(map(repr, DECOMPOSITIONS))}")
         if self.moe_decompose == "vertical":
             for key in ("hidden_size", "moe_dim"):
                 if getattr(self, key) % 2:
@@ -225,24 +223,24 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         head_dim = self.head_dim or self.hidden_size // heads
         if head_dim % 2:
-            problems.append(f"head_dim={head_dim}: rotary embeddings need an even number")
+            problems.append(f"head_dim={head_dim}: must be even for rotary embeddings")
         if self.head_dim is None and self.hidden_size % heads:
             problems.append(
-                f"hidden_size={self.hidden_size}: no multiple of num_attention_heads={heads}; or give head_dim"
+                f"hidden_size={self.hidden_size}: must be a multiple of num_attention_heads={heads}, or set head_dim"
             )
         if kv_heads and heads % kv_heads:
             problems.append(f"num_key_value_heads={kv_heads}: must divide num_attention_heads={heads}")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             problems.append(
-                f"pad_token_id={self.pad_token_id!r}: allowed are 0 to vocab_size-1={self.vocab_size - 1}, or null"
+                f"pad_token_id={self.pad_token_id!r}: must be from 0 to vocab_size-1={self.vocab_size - 1}, or null"
             )
         if self.expert_mask is not None and self.expert_mask.keys() != {"file", "digest"}:
-            problems.append(f"expert_mask={self.expert_mask!r}: allowed are null or an object with file and digest")
+            problems.append(f"expert_mask={self.expert_mask!r}: must be null or an object with file and digest")
         return problems
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MonetConfig:
-        """Build from the content of a config.json; keys that the model's mathematics needs must be stated there."""
+        """Build from the content of a config.json, which must state all keys that affect the computation."""
         overrides = {key: kwargs.pop(key) for key in list(kwargs) if key in _OWN_KEYS or key.startswith("moe_")}
         rope = dict(config_dict.get("rope_parameters") or {})
         if rope and overrides.keys() & {"rope_theta", "rope_scaling"}:
@@ -255,23 +253,23 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         _refuse(_file_problems(given))
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
-            raise ConfigError(f"model_type={model_type!r} in the configuration: allowed is {cls.model_type!r}")
+            raise ConfigError(f"model_type={model_type!r} in the configuration: must be {cls.model_type!r}")
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def from_json_file(cls, json_file: Any) -> MonetConfig:
-        """Build from a config.json, which must state what `from_dict` asks for."""
+        """Build from a config.json, which must state the keys that `from_dict` requires."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @classmethod
     def _dict_from_json_file(cls, json_file: Any) -> dict[str, Any]:
         content = read_json(json_file, CheckpointError)
         if not isinstance(content, dict):
-            raise CheckpointError(f"{json_file}: holds a {type(content).__name__}, not a JSON object")
+            raise CheckpointError(f"{json_file}: must hold a JSON object, but holds a {type(content).__name__}")
         return content
 
     def to_dict(self) -> dict[str, Any]:
-        """All keys as the released files write them: `rope_theta`, `rope_scaling` and `torch_dtype` at top level."""
+        """All keys in the form of the released files: `rope_theta`, `rope_scaling` and `torch_dtype` at top level."""
         content = super().to_dict()
         own = {key: value for key, value in content.items() if key not in _FOREIGN_KEYS and not key.startswith("_")}
         rope: dict[str, Any] = dict(self.rope_parameters or {})
@@ -284,22 +282,22 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         if not self.document_mask:
             own.pop("document_mask", None)
         own["architectures"] = content.get("architectures")
-        # Names of labels belong to the file only if a task has set them: the released files do not carry them.
+        # The file names labels only if a task has set them: the released files do not contain them.
         own |= {key: content[key] for key, default in _DEFAULT_TASK.items() if content.get(key) != default}
         return own
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The same as `to_dict`: a reader must never have to guess a key from a class default."""
+        """The same as `to_dict`: a reader must never have to take a key from a class default."""
         return self.to_dict()
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
-        """Write config.json. Its `auto_map` names only code that lies beside it, so that every reader can follow it."""
+        """Write config.json. Its `auto_map` names only code in the same folder, so that every reader can follow it."""
         stated, folder = copy.copy(self), Path(json_file_path).parent
         stated.auto_map = {auto: code for auto, code in self.auto_map.items() if _lies_in(folder, code)}
         super(MonetConfig, stated).to_json_file(json_file_path, use_diff)
 
 
-# Values are checked as they are set, before any rule of ours: say it as our errors do.
+# transformers checks values when they are set, before our rules run; its errors become ConfigError.
 _checked_init = MonetConfig.__init__
 
 
@@ -318,7 +316,7 @@ _OWN_KEYS |= {"rope_theta", "rope_scaling"}
 
 _ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
-# Keys that transformers adds to every configuration and the released files do not carry.
+# Keys that transformers adds to every configuration and that the released files do not contain.
 _FOREIGN_KEYS = {"rope_parameters", "dtype"} | {
     key
     for key in PreTrainedConfig().to_dict()
@@ -333,37 +331,37 @@ _FOREIGN_KEYS = {"rope_parameters", "dtype"} | {
     }
 }
 
-# What transformers puts into every configuration about the labels of a classification task.
+# The entries that transformers adds to every configuration about the labels of a classification task.
 _DEFAULT_TASK = {key: PreTrainedConfig().to_dict()[key] for key in ("id2label", "label2id", "problem_type")}
 
 _MOE_KEYS = "moe_decompose, moe_dim, moe_experts, moe_groups, moe_heads, moe_topk"
 
 
 _MAX_LABELS = 1 << 16
-# transformers' own. It would fetch any other name from the hub, as code.
+# The implementations in transformers. It would download any other name from the hub, as code.
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 def _labels_problem(number: Any) -> str | None:
-    """transformers makes a name for each label, so the number decides how much memory a configuration takes."""
+    """transformers makes a name for each label, so the number sets the memory that a configuration takes."""
     if number is None or (type(number) is int and 0 < number <= _MAX_LABELS):
         return None
-    return f"num_labels={number!r}: allowed are whole numbers from 1 to {_MAX_LABELS}"
+    return f"num_labels={number!r}: must be a whole number from 1 to {_MAX_LABELS}"
 
 
 def _file_problems(content: dict[str, Any]) -> list[str]:
-    """Keys of a config.json that would choose code or precision in place of the user, or fail later."""
+    """Problems with keys of a config.json that would override the user's choice of code or precision, or fail later."""
     problems = []
     for key in ("dtype", "torch_dtype"):
         value = content.get(key)
         if value is not None and str(value).removeprefix("torch.") not in _DTYPES:
-            problems.append(f"{key}={value!r}: allowed are {', '.join(_DTYPES)}")
+            problems.append(f"{key}={value!r}: must be one of {', '.join(_DTYPES)}")
     for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
         if content.get(key) is not None and content[key] not in _ATTENTIONS:
             problems.append(
-                f"{key}={content[key]!r}: a configuration file may name {', '.join(_ATTENTIONS)}; give another one to "
-                "from_pretrained as attn_implementation"
+                f"{key}={content[key]!r}: a configuration file may name only {', '.join(_ATTENTIONS)}; pass any other "
+                "to from_pretrained as attn_implementation"
             )
     return problems
 
@@ -372,19 +370,19 @@ def _rope_problems(rope: dict[str, Any]) -> list[str]:
     problems = []
     kind, factor = rope.get("rope_type"), rope.get("factor", 1.0)
     if kind not in _ROPE_KINDS:
-        problems.append(f"rope_type={kind!r} in rope_scaling: allowed are {', '.join(_ROPE_KINDS)}")
+        problems.append(f"rope_type={kind!r} in rope_scaling: must be one of {', '.join(_ROPE_KINDS)}")
     elif kind != "default" and not {"factor", "short_factor"} & rope.keys():
-        problems.append(f"rope_scaling of type {kind!r} lacks factor")
+        problems.append(f"rope_scaling of type {kind!r} has no factor; add it")
     for key, value in (("rope_theta", rope.get("rope_theta")), ("factor", factor)):
         if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-            problems.append(f"{key}={value!r}: allowed are positive numbers")
+            problems.append(f"{key}={value!r}: must be a positive number")
     return problems
 
 
 def _lies_in(folder: Path, code: Any) -> bool:
-    """Whether `code`, an entry of auto_map such as "module.Class" or a list of them, is all in files of `folder`.
+    """Whether all files of `code`, an entry of auto_map such as "module.Class" or a list of them, are in `folder`.
 
-    "repository--module.Class" is not: that code is not ours, and does not know a mask that the folder holds.
+    For "repository--module.Class" the answer is no: that code is not ours, and ignores a mask that the folder holds.
     """
     parts = [code] if isinstance(code, str) else [part for part in code or [] if part is not None]
     return bool(parts) and all((folder / f"{part.split('.')[0]}.py").is_file() for part in parts)

@@ -1,4 +1,4 @@
-"""Settings that make torch quicker on a CPU. Programs call this; a library leaves its user's process alone."""
+"""Settings that make torch faster on a CPU. Only programs call this; the library does not change its user's process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from monet.kernels.products import is_float32, mkl_is_slow
 
 log = logging.getLogger(__name__)
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc takes no more
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+_LARGEST_MMAP_THRESHOLD = 32 << 20  # the largest value that glibc accepts
 
 
 def speed_up_cpu() -> None:
-    """Take oneDNN's products where they are exact and quicker, and keep freed memory in the process."""
+    """Use oneDNN's products if they are exact and faster, and keep freed memory in the process."""
     products, memory = use_onednn_products(), keep_freed_memory()
     log.info(
         "float32 products by %s; freed memory is %s", "oneDNN" if products else "BLAS", "kept" if memory else "not kept"
@@ -24,12 +24,12 @@ def speed_up_cpu() -> None:
 
 
 def use_onednn_products() -> bool:
-    """Have torch's float32 matrix products computed by oneDNN, if it does so in float32.
+    """Make oneDNN compute torch's float32 matrix products, if it does so in float32.
 
-    torch's BLAS, Intel's MKL, does not use AVX-512 on other makers' processors, where oneDNN takes about half its time.
-    torch hands float32 products over once the precision "medium" allows bfloat16 arithmetic. oneDNN makes no use of
-    that permission except with matrix extensions (AMX), so a product is compared with float64 here, and the permission
-    is taken back if it was used.
+    torch's BLAS, Intel's MKL, does not use AVX-512 on other makers' processors, where oneDNN takes about half the time.
+    torch uses oneDNN for float32 products only if the precision "medium" permits bfloat16 arithmetic. oneDNN uses
+    this permission only with matrix extensions (AMX). So this function compares a product with float64, and revokes
+    the permission if the product was less exact.
 
     Returns:
         Whether oneDNN computes the products from now on.
@@ -38,7 +38,7 @@ def use_onednn_products() -> bool:
         return False
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # somebody chose a precision for each backend: theirs it is
+    except RuntimeError:  # someone chose a precision for each backend: keep their choice
         return False
     torch.set_float32_matmul_precision("medium")
     if is_float32(torch.mm):
@@ -48,10 +48,10 @@ def use_onednn_products() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what a training step frees for the next, instead of returning it and faulting it in again.
+    """Make glibc keep memory that a training step frees, instead of returning it and faulting it in again.
 
     Returns:
-        Whether it does; other C libraries are left as they are.
+        Whether glibc does so; other C libraries are left unchanged.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,10 +1,10 @@
-"""Errors a user can meet, each with the exit code a command ends with."""
+"""Errors for users, each with the exit code of the command that it ends."""
 
 from __future__ import annotations
 
 
 class MonetError(Exception):
-    """Base of every error raised on purpose; its text says what is wrong, with which value, and what to do."""
+    """Base class of all deliberate errors; the text says what is wrong, with which value, and how to fix it."""
 
     exit_code = 1
 
@@ -34,19 +34,19 @@ class NonFiniteError(MonetError, ArithmeticError):
 
 
 class OutOfMemoryError(MonetError, MemoryError):
-    """The machine's or the accelerator's memory does not hold what was asked for."""
+    """The machine or the accelerator does not have enough memory for the request."""
 
     exit_code = 6
 
 
-# Words of torch, numpy and the system for one thing, in errors that have no type of their own.
+# Messages from torch, numpy and the operating system for one error that has no type.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "unable to allocate")
 
 
 def recognised(error: BaseException) -> MonetError | None:
-    """The error of ours that a library's error stands for; None if it is unknown, and then deserves its traceback.
+    """Translate a library's error to a Monet error; None if the error is unknown and needs its traceback.
 
-    Knows memory that ran out (on the CPU and on accelerators) and a data loader's workers that died, hung or raised.
+    Recognises memory that ran out (on the CPU and on accelerators) and data loader workers that died, hung or raised.
     """
     if isinstance(error, MonetError):
         return _of_worker(error) or error
@@ -55,16 +55,18 @@ def recognised(error: BaseException) -> MonetError | None:
     if is_memory or (isinstance(error, (RuntimeError, OSError)) and any(word in text.lower() for word in _NO_MEMORY)):
         return OutOfMemoryError(
             f"out of memory ({text[:300] or type(error).__name__}); lower data.batch_size and raise"
-            " trainer.accumulate_grad_batches by the same factor, or set model.gradient_checkpointing true, shorten"
-            " data.seq_len, train in bf16-mixed, or take more devices; for a command, lower its batch size"
+            " trainer.accumulate_grad_batches by the same factor, set model.gradient_checkpointing to true, shorten"
+            " data.seq_len, train in bf16-mixed, or use more devices; for a command, lower its batch size"
         )
     if isinstance(error, RuntimeError) and "DataLoader" in text:
-        return DataError(f"a data loader's worker failed: {text[:300]}; data.num_workers 0 loads without workers")
+        return DataError(
+            f"a data loader's worker failed: {text[:300]}; set data.num_workers to 0 to load without workers"
+        )
     return None
 
 
 def _of_worker(error: MonetError) -> MonetError | None:
-    """An error that a loader's worker raised arrives with the worker's traceback as its text: keep the last line."""
+    """A worker's error arrives with the worker's traceback as its text: keep only the last line."""
     head, mark, trace = str(error).partition("Original Traceback")
     if not (mark and "worker process" in head):
         return None

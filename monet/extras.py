@@ -1,4 +1,4 @@
-"""How a user installs the optional parts of this package."""
+"""Commands that install the optional parts of this package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ DISTRIBUTION = "monet-experts"  # the name that pip knows; the import name is mo
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra of pyproject.toml; it fits a checkout that is not installed, too."""
+    """The command that installs an extra of pyproject.toml; it also fits a checkout that is not installed."""
     try:
         metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:

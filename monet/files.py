@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, hashes and manifests."""
+"""Atomic writes, hashes and manifests: a file is either whole or absent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _temporary_sibling(path: Path) -> Path:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path to write a file to; it takes the final name only when the block ends without error."""
+    """Yield a temporary path to write a file to; it gets the final name only if the block ends without error."""
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_sibling(final)
@@ -56,27 +56,27 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write bytes so that the file is never seen half written."""
+    """Write bytes so that no reader sees a half-written file."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def atomic_write_text(path: str | os.PathLike[str], content: str) -> None:
-    """Write UTF-8 text so that the file is never seen half written."""
+    """Write UTF-8 text so that no reader sees a half-written file."""
     atomic_write_bytes(path, content.encode("utf-8"))
 
 
 def atomic_write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write indented JSON (no NaN) so that the file is never seen half written."""
+    """Write indented JSON (no NaN) so that no reader sees a half-written file."""
     atomic_write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder to fill; it takes the final name only when the block ends without error.
+    """Yield a temporary folder to fill; it gets the final name only if the block ends without error.
 
     Raises:
-        FileExistsError: `path` exists already; nothing the user had is overwritten.
+        FileExistsError: `path` already exists; no file of the user is overwritten.
     """
     temporary = begin_directory(path)
     try:
@@ -87,10 +87,10 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def begin_directory(path: str | os.PathLike[str]) -> Path:
-    """Make a temporary folder beside `path`, to be filled and then published as `path`.
+    """Make a temporary folder next to `path`, to be filled and then published as `path`.
 
     Raises:
-        FileExistsError: `path` exists already.
+        FileExistsError: `path` already exists.
     """
     final = Path(path)
     if final.exists():
@@ -113,26 +113,26 @@ def publish_directory(temporary: Path, path: str | os.PathLike[str]) -> None:
 
 
 def refuse_links_out(folder: str | os.PathLike[str], paths: Iterable[Path]) -> None:
-    """Refuse links that would bring the content of files elsewhere into a copy of a folder.
+    """Refuse links that would put the content of files from elsewhere into a copy of a folder.
 
-    A link inside the folder is allowed, and so is one into `blobs`, where the Hugging Face cache keeps the content.
+    Links to files in the folder are allowed, and so are links into `blobs`, where the Hugging Face cache keeps content.
 
     Args:
         folder: the folder that is copied.
         paths: files and links in it.
     Raises:
-        CheckpointError: names the link and where it leads.
+        CheckpointError: a link leads elsewhere; the message names the link and its target.
     """
     root = Path(folder).resolve()
     blobs = root.parent.parent / "blobs"
     for path in paths:
         target = path.resolve()
         if not (target.is_relative_to(root) or (root.parent.name == "snapshots" and target.parent == blobs)):
-            raise CheckpointError(f"{path} is a link to {target}, outside of its folder; put the file itself there")
+            raise CheckpointError(f"{path} is a link to {target}, outside its folder; replace the link by the file")
 
 
 def manifest_entries(directory: str | os.PathLike[str], names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files of a folder, which are flushed to the disk first."""
+    """Size and SHA-256 of a folder's files, which are first flushed to the disk."""
     root, entries = Path(directory), {}
     for name in names:
         fsync_path(root / name)
@@ -145,7 +145,7 @@ def write_manifest(directory: str | os.PathLike[str], entries: dict[str, dict[st
 
     Args:
         directory: the folder.
-        entries: as `manifest_entries` made them; None looks at every file there is.
+        entries: result of `manifest_entries`; None computes them for every file in the folder.
     """
     root = Path(directory)
     if entries is None:
@@ -155,23 +155,25 @@ def write_manifest(directory: str | os.PathLike[str], entries: dict[str, dict[st
 
 
 def verify_manifest(directory: str | os.PathLike[str], *, full: bool = False, unread: str | None = None) -> None:
-    """Check a folder against its MANIFEST.json: names and sizes, with `full` the hashes too.
+    """Check a folder against its MANIFEST.json: names and sizes, and with `full` also the hashes.
 
     Args:
         directory: the folder.
         full: compare hashes.
-        unread: files whose names begin so will not be read; their hashes are not compared.
+        unread: prefix of file names that will not be read; the hashes of these files are not compared.
 
     Raises:
-        CheckpointError: names the folder, the file and what differs.
+        CheckpointError: the message names the folder, the file and the difference.
     """
     root = Path(directory)
     try:
         files = read_json(root / MANIFEST_NAME)["files"]
-        # a flipped bit can leave JSON of another form
+        # a flipped bit can leave valid JSON of another structure
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except FileNotFoundError:
-        raise CheckpointError(f"{root}: no {MANIFEST_NAME}; the folder was never completed") from None
+        raise CheckpointError(
+            f"{root}: no {MANIFEST_NAME}, so the folder was never completed; use another one"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{root}: unreadable {MANIFEST_NAME} ({error!r})") from None
     for name, (size, digest) in expected.items():

@@ -1,4 +1,4 @@
-"""JSON that other people wrote: whatever is in it, it is read or refused with one of our own errors."""
+"""Reads JSON from other people: any text is either read or refused with a Monet error."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MAY_BE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: str | os.PathLike[str], refuse: type[MonetError] = DataError) -> Any:
-    """The content of a UTF-8 file, as `parse_json` reads it.
+    """The content of a UTF-8 file, parsed by `parse_json`.
 
     Raises:
         OSError: the file cannot be opened or read.
-        MonetError: of the kind `refuse`, with the file's name: as `parse_json` does, or the file is a pipe or a device,
-            or larger than `MAX_FILE_BYTES`.
+        MonetError: an error of type `refuse` that names the file: `parse_json` refused the text, or the file is a pipe
+            or a device, or is larger than `MAX_FILE_BYTES`.
     """
-    # Not blocking, since a pipe that no one writes to would hold the program without end.
+    # Non-blocking, since a pipe without a writer would block the program without end.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE_BYTES:
@@ -34,15 +34,15 @@ def read_json(path: str | os.PathLike[str], refuse: type[MonetError] = DataError
 
 
 def parse_json(text: str | bytes, where: str, refuse: type[MonetError] = DataError) -> Any:
-    """Lists, dictionaries with text keys, text, numbers, truth values and None.
+    """Parse JSON into lists, dictionaries with text keys, text, numbers, booleans and None.
 
     Args:
         text: JSON; bytes are UTF-8.
-        where: what the text is, for messages: a file, or a file and line.
-        refuse: kind of the error, one that is a ValueError too.
+        where: the origin of the text, for messages: a file, or a file and line.
+        refuse: type of the error; it must be a ValueError too.
     Raises:
-        MonetError: of the kind `refuse`; the text is no JSON, nests deeper than `MAX_DEPTH`, or holds half of a
-            surrogate pair or a whole number of more than `MAX_DIGITS` digits.
+        MonetError: an error of type `refuse`; the text is not JSON, nests deeper than `MAX_DEPTH`, or contains half of
+            a surrogate pair or a whole number of more than `MAX_DIGITS` digits.
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text

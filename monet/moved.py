@@ -1,4 +1,4 @@
-"""Import paths of earlier versions: each gives the module that it names today, with a warning."""
+"""Import paths of earlier versions: each returns the module under its present path, with a warning."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MOVED = {
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Asked first: a folder that an update left empty would otherwise be taken for the module."""
+    """Must be the first finder: otherwise an empty folder left by an update would be taken for the module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -62,7 +62,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         old, new = module.__name__, MOVED[module.__name__]
-        warnings.warn(f"{old} is {new} now; import it from there", DeprecationWarning, stacklevel=2)
+        warnings.warn(f"{old} has moved to {new}; import it from there", DeprecationWarning, stacklevel=2)
         sys.modules[old] = importlib.import_module(new)
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, in groups."""
+"""Groups of options that several commands share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, get_type_hints
 
 
 class Options:
-    """Base of a group: a frozen dataclass whose fields are options of each command that takes it.
+    """Base of a group: a frozen dataclass whose fields are options of each command that uses the group.
 
-    A command's function has one parameter for the group. The command line and `--config` files name the fields without
+    A command's function has one parameter for the group. The command line and `--config` files use the field names
+    without a prefix: `--device cpu`, not `--compute.device cpu`. The parameter's default holds the option defaults.
     a prefix: `--device cpu`, not `--compute.device cpu`. The parameter's default holds the defaults of the options.
     """
 
@@ -23,14 +24,14 @@ def groups_of(target: Callable[..., Any]) -> dict[str, type[Any]]:
 
 
 def types_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """Each option of a command and its type; a group counts as its fields."""
+    """Each option of a command and its type; a group contributes its fields."""
     groups = groups_of(target)
     own = {name: kind for name, kind in get_type_hints(target).items() if name not in groups and name != "return"}
     return own | {name: kind for group in groups.values() for name, kind in get_type_hints(group).items()}
 
 
 def defaults_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """Defaults of the options that stand in groups, where the group has a default."""
+    """Defaults of the options in groups, for each group that has a default."""
     defaults = {name: one.default for name, one in inspect.signature(target).parameters.items()}
     return {
         field.name: getattr(defaults[name], field.name)
@@ -41,7 +42,7 @@ def defaults_of(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def arguments_of(target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by name -> arguments of a command's function, with its groups made of their fields."""
+    """Options by name -> arguments of a command's function; groups are built from their fields."""
     arguments = {**defaults_of(target), **options}
     for name, group in groups_of(target).items():
         fields = [field.name for field in dataclasses.fields(group)]

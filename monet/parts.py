@@ -1,4 +1,4 @@
-"""Work that several processes share: each does the i-th of n parts."""
+"""Work that several processes share: each process does the i-th of n parts."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from monet.errors import ConfigError
 
 
 def check_shard(index: int, count: int) -> None:
-    """Refuse a part that a whole divided into `count` does not have.
+    """Refuse a part number that does not exist among `count` parts.
 
     Raises:
-        ConfigError: names both.
+        ConfigError: there is no such part; the message names both numbers.
     """
     if not 0 <= index < count:
-        raise ConfigError(f"shard {index}/{count}: parts of a whole divided into {count} are 0 to {count - 1}")
+        raise ConfigError(f"shard {index}/{count}: the index must be from 0 to {count - 1}")
 
 
 def parse_shard(option: str, text: str) -> tuple[int, int]:
-    """Read "i/n": a part's number, from 0 on, and how many parts there are.
+    """Read "i/n": the number of a part, starting at 0, and the number of parts.
 
     Raises:
-        ConfigError: another form, or no such part; names the option.
+        ConfigError: the text has another form, or there is no such part; the message names the option.
     """
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
-        raise ConfigError(f"{option} {text!r}: write i/n, the i-th part of n, i from 0 on, e.g. 0/2 and 1/2")
+        raise ConfigError(f"{option} {text!r}: write i/n for part i of n parts, where i starts at 0, e.g. 0/2 and 1/2")
     check_shard(int(index), int(count))
     return int(index), int(count)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of several processes that share a work.
+    """The part of one process, if several processes share the work.
 
     Args:
-        index: which, from 0 on.
-        count: how many there are.
+        index: number of this part, starting at 0.
+        count: number of parts.
 
     Raises:
-        ConfigError: no such part.
+        ConfigError: there is no such part.
     """
 
     index: int
@@ -56,19 +56,19 @@ class Part:
         """Read "i/n"; None stays None.
 
         Raises:
-            ConfigError: another form, or no such part.
+            ConfigError: the text has another form, or there is no such part.
         """
         return None if text is None else cls(*parse_shard("part", text))
 
     def slice_of(self, weights: Sequence[int]) -> slice:
-        """The items that belong to this part, when all parts take neighbours of about equal total weight.
+        """The items of this part; each part gets consecutive items, with about the same total weight.
 
         Args:
-            weights: of the items in their order, at least 0; the same ones in every process.
+            weights: weights of the items in their order, at least 0; they must be the same in every process.
         """
         total, before, ends = sum(weights) or 1, 0, [0] * self.count
         for number, weight in enumerate(weights, start=1):
-            # an item belongs to the part in which its middle is
+            # an item belongs to the part that contains its middle
             owner = min((2 * before + weight) * self.count // (2 * total), self.count - 1)
             ends[owner] = number
             before += weight

@@ -1,4 +1,4 @@
-"""Text from files on its way to a terminal or a page: nothing in it acts, all of it is shown."""
+"""Makes text from files safe for a terminal or a page: no character of it is a command, and all of it is shown."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# They reorder what follows, so that a name can look like another.
+# These characters reorder the text after them, so that one name can look like another.
 _REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def clean(text: str) -> str:
-    """The text with a replacement mark for each character that no terminal, page or drawing may take.
+    """The text with a replacement mark for each character that no terminal, page or drawing may receive.
 
-    These are control characters other than line break and tab (a terminal takes commands that begin with one), halves
-    of surrogate pairs, and characters that change the direction of writing.
+    These are control characters other than line break and tab (terminal commands begin with one), halves of surrogate
+    pairs, and characters that change the direction of writing.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -31,7 +31,7 @@ def clean(text: str) -> str:
 
 
 def markup(text: str) -> str:
-    """The clean text for rich, which shows brackets in it as they are."""
+    """The clean text, escaped for rich so that brackets are shown unchanged."""
     from rich.markup import escape
 
     return escape(clean(text))
@@ -39,7 +39,7 @@ def markup(text: str) -> str:
 
 @contextmanager
 def clean_log(name: str) -> Iterator[None]:
-    """Clean what a library's logger says inside the block. Its colours are left out."""
+    """Clean the messages of a library's logger inside the block. Its colours are removed."""
 
     def cleaned(record: logging.LogRecord) -> bool:
         record.msg, record.args = clean(_COLOUR.sub("", record.getMessage())), ()
@@ -54,7 +54,7 @@ def clean_log(name: str) -> Iterator[None]:
 
 
 def clean_warnings() -> None:
-    """Clean every warning from now on: warnings quote names and values of files."""
+    """Clean every warning from now on: warnings quote names and values from files."""
     before = warnings.formatwarning
     if getattr(before, "cleans", False):
         return

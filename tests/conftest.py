@@ -1,4 +1,4 @@
-"""What every test starts from: fixed seeds, one thread, no network, and uninitialised memory that shows."""
+"""The start state of every test: fixed seeds, one thread, no network, and uninitialised memory filled with NaN."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-# Set before the libraries are imported: no test may reach for a hub.
+# Set before the libraries are imported: no test may access a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-torch.set_num_threads(1)  # at these sizes a second thread only waits
+torch.set_num_threads(1)  # at these sizes a second thread does not help
 
 
 @pytest.fixture(autouse=True)
 def fixed_state() -> None:
-    """The seeds and torch's settings, which a training run in this process changes."""
+    """Reset the seeds and torch's settings, which a training run in this process changes."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -30,7 +30,7 @@ def fixed_state() -> None:
 
 @pytest.fixture(autouse=True)
 def nan_filled_empty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests below tests/kernels: memory from `torch.empty` is NaN, so an element never written is seen."""
+    """In tests/kernels, memory from `torch.empty` is NaN, so that tests detect elements that were never written."""
     if "kernels" not in request.path.parts:
         return
 

@@ -1,10 +1,10 @@
-"""A short check of the model against recorded numbers: `python -m tests.smoke`, a few seconds, without pytest.
+"""A short check of the model against recorded numbers: run `python -m tests.smoke` (a few seconds, no pytest).
 
-Two tiny models, one of each decomposition, get weights from a formula. Their logits, greedy tokens and losses with and
-without a mask must be those in smoke.safetensors, and generation must give the same tokens with and without a cache.
-The numbers were recorded in float64 with torch 2.13.0 and transformers 5.24.0 (`--record`), when the same code
-reproduced numbers from the authors' own implementation. The command prints the versions of all dependencies, then one
-line for each check. Exit code 1: a number differs.
+Two tiny models, one for each decomposition, get weights from a formula. Their logits, greedy tokens and losses with
+and without a mask must equal smoke.safetensors, and generation must give the same tokens with and without a cache.
+The numbers were recorded in float64 with torch 2.13.0 and transformers 5.24.0 (`--record`). The same code then
+reproduced numbers of the authors' implementation. The command prints the versions of all dependencies, then one
+line for each check. The exit code is 1 if a number differs.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.tolerances import assert_close
 
 RECORDED = Path(__file__).with_name("smoke.safetensors")
 NEW_TOKENS = 12
-# Picked so that no greedy token is near a tie (leads are over 2e-4 in the logit) and that few tokens repeat.
+# Chosen so that no greedy token is near a tie (logits differ by over 2e-4) and that few tokens repeat.
 START = {"vertical": 45.0, "horizontal": 47.0}
 REMOVED = {0: [0, 1, 7, 8, 14, 20, 21, 27, 35], 1: [2, 3, 9, 16, 22, 23, 30, 31]}
 
 
 def formula_model(form: str, dtype: torch.dtype = torch.float32) -> MonetForCausalLM:
-    """A tiny model whose every weight and statistic comes from a sine, the same under every release of torch."""
+    """A tiny model whose every weight and statistic comes from a sine, identical under every release of torch."""
     model = MonetForCausalLM(tiny_config(form)).to(dtype).eval()
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
@@ -54,17 +54,17 @@ def formula_model(form: str, dtype: torch.dtype = torch.float32) -> MonetForCaus
 
 
 def observed(model: MonetForCausalLM, use_cache: bool = True) -> dict[str, Tensor]:
-    """What the model makes of two rows, the second padded on the left.
+    """Results of the model for two rows, the second padded on the left.
 
     Returns:
         logits (B, T, V) at real tokens, zero elsewhere; tokens (B, 12) int64, greedy; loss and masked_loss, both [],
-        nats a token.
+        nats per token.
     """
     input_ids = tokens(B=2, T=9)
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, :3] = 0
     labels = torch.where(attention_mask.bool(), input_ids, -100)
-    labels[1, 3] = -100  # its logits are those of a padded position
+    labels[1, 3] = -100  # its logits belong to a padded position
     mask = ExpertMask.from_removed(model.config, REMOVED)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     with torch.no_grad():
@@ -87,7 +87,7 @@ def observed(model: MonetForCausalLM, use_cache: bool = True) -> dict[str, Tenso
 
 
 def check(form: str) -> list[str]:
-    """Compare the numbers of one decomposition with the recorded ones; what was compared, a line for each.
+    """Compare the numbers of one decomposition with the recorded ones; returns one line for each comparison.
 
     Raises:
         AssertionError: a number differs.
@@ -115,7 +115,7 @@ def record() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and that of each dependency of the installed package; "absent" where there is none."""
+    """The versions of Python and of each dependency of the installed package; "absent" if it is not installed."""
     found = {"python": platform.python_version()}
     for line in importlib.metadata.requires("monet-experts") or []:
         name = re.split(r"[^\w.-]", line, maxsplit=1)[0]
@@ -128,7 +128,7 @@ def versions() -> dict[str, str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print versions and checks; the exit code."""
+    """Print versions and checks; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="write smoke.safetensors from this environment")
     if parser.parse_args(argv).record:

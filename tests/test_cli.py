@@ -1,4 +1,4 @@
-"""The `monet` command: quick overview, arguments from signatures, one-line errors with the promised exit codes."""
+"""The `monet` command: fast overview, arguments from signatures, one-line errors with the documented exit codes."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_list_needs_no_brackets(monkeypatch, tmp_path, words, wanted):
 
 @pytest.fixture(autouse=True)
 def planted(monkeypatch):
-    """Put the function above in the place of `monet data prepare`."""
+    """Replace `monet data prepare` by the function above."""
     module = types.ModuleType("planted_verbs")
     module.verb = verb  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "planted_verbs", module)

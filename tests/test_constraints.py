@@ -38,7 +38,7 @@ def version(requirement: Requirement) -> str:
 
 
 def test_oldest_pins_are_the_lower_bounds():
-    """After a change of pyproject.toml write the file again with `make pins`."""
+    """After a change of pyproject.toml, rewrite the file with `make pins`."""
     assert (pins.HERE / "oldest.txt").read_text(encoding="utf-8") == pins.oldest_text()
 
 
@@ -85,7 +85,7 @@ def test_a_requirement_without_a_lower_bound_is_refused():
         pins.oldest(project)
 
 
-# Libraries whose names with an underscore this project uses.
+# Libraries from which this project uses names with a leading underscore.
 PRIVATE_PARTS = ("deepspeed", "jsonargparse", "lightning", "lm-eval", "torch", "transformers", "triton")
 
 

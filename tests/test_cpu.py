@@ -1,4 +1,4 @@
-"""Settings for the CPU: products stay float32, and a setting that would break that is taken back."""
+"""Settings for the CPU: products stay float32, and a setting that breaks this is reverted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile JSON, sizes and keys: every reader ends in one of our own errors, quickly."""
+"""Hostile JSON, sizes and keys: every reader quickly raises one of Monet's errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_other_json_is_read_as_it_is(content):
     assert parse_json(text, "x") == json.loads(text) == parse_json(text.encode(), "x")
 
 
-# These read what this package wrote itself a moment before, or say what becomes of a fault.
+# These modules read JSON that this package has just written, or handle the errors in another way.
 OWN = {
     "monet/json_text.py", "monet/training/language_models.py", "eval/sandbox/sandbox.py", "eval/sandbox/probe.py",
     "eval/core/store.py", "eval/scorers/perspective.py", "monet/data/encode_worker.py", "monet/data/formats.py",
@@ -89,18 +89,18 @@ def model_with(folder: Path, **keys: Any) -> Path:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"num_labels": 10**9}, "num_labels=1000000000: allowed are whole numbers from 1 to"),
+        ({"num_labels": 10**9}, "num_labels=1000000000: must be a whole number from 1 to"),
         ({"num_labels": "9"}, "num_labels='9'"),
-        ({"num_hidden_layers": 4096}, "num_hidden_layers=4096: allowed are whole numbers from 1 to 512"),
-        ({"torch_dtype": "evil"}, "torch_dtype='evil': allowed are bfloat16"),
-        ({"dtype": "load"}, "dtype='load': allowed are bfloat16"),
-        ({"torch_dtype": "int8"}, "torch_dtype='int8': allowed are bfloat16"),
-        ({"torch_dtype": {"a": 1}}, "allowed are bfloat16"),
+        ({"num_hidden_layers": 4096}, "num_hidden_layers=4096: must be a whole number from 1 to 512"),
+        ({"torch_dtype": "evil"}, "torch_dtype='evil': must be one of bfloat16"),
+        ({"dtype": "load"}, "dtype='load': must be one of bfloat16"),
+        ({"torch_dtype": "int8"}, "torch_dtype='int8': must be one of bfloat16"),
+        ({"torch_dtype": {"a": 1}}, "must be one of bfloat16"),
         ({"attn_implementation": "flash_attention_4"}, "(?i)flash"),
-        ({"attn_implementation": ["sdpa"]}, "a configuration file may name eager, sdpa"),
-        ({"attn_implementation": "attacker/kernel"}, "a configuration file may name eager, sdpa"),
-        ({"_attn_implementation": "attacker/kernel"}, "a configuration file may name eager, sdpa"),
-        ({"_attn_implementation_internal": "attacker/kernel"}, "a configuration file may name eager, sdpa"),
+        ({"attn_implementation": ["sdpa"]}, "a configuration file may name only eager, sdpa"),
+        ({"attn_implementation": "attacker/kernel"}, "a configuration file may name only eager, sdpa"),
+        ({"_attn_implementation": "attacker/kernel"}, "a configuration file may name only eager, sdpa"),
+        ({"_attn_implementation_internal": "attacker/kernel"}, "a configuration file may name only eager, sdpa"),
     ],
     ids=str,
 )
@@ -129,7 +129,7 @@ def test_an_index_that_leads_elsewhere(tmp_path, weight_map):
     tiny_model().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    with pytest.raises(CheckpointError, match="weight_map must give each tensor the name"):
+    with pytest.raises(CheckpointError, match="weight_map must map each tensor"):
         MonetForCausalLM.from_pretrained(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The shape of the tree: who may import whom, no cycles, small files, folders that must stay without __init__.py."""
+"""The structure of the tree: allowed imports, no cycles, small files, folders that must not have an __init__.py."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCRIPTS = sorted([*ROOT.glob("*.py"), *(path for folder in OTHERS for path in py
 
 
 def imported(source: str, module: str = "", *, deferred: bool = True) -> set[str]:
-    """Every module named by an import; with `deferred` false only those that run when the module is imported."""
+    """Every module named by an import; if `deferred` is false, only imports that run when the module is imported."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -80,13 +80,13 @@ def test_imports_go_one_way(module):
 
 @pytest.mark.parametrize("path", [*MODULES.values(), *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_folders_are_never_imported_bare(path):
-    """`kernels` is the name of a Hugging Face package, `eval` of a builtin; both are ours only below `monet`."""
+    """`kernels` is the name of a Hugging Face package, `eval` of a builtin; both are our modules only below `monet`."""
     bare = {name for name in imported(path.read_text(encoding="utf-8")) if name.split(".")[0] in ("kernels", "eval")}
     assert not bare, f"{path}: write monet.{min(bare)}"
 
 
 def imports_of(modules: Mapping[str, Path]) -> dict[str, set[str]]:
-    """Which of the modules each module imports: at once, inside functions, and for the type checker only."""
+    """The modules that each module imports: at import time, inside functions, and only for the type checker."""
     return {
         module: imported(path.read_text(encoding="utf-8"), module) & modules.keys() - {module}
         for module, path in modules.items()
@@ -94,7 +94,7 @@ def imports_of(modules: Mapping[str, Path]) -> dict[str, set[str]]:
 
 
 def cycles(graph: Mapping[str, set[str]]) -> list[list[str]]:
-    """Groups of nodes that reach each other; each is sorted, and a graph without cycles has none."""
+    """Groups of nodes that reach each other; each group is sorted; a graph without cycles has no groups."""
 
     def reached(start: str) -> set[str]:
         found: set[str] = set()
@@ -117,7 +117,7 @@ def room_of(module: str) -> str:
 
 
 def rooms_graph(graph: Mapping[str, set[str]], rooms: Callable[[str], str] = room_of) -> dict[str, set[str]]:
-    """Which room imports from which; the package `monet` itself, which only says names, is left out."""
+    """The rooms that each room imports from, without the package `monet` itself, which only lists names."""
     found: dict[str, set[str]] = {}
     for module, targets in graph.items():
         if module != "monet":
@@ -169,7 +169,7 @@ def test_no_import_cycles():
 
 
 def test_rooms_have_no_cycles_either():
-    """The folders of kernels/ count as one room: an operator and its implementations know each other."""
+    """The folders of kernels/ count as one room: an operator and its implementations import each other."""
 
     def room(module: str) -> str:
         return "monet.kernels" if module.startswith("monet.kernels") else room_of(module)
@@ -210,7 +210,7 @@ def test_rules_of_suites_and_baselines_are_read():
 
 
 def test_namespace_folders_have_no_init():
-    """A root `kernels/__init__.py` would be taken for Hugging Face's package by `import transformers`."""
+    """`import transformers` would mistake a root `kernels/__init__.py` for Hugging Face's package."""
     found = [folder for folder in ("kernels", "eval") if (ROOT / folder / "__init__.py").exists()]
     assert not found, f"remove __init__.py from {found}: see docs/architecture.md"
 
@@ -222,7 +222,7 @@ def test_files_are_small(path):
 
 
 def test_nothing_names_a_machine():
-    """Paths of one machine do not belong in the tree: not a home, not a work folder, not a temporary one."""
+    """The tree must not contain paths of one machine: no home folder, work folder or temporary folder."""
     pattern = re.compile(r"(?<![\w.~}/<-])/(work|home|root|Users|tmp|mnt|opt|var)/[\w.-]+")
     hidden = {".git", "runs", "data", "build", "dist", "__pycache__", "node_modules"}
     wrong = []
@@ -241,7 +241,7 @@ def test_nothing_names_a_machine():
 
 
 def test_every_room_is_on_the_map():
-    """docs/architecture.md has one line for each folder with code, and none for a folder that is gone."""
+    """docs/architecture.md has one line for each folder with code, and no line for a folder that does not exist."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     on_map = set(re.findall(r"^\| `([^`]+)/` \|", text, flags=re.MULTILINE))
     rooms = {path.parent.relative_to(ROOT).as_posix() for path in [*MODULES.values(), *SCRIPTS]} - {"."}

@@ -1,4 +1,4 @@
-"""Local data open no network address and no other file, and unpack to no more than memory holds."""
+"""Reading local data opens no network address and no other file, and never unpacks more than fits in memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
-    """The address of a server on this machine, and the paths that it was asked for."""
+    """The address of a server on this machine, and the paths that were requested from it."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""The distribution `monet` of another project is detected, and an old editable installation of this one is not."""
+"""The other project's distribution `monet` is detected; an old editable installation of this project is not."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ def test_a_folder_with_a_pattern_in_its_name_is_searched(tmp_path):
 
 
 def test_entries_and_records_that_cannot_be_read_pass(tmp_path):
-    """Importing this package must not fail on what has nothing to do with it."""
+    """Importing this package must not fail because of unrelated entries."""
     (tmp_path / "monet-0.3.1.dist-info" / "RECORD").mkdir(parents=True)
     refuse_other_distribution([b"/tmp", None, tmp_path, str(tmp_path)])

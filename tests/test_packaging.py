@@ -1,4 +1,4 @@
-"""What is installed: every module imports from a wheel and an editable install, beside Hugging Face's `kernels` too."""
+"""Every module imports from a wheel and an editable install, also next to Hugging Face's `kernels`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMPORT_EVERYTHING = """
     print(json.dumps(files))
 """
 
-# Stands for the package transformers looks for: any name it imports from there is a class or a decorator's maker.
+# Replaces the package that transformers looks for: any name imported from it is a class or makes a decorator.
 FAKE_HF_KERNELS = """
 __version__ = "0.18.2"
 def __getattr__(name):
@@ -51,7 +51,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A copy of what the package is built from, so that building leaves nothing in the tree."""
+    """A copy of the package's sources, so that building leaves nothing in the tree."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in SHIPPED:
         source = ROOT / name
@@ -72,12 +72,12 @@ def wheel(checkout, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["wheel", "editable"])
 def installed(request, tmp_path_factory) -> tuple[Path, Path]:
-    """(python of a new environment with our package and this environment's other packages, where our modules lie)."""
+    """(python of a new environment with our package and this environment's other packages, folder of our modules)."""
     folder = tmp_path_factory.mktemp(request.param)
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
-    # A path file does not run this environment's own path files, so its editable install of Monet stays out.
+    # A path file does not run this environment's path files, so its editable install of Monet is not visible.
     (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     source = request.getfixturevalue("checkout" if request.param == "editable" else "wheel")
     what = ["--editable", source] if request.param == "editable" else [source]
@@ -133,7 +133,7 @@ def test_command_runs_outside_the_checkout(installed, tmp_path):
 
 @pytest.mark.slow
 def test_transformers_is_not_disturbed_by_the_folder_kernels(installed, checkout):
-    """From the root of a checkout, which `python train.py` puts first on the path, with HF's package installed too."""
+    """Runs in a checkout's root, which `python train.py` puts first on the path, with HF's package installed too."""
     python, _ = installed
     add_hf_kernels(python)
     code = "from transformers import LlamaForCausalLM; import kernels, monet.kernels.checks; print(kernels.__version__)"

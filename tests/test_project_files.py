@@ -1,4 +1,4 @@
-"""Files for contributors and citations: they parse, and what they name exists."""
+"""Files for contributors and citations parse, and everything that they name exists."""
 
 from __future__ import annotations
 

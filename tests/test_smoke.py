@@ -1,4 +1,4 @@
-"""The recorded numbers of tests/smoke.py hold, and a wrong number is noticed."""
+"""The recorded numbers of tests/smoke.py are reproduced, and a wrong number is detected."""
 
 from __future__ import annotations
 

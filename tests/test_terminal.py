@@ -1,4 +1,4 @@
-"""Names and texts of hostile files reach the terminal without commands, and rich without markup."""
+"""Names and texts from hostile files reach the terminal without commands, and rich without markup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of tolerances must let rounding through and nothing else."""
+"""The table of tolerances must allow rounding errors and no others."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ E, H, M, T = 16, 4, 4, 32
 
 
 def mixed(x_TEM, g1_THE, g2_THE, b_ED):
-    """Horizontal mixing and its bias in the dtype given, by the definition of the expert weights."""
+    """Horizontal mixing and its bias in the given dtype, by the definition of the expert weights."""
     w_TEE = torch.einsum("thi,thj->tij", g1_THE, g2_THE)
     y_TEM = torch.einsum("tij,tim->tjm", w_TEE, x_TEM)
     return torch.cat([y_TEM.flatten(1), w_TEE.sum(1) @ b_ED], dim=1)
@@ -19,7 +19,7 @@ def example():
     generator = torch.Generator().manual_seed(1)
     x_TEM = torch.randn(T, E, M, generator=generator, dtype=torch.float64).relu().square()
     g1_THE, g2_THE = torch.randn(2, T, H, E, generator=generator, dtype=torch.float64).mul(3).softmax(-1)
-    # biases are small beside the rest: a dropped one must be seen all the same
+    # biases are small compared with the rest, but a dropped bias must still be detected
     return x_TEM, g1_THE, g2_THE, 0.1 * torch.randn(E, 8, generator=generator, dtype=torch.float64)
 
 

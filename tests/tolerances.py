@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-# float32 and float64 leave room for another order of summation; the half types for one rounding of each intermediate.
+# float32 and float64 allow another order of summation; the half types allow one rounding of each intermediate result.
 RELATIVE_RMS: dict[torch.dtype, float] = {
     torch.float64: 1e-13,
     torch.float32: 2e-6,
@@ -14,7 +14,7 @@ RELATIVE_RMS: dict[torch.dtype, float] = {
 
 
 def relative_rms(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """rms(got - wanted) / rms(wanted), in float64; 0 where both are zero, inf where only the reference is."""
+    """rms(got - wanted) / rms(wanted), in float64; 0 if both are zero, inf if only the reference is zero."""
     got, wanted = got.detach().double(), wanted.detach().double()
     error, scale = (got - wanted).square().mean().sqrt().item(), wanted.square().mean().sqrt().item()
     if scale == 0.0:
@@ -23,12 +23,12 @@ def relative_rms(got: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def assert_close(name: str, got: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-    """Fail unless `got` has the shape of `wanted`, is finite and is as near as the table allows.
+    """Fail unless `got` has the shape of `wanted`, is finite, and is as close as the table allows.
 
     Args:
-        name: what is compared; stands in the failure's text.
+        name: name of the compared quantity, for the failure message.
         got, wanted: result and reference, of any floating dtypes.
-        dtype: the row of the table; None takes the dtype of `got`.
+        dtype: the row of the table; None uses the dtype of `got`.
     """
     limit = RELATIVE_RMS[dtype or got.dtype]
     assert got.shape == wanted.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"

@@ -1,7 +1,7 @@
-"""Builds and loads the C++ kernels of this folder: once a machine, at first use, with torch's own extension loader.
+"""Builds and loads the C++ kernels of this folder with torch's extension loader: once per machine, at first use.
 
-`MONET_CPP=0` in the environment leaves them out; so does a missing compiler, with one warning. The ops then run as
-plain torch.
+`MONET_CPP=0` in the environment disables them. If no compiler is found, they are disabled with one warning. The ops
+then run as plain torch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _log = logging.getLogger("monet.kernels")
 _FOLDER = Path(__file__).parent
 _SOURCES = ("decode.cpp",)
 _HEADERS = ("gathered.h", "mixing.h")
-# What torch's own kernels assume of a processor with this capability. Not -march=native: the folder of built
-# extensions may be shared by machines with different processors.
+# The flags that torch's own kernels use for a processor with this capability. -march=native is not used: machines with
+# different processors may share the folder of built extensions.
 _INSTRUCTIONS = {
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"),
     "AVX2": ("-mavx2", "-mfma"),
@@ -39,19 +39,19 @@ _INSTRUCTIONS = {
 
 @functools.cache
 def has_cpp() -> bool:
-    """Whether the C++ kernels are loaded; the first call builds them if no earlier run has (about ten seconds)."""
+    """Whether the C++ kernels are loaded; the first call builds them if no earlier run did (about ten seconds)."""
     wanted = os.environ.get("MONET_CPP", "1")
     if wanted not in ("0", "1"):
-        raise ValueError(f"MONET_CPP={wanted!r}; use 1, or 0 to run without the C++ kernels")
+        raise ValueError(f"MONET_CPP={wanted!r}; set it to 1, or to 0 to run without the C++ kernels")
     if wanted == "0" or os.environ.get("MONET_KERNELS") == "torch":
         return False
     try:
         _load()
-    except Exception as error:  # a compiler fails in many ways, and none of them may stop the model
+    except Exception as error:  # a compiler can fail in many ways; no failure may stop the model
         reason = str(error).strip().splitlines() or [type(error).__name__]
         warnings.warn(
-            f"Monet's C++ kernels could not be built, so decoding on the CPU is slower: {reason[0][:200]}. They need "
-            "g++ and ninja (pip install ninja); MONET_CPP=0 silences this warning.",
+            f"Monet's C++ kernels could not be built, so decoding on the CPU is slower: {reason[0][:200]}. Install g++ "
+            "and ninja (pip install ninja), or set MONET_CPP=0 to silence this warning.",
             stacklevel=2,
         )
         return False
@@ -59,17 +59,17 @@ def has_cpp() -> bool:
 
 
 def _load() -> None:
-    # Imported here: it brings setuptools, which nothing else needs.
+    # Imported here because it imports setuptools, which nothing else needs.
     from torch.utils import cpp_extension
 
     capability = torch.backends.cpu.get_cpu_capability()
-    # Without linking OpenMP: its symbols come from the runtime that torch has loaded, so there is one pool of threads.
+    # OpenMP is not linked: its symbols come from the runtime that torch has loaded, so only one thread pool exists.
     flags = ["-O3", "-fopenmp", "-Wno-psabi", *_INSTRUCTIONS.get(capability, ())]
     name = _name(capability, flags)
     folder = Path(os.path.realpath(cpp_extension._get_build_directory(name, verbose=False)))
     _refuse_foreign(folder)
     with _opened_lock(folder / "monet.lock") as lock:
-        # torch waits forever for a lock file that a killed build left behind; this lock ends with its process.
+        # torch waits forever for a lock file left by a killed build; this lock is released when its process ends.
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / "lock").unlink(missing_ok=True)
         if not (folder / f"{name}.so").exists():
@@ -87,7 +87,7 @@ def _load() -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder in which another user could place, or has placed, the library that is loaded as our own code.
+    """Refuse a folder where another user can place, or has placed, the library that we load as our own code.
 
     Args:
         folder: where the library is built and loaded from, without symbolic links in its path.
@@ -98,7 +98,7 @@ def _refuse_foreign(folder: Path) -> None:
         _refuse_unless_private(path, path.lstat(), folder)
     for path in folder.parents[:-1]:
         about = path.lstat()
-        if not about.st_mode & stat.S_ISVTX:  # in a sticky folder, others cannot rename what is ours
+        if not about.st_mode & stat.S_ISVTX:  # in a sticky folder, other users cannot rename our files
             _refuse_unless_private(path, about, folder)
 
 
@@ -128,7 +128,7 @@ def _is_own_group(group: int) -> bool:
 
 @contextmanager
 def _opened_lock(path: Path) -> Iterator[int]:
-    """A file to lock, made if it is missing. A symbolic link is refused, and no content is changed."""
+    """Open a file to lock, and create it if it is missing. Symbolic links are refused; the content is not changed."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
@@ -138,7 +138,7 @@ def _opened_lock(path: Path) -> Iterator[int]:
 
 @contextmanager
 def _own_programs_on_path() -> Iterator[None]:
-    """Lets torch find the ninja of an environment that was not activated."""
+    """Let torch find ninja in an environment that is not activated."""
     before = os.environ.get("PATH", os.defpath)
     os.environ["PATH"] = f"{before}{os.pathsep}{Path(sys.executable).parent}"
     try:
@@ -148,7 +148,7 @@ def _own_programs_on_path() -> Iterator[None]:
 
 
 def _name(capability: str, flags: list[str]) -> str:
-    """Names a build by all it depends on: one made from other sources or for another torch is never loaded."""
+    """Name a build by everything it depends on, so that a build from other sources or another torch is never loaded."""
     digest = hashlib.sha256(repr((torch.__version__, platform.machine(), flags)).encode())
     for source in (*_SOURCES, *_HEADERS):
         digest.update((_FOLDER / source).read_bytes())

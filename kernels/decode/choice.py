@@ -1,17 +1,17 @@
-"""When an expert layer reads active keys alone, and which form of the output weights it then reads.
+"""Decides when an expert layer reads only active keys, and which form of the output weights it then reads.
 
 `MONET_DECODE` in the environment overrides the choice: `auto` (default), `dense` or `sparse`. Sparse layers are for
-inference; where a gradient is wanted, or a weight is not plain memory, the layer stays dense whatever is asked for.
+inference. If a gradient is needed, or a weight is not in plain memory, the layer stays dense in every mode.
 
-On the CPU the layer reads a transposed copy of each output weight, in which an expert's rows lie together; the weight
-itself keeps the shape of the checkpoint. Copies are made at first use and take about a quarter of the model's memory on
-top; `MONET_DECODE_COPY=0` reads the weights in place instead, at up to a quarter of the speed. A copy is made anew when
-its weight changes: when torch has counted a change, after `train()`, a move or a load, and when some of its entries
+On the CPU the layer reads a transposed copy of each output weight, in which an expert's rows are contiguous. The weight
+itself keeps the shape of the checkpoint. Copies are made at first use and add about a quarter of the model's memory.
+`MONET_DECODE_COPY=0` reads the weights in place instead, at as little as a quarter of the speed. A copy is refreshed
+when its weight changes: when torch has counted a change; after `train()`, a move or a load; and when sampled entries
 differ, as they do after writing to `.data`.
 
-On a GPU there are no copies: a captured CUDA graph would go on reading them after they are outdated or gone, and to
-compare entries is to wait for the device. The layer reads the weight in place, as it lies in memory.
-`monet.model.experts.lay_out_for_decoding` turns it over in memory once, so that an expert's rows lie together there.
+On a GPU there are no copies: a captured CUDA graph would continue to read them after they are outdated or freed, and
+comparing entries would wait for the device. The layer reads the weight in place, in its present memory layout.
+`monet.model.experts.lay_out_for_decoding` transposes the memory once, so that an expert's rows are contiguous.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from monet.kernels.decode.op import count_active, is_transposed
 from monet.kernels.dispatch import backend
 from monet.kernels.products import mkl_is_slow, onednn_products
 
-# Up to how many tokens, and up to which share of (token, key) pairs, the sparse layer is the faster one: with copies
-# and in place. Measured with the C++ of this folder (E = 512, M = 16, D = 2048, AVX-512), sparse time over dense time:
+# The largest number of tokens, and the largest share of (token, key) pairs, at which the sparse layer is faster: with
+# copies and in place. Measured with the C++ of this folder (E = 512, M = 16, D = 2048, AVX-512): sparse / dense time.
 #                            share .12 (k = 8)    share .40 (k = 32)   share .65 (k = 64)
 #   float32, copies,   T=1   .17 .. .21           .35 .. .38           .46 .. .48
 #                      T=4   .38 .. .45           .72 .. .84           .88 .. .97
@@ -54,27 +54,28 @@ LIMITS: dict[tuple[torch.dtype, bool], Limits] = {
     (torch.bfloat16, True): ((1, 0.6), (2, 0.35), (4, 0.25)),
     (torch.bfloat16, False): ((1, 0.2), (2, 0.15)),
 }
-# The same where the dense layer's first products are a slow MKL's (see `monet.kernels.products`): copies .16 .. .40
-# (k = 8), .34 .. .76 (k = 32), .47 .. .52 up to four tokens and .72 .. 1.05 beyond (k = 64); in place .15 .. .54,
-# .45 .. .63 and .78 .. 1.3, .59 .. .93 and 1.0 .. 2.1.
+# The same ratios where a slow MKL computes the dense layer's first products (see `monet.kernels.products`). With
+# copies: .16 .. .40 (k = 8), .34 .. .76 (k = 32), and for k = 64 .47 .. .52 up to four tokens and .72 .. 1.05 beyond.
+# In place: .15 .. .54 (k = 8), .45 .. .63 and .78 .. 1.3 (k = 32), .59 .. .93 and 1.0 .. 2.1 (k = 64).
 LIMITS_SLOW_MKL: dict[tuple[torch.dtype, bool], Limits] = {
     (torch.float32, True): ((4, 0.9), (1 << 62, 0.5)),
     (torch.float32, False): ((4, 0.65), (1 << 62, 0.25)),
 }
-# In plain torch gathered rows are copied, which pays for one token with few keys.
+# Plain torch copies the gathered rows, which pays off only for one token with few keys.
 LIMITS_WITHOUT_CPP: Limits = ((1, 0.15),)
-# On a GPU nothing may be looked at: the host would wait, and a CUDA graph could not hold the layer. There the share of
-# active keys is taken as the router aims at it, 1 - (1 - k / E)^H, and these are the most rows that may be read, summed
-# over tokens, as a share of all. From a model, not measured on a GPU: rows that lie together are read at the bandwidth
-# of the whole weight, and what surrounds them takes as long as in the dense layer. Half of all rows leave room for
-# routers that fire more often than aimed at: at k = 8 (share .12) up to four tokens, at k = 32 (share .40) one. In
-# place a row of 16 two-byte units is scattered over pieces of 32 bytes, one sector each, and one of 8 units over halves
-# of sectors, so that twice the bytes may move.
+# On a GPU the choice must not read any values: the host would wait, and a CUDA graph could not hold the layer. The
+# share of active keys is therefore the router's target, 1 - (1 - k / E)^H. The limits are the most rows that may be
+# read, summed over tokens, as a share of all rows. They come from a model and were not measured on a GPU. Contiguous
+# rows are read at the bandwidth of the whole weight, and the work around the products takes as long as in the dense
+# layer. A limit of half of all rows leaves room for routers that fire more often than their target: at k = 8
+# (share .12) up to four tokens, at k = 32 (share .40) one. In place, a row of 16 two-byte units is scattered over
+# pieces of 32 bytes (one sector each) and a row of 8 units over halves of sectors, so twice the bytes may move.
 GPU_LIMIT_ROWS, GPU_LIMIT_IN_PLACE = 0.5, 0.25
-# torch.compile must not look at data. For one token reading every key in place is no slower in float32.
+# torch.compile must not read values. For one token, reading every key in place is no slower in float32.
 COMPILED_TOKENS = 1
-# Elements of the first weights. In a smaller layer what surrounds the products weighs more than they do: at 2^20 and
-# T=64 the sparse layer takes .9 (horizontal) to 1.4 (vertical) of the dense one's time, at 2^21 .5 to .8.
+# Elements of the first weights. In a smaller layer the products take less time than the work around them. With 2^20
+# elements and T=64 the sparse layer takes .9 (horizontal) to 1.4 (vertical) of the dense layer's time; with 2^21,
+# it takes .5 to .8.
 SMALLEST_LAYER = 1 << 21
 
 _CHOICES = ("auto", "dense", "sparse")
@@ -89,20 +90,20 @@ def is_sparse(
     biases: Sequence[Tensor],
     topk: int,
 ) -> bool:
-    """Whether the layer shall read active keys alone.
+    """Whether the layer should read only active keys.
 
     Args:
         x_TD: states of T tokens.
         g1_THE, g2_THE: routing probabilities.
-        linears: the modules of the first weights, whose call the sparse layer leaves out.
+        linears: the modules of the first weights; the sparse layer does not call them.
         projections, biases: all other weights.
-        topk: number of keys a side that the router aims at for each head.
+        topk: number of keys a side that the router targets for each head.
     Raises:
-        ValueError: `MONET_DECODE` is none of its values.
+        ValueError: `MONET_DECODE` has an unknown value.
     """
     wanted = os.environ.get("MONET_DECODE", "auto")
     if wanted not in _CHOICES:
-        raise ValueError(f"MONET_DECODE={wanted!r}; use one of {', '.join(_CHOICES)}")
+        raise ValueError(f"MONET_DECODE={wanted!r}; set it to one of {', '.join(_CHOICES)}")
     if wanted == "dense" or x_TD.shape[0] == 0 or not _is_inference(x_TD, linears, [*projections, *biases]):
         return False
     if wanted == "sparse":
@@ -127,13 +128,13 @@ def _is_sparse_on_gpu(x_TD: Tensor, g1_THE: Tensor, projections: Sequence[Tensor
     T, H, E = g1_THE.shape
     in_rows = all(projection_DP.stride(0) == 1 for projection_DP in projections)
     limit = GPU_LIMIT_ROWS if in_rows else GPU_LIMIT_IN_PLACE
-    # In plain torch the layer would wait for the device.
+    # In plain torch the layer would have to wait for the device.
     return T * (1 - (1 - topk / E) ** H) <= limit and backend("active_experts", x_TD) == "triton"
 
 
 @torch.compiler.assume_constant_result
 def _compiled_has_cpp() -> bool:
-    # Asked while a graph is traced: the compiler must not look into a build.
+    # This is called while a graph is traced: the compiler must not trace into a build.
     return has_cpp()
 
 
@@ -141,7 +142,7 @@ def _is_inference(x_TD: Tensor, linears: Sequence[nn.Module], weights: Sequence[
     compiling = torch.compiler.is_compiling()
     everything = [x_TD, *weights]
     for linear in linears:
-        # Whoever replaced, wrapped or watches the linear is to be called.
+        # A module that is replaced, wrapped or hooked must be called.
         if type(linear) is not nn.Linear or linear.bias is None or is_watched(linear):
             return False
         everything += [linear.weight, linear.bias]
@@ -149,14 +150,14 @@ def _is_inference(x_TD: Tensor, linears: Sequence[nn.Module], weights: Sequence[
         return False
     if torch.is_autocast_enabled(x_TD.device.type):
         return False
-    # A weight that is partitioned over ranks is empty here.
+    # A weight that is partitioned over ranks is empty on this rank.
     if any(tensor.numel() == 0 or tensor.dtype != x_TD.dtype or tensor.device != x_TD.device for tensor in everything):
         return False
     if compiling:
         return True
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return False
-    # Subclasses (quantised, sharded, fake tensors) have their own idea of a linear.
+    # Tensor subclasses (quantised, sharded, fake tensors) implement a linear in their own way.
     return all(type(tensor) in (Tensor, nn.Parameter) for tensor in everything)
 
 
@@ -170,14 +171,14 @@ class _Copy(NamedTuple):
 def _with_copies() -> bool:
     wanted = os.environ.get("MONET_DECODE_COPY", "1")
     if wanted not in ("0", "1"):
-        raise ValueError(f"MONET_DECODE_COPY={wanted!r}; use 1, or 0 to read output weights in place")
+        raise ValueError(f"MONET_DECODE_COPY={wanted!r}; set it to 1, or to 0 to read output weights in place")
     return wanted == "1" and not torch.compiler.is_compiling()
 
 
 class OutputRows:
-    """A module's output weights as [P, D]: views, but on the CPU copies with contiguous rows.
+    """A module's output weights as [P, D]: views on a GPU, copies with contiguous rows on the CPU.
 
-    Views there too under `MONET_DECODE_COPY=0`.
+    With `MONET_DECODE_COPY=0` they are views on the CPU too.
     """
 
     def __init__(self) -> None:
@@ -185,7 +186,7 @@ class OutputRows:
         self._uses = 0
 
     def of(self, name: str, weight_DP: Tensor) -> Tensor:
-        """The weight known as `name`, transposed."""
+        """The weight named `name`, transposed."""
         if weight_DP.is_cuda or not _with_copies():
             return weight_DP.t()
         pointer, version = weight_DP.data_ptr(), 0 if weight_DP.is_inference() else weight_DP._version
@@ -198,7 +199,7 @@ class OutputRows:
         return kept.rows_PD
 
     def clear(self) -> None:
-        """Forget all copies."""
+        """Drop all copies."""
         self._copies.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OutputRows:

@@ -1,6 +1,6 @@
-// Expert layers on the CPU: only what active keys need is read, and no weight is copied.
+// Expert layers on the CPU: they read only the weights that active keys need, and copy none.
 //
-// Dims carry the project's letters: T tokens, H heads, E keys a side, M hidden units of a key, P = E * M, D model
+// Dimensions use the project's letters: T tokens, H heads, E keys a side, M hidden units of a key, P = E * M, D model
 // width. Weights are float32 or bfloat16; every sum is accumulated in float32. reference.py has the same in torch.
 
 #include <ATen/ATen.h>
@@ -124,7 +124,7 @@ Tensor active_sum(at::TensorList values_TEM, at::TensorList weights_PD, at::IntA
   Tensor out_TD = at::zeros({T, D}, at::TensorOptions().dtype(at::kFloat));
   float* out = out_TD.mutable_data_ptr<float>();
   for_type(weights_PD[0], [&](auto type) {
-    // Threads share the columns, so the result does not depend on their number.
+    // Threads split the columns, so the result does not depend on the number of threads.
     at::parallel_for(0, (D + 63) / 64, 1, [&](int64_t begin, int64_t end) {
       for (const Term& term : terms) add_term<decltype(type)>(term, out, D, begin * 64, std::min(D, end * 64));
     });
@@ -132,7 +132,7 @@ Tensor active_sum(at::TensorList values_TEM, at::TensorList weights_PD, at::IntA
   return out_TD.to(weights_PD[0].scalar_type());
 }
 
-// Whether `rows` is still the transpose of `w` at some entries, spread over all columns of `w`.
+// Whether `rows` is still the transpose of `w` at sampled entries, spread over all columns of `w`.
 bool is_transposed(const Tensor& w_DP, const Tensor& rows_PD, int64_t seed) {
   const int64_t D = w_DP.size(0), P = w_DP.size(1), size = w_DP.element_size();
   check(rows_PD.size(0) == P && rows_PD.size(1) == D && rows_PD.scalar_type() == w_DP.scalar_type(), "no transpose");

@@ -1,4 +1,4 @@
-// Reading only the weights that active keys need: products with gathered rows, and sums of them.
+// Reads only the weights that active keys need: products with gathered rows, and sums of gathered rows.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -20,7 +20,7 @@ using Lanes = float __attribute__((vector_size(4 * LANES)));
 using Words = uint32_t __attribute__((vector_size(4 * LANES)));
 using Halves = uint16_t __attribute__((vector_size(2 * LANES)));
 
-// The first N entries, zeros behind them.
+// The first N entries, followed by zeros.
 template <int64_t N = LANES>
 inline Lanes load(const float* from) {
   Lanes lanes = {};
@@ -48,13 +48,13 @@ inline float total(const Lanes& lanes) {
   return sum[0];
 }
 
-// Which tokens use which keys; only keys that any token uses are listed.
+// Which tokens use which keys; lists only keys that at least one token uses.
 struct Users {
   std::vector<int64_t> keys;
-  std::vector<std::vector<int32_t>> tokens;  // of each of these keys
+  std::vector<std::vector<int32_t>> tokens;  // tokens that use each of these keys
 };
 
-// A token uses a key where any of its `repeats` rows (heads) has a nonzero, or a NaN, among the key's `width` entries.
+// A token uses a key if any of its `repeats` rows (heads) has a nonzero or a NaN among the key's `width` entries.
 Users find_users(const float* values, int64_t T, int64_t repeats, int64_t E, int64_t width) {
   std::vector<uint8_t> used(T * E);
   at::parallel_for(0, T, 16, [&](int64_t begin, int64_t end) {
@@ -143,7 +143,7 @@ void linear_of_users(
   });
 }
 
-// out[n] += sum of coefficient[n][r] * w[r], over the columns that are left in whole blocks of C * LANES
+// out[n] += sum of coefficient[n][r] * w[r], over the columns that remain after whole blocks of C * LANES
 template <int N, int C, typename W>
 int64_t add_blocks(
     const W* const* w, int64_t rows, const float* const* coefficients, float* const* out, int64_t d, int64_t width) {
@@ -181,7 +181,7 @@ void add_rows(
   return add_rows<4>(w, rows, coefficients, out, width);
 }
 
-// Weight stored [P, width]; rows of the output are D apart.
+// Weight stored as [P, width]; output rows are D apart.
 template <typename W>
 void sum_rows(
     const Users& users, const float* y_TP, const W* w_PD, float* out_TD, int64_t P, int64_t M, int64_t width,
@@ -214,8 +214,8 @@ void sum_rows(
   }
 }
 
-// Weight stored [D, P], as nn.Linear has it: a key's M entries of one output column are neighbours, about one cache
-// line. Rows of a tile are few, so that their pages stay known; a line is asked for some keys before it is needed.
+// Weight stored as [D, P], as in nn.Linear: a key's M entries of one output column are contiguous, about one cache
+// line. A tile has few rows, so that their pages stay in the TLB; a line is prefetched some keys before it is needed.
 constexpr int64_t TILE = 16;
 constexpr size_t AHEAD = 4;
 
@@ -224,7 +224,7 @@ void ask_for(const W* w_DP, int64_t P, int64_t rows, int64_t entry) {
   for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(w_DP + r * P + entry);
 }
 
-// One token: every output column is a product of the token's values with what it reads of one row of the weight.
+// One token: every output column is a product of the token's values with the entries read from one row of the weight.
 template <typename W>
 void sum_columns_of_one(
     const Users& users, const float* y_P, const W* w_DP, float* out_D, int64_t P, int64_t M, int64_t begin,
@@ -253,7 +253,7 @@ void sum_columns_of_one(
   }
 }
 
-// Several tokens: a key's part of a tile is turned into rows, which all tokens that use the key then share.
+// Several tokens: a key's part of a tile is transposed into rows, which all tokens that use the key then share.
 template <typename W>
 void sum_columns(
     const Users& users, const float* y_TP, const W* w_DP, float* out_TD, int64_t P, int64_t M, int64_t D,
@@ -291,7 +291,7 @@ struct Term {
   int64_t start;
 };
 
-// Adds what falls into the columns [begin, end) of the output.
+// Adds the part that belongs to the columns [begin, end) of the output.
 template <typename W>
 void add_term(const Term& term, float* out_TD, int64_t D, int64_t begin, int64_t end) {
   const int64_t T = term.y_TEM.size(0), M = term.y_TEM.size(2), P = term.w_PD.size(0), width = term.w_PD.size(1);

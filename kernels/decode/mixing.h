@@ -7,7 +7,7 @@
 
 namespace monet {
 
-// The nonzero entries of one side's routing probabilities of a token.
+// The nonzero routing probabilities of a token on one side.
 struct Side {
   std::vector<int32_t> keys;
   std::vector<float> g;  // (H, keys)
@@ -25,13 +25,13 @@ struct Side {
   }
 };
 
-// y[j] = sum_i w[i, j] a[i] and c[j] = sum_i w[i, j] of one token; `y` and `c` stay zero at inactive keys.
+// y[j] = sum_i w[i, j] a[i] and c[j] = sum_i w[i, j] for one token; `y` and `c` stay zero at inactive keys.
 struct Mixer {
   int64_t H, E, M;
   Side first, second;
   std::vector<float> weights, sums;
 
-  // Routing rows sum to one, so without a mask the first side's sum drops out of c.
+  // Each routing row sums to one, so without a mask the sum over the first side drops out of c.
   void unmasked(const float* a, float* y, float* c) {
     const size_t J = second.keys.size(), I = first.keys.size();
     sums.assign(M, 0.0f);
@@ -64,7 +64,7 @@ struct Mixer {
       const K* row = keep + first.keys[i] * to_i;
       const float* from = a + first.keys[i] * M;
       for (size_t j = 0; j < J; ++j) {
-        // A removed pair is multiplied, not skipped: a NaN must not vanish behind a mask.
+        // A removed pair is multiplied by zero, not skipped: a mask must not hide a NaN.
         const float w = weights[j] * static_cast<float>(row[second.keys[j] * to_j]);
         c[second.keys[j]] += w;
         for (int64_t m = 0; m < M; ++m) y[second.keys[j] * M + m] += w * from[m];

@@ -1,8 +1,8 @@
-"""Expert layers that read the weights of active keys alone, for inference.
+"""Expert layers that read only the weights of active keys, for inference.
 
 On a GPU they run in Triton (`triton_op.py`). The ops below exist in plain torch for every device; `build.py` adds the
-C++ kernels for float32 and bfloat16 on the CPU. None has a gradient. They are registered with torch.library, so
-torch.compile takes them as they are.
+C++ kernels for float32 and bfloat16 on the CPU. No op has a gradient. The ops are registered with torch.library, so
+torch.compile can use them unchanged.
 """
 
 from __future__ import annotations
@@ -63,20 +63,20 @@ def active_horizontal(
     activation: Callable[[Tensor], Tensor],
     keep: Keep | None = None,
 ) -> Tensor:
-    """`horizontal_experts` from the states on: sum_ij w[i, j] (V_j act(U_i x + u_i) + b_j) over active keys.
+    """`horizontal_experts` computed from the states: sum_ij w[i, j] (V_j act(U_i x + u_i) + b_j) over active keys.
 
     Args:
         x_TD: states of T tokens, in the dtype of the weights.
-        g1_THE, g2_THE: routing probabilities; keys that are 0 in every head are not read.
+        g1_THE, g2_THE: routing probabilities; weights of keys that are 0 in every head are not read.
         u_PD, u_P: first weight and bias, P = E*M with the expert as the slow index.
-        v_PD: output weight transposed, as a copy with contiguous rows or as the view `v_DP.t()`; rows are read faster.
-        b_ED: output bias of each second key.
+        v_DP: output weight transposed: a copy with contiguous rows, which is faster, or the view `v_DP.t()`.
+        b_ED: output bias for each second key.
         activation: elementwise function of the pre-activations.
-        keep: mask or None for all experts; kept weights are not renormalised.
+        keep: mask, or None to keep all experts; kept weights are not renormalised.
     Returns:
         out_TD in the dtype of the weights, without a gradient.
     Raises:
-        ValueError: a shape, dtype or device does not fit; the message gives both sides.
+        ValueError: a shape, dtype or device does not match; the message names both.
     """
     E, M = _check(x_TD, g1_THE, g2_THE, u_PD, u_P, keep)
     check_shape("v_PD", v_PD, (E * M, None))
@@ -96,17 +96,17 @@ def active_vertical(
     activation: Callable[[Tensor], Tensor],
     keep: Keep | None = None,
 ) -> Tensor:
-    """`vertical_experts` from the states on, over active keys.
+    """`vertical_experts` computed from the states, over active keys.
 
     Args:
         x_TD, g1_THE, g2_THE, activation, keep: see `active_horizontal`.
-        first: weights and biases of the first linears: u1 (E*M, D), its bias (E*M,), u2, its bias.
+        first: weights and biases of the first linears: u1 (E*M, D), its bias (E*M,), u2 and its bias.
         projections: v11, v12, v21, v22 transposed, (E*M, D/2), as copies or views.
         biases: b1, b2, (E, D/2).
     Returns:
         out_TD, left half then right half, in the dtype of the weights, without a gradient.
     Raises:
-        ValueError: a shape, dtype or device does not fit; the message gives both sides.
+        ValueError: a shape, dtype or device does not match; the message names both.
     """
     u1_PD, u1_P, u2_PD, u2_P = first
     E, M = _check(x_TD, g1_THE, g2_THE, u1_PD, u1_P, keep)
@@ -124,12 +124,12 @@ def active_vertical(
 
 
 def count_active(g_THE: Tensor) -> int:
-    """Number of (token, key) pairs of one side at which any head is active."""
+    """Number of (token, key) pairs of one side for which any head is active."""
     return _ops().count_active(g_THE)
 
 
 def is_transposed(w_DP: Tensor, rows_PD: Tensor, seed: int) -> bool:
-    """Whether `rows_PD` is still the transpose of `w_DP` at some hundred entries that `seed` picks."""
+    """Whether `rows_PD` is still the transpose of `w_DP` at a few hundred entries that `seed` picks."""
     return _ops(w_DP).is_transposed(w_DP, rows_PD, seed)
 
 
@@ -143,9 +143,9 @@ def _check(
     check_shape("g2_THE", g2_THE, tuple(g1_THE.shape))
     E = g1_THE.shape[2]
     if u_PD.dim() != 2 or u_PD.shape[1] != D or u_PD.shape[0] % E:
-        raise ValueError(f"the first weight has shape {tuple(u_PD.shape)}; wanted (a multiple of {E} keys, {D})")
+        raise ValueError(f"the first weight has shape {tuple(u_PD.shape)}; expected (a multiple of {E} keys, {D})")
     if x_TD.dtype != u_PD.dtype:
-        raise ValueError(f"states are {x_TD.dtype}, the first weight is {u_PD.dtype}; cast one to the other")
+        raise ValueError(f"states are {x_TD.dtype}, but the first weight is {u_PD.dtype}; cast one to match the other")
     check_shape("the first bias", u_P, (u_PD.shape[0],))
     check_same_device("states", x_TD, g1_THE=g1_THE, g2_THE=g2_THE, u_PD=u_PD, u_P=u_P)
     if keep is not None:
@@ -154,7 +154,7 @@ def _check(
 
 
 class _Layer(NamedTuple):
-    """Weights and biases of the first linears in turns, transposed output weights, output biases, the activation."""
+    """Weights and biases of the first linears (alternating), transposed output weights, output biases, activation."""
 
     first: tuple[Tensor, ...]
     projections: tuple[Tensor, ...]
@@ -165,7 +165,7 @@ class _Layer(NamedTuple):
 def _in_chunks(
     layer: _Layer, x_TD: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None, hidden_per_token: int
 ) -> Tensor:
-    """A layer some tokens at a time, so that its hidden units stay few."""
+    """Compute a layer a few tokens at a time, to limit the memory for hidden units."""
     run = resolve("active_experts", x_TD)
     chunks = [slice(None)] if torch.compiler.is_compiling() else token_chunks(x_TD.shape[0], hidden_per_token)
     if len(chunks) == 1:
@@ -184,7 +184,7 @@ def _torch_experts(
     activation: Callable[[Tensor], Tensor],
     keep: Keep | None,
 ) -> Tensor:
-    """A layer made of the ops of this module; vertical if there are two first linears."""
+    """A layer built from the ops of this module; it is vertical if there are two first linears."""
     ops = _ops(*first, *projections, *biases)
     a1_TEM = activation(ops.active_linear(x_TD, g1_THE, *first[:2]))
     y21_TEM, c_TE = _mix(ops, a1_TEM, g1_THE, g2_THE, keep)
@@ -204,7 +204,7 @@ enter_torch("active_experts", _torch_experts)
 
 
 def _ops(*weights: Tensor) -> Any:
-    """The registered ops, with C++ behind them where that exists; plain torch for what it does not take."""
+    """The registered ops: C++ where it exists and supports these weights, else plain torch."""
     if any(weight.is_cpu and weight.dtype not in _CPP_DTYPES for weight in weights):
         return reference
     if not torch.compiler.is_compiling():

@@ -1,6 +1,6 @@
-"""Expert layers over active keys in plain torch: gathered rows are copied, everything else is left alone.
+"""Expert layers over active keys in plain torch: only gathered rows are copied.
 
-Any floating dtype and any device. `decode.cpp` has the same for the CPU without the copies.
+Supports any floating dtype and any device. `decode.cpp` does the same on the CPU without the copies.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def count_active(g_THE: Tensor) -> int:
-    """Number of (token, key) pairs at which any head is active."""
+    """Number of (token, key) pairs for which any head is active."""
     return int((g_THE != 0).any(1).sum())
 
 
 def is_transposed(w_DP: Tensor, rows_PD: Tensor, seed: int) -> bool:
-    """Whether `rows_PD` is the transpose of `w_DP` at entries picked by `seed`, some in every part of the columns."""
+    """Whether `rows_PD` is the transpose of `w_DP` at entries picked by `seed`, spread over all the columns."""
     D, P = w_DP.shape
     p = (torch.linspace(0, P - 1, min(P, 512)).long() + seed) % P
     d = (p * 40503 + seed * 2654435761) % D
@@ -26,7 +26,7 @@ def is_transposed(w_DP: Tensor, rows_PD: Tensor, seed: int) -> bool:
 
 
 def active_linear(x_TD: Tensor, g_THE: Tensor, w_PD: Tensor, bias_P: Tensor) -> Tensor:
-    """Pre-activations of the keys active in `g_THE`, zero at all others.
+    """Pre-activations of the keys that are active in `g_THE`; zero for all others.
 
     Args:
         x_TD: states of T tokens.
@@ -54,7 +54,7 @@ def active_mix(
         a_TEM: hidden units after the activation, index i.
         g1_THE, g2_THE: routing probabilities.
         keep_SEE: masks, bool or floating; None gives c[j] = sum_h g2[h, j], since each g1 row sums to one.
-        index_T: int64, the mask of each token, -1 for none; None gives all tokens mask 0.
+        index_T: int64, the mask of each token, -1 for no mask; None gives all tokens mask 0.
     Returns:
         y_TEM and c_TE, zero at inactive keys, in the dtype of `a_TEM`.
     """
@@ -77,11 +77,11 @@ def active_mix(
 
 
 def active_sum(values_TEM: Sequence[Tensor], weights_PD: Sequence[Tensor], starts: Sequence[int], width: int) -> Tensor:
-    """Sum of products `value.flatten(1) @ weight`, reading only the rows whose values are not all zero.
+    """Sum of the products `value.flatten(1) @ weight`; reads only the rows whose values are not all zero.
 
     Args:
         values_TEM: arrays (T, E, M).
-        weights_PD: a weight (E*M, D) for each.
+        weights_PD: one weight (E*M, D) for each array.
         starts: the first output column of each product.
         width: number of output columns.
     Returns:

@@ -1,15 +1,15 @@
-"""Expert layers over active keys on a GPU: three launches a layer, of sizes that depend on shapes alone.
+"""Expert layers over active keys on a GPU: three launches per layer, whose sizes depend only on shapes.
 
-So nothing waits for the device and a CUDA graph can hold them: which keys act is found and used on the device. Lists
-of active keys have room for every key, and whoever reads them goes on until their end, however long they are.
+The device finds the active keys and uses them, so the host never waits and a CUDA graph can hold the launches. Lists of
+active keys have room for every key; each kernel that reads a list stops at its end.
 
-Each token reads the rows of its own active keys; those that several tokens share come from the L2 cache. Nothing is
-added by atomics, so results are the same in every run. All sums are in float32, and so is everything in between.
+Each token reads the rows of the keys active for it; rows that several tokens share come from the L2 cache. No atomics
+are used, so results are the same in every run. All sums and intermediate values are float32.
 
-Side 0 is that of the first keys, side 1 that of the second. Of a side's mixing, `own` is the side whose keys the
-results belong to and `other` the one that is summed over: w[i, j] is summed over i for the second keys j, over j for
-the first keys i. The horizontal form (SIDES = 1) has hidden units on side 0 and results on side 1 alone, and stores
-either at index 0.
+Side 0 belongs to the first keys, side 1 to the second keys. In the mixing of one side, `own` is the side whose keys the
+results belong to and `other` is the side that is summed over. So w[i, j] is summed over i for the second keys j, and
+over j for the first keys i. The horizontal form (SIDES = 1) has hidden units only on side 0 and results only on side 1,
+and stores both at index 0.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def hidden_kernel(
     """Hidden units of active keys, and the lists of these keys.
 
     Grid: (2 BLOCK_T + SIDES E cdiv(M, BLOCK_M), cdiv(T, BLOCK_T)). The first 2 BLOCK_T programs of a block of tokens
-    each read a token's g_HE of one side and write its active keys in rising order, keys_2TE (rest unwritten), and
-    their number, count_2T. Each of the others has some rows of one key: it looks at the key's gates, ends there unless
-    a token uses the key, and otherwise reads the rows of u_PD once and writes hidden_STEM for the tokens that do (rest
-    unwritten).
+    each read a token's g_HE of one side. They write its active keys in ascending order, keys_2TE (rest unwritten), and
+    their number, count_2T. Each other program has some rows of one key. It reads the key's gates and ends unless a
+    token uses the key. Otherwise it reads the rows of u_PD once and writes hidden_STEM for the tokens that use the key
+    (rest unwritten).
     """
     ROWS: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
     program = tl.program_id(0)
@@ -89,11 +89,11 @@ def mix_kernel(
     BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
     MASKED: tl.constexpr, PER_TOKEN: tl.constexpr,
 ):  # fmt: skip
-    """For each key of the own side that a token uses: its weight's sum, and the sum of the others' hidden units.
+    """For each key of the own side that a token uses: the sum of its weights, and the mixed hidden units.
 
-    Grid: (SIDES PROGRAMS, T); the programs of a token take the entries of its list in turns. Each reads the gates and
-    hidden units of the other side's active keys, under a mask also the pairs' keep-weights, and writes mixed_STEM and
-    share_STE, both in the order of the list (rest unwritten).
+    Grid: (SIDES PROGRAMS, T); the programs of a token alternate over the entries of its list. Each program reads the
+    gates and hidden units of the other side's active keys, and under a mask the pairs' keep-weights. It writes
+    mixed_STEM and share_STE, both in the order of the list (rest unwritten).
     """
     program, t = tl.program_id(0), tl.program_id(1).to(tl.int64)
     own, own_ptr, other_ptr = 1, g2_ptr, g1_ptr
@@ -117,7 +117,7 @@ def mix_kernel(
     if PER_TOKEN:
         mask = tl.load(mask_ptr + t)
         is_exempt = mask < 0
-        # A number beyond the masks must not pass for one: its weights are no numbers.
+        # A number beyond the last mask must not be taken for a valid one: its weights become NaN.
         scale = tl.where(mask < S, 1.0, float("nan"))
         keep_ptr += tl.where((mask < 0) | (mask >= S), 0, mask) * E * E
     h, m = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_M)
@@ -138,7 +138,7 @@ def mix_kernel(
             at_UM = (u < num_other)[:, None] & (m < M)[None, :]
             a_UM = tl.load(hidden_ptr + keys[:, None] * M + m[None, :], mask=at_UM, other=0.0)
             mixed += tl.sum(w[:, None] * a_UM, 0)
-        # Without a mask, rows of the other side's gates sum to one.
+        # Without a mask, each row of the other side's gates sums to one.
         share = tl.where(is_exempt, tl.sum(g_H, 0), share) if MASKED else tl.sum(g_H, 0)
         at = (result * T + t) * E + place
         tl.store(mixed_ptr + at * M + m, mixed, mask=m < M)
@@ -154,9 +154,9 @@ def output_kernel(
 ):  # fmt: skip
     """Some output columns of one token, from the rows of its active keys.
 
-    Grid: (SIDES cdiv(W, BLOCK_D), T); W is the width of a side's results, the left or right half of the vertical
-    form's. Reads mixed_STEM and share_STE, the keys' rows of b_EW and of the weights (E M, W) whose strides are ROW and
-    COLUMN, in the vertical form hidden_STEM too; writes out_TD. The horizontal form's weight is v12.
+    Grid: (SIDES cdiv(W, BLOCK_D), T); W is the width of a side's results, the left or right half in the vertical form.
+    Reads mixed_STEM and share_STE, the keys' rows of b_EW, and the weights (E M, W) with strides ROW and COLUMN. In the
+    vertical form it also reads hidden_STEM. Writes out_TD. The horizontal form's weight is v12.
     """
     BLOCKS: tl.constexpr = (W + BLOCK_D - 1) // BLOCK_D
     program, t = tl.program_id(0), tl.program_id(1).to(tl.int64)

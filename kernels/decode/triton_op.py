@@ -1,6 +1,6 @@
-"""Launches of the Triton kernels that read active keys alone, as custom operators that torch.compile can look past.
+"""Launches of the Triton kernels that read only active keys, as custom operators for torch.compile.
 
-Source of the formulas: arXiv 2412.04139, eq. 10-29; the oracle is the dense layer.
+The formulas are in arXiv 2412.04139, eq. 10-29. The tests compare the results with the dense layer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from monet.kernels.masked import Keep
 from monet.kernels.mixing import Activation
 
 # Chosen for one token with about 60 active keys of 16 rows of 4 KiB, as in the 1.4B model at k = 8, on 132
-# multiprocessors: there `hidden` has some 240 programs with 16 KiB each and `output` 128 with 32 KiB, all of which is
-# on its way at once. Not measured.
-#   hidden: elements of a row, and of a tile; tokens a program looks after.
-#   mix: programs a token, and keys at a time.
-#   output: columns of a program, and elements of a tile.
+# multiprocessors. There `hidden` has about 240 programs with 16 KiB each and `output` has 128 with 32 KiB, and all
+# these loads are in flight at once. Not measured.
+#   hidden: elements of a row and of a tile; tokens per program.
+#   mix: programs per token, and keys at a time.
+#   output: columns per program, and elements of a tile.
 LAUNCH: dict[str, dict[str, int]] = {
     "hidden": {"block_d": 2048, "elements": 8192, "tokens": 16, "num_warps": 8},
     "mix": {"programs": 128, "block_u": 128, "num_warps": 4},
@@ -76,10 +76,10 @@ def active_experts(
     activation: Activation,
     keep: Keep | None,
 ) -> Tensor:
-    """A layer of either form over active keys; arguments as `monet.kernels.decode.op` checks them, of one dtype.
+    """A layer of either form over active keys; arguments are checked by `monet.kernels.decode.op` and share one dtype.
 
-    Any other activation than a fused one is applied by torch to all hidden units, those of inactive keys too, which
-    are whatever was in memory and are not read.
+    If no kernel fuses the activation, torch applies it to all hidden units. Those of inactive keys are uninitialised
+    memory and are never read.
     """
     act = number_of(activation)
     units, biases_of_units = list(first[::2]), list(first[1::2])
@@ -107,7 +107,7 @@ def _hidden_results(x: Tensor, g1: Tensor, weights: Sequence[Tensor]) -> tuple[T
 def gathered_hidden(
     x: Tensor, g1: Tensor, g2: Tensor, weights: list[Tensor], biases: list[Tensor], act: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden units of each token's active keys, float32, and lists of these keys: see `hidden_kernel`."""
+    """Hidden units of each token's active keys, float32, and lists of these keys; see `hidden_kernel`."""
     hidden, keys, count = _hidden_results(x, g1, weights)
     (T, D), (sides, _, E, M) = x.shape, hidden.shape
     if T:
@@ -139,7 +139,7 @@ def gathered_output(
     projections: list[Tensor],
     biases: list[Tensor],
 ) -> Tensor:
-    """The layer's output from the results of `gathered_hidden`: see `mix_kernel` and `output_kernel`."""
+    """The layer's output, computed from the results of `gathered_hidden`; see `mix_kernel` and `output_kernel`."""
     out = _output(g1, projections, biases)
     (sides, T, E, M), H, W = hidden.shape, g1.shape[1], biases[0].shape[1]
     if not T:
@@ -178,7 +178,7 @@ def _output(g1: Tensor, projections: Sequence[Tensor], biases: Sequence[Tensor])
 
 
 def _strides(projection_PW: Tensor) -> tuple[int, int] | None:
-    """Strides of an output weight whose rows or columns are whole; None if neither are."""
+    """Strides of an output weight whose rows or columns are contiguous; None if neither are."""
     if projection_PW.is_contiguous() or projection_PW.t().is_contiguous():
         return projection_PW.stride(0), projection_PW.stride(1)
     return None
@@ -202,7 +202,7 @@ def _aot_cases() -> list[AotCase]:
         constants, num_warps = dict(constants), constants["num_warps"]
         del constants["num_warps"]
         if one_token:
-            # a runtime argument of 1 is made a constant
+            # Triton makes a runtime argument of 1 a constant
             del signature["T"]
             constants["T"] = 1
         cases.append(AotCase(name, kernel, signature, constants, num_warps, divisible_by_16=tuple(pointers)))

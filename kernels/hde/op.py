@@ -28,18 +28,18 @@ def horizontal_experts(
 
     Args:
         p_TEM: pre-activations U_i x + u_i of T tokens (a whole batch, flattened); floating.
-        g1_THE, g2_THE: routing probabilities, each head's row sums to one; floating.
+        g1_THE, g2_THE: routing probabilities, whose rows sum to one for each head; floating.
         v_DP: output weight as stored by nn.Linear, P = E*M with the expert as the slow index.
-        b_ED: output bias of each second key.
+        b_ED: output bias for each second key.
         activation: elementwise function of the pre-activations.
-        keep: mask or None for all experts; kept weights are not renormalised. Under a mask the Triton kernels give
-            inactive keys no gradient: the routing would multiply it by their probability, zero.
-        shared: what the layers of the routing group share about g1 and g2; saves work and memory on a GPU.
+        keep: mask, or None to keep all experts; kept weights are not renormalised. Under a mask the Triton kernels give
+            inactive keys no gradient: the routing would multiply it by their probability, which is zero.
+        shared: what the layers of the routing group know in common about g1 and g2; saves work and memory on a GPU.
     Returns:
-        out_TD in the dtype of `p_TEM`. Only the arguments are kept for backward, or in place
-        of gates the logits they were made of.
+        out_TD in the dtype of `p_TEM`. Backward keeps only the arguments, or the logits of the gates instead of the
+        gates.
     Raises:
-        ValueError: a shape, dtype or device does not fit; the message gives both sides.
+        ValueError: a shape, dtype or device does not match; the message names both.
     Source: arXiv 2412.04139, eq. 10-12.
     """
     _check(p_TEM, g1_THE, g2_THE, keep)
@@ -61,7 +61,7 @@ def horizontal_mixing(
     keep: Keep | None = None,
     shared: SharedGates | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What `horizontal_experts` multiplies by its output weights, for weights that only a module knows to apply.
+    """The arrays that `horizontal_experts` multiplies by its output weights, for weights that only a module can apply.
 
     out = v(y_TEM flattened to (T, P)) + c_TE @ b_ED. Differentiable; autograd keeps the results.
 
@@ -70,7 +70,7 @@ def horizontal_mixing(
     Returns:
         y_TEM and c_TE of `monet.kernels.hde.reference.mix`, in the dtype of `p_TEM`.
     Raises:
-        ValueError: a shape, dtype or device does not fit.
+        ValueError: a shape, dtype or device does not match.
     """
     _check(p_TEM, g1_THE, g2_THE, keep)
     with without_autocast(p_TEM.device):

@@ -22,7 +22,7 @@ def mix(a_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None = None)
         g1_THE, g2_THE: routing probabilities in the dtype of `a_TEM`.
         keep: mask, or None; kept weights are not renormalised.
     Returns:
-        y_TEM (index j) and c_TE, the weight of each second key's output bias.
+        y_TEM (index j) and c_TE, the weight for each second key's output bias.
     """
     if keep is None:
         return torch.bmm(g2_THE.transpose(1, 2), torch.bmm(g1_THE, a_TEM)), g2_THE.sum(1)
@@ -37,7 +37,7 @@ def mix(a_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, keep: Keep | None = None)
 def mix_backward(
     a_TEM: Tensor, g1_THE: Tensor, g2_THE: Tensor, dy_TEM: Tensor, dc_TE: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a_TEM, g1_THE and g2_THE for upstream gradients of what `mix` returns without a mask."""
+    """Gradients of a_TEM, g1_THE and g2_THE, given the gradients of the results of `mix` without a mask."""
     s_THM, ds_THM = torch.bmm(g1_THE, a_TEM), torch.bmm(g2_THE, dy_TEM)
     dg1_THE = torch.bmm(ds_THM, a_TEM.transpose(1, 2))
     dg2_THE = torch.baddbmm(dc_TE[:, None], s_THM, dy_TEM.transpose(1, 2))

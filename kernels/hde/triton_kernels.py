@@ -1,12 +1,12 @@
-"""Horizontal mixing on a GPU: one program a token, all heads together.
+"""Horizontal mixing on a GPU: one program per token, all heads together.
 
-A token's two sides meet only in s_HM = sum_i g1[h, i] a[i], so a program goes over the first keys once, then over the
-second keys once; nothing but the results is written. Products take the dtype of the pre-activations and accumulate in
-float32. With E keys, M hidden units, H heads and b bytes a number a program moves b * (2 E M + 2 H E + E) bytes forward
-and about twice that backward.
+A token's two sides meet only in s_HM = sum_i g1[h, i] a[i]. A program therefore passes over the first keys once, then
+over the second keys once, and writes only the results. Products use the dtype of the pre-activations and accumulate in
+float32. With E keys, M hidden units, H heads and b bytes a number, a program moves b * (2 E M + 2 H E + E) bytes
+forward and about twice that backward.
 
-Masked forms visit only pairs of active keys, listed by `monet.kernels.active_keys`. Beside them the unmasked kernels
-run with EXEMPT, for the tokens that no mask is for, which so get the very bits that they get without masks.
+Masked forms visit only pairs of active keys, listed by `monet.kernels.active_keys`. With them the unmasked kernels run
+with EXEMPT for the unmasked tokens, whose results are therefore bitwise identical to an unmasked run.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ def masked_mix_kernel(
     BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
     ACT: tl.constexpr, DOT: tl.constexpr, PER_TOKEN: tl.constexpr,
 ):  # fmt: skip
-    """Reads the rows of active keys and their keep-weights; writes y_TEM and c_TE at active second keys.
+    """Reads the rows of active keys and their keep-weights; writes y_TEM and c_TE for active second keys.
 
-    keep_SEE holds the masks, mask_T which of them a token uses; a token without one (negative) is left out, for the
-    unmasked kernel. The rest of y and c must be zero.
+    keep_SEE holds the masks, mask_T the mask number of each token. A token without a mask (negative number) is skipped;
+    the unmasked kernel computes it. The rest of y and c must be zero.
     """
     t = tl.program_id(0).to(tl.int64)
     h, m, u = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_U)
@@ -149,9 +149,9 @@ def masked_mix_backward_kernel(
     BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
     ACT: tl.constexpr, DOT: tl.constexpr, PER_TOKEN: tl.constexpr,
 ):  # fmt: skip
-    """Writes dp, dg1 and dg2 at active keys; the rest of them must be zero.
+    """Writes dp, dg1 and dg2 for active keys; all other entries must be zero.
 
-    Inactive keys get no gradient here: the routing multiplies it by their probability, which is zero.
+    Inactive keys get no gradient here: the routing would multiply it by their probability, which is zero.
     """
     t = tl.program_id(0).to(tl.int64)
     h, m, u = tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_U)

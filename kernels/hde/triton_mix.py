@@ -1,4 +1,4 @@
-"""Horizontal mixing by Triton."""
+"""Horizontal mixing in Triton."""
 
 from __future__ import annotations
 

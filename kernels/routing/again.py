@@ -1,7 +1,7 @@
-"""Gates made again in backward from the logits they came from, where those are saved anyway.
+"""Recomputes gates in backward from their logits, if the logits are saved anyway.
 
-With losses the routing keeps its logits for backward, and each layer that mixes would keep the gates beside them: one
-of the two is enough. The gates are made again once for all layers of a group.
+With losses the routing keeps its logits for backward, and each layer that mixes would also keep the gates. One of the
+two is enough. The gates are recomputed once for all layers of a group.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from monet.kernels.shared import Facts, GateFacts
 
 
 class Kept(NamedTuple):
-    """How one tensor of gates was saved: as it is, or, with a shape, as its logits and threshold."""
+    """How one tensor of gates was saved: directly, or, with a shape, as its logits and threshold."""
 
     shape: torch.Size | None
     dtype: torch.dtype
@@ -25,7 +25,7 @@ class Kept(NamedTuple):
 
 
 def keep(gates: Sequence[Tensor], facts: Facts) -> tuple[list[Tensor], list[Kept]]:
-    """What to save for backward in place of gates, and how to `restore` them."""
+    """Choose what to save for backward in place of gates, and how to `restore` them."""
     tensors, plan = [], []
     for g_THE, known in zip(gates, facts, strict=True):
         origin = None if known is None else known.origin()
@@ -37,7 +37,7 @@ def keep(gates: Sequence[Tensor], facts: Facts) -> tuple[list[Tensor], list[Kept
 
 
 def restore(tensors: Sequence[Tensor], plan: Sequence[Kept]) -> list[Tensor]:
-    """The gates, from what `keep` said to save."""
+    """The gates, from the tensors that `keep` chose to save."""
     remaining, gates = list(tensors), []
     for kept in plan:
         first = remaining.pop(0)
@@ -52,7 +52,7 @@ def facts_in(plan: Sequence[Kept]) -> Facts:
 
 
 def done(plan: Sequence[Kept]) -> None:
-    """Say that one node has used restored gates, so that the last one of the group frees what all of them share."""
+    """Record that one node has used restored gates, so that the last node of the group frees the shared tensors."""
     for kept in plan:
         if kept.facts is not None:
             kept.facts.read()

@@ -1,4 +1,4 @@
-"""Routing for use: the reference's results in place, chunk by chunk, saving nothing but the probabilities."""
+"""Routing for production use: computes the reference's results in place and in chunks; saves only probabilities."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from monet.kernels.dispatch import backend, enter_torch, resolve
 from monet.kernels.routing import reference
 from monet.kernels.shared import GateFacts
 
-# A chunk of logits stays in the last-level cache while it is compared, masked and normalised.
+# A chunk of logits stays in the last-level cache during comparison, masking and normalisation.
 _CHUNK_ELEMENTS = 1 << 19
-# While a row's maximum is so near its bound, subtracting the bound loses less than a rounding of the result, and the
-# comparison becomes torch's threshold, which is several times faster than filling by a boolean mask.
+# If a row's maximum is this close to its bound, subtracting the bound loses less than one rounding of the result. The
+# comparison then becomes torch's threshold, which is several times faster than filling by a boolean mask.
 _SAFE_SPAN = 16.0
-# For fewer tokens finding that out costs more than it saves.
+# For fewer tokens this check costs more than it saves.
 _WORTH_CHECKING_TOKENS = 8
 
 
 def thresholded_softmax(
     z_TP: Tensor, threshold_H: Tensor, *, overwrite: bool = False, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Softmax over the keys whose logit reaches min(row maximum, threshold of the head).
+    """Softmax over the keys whose logit reaches min(row maximum, the head's threshold).
 
     Args:
         z_TP: logits of T tokens (a whole batch, flattened), P = H*E with the head as the slow index; any floating
             dtype.
         threshold_H: threshold on raw logits per head, see `monet.kernels.routing.reference.raw_threshold`.
-        overwrite: the caller gives `z_TP` up; float32 logits may then be turned into the result in place.
-        dtype: of the result; None for float32 (float64 for float64 logits). The softmax is taken in float32 in any
-            case: in bfloat16 a head's entries sum to 1 within 0.4 %.
+        overwrite: the caller no longer needs `z_TP`; float32 logits may be turned into the result in place.
+        dtype: data type of the result; None for float32 (float64 for float64 logits). The softmax itself always uses
+            float32: in bfloat16 a head's entries sum to 1 within 0.4 %.
     Returns:
         g_TP: exactly 0 at inactive keys, each head's E entries sum to 1.
-        Gradients flow through the active logits alone, never through the threshold.
+        Gradients flow only through the active logits, never through the threshold.
     Raises:
-        ValueError: P is no multiple of the number of heads, or a dtype is not floating.
+        ValueError: P is not a multiple of the number of heads, or a dtype is not floating.
     Source: arXiv 2412.04139, section 3; released router.
     """
     _check_logits(z_TP, threshold_H, dtype)
@@ -57,11 +57,11 @@ def route_with_losses(
     overwrite: bool = False,
     dtype: torch.dtype | None = None,
 ) -> reference.RoutingSums:
-    """Thresholded softmax together with the means over tokens that losses and metrics are made of.
+    """Thresholded softmax, with the means over tokens from which losses and metrics are computed.
 
     Args:
         z_TP, threshold_H, overwrite, dtype: see `thresholded_softmax`.
-        weight_T: float32, the share of each token in the means; a token of weight 0 is not counted as fired either.
+        weight_T: float32, the share of each token in the means; a token of weight 0 does not count as fired either.
             None: every token counts 1/T.
         width_H: width of the smooth step on raw logits per head; for "firing" only.
         spread: also return the mean over tokens of the softmax of all keys ("softmax") or of the smooth step
@@ -70,8 +70,8 @@ def route_with_losses(
         RoutingSums. Gradients flow from g_TP, mean_HE, mean_max_H and share_HE to the logits, never to the threshold,
         weights or width. Means are float32 (float64 for float64 logits).
     Raises:
-        ValueError: as `thresholded_softmax`; `weight_T` or `width_H` has a wrong shape, or "firing" comes without
-            widths.
+        ValueError: see `thresholded_softmax`; also if `weight_T` or `width_H` has a wrong shape, or if "firing" comes
+            without widths.
     Source: arXiv 2412.04139, eq. 16 and 17.
     """
     _check_logits(z_TP, threshold_H, dtype)
@@ -83,25 +83,25 @@ def route_with_losses(
         check_same_device("z_TP", z_TP, weight_T=weight_T)
     if spread == "firing":
         if width_H is None:
-            raise ValueError("spread='firing' needs width_H, the width of the step per head")
+            raise ValueError("spread='firing' needs width_H, the width of the step for each head")
         check_shape("width_H", width_H, tuple(threshold_H.shape))
     return resolve("route_with_losses", z_TP)(z_TP, threshold_H, weight_T, width_H, spread, overwrite, dtype)
 
 
 def rounds_in_kernel(z_TP: Tensor) -> bool:
-    """Whether a result in half precision is rounded, and differentiated, otherwise than a float32 one cast to it."""
+    """Whether rounding a half-precision result, and its gradient, differ from those of a float32 result cast to it."""
     return z_TP.dtype.itemsize < 4 and backend("thresholded_softmax", z_TP) == "triton"
 
 
 def facts_about_gates(z_TP: Tensor, threshold_H: Tensor, with_losses: bool) -> GateFacts | None:
-    """What the layers of a group can share about the gates of one axis.
+    """Facts about the gates of one axis that the layers of a group can share.
 
     Args:
-        z_TP, threshold_H: what the gates were made of.
-        with_losses: they were made by `route_with_losses`.
+        z_TP, threshold_H: the logits and thresholds that the gates were computed from.
+        with_losses: whether `route_with_losses` computed the gates.
     Returns:
-        None if the gates were made in plain torch, which shares nothing: it makes no lists of active keys, and may have
-        made the gates in place of the logits.
+        None if plain torch computed the gates. Plain torch shares nothing: it makes no lists of active keys, and may
+        have overwritten the logits with the gates.
     """
     if torch.compiler.is_compiling() or backend("route_with_losses", z_TP) != "triton":
         return None
@@ -115,18 +115,18 @@ def batch_statistics(z_BTHE: Tensor, token_mask_BT: Tensor | None = None) -> ref
 
     Args:
         z_BTHE: router logits, any floating dtype; no gradient flows through.
-        token_mask_BT: bool, True at tokens that count; None counts all.
+        token_mask_BT: bool, True at tokens that count; if None, all tokens count.
     Returns:
         BatchStatistics in float64; mean and m2 are zero when no token counts.
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape or dtype does not match.
     """
     check_float("z_BTHE", z_BTHE)
     check_shape("z_BTHE", z_BTHE, (None, None, None, None))
     if token_mask_BT is not None:
         check_shape("token_mask_BT", token_mask_BT, tuple(z_BTHE.shape[:2]))
         if token_mask_BT.dtype != torch.bool:
-            raise ValueError(f"token_mask_BT has dtype {token_mask_BT.dtype}; wanted torch.bool")
+            raise ValueError(f"token_mask_BT has dtype {token_mask_BT.dtype}; cast it to torch.bool")
     return resolve("batch_statistics", z_BTHE)(z_BTHE, token_mask_BT)
 
 
@@ -135,11 +135,11 @@ def _check_logits(z_TP: Tensor, threshold_H: Tensor, dtype: torch.dtype | None) 
     check_shape("z_TP", z_TP, (None, None))
     if threshold_H.dim() != 1 or threshold_H.numel() == 0 or z_TP.shape[1] % threshold_H.numel():
         raise ValueError(
-            f"threshold_H has shape {tuple(threshold_H.shape)}; wanted (H,) with H dividing the {z_TP.shape[1]} logits"
+            f"threshold_H has shape {tuple(threshold_H.shape)}; expected (H,); H must divide {z_TP.shape[1]} logits"
         )
     check_same_device("z_TP", z_TP, threshold_H=threshold_H)
     if dtype is not None and dtype not in FLOATS:
-        raise ValueError(f"dtype={dtype}; wanted one of {', '.join(map(str, FLOATS))}")
+        raise ValueError(f"dtype={dtype}; use one of {', '.join(map(str, FLOATS))}")
 
 
 def _thresholded_softmax(
@@ -169,7 +169,7 @@ def _route_with_losses(
     overwrite: bool,
     dtype: torch.dtype | None = None,
 ) -> reference.RoutingSums:
-    # With a share the logits are wanted in backward.
+    # With a share, backward needs the logits.
     softmax = functools.partial(_at_least_float32, overwrite=overwrite and spread == "routing")
     sums = reference.route_with_losses(z_TP, threshold_H, weight_T, width_H, spread, softmax)
     return sums if dtype is None else sums._replace(g_TP=sums.g_TP.to(dtype))
@@ -188,7 +188,7 @@ def _softmax_in_place(z_TP: Tensor, threshold_H: Tensor) -> Tensor:
         max_tH1 = z_tHE.amax(-1, keepdim=True)
         bound_tH1 = torch.minimum(max_tH1, threshold_H1)
         if z_TP.device.type == "cpu" and T >= _WORTH_CHECKING_TOKENS and bool((max_tH1 - bound_tH1).max() < _SAFE_SPAN):
-            # A difference is never rounded to zero, so "not below the bound" is "greater than minus the tiniest".
+            # A difference never rounds to zero, so "not below the bound" means "greater than minus the tiniest".
             z_tHE.sub_(bound_tH1)
             torch.threshold_(z_tHE, -torch.finfo(z_TP.dtype).tiny, -math.inf)
         else:

@@ -1,7 +1,7 @@
 """Plain torch routing: thresholded softmax and batch statistics (arXiv 2412.04139, section 3; BatchNorm as released).
 
-A key is active where its normalised logit reaches min(row maximum, quantile). The normalised logit is monotone in the
-logit, so the test is made on raw logits against one scalar a head and no normalised copy exists.
+A key is active if its normalised logit reaches min(row maximum, quantile). The normalised logit is monotone in the
+logit, so the test compares raw logits with one scalar per head, and no normalised copy exists.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# Rows whose moments are taken at a time on the CPU: their deviations stay in the cache.
+# Number of rows whose moments the CPU computes at a time, so that their deviations stay in the cache.
 _CHUNK_ELEMENTS = 1 << 19
 
 
-# What the uniformity loss spreads over the keys of a head.
+# The quantity that the uniformity loss spreads over the keys of a head.
 Spread = Literal["routing", "softmax", "firing"]
 
 
 class BatchStatistics(NamedTuple):
-    """Moments of logits per head, in the form that merges: two sets combine exactly by `merge_statistics`."""
+    """Moments of logits per head in a mergeable form: `merge_statistics` combines two sets exactly."""
 
     count: Tensor  # () number of logits
     mean_H: Tensor  # (H,)
@@ -31,7 +31,7 @@ class BatchStatistics(NamedTuple):
 
 
 class RoutingSums(NamedTuple):
-    """Routing probabilities, and the means over tokens that losses and metrics are made of.
+    """Routing probabilities, with the means over tokens from which losses and metrics are computed.
 
     g_TP: probabilities, P = H*E.
     mean_HE: mean probability of each key.
@@ -52,7 +52,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def normal_quantile(topk: int, num_keys: int) -> float:
-    """Standard normal quantile that about `topk` of `num_keys` normal logits exceed; -inf where all are kept."""
+    """Standard normal quantile that about `topk` of `num_keys` normal logits exceed; -inf if all keys are kept."""
     return -math.inf if topk >= num_keys else NormalDist().inv_cdf(1 - topk / num_keys)
 
 
@@ -66,7 +66,7 @@ def batch_statistics(z_BTHE: Tensor, token_mask_BT: Tensor | None = None) -> Bat
 
     Args:
         z_BTHE: router logits, any floating dtype.
-        token_mask_BT: bool, True at tokens that count; None counts all.
+        token_mask_BT: bool, True at tokens that count; if None, all tokens count.
     Returns:
         BatchStatistics in float64; mean and m2 are zero when no token counts.
     """
@@ -81,17 +81,17 @@ def batch_statistics(z_BTHE: Tensor, token_mask_BT: Tensor | None = None) -> Bat
 
 
 def _row_moments(z_NHE: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each row, float64; deviations from the row's own mean, so nothing cancels."""
+    """Mean and variance of each row, float64. Deviations are taken from the row's mean, which avoids cancellation."""
     if z_NHE.is_cuda:
         row_var_NH, row_mean_NH = torch.var_mean(_at_least_float32(z_NHE), -1, correction=0)
         return row_mean_NH.double(), row_var_NH.double()
-    # torch's var_mean over a last dimension is not vectorised on the CPU: passes in the cache are 10 times as fast.
+    # On the CPU torch does not vectorise var_mean over the last dimension; passes in the cache are 10 times faster.
     moments = [z_NHE.new_empty(2, 0, z_NHE.shape[1]).double()]
     for z_nHE in z_NHE.split(max(1, _CHUNK_ELEMENTS // (z_NHE.shape[1] * z_NHE.shape[2]))):
         z_nHE = _at_least_float32(z_nHE)
         mean_nH1 = z_nHE.mean(-1, keepdim=True)
         deviation_nHE = z_nHE - mean_nH1
-        shift_nH = deviation_nHE.mean(-1).double()  # what rounding took from a mean far from zero
+        shift_nH = deviation_nHE.mean(-1).double()  # the rounding error of a mean far from zero
         square_nH = deviation_nHE.square_().mean(-1).double()
         moments.append(torch.stack([mean_nH1[..., 0].double() + shift_nH, square_nH - shift_nH.square()]))
     mean_NH, var_NH = torch.cat(moments, 1)
@@ -109,7 +109,7 @@ def merge_statistics(first: BatchStatistics, second: BatchStatistics) -> BatchSt
 
 
 def thresholded_softmax(z_BTHE: Tensor, threshold_H: Tensor) -> Tensor:
-    """Softmax over the keys whose logit reaches the threshold; the row maximum always does.
+    """Softmax over the keys whose logit reaches the threshold; the row maximum is always included.
 
     Args:
         z_BTHE: router logits, any floating dtype.
@@ -130,11 +130,11 @@ def route_with_losses(
     spread: Spread = "routing",
     softmax: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> RoutingSums:
-    """Thresholded softmax and its means over tokens, see `monet.kernels.routing.op.route_with_losses`.
+    """Thresholded softmax and its means over tokens; see `monet.kernels.routing.op.route_with_losses`.
 
     Args:
-        softmax: makes g_TP of z_TP and threshold_H; None takes `thresholded_softmax`. It may overwrite the logits if
-            `spread` is "routing".
+        softmax: computes g_TP from z_TP and threshold_H; None uses `thresholded_softmax`. It may overwrite the logits
+            if `spread` is "routing".
     """
     T, H = z_TP.shape[0], threshold_H.numel()
     every_1T = torch.full((1, T), 1 / max(T, 1), device=z_TP.device) if weight_T is None else weight_T[None]
@@ -158,7 +158,7 @@ def route_with_losses(
 
 
 def _smooth_step(z_THE: Tensor, threshold_H: Tensor, width_H: Tensor | None) -> Tensor:
-    """Near 1 above the threshold and 0 below: unlike the routing, every key has a gradient of it."""
+    """Near 1 above the threshold and 0 below; unlike the routing, it gives every key a gradient."""
     assert width_H is not None, "the op refuses a step without a width"
     threshold_H1, width_H1 = (per_head.to(z_THE.dtype)[:, None] for per_head in (threshold_H, width_H))
     return torch.sigmoid((z_THE - threshold_H1) / width_H1)

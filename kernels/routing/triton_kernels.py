@@ -1,8 +1,8 @@
-"""Triton kernels of the routing: moments of the logits, the thresholded softmax and sums over tokens, and backward.
+"""Triton kernels of the routing: moments of the logits, thresholded softmax with sums over tokens, and its backward.
 
-A program takes one head of `tokens` successive tokens, a tile of BLOCK_T tokens by all E keys at a time. Arithmetic is
-float32 whatever the arrays hold. Sums over tokens stay in registers and are written once a program, so that they are
-added up in one fixed order: no atomics, the same bits every time.
+A program takes one head of `tokens` successive tokens, one tile of BLOCK_T tokens by all E keys at a time. Arithmetic
+is float32 for every data type of the arrays. Each program keeps sums over tokens in registers and writes them once.
+They are added up in one fixed order, without atomics, so results are bitwise reproducible.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# What `share` is: nothing, the softmax of all keys, or a smooth step at the threshold.
+# The kind of `share`: none, the softmax of all keys, or a smooth step at the threshold.
 NO_SHARE, SOFTMAX_SHARE, FIRING_SHARE = range(3)
 
 
 @triton.jit
 def _load(ptr, t, stride, e, E: tl.constexpr, BLOCK_E: tl.constexpr, FILL: tl.constexpr):
-    """Rows `t` of one head in float32, FILL beyond its E keys."""
+    """Rows `t` of one head in float32, with FILL beyond the E keys."""
     at = t[:, None].to(tl.int64) * stride + e[None, :]
     if BLOCK_E == E:
         return tl.load(ptr + at).to(tl.float32)
@@ -27,7 +27,7 @@ def _load(ptr, t, stride, e, E: tl.constexpr, BLOCK_E: tl.constexpr, FILL: tl.co
 def _thresholded(z, threshold):
     """Softmax over the keys not below min(row maximum, threshold), and each row's largest entry."""
     z_max = tl.max(z, 1)
-    # Two comparisons and not one with the minimum: a NaN fails both and so stays in the row.
+    # Two comparisons instead of one with the minimum: a NaN fails both and so stays in the row.
     below = (z < z_max[:, None]) & (z < threshold)
     power = tl.where(below, 0.0, tl.exp(z - z_max[:, None]))
     g_max = 1.0 / tl.sum(power, 1)
@@ -42,20 +42,20 @@ def _softmax(z):
 
 @triton.jit
 def _step(z, threshold, slope):
-    """Smooth step at the threshold, `slope` being one over its width."""
+    """Smooth step at the threshold; `slope` is one over its width."""
     return 1.0 / (1.0 + tl.exp((threshold - z) * slope))
 
 
 @triton.jit
 def _step_derivative(z, threshold, slope):
-    """Derivative of `_step`, the same on both sides; as step * (1 - step) it would cancel far above the threshold."""
+    """Derivative of `_step`, equal on both sides; step * (1 - step) would cancel far above the threshold."""
     power = tl.exp(-tl.abs((threshold - z) * slope))
     return slope * power / ((1.0 + power) * (1.0 + power))
 
 
 @triton.jit
 def _weights(weight_ptr, t, last, num_tokens, WEIGHTED: tl.constexpr):
-    """What each token counts in the means; nothing from token `last` on."""
+    """The weight of each token in the means; zero from token `last` on."""
     if WEIGHTED:
         return tl.load(weight_ptr + t, mask=t < last, other=0.0).to(tl.float32)
     return tl.where(t < last, 1.0 / num_tokens, 0.0)
@@ -66,11 +66,11 @@ def moments(
     z_ptr, mask_ptr, partial_ptr, num_tokens, z_stride, num_heads, tokens, num_slots,
     E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_T: tl.constexpr, MASKED: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Rows, mean and squared deviations of the logits of each tile row's tokens.
+    """Number of logits, mean and squared deviations for the tokens of each tile row.
 
-    Reads the logits once; writes float64 partial[head, 0..2, slot], one slot a program and tile row.
-    Deviations are taken from the row's own mean, and means are added up as distances from the first one counted, so a
-    mean far from zero cancels nothing.
+    Reads the logits once; writes float64 partial[head, 0..2, slot], one slot for each program and tile row. Deviations
+    are taken from the row's own mean, and means are accumulated as distances from the first counted mean. A mean far
+    from zero therefore causes no cancellation.
     """
     pid = tl.program_id(0)
     head, part = pid % num_heads, pid // num_heads
@@ -93,7 +93,7 @@ def moments(
         deviation = z - mean[:, None]
         if BLOCK_E != E:
             deviation = tl.where(e[None, :] < E, deviation, 0.0)
-        rounded = tl.sum(deviation, 1) / E  # what rounding took from the mean
+        rounded = tl.sum(deviation, 1) / E  # the rounding error of the mean
         square = tl.sum(deviation * deviation, 1) - E * rounded * rounded
         pivot = tl.where(rows == 0.0, mean, pivot)
         distance = tl.where(counted, (mean - pivot) + rounded, 0.0)
@@ -144,10 +144,10 @@ def forward(
     E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_T: tl.constexpr,
     SUMS: tl.constexpr, WEIGHTED: tl.constexpr, SHARE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Logits -> probabilities, and with SUMS this program's part of the sums over tokens.
+    """Logits -> probabilities, and with SUMS also this program's part of the sums over tokens.
 
-    Reads the logits once, writes g_TP once. A program's row of `sums` holds, one after the other: weighted g (H, E),
-    number of tokens at which each key fired (H, E), weighted share (H, E) if there is one, weighted row maximum (H,).
+    Reads the logits once, writes g_TP once. A program's row of `sums` holds, in this order: weighted g (H, E); the
+    number of tokens at which each key fired (H, E); weighted share (H, E), if any; weighted row maximum (H,).
     """
     pid = tl.program_id(0)
     head, part = pid % num_heads, pid // num_heads
@@ -199,11 +199,11 @@ def backward(
     E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_T: tl.constexpr,
     SUMS: tl.constexpr, WEIGHTED: tl.constexpr, SHARE: tl.constexpr, FROM_LOGITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the logits: that of the probabilities, and with SUMS those of the sums, in one pass.
+    """Gradient of the logits, from the gradients of the probabilities and, with SUMS, of the sums, in one pass.
 
-    `saved` holds the probabilities, or with FROM_LOGITS the logits, from which the probabilities are made again, in
-    float32 whatever they were stored in; a SHARE takes the logits. Reads it and dg once, writes dz once; `dsums` is one
-    row of the forward's `sums`.
+    `saved` holds the probabilities or, with FROM_LOGITS, the logits; the kernel then recomputes the probabilities in
+    float32, regardless of their stored dtype. A SHARE needs the logits. Reads `saved` and dg once, writes dz once;
+    `dsums` is one row of the forward's `sums`.
     """
     pid = tl.program_id(0)
     head, part = pid % num_heads, pid // num_heads
@@ -233,7 +233,7 @@ def backward(
             g = _load(saved_ptr, row, saved_stride, e, E, BLOCK_E, 0.0)
         if SUMS:
             weight = _weights(weight_ptr, t, last, num_tokens, WEIGHTED)[:, None]
-            is_max = (g == tl.max(g, 1)[:, None]).to(tl.float32)  # keys that tie share the maximum's gradient
+            is_max = (g == tl.max(g, 1)[:, None]).to(tl.float32)  # tied keys share the maximum's gradient
             dg += weight * (dmean + (dlargest / tl.sum(is_max, 1))[:, None] * is_max)
         dz = g * (dg - tl.sum(g * dg, 1)[:, None])
         if SHARE == 1:

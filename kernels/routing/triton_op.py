@@ -1,6 +1,6 @@
-"""The routing ops in Triton, as custom operators that torch.compile can look past.
+"""The routing ops in Triton, as custom operators for torch.compile.
 
-Source of the formulas: arXiv 2412.04139, section 3; the oracle is `monet.kernels.routing.reference`.
+The formulas are in arXiv 2412.04139, section 3. The tests compare with `monet.kernels.routing.reference`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from monet.kernels.routing import triton_kernels as kernels
 from monet.kernels.routing.reference import BatchStatistics, RoutingSums, Spread
 
 # Launch parameters of each kernel. benchmarks/gpu_suite.py --sweep tries others.
-#   entries_per_warp: of a tile; 16 a thread leave registers for the sums over tokens.
-#   programs: wanted at least.
-#   max_tokens: of a program that adds up over them and writes a row for all; max_tokens_apart: of one that does not.
-#   num_stages: tiles on their way from memory at a time.
+#   entries_per_warp: entries of a tile for each warp; 16 a thread leave registers for the sums over tokens.
+#   programs: the smallest number of programs to aim for.
+#   max_tokens: most tokens of a program that sums over them and writes one row for all. max_tokens_apart: the same for
+#       a program that does not sum.
+#   num_stages: number of tiles in flight from memory at a time.
 LAUNCH: dict[str, dict[str, int]] = {
     "moments": {"entries_per_warp": 512, "programs": 2048, "max_tokens": 64, "num_stages": 4},
     "forward": {
@@ -40,7 +41,7 @@ _SHARES: dict[Spread, int] = {
 
 
 class Launch(NamedTuple):
-    """How one kernel is launched for rows of E keys."""
+    """Launch parameters of one kernel for rows of E keys."""
 
     kind: str
     E: int
@@ -55,7 +56,7 @@ class Launch(NamedTuple):
         return cls(kind, E, block_e, block_t, min(_MAX_WARPS, max(1, block_e * block_t // per_warp)))
 
     def tokens(self, T: int, H: int, adds_up: bool) -> int:
-        """Tokens of a program: a power of two and whole tiles, few enough that the programs fill the device."""
+        """Tokens per program: a power of two and whole tiles, few enough that the programs fill the device."""
         parameters = LAUNCH[self.kind]
         wanted = int(triton.next_power_of_2(max(1, T * H // parameters["programs"])))
         return max(self.block_t, min(parameters["max_tokens" if adds_up else "max_tokens_apart"], wanted))
@@ -65,7 +66,7 @@ class Launch(NamedTuple):
         return {"E": self.E, "BLOCK_E": self.block_e, "BLOCK_T": self.block_t, "STAGES": stages}
 
     def options(self) -> dict[str, Any]:
-        """Constants and launch options by keyword."""
+        """Constants and launch options, by keyword."""
         return self.constants() | {"num_warps": self.num_warps}
 
 
@@ -107,7 +108,7 @@ def _num_arrays(share: int) -> int:
 
 
 def _run(kernel: Any, programs: int, *arguments: Tensor | int, **options: Any) -> None:
-    """Start so many programs of a kernel, on the device of its first argument."""
+    """Start this number of programs of a kernel, on the device of its first argument."""
     first = arguments[0]
     on_device = torch.cuda.device(first.device) if isinstance(first, Tensor) and first.is_cuda else nullcontext()
     with on_device:
@@ -115,7 +116,7 @@ def _run(kernel: Any, programs: int, *arguments: Tensor | int, **options: Any) -
 
 
 def _rows(x_TP: Tensor) -> Tensor:
-    """The tensor if each row lies in one piece, else a copy."""
+    """The tensor if each row is contiguous, else a copy."""
     return x_TP if x_TP.stride(1) == 1 or x_TP.shape[1] == 1 else x_TP.contiguous()
 
 
@@ -219,7 +220,7 @@ def _routing_backward(
     if T == 0:
         return dz
     saved, launch = _rows(saved), Launch.of("backward", E)
-    # Gradients of the sums are read once a program.
+    # Each program reads the gradients of the sums once.
     tokens = launch.tokens(T, H, adds_up=dsums is not None)
     _run(
         kernels.backward, int(triton.cdiv(T, tokens)) * H, saved, dg.contiguous(), threshold.contiguous(),
@@ -248,8 +249,8 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     z, threshold, weight, width, ctx.with_sums, ctx.share, dtype = inputs
-    # Whoever mixes keeps the probabilities anyway. A share's gradient needs the logits, from which they follow, and
-    # that of the mean maximum the probabilities as they were before rounding, which may make keys tie.
+    # A layer that mixes keeps the probabilities anyway. The gradient of a share needs the logits, which also give the
+    # probabilities. The gradient of the mean maximum needs the probabilities before rounding, which may make keys tie.
     ctx.from_logits = ctx.share != kernels.NO_SHARE or (ctx.with_sums and dtype.itemsize < 4)
     ctx.save_for_backward(z if ctx.from_logits else output[0], threshold, weight, width)
     ctx.dtype = z.dtype
@@ -267,7 +268,7 @@ _routing.register_autograd(_differentiate, setup_context=_save)
 
 
 def _aot_cases() -> list[AotCase]:
-    """The launches of the 1.4B shape: 8 heads of 512 keys; training's loss is the smooth step at the threshold."""
+    """Launches for the 1.4B shape: 8 heads of 512 keys; the training loss uses the smooth step at the threshold."""
     E = 512
     counts = ("num_tokens", "num_heads", "tokens")
     cases = []
@@ -275,7 +276,7 @@ def _aot_cases() -> list[AotCase]:
     def add(name: str, kind: str, pointers: dict[str, str], stride: str, T: int = 0, **constants: Any) -> None:
         kernel, launch = getattr(kernels, kind), Launch.of(kind, E)
         arguments = (*counts, stride, *(("num_slots",) if kind == "moments" else ()))
-        # An argument that is 1 is a constant to Triton.
+        # Triton treats an argument that is 1 as a constant.
         fixed = {"num_tokens": 1, "tokens": 1} if T == 1 else {}
         signature = {f"{pointer}_ptr": f"*{dtype}" for pointer, dtype in pointers.items()}
         signature |= {argument: "i32" for argument in arguments if argument not in fixed}

@@ -27,24 +27,24 @@ def vertical_experts(
 ) -> Tensor:
     """Output of all experts (i, j), weighted by w[i, j] = keep[i, j] sum_h g1[h, i] g2[h, j].
 
-    left  = sum_i V11_i a1[i] r[i] + sum_i V12_i (sum_j w[i, j] a2[j]) + sum_i b1_i r[i],  r[i] = sum_j w[i, j]
-    right = sum_j V21_j (sum_i w[i, j] a1[i]) + sum_j V22_j a2[j] c[j] + sum_j b2_j c[j],  c[j] = sum_i w[i, j]
+    left  = sum_i V11_i a1[i] r[i] + sum_i V12_i (sum_j w[i, j] a2[j]) + sum_i b1_i r[i],  r[i] = sum_j w[i, j].
+    right = sum_j V21_j (sum_i w[i, j] a1[i]) + sum_j V22_j a2[j] c[j] + sum_j b2_j c[j],  c[j] = sum_i w[i, j].
 
     Args:
         p1_TEM, p2_TEM: pre-activations of the hidden halves (indices i and j) of T tokens (a whole batch, flattened);
-            here M is half an expert's width; floating.
-        g1_THE, g2_THE: routing probabilities, each head's row sums to one; floating.
+            here M is half of an expert's width; floating.
+        g1_THE, g2_THE: routing probabilities, whose rows sum to one for each head; floating.
         projections: v11, v12, v21, v22 as stored by nn.Linear, (D/2, E*M) with the expert as the slow index.
-        biases: b1, b2, (E, D/2), of the left half (index i) and the right half (index j).
+        biases: b1, b2, (E, D/2), for the left half (index i) and the right half (index j).
         activation: elementwise function of the pre-activations.
-        keep: mask or None for all experts; kept weights are not renormalised. Under a mask the Triton kernels give
-            inactive keys no gradient: the routing would multiply it by their probability, zero.
-        shared: what the layers of the routing group share about g1 and g2; saves work and memory on a GPU.
+        keep: mask, or None to keep all experts; kept weights are not renormalised. Under a mask the Triton kernels give
+            inactive keys no gradient: the routing would multiply it by their probability, which is zero.
+        shared: what the layers of the routing group know in common about g1 and g2; saves work and memory on a GPU.
     Returns:
-        out_TD, left half then right half, in the dtype of `p1_TEM`. Only the arguments are kept
-        for backward, or in place of gates the logits they were made of.
+        out_TD, left half then right half, in the dtype of `p1_TEM`. Backward keeps only the arguments, or the logits of
+        the gates instead of the gates.
     Raises:
-        ValueError: a shape, dtype or device does not fit; the message gives both sides.
+        ValueError: a shape, dtype or device does not match; the message names both.
     Source: arXiv 2412.04139, eq. 13-29.
     """
     _check(p1_TEM, p2_TEM, g1_THE, g2_THE, keep)
@@ -72,7 +72,7 @@ def vertical_mixing(
     keep: Keep | None = None,
     shared: SharedGates | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `vertical_experts` multiplies by its output weights, for weights that only a module knows to apply.
+    """The arrays that `vertical_experts` multiplies by its output weights, for weights that only a module can apply.
 
     left = v11(y11) + v12(y12) + r @ b1 and right = v21(y21) + v22(y22) + c @ b2, with each y flattened to (T, P).
     Differentiable; autograd keeps the results.
@@ -82,7 +82,7 @@ def vertical_mixing(
     Returns:
         y11_TEM, y12_TEM, y21_TEM, y22_TEM, r_TE and c_TE of `monet.kernels.vde.reference.mix`, in p1_TEM's dtype.
     Raises:
-        ValueError: a shape, dtype or device does not fit.
+        ValueError: a shape, dtype or device does not match.
     """
     _check(p1_TEM, p2_TEM, g1_THE, g2_THE, keep)
     with without_autocast(p1_TEM.device):

@@ -1,4 +1,4 @@
-"""Vertical decomposition in plain torch: expert (i, j) has hidden halves a1_i, a2_j and output halves of i and of j.
+"""Vertical decomposition in plain torch: expert (i, j) has hidden halves a1_i and a2_j and output halves of i and j.
 
 Source: arXiv 2412.04139, eq. 13-29.
 """
@@ -19,12 +19,13 @@ def mix(
     Without a mask r[i] = sum_h g1[h, i] and c[j] = sum_h g2[h, j], since routing rows sum to one.
 
     Args:
-        a1_TEM, a2_TEM: hidden halves after the activation, indices i and j; here M is half an expert's width.
+        a1_TEM, a2_TEM: hidden halves after the activation, indices i and j; here M is half of an expert's width.
         g1_THE, g2_THE: routing probabilities in the dtype of the hidden halves; T tokens of the whole batch.
         keep: mask, or None; kept weights are not renormalised.
     Returns:
-        y11_TEM = a1[i] r[i], y12_TEM = sum_j w[i, j] a2[j], y21_TEM = sum_i w[i, j] a1[i], y22_TEM = a2[j] c[j],
-        r_TE = sum_j w[i, j] and c_TE = sum_i w[i, j], the weights of the two output biases.
+        The mixed halves y11_TEM = a1[i] r[i], y12_TEM = sum_j w[i, j] a2[j], y21_TEM = sum_i w[i, j] a1[i] and
+        y22_TEM = a2[j] c[j].
+        The weights of the two output biases, r_TE = sum_j w[i, j] and c_TE = sum_i w[i, j].
     """
     if keep is None:
         y12_TEM = torch.bmm(g1_THE.transpose(1, 2), torch.bmm(g2_THE, a2_TEM))
@@ -47,7 +48,7 @@ def mix_backward(
     dr_TE: Tensor,
     dc_TE: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of a1_TEM, a2_TEM, g1_THE and g2_THE for upstream gradients of what `mix` returns without a mask."""
+    """Gradients of a1_TEM, a2_TEM, g1_THE and g2_THE, given the gradients of the results of `mix` without a mask."""
     da1_TEM, dg1_THE = _axis_backward(
         a1_TEM, g1_THE, g2_THE, torch.bmm(g2_THE, a2_TEM), d11_TEM, d12_TEM, d21_TEM, dr_TE
     )

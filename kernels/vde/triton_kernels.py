@@ -1,8 +1,8 @@
-"""Vertical mixing on a GPU: one program a token, all heads together.
+"""Vertical mixing on a GPU: one program per token, all heads together.
 
 Each half stays (times its key's summed probability) and is sent to the other axis through s1_HM = sum_i g1[h, i] a1[i]
-and s2_HM = sum_j g2[h, j] a2[j]. A program goes over the keys twice: once for the sums, once for the results. With M
-hidden units a half it moves b * (6 E M + 2 H E + 2 E) bytes forward. Products take the dtype of the pre-activations and
+and s2_HM = sum_j g2[h, j] a2[j]. A program passes over the keys twice: once for the sums, once for the results. With M
+hidden units a half it moves b * (6 E M + 2 H E + 2 E) bytes forward. Products use the dtype of the pre-activations and
 accumulate in float32. Masked forms visit only pairs of active keys.
 """
 

@@ -1,7 +1,7 @@
-"""Vertical mixing under a mask on a GPU: one program a token, only pairs of active keys.
+"""Vertical mixing under a mask on a GPU: one program per token, only pairs of active keys.
 
-The two axes mirror each other, so each kernel does one axis' results at a time and is written once: `own` is the axis
-whose results are made, `other` the one that is summed over.
+The two axes mirror each other. Each kernel is therefore written once and computes one axis at a time: `own` is the axis
+whose results are computed, `other` is the axis that is summed over.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def masked_mix_kernel(
     BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
     ACT: tl.constexpr, DOT: tl.constexpr, PER_TOKEN: tl.constexpr,
 ):  # fmt: skip
-    """Writes the mixed halves and r, c at active keys; the rest of them must be zero.
+    """Writes the mixed halves and r, c for active keys; all other entries must be zero.
 
-    A token without a mask (negative) is left out, for the unmasked kernel.
+    A token without a mask (negative number) is skipped; the unmasked kernel computes it.
     """
     t = tl.program_id(0).to(tl.int64)
     if PER_TOKEN:
@@ -83,9 +83,9 @@ def masked_mix_backward_kernel(
     BLOCK_U: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
     ACT: tl.constexpr, DOT: tl.constexpr, PER_TOKEN: tl.constexpr,
 ):  # fmt: skip
-    """Writes dp and dg of both axes at active keys; the rest of them must be zero.
+    """Writes dp and dg of both axes for active keys; all other entries must be zero.
 
-    Inactive keys get no gradient here: the routing multiplies it by their probability, which is zero.
+    Inactive keys get no gradient here: the routing would multiply it by their probability, which is zero.
     """
     t = tl.program_id(0).to(tl.int64)
     if PER_TOKEN:

@@ -1,4 +1,4 @@
-"""Vertical mixing by Triton."""
+"""Vertical mixing in Triton."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Models in other forms: Hugging Face folders, one-file modelling code."""
+"""Converts models: to Hugging Face folders and to modelling code in one file."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# a tokenizer's folder may hold a whole other model
+# a tokenizer's folder may contain a whole other model
 _TOKENIZER_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
                        "chat_template*")  # fmt: skip
 
@@ -35,20 +35,20 @@ def export(
 ) -> None:
     """Turn a training checkpoint into a Hugging Face model folder.
 
-    Every weight is mapped by name in both directions, or nothing is written. Weights are read, cast and written one
-    file at a time: the model is never in memory as a whole. The folder holds config.json, model.safetensors,
-    generation_config.json, the tokenizer, README.md (model card) and provenance.json; with remote_code also
+    Every weight is mapped by name in both directions; if one does not match, nothing is written. Weights are read, cast
+    and written one file at a time: the whole model is never in memory. The folder holds config.json, model.safetensors,
+    generation_config.json, the tokenizer, README.md (model card) and provenance.json; with remote_code it also holds
     modeling_monet.py.
 
     Args:
-        out: folder to make; it must not exist yet.
-        run: run folder; its newest valid checkpoint is exported. Give this or checkpoint.
+        out: folder to create; it must not exist yet.
+        run: run folder; its newest valid checkpoint is exported. Give either run or checkpoint.
         checkpoint: one checkpoint folder, RUN/checkpoints/step-00000000.
-        tokenizer: tokenizer folder; None takes the one in the run's folder.
+        tokenizer: tokenizer folder; None uses the one in the run's folder.
         dtype: data type of the exported weights; float32 keeps the checkpoint's bits. Router statistics stay float32.
         remote_code: also write the model's code as modeling_monet.py, so that the folder loads where monet is not
             installed: AutoModelForCausalLM.from_pretrained(OUT, trust_remote_code=True), with torch, transformers,
-            safetensors and numpy. That code is plain torch, without the Triton and C++ kernels.
+            safetensors and numpy. This code is plain torch, without the Triton and C++ kernels.
     """
     import torch
 
@@ -69,7 +69,7 @@ def export(
         raise ConfigError(f"out = {out} exists already; choose another name or remove it first")
     tokenizer = tokenizer or folder.parent.parent / "tokenizer"
     if not has_tokenizer(tokenizer):
-        raise CheckpointError(f"{tokenizer}: no {TOKENIZER_FILE} there; name the tokenizer's folder with --tokenizer")
+        raise CheckpointError(f"{tokenizer}: no {TOKENIZER_FILE} found; pass the tokenizer's folder as --tokenizer")
     copied = [path for pattern in _TOKENIZER_PATTERNS for path in tokenizer.glob(pattern) if path.is_file()]
     refuse_links_out(tokenizer, copied)
     converted = sentencepiece_tokenizer(str(tokenizer))
@@ -77,14 +77,14 @@ def export(
         model = model_without_weights(folder)
     if remote_code and not isinstance(model.config, MonetConfig):
         raise ConfigError(
-            "remote_code = true, but the run trained a LLaMA; transformers has its code, leave the option out"
+            "remote_code = true, but the run trained a LLaMA, whose code is in transformers; omit the option"
         )
     _check_vocabulary(tokenizer, model.config.vocab_size)
     stored = read_weights(folder)
     check_fit(stored, released_tensors(model), f"checkpoint {folder}")
     weights = _Cast(stored, {name for name, _ in model.named_parameters()}, getattr(torch, dtype))
     if dtype != "float32" and (large := [name for name, tensor in weights.items() if not tensor.isfinite().all()]):
-        raise ConfigError(f"dtype {dtype} cannot hold the weights of {some_of(large)}; take bfloat16 or float32")
+        raise ConfigError(f"dtype {dtype} cannot represent the weights of {some_of(large)}; use bfloat16 or float32")
     provenance = _provenance(folder, dtype)
     with atomic_directory(out) as target:
         model.config.dtype, model.config.architectures = getattr(torch, dtype), [type(model).__name__]
@@ -101,7 +101,7 @@ def export(
         tensor_files.write_index(target, "model", files, weights)
         for path in copied:
             shutil.copyfile(path, target / path.name)
-        if converted is not None:  # so that the export loads without sentencepiece
+        if converted is not None:  # converted so that the export loads without sentencepiece
             converted.save_pretrained(target)
         _check_written(weights, target)
         card = model_card(model, provenance, remote_code)
@@ -111,7 +111,7 @@ def export(
 
 
 class _Cast(Mapping[str, "Tensor"]):
-    """Stored weights in another data type, made when asked for; other tensors as they are."""
+    """Stored weights, cast to another data type when they are read; other tensors stay unchanged."""
 
     def __init__(self, stored: Mapping[str, Tensor], weights: set[str], dtype: Any) -> None:
         self.stored, self.weights, self.dtype = stored, weights, dtype
@@ -129,7 +129,7 @@ class _Cast(Mapping[str, "Tensor"]):
 
 def _check_vocabulary(tokenizer: Path, rows: int) -> None:
     if (found := len(vocabulary(tokenizer) or ())) > rows:
-        raise ConfigError(f"tokenizer {tokenizer} has {found} ids, the model {rows}; name the one it was trained with")
+        raise ConfigError(f"tokenizer {tokenizer} has {found} ids, but the model has {rows}; pass the model's own")
 
 
 def _check_written(expected: Mapping[str, Tensor], target: Path) -> None:
@@ -176,7 +176,7 @@ def _provenance(folder: Path, dtype: str) -> Provenance:
 
 
 def _seed_of(run: Path) -> int | None:
-    """The seed that a run was started with."""
+    """The seed that the run started with."""
     import yaml
 
     try:
@@ -195,7 +195,7 @@ def _validation_at(run: Path, step: int) -> dict[str, Any] | None:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = parse_json(line, str(path))
-        except DataError:  # torn by a kill; the run writes it again when it continues
+        except DataError:  # truncated by a kill; the run rewrites it when it continues
             continue
         if entry["step"] == step:
             found = entry

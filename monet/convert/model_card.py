@@ -1,4 +1,4 @@
-"""The card of an exported model, and where the model comes from."""
+"""The model card of an exported model, and the record of the model's origin."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PROVENANCE = "provenance.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an exported model comes from; written to its model card and to provenance.json.
+    """The origin of an exported model, written to its model card and to provenance.json.
 
-    `seed` is that of the initial weights and `data_seed` that of the order of the training text; None where the run's
-    folder does not record it.
+    `seed` is the seed for the initial weights and `data_seed` the seed for the order of the training text; each is None
+    if the run's folder does not record it.
     """
 
     checkpoint: str
@@ -35,15 +35,15 @@ class Provenance:
 
 
 def model_card(model: LanguageModel, provenance: Provenance, remote_code: bool = False) -> str:
-    """README.md of an exported model: what it is, how to load it (also without Monet), where it comes from."""
+    """README.md of an exported model: its description, how to load it (also without Monet), and its origin."""
     from monet import MonetConfig
 
     c = model.config
     if isinstance(c, MonetConfig):
         square = f"{c.moe_experts}² = {c.moe_experts**2:,}"
         parts = {
-            "experts": f"{square} a layer, {c.moe_decompose} decomposition, hidden width {c.moe_dim}",
-            "routing": f"{c.moe_heads} heads, about {c.moe_topk} of {c.moe_experts} keys a side,"
+            "experts": f"{square} per layer, {c.moe_decompose} decomposition, hidden width {c.moe_dim}",
+            "routing": f"{c.moe_heads} heads, about {c.moe_topk} of {c.moe_experts} keys per side,"
             f" {c.num_routing_groups} routers ({c.moe_groups} layers each)",
         }
     else:
@@ -54,7 +54,7 @@ def model_card(model: LanguageModel, provenance: Provenance, remote_code: bool =
         **parts,
         "vocabulary": f"{c.vocab_size:,}",
         "trained for": f"{provenance.step:,} steps, {provenance.tokens_seen:,} tokens",
-        "seeds": f"of the weights {provenance.seed}, of the data's order {provenance.data_seed}",
+        "seeds": f"{provenance.seed} for the weights, {provenance.data_seed} for the data order",
         "data": f"fingerprint `{provenance.data_fingerprint}`"
         + (", with document masks" if getattr(c, "document_mask", False) else ""),
         "exported from": f"`{provenance.checkpoint}`, manifest SHA-256 `{provenance.checkpoint_manifest_sha256}`",
@@ -69,11 +69,11 @@ def model_card(model: LanguageModel, provenance: Provenance, remote_code: bool =
 
 def _validation_table(validation: dict[str, Any] | None) -> str:
     if validation is None:
-        return "The checkpoint's step was not validated."
+        return "No validation was run at the checkpoint's step."
     losses, perplexities = validation["loss_by_domain"], validation["perplexity_by_domain"]
     rows = [f"| {name} | {losses[name]:.4f} | {perplexities[name]:.2f} |" for name in losses]
     mean = f"| mean of domains | {validation['loss']:.4f} | {validation['perplexity']:.2f} |"
-    return "\n".join(["| domain | nats a token | perplexity |", "| --- | --- | --- |", *rows, mean])
+    return "\n".join(["| domain | nats per token | perplexity |", "| --- | --- | --- |", *rows, mean])
 
 
 _CARD = """---
@@ -84,11 +84,11 @@ tags: [monet, mixture-of-experts, interpretability]
 
 # A Monet language model
 
-A mixture of monosemantic experts: each layer has a square number of small experts, chosen by product keys, and every
-expert can be read, scored and removed.
+A mixture of monosemantic experts. Each layer has a square number of small experts, chosen by product keys. Every
+expert can be inspected, scored and removed.
 
 ```python
-import monet  # makes the Auto classes know the model type
+import monet  # registers the model type with the Auto classes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("PATH")
@@ -108,7 +108,7 @@ Architecture: Park, Ahn, Kim, Kang, "Monet: Mixture of Monosemantic Experts for 
 """
 
 _CARD_REMOTE_CODE = """
-Where the package Monet is not installed, torch, transformers, safetensors and numpy are enough:
+If the package Monet is not installed, torch, transformers, safetensors and numpy are sufficient:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -117,8 +117,8 @@ model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
 
-This runs `modeling_monet.py` from this folder. The file was generated from Monet {version} and computes the same in
-plain torch, without Monet's faster kernels. It loads and applies an expert mask that is saved in the folder.
+This runs `modeling_monet.py` from this folder. The file was generated from Monet {version} and computes the same
+results in plain torch, without Monet's faster kernels. It loads and applies an expert mask that is saved in the folder.
 """
 
 _TWIN_CARD = """---
@@ -128,7 +128,7 @@ pipeline_tag: text-generation
 
 # A LLaMA language model
 
-The dense counterpart of a Monet model: the same trainer, data and recipe, MLPs in place of experts.
+The dense counterpart of a Monet model: the same trainer, data and recipe, with MLPs instead of experts.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,7 +1,7 @@
-"""The modelling file of an export: with it a folder loads where this package is not installed.
+"""The modelling file of an export, with which a folder loads where this package is not installed.
 
-The file is made of this package's own sources (see `monet/convert/bundle/`), in plain torch. It holds the classes that
-transformers' Auto classes know for Monet, and all that these need: loading with its checks, masks, generation, losses.
+The file is built from this package's sources (see `monet/convert/bundle/`), in plain torch. It holds the classes that
+transformers' Auto classes know for Monet, and everything they need: checked loading, masks, generation, losses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STAND_INS = {
     "monet.kernels.dispatch": _PLAIN,
     "monet.kernels.mix_project_op": _PLAIN,
 }
-# What torch and transformers themselves need; a modelling file that imports another package may be refused.
+# The packages that torch and transformers need themselves; a file that imports other packages may be refused.
 _PACKAGES = ("huggingface_hub", "numpy", "safetensors", "torch", "transformers", "typing_extensions")
 _REFUSED = (
     "monet.convert.bundle",
@@ -41,9 +41,9 @@ _REFUSED = (
 
 _HEADER = '''"""Monet {version} in one file: mixtures of monosemantic experts (arXiv 2412.04139) for transformers.
 
-GENERATED from the sources of the package monet, version {version}; changes belong there. Each section names the module
-that it comes from. A name that two modules share has its module's name before it in one of them. What a model does not
-need is left out, and so are the Triton and C++ kernels: everything here is plain torch.
+GENERATED from the sources of the package monet, version {version}; make changes there. Each section names the module
+that it comes from. If two modules share a name, one of the two has its module's name in front. Code that a model does
+not need is omitted, and so are the Triton and C++ kernels: everything here is plain torch.
 
 It needs torch, transformers, safetensors and numpy. transformers loads it from a model's folder with
 
@@ -59,7 +59,7 @@ from __future__ import annotations
 
 _FOOTER = """
 # {rule}
-# The heads of transformers make the model below them through AutoModel, which must know the class of this file.
+# The heads in transformers create the model below them through AutoModel, which must know the class in this file.
 # {rule}
 
 
@@ -71,7 +71,7 @@ _RULE = "-" * 118
 
 
 def auto_map() -> dict[str, str]:
-    """What config.json says about the modelling file: each Auto class that knows Monet, and the class it makes."""
+    """The entries of config.json for the modelling file: each Auto class that knows Monet, and the class it creates."""
     return {auto: f"{MODELLING_FILE.removesuffix('.py')}.{cls.__name__}" for auto, cls in _classes().items()}
 
 
@@ -90,10 +90,10 @@ def _classes() -> dict[str, type]:
 
 @functools.cache
 def modelling_source() -> str:
-    """The modelling file's text; the same for every model of one version of the package.
+    """The modelling file's text, which is the same for every model of one version of the package.
 
     Raises:
-        BundleError: a module of this package holds something that the file cannot hold.
+        BundleError: a module of this package cannot be copied into the file.
     """
     classes = _classes()
     roots = sorted({(cls.__module__, cls.__name__) for cls in classes.values()})
@@ -114,22 +114,22 @@ def _heading(module: str, summary: str) -> str:
 def add_remote_code(folder: Path) -> None:
     """Put the modelling file into a folder that holds a saved Monet model, and name it in the folder's config.json.
 
-    A stored expert mask stays as it is: the modelling file loads and applies it as the package does.
+    A stored expert mask stays unchanged: the modelling file loads and applies it as the package does.
 
     Args:
-        folder: what `save_pretrained` or `monet export` wrote; an older modelling file there is replaced.
+        folder: output of `save_pretrained` or `monet export`; an older modelling file in it is replaced.
     Raises:
-        CheckpointError: there is no configuration of a Monet model.
+        CheckpointError: the folder has no configuration of a Monet model.
     """
     path = folder / "config.json"
     try:
         keys = read_json(path)
         model_type = keys.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: no readable configuration ({error}); name a saved model's folder") from None
+        raise CheckpointError(f"{path}: no readable configuration ({error}); pass a saved model's folder") from None
     if model_type != MonetConfig.model_type:
         raise CheckpointError(
-            f"{path}: model_type is {model_type!r}; remote code is made for {MonetConfig.model_type!r}"
+            f"{path}: model_type is {model_type!r}; remote code exists only for {MonetConfig.model_type!r}"
         )
     atomic_write_text(folder / MODELLING_FILE, modelling_source())
     atomic_write_json(path, dict(sorted({**keys, "auto_map": auto_map()}.items())))

@@ -1,1 +1,1 @@
-"""What a model costs, by formulas: operations, memory, communication, and what hardware gives."""
+"""Formulas for the costs of a model: operations, memory, communication, and the rates of the hardware."""

@@ -1,6 +1,6 @@
-"""What GPUs send each other in an optimiser step, from a configuration: a model; volumes are checked on real ranks.
+"""Estimates what GPUs send each other per optimiser step, from a configuration. Tests check the volumes on real ranks.
 
-Formulas and what they leave out: docs/scaling.md.
+docs/scaling.md has the formulas and states what they omit.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from transformers import LlamaConfig
 from monet.costs.flops import parameter_counts
 from monet.costs.memory import ZERO_BUCKET, Strategy, widths
 
-# What messages reach of a link's rate; what starting a sum takes for each doubling of the ranks (NCCL has trees for
-# it); what starting a gather, or a reduction to shards, takes for each rank of the ring (NCCL has rings for those).
+# Share of a link's rate that messages reach. Time to start a sum, for each doubling of the ranks (NCCL uses trees).
+# Time to start a gather or a reduction to shards, for each rank of the ring (NCCL uses rings).
 LINK_EFFICIENCY, TREE_SECONDS, RING_SECONDS = 0.8, 20e-6, 2e-6
-# Bytes of gradients that DDP sums at a time: the default of its strategy here.
+# Bytes of gradients that DDP sums at a time, the default of its strategy here.
 DDP_BUCKET_BYTES = 25 << 20
-# Share of the communication that can run beside the layers' work and does.
+# Share of the communication that actually overlaps with the layers' work, out of what can overlap.
 OVERLAP = 0.5
 
 
 class Volume(NamedTuple):
-    """Bytes that one GPU sends in an optimiser step."""
+    """Bytes that one GPU sends per optimiser step."""
 
     gradients: float
     weights: float
 
 
 def sent_bytes(config: LlamaConfig, precision: str, strategy: Strategy, gpus: int, accumulate: int) -> Volume:
-    """Bytes that one GPU sends in an optimiser step; each collective by rings.
+    """Bytes that one GPU sends per optimiser step; each collective uses rings.
 
-    An all-reduce of S bytes sends 2 * S * (N-1)/N, a gather or a reduction to shards half of that.
+    An all-reduce of S bytes sends 2 * S * (N-1)/N bytes, a gather or a reduction to shards half of that.
 
     Args:
-        config, precision, strategy: of the run.
+        config, precision, strategy: settings of the run.
         gpus: N.
-        accumulate: micro-batches of a step.
+        accumulate: micro-batches per step.
     """
     total, wide = sum(parameter_counts(config).values()), widths(precision, strategy)
     share = (gpus - 1) / gpus
     gradients, weights = share * wide.gradient * total, share * wide.weight * total
     if strategy == "ddp":
         return Volume(2 * gradients, 0.0)
-    if strategy in ("zero3", "fsdp2"):  # gathered for forward and backward, as the layers compute with them
+    if strategy in ("zero3", "fsdp2"):  # gathered for forward and backward, in the dtype of the layers
         return Volume(accumulate * gradients, accumulate * 2 * share * wide.activation * total)
-    # DeepSpeed reduces gradients of stage 1 and 2 to all ranks, which then drop what is not theirs
+    # in stages 1 and 2 DeepSpeed reduces gradients to all ranks, which then drop the parts that are not theirs
     return Volume((accumulate if strategy == "zero2" else 1) * 2 * gradients, weights)
 
 
@@ -58,18 +58,18 @@ def waiting_seconds(
     accumulate: int,
     starting_seconds: float = 0.0,
 ) -> tuple[float, float]:
-    """Seconds of an optimiser step that the transfers take, and those of them in which nothing is computed.
+    """Seconds per optimiser step that the transfers take, and the part of them in which nothing is computed.
 
-    Gradients travel beside the backward (with DDP and stage 1 the last micro-batch's), gathered weights beside all of
-    the work; the weights that stages 1 and 2 send after the update beside nothing.
+    Gradients are sent during the backward pass (with DDP and stage 1, that of the last micro-batch). Gathered weights
+    are sent during all of the work. The weights that stages 1 and 2 send after the update overlap with nothing.
 
     Args:
         volume: see `sent_bytes`.
-        strategy: of the run.
+        strategy: strategy of the run.
         bandwidth: bytes a second that one GPU sends.
-        compute_seconds: forward and backward of a step.
-        accumulate: micro-batches of a step.
-        starting_seconds: of a step in which the sums of gradients start, see `starting_seconds`.
+        compute_seconds: seconds for forward and backward of a step.
+        accumulate: micro-batches per step.
+        starting_seconds: seconds per step to start the sums of gradients, see `starting_seconds`.
     """
     gradients, weights = (size / bandwidth for size in volume)
     gradients += starting_seconds
@@ -82,11 +82,11 @@ def waiting_seconds(
 
 
 class Collectives(NamedTuple):
-    """Collectives of an optimiser step in which nothing is computed until they have started everywhere.
+    """Collectives per optimiser step that block computation until they have started on all ranks.
 
     Attributes:
-        gathers: also reductions to shards: one message passes every rank.
-        sums: messages pass a tree of the ranks.
+        gathers: gathers and reductions to shards, in which one message passes every rank.
+        sums: sums, in which messages pass a tree of the ranks.
     """
 
     gathers: int
@@ -94,19 +94,19 @@ class Collectives(NamedTuple):
 
 
 def collectives(config: LlamaConfig, strategy: Strategy, accumulate: int) -> Collectives:
-    """Collectives of an optimiser step with `model.router_statistics: global`.
+    """Collectives per optimiser step with `model.router_statistics: global`.
 
-    Each micro-batch has one gather a router and one sum for the losses of all, each step one sum of its numbers. ZeRO
-    takes the gradient's norm twice, once a parameter group. After the update stages 1 and 2 gather the weights, a
-    buffer at a time. With stage 3 and FSDP2 each layer is gathered twice and its gradients are reduced. The gradients
-    of the other strategies are left out: see `starting_seconds`.
+    Each micro-batch has one gather for each router and one sum for the losses of all routers. Each step has one sum for
+    its metrics. ZeRO computes the gradient's norm twice, once for each parameter group. After the update, stages 1 and
+    2 gather the weights one buffer at a time. With stage 3 and FSDP2 each layer is gathered twice and its gradients are
+    reduced. The gradients of the other strategies are counted in `starting_seconds` instead.
 
     Args:
-        config, strategy: of the run.
-        accumulate: micro-batches of a step.
+        config, strategy: settings of the run.
+        accumulate: micro-batches per step.
     """
     routers: int = getattr(config, "num_routing_groups", 0)
-    groups = 3 if routers else 2  # parameters with weight decay, those without, routers
+    groups = 3 if routers else 2  # parameters with weight decay, parameters without, routers
     gathers, sums = accumulate * routers, (accumulate if routers else 0) + 1
     if strategy.startswith("zero"):
         sums += 2 * groups
@@ -118,9 +118,9 @@ def collectives(config: LlamaConfig, strategy: Strategy, accumulate: int) -> Col
 
 
 def starting_seconds(config: LlamaConfig, precision: str, strategy: Strategy, gpus: int, accumulate: int) -> float:
-    """Seconds of an optimiser step in which the buckets of DDP's, and of stage 1's and 2's gradients start.
+    """Seconds per optimiser step to start the gradient buckets of DDP, and of stages 1 and 2.
 
-    They start one after another beside the backward pass.
+    The buckets start one after another during the backward pass.
     """
     count = sum(parameter_counts(config).values())
     if strategy == "ddp":
@@ -131,6 +131,6 @@ def starting_seconds(config: LlamaConfig, precision: str, strategy: Strategy, gp
 
 
 def latency_seconds(config: LlamaConfig, strategy: Strategy, gpus: int, accumulate: int) -> float:
-    """Seconds of an optimiser step in which `collectives` start, all of them waited for."""
+    """Seconds per optimiser step to start `collectives`; the GPU waits for all of them."""
     gathers, sums = collectives(config, strategy, accumulate)
     return RING_SECONDS * (gpus - 1) * gathers + TREE_SECONDS * math.log2(gpus) * sums

@@ -1,7 +1,7 @@
-"""Parameters and floating-point operations of a model, part by part, from its configuration alone.
+"""Computes parameters and floating-point operations of a model, part by part, only from its configuration.
 
-A product of a matrix with a vector counts two operations an element. Norms, activations, thresholds, softmaxes and
-rotary embeddings are left out: together they are below one percent, and memory, not arithmetic, bounds them.
+A matrix-vector product counts two operations for each element. Norms, activations, thresholds, softmaxes and rotary
+embeddings are omitted: together they take less than one percent, and memory, not arithmetic, bounds them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from monet.configuration_monet import MonetConfig
 
 
 def parameter_counts(config: LlamaConfig) -> dict[str, int]:
-    """Numbers of parameters by part; their sum is what the built model has.
+    """Numbers of parameters by part; their sum equals the count of the built model.
 
     Args:
         config: a `MonetConfig`, or a `LlamaConfig` for a dense model.
     Returns:
-        `embedding`, `attention`, `norms`, then `routers` and `experts` (Monet) or `mlp` (LLaMA), and `lm_head`, 0 where
-        it is the embedding.
+        `embedding`, `attention`, `norms`, then `routers` and `experts` (Monet) or `mlp` (LLaMA), and `lm_head`, which
+        is 0 if it shares the embedding.
     """
     D, L, V = config.hidden_size, config.num_hidden_layers, config.vocab_size
     queries, keys = _attention_widths(config)
@@ -26,7 +26,7 @@ def parameter_counts(config: LlamaConfig) -> dict[str, int]:
     parts = {"embedding": V * D, "attention": L * attention, "norms": (2 * L + 1) * D}
     if isinstance(config, MonetConfig):
         H, E, M = config.moe_heads, config.moe_experts, config.moe_dim
-        # both decompositions have as many: U and V, the hidden units' biases, the output biases
+        # both decompositions have the same number: U and V, the hidden units' biases, the output biases
         experts = 2 * D * E * M + E * M + E * D
         parts |= {"routers": config.num_routing_groups * 2 * D * H * E, "experts": L * experts}
     else:
@@ -36,11 +36,11 @@ def parameter_counts(config: LlamaConfig) -> dict[str, int]:
 
 
 def forward_flops_per_token(config: LlamaConfig, seq_len: int) -> dict[str, float]:
-    """Operations of a training forward for one token of a sequence of `seq_len`, by part.
+    """Operations of a training forward for one token, by part.
 
     Args:
         config: a `MonetConfig`, or a `LlamaConfig` for a dense model.
-        seq_len: tokens of a sequence; a token attends to half of them on average.
+        seq_len: tokens per sequence; on average a token attends to half of them.
     Returns:
         `attention_projections`, `attention_scores` (queries with keys, weights with values), then `router`, `experts`
         (input and output projections, output biases) and `mixing` (Monet), or `mlp` (LLaMA), and `lm_head`.
@@ -63,13 +63,13 @@ def forward_flops_per_token(config: LlamaConfig, seq_len: int) -> dict[str, floa
 
 
 def training_flops_per_token(config: LlamaConfig, seq_len: int, recompute: bool = False) -> float:
-    """Operations of forward and backward for one token; the backward counts twice the forward.
+    """Operations of forward and backward for one token; the backward counts as twice the forward.
 
     Args:
         config: a `MonetConfig`, or a `LlamaConfig` for a dense model.
-        seq_len: tokens of a sequence.
-        recompute: count activation checkpointing's second forward of the layers too. The model's utilisation (MFU) is
-            counted without it, the hardware's with it.
+        seq_len: tokens per sequence.
+        recompute: also count the second forward of the layers under activation checkpointing. Model utilisation (MFU)
+            is computed without it, hardware utilisation with it.
     """
     parts = forward_flops_per_token(config, seq_len)
     forward = sum(parts.values())
@@ -77,6 +77,6 @@ def training_flops_per_token(config: LlamaConfig, seq_len: int, recompute: bool 
 
 
 def _attention_widths(config: LlamaConfig) -> tuple[int, int]:
-    """Widths of all queries and of all keys."""
+    """Total widths of queries and of keys."""
     head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
     return config.num_attention_heads * head_dim, (config.num_key_value_heads or config.num_attention_heads) * head_dim

@@ -1,4 +1,4 @@
-"""Accelerators a run is planned for or measured on: rates and sizes of the makers' data sheets."""
+"""Accelerators for planning and for measurements, with rates and sizes from the makers' data sheets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Accelerator:
     """One kind of GPU.
 
     Attributes:
-        name: as people say it.
-        words: those of torch's device name that tell the kind, in lower case.
-        peak_flops: dense bf16 products with float32 sums, operations a second.
-        memory_bytes: what a program can address, rounded down.
+        name: name for people.
+        words: words of torch's device name that identify the kind, in lower case.
+        peak_flops: operations a second for dense bf16 products with float32 sums.
+        memory_bytes: memory that a program can address, rounded down.
         memory_bandwidth: bytes a second between the GPU and its memory.
-        link_bandwidth: bytes a second that one GPU sends to others of its node, one direction.
+        link_bandwidth: bytes a second that one GPU sends to other GPUs of its node, in one direction.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Accelerator:
     link_bandwidth: float
 
 
-# Links: NVLink between all GPUs of a node where the kind has it, else PCIe (bridges of pairs help no ring of eight).
+# Links: NVLink between all GPUs of a node if the kind has it, else PCIe (bridges of GPU pairs do not help a ring of 8).
 ACCELERATORS: dict[str, Accelerator] = {
     "b200": Accelerator("B200", ("b200",), 2250e12, 178 * _GIB, 7.7e12, 900e9),
     "h200": Accelerator("H200 SXM", ("h200",), 989e12, 139 * _GIB, 4.8e12, 450e9),
@@ -51,9 +51,9 @@ ACCELERATORS: dict[str, Accelerator] = {
 
 
 def accelerator_of(device_name: str) -> Accelerator | None:
-    """The kind of GPU that torch calls `device_name`, such as "NVIDIA H100 80GB HBM3"; None if it is not listed.
+    """The kind of GPU whose torch device name is `device_name`, such as "NVIDIA H100 80GB HBM3"; None if not listed.
 
-    Parts of a GPU (MIG) and other chips of a family (GH200, laptops) are not the kinds listed.
+    Parts of a GPU (MIG) and other chips of a family (GH200, laptops) are not listed.
     """
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
     kinds = [kind for kind in ACCELERATORS.values() if words.issuperset(kind.words)]
@@ -61,7 +61,7 @@ def accelerator_of(device_name: str) -> Accelerator | None:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 operations a second of a torch device by its data sheet; None where it is not known."""
+    """Dense bf16 operations a second of a torch device, from its data sheet; None if unknown."""
     if device.type != "cuda":
         return None
     import torch

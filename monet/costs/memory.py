@@ -1,6 +1,6 @@
-"""Bytes that a training process keeps on its GPU, from a configuration: a model, checked against counted small runs.
+"""Estimates the bytes that a training process keeps on its GPU, from a configuration. Tests compare with small runs.
 
-Formulas and what they leave out: docs/scaling.md.
+docs/scaling.md has the formulas and states what they omit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from monet.costs.flops import parameter_counts
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-# Those that spread the optimiser, gradients too, and weights too.
+# Strategies that shard the optimiser; those that also shard gradients; those that also shard weights.
 _SPREADS = {
     "optimiser": ("zero1", "zero2", "zero3", "fsdp2"),
     "gradients": ("zero2", "zero3", "fsdp2"),
@@ -25,15 +25,15 @@ _SPREADS = {
 
 @dataclass(frozen=True)
 class Widths:
-    """Bytes an element of what training keeps.
+    """Bytes per element of each kind of array that training keeps.
 
     Attributes:
-        weight: of a parameter, as the process keeps it.
-        gradient: of a parameter, as micro-batches and ranks are added up.
-        master: float32 copy that the optimiser updates; 0 where `weight` is that.
-        moments: both of AdamW.
-        copy: of a matrix, made by autocast for the length of a micro-batch.
-        activation: what layers compute with and hand on inside.
+        weight: a parameter, as the process keeps it.
+        gradient: a parameter's gradient, in the form that is accumulated over micro-batches and ranks.
+        master: float32 copy that the optimiser updates; 0 if `weight` is that copy.
+        moments: both moments of AdamW together.
+        copy: a matrix, as autocast copies it for one micro-batch.
+        activation: values that layers compute with and pass on internally.
         residual: the stream between layers.
     """
 
@@ -49,15 +49,15 @@ class Widths:
 _FLOAT32 = Widths(weight=4, gradient=4, master=0, moments=8, copy=0, activation=4, residual=4)
 _AUTOCAST = Widths(weight=4, gradient=4, master=0, moments=8, copy=2, activation=2, residual=4)
 _HALF = Widths(weight=2, gradient=2, master=0, moments=4, copy=0, activation=2, residual=2)
-# ZeRO's optimiser has its own copy of the weights, in float32 too
+# ZeRO's optimiser has a separate copy of the weights, in float32 too
 _ZERO_FLOAT32 = Widths(weight=4, gradient=4, master=4, moments=8, copy=0, activation=4, residual=4)
 _ZERO_HALF = Widths(weight=2, gradient=4, master=4, moments=8, copy=0, activation=2, residual=2)
-# FSDP2 casts what it gathers
+# FSDP2 casts the weights that it gathers
 _SHARDED_HALF = Widths(weight=4, gradient=4, master=0, moments=8, copy=0, activation=2, residual=2)
 
 
 def widths(precision: str, strategy: Strategy) -> Widths:
-    """Widths under trainer.precision; ZeRO keeps half-precision weights with a float32 master in both bf16 modes."""
+    """Widths under trainer.precision; in both bf16 modes ZeRO keeps half-precision weights with a float32 master."""
     is_half = precision.startswith("bf16")
     if strategy.startswith("zero"):
         return _ZERO_HALF if is_half else _ZERO_FLOAT32
@@ -68,7 +68,7 @@ def widths(precision: str, strategy: Strategy) -> Widths:
     return _SHARDED_HALF if strategy == "fsdp2" else _AUTOCAST
 
 
-# Elements of a buffer in which ZeRO gathers and reduces, and of the parameters stage 3 holds gathered at a time.
+# Elements of a buffer in which ZeRO gathers and reduces, and of the gathered parameters that stage 3 holds at a time.
 ZERO_BUCKET = 200_000_000
 ZERO_LIVE = 1_000_000_000
 
@@ -76,16 +76,16 @@ ZERO_LIVE = 1_000_000_000
 def state_bytes(
     config: LlamaConfig, precision: str, strategy: Strategy, gpus: int, offload: bool = False
 ) -> dict[str, float]:
-    """What does not depend on the batch, of one GPU.
+    """Bytes on one GPU that do not depend on the batch.
 
     Args:
-        config: of the model.
+        config: configuration of the model.
         precision: trainer.precision.
-        strategy: how the state is spread over the GPUs.
-        gpus: their number N.
-        offload: ZeRO's optimiser, with the gradients and weights that are spread, lies in host memory.
+        strategy: how the state is sharded over the GPUs.
+        gpus: the number N of GPUs.
+        offload: ZeRO's optimiser, with the sharded gradients and weights, is in host memory.
     Returns:
-        `weights`, `gradients`, `optimiser` (with the master copy) and `buffers` of the communication.
+        `weights`, `gradients`, `optimiser` (with the master copy) and the `buffers` for communication.
     """
     total, wide = sum(parameter_counts(config).values()), widths(precision, strategy)
     parts = {
@@ -100,77 +100,77 @@ def state_bytes(
 
 
 def host_bytes(config: LlamaConfig, precision: str, strategy: Strategy, gpus: int) -> float:
-    """Host memory of one process that offloads: master weights, moments, gradients twice, what returns to the GPU."""
+    """Host memory of one offloading process: master weights, moments, two copies of gradients, data sent to the GPU."""
     wide = widths(precision, strategy)
     each = wide.master + wide.moments + 2 * wide.gradient + wide.weight
     return each * sum(parameter_counts(config).values()) / gpus
 
 
 def update_bytes(config: LlamaConfig, precision: str, strategy: Strategy, gpus: int) -> float:
-    """What AdamW's update reads and writes on one GPU, gradient clipping included."""
+    """Bytes that AdamW's update reads and writes on one GPU, gradient clipping included."""
     wide = widths(precision, strategy)
     weights = 2 * wide.master + wide.weight if wide.master else 2 * wide.weight
-    each = weights + 2 * wide.moments + 4 * wide.gradient  # for the norm, scaled, for the update
+    each = weights + 2 * wide.moments + 4 * wide.gradient  # gradients: for the norm, for scaling, for the update
     return each * sum(parameter_counts(config).values()) / (gpus if strategy in _SPREADS["optimiser"] else 1)
 
 
 def _buffers(config: LlamaConfig, wide: Widths, strategy: Strategy) -> float:
-    """Beside the layers' work: gradients on their way to the other ranks, and gathered weights."""
+    """Memory in addition to the layers' work: gradients on their way to other ranks, and gathered weights."""
     parts = parameter_counts(config)
     total = sum(parts.values())
     if strategy == "ddp":  # its buckets are the gradients themselves
         return 0.0
-    if strategy == "zero1":  # filled and sent in turns, and the copy that is sent
+    if strategy == "zero1":  # two buffers in turn, and the copy that is sent
         return 3.0 * wide.gradient * ZERO_BUCKET
-    if strategy == "zero2":  # the same in the layers' width, and cast
+    if strategy == "zero2":  # the same in the layers' dtype, and cast
         return (3.0 * wide.weight + (wide.gradient if wide.gradient > wide.weight else 0)) * ZERO_BUCKET
     if strategy == "zero3":
         return 2.0 * wide.gradient * ZERO_BUCKET + wide.weight * min(ZERO_LIVE, total)
     ends = parts["embedding"] + parts["lm_head"]
     layer = (total - ends) / config.num_hidden_layers
-    # this layer's weights and the next one's, or the two ends'; gradients as computed and as reduced
+    # weights of this layer and the next one, or of both ends; gradients as computed and as reduced
     return wide.activation * max(2 * layer, ends) + (wide.activation + wide.gradient) * max(layer, ends)
 
 
 def layer_bytes_per_token(config: LlamaConfig, wide: Widths) -> float:
-    """What one decoder layer's forward saves for its backward, a token; its share of a router included."""
+    """Bytes per token that one decoder layer's forward saves for its backward, with its share of a router."""
     return _layer(config, wide) + _router(config, wide) * _routers(config) / config.num_hidden_layers
 
 
 def saved_bytes_per_token(config: LlamaConfig, wide: Widths) -> float:
-    """What a whole forward with its loss saves for the backward, a token, without checkpointing."""
+    """Bytes per token that a whole forward with its loss saves for the backward, without checkpointing."""
     layers = config.num_hidden_layers * layer_bytes_per_token(config, wide)
     return layers + _norm(config, wide, readers=1) + 4 * config.vocab_size  # log-probabilities
 
 
 def activation_bytes_per_token(config: LlamaConfig, wide: Widths, checkpointing: bool) -> dict[str, float]:
-    """Highest use of a micro-batch's forward and backward, a token.
+    """Peak memory of a micro-batch's forward and backward, in bytes per token.
 
     Args:
-        config: of the model.
+        config: configuration of the model.
         wide: widths of the run.
-        checkpointing: layers keep their inputs only and are computed again in the backward, one at a time.
+        checkpointing: layers keep only their inputs and are recomputed in the backward, one at a time.
     Returns:
-        `layers`, held from forward to backward, and the larger of what then comes on top: `head` (final norm, logits
-        and their loss) or `work` of one layer's backward; the other is 0.
+        `layers`, held from forward to backward, and the larger of two further parts: `head` (final norm, logits and
+        their loss) or `work` (one layer's backward); the other part is 0.
     """
     L, D = config.num_hidden_layers, config.hidden_size
-    # log-probabilities, their gradient and that of the logits, all in float32
+    # log-probabilities, their gradient and the gradient of the logits, all in float32
     head = _norm(config, wide, readers=1) + 12 * config.vocab_size
     work = _work(config, wide)
     layers = L * layer_bytes_per_token(config, wide)
     if checkpointing:
         work += _layer(config, wide) + _router(config, wide)
         layers = L * D * wide.residual
-        if isinstance(config, MonetConfig):  # handed from a router to the layers of its group
+        if isinstance(config, MonetConfig):  # passed from a router to the layers of its group
             layers += _routers(config) * 2 * config.moe_heads * config.moe_experts * wide.activation
     return {"layers": layers, "head": head if head >= work else 0.0, "work": work if work > head else 0.0}
 
 
 def copies_bytes(config: LlamaConfig, wide: Widths, checkpointing: bool) -> float:
-    """Autocast's half-precision copies of the matrices that the backward needs, at its start.
+    """Bytes of autocast's half-precision copies of the matrices that the backward needs, at the start of the backward.
 
-    Layers that are computed again make theirs again; the output head's is there either way.
+    Recomputed layers make their copies again; the output head's copy exists in both cases.
     """
     parts = parameter_counts(config)
     head = parts["lm_head"] or parts["embedding"]
@@ -178,7 +178,7 @@ def copies_bytes(config: LlamaConfig, wide: Widths, checkpointing: bool) -> floa
 
 
 def _norm(config: LlamaConfig, wide: Widths, readers: int) -> float:
-    """Input in float32, normalised input, and output, of which autocast makes a copy for each linear that reads it."""
+    """Input in float32, normalised input, and output; autocast copies the output for each linear that reads it."""
     copies = readers if wide.copy else 1
     return config.hidden_size * (4 + wide.residual + copies * wide.activation)
 
@@ -187,11 +187,11 @@ def _layer(config: LlamaConfig, wide: Widths) -> float:
     heads = config.num_attention_heads
     head_dim = config.head_dim or config.hidden_size // heads
     keys = (config.num_key_value_heads or heads) * head_dim
-    # queries, keys, values, output; and the softmax's normaliser
+    # queries, keys, values, output, and the normaliser of the softmax
     attention = wide.activation * 2 * (heads * head_dim + keys) + 4 * heads
     if isinstance(config, MonetConfig):
         readers = 2 if config.moe_decompose == "vertical" else 1
-        inner = wide.activation * config.moe_experts * config.moe_dim  # hidden units; the rest is made again
+        inner = wide.activation * config.moe_experts * config.moe_dim  # hidden units; the rest is recomputed
     else:
         readers, inner = 2, wide.activation * 4 * config.intermediate_size  # gate, up, activated gate, product
     return _norm(config, wide, readers=3) + _norm(config, wide, readers) + attention + inner
@@ -200,14 +200,14 @@ def _layer(config: LlamaConfig, wide: Widths) -> float:
 def _router(config: LlamaConfig, wide: Widths) -> float:
     if not isinstance(config, MonetConfig):
         return 0.0
-    # probabilities in float32 and as the layers read them; the Triton kernels keep less
+    # probabilities in float32 and in the dtype that the layers read; the Triton kernels keep less
     width = 4 + (wide.activation if wide.activation < 4 else 0)
     copies = 2 * wide.activation * config.hidden_size if wide.copy else 0
     return 2 * config.moe_heads * config.moe_experts * width + copies
 
 
 def _work(config: LlamaConfig, wide: Widths) -> float:
-    """Arrays of a layer's backward that live for a moment: mixed arrays made again, gradients of these and of gates."""
+    """Short-lived arrays of a layer's backward: recomputed mixed arrays, and gradients of these and of gates."""
     if isinstance(config, MonetConfig):
         mixed = 6 * wide.activation * config.moe_experts * config.moe_dim
         return mixed + 8 * 2 * config.moe_heads * config.moe_experts

@@ -1,1 +1,1 @@
-"""What `monet doctor` looks at: versions, devices, optional parts, and a self-test of this installation."""
+"""The parts of `monet doctor`: versions, devices, optional packages, and a self-test of this installation."""

@@ -1,4 +1,4 @@
-"""The `monet doctor` verb: what is installed, what this machine has, and whether Monet computes right numbers on it."""
+"""The `monet doctor` verb: shows installed packages and the machine, and tests that Monet computes correctly."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from monet.doctor import machine, packages
 from monet.doctor.diagnosis import Diagnosis
 from monet.doctor.findings import Check, Finding, find
 
-_HELP = """Look at this installation and test it.
+_HELP = """Inspect this installation and test it.
 
-Prints the installed versions beside the allowed and the tested ones, the devices, the compiler and the optional parts.
-Then a self-test compares a tiny model and every kernel that this machine can run with reference numbers. The first run
-on a machine also builds the C++ kernels, which takes about ten seconds.
+Prints the installed versions next to the allowed and the tested versions, the devices, the compiler and the optional
+parts. Then a self-test compares a tiny model, and every kernel that this machine can run, with reference numbers. The
+first run on a machine also builds the C++ kernels, which takes about ten seconds.
 
-Exit code 0 if no check failed, 1 otherwise; each line of a failed check says how to fix it. Warnings, skipped checks
-and absent optional parts are no failures."""
+The exit code is 0 if no check failed, 1 otherwise. Each failed check prints how to fix it. Warnings, skipped checks
+and missing optional parts do not count as failures."""
 
 
 def run(words: list[str]) -> int:
     """Run the command line.
 
     Args:
-        words: after `monet doctor`.
+        words: the words after `monet doctor`.
 
     Returns:
-        0 if no check failed, 1 if one did, 2 for words that it does not know.
+        0 if no check failed, 1 if one failed, 2 for unknown words.
     """
     parser = argparse.ArgumentParser("monet doctor", description=_HELP, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one object of JSON and nothing else on stdout")
+    parser.add_argument("--json", action="store_true", help="print only one JSON object on stdout")
     try:
         as_json = parser.parse_args(words).json
     except SystemExit as stop:  # --help, or an unknown word
         return stop.code if isinstance(stop.code, int) else 2
     if as_json:
-        with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints
+        with contextlib.redirect_stdout(sys.stderr):  # stdout must not contain output from libraries
             diagnosis = examine()
         print(json.dumps(diagnosis.as_json(), indent=1))
     else:
@@ -54,11 +54,11 @@ def run(words: list[str]) -> int:
 def examine(
     surroundings: Callable[[Diagnosis], None] | None = None, each: Callable[[Finding], None] | None = None
 ) -> Diagnosis:
-    """Look at everything and run the self-test.
+    """Inspect everything and run the self-test.
 
     Args:
-        surroundings: is called with versions, devices and parts before the self-test starts.
-        each: is called with each finding of a check as it comes.
+        surroundings: called with versions, devices and optional parts before the self-test starts.
+        each: called with the finding of each check as soon as the check ends.
     """
     required = packages.required()
     found: dict[str, Any] = {}
@@ -90,14 +90,16 @@ def examine(
 
 
 def self_test(required: list[packages.Package]) -> Iterator[Check]:
-    """The checks that compute something; their modules are imported when they run, since an import can fail too.
+    """The checks that compute something. Their modules are imported when they run, since an import can fail too.
 
     Args:
-        required: packages with their bounds, for the fixes.
+        required: packages with their bounds, which the fixes name.
     """
     libraries = packages.fix_of(required, "torch", "transformers")
-    triton = f"{packages.fix_of(required, 'triton')}; until then MONET_KERNELS=torch runs without Triton, more slowly"
-    without = "MONET_CPP=0 runs without the C++ kernels, more slowly"
+    triton = (
+        f"{packages.fix_of(required, 'triton')}; until then set MONET_KERNELS=torch to run without Triton, more slowly"
+    )
+    without = "set MONET_CPP=0 to run without the C++ kernels, more slowly"
 
     chosen = [name for name in machine.variables() if name.startswith("MONET_")]
 

@@ -1,4 +1,4 @@
-"""What `monet doctor` found, as data."""
+"""The results of `monet doctor` as data."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from monet.doctor.findings import Finding
 
 @dataclass
 class Diagnosis:
-    """What `monet doctor` found.
+    """The results of `monet doctor`.
 
     Attributes:
         versions: the required packages; empty if Monet is not installed as a distribution.
-        devices: see `monet.doctor.machine.devices`; empty if torch cannot tell.
+        devices: see `monet.doctor.machine.devices`; empty if torch cannot list them.
         compiler: see `monet.doctor.machine.compiler`.
-        variables: of the environment, those that change what runs.
+        variables: environment variables that change which code runs.
         optional: packages and programs that only some commands need.
-        checks: in the order in which they ran.
+        checks: findings in the order in which the checks ran.
     """
 
     versions: list[packages.Package]
@@ -36,7 +36,7 @@ class Diagnosis:
         return [finding for finding in self.checks if not finding.ok]
 
     def as_json(self) -> dict[str, Any]:
-        """One object of JSON; docs/troubleshooting.md lists its keys."""
+        """One JSON object; docs/troubleshooting.md lists its keys."""
         kinds = ("installed", "bounds", "tested")
         return {
             "ok": not self.failed,

@@ -1,4 +1,4 @@
-"""What a check found. Every outcome of a check becomes a finding, a crash too."""
+"""Checks and their findings. Every outcome of a check becomes a finding, even a crash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Status = Literal["ok", "warning", "failed", "skipped"]
 
 
 class Fault(Exception):
-    """The check failed. `fix` says what to do; empty takes the check's own fix."""
+    """The check failed. `fix` says what to do; if it is empty, the check's own fix is used."""
 
     def __init__(self, detail: str, fix: str = "") -> None:
         super().__init__(detail)
@@ -21,7 +21,7 @@ class Fault(Exception):
 
 
 class Caution(Fault):
-    """Something works less well than it could, and everything still computes the right numbers."""
+    """A part works less well than it could, but all results are still correct."""
 
 
 class Skipped(Exception):
@@ -31,9 +31,9 @@ class Skipped(Exception):
 class Check(NamedTuple):
     """One check.
 
-    name: stands in front of its line.
-    run: returns what it found in words; raises Fault, Caution or Skipped, and any other exception counts as a fault.
-    fix: what to do where a fault brings no fix of its own.
+    name: label of the check in the report.
+    run: returns its finding as text; raises Fault, Caution or Skipped. Any other exception counts as a fault.
+    fix: what to do if a fault has no separate fix.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Finding:
     """The outcome of one check.
 
     Attributes:
-        name: of the check.
+        name: the check's name.
         status: "failed" makes the whole examination fail; "warning" and "skipped" do not.
-        seconds: that the check took.
+        seconds: duration of the check.
         detail: what was found, in one line.
-        fix: what to do about it; empty if nothing is to be done.
+        fix: how to fix it; empty if nothing needs to be done.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Finding:
         return self.status != "failed"
 
     def as_json(self) -> dict[str, Any]:
-        """As an object of JSON."""
+        """The finding as a JSON object."""
         return {
             "name": self.name,
             "ok": self.ok,
@@ -89,12 +89,12 @@ def find(check: Check) -> Finding:
     except Fault as fault:
         status = "warning" if isinstance(fault, Caution) else "failed"
         detail, fix = str(fault), fault.fix or check.fix
-    except Exception as error:  # a broken installation breaks in any way
+    except Exception as error:  # a broken installation can fail in any way
         status, detail, fix = "failed", f"{type(error).__name__}: {str(error) or _place(error)}", check.fix
     return Finding(check.name, status, time.perf_counter() - start, " ".join(detail.split())[:400], fix)
 
 
 def _place(error: Exception) -> str:
-    """Where an error without a text was raised."""
+    """Where an error without a message was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"in {last.name}, {last.filename}:{last.lineno}"

@@ -1,4 +1,4 @@
-"""Every kernel that this machine can run, compared with plain torch in float64 on the CPU."""
+"""Compares every kernel that this machine can run with plain torch in float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from monet.kernels.decode.build import has_cpp
 from monet.kernels.dispatch import backend, interpreted
 from monet.kernels.routing.op import batch_statistics, route_with_losses, thresholded_softmax
 
-# From this many tokens on the layer of `LayerCase` takes the backward that keeps its inputs only.
+# From this number of tokens on, the layer of `LayerCase` uses the backward that keeps only its inputs.
 _TOKENS = 512
-_DECODED = (1, 5)  # one token, and a group of four with one more
-_NO_BUILD = "MONET_CPP=0 runs without the C++ kernels, more slowly; g++ 11 or newer builds them"
+_DECODED = (1, 5)  # one token, and one more than a group of four
+_NO_BUILD = "install g++ 11 or newer to build the C++ kernels, or set MONET_CPP=0 to run without them, more slowly"
 
 
 def routing(implementation: str) -> str:
-    """The routing ops: probabilities with the same active keys, their means, moments of the logits.
+    """Check the routing ops: active keys and their probabilities, the means, and the moments of the logits.
 
     Args:
-        implementation: "torch" or "triton"; so for the other checks of this file.
+        implementation: "torch" or "triton", also in the other checks of this file.
     """
     device = _device(implementation, "thresholded_softmax")
     T, H, E = 64, 2, 24
@@ -45,7 +45,7 @@ def routing(implementation: str) -> str:
         ("probabilities with their means", sums.g_TP),
     ):
         if not torch.equal(g_TP.cpu().view(T, H, E) > 0, wanted_THE > 0):
-            raise Fault(f"{what}: other keys are active than in plain torch")
+            raise Fault(f"{what}: the active keys differ from plain torch")
         errors.append(compare(what, g_TP, wanted_THE.flatten(1)))
     variance_H = moments.m2_H / moments.count
     for what, got, wanted in (
@@ -59,7 +59,7 @@ def routing(implementation: str) -> str:
 
 
 def mixing(implementation: str) -> str:
-    """Expert layers that read all keys, with and without masks: outputs and gradients."""
+    """Check expert layers that read all keys, with and without masks: outputs and gradients."""
     device = _device(implementation, "horizontal_mixing")
     tokens = 5 if implementation == "triton" and interpreted() else _TOKENS
     errors = []
@@ -81,11 +81,11 @@ def mixing(implementation: str) -> str:
 
 
 def active(implementation: str) -> str:
-    """Expert layers that read active keys alone, as decoding does; `implementation` may be "cpp"."""
+    """Check expert layers that read only active keys, as in decoding; `implementation` may be "cpp"."""
     if implementation == "cpp":
         _need_cpp()
     device = _device("triton" if implementation == "triton" else "torch", "active_experts")
-    # In float64 the CPU takes plain torch, which has the same code in every dtype.
+    # In float64 the CPU uses plain torch, which has the same code in every dtype.
     dtypes = (torch.float64,) if implementation == "torch" else (torch.float32, torch.bfloat16)
     if implementation == "triton" and interpreted():
         dtypes = (torch.float32,)
@@ -102,16 +102,19 @@ def active(implementation: str) -> str:
 
 
 def torch_products() -> str:
-    """torch's own matrix products are computed in float32, not in a shorter type."""
+    """Check that torch computes its own matrix products in float32, not in a shorter type."""
     if not products.is_float32(torch.mm):
-        raise Fault("float32 matrix products are rounded like bfloat16", "unset what lowers torch's matmul precision")
-    return "float32 products have float32's accuracy"
+        raise Fault(
+            "float32 matrix products are rounded like bfloat16",
+            "remove the setting that lowers torch's matmul precision",
+        )
+    return "float32 products have float32 accuracy"
 
 
 def onednn_products() -> str:
-    """Products that are left to oneDNN, by the operator and by torch's setting, are exact."""
+    """Check that products sent to oneDNN, by the operator and by torch's setting, are exact."""
     if not products.mkl_is_slow():
-        raise Skipped("not used here: torch's own products are the quickest on this processor")
+        raise Skipped("not used here: torch's own products are the fastest on this processor")
     before = torch.get_float32_matmul_precision()
     taken, errors = [], []
     a_MK, b_KN = values("a", (130, 200)), values("b", (200, 150))
@@ -126,12 +129,12 @@ def onednn_products() -> str:
     finally:
         torch.set_float32_matmul_precision(before)
     if not taken:
-        raise Skipped("not used here: this torch has no exact oneDNN products")
+        raise Skipped("not used here: this torch has no oneDNN products of float32 accuracy")
     return f"{' and '.join(taken)}; {_words(a_MK.device, errors)}"
 
 
 def _leaves(case: LayerCase) -> list[Tensor]:
-    """Pre-activations, output weights and biases of a case, made to want gradients; the case takes the new ones."""
+    """Pre-activations, output weights and biases of a case as new leaves that require gradients; the case uses them."""
     hidden = [tensor.requires_grad_() for tensor in case.pre_activations()]
     case.projections = [tensor.detach().requires_grad_() for tensor in case.projections]
     case.biases = [tensor.detach().requires_grad_() for tensor in case.biases]
@@ -139,11 +142,11 @@ def _leaves(case: LayerCase) -> list[Tensor]:
 
 
 def _device(implementation: str, op: str) -> torch.device:
-    """Where an implementation of an op runs on this machine.
+    """The device on which an implementation of an op runs on this machine.
 
     Raises:
-        Skipped: it runs nowhere here, or a setting leaves it out.
-        Fault: it should run and cannot.
+        Skipped: it cannot run here, or a setting disables it.
+        Fault: it should run here but does not.
     """
     forced = os.environ.get("MONET_KERNELS", "auto")
     if implementation == "triton":
@@ -159,7 +162,7 @@ def _device(implementation: str, op: str) -> torch.device:
     if chosen == implementation:
         return device
     if implementation == "torch" or forced == "torch":
-        raise Skipped(f"MONET_KERNELS={forced} leaves it out")
+        raise Skipped(f"MONET_KERNELS={forced} disables it")
     try:
         importlib.import_module("monet.kernels.routing.triton_op")
     except Exception as error:  # of any kind: a broken installation
@@ -168,9 +171,9 @@ def _device(implementation: str, op: str) -> torch.device:
 
 
 def _need_cpp() -> None:
-    """The C++ kernels are loaded; builds them if no earlier run has."""
+    """Load the C++ kernels; build them if no earlier run did."""
     if os.environ.get("MONET_CPP") == "0" or os.environ.get("MONET_KERNELS") == "torch":
-        raise Skipped("MONET_CPP=0 or MONET_KERNELS=torch leaves it out")
+        raise Skipped("MONET_CPP=0 or MONET_KERNELS=torch disables it")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         if has_cpp():
@@ -178,7 +181,7 @@ def _need_cpp() -> None:
     missing = [name for name, path in build_tools().items() if path is None]
     if missing:
         raise Caution(
-            f"no {' and no '.join(missing)} on the search path; decoding on the CPU takes plain torch, more slowly",
+            f"no {' and no '.join(missing)} on the search path; decoding on the CPU uses plain torch, more slowly",
             "Debian: apt install g++; pip install ninja",
         )
     raise Fault(str(told[0].message) if told else "the C++ kernels could not be built", _NO_BUILD)

@@ -1,4 +1,4 @@
-"""One expert layer with fixed weights, and its formulas in plain torch, which every kernel is compared with."""
+"""One expert layer with fixed weights, and its formulas in plain torch as the reference for every kernel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monet.kernels.hde.op import horizontal_experts
 from monet.kernels.masked import Keep
 from monet.kernels.vde.op import vertical_experts
 
-# rms(error) / rms(reference): room for another order of summation, and in bfloat16 for a rounding at each step.
+# rms(error) / rms(reference): allows another order of summation, and in bfloat16 one rounding at each step.
 ALLOWED = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 E, H, D, WIDTH = 8, 2, 48, 16  # WIDTH: hidden units of an expert in both halves together
 _THRESHOLD = 0.3
@@ -31,7 +31,7 @@ class LayerCase:
     Args:
         form: "horizontal" or "vertical".
         T: number of tokens.
-        device, dtype: of all tensors but the routing probabilities, which are float32 unless the dtype is float64.
+        device, dtype: for all tensors except the routing probabilities, which are float32 unless the dtype is float64.
     """
 
     form: str
@@ -56,17 +56,17 @@ class LayerCase:
         return values(name, shape).to(self.device, self.dtype)
 
     def keeps(self) -> dict[str, Keep | None]:
-        """No mask, one mask for all tokens, and a mask for each token of which some are exempt."""
+        """No mask, one mask for all tokens, and one mask for each token, with some tokens exempt."""
         hard_2EE = values("keep", (2, E, E)).to(self.device) > 0
         each_T = torch.arange(self.T, device=self.device) % 3 - 1
         return {"no mask": None, "a mask": Keep(hard_2EE[:1]), "a mask a token": Keep(hard_2EE, each_T)}
 
     def pre_activations(self) -> list[Tensor]:
-        """Of the first linears, (T, E, M) each."""
+        """Pre-activations of the first linears, (T, E, M) each."""
         return [torch.nn.functional.linear(self.x_TD, w, bias).unflatten(-1, (E, -1)) for w, bias in self.first]
 
     def dense(self, hidden: list[Tensor], keep: Keep | None) -> Tensor:
-        """The layer by the op that reads all keys, from the pre-activations on."""
+        """The layer from its pre-activations, by the op that reads all keys."""
         g1, g2 = self.g1_THE, self.g2_THE
         if self.form == "horizontal":
             return horizontal_experts(hidden[0], g1, g2, self.projections[0], self.biases[0], RELU2, keep)
@@ -74,7 +74,7 @@ class LayerCase:
         return vertical_experts(hidden[0], hidden[1], g1, g2, (v11, v12, v21, v22), (b1, b2), RELU2, keep)
 
     def active(self, keep: Keep | None) -> Tensor:
-        """The layer by the op that reads active keys."""
+        """The layer by the op that reads only active keys."""
         x_TD, g1, g2 = self.x_TD, self.g1_THE, self.g2_THE
         rows = [projection.t() for projection in self.projections]
         if self.form == "horizontal":
@@ -85,7 +85,7 @@ class LayerCase:
         return active_vertical(x_TD, g1, g2, first, (v11, v12, v21, v22), (b1, b2), RELU2, keep)
 
     def doubles(self) -> LayerCase:
-        """The same case in float64 on the CPU, from this case's rounded numbers."""
+        """The same case in float64 on the CPU, with this case's rounded numbers."""
         other = LayerCase(self.form, self.T, torch.device("cpu"), torch.float64)
         other.x_TD, other.g1_THE, other.g2_THE = (
             x.detach().cpu().double() for x in (self.x_TD, self.g1_THE, self.g2_THE)
@@ -96,7 +96,7 @@ class LayerCase:
         return other
 
     def formula(self, hidden: list[Tensor], keep: Keep | None) -> Tensor:
-        """The layer as sums over all pairs of keys, from the pre-activations on (arXiv 2412.04139, eq. 10-29)."""
+        """The layer from its pre-activations, as sums over all pairs of keys (arXiv 2412.04139, eq. 10-29)."""
         w_TEE = torch.einsum("thi,thj->tij", self.g1_THE, self.g2_THE)
         if keep is not None:
             w_TEE = w_TEE * _keep_of_tokens(keep, self.T).to(w_TEE)
@@ -122,7 +122,7 @@ def softmax(z_THE: Tensor, threshold_H: Tensor) -> Tensor:
 
 
 def _keep_of_tokens(keep: Keep, T: int) -> Tensor:
-    """(T, E, E): the keep-weights that each token sees; index -1 keeps all."""
+    """(T, E, E): the keep-weights for each token; index -1 keeps all experts."""
     weights_SEE = keep.weights_SEE.cpu().double()
     if keep.index_T is None:
         return weights_SEE.expand(T, -1, -1)
@@ -133,11 +133,11 @@ def compare(what: str, got: Tensor, wanted: Tensor, dtype: torch.dtype | None = 
     """rms(got - wanted) / rms(wanted).
 
     Args:
-        what: is compared; stands in the fault's text.
+        what: name of the compared quantity, for the fault's text.
         got, wanted: result and reference.
-        dtype: whose error is allowed; None takes the dtype of `got`.
+        dtype: dtype that sets the allowed error; None uses the dtype of `got`.
     Raises:
-        Fault: it is more than the dtype allows, or not finite.
+        Fault: the error is larger than the dtype allows, or not finite.
     """
     allowed = ALLOWED[dtype or got.dtype]
     difference = got.detach().cpu().double() - wanted.detach().double()

@@ -1,4 +1,4 @@
-"""The machine: processor, GPUs, compiler, and programs that optional parts need."""
+"""Describes the machine: processor, GPUs, compiler, and the programs that optional parts need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from monet.doctor.packages import Package
 
 _CPUINFO = Path("/proc/cpuinfo")
-# What torch can ask a processor; `_is_NAME_supported` in torch.cpu.
+# Processor features that torch can query, by `_is_NAME_supported` in torch.cpu.
 _FEATURES = ("avx2", "avx512", "avx512_bf16", "vnni", "amx_tile", "amx_fp16")
 _GIB = 1 << 30
 _VARIABLES = (
@@ -29,7 +29,7 @@ _VARIABLES = (
     "HF_HUB_OFFLINE",
     "CXX",
 )
-# What an extra is for, and what its packages are asked for; another extra is named by its own name.
+# What each extra is for, as shown for its packages; an extra that is not listed is shown by its name.
 _PURPOSES = {
     "deepspeed": "training with ZeRO",
     "gpu": "flash attention on a GPU",
@@ -37,7 +37,7 @@ _PURPOSES = {
     "sentencepiece": "models whose tokenizer is a tokenizer.model",
     "browser": "tests that look at reports",
 }
-# Languages of `monet eval code` -> programs that each needs, one of every group; what Debian calls them.
+# Languages of `monet eval code` -> groups of programs, one of each group is needed; the names of Debian's packages.
 RUNTIMES: dict[str, tuple[tuple[tuple[str, ...], ...], str]] = {
     "cpp": ((("g++",),), "g++"),
     "java": ((("javac",), ("java",)), "default-jdk libjavatuples-java"),
@@ -50,13 +50,13 @@ BROWSERS = ("chromium", "chromium-browser", "chromium-headless-shell", "google-c
 
 @dataclass(frozen=True)
 class Part:
-    """Something that only some commands need.
+    """A package or program that only some commands need.
 
     Attributes:
-        name: of the package or program.
-        found: its version or path; None if it is absent, which is no failure.
+        name: name of the package or program.
+        found: its version or path; None if it is missing, which is not a failure.
         needed_for: what does not run without it.
-        install: how to get it.
+        install: how to install it.
     """
 
     name: str
@@ -95,14 +95,14 @@ def _processor() -> str:
 
 
 def build_tools() -> dict[str, str | None]:
-    """Paths of what builds the C++ kernels, None for what is absent: torch's choice of a compiler, and ninja."""
+    """Paths of the tools that build the C++ kernels: torch's choice of a compiler, and ninja. None if missing."""
     own_programs = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{Path(sys.executable).parent}"
     compiler = os.environ.get("CXX", "c++")
     return {"compiler": shutil.which(compiler), "ninja": shutil.which("ninja", path=own_programs)}
 
 
 def compiler() -> dict[str, str | None]:
-    """`build_tools` with the compiler's own words about its version."""
+    """`build_tools` and the version that the compiler reports."""
     found: dict[str, str | None] = {**build_tools(), "version": None}
     if found["compiler"] is not None:
         try:
@@ -114,13 +114,13 @@ def compiler() -> dict[str, str | None]:
 
 
 def optional_parts(of_extras: list[Package]) -> list[Part]:
-    """Packages of extras, and programs outside Python, present or absent."""
+    """Packages of extras, and programs outside Python, installed or missing."""
     parts = [
         Part(package.name, package.installed, _PURPOSES.get(package.extra, f"extra {package.extra}"), package.fix)
         for package in of_extras
     ]
     jail = shutil.which("bwrap")
-    parts.append(Part("bubblewrap", jail, "monet eval code: shuts generated programs in",
+    parts.append(Part("bubblewrap", jail, "monet eval code: runs generated programs in a sandbox",
                       "Debian: apt install bubblewrap (0.8 or later; docs/suites.md: without root)"))  # fmt: skip
     for language, (groups, debian) in RUNTIMES.items():
         paths = [next(filter(None, map(shutil.which, names)), None) for names in groups]
@@ -131,7 +131,7 @@ def optional_parts(of_extras: list[Package]) -> list[Part]:
 
 
 def _browser() -> str | None:
-    """A Chromium by the environment, the search path, or playwright's folder of browsers."""
+    """A Chromium from the environment variables, the search path, or playwright's folder of browsers."""
     named = os.environ.get("MONET_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if named or importlib.util.find_spec("playwright") is None:
         return named
@@ -140,10 +140,10 @@ def _browser() -> str | None:
 
 
 def variables() -> dict[str, str]:
-    """The variables of the environment that change what Monet runs."""
+    """The environment variables that change which code Monet runs."""
     return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
 def parts_as_json(parts: list[Part]) -> dict[str, dict[str, str | None]]:
-    """Parts by name, as objects of JSON."""
+    """Parts by name, as JSON objects."""
     return {part.name: {key: value for key, value in asdict(part).items() if key != "name"} for part in parts}

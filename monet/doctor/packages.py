@@ -1,4 +1,4 @@
-"""Installed packages beside the bounds that this distribution's metadata states and the versions that were tested."""
+"""Compares installed packages with the bounds in this distribution's metadata and with the tested versions."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from packaging.version import Version
 import monet
 from monet.doctor.findings import Caution, Check, Fault
 
-# The extra of contributors: its tools are no part of what a user runs.
+# The extra for contributors: users do not need its tools.
 _DEVELOPMENT = "dev"
 _COMMAND = "monet.cli:main"
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package that Monet requires, or an extra asks for.
+    """A package that Monet or one of its extras requires.
 
     Attributes:
-        name: of the distribution.
-        installed: its version here; None if it is absent.
+        name: name of the distribution.
+        installed: its installed version; None if it is missing.
         bounds: versions that the metadata allows, such as ">=5.17,<6"; empty for any.
-        tested: the version of the tested set; None if that set is not here or does not name the package.
-        extra: the extra that asks for it; empty for what is always required.
+        tested: the version in the tested set; None if that set is not available or does not name the package.
+        extra: the extra that requires it; empty for packages that are always required.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Package:
 
     @property
     def fix(self) -> str:
-        """The command that installs an allowed version; names the tested one where another is installed."""
+        """The command that installs an allowed version; also names the tested version if another is installed."""
         words = f'pip install "{self.name}{self.bounds}"'
         return f"{words}, or the tested version: pip install {self.name}=={self.tested}" if self._is_untested else words
 
@@ -53,11 +53,11 @@ class Package:
         return Check(f"version of {self.name}", self._judge, self.fix)
 
     def _judge(self) -> str:
-        allowed = f"allowed are {self.bounds}" if self.bounds else "any version is allowed"
+        allowed = f"allowed: {self.bounds}" if self.bounds else "any version is allowed"
         if self.installed is None:
             raise Fault(f"{self.name} is not installed; {allowed}")
         if not SpecifierSet(self.bounds).contains(self.installed, prereleases=True):
-            raise Fault(f"{self.name} {self.installed} is outside the bounds; {allowed}")
+            raise Fault(f"{self.name} {self.installed} is not supported; {allowed}")
         version = _public(self.installed)
         if self.tested is not None and version is not None and version > Version(self.tested):
             raise Caution(f"{self.name} {self.installed} is newer than {self.tested}, the newest that was tested")
@@ -70,25 +70,25 @@ def _public(version: str | None) -> Version | None:
 
 
 def _with_our_command() -> list[metadata.Distribution]:
-    """The installed distributions whose `monet` command is ours; one under the former name `monet` comes last."""
+    """Installed distributions whose `monet` command is ours; one with the former name `monet` comes last."""
     entries = metadata.entry_points(group="console_scripts", name="monet")
     found = [entry.dist for entry in entries if entry.value == _COMMAND and entry.dist is not None]
     return sorted(found, key=lambda dist: dist.metadata["Name"] == "monet")
 
 
 def own_distribution() -> metadata.Distribution | None:
-    """The distribution that Monet is installed as; None if it runs from a folder without one."""
+    """The installed distribution of Monet; None if Monet runs from a folder without one."""
     return next(iter(_with_our_command()), None)
 
 
 def required() -> list[Package]:
-    """The packages that Monet requires on this machine, by name; empty without an installed distribution."""
+    """The packages that Monet requires on this machine, by name; empty if Monet is not installed."""
     own = own_distribution()
     return [] if own is None else _packages(own, "")
 
 
 def of_extras() -> list[Package]:
-    """The packages that extras ask for, other than those that are required anyway."""
+    """The packages that extras require, without those that are always required."""
     own = own_distribution()
     if own is None:
         return []
@@ -107,7 +107,7 @@ def _packages(own: metadata.Distribution, extra: str) -> list[Package]:
         requirement = Requirement(text)
         always = _applies(requirement, "")
         asked = always if not extra else not always and _applies(requirement, extra)
-        if asked and requirement.name != own.metadata["Name"]:  # an extra may ask for another of our extras
+        if asked and requirement.name != own.metadata["Name"]:  # an extra may include another of our extras
             bounds.setdefault(requirement.name, []).extend(str(requirement.specifier).split(","))
     return [
         Package(name, _installed(name), _ordered(parts), tested.get(_normal(name)), extra)
@@ -120,7 +120,7 @@ def _applies(requirement: Requirement, extra: str) -> bool:
 
 
 def _ordered(parts: list[str]) -> str:
-    """Lower bounds before upper ones, as people write them."""
+    """Lower bounds before upper bounds, the usual order."""
     return ",".join(sorted({part for part in parts if part}, key=lambda part: (part[0] in "<!", part)))
 
 
@@ -136,7 +136,7 @@ def _normal(name: str) -> str:
 
 
 def tested_versions() -> Iterator[tuple[str, str]]:
-    """Names and versions of the tested set, which a checkout holds and a wheel does not."""
+    """Names and versions of the tested set, which a checkout contains and a wheel does not."""
     root = Path(monet.__file__).resolve().parent.parent
     file = root / "constraints" / "tested.txt"
     if not (root / "pyproject.toml").is_file() or not file.is_file():
@@ -152,21 +152,21 @@ def tested_versions() -> Iterator[tuple[str, str]]:
 
 
 def fix_of(packages: list[Package], *names: str) -> str:
-    """The command that installs allowed versions of these packages, with the bounds of the metadata."""
+    """The command that installs allowed versions of these packages, within the bounds of the metadata."""
     known = [package for package in packages if package.name in names]
     if not known:
-        return "pip install -e . in Monet's folder, which chooses versions that fit"
+        return "pip install -e . in Monet's folder, which chooses supported versions"
     if len(known) == 1:
         return known[0].fix
     return "pip install " + " ".join(f'"{package.name}{package.bounds}"' for package in known)
 
 
 def check_installation() -> str:
-    """The distribution that `monet` is imported from is ours, and there is no other.
+    """Check that `monet` is imported from our distribution, and that there is no other.
 
     Raises:
         Fault: another distribution installs a package named `monet`, or Python is too old for the metadata.
-        Caution: there is no installed distribution, or there are two of ours.
+        Caution: Monet is not installed as a distribution, or two of our distributions are installed.
     """
     own = own_distribution()
     own_name = None if own is None else own.metadata["Name"]
@@ -176,8 +176,8 @@ def check_installation() -> str:
     if strangers:
         again = "pip install -e ." if own_name is None else f"pip install --force-reinstall --no-deps {own_name}"
         raise Fault(
-            f"another distribution, {', '.join(strangers)}, installs a package named monet too, and its files can hide"
-            f" or overwrite those in {folder}",
+            f"another distribution, {', '.join(strangers)}, also installs a package named monet; its files can hide or"
+            f" overwrite those in {folder}",
             f"pip uninstall {' '.join(strangers)}, then install Monet again ({again}, -e . in a checkout)",
         )
     if own is None:
@@ -187,9 +187,11 @@ def check_installation() -> str:
         )
     wanted, version = own.metadata["Requires-Python"] or "", ".".join(map(str, sys.version_info[:3]))
     if not SpecifierSet(wanted).contains(version, prereleases=True):
-        raise Fault(f"Python {version}; allowed are {wanted}", f"make an environment with Python {wanted}")
+        raise Fault(
+            f"Python {version} is not supported; allowed: {wanted}", f"make an environment with Python {wanted}"
+        )
     if others:
         raise Caution(
-            f"Monet is installed as {own_name} and as {', '.join(others)} too", f"pip uninstall {' '.join(others)}"
+            f"Monet is installed as {own_name} and also as {', '.join(others)}", f"pip uninstall {' '.join(others)}"
         )
-    return f"{own_name} {own.version}, imported from {folder}; Python {version}, allowed are {wanted}"
+    return f"{own_name} {own.version}, imported from {folder}; Python {version}, allowed: {wanted}"

@@ -1,4 +1,4 @@
-"""A diagnosis on the terminal."""
+"""Prints a diagnosis on the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAME_WIDTH = 28
 
 
 def show_surroundings(diagnosis: Diagnosis) -> None:
-    """Print versions, devices and optional parts, and the checks that are done."""
+    """Print versions, devices and optional parts, and the findings of the checks that have run."""
     console = _console()
     findings = {finding.name: finding for finding in diagnosis.checks}
     versions = _table("Versions", "package", "installed", "allowed", "tested", "")
@@ -33,7 +33,7 @@ def show_surroundings(diagnosis: Diagnosis) -> None:
     _print(console, parts)
     console.print(Text("Checks", "italic"))
     for finding in diagnosis.checks:
-        if not finding.name.startswith("version of") or finding.status != "ok":  # those stand in the table
+        if not finding.name.startswith("version of") or finding.status != "ok":  # those are in the table
             show_finding(finding)
 
 
@@ -50,7 +50,7 @@ def _show_devices(console: Console, diagnosis: Diagnosis) -> None:
         if not diagnosis.devices["gpus"]:
             _line(console, "GPU", f"none; torch is built {'for CUDA ' + cuda if cuda else 'without CUDA'}")
     else:
-        _line(console, "devices", "torch cannot tell; see the check below")
+        _line(console, "devices", "torch cannot list them; see the check below")
     tools = diagnosis.compiler
     compiler = ", ".join(filter(None, (tools["compiler"], tools["version"]))) or "absent"
     _line(console, "compiler", f"{compiler}; ninja: {tools['ninja'] or 'absent'}")
@@ -75,7 +75,7 @@ def show_finding(finding: Finding) -> None:
 
 
 def show_verdict(diagnosis: Diagnosis) -> None:
-    """Print how it ended."""
+    """Print the totals."""
     counts = {status: sum(finding.status == status for finding in diagnosis.checks) for status in _STYLES}
     seconds = sum(finding.seconds for finding in diagnosis.checks)
     words = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
@@ -94,7 +94,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _print(console: Console, table: Table) -> None:
-    """A file or a pipe gets whole rows, however wide; a terminal folds them."""
+    """Print a table; a file or a pipe gets whole rows of any width, a terminal folds them."""
     if not console.is_terminal:
         wide = console.options.update(width=10_000)
         console.width = max(console.width, console.measure(table, options=wide).maximum)

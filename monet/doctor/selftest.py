@@ -1,4 +1,4 @@
-"""Checks of the whole model on the CPU: recorded logits, generation with each cache, and what a mask means."""
+"""Checks of the whole model on the CPU: recorded logits, generation with each cache, and the effect of a mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monet.model import cache_keyword, modeling_monet
 from monet.model.llama_parts import LlamaAttention
 from monet.model.modeling_monet import MonetForCausalLM
 
-# Of a logit, as a share of the largest one. Rounding in float32 takes about 1e-6 of it.
+# Allowed error of a logit, as a share of the largest logit. Rounding in float32 takes about 1e-6 of it.
 _ALLOWED = 2e-5
 _CACHES: dict[str, dict[str, Any]] = {
     "without a cache": {"use_cache": False},
@@ -27,10 +27,10 @@ _AGAIN = "install Monet again; if that does not help, report it with the output 
 
 @torch.no_grad()
 def golden_logits() -> str:
-    """The tiny model's logits are those that were recorded from the formulas, in both decompositions.
+    """Check the tiny model's logits against those recorded from the formulas, in both decompositions.
 
     Raises:
-        Fault: they are not.
+        Fault: they differ.
     """
     errors = [
         _compare(form, _last_logits(tiny.tiny_model(form)), golden.LOGITS[form], "the recorded ones")
@@ -41,15 +41,15 @@ def golden_logits() -> str:
 
 @torch.no_grad()
 def cached_generation() -> str:
-    """Greedy tokens of a left-padded batch, under each cache, are those of plain forwards of each prompt by itself.
+    """Check that each cache gives a left-padded batch the greedy tokens of plain forwards of each prompt by itself.
 
     Raises:
-        Fault: a token differs, or transformers' attention has another name for the cache than Monet.
+        Fault: a token differs, or transformers' attention uses another name for the cache than Monet.
     """
     accepted = inspect.signature(LlamaAttention.forward).parameters
     for keyword in {cache_keyword.CACHE_KEYWORD, modeling_monet.CACHE_KEYWORD} - accepted.keys():
-        # A release may still translate an old name. A later one drops the cache without an error.
-        raise Fault(f"Monet names the cache {keyword!r}; attention of transformers takes {', '.join(accepted)}")
+        # One release may still translate an old name. A later one ignores the cache without an error.
+        raise Fault(f"Monet names the cache {keyword!r}, but attention in transformers takes {', '.join(accepted)}")
     for form in tiny.FORMS:
         model = tiny.tiny_model(form)
         wanted = [_greedy(model, [token for token in prompt if token]) for prompt in tiny.PROMPTS]
@@ -67,10 +67,10 @@ def cached_generation() -> str:
 
 @torch.no_grad()
 def mask_laws() -> str:
-    """Masking is the model without the masked experts' contributions, and a mask that keeps all changes no bit.
+    """Check that masking removes exactly the masked experts' contributions, and that keeping all changes no bit.
 
     Raises:
-        Fault: one of these does not hold.
+        Fault: one of the two does not hold.
     """
     errors = []
     for form in tiny.FORMS:
@@ -84,12 +84,15 @@ def mask_laws() -> str:
         errors.append(_compare(form, masked, recorded, "those without the removed experts", _AGAIN))
         with mask.applied_to(model):
             if not torch.equal(_last_logits(model), masked):
-                raise Fault(f"{form} form: a mask applied by context is not the mask given to the call", _AGAIN)
+                raise Fault(
+                    f"{form} form: a mask applied by context and the same mask in the call give different logits",
+                    _AGAIN,
+                )
     return f"keeping all changes no bit; removing: largest error {max(errors):.0e}, allowed {_ALLOWED:.0e}"
 
 
 def _last_logits(model: MonetForCausalLM, mask: ExpertMask | None = None) -> Tensor:
-    """(positions, V) of the last positions that were recorded."""
+    """(positions, V): the logits of the last positions, for which logits were recorded."""
     logits = model(torch.tensor(tiny.TOKENS), use_cache=False, expert_mask=mask).logits
     assert logits is not None
     return logits[0, -golden.POSITIONS :]
@@ -99,14 +102,14 @@ def _compare(form: str, logits: Tensor, recorded: str, what: str, fix: str = "")
     """Largest error as a share of the largest logit."""
     wanted = torch.tensor([float(word) for word in recorded.split()], dtype=torch.float64).view_as(logits)
     error = float((logits.double() - wanted).abs().max() / wanted.abs().max())
-    if not error <= _ALLOWED:  # NaN is no small error
-        words = f"{form} form: logits are off by {error:.1e} of the largest from {what}; allowed {_ALLOWED:.0e}"
+    if not error <= _ALLOWED:  # this refuses NaN too
+        words = f"{form} form: logits differ from {what} by {error:.1e} of the largest; allowed {_ALLOWED:.0e}"
         raise Fault(words, fix)
     return error
 
 
 def _greedy(model: MonetForCausalLM, prompt: list[int]) -> list[int]:
-    """New tokens by plain forwards, without a cache and without padding; the end token is left out."""
+    """New tokens by plain forwards, without a cache and without padding; the end token is omitted."""
     ids = torch.tensor([prompt])
     for _ in range(tiny.NEW_TOKENS):
         logits = model(ids, use_cache=False).logits

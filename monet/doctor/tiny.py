@@ -1,4 +1,4 @@
-"""A tiny model whose weights follow from an integer hash, so that every machine has the same bits without a file."""
+"""A tiny model whose weights come from an integer hash, so that every machine has the same bits without a file."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ TOKENS = ((5, 17, 9, 30, 12, 3, 26, 8),)
 # Prompts of two lengths; the shorter one is padded on the left.
 PROMPTS = ((7, 21, 4, 15, 28, 11), (0, 0, 19, 6, 23, 10))
 NEW_TOKENS = 8
-# Routing group -> ids of removed experts: in each group, four rows of six.
+# Routing group -> ids of removed experts: four rows of six experts in each group.
 REMOVED = {0: tuple(range(6, 30)), 1: tuple(range(0, 24))}
 
 
 def values(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The tensor of this name: float32, uniform around a centre that depends on what the tensor is.
+    """The tensor of this name: float32, uniform around a centre that depends on the kind of tensor.
 
     Args:
-        name: in the model's state dict.
-        shape: of the tensor.
+        name: its name in the model's state dict.
+        shape: its shape.
     """
     import torch
 

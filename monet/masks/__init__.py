@@ -1,4 +1,4 @@
-"""Expert masks: which experts count, how much, and in which forward passes."""
+"""Expert masks: which experts contribute, by how much, and in which forward passes."""
 
 from monet.masks.expert_mask import MASK_FILE as MASK_FILE
 from monet.masks.expert_mask import ExpertMask as ExpertMask

@@ -1,4 +1,4 @@
-"""Which experts a forward keeps: the stored mask, masks applied by context, and the call's own."""
+"""Determines the experts that a forward keeps, from the stored mask, masks applied by context, and the call's mask."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ MaskArgument = ExpertMask | Sequence[ExpertMask | None] | None
 
 
 class _Applied:
-    """A mask that a block applies to the model which has `masks`, until the block has ended."""
+    """A mask that a block applies, until it ends, to the model that has `masks`."""
 
     def __init__(self, masks: ActiveMasks, mask: ExpertMask) -> None:
         self.masks, self.mask, self.holds = masks, mask, True
 
 
-# What this thread or task has applied, to any model.
+# The masks that this thread or task has applied, to any model.
 _APPLIED: ContextVar[tuple[_Applied, ...]] = ContextVar("monet_applied_masks", default=())
 
 
 class ActiveMasks:
-    """A model's stored and applied masks, and their resolution to keep-weights for a batch.
+    """A model's stored and applied masks, and the keep-weights that they give for a batch.
 
-    Masks in force together keep an expert only as far as each of them does. An applied mask holds in the thread or
-    asyncio task that applied it. Code compiled by torch.compile cannot tell threads apart: there, a mask that any
-    thread applies holds. Copies of a model, by deepcopy or pickle, take the stored mask and no applied one.
+    If several masks are active, an expert is kept only as far as each of them keeps it. An applied mask is active in
+    the thread or asyncio task that applied it. Code compiled by torch.compile cannot distinguish threads: there, a mask
+    that any thread applies is active. Copies of a model (deepcopy or pickle) take the stored mask but no applied mask.
     """
 
     def __init__(self, stored: ExpertMask | None = None) -> None:
         self.stored = stored
-        # A check hashes the model's weights; a mask that was found to fit is not checked at every forward.
+        # A check hashes the model's weights, so a mask that fits is not checked again at every forward.
         self._checked: list[ExpertMask] = []
         self._last: tuple[list[Any], list[Keep | None]] | None = None
         self._applied_by_all_threads: tuple[_Applied, ...] = ()
@@ -56,8 +56,8 @@ class ActiveMasks:
 
     @property
     def applied(self) -> tuple[ExpertMask, ...]:
-        """The masks applied by context, the first one first."""
-        if torch.compiler.is_compiling():  # which cannot read a ContextVar
+        """The masks applied by context, in the order of application."""
+        if torch.compiler.is_compiling():  # compiled code cannot read a ContextVar
             return tuple(entry.mask for entry in self._applied_by_all_threads)
         return tuple(entry.mask for entry in _APPLIED.get() if entry.masks is self and entry.holds)
 
@@ -78,15 +78,15 @@ class ActiveMasks:
                 self._applied_by_all_threads = tuple(one for one in self._applied_by_all_threads if one is not entry)
 
     def for_another_thread(self) -> ActiveMasks:
-        """Masks of a copy that works for this thread in another one: what is applied here is stored there."""
+        """Masks for a copy that works for this thread in another one: applied masks become stored masks there."""
         masks = [mask for mask in (self.stored, *self.applied) if mask is not None]
         return ActiveMasks(reduce(and_, masks) if masks else None)
 
     def check(self, model: MaskedModel, mask: ExpertMask) -> None:
-        """`mask.check_fits(cast(nn.Module, model))`, once for each mask.
+        """Call `mask.check_fits(cast(nn.Module, model))`, once for each mask.
 
         Raises:
-            CheckpointError: the mask has another shape or belongs to another model.
+            CheckpointError: the mask has a different shape or belongs to another model.
         """
         if not any(mask is known for known in self._checked):
             if (misfit := _misfit(model, mask)) is not None:
@@ -94,22 +94,22 @@ class ActiveMasks:
             self._checked = [*self._checked[-63:], mask]
 
     def refuse_named_but_absent(self, config: MonetConfig) -> None:
-        """Raise CheckpointError if a configuration names a stored mask, and there is none here."""
+        """Raise CheckpointError if the configuration names a stored mask but none was loaded."""
         if self.stored is None and config.expert_mask is not None:
             raise CheckpointError(
-                "the configuration names an expert mask, and this model was loaded or built without it; load with "
+                "the configuration names an expert mask, but this model was loaded or built without it; load with "
                 "from_pretrained, store the mask with model.set_expert_mask(mask), or call model.set_expert_mask(None) "
-                "for the unmasked model. If this is a part of another model, call set_expert_mask of the part"
+                "for the unmasked model. If this model is part of another one, call set_expert_mask of this part"
             )
 
     def resolve(
         self, model: MaskedModel, call: MaskArgument, B: int, T: int, device: torch.device
     ) -> list[Keep | None]:
-        """Keep-weights of each routing group for B sequences of T tokens; None where nothing is removed.
+        """Keep-weights of each routing group for B sequences of T tokens; None if nothing is removed.
 
         Raises:
-            ConfigError: a sequence of masks, but not one for each sequence of the batch.
-            CheckpointError: a mask of the call has another shape or belongs to another model, or the mask that the
+            ConfigError: the number of masks is not the number of sequences in the batch.
+            CheckpointError: a mask of the call has a different shape or belongs to another model, or the mask that the
                 configuration names was not loaded.
         """
         self.refuse_named_but_absent(model.config)
@@ -125,11 +125,13 @@ class ActiveMasks:
         for mask in calls:
             if not isinstance(mask, ExpertMask | None):
                 raise ConfigError(
-                    f"expert_mask holds a {type(mask).__name__}; give an ExpertMask, or a sequence with one (or None) "
+                    f"expert_mask holds a {type(mask).__name__}; pass an ExpertMask, or a sequence with one (or None) "
                     "for each sequence of the batch"
                 )
         if isinstance(call, Sequence) and len(calls) != B:
-            raise ConfigError(f"{len(calls)} masks for a batch of {B} sequences; give one mask, or one a sequence")
+            raise ConfigError(
+                f"{len(calls)} masks for a batch of {B} sequences; pass one mask, or one for each sequence"
+            )
         distinct = list({id(mask): mask for mask in calls}.values())
         for mask in distinct:
             if mask is not None:
@@ -146,7 +148,7 @@ class ActiveMasks:
 
 @torch.compiler.assume_constant_result  # torch.compile cannot trace a hash of the weights
 def _misfit(model: MaskedModel, mask: ExpertMask) -> str | None:
-    """Why a mask does not fit a model; None if it does."""
+    """Why a mask does not fit a model; None if it fits."""
     try:
         mask.check_fits(cast(nn.Module, model))
     except CheckpointError as error:
@@ -155,19 +157,19 @@ def _misfit(model: MaskedModel, mask: ExpertMask) -> str | None:
 
 
 def _outside_inference_mode() -> AbstractContextManager[Any]:
-    """Tensors made in inference mode could not enter a later training step."""
-    # torch.compile cannot trace the question.
+    """Context outside inference mode: tensors made in inference mode could not be part of a later training step."""
+    # torch.compile cannot trace this call.
     inside = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
     return torch.inference_mode(False) if inside else nullcontext()
 
 
 def _makes_plain_tensors() -> bool:
-    """False in torch.export and under FakeTensorMode: tensors made there have no values and must not be kept."""
+    """False in torch.export and under FakeTensorMode, whose tensors have no values and must not be kept."""
     return not torch.compiler.is_exporting() and type(torch.empty(0)) is Tensor
 
 
 def _same(first: list[Any], second: list[Any]) -> bool:
-    """Equal lists, where masks are equal only to themselves."""
+    """Whether two lists are equal; masks are equal only to themselves."""
     return len(first) == len(second) and all(
         a is b or (not isinstance(a, ExpertMask) and a == b) for a, b in zip(first, second, strict=True)
     )
@@ -176,12 +178,12 @@ def _same(first: list[Any], second: list[Any]) -> bool:
 def _keep_of_group(
     together: list[list[ExpertMask]], mask_of_sequence: list[int], T: int, group: int, device: torch.device
 ) -> Keep | None:
-    """Keep-weights of one routing group for all tokens; None where nothing is removed.
+    """Keep-weights of one routing group for all tokens; None if nothing is removed.
 
     Args:
-        together: lists of masks that hold at the same time.
-        mask_of_sequence: for each sequence, which list holds; tokens of a list that removes nothing are exempt (index
-            -1).
+        together: lists of masks; the masks of one list are active together.
+        mask_of_sequence: for each sequence, the number of its list. Tokens are exempt (index -1) if their list removes
+            nothing.
     """
     rows = [_keep_of_all(masks, group) for masks in together]
     removing = [row for row in rows if row is not None]
@@ -198,11 +200,11 @@ def _keep_of_group(
 
 
 def _keep_of_all(masks: list[ExpertMask], group: int) -> Tensor | None:
-    """What all masks keep in a routing group, as `&` keeps it; (E, E), or None where they remove nothing."""
+    """The combination (`&`) of all masks in a routing group, (E, E); None if they remove nothing."""
     rows = [mask.keep_REE[group] for mask in masks if mask.removed_per_group[group]]
     if not rows:
         return None
-    # Tensors only, no new mask: torch.compile traces this.
+    # Only tensors, no new mask: torch.compile traces this code.
     if all(row.dtype == torch.bool for row in rows):
         return reduce(torch.logical_and, rows)
     return reduce(torch.minimum, [row.float() for row in rows])

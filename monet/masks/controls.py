@@ -1,8 +1,8 @@
-"""Random controls for a removal: other units, chosen at random, that match it in number, mass or activity.
+"""Random controls for a removal: random other units that match it in number, mass or activity.
 
-Units are the experts of a routing group, the neurons of a layer, and so on; a group's units are matched within it.
+Units are the experts of a routing group, the neurons of a layer, and so on; units are matched within their group.
 
-Dims: G groups, N units of a group. A keep-weight of 1 keeps a unit and 0 removes it.
+Dims: G groups, N units per group. A keep-weight of 1 keeps a unit and 0 removes it.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from monet.errors import ConfigError
 
 ControlKind = Literal["number", "mass", "activity"]
 
-# An activity-matched unit is drawn among so many of the nearest activity; more where so few are left.
+# An activity-matched unit is drawn from this number of units with the nearest activity, or from more if few are left.
 _NEAREST = 32
 
 
 def control_keep(keep_GN: Tensor, kind: ControlKind, seed: int, weight_GN: Tensor | None = None) -> Tensor:
     """Keep-weights of a random control.
 
-    number: the same keep-weights at random places of each group. mass: random units until they hold as much mass as
-    the removal takes; the last one is attenuated, so the mass is met exactly. activity: every removed unit is replaced
-    by a random one of nearly its activity, with the same keep-weight.
+    number: the same keep-weights at random places of each group. mass: random units until their mass equals that of
+    the removal; the last unit is attenuated, so the mass matches exactly. activity: each removed unit is replaced
+    by a random unit of nearly the same activity, with the same keep-weight.
 
     Args:
-        keep_GN: of the removal; bool, or float32.
-        kind: what is matched.
-        seed: of the choice; equal seeds give equal controls.
-        weight_GN: at least 0; for mass a unit's mean weight a token, for activity its share of tokens, both on the
-            text that the removal is judged on. Needed for mass and activity.
+        keep_GN: keep-weights of the removal; bool, or float32.
+        kind: the property that the control matches.
+        seed: seed for the random choice; equal seeds give equal controls.
+        weight_GN: at least 0; for mass, a unit's mean weight per token; for activity, its share of tokens. Both are
+            measured on the text that the removal is evaluated on. Required for mass and activity.
 
     Returns:
-        (G, N) of the dtype of `keep_GN`; float32 for mass.
+        (G, N) in the dtype of `keep_GN`; float32 for mass.
 
     Raises:
-        ConfigError: an unknown kind, weights that are missing, negative, not finite or of another shape, or equal mass
-            where keep-weights are above 1.
+        ConfigError: the kind is unknown; weights are missing, negative, not finite or of another shape; or mass is
+            matched although keep-weights are above 1.
     """
     if kind not in get_args(ControlKind):
-        raise ConfigError(f"controls of kind {kind!r}: allowed are {', '.join(get_args(ControlKind))}")
+        raise ConfigError(f"controls of kind {kind!r}: must be one of {', '.join(get_args(ControlKind))}")
     generator = torch.Generator().manual_seed(seed)
     if kind == "number":
         return torch.stack([row[torch.randperm(len(row), generator=generator)] for row in keep_GN])
     if weight_GN is None:
-        raise ConfigError(f"controls of equal {kind} need the statistics of the experts; give --controls.statistics")
+        raise ConfigError(f"controls of equal {kind} need the statistics of the experts; pass --controls.statistics")
     weight_GN = weight_GN.double()
     if weight_GN.shape != keep_GN.shape or not bool((weight_GN.isfinite() & (weight_GN >= 0)).all()):
         raise ConfigError(
@@ -55,13 +55,13 @@ def control_keep(keep_GN: Tensor, kind: ControlKind, seed: int, weight_GN: Tenso
             "they must have its shape, be finite and at least 0"
         )
     if kind == "mass" and bool((keep_GN > 1).any()):
-        raise ConfigError("controls of equal mass are for removals, and some keep-weights are above 1; take activity")
+        raise ConfigError("controls of equal mass are for removals, but some keep-weights are above 1; use activity")
     one = _equal_mass if kind == "mass" else _equal_activity
     return torch.stack([one(keep_N, weight_N, generator) for keep_N, weight_N in zip(keep_GN, weight_GN, strict=True)])
 
 
 def removed_mass(keep_GN: Tensor, weight_GN: Tensor) -> float:
-    """How much weight a token the removal takes, summed over all groups."""
+    """The weight per token that the removal takes away, summed over all groups."""
     return float(((1 - keep_GN.double()) * weight_GN.double()).sum())
 
 
@@ -69,7 +69,7 @@ def _equal_mass(keep_N: Tensor, weight_N: Tensor, generator: torch.Generator) ->
     wanted = ((1 - keep_N.double()) * weight_N).sum()
     order_N = torch.randperm(len(weight_N), generator=generator)
     before_N = weight_N[order_N].cumsum(0) - weight_N[order_N]
-    # Taken whole while there is room, then the last one in part, then none.
+    # Units are taken whole while mass is left; the last one is taken in part.
     taken_N = ((wanted - before_N) / weight_N[order_N].clamp(min=torch.finfo(torch.float64).tiny)).clamp(0, 1)
     taken_N = torch.where(weight_N[order_N] > 0, taken_N, (before_N < wanted).double())
     control_N = torch.ones(len(weight_N))
@@ -82,7 +82,7 @@ def _equal_activity(keep_N: Tensor, activity_N: Tensor, generator: torch.Generat
     by_activity_N = activity_N.argsort(stable=True)
     place_N = torch.empty_like(by_activity_N)
     place_N[by_activity_N] = torch.arange(len(by_activity_N))
-    free_N = torch.ones(len(keep_N), dtype=torch.bool)  # by place
+    free_N = torch.ones(len(keep_N), dtype=torch.bool)  # indexed by place
     removed = (keep_N != 1).nonzero().flatten()
     for unit in removed[torch.randperm(len(removed), generator=generator)].tolist():
         nearest = _nearest(free_N, int(place_N[unit]))
@@ -93,12 +93,12 @@ def _equal_activity(keep_N: Tensor, activity_N: Tensor, generator: torch.Generat
 
 
 def _nearest(free_N: Tensor, place: int) -> Tensor:
-    """The free places that are nearest to a place, the lower of two that are equally near first."""
+    """The free places nearest to a place; of two equally near places, the lower comes first."""
     reach = _NEAREST
     while True:
         low, high = max(0, place - reach), min(len(free_N), place + reach + 1)
         places = free_N[low:high].nonzero().flatten() + low
-        # all places in reach are here, so that no nearer one is outside
+        # all places within this distance are included, so no nearer one is missing
         if len(places) >= _NEAREST or high - low == len(free_N):
             return places[(places - place).abs().argsort(stable=True)[:_NEAREST]]
         reach *= 2

@@ -1,4 +1,4 @@
-"""ExpertMask: which experts are kept, as a first-class object with algebra, provenance and a file format."""
+"""ExpertMask: the keep-weights of all experts as one object, with algebra, provenance and a file format."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class ExpertMask:
-    """Keep-weights of every expert of a model: 1 keeps an expert, 0 removes it, between them it is attenuated.
+    """Keep-weights of every expert of a model: 1 keeps an expert, 0 removes it, and values between attenuate it.
 
-    A weight above 1 amplifies an expert and steers the model towards what it adds. One routing group's mask holds in
-    all layers of the group. Removing an expert removes its whole contribution, its output bias included; what is kept
-    is not renormalised. Masks are immutable.
+    A weight above 1 amplifies an expert and steers the model towards the expert's contribution. The mask of a routing
+    group applies to all layers of the group. Removing an expert removes its whole contribution, including its output
+    bias; the kept weights are not renormalised. Masks are immutable.
 
     Attributes:
         keep_REE: (R, E, E) bool, or float32 of at least 0; R routing groups, expert (i, j) at [group, i, j].
-        removed_per_group: for each routing group the number of experts whose keep-weight is not one.
-        unit, group: what the mask changes, and what `removed_per_group` counts by, in words.
-        provenance: JSON-able notes on how the mask was made.
-        fingerprint: `model.fingerprint()` of the model it was made for; None fits any model of its shape.
+        removed_per_group: for each routing group, the number of experts whose keep-weight is not one.
+        unit, group: names of the units that the mask changes and of the groups in `removed_per_group`.
+        provenance: JSON-compatible notes on how the mask was made.
+        fingerprint: `model.fingerprint()` of the model that it was made for; None fits any model of its shape.
     """
 
     unit = "expert"
@@ -52,14 +52,14 @@ class ExpertMask:
     def __init__(self, keep_REE: Tensor, provenance: Mapping[str, Any] | None = None, fingerprint: str | None = None):
         keep_REE = torch.as_tensor(keep_REE).detach().to("cpu", copy=True)
         if keep_REE.dim() != 3 or keep_REE.shape[1] != keep_REE.shape[2] or keep_REE.numel() == 0:
-            raise ConfigError(f"a mask of shape {tuple(keep_REE.shape)}; wanted (routing groups, E, E)")
+            raise ConfigError(f"a mask of shape {tuple(keep_REE.shape)}; expected (routing groups, E, E)")
         if keep_REE.dtype != torch.bool:
             keep_REE = keep_REE.to(torch.float32)
             outside = ~((keep_REE >= 0) & (keep_REE <= MOST_KEEP))
             if bool(outside.any()):
                 raise ConfigError(
-                    f"keep-weight {keep_REE[outside][0].item()}: allowed are numbers from 0, which removes an expert, "
-                    f"over 1, which keeps it, to {MOST_KEEP:g}, which amplifies it"
+                    f"keep-weight {keep_REE[outside][0].item()}: must be from 0, which removes an expert, over 1, "
+                    f"which keeps it, to {MOST_KEEP:g}, which amplifies it"
                 )
         self.keep_REE = keep_REE.contiguous()
         self.removed_per_group: list[int] = (self.keep_REE != 1).flatten(1).sum(1).tolist()
@@ -74,7 +74,7 @@ class ExpertMask:
 
     @classmethod
     def keep_all(cls, config: MonetConfig) -> ExpertMask:
-        """The mask that removes nothing; with it a forward is bitwise the unmasked one."""
+        """The mask that removes nothing; with it a forward is bitwise identical to the unmasked forward."""
         return cls(torch.ones(_shape(config), dtype=torch.bool), {"made_by": "keep_all"})
 
     @classmethod
@@ -88,10 +88,10 @@ class ExpertMask:
         """Remove experts by id.
 
         Args:
-            config: of the model.
+            config: configuration of the model.
             removed: routing group -> expert ids i*E + j.
         Raises:
-            ConfigError: a group or an id lies outside the model.
+            ConfigError: the model has no such group or expert.
         """
         R, E, _ = _shape(config)
         keep_REE = torch.ones(R, E * E, dtype=torch.bool)
@@ -100,11 +100,11 @@ class ExpertMask:
                 raise ConfigError(f"routing group {group}: the model has groups 0 to {R - 1}")
             ids = torch.as_tensor(ids)
             if ids.numel() and ids.dtype not in (torch.int64, torch.int32):
-                raise ConfigError(f"expert ids of dtype {ids.dtype} in group {group}: allowed are whole numbers")
+                raise ConfigError(f"expert ids of dtype {ids.dtype} in group {group}: must be whole numbers")
             ids = ids.long()
             outside = (ids < 0) | (ids >= E * E)
             if bool(outside.any()):
-                raise ConfigError(f"expert id {ids[outside][0].item()} in group {group}: allowed are 0 to {E * E - 1}")
+                raise ConfigError(f"expert id {ids[outside][0].item()} in group {group}: must be from 0 to {E * E - 1}")
             keep_REE[group, ids] = False
         return cls(keep_REE.view(R, E, E), provenance, fingerprint)
 
@@ -122,7 +122,7 @@ class ExpertMask:
             ConfigError: the threshold is NaN, or the scores are not (R, E, E).
         """
         if threshold != threshold:
-            raise ConfigError("threshold=nan: no score is comparable with it; give a number")
+            raise ConfigError("threshold=nan: scores cannot be compared with it; pass a number")
         notes = {"made_by": "from_scores", "threshold": threshold, **(provenance or {})}
         return cls(~(torch.as_tensor(scores_REE) > threshold), notes, fingerprint)
 
@@ -138,11 +138,11 @@ class ExpertMask:
         """Remove experts drawn uniformly without replacement.
 
         Args:
-            config: of the model.
-            num_removed: how many in all groups together, or how many in each group.
-            seed: of the draw.
+            config: configuration of the model.
+            num_removed: number of experts to remove in all groups together, or one number for each group.
+            seed: seed for the draw.
         Raises:
-            ConfigError: more experts than there are, or a wrong number of groups.
+            ConfigError: a number exceeds the number of experts, or there are not as many numbers as groups.
         """
         R, E, _ = _shape(config)
         total = not isinstance(num_removed, Sequence)
@@ -150,32 +150,30 @@ class ExpertMask:
         try:
             counts = [operator.index(count) for count in counts]
         except TypeError:
-            raise ConfigError(
-                f"num_removed={num_removed!r}: allowed are whole numbers of experts, not shares"
-            ) from None
+            raise ConfigError(f"num_removed={num_removed!r}: must be whole numbers of experts, not shares") from None
         if not total and len(counts) != R:
-            raise ConfigError(f"num_removed names {len(counts)} groups; the model has {R}")
+            raise ConfigError(f"num_removed has numbers for {len(counts)} groups, but the model has {R}")
         generator = torch.Generator().manual_seed(seed)
         keep = torch.ones(len(counts), pool, dtype=torch.bool)
         for row, count in zip(keep, counts, strict=True):
             if not 0 <= count <= pool:
-                raise ConfigError(f"num_removed={count}: allowed are 0 to {pool}")
+                raise ConfigError(f"num_removed={count}: must be from 0 to {pool}")
             row[torch.randperm(pool, generator=generator)[:count]] = False
         notes = {"made_by": "random", "seed": seed, **(provenance or {})}
         return cls(keep.view(R, E, E), notes, fingerprint)
 
-    # -- algebra: for boolean masks that of the sets of kept experts ----------------------------------------------
+    # -- algebra: for boolean masks, the algebra of the sets of kept experts --------------------------------------
 
     def __and__(self, other: ExpertMask) -> ExpertMask:
-        """Keep what both keep: the smaller weight, or the product where one of them is above 1."""
+        """Keep what both keep: the smaller weight, or the product if one of them is above 1."""
         return self._combine("and", other, torch.logical_and, _both)
 
     def __or__(self, other: ExpertMask) -> ExpertMask:
-        """Keep what either keeps (the larger weight)."""
+        """Keep what either mask keeps (the larger weight)."""
         return self._combine("or", other, torch.logical_or, torch.maximum)
 
     def __sub__(self, other: ExpertMask) -> ExpertMask:
-        """Keep what the first keeps and the second does not."""
+        """Keep what the first mask keeps and the second does not."""
         return self & ~other
 
     def __invert__(self) -> ExpertMask:
@@ -185,7 +183,7 @@ class ExpertMask:
             ConfigError: a keep-weight is above 1.
         """
         if self.amplifies:
-            raise ConfigError("a mask with keep-weights above 1 has no opposite")
+            raise ConfigError("a mask with keep-weights above 1 cannot be inverted")
         keep_REE = ~self.keep_REE if self.is_hard else 1 - self.keep_REE
         return ExpertMask(keep_REE, {"made_by": "not", "of": [self.provenance]}, self.fingerprint)
 
@@ -201,11 +199,13 @@ class ExpertMask:
 
     def _combine(self, name: str, other: ExpertMask, hard: Any, soft: Any) -> ExpertMask:
         if self.keep_REE.shape != other.keep_REE.shape:
-            raise ConfigError(f"masks of shapes {tuple(self.keep_REE.shape)} and {tuple(other.keep_REE.shape)}")
+            raise ConfigError(
+                f"masks of shapes {tuple(self.keep_REE.shape)} and {tuple(other.keep_REE.shape)} cannot be combined"
+            )
         fingerprints = {self.fingerprint, other.fingerprint} - {None}
         if len(fingerprints) > 1:
             raise CheckpointError(
-                f"masks of two models ({' and '.join(sorted(map(str, fingerprints)))}) cannot be combined"
+                f"masks of different models ({' and '.join(sorted(map(str, fingerprints)))}) cannot be combined"
             )
         both_hard = self.is_hard and other.is_hard
         keep_REE = (
@@ -216,11 +216,11 @@ class ExpertMask:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the keep-weights, in hexadecimal: equal for masks that do the same, whatever made them."""
+        """SHA-256 of the keep-weights, in hexadecimal: equal for masks with the same effect, however they were made."""
         return keep_digest(self.keep_REE)
 
     def named(self) -> dict[str, str]:
-        """How config.json names a stored mask: its file and its digest."""
+        """The entry for a stored mask in config.json: its file and its digest."""
         return {"file": MASK_FILE, "digest": self.digest}
 
     # -- counts ---------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class ExpertMask:
         """R * E * E."""
         return self.keep_REE.numel()
 
-    num_units = num_experts  # as of every intervention
+    num_units = num_experts  # required of every intervention
 
     @property
     def num_removed(self) -> int:
@@ -259,29 +259,31 @@ class ExpertMask:
     # -- use --------------------------------------------------------------------------------------------------------
 
     def check_fits(self, model: nn.Module) -> None:
-        """Raise CheckpointError unless the mask has the model's shape and its fingerprint, if any, is the model's."""
+        """Raise CheckpointError unless the mask has the model's shape and, if it has a fingerprint, the model's own."""
         body = find_body(model)
         wanted = _shape(body.config)
         if tuple(self.keep_REE.shape) != wanted:
-            raise CheckpointError(f"a mask of shape {tuple(self.keep_REE.shape)}; the model wants {wanted}")
+            raise CheckpointError(
+                f"a mask of shape {tuple(self.keep_REE.shape)} does not fit the model, which needs {wanted}"
+            )
         if self.fingerprint is not None and self.fingerprint != (found := body.fingerprint()):
             raise CheckpointError(
-                f"the mask was made for another model (fingerprint {self.fingerprint}, this model has {found}); select "
-                "experts on this model instead"
+                f"the mask was made for another model (fingerprint {self.fingerprint}, but this model has {found}); "
+                "select experts on this model instead"
             )
 
     @contextmanager
     def applied_to(self, model: Model) -> Iterator[Model]:
         """Mask every forward and generate of `model` inside the block; masks nest and are undone bitwise.
 
-        The mask holds in this thread (or asyncio task) only. A thread that is started inside the block does not see
-        it, unless it runs in `contextvars.copy_context()`.
+        The mask is active only in this thread (or asyncio task). A thread started inside the block does not see the
+        mask, unless it runs in `contextvars.copy_context()`.
 
         Args:
-            model: a Monet model, or a module that holds one: a PEFT model, a compiled or a parallel one.
+            model: a Monet model, or a module that contains one: a PEFT, compiled or parallel model.
         Raises:
-            CheckpointError: the mask belongs to another model or has another shape.
-            ConfigError: there is no Monet model in `model`.
+            CheckpointError: the mask belongs to another model or has a different shape.
+            ConfigError: `model` contains no Monet model.
         """
         self.check_fits(model)
         with find_body(model).active_masks.applying(self):
@@ -291,13 +293,13 @@ class ExpertMask:
         """A random mask that matches this one within each routing group.
 
         Args:
-            kind: what both have in common: the number of experts removed, their mass, or their activity.
-            seed: of the choice; equal seeds give equal masks.
-            weights: (R, E, E) mean routing weight of each expert (mass), or its share of tokens (activity), on the
-                text that the mask is judged on. Only "number" needs none.
+            kind: the property that both masks share: the number of experts removed, their mass, or their activity.
+            seed: seed for the random choice; equal seeds give equal masks.
+            weights: (R, E, E) mean routing weight of each expert (mass) or its share of tokens (activity), measured on
+                the text that the mask is evaluated on. "number" needs no weights.
 
         Raises:
-            ConfigError: weights that are missing or of another shape.
+            ConfigError: weights are missing or have another shape.
         """
         keep_RN = control_keep(self.keep_REE.flatten(1), kind, seed, None if weights is None else weights.flatten(1))
         notes: dict[str, Any] = {"made_by": "control", "kind": kind, "seed": seed, "of": self.provenance}
@@ -306,7 +308,7 @@ class ExpertMask:
         return ExpertMask(keep_RN.view_as(self.keep_REE), notes, self.fingerprint)
 
     def taken(self, weights: Tensor) -> float:
-        """The sum of (R, E, E) weights that the mask takes."""
+        """The sum of the (R, E, E) weights that the mask removes."""
         return removed_mass(self.keep_REE.flatten(1), weights.flatten(1))
 
     def sites(self, model: nn.Module) -> list[nn.Module]:
@@ -316,11 +318,11 @@ class ExpertMask:
     # -- files ------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str], model: nn.Module | None = None) -> None:
-        """Write as safetensors, one bit an expert for hard masks.
+        """Write as safetensors; hard masks take one bit for each expert.
 
         Args:
             path: file to write, atomically.
-            model: writes this model's fingerprint into the file; None keeps the mask's own.
+            model: write this model's fingerprint into the file; None keeps the mask's own fingerprint.
         """
         if model is not None:
             self.check_fits(model)
@@ -343,7 +345,7 @@ class ExpertMask:
             path: the file.
             model: refuse the mask unless it fits this model.
         Raises:
-            CheckpointError: the file is no mask, is damaged, or belongs to another model.
+            CheckpointError: the file is not a mask, is damaged, or belongs to another model.
         """
         try:
             with safe_open(Path(path), "pt") as file:
@@ -357,7 +359,7 @@ class ExpertMask:
                 bits = np.unpackbits(content.numpy())
                 size = int(np.prod(shape))
                 if not 0 <= len(bits) - size < 8:
-                    raise CheckpointError(f"{path}: {len(bits)} bits for a mask of shape {shape}")
+                    raise CheckpointError(f"{path}: damaged mask file: {len(bits)} bits for a mask of shape {shape}")
                 content = torch.from_numpy(bits[:size].astype(bool))
             mask = cls(content.reshape(shape), provenance, metadata["fingerprint"] or None)
         except OSError as error:

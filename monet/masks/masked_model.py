@@ -1,4 +1,4 @@
-"""What masks need to know of a model, without an import of its classes."""
+"""The interface of a model that masks need, without importing the model's classes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class MaskedModel(Protocol):
     """A model that masks apply to: `monet.model.modeling_monet.MonetModel` and the classes around it.
 
     Attributes:
-        config: its sizes.
-        active_masks: the `monet.masks.active.ActiveMasks` in force.
+        config: the model's configuration.
+        active_masks: the model's `monet.masks.active.ActiveMasks`.
     """
 
     config: MonetConfig
@@ -29,17 +29,17 @@ class MaskedModel(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """Which model this is, by its weights; see `monet.model.fingerprint`."""
+        """Identifies the model by its weights; see `monet.model.fingerprint`."""
         ...
 
 
 def find_body(model: nn.Module) -> MaskedModel:
-    """The MonetModel in a module: a Monet model of any class, one that PEFT has wrapped, or one inside a larger model.
+    """The MonetModel in a module: a Monet model of any class, a PEFT-wrapped one, or one inside a larger model.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the module contains none.
     """
     for module in model.modules():
         if hasattr(module, "active_masks"):
             return cast(MaskedModel, module)
-    raise ConfigError(f"{type(model).__name__} holds no Monet model, so it has no experts to mask")
+    raise ConfigError(f"{type(model).__name__} contains no Monet model, so it has no experts to mask")

@@ -1,1 +1,1 @@
-"""The model: configuration, router, experts, losses, the Hugging Face classes, and what ties weights to a model."""
+"""The model: configuration, router, experts, losses, Hugging Face classes, and the fingerprint of its weights."""

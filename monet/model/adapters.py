@@ -1,4 +1,4 @@
-"""Adapters of peft in the folder that `from_pretrained` is given: never applied unasked, and checked like weights."""
+"""peft adapters in the folder given to `from_pretrained`: applied only on request, and checked like weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monet.terminal import clean_log
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-_PLACE = "_adapter_model_path"  # where transformers' Auto classes say which folder holds the adapter
+_PLACE = "_adapter_model_path"  # here transformers' Auto classes store the adapter's folder
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Adapter:
 
     Args:
         source: its folder, or its name on the hub.
-        name: what peft calls it in the model.
-        hub: arguments for `hub_file` with which it is found.
+        name: its name in the model, for peft.
+        hub: arguments with which `hub_file` finds it.
     """
 
     source: str | os.PathLike
@@ -38,7 +38,7 @@ class Adapter:
         """Load the adapter into its base model.
 
         Raises:
-            CheckpointError: the weights are absent, damaged, or those of another adapter or base model.
+            CheckpointError: the weights are missing, damaged, or belong to another adapter or base model.
         """
         try:
             with clean_log("transformers.modeling_utils"):
@@ -51,27 +51,27 @@ class Adapter:
             if keys:
                 listed = ", ".join(sorted(keys)[:5]) + (", ..." if len(keys) > 5 else "")
                 raise CheckpointError(
-                    f"{self.source}: the adapter {what} {len(keys)} tensors: {listed}; if it is whole, load it with "
-                    "peft.PeftModel, since this release of transformers does not read this kind"
+                    f"{self.source}: the adapter {what} {len(keys)} tensors: {listed}; if it is complete, load "
+                    "the adapter with peft.PeftModel, since this release of transformers does not read this kind"
                 )
 
 
 def split_adapter(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[str | os.PathLike, Adapter | None]:
-    """The model to load and the adapter to put on it.
+    """The model to load and the adapter to apply to it.
 
-    transformers applies an adapter that it finds in a model's folder, and then reports what the adapter lacks in place
-    of what the model lacks. So a folder with both is refused, and of a folder with only an adapter the base model is
-    loaded and checked first.
+    transformers applies any adapter that it finds in a model's folder. It then reports the tensors that the adapter
+    lacks instead of those that the model lacks. So a folder with both is refused. If a folder has only an adapter, the
+    base model is loaded and checked first.
 
     Args:
-        source: what `from_pretrained` was given: a folder or a hub name.
-        kwargs: the keywords of `from_pretrained`; what concerns only the adapter is taken out.
+        source: argument of `from_pretrained`: a folder or a hub name.
+        kwargs: keywords of `from_pretrained`; those that concern only the adapter are removed.
     Returns:
         The base model's folder or name, and the adapter or None.
     Raises:
-        CheckpointError: both a model and an adapter are there; the adapter is damaged; or its base model has an adapter
-            too.
-        ConfigError: there is an adapter, and peft is not installed.
+        CheckpointError: the folder has both a model and an adapter; the adapter is damaged; or its base model has an
+            adapter too.
+        ConfigError: there is an adapter, but peft is not installed.
     """
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
     own: dict[str, Any] = dict(kwargs.pop("adapter_kwargs", None) or {})
@@ -84,8 +84,8 @@ def split_adapter(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[st
             return source, None
         if _has_weights(source, hub, kwargs.get("variant")):
             raise CheckpointError(
-                f"{source} holds both a model and an adapter ({CONFIG_FILE}), which would change the model unasked; "
-                f"move the adapter's files into a folder of their own, and name that folder to load the model with it"
+                f"{source} contains both a model and an adapter ({CONFIG_FILE}), which would change the model without "
+                f"being requested; move the adapter's files into a separate folder, and pass that folder to load both"
             )
         source, revision = _base_of(path)
         for key in ("revision", "subfolder"):  # these say where the adapter is
@@ -95,19 +95,21 @@ def split_adapter(source: str | os.PathLike, kwargs: dict[str, Any]) -> tuple[st
             kwargs["revision"] = hub["revision"] = revision
     if hub_file(source, CONFIG_FILE, hub) is not None:
         raise CheckpointError(
-            f"{folder} is an adapter of {source}, which holds an adapter too ({CONFIG_FILE}); merge that one first"
+            f"{folder} is an adapter of {source}, which has an adapter too ({CONFIG_FILE}); merge that one first"
         )
     if hub_file(folder, WEIGHTS_FILE, hub_of_adapter) is None:
-        raise CheckpointError(f"{folder}: the adapter has no {WEIGHTS_FILE}; pickled adapters are never read")
+        raise CheckpointError(
+            f"{folder}: the adapter has no {WEIGHTS_FILE}; convert it, since pickled adapters are never read"
+        )
     return source, Adapter(folder, name, hub_of_adapter)
 
 
 def hub_file(source: str | os.PathLike, name: str, hub: dict[str, Any]) -> Path | None:
-    """The local path of a file in a folder or hub repository; None if it is not there.
+    """The local path of a file in a folder or hub repository; None if the file does not exist.
 
     Args:
         source: folder or hub name.
-        name: of the file.
+        name: name of the file.
         hub: values of `HUB_ARGUMENTS`.
     """
     path = cached_file(
@@ -123,7 +125,7 @@ def _has_weights(source: str | os.PathLike, hub: dict[str, Any], variant: str | 
 
 
 def _base_of(path: Path) -> tuple[str, str | None]:
-    """Name and revision of the base model, by an adapter's adapter_config.json."""
+    """Name and revision of the base model, from an adapter's adapter_config.json."""
     from transformers.utils.import_utils import is_peft_available
 
     try:
@@ -133,11 +135,9 @@ def _base_of(path: Path) -> tuple[str, str | None]:
         raise CheckpointError(f"{path}: no readable adapter configuration ({error!r})") from None
     if not isinstance(name, str) or not name or not isinstance(revision, (str, type(None))):
         raise CheckpointError(
-            f"{path}: base_model_name_or_path {name!r} and revision {revision!r} do not name a base model; state there "
-            "which model the adapter belongs to"
+            f"{path}: base_model_name_or_path {name!r} and revision {revision!r} do not name a base model; set them to "
+            "the model that the adapter belongs to"
         )
     if not is_peft_available():
-        raise ConfigError(
-            f"{path.parent} is an adapter of peft for {name}, and peft is not installed: pip install peft"
-        )
+        raise ConfigError(f"{path.parent} is a peft adapter for {name}, but peft is not installed: pip install peft")
     return name, revision

@@ -1,7 +1,7 @@
 """One name for the key-value cache: transformers 5.24 renamed `past_key_values` to `cache` everywhere.
 
-Monet's classes take both names under any release. What they hand to transformers, and what they return, goes under the
-name that the installed release uses: `CACHE_KEYWORD`.
+Monet's classes accept both names under any release. Calls to transformers and returned outputs use the name of the
+installed release: `CACHE_KEYWORD`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def _keyword_of_attention() -> str:
         if name in parameters:
             return name
     raise ImportError(
-        f"attention of this transformers takes its cache under none of the names {', '.join(CACHE_KEYWORDS)} but among "
-        f"{', '.join(parameters)}; install a release that Monet was tested with (monet doctor names them)"
+        f"attention in this transformers release takes its cache under none of the names {', '.join(CACHE_KEYWORDS)}; "
+        f"its arguments are {', '.join(parameters)}; install a release that Monet was tested with (see monet doctor)"
     )
 
 
@@ -33,9 +33,9 @@ CACHE_KEYWORD = _keyword_of_attention()
 def one_cache(
     cache: Any, past_key_values: Cache | None, keywords: dict[str, Any]
 ) -> tuple[Cache | None, dict[str, Any]]:
-    """The cache that was given under either name, and the keywords for attention.
+    """The cache given under either name, and the keywords for attention.
 
-    Before 5.24, continuous batching already says `cache` for its paged cache, which attention then reads itself.
+    Before 5.24, continuous batching already uses `cache` for its paged cache, which attention then reads itself.
 
     Raises:
         TypeError: two different caches were given.
@@ -43,5 +43,5 @@ def one_cache(
     if CACHE_KEYWORD != "cache" and cache is not None and not isinstance(cache, Cache):
         return past_key_values, keywords | {"cache": cache}
     if cache is not None and past_key_values is not None and cache is not past_key_values:
-        raise TypeError("cache and past_key_values are two names of one argument, but two caches were given; give one")
+        raise TypeError("cache and past_key_values are names of the same argument, but two caches were given; pass one")
     return (past_key_values if cache is None else cache), keywords

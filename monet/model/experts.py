@@ -24,15 +24,15 @@ def activation_of(config: MonetConfig) -> Callable[[Tensor], Tensor]:
     """The experts' activation.
 
     Raises:
-        ConfigError: `hidden_act` is no activation transformers knows.
+        ConfigError: `hidden_act` is not an activation that transformers knows.
     """
     if config.hidden_act not in ACT2FN:
-        raise ConfigError(f"hidden_act={config.hidden_act!r}: allowed are {', '.join(sorted(ACT2FN))}")
+        raise ConfigError(f"hidden_act={config.hidden_act!r}: must be one of {', '.join(sorted(ACT2FN))}")
     return ACT2FN[config.hidden_act]
 
 
 class Experts(nn.Module):
-    """What both decompositions share: the activation, and output weights in the form that decoding reads."""
+    """The shared part of both decompositions: the activation, and output weights in the form that decoding reads."""
 
     projections: tuple[str, ...]
 
@@ -44,15 +44,15 @@ class Experts(nn.Module):
         self._output_rows = OutputRows()
 
     def output_modules(self) -> list[nn.Module]:
-        """The output projections, or the modules that stand for them."""
+        """The output projections, or the modules that replace them."""
         return [getattr(self, name) for name in self.projections]
 
     def calls_outputs(self) -> bool:
-        """Whether the output projections are called as modules, and not merely read: see `is_plain_linear`."""
+        """Whether the output projections are called as modules instead of being read; see `is_plain_linear`."""
         return not all(map(is_plain_linear, self.output_modules()))
 
     def train(self, mode: bool = True) -> Any:
-        """As nn.Module's; copies for decoding are dropped."""
+        """As in nn.Module; also drops the copies for decoding."""
         self._output_rows.clear()
         return super().train(mode)
 
@@ -64,8 +64,8 @@ class Experts(nn.Module):
 class HorizontalExperts(Experts):
     """Expert (i, j) is x -> V_j act(U_i x + u_i) + b_j (arXiv 2412.04139, eq. 10-12).
 
-    `u` is called as a module unless few keys are active in inference. The weight of `v` is read by the mixing; where
-    `v` is adapted, quantised, offloaded or hooked, it is called.
+    `u` is called as a module, except in inference with few active keys. The mixing reads the weight of `v`; if `v` is
+    adapted, quantised, offloaded or hooked, it is called instead.
     """
 
     projections = ("v",)
@@ -87,7 +87,7 @@ class HorizontalExperts(Experts):
     ) -> Tensor:
         """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts.
 
-        `shared` comes from the router (`RouterOutput.shared`). It saves work and changes no number.
+        `shared` comes from the router (`RouterOutput.shared`). It saves work and does not change results.
         """
         B, T, _ = x_BTD.shape
         x_TD, g1_THE, g2_THE = (tensor.flatten(0, 1) for tensor in (x_BTD, g1_BTHE, g2_BTHE))
@@ -111,8 +111,8 @@ class HorizontalExperts(Experts):
 class VerticalExperts(Experts):
     """Expert (i, j) joins a half that belongs to i and a half that belongs to j (arXiv 2412.04139, eq. 13-29).
 
-    `u1` and `u2` are called as modules unless few keys are active in inference. The weights of the four `v` are read
-    by the mixing; where one of them is adapted, quantised, offloaded or hooked, all four are called.
+    `u1` and `u2` are called as modules, except in inference with few active keys. The mixing reads the weights of the
+    four `v`; if one of them is adapted, quantised, offloaded or hooked, all four are called instead.
     """
 
     projections = ("v11", "v12", "v21", "v22")
@@ -135,7 +135,7 @@ class VerticalExperts(Experts):
     ) -> Tensor:
         """(B, T, D) -> (B, T, D) for routing probabilities of the group; `keep` masks experts.
 
-        `shared` comes from the router (`RouterOutput.shared`). It saves work and changes no number.
+        `shared` comes from the router (`RouterOutput.shared`). It saves work and does not change results.
         """
         B, T, _ = x_BTD.shape
         x_TD, g1_THE, g2_THE = (tensor.flatten(0, 1) for tensor in (x_BTD, g1_BTHE, g2_BTHE))
@@ -182,11 +182,11 @@ EXPERTS: dict[str, type[HorizontalExperts] | type[VerticalExperts]] = {
 
 @torch.no_grad()
 def lay_out_for_decoding(model: nn.Module) -> None:
-    """Put the rows of each expert's output weights beside each other in memory, as decoding on a GPU reads them.
+    """Make the rows of each expert's output weights contiguous in memory, as decoding on a GPU reads them.
 
-    Names, shapes, values and the state dict stay. What changes is the order in memory: views of the weights and CUDA
-    graphs made before do not see the weights any more. Takes the room of one weight for a moment. For inference:
-    optimizers over flat buffers and partitioned parameters keep weights in memory of their own.
+    Names, shapes, values and the state dict stay the same. Only the order in memory changes: existing views of the
+    weights and captured CUDA graphs no longer see the weights. Temporarily needs the memory of one weight. For
+    inference only: optimizers over flat buffers and partitioned parameters keep weights in separate memory.
 
     Args:
         model: any module; its expert layers are changed in place.

@@ -1,4 +1,4 @@
-"""The fingerprint that ties masks and statistics to a model, and the weights that it is taken of."""
+"""The fingerprint that ties masks and statistics to a model, and the weights that it is computed from."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ _STRUCTURAL_KEYS = (
     "moe_groups",
     "moe_decompose",
 )
-# Where peft keeps the layer that it wraps.
+# The attribute under which peft keeps the layer that it wraps.
 _WRAPPED = ("base_layer", "original_module")
-# Hashes by held module: what each was taken of, and the hash.
+# Hashes by held module: the state that each hash was computed from, and the hash.
 _HELD: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, str]]] = WeakKeyDictionary()
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class LostSigns(CheckpointError):
-    """Weights are quantised, so that the signs of small ones are lost, or they are not in memory."""
+    """Weights are quantised, which loses the signs of small weights, or they are not in memory."""
 
 
 class Identity:
-    """Which model a body is: its fingerprint, also where quantised weights do not tell it any more.
+    """The identity of a model's body: its fingerprint, which is kept even after quantisation loses the signs.
 
-    The fingerprint is SHA-256 over the structural keys and the signs of all weights, first 32 hexadecimal digits. Signs
-    survive every cast, so a checkpoint loaded in another dtype is still the same model. Adapters do not count: with or
-    without them, the experts are those of the base model. Weights that accelerate has offloaded are read.
+    The fingerprint is the first 32 hexadecimal digits of SHA-256 over the structural keys and the signs of all weights.
+    Signs survive every cast, so a checkpoint loaded in another dtype is still the same model. Adapters do not count:
+    with or without them, the experts belong to the base model. Weights that accelerate has offloaded are read.
 
     Attributes:
         names: the parameters that the body had when it was built, in their order.
-        known: the fingerprint when it was last taken; None before, and again after training.
-        files: the safetensors files that the weights were loaded from; empty where there are none, or after training.
-        times_forgotten: how often the body went into training mode.
+        known: the last computed fingerprint; None before that, and again after training.
+        files: the safetensors files that the weights were loaded from; empty if there are none, or after training.
+        times_forgotten: number of times that the body entered training mode.
     """
 
     def __init__(self, body: nn.Module) -> None:
@@ -62,16 +62,16 @@ class Identity:
         self.forget()
 
     def forget(self) -> None:
-        """The weights may change from now on: what is known of them does not hold."""
+        """Drop the known fingerprint, because the weights may change from now on."""
         self.known: str | None = None
         self.files: tuple[Path, ...] = ()
         self.times_forgotten += 1
 
     def of(self, config: MonetConfig, body: nn.Module) -> str:
-        """The fingerprint, taken from the weights; if they are quantised, the known one, or the files' own.
+        """The fingerprint, from the weights; if they are quantised, the known one, or the one from the files.
 
         Raises:
-            CheckpointError: the weights are quantised, and nothing else is known.
+            CheckpointError: the weights are quantised, and no fingerprint or file is known.
         """
         try:
             self.known = hashed_once(
@@ -86,7 +86,7 @@ class Identity:
                 self.known = self.known or _digest(config, _weights_in(self.files, self.names), self.names)
             except LostSigns:
                 raise CheckpointError(
-                    f"this model has no fingerprint: {error}; call model.fingerprint() before you quantise it, or load "
+                    f"this model has no fingerprint: {error}; call model.fingerprint() before quantising it, or load "
                     "it with from_pretrained(quantization_config=...) from unquantised files"
                 ) from None
         return self.known
@@ -99,7 +99,7 @@ def _digest(config: MonetConfig, weights: Iterable[Tensor], names: Sequence[str]
         digest.update(np.packbits(weight.detach().signbit().cpu().numpy().reshape(-1)).data)
         found += 1
     if found != len(names):
-        raise LostSigns(f"{len(names) - found} of its {len(names)} weights are no parameters any more")
+        raise LostSigns(f"{len(names) - found} of its {len(names)} weights are no longer parameters")
     return digest.hexdigest()[:32]
 
 
@@ -108,14 +108,14 @@ def _structure(config: MonetConfig) -> str:
 
 
 def hold(model: nn.Module) -> None:
-    """Hash this model's weights once from now on, and again only after a change that is seen.
+    """From now on, hash this model's weights once, and again only after a detected change.
 
-    Seen are changes in place that torch counts, exchanged storages, and a Monet model that goes into training mode. Not
-    seen are writes through `.data`, by fused optimizers and by other libraries' kernels to a model that stays in eval
-    mode. So hold only a model that nothing else changes.
+    Detected changes are in-place changes that torch counts, exchanged storages, and a Monet model that enters training
+    mode. Undetected changes are writes through `.data`, by fused optimizers and by other libraries' kernels to a model
+    that stays in eval mode. So hold only a model that nothing else changes.
 
     Args:
-        model: a model, or a module that holds a Monet model.
+        model: a model, or a module that contains a Monet model.
     """
     for module in _hashed_parts(model):
         _HELD.setdefault(module, {})
@@ -123,7 +123,7 @@ def hold(model: nn.Module) -> None:
 
 @contextmanager
 def holding(model: nn.Module) -> Iterator[None]:
-    """Inside the block, `hold` the model; a model that is held already stays so afterwards."""
+    """Inside the block, `hold` the model; a model that was already held stays held afterwards."""
     new = [module for module in _hashed_parts(model) if module not in _HELD]
     hold(model)
     try:
@@ -134,7 +134,7 @@ def holding(model: nn.Module) -> Iterator[None]:
 
 
 def holds_weights(function: Function) -> Function:
-    """Decorate a function that evaluates its first argument, `model`, so that it hashes the weights once."""
+    """Decorator for a function that evaluates its first argument, `model`: the function hashes the weights once."""
 
     @functools.wraps(function)
     def held(*args: Any, **options: Any) -> Any:
@@ -145,12 +145,12 @@ def holds_weights(function: Function) -> Function:
 
 
 def hashed_once(module: nn.Module, name: str, also: str, weights: Iterable[Tensor], take: Callable[[], str]) -> str:
-    """A hash of a module's weights, kept while the module is held and its weights are the same.
+    """A hash of a module's weights, kept while the module is held and its weights do not change.
 
     Args:
-        module: whose weights are hashed.
-        name: of the hash.
-        also: what else the hash depends on.
+        module: the module whose weights are hashed.
+        name: name of the hash.
+        also: text for further values that the hash depends on.
         weights: tensors that the hash depends on.
         take: computes the hash.
     """
@@ -173,7 +173,7 @@ def _hashed_parts(model: nn.Module) -> set[nn.Module]:
 
 
 def _state(module: nn.Module, weights: Iterable[Tensor]) -> list[Any] | None:
-    """Where the weights lie and how often they were changed; None where torch does not tell."""
+    """Addresses of the weights and counts of their changes; None if torch does not provide these."""
     found: list[Any] = [cast(Any, body).identity.times_forgotten for body in _bodies(module)]
     for weight in weights:
         if weight.is_meta or weight.is_inference() or hasattr(weight, "__tensor_flatten__"):
@@ -190,14 +190,14 @@ def _weights_in(files: Sequence[Path], names: Sequence[str]) -> Iterator[Tensor]
             place.update({name.removeprefix("model."): (path, name) for name in file.keys()})  # noqa: SIM118
     for name in names:
         if name not in place:
-            raise LostSigns(f"the files that it was loaded from hold no weight {name}")
+            raise LostSigns(f"the files that it was loaded from have no weight {name}")
         path, key = place[name]
         with safe_open(path, "pt") as file:
             yield file.get_tensor(key)
 
 
 def base_weights(module: nn.Module) -> Iterator[Tensor]:
-    """The parameters without those of adapters, in the order of `parameters()`; offloaded ones are brought in.
+    """The parameters except those of adapters, in the order of `parameters()`; offloaded ones are loaded first.
 
     Raises:
         LostSigns: a weight is quantised or on the meta device.
@@ -215,7 +215,7 @@ def base_weights(module: nn.Module) -> Iterator[Tensor]:
 
 
 def base_parameters(module: nn.Module) -> Iterator[Tensor]:
-    """The same parameters, as they are: offloaded ones without content, quantised ones in their own class."""
+    """The same parameters, unchanged: offloaded ones without content, quantised ones in their own class."""
     for part in _base_modules(module):
         yield from part.parameters(recurse=False)
 
@@ -231,7 +231,7 @@ def _base_modules(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _brought_in(module: nn.Module) -> AbstractContextManager[Any]:
-    """accelerate's context that fills a module whose weights it has offloaded."""
+    """accelerate's context that loads the weights of a module that it has offloaded."""
     offloaded = any(weight.is_meta for weight in module.parameters(recurse=False))
     if not offloaded or find_spec("accelerate") is None:
         return nullcontext()

@@ -1,4 +1,4 @@
-"""The keywords that the model classes take beyond their signatures, by name. All others are refused.
+"""The keywords that the model classes accept beyond their signatures, by name. All others are refused.
 
 A misspelt keyword must not be ignored: `expert_masks=...` would run the unmasked model.
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 class AttentionKeywords(TypedDict, total=False):
-    """What transformers' attention functions read.
+    """Keywords that transformers' attention functions read.
 
-    cu_seq_lens_q, cu_seq_lens_k: (documents + 1,) int32, where packed documents begin, and the end.
+    cu_seq_lens_q, cu_seq_lens_k: (documents + 1,) int32, the start of each packed document, and the end.
     max_length_q, max_length_k: tokens of the longest document.
     is_causal: False lets every token attend to all tokens.
-    seq_idx: document of every token, from transformers' flattening collator; attention reads the lengths instead.
-    read_index, write_index, block_table, logits_indices, logits_processor_args, max_seqlen_q, max_seqlen_k: of
+    seq_idx: document number of each token, from transformers' flattening collator; attention reads the lengths instead.
+    read_index, write_index, block_table, logits_indices, logits_processor_args, max_seqlen_q, max_seqlen_k: used by
         continuous batching; the last two have these names in older releases.
     output_attentions: return attention weights, with `attn_implementation="eager"`.
     output_hidden_states: return the states before every layer and after the last norm.
@@ -44,10 +44,10 @@ class AttentionKeywords(TypedDict, total=False):
 
 
 class LanguageModelKeywords(AttentionKeywords, total=False):
-    """Those, and what `MonetForCausalLM` takes.
+    """The attention keywords, and further keywords of `MonetForCausalLM`.
 
-    shift_labels: (B, T) int64, already shifted: shift_labels[t] is what position t must predict. It is no argument of
-        the signature because transformers' Trainer takes each argument with "label" in its name for a required column.
+    shift_labels: (B, T) int64, already shifted: shift_labels[t] is the token that position t must predict. It is not in
+        the signature because transformers' Trainer treats each argument with "label" in its name as a required column.
     """
 
     shift_labels: Tensor | None
@@ -58,15 +58,15 @@ def refuse_unknown(given: Iterable[str], keywords: type, forward: Any) -> None:
 
     Args:
         given: names of the keywords beyond the signature.
-        keywords: the TypedDict that lists those which are allowed.
-        forward: the method that was called; its own arguments are offered as corrections, too.
+        keywords: the TypedDict that lists the accepted keywords.
+        forward: the method that was called; its own arguments are suggested as corrections too.
     Raises:
-        TypeError: names the unknown keyword, and the known one that is spelt most like it.
+        TypeError: a keyword is unknown; the message names it and the known keyword with the most similar spelling.
     """
     allowed: Any = keywords.__dict__["__optional_keys__"]
     for name in given:
         if name not in allowed:
             known = [*allowed, *list(signature(forward).parameters)[1:-1], "return_dict"]
             close = get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+            hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(sorted(known))}"
             raise TypeError(f"{forward.__qualname__} got an unknown keyword {name!r}; {hint}")

@@ -1,4 +1,4 @@
-"""The only imports of transformers' Llama internals, so that a change there is met in one place."""
+"""The only imports of transformers' Llama internals, so that a change there affects only this file."""
 
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
 
@@ -8,4 +8,4 @@ __all__ = ["LlamaAttention", "LlamaRMSNorm", "RotaryEmbedding"]
 
 
 class RotaryEmbedding(Float32Buffers, LlamaRotaryEmbedding):
-    """Llama's rotary embedding with frequencies in float32 also after a cast, as after loading in that dtype."""
+    """Llama's rotary embedding whose frequencies stay float32 after a cast, as they do after loading in that dtype."""

@@ -14,7 +14,7 @@ from monet.errors import ConfigError
 from monet.kernels.checks import is_watched
 from monet.model.ranks import GlobalBatch
 
-# Floor of a mean before its logarithm: a key that no token reached keeps a finite loss and gradient.
+# Floor of a mean before its logarithm: a key that no token reaches keeps a finite loss and gradient.
 _MEAN_FLOOR = 1e-9
 _IGNORED = -100
 
@@ -23,17 +23,17 @@ UniformityTarget = Literal["routing", "softmax", "firing"]
 
 @dataclass(frozen=True)
 class RouterLoss:
-    """How the two auxiliary losses enter the training loss. None of it changes inference.
+    """How the two auxiliary losses enter the training loss. They do not change inference.
 
-    The defaults keep keys alive; the paper's own loss is RouterLoss(1e-3, 1e-3, "routing").
+    The defaults keep keys from dying; the loss in the paper is RouterLoss(1e-3, 1e-3, "routing").
 
     Attributes:
         uniformity_weight: factor of the uniformity loss (lambda in the paper; 1e-3 there).
         ambiguity_weight: factor of the ambiguity loss (lambda in the paper; 1e-3 there).
-        uniformity_on: what is to be uniform over the keys of a head. "routing": the mean routing probability, as in
-            the paper; a key that never passes the threshold gets no gradient from it. "softmax": the mean of the
-            softmax before thresholding. "firing": the mean of a smooth step at the threshold, which pulls a key that
-            never fires towards the threshold however far below it lies.
+        uniformity_on: the quantity that should be uniform over the keys of a head. "routing": the mean routing
+            probability, as in the paper; it gives no gradient to a key that never passes the threshold. "softmax": the
+            mean of the softmax before thresholding. "firing": the mean of a smooth step at the threshold, which pulls
+            a key that never fires towards the threshold, however far below the threshold it is.
         firing_width: width of that smooth step in standard deviations of the logits; only for "firing".
 
     Raises:
@@ -49,20 +49,20 @@ class RouterLoss:
         for name in ("uniformity_weight", "ambiguity_weight"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
-                raise ConfigError(f"{name}={value!r}: allowed are finite numbers from 0")
+                raise ConfigError(f"{name}={value!r}: must be a finite number of at least 0")
         if self.uniformity_on not in ("routing", "softmax", "firing"):
-            raise ConfigError(f"uniformity_on={self.uniformity_on!r}: allowed are 'routing', 'softmax' and 'firing'")
+            raise ConfigError(f"uniformity_on={self.uniformity_on!r}: must be 'routing', 'softmax' or 'firing'")
         if not 0 < self.firing_width < float("inf"):
-            raise ConfigError(f"firing_width={self.firing_width!r}: allowed are positive numbers")
+            raise ConfigError(f"firing_width={self.firing_width!r}: must be a positive number")
 
 
 def uniformity_loss(mean_XE: Tensor) -> Tensor:
-    """Cross-entropy of the uniform distribution against mean probabilities, averaged over heads and axes.
+    """Cross-entropy of the uniform distribution relative to mean probabilities, averaged over heads and axes.
 
     Args:
-        mean_XE: mean over tokens of distributions over E keys; X runs over heads and both axes.
+        mean_XE: mean over tokens of distributions over E keys; X counts heads and both axes.
     Returns:
-        scalar, at least log(E); equal to it when every key is used alike.
+        scalar, at least log(E); equal to log(E) if every key is used equally.
     Source: arXiv 2412.04139, eq. 16, on token-averaged probabilities.
     """
     return -mean_XE.clamp(min=_MEAN_FLOOR).log().mean()
@@ -72,18 +72,18 @@ def ambiguity_loss(mean_max_X: Tensor) -> Tensor:
     """One minus the mean row maximum of the routing probabilities, averaged over heads and axes.
 
     Args:
-        mean_max_X: mean over tokens of each head's largest probability; X runs over heads and both axes.
+        mean_max_X: mean over tokens of each head's largest probability; X counts heads and both axes.
     Source: arXiv 2412.04139, eq. 17.
     """
     return 1 - mean_max_X.mean()
 
 
 class RouterMetrics(NamedTuple):
-    """What a router did with a batch, detached from the graph; padded tokens are not counted.
+    """Metrics of a router on a batch, detached from the graph; padded tokens are not counted.
 
     uniformity, ambiguity: scalars, the paper's losses.
-    active_per_head: scalar, mean number of active keys a token, axis and head.
-    fired_2HE: int64, for each axis, head and key the number of tokens at which it was active.
+    active_per_head: scalar, mean number of active keys per token, axis and head.
+    fired_2HE: int64, the number of tokens at which each key was active, for each axis and head.
     """
 
     uniformity: Tensor
@@ -93,13 +93,13 @@ class RouterMetrics(NamedTuple):
 
 
 class RouterSums(NamedTuple):
-    """Means over the tokens of a batch, from which a router's losses and metrics follow; differentiable but for counts.
+    """Means over the tokens of a batch, from which a router's losses and metrics follow. Counts have no gradient.
 
     mean_2HE: mean routing probability of each axis, head and key.
     mean_max_2H: mean of each head's largest probability.
-    share_2HE: mean of what the uniformity loss is taken on, not normalised; None where that is the routing itself.
+    share_2HE: mean of the quantity in the uniformity loss, not normalised; None if that is the routing itself.
     fired_2HE: int64, number of tokens at which each key was active.
-    tokens: int64 scalar, tokens that count.
+    tokens: int64 scalar, number of tokens that count.
     """
 
     mean_2HE: Tensor
@@ -110,7 +110,7 @@ class RouterSums(NamedTuple):
 
 
 class RouterLosses(NamedTuple):
-    """What a router's forward is needed for after the layers: differentiable scalars, and metrics."""
+    """The results of a router that are used after the layers: differentiable scalars, and metrics."""
 
     uniformity: Tensor
     ambiguity: Tensor
@@ -123,9 +123,9 @@ def router_losses(
     """Losses and metrics of routers.
 
     Args:
-        routers: what the routers saw, in their order.
-        ranks: takes the means over the batches of all ranks, by one all-reduce for all routers; None or False for
-            this batch.
+        routers: sums of the routers, in their order.
+        ranks: averages over the batches of all ranks, by one all-reduce for all routers; None or False uses only this
+            batch.
     """
     if ranks and routers:
         routers = [RouterSums(*sums) for sums in ranks.means(routers)]
@@ -133,7 +133,7 @@ def router_losses(
 
 
 def losses_of(sums: RouterSums) -> RouterLosses:
-    """Losses and metrics of one router, of what it saw of this batch."""
+    """Losses and metrics of one router, from its sums over this batch."""
     _, num_heads, _ = sums.mean_2HE.shape
     paper_uniformity = uniformity_loss(sums.mean_2HE)
     uniformity, ambiguity = paper_uniformity, ambiguity_loss(sums.mean_max_2H)
@@ -145,14 +145,14 @@ def losses_of(sums: RouterSums) -> RouterLosses:
 
 
 def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tensor | None = None) -> Tensor:
-    """Cross-entropy in float32 of logits against labels already shifted; -100 is ignored.
+    """Cross-entropy in float32 of logits and labels that are already shifted; -100 is ignored.
 
     Args:
         logits_BTV: any floating dtype.
         labels_BT: int64.
-        num_items: divisor of the sum; None for the number of labels that are not ignored.
+        num_items: divisor of the sum; None uses the number of labels that are not ignored.
     Returns:
-        scalar; 0 with zero gradient when every label is ignored.
+        scalar; 0 with zero gradient if all labels are ignored.
     """
     logits_NV, labels_N = logits_BTV.flatten(0, 1).float(), labels_BT.flatten()
     total = F.cross_entropy(logits_NV, labels_N, ignore_index=_IGNORED, reduction="sum")
@@ -160,7 +160,7 @@ def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor, num_items: int | Tens
 
 
 def projects_in_pieces(states_BTD: Tensor, lm_head: nn.Module) -> bool:
-    """Whether `projected_loss` takes these: plain float32 on the CPU, and a torch that has the operator."""
+    """Whether `projected_loss` supports these: plain float32 on the CPU, and a torch that has the operator."""
     if not hasattr(F, "linear_cross_entropy") or type(lm_head) is not nn.Linear or lm_head.bias is not None:
         return False
     if torch.compiler.is_compiling() or is_watched(lm_head):
@@ -174,9 +174,9 @@ def projects_in_pieces(states_BTD: Tensor, lm_head: nn.Module) -> bool:
 def projected_loss(
     states_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, num_items: int | Tensor | None = None
 ) -> Tensor:
-    """`next_token_loss` of the logits states @ weight.T, made and used a piece of the tokens at a time.
+    """`next_token_loss` of the logits states @ weight.T, computed for a part of the tokens at a time.
 
-    The gradient is taken along with the loss, so there is one backward pass at most.
+    The gradient is computed together with the loss, so there is at most one backward pass.
 
     Args:
         states_BTD, weight_VD: see `projects_in_pieces`.
@@ -200,14 +200,15 @@ def loss_fields(
     labels_BT: Tensor | None = None,
     num_items: int | Tensor | None = None,
 ) -> dict[str, Tensor | tuple[RouterMetrics, ...]]:
-    """The loss fields of a model's output; auxiliary losses are averaged over routers, and absent without any.
+    """The loss fields of a model's output; auxiliary losses are averaged over routers, and missing without routers.
 
     Args:
-        lm_loss, routers, router_loss: what the fields are made of.
-        labels_BT: int64, already shifted; only read with `num_items`. None where the auxiliary losses are those of all
-            ranks, which enter `loss` whole.
-        num_items: labels of a whole accumulated step, of which this batch is a part. The auxiliary losses then enter
-            `loss` by this batch's share of the labels, so that the parts of a step sum to a mean over its tokens.
+        lm_loss, routers, router_loss: what the fields are computed from.
+        labels_BT: int64, already shifted; only read if `num_items` is given. None if the auxiliary losses are those of
+            all ranks; `loss` then includes them in full.
+        num_items: number of labels of a whole accumulated step, of which this batch is a part. The auxiliary losses
+            then count in `loss` by this batch's share of the labels, so that the parts of a step sum to a mean over
+            its tokens.
     """
     if not routers:
         return {"loss": lm_loss, "lm_loss": lm_loss, "router_metrics": ()}

@@ -1,4 +1,4 @@
-"""The tokenizer in a model's folder: tokenizer.json, or the sentencepiece file of the authors' release."""
+"""Loads the tokenizer in a model's folder: tokenizer.json, or the sentencepiece file of the authors' release."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _CONFIG = "tokenizer_config.json"
 _BESIDE = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 _PLAIN_CLASS = "PreTrainedTokenizerFast"
 _PARTS = ("normalizer", "pre_tokenizer", "model", "decoder")
-_SPACE = "▁"  # sentencepiece's letter for a space
-# Texts on which a converted tokenizer must give sentencepiece's own ids, beside a text of all tokens.
+_SPACE = "▁"  # the character that sentencepiece uses for a space
+# Texts for which a converted tokenizer must give sentencepiece's ids, in addition to a text of all tokens.
 _PROBES = (
     "Hello world", "two  spaces and   three", "a tab\tand a line\nand a space ", "x = 1234567;", "½ ﬁ naïve 日本語 🙂",
     " a space first", f"{_SPACE}x",
@@ -35,14 +35,14 @@ _PROBES = (
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
 
-    transformers converts a tokenizer.model too, and by release gives other ids than sentencepiece for texts that begin
-    with a space, or leaves the beginning-of-text token out. It also rebuilds the tokenizer of some classes
-    (LlamaTokenizer, T5Tokenizer) without the normaliser or pre-tokenizer of tokenizer.json. Here the ids are those of
-    tokenizer.json, or sentencepiece's of a tokenizer.model, under every release, with one exception: where
-    tokenizer_config.json has `legacy: false`, a text that begins with a space gets no second one.
+    transformers converts a tokenizer.model too. Depending on the release, it then gives other ids than sentencepiece
+    for texts that begin with a space, or omits the beginning-of-text token. It also rebuilds the tokenizer of some
+    classes (LlamaTokenizer, T5Tokenizer) without the normaliser or pre-tokenizer of tokenizer.json. This function gives
+    the ids of tokenizer.json, or sentencepiece's ids for a tokenizer.model, under every release. There is one
+    exception: if tokenizer_config.json has `legacy: false`, a text that begins with a space gets no second space.
 
     Args:
-        name: local folder or hub name. Code that lies there never runs.
+        name: local folder or hub name. Code in it never runs.
     Raises:
         CheckpointError: there is no tokenizer, or it cannot be read.
         ConfigError: there is only a tokenizer.model, and sentencepiece is not installed.
@@ -59,14 +59,14 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         written = Tokenizer.from_file(str(file))
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except Exception:  # a class that cannot be made of this file
+        except Exception:  # a class that cannot be built from this file
             return _as_written(name, file)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         return _as_written(name, file) if backend is not None and different_parts(written, backend) else tokenizer
     except Exception as error:  # damaged files raise errors of many classes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{name}: no tokenizer there ({reason}); it takes {TOKENIZER_FILE} or {SENTENCEPIECE_FILE}"
+            f"{name}: no tokenizer found ({reason}); add {TOKENIZER_FILE} or {SENTENCEPIECE_FILE}"
         ) from None
 
 
@@ -83,23 +83,23 @@ def sentencepiece_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a file that `load_tokenizer` reads."""
+    """Whether a folder has a file that `load_tokenizer` reads."""
     return any((folder / name).is_file() for name in (TOKENIZER_FILE, SENTENCEPIECE_FILE))
 
 
 def vocabulary(folder: Path) -> dict[str, int] | None:
-    """The tokens in a folder's tokenizer with their ids; None if there is no tokenizer.
+    """The tokens of a folder's tokenizer with their ids; None if there is no tokenizer.
 
-    A tokenizer.model without sentencepiece gives a warning and None.
+    For a tokenizer.model without sentencepiece installed, the result is None, with a warning.
     """
     found = backend_of(folder)
     return None if found is None else found.get_vocab()
 
 
 def backend_of(folder: Path) -> Tokenizer | None:
-    """The tokenizer in a folder as the tokenizers library has it; None if there is none.
+    """The tokenizer in a folder as an object of the tokenizers library; None if there is none.
 
-    A tokenizer.model without sentencepiece gives a warning and None.
+    For a tokenizer.model without sentencepiece installed, the result is None, with a warning.
     """
     from tokenizers import Tokenizer
 
@@ -115,30 +115,30 @@ def backend_of(folder: Path) -> Tokenizer | None:
 
 
 def different_parts(first: Tokenizer, second: Tokenizer) -> list[str]:
-    """The parts that can give a text other ids, or ids another text, and differ between two tokenizers.
+    """The parts in which two tokenizers differ and that can change the ids of a text or the text of ids.
 
-    What is put around a text (beginning-of-text) is not among them, see `added_around`.
+    The ids added around a text (beginning-of-text) are not among them, see `added_around`.
     """
     one, other = (parse_json(tokenizer.to_str(), "a tokenizer") for tokenizer in (first, second))
     return [part for part in _PARTS if one[part] != other[part]]
 
 
 def added_around(backend: Tokenizer) -> tuple[list[int], list[int]]:
-    """Ids that a tokenizer puts before and behind a text by itself; none if it cannot encode a letter."""
+    """Ids that a tokenizer adds before and after a text by itself; empty if it cannot encode a letter."""
     probe = "a"
     try:
         plain, whole = (backend.encode(probe, add_special_tokens=special).ids for special in (False, True))
-    except Exception:  # the library raises no other kind; the first text that is encoded names the fault
+    except Exception:  # the library raises only this type; encoding the first text will name the fault
         return [], []
     before = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), 0)
     return whole[:before], whole[before + len(plain) :]
 
 
 def different_starts(places: Sequence[tuple[Path, Tokenizer]]) -> str | None:
-    """What each of two tokenizers puts before a text by itself, in words; None if both put the same ids.
+    """A description of what each of two tokenizers adds before a text by itself; None if both add the same ids.
 
     Args:
-        places: each tokenizer behind the folder it is from.
+        places: each tokenizer, preceded by the folder it is from.
     """
     starts = [added_around(tokenizer)[0] for _, tokenizer in places]
     if starts[0] == starts[1]:
@@ -150,7 +150,7 @@ def different_starts(places: Sequence[tuple[Path, Tokenizer]]) -> str | None:
 
 
 def put_around(folder: Path, bos: str | None) -> None:
-    """Change the tokenizer in a folder so that it puts only `bos` before a text by itself, or nothing.
+    """Change the tokenizer in a folder so that by itself it adds only `bos` before a text, or nothing.
 
     Writes tokenizer.json and tokenizer_config.json, which then names no class that would change this.
     """
@@ -172,7 +172,7 @@ def put_around(folder: Path, bos: str | None) -> None:
 
 
 def _file(name: str, file: str) -> Path | None:
-    """The local path of a file in a folder or hub repository; None if it is not there or cannot be reached."""
+    """The local path of a file in a folder or hub repository; None if it does not exist or cannot be reached."""
     from transformers.utils.hub import cached_file
 
     try:
@@ -186,21 +186,21 @@ def _file(name: str, file: str) -> Path | None:
 
 
 def _from_sentencepiece(name: str, path: Path) -> PreTrainedTokenizerBase:
-    """A fast tokenizer with the ids of a sentencepiece BPE model and the settings of the files beside it."""
+    """A fast tokenizer with the ids of a sentencepiece BPE model and the settings of the files next to it."""
     try:
         from sentencepiece import SentencePieceProcessor  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError(
-            f"{name} holds its tokenizer as {SENTENCEPIECE_FILE}, which needs sentencepiece: "
+            f"{name} stores its tokenizer as {SENTENCEPIECE_FILE}, which needs sentencepiece: "
             f"{install_command('sentencepiece')}"
         ) from None
     try:
         pieces = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is no sentencepiece model ({' '.join(str(error).split())})") from None
+        raise CheckpointError(f"{path} is not a sentencepiece model ({' '.join(str(error).split())})") from None
     config_file = _file(name, _CONFIG)
     config = {} if config_file is None else read_json(config_file, CheckpointError)
-    # LLaMA's own settings, where the file says nothing
+    # LLaMA's settings are the defaults for settings that the file does not state
     defaults = {"add_bos_token": True, "padding_side": "left", "model_input_names": ["input_ids", "attention_mask"]}
     for kind in ("bos", "eos", "unk"):
         if (index := getattr(pieces, f"{kind}_id")()) >= 0:
@@ -210,14 +210,14 @@ def _from_sentencepiece(name: str, path: Path) -> PreTrainedTokenizerBase:
 
 
 def _as_written(name: str, file: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a tokenizer.json, whatever class the settings beside it name."""
+    """The tokenizer of a tokenizer.json; the class that the settings next to it name is ignored."""
     config_file = _file(name, _CONFIG)
     config = {} if config_file is None else read_json(config_file, CheckpointError)
     return _plain_tokenizer(name, lambda target: shutil.copyfile(file, target), config)
 
 
 def _plain_tokenizer(name: str, write: Callable[[Path], Any], config: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """A tokenizer of the plain fast class, from a tokenizer.json that `write` makes and settings."""
+    """A tokenizer of the plain fast class, from settings and a tokenizer.json that `write` makes."""
     from transformers import PreTrainedTokenizerFast
 
     config = {key: value for key, value in config.items() if key != "auto_map"} | {"tokenizer_class": _PLAIN_CLASS}
@@ -233,7 +233,7 @@ def _plain_tokenizer(name: str, write: Callable[[Path], Any], config: dict[str, 
 
 
 def _backend(pieces: Any, path: Path, config: dict[str, Any]) -> Tokenizer:
-    """`pieces`, a SentencePieceProcessor, as a tokenizer of the tokenizers library."""
+    """`pieces`, a SentencePieceProcessor, converted to a tokenizer of the tokenizers library."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     indices = range(pieces.get_piece_size())
@@ -250,7 +250,7 @@ def _backend(pieces: Any, path: Path, config: dict[str, Any]) -> Tokenizer:
             byte_fallback=bool(bytes_),
         )
     )
-    # A "legacy" tokenizer puts a space before the text after each special token, a newer one only before the whole.
+    # A "legacy" tokenizer adds a space before the text after each special token, a newer one only before the text.
     legacy = config.get("legacy") is not False
     if legacy:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
@@ -260,10 +260,10 @@ def _backend(pieces: Any, path: Path, config: dict[str, Any]) -> Tokenizer:
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     every_token = " ".join(["all", *sorted(plain)]).replace(_SPACE, " ")
-    for text in (every_token, *(_PROBES if legacy else _PROBES[:-2])):  # a newer one adds no space to a space
+    for text in (every_token, *(_PROBES if legacy else _PROBES[:-2])):  # a newer one adds no space before a space
         if tokenizer.encode(text).ids != pieces.encode(text):
             raise CheckpointError(
-                f"{path} is no BPE model like LLaMA's, which is the only kind that can be read; give a {TOKENIZER_FILE}"
+                f"{path} is not a BPE model like LLaMA's, the only kind that can be read; add a {TOKENIZER_FILE}"
             )
     tokenizer.add_special_tokens([AddedToken(pieces.id_to_piece(i), normalized=False) for i in special])
     first = [pieces.id_to_piece(pieces.bos_id())] if config["add_bos_token"] and pieces.bos_id() >= 0 else []
@@ -277,7 +277,7 @@ def _backend(pieces: Any, path: Path, config: dict[str, Any]) -> Tokenizer:
 
 
 def _merges(ranks: dict[str, tuple[float, int]]) -> list[tuple[str, str]]:
-    """The pairs of tokens that make another token, the best-ranked token's pairs first."""
+    """The pairs of tokens that merge into another token; pairs of the best-ranked token come first."""
     found = []
     for token, rank in ranks.items():
         for cut in range(1, len(token)):

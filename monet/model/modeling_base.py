@@ -1,4 +1,4 @@
-"""What every Monet model class has: loading and saving with the stored mask, initialisation, the routers."""
+"""The base of every Monet model class: loading and saving with the stored mask, initialisation, the routers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from monet.model.router import MonetRouter, RoutingStatistics
 
 
 class MonetPreTrainedModel(PreTrainedModel):
-    """Loading, saving, initialisation and what all model classes share."""
+    """Loading, saving, initialisation and other functions that all model classes share."""
 
     config: MonetConfig
     config_class = MonetConfig
@@ -52,7 +52,7 @@ class MonetPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
     ) -> None:
-        # Re-entrant checkpointing does not track the routing handed from layer to layer and returns wrong gradients.
+        # Re-entrant checkpointing does not track the routing passed between layers and returns wrong gradients.
         function = partial(gradient_checkpointing_func, use_reentrant=False)
         super()._set_gradient_checkpointing(enable, function, **kwargs)
 
@@ -65,14 +65,14 @@ class MonetPreTrainedModel(PreTrainedModel):
         return [layer.router for layer in self._body.layers if layer.router is not None]
 
     def freeze_router(self) -> None:
-        """Stop learning in every router: no gradient for weights, running statistics unchanged, in training too."""
+        """Stop learning in every router: weights get no gradient, running statistics stay fixed, even in training."""
         for router in self.routers():
             router.requires_grad_(False)
 
     def fingerprint(self) -> str:
-        """Hash that identifies this model's body, whatever its dtype; masks and statistics carry it.
+        """Hash that identifies this model's body in any dtype; masks and statistics record it.
 
-        Adapters and offloading leave it as it is. Source of the definition: `monet.model.fingerprint.Identity`.
+        Adapters and offloading do not change it. `monet.model.fingerprint.Identity` has the definition.
 
         Raises:
             CheckpointError: the weights are quantised, and neither an earlier fingerprint nor the files are known.
@@ -85,12 +85,12 @@ class MonetPreTrainedModel(PreTrainedModel):
         return self._body.active_masks.stored
 
     def set_expert_mask(self, mask: ExpertMask | None) -> None:
-        """Store a mask in the model, or remove it with None. From then on it is this model's, also if that learns on.
+        """Store a mask in the model, or remove it with None. The model then keeps the mask, even if it trains further.
 
-        The configuration names the mask, so that nothing which has this configuration runs without it by accident.
+        The configuration names the mask, so that no model with this configuration runs without the mask by accident.
 
         Raises:
-            CheckpointError: the mask belongs to another model or has another shape.
+            CheckpointError: the mask belongs to another model or has a different shape.
         """
         if mask is not None:
             mask.check_fits(self)
@@ -99,7 +99,7 @@ class MonetPreTrainedModel(PreTrainedModel):
         self.config.expert_mask = None if mask is None else mask.named()
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Save as transformers does; a stored mask is written as expert_mask.safetensors, and config.json names it.
+        """Save as in transformers; a stored mask is written as expert_mask.safetensors, and config.json names it.
 
         Raises:
             CheckpointError: the configuration names a mask that this model does not have.
@@ -116,9 +116,9 @@ class MonetPreTrainedModel(PreTrainedModel):
     def _upload_modified_files(
         self, working_dir: Any, repo_id: str, files_timestamps: dict[str, float], *args: Any, **kwargs: Any
     ) -> Any:
-        """Upload as transformers does, with the stored mask; a mask that the repository has from before is removed.
+        """Upload as in transformers, with the stored mask; an old mask in the repository is removed.
 
-        transformers leaves out what was written before its own files, and the mask was.
+        transformers omits files that were written before its own, and the mask is such a file.
         """
         stamps = {name: stamp for name, stamp in files_timestamps.items() if name != MASK_FILE}
         done = super()._upload_modified_files(working_dir, repo_id, stamps, *args, **kwargs)
@@ -128,13 +128,13 @@ class MonetPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
-        """Load as transformers does, with the stored mask if there is one.
+        """Load as in transformers, with the stored mask if there is one.
 
         Only safetensors are read, and every tensor of the model must be in the file.
 
         Raises:
-            CheckpointError: a tensor is missing, superfluous or not finite, the mask is another model's, or it is not
-                there although config.json names it.
-            ConfigError: a configuration key is missing or impossible.
+            CheckpointError: a tensor is missing, superfluous or not finite; the mask belongs to another model; or the
+                mask that config.json names is missing.
+            ConfigError: a configuration key is missing or invalid.
         """
         return load_checked(cls, super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)

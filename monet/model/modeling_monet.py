@@ -1,4 +1,4 @@
-"""Monet for transformers: Llama attention, product-key routers, mixtures of tiny experts instead of MLPs."""
+"""Monet for transformers: Llama attention, product-key routers, and mixtures of tiny experts instead of MLPs."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class MonetDecoderLayer(GradientCheckpointingLayer):
         router_options: dict[str, Any] | None = None,
         **attention_arguments: Any,
     ) -> tuple[Tensor, RouterOutput | None]:
-        """(B, T, D) -> the same, and what the layer's router returned.
+        """(B, T, D) -> the new states, (B, T, D), and the output of the layer's router.
 
-        A layer without a router takes `routing`, the gates, and `shared` from the layer of its group that has one.
+        A layer without a router takes `routing`, the gates, and `shared` from the layer of its group that has a router.
         """
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention_arguments)
         hidden_states = hidden_states + attended
@@ -74,7 +74,7 @@ class MonetDecoderLayer(GradientCheckpointingLayer):
         if self.router is not None:
             routed = self.router.route(x_BTD, **(router_options or {}))
             routing, shared = routed.gates, routed.shared
-        assert routing is not None, "a layer without a router comes after one that has it"
+        assert routing is not None, "a layer without a router must follow the layer of its group that has one"
         options = {"keep": keep, "shared": shared}
         given = {name: value for name, value in options.items() if value is not None}
         return hidden_states + self.moe(x_BTD, *routing, **given), routed
@@ -101,13 +101,13 @@ class MonetModel(MonetPreTrainedModel):
         self.post_init()
 
     def train(self, mode: bool = True) -> Any:
-        """As nn.Module's. Training changes weights that are not frozen: what is known of them is then forgotten."""
+        """As in nn.Module. Training changes weights that are not frozen, so the known fingerprint is dropped."""
         if mode and any(weight.requires_grad for weight in base_parameters(self)):
             self.identity.forget()
         return super().train(mode)
 
     def _replicate_for_data_parallel(self) -> Any:
-        # Replicas run in threads of their own, which do not see the masks that this thread has applied.
+        # Replicas run in separate threads, which do not see the masks that this thread has applied.
         replica: Any = super()._replicate_for_data_parallel()  # type: ignore[misc]
         replica.active_masks = self.active_masks.for_another_thread()
         return replica
@@ -135,25 +135,25 @@ class MonetModel(MonetPreTrainedModel):
 
         Args:
             input_ids: (B, T) int64; or `inputs_embeds` (B, T, D).
-            attention_mask: (B, T) or (B, past + T), 0 at padding; padding enters no router statistic.
+            attention_mask: (B, T) or (B, past + T), 0 at padding; padding does not count in router statistics.
             position_ids: (B, T) int64; None counts from the cache's end. Without attention_mask and cache, a position
-                that is not 1 more than the one before begins a document, and no token attends to another document.
+                that is not 1 more than the previous one starts a document, and no token attends to another document.
             cache, past_key_values: two names of the same key-value cache, which this call extends in place.
-            expert_mask: one ExpertMask, or a sequence with one mask (or None) a sequence of the batch.
+            expert_mask: one ExpertMask, or a sequence with one mask (or None) for each sequence of the batch.
             output_router_probs: return the routing probabilities; None follows the configuration.
-            router_loss: what the uniformity loss is computed on; needs `with_losses`.
+            router_loss: what the uniformity loss is computed on; requires `with_losses`.
             with_losses: compute auxiliary losses and metrics.
-            token_type_ids: ignored; some tokenizers return them, and Monet has no token types.
-            num_items_in_batch: ignored; the heads of transformers hand on this argument of their loss.
+            token_type_ids: ignored; some tokenizers return them, but Monet has no token types.
+            num_items_in_batch: ignored; the heads of transformers pass on this argument of their loss.
             kwargs: see `AttentionKeywords`.
         Raises:
             TypeError: a keyword is unknown, or two caches were given.
-            ValueError: not exactly one of input_ids and inputs_embeds.
+            ValueError: not exactly one of input_ids and inputs_embeds was given.
             ConfigError, CheckpointError: a mask does not fit; see `ActiveMasks.resolve`.
         """
         refuse_unknown(kwargs, AttentionKeywords, MonetModel.forward)
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
         cache, attention_keywords = one_cache(cache, past_key_values, dict(kwargs))
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
@@ -191,7 +191,7 @@ class MonetModel(MonetPreTrainedModel):
         hidden_states, routing, shared = inputs_embeds, None, None
         probs: list[tuple[Tensor, Tensor] | None] = []
         sums: list[Any] = []
-        # An early exit, as of a model that drafts for itself, lowers num_hidden_layers for a while.
+        # An early exit, as in a model that drafts for itself, temporarily lowers num_hidden_layers.
         layers = cast(list[MonetDecoderLayer], self.layers)
         for index, layer in zip(range(self.config.num_hidden_layers), layers, strict=False):
             hidden_states, routed = layer(
@@ -230,13 +230,13 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def generate(self, *args: Any, expert_mask: MaskArgument = None, **kwargs: Any) -> Any:
-        """As transformers' generate; a mask holds in every forward of this model, and in none of an assistant.
+        """As in transformers; a mask is active in every forward of this model, but not in those of an assistant model.
 
         Args:
-            expert_mask: one ExpertMask, or a sequence with one mask (or None) a sequence of the batch.
+            expert_mask: one ExpertMask, or a sequence with one mask (or None) for each sequence of the batch.
         Raises:
-            ConfigError: a sequence of masks with guidance, whose other forward would not know which is whose.
-            CheckpointError: the mask has another shape or belongs to another model.
+            ConfigError: a sequence of masks with guidance, whose second forward cannot match masks to sequences.
+            CheckpointError: the mask has a different shape or belongs to another model.
         """
         parent: Any = super()
         if isinstance(expert_mask, ExpertMask):
@@ -247,26 +247,28 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
             config = kwargs.get("generation_config") or self.generation_config
             for option in ("guidance_scale", "assistant_model", "assistant_early_exit"):
                 if kwargs.get(option, getattr(config, option, None)) is not None:
-                    raise ConfigError(f"expert_mask holds a mask for each sequence; with {option} give one for all")
+                    raise ConfigError(
+                        f"expert_mask has one mask for each sequence; with {option} pass one mask for all"
+                    )
             kwargs["expert_mask"] = expert_mask
         return parent.generate(*args, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' entry to generate_batch.
+        """As in transformers, the entry to generate_batch.
 
         Raises:
-            ConfigError: a mask is applied by context, which the thread that generates would not see.
+            ConfigError: a mask is applied by context, which the generating thread would not see.
         """
         if self.model.active_masks.applied:
             raise ConfigError(
-                "continuous batching generates in a thread of its own, where a mask applied by `with` does not hold; "
+                "continuous batching generates in a separate thread, where a mask applied by `with` is not active; "
                 "store it with model.set_expert_mask(mask)"
             )
         parent: Any = super()
         return parent.init_continuous_batching(*args, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Also repeat per-sequence masks, as beams and several returned sequences repeat their prompts."""
+        """Also repeat per-sequence masks, in the same way as beams and several returned sequences repeat prompts."""
         masks = kwargs.get("expert_mask")
         if isinstance(masks, Sequence):
             kwargs["expert_mask"] = [mask for mask in masks for _ in range(expand_size)]
@@ -299,14 +301,15 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
             input_ids, attention_mask, cache, past_key_values, expert_mask, output_router_probs: see
                 `MonetModel.forward`.
             labels: (B, T) int64, aligned with input_ids and shifted here; -100 is ignored.
-            router_loss: adds the weighted auxiliary losses to `loss`; None leaves `loss` the next-token loss.
-            logits_to_keep: only compute the last so many positions' logits (0 for all), or those at given indices.
-            num_items_in_batch: labels of a whole accumulated step, of which this batch is a part: divides the summed
-                next-token loss, and weighs the auxiliary losses by this batch's share; None for means over this batch.
-            return_logits: False may leave `logits` None, where the losses are quicker and smaller without them; they
-                then take one backward pass.
-            token_type_ids: ignored; some tokenizers return them, and Monet has no token types.
-            kwargs: see `LanguageModelKeywords`, which has shift_labels.
+            router_loss: adds the weighted auxiliary losses to `loss`; with None, `loss` is the next-token loss.
+            logits_to_keep: compute only the logits of this many last positions (0 for all), or those at given indices.
+            num_items_in_batch: number of labels of a whole accumulated step, of which this batch is a part. It divides
+                the summed next-token loss and weighs the auxiliary losses by this batch's share. None takes means over
+                this batch.
+            return_logits: if False, `logits` may be None where losses are faster and need less memory without logits;
+                the losses then allow one backward pass.
+            token_type_ids: ignored; some tokenizers return them, but Monet has no token types.
+            kwargs: see `LanguageModelKeywords`, which includes shift_labels.
         Raises:
             TypeError: a keyword is unknown.
         """
@@ -354,7 +357,7 @@ class MonetForCausalLM(MonetPreTrainedModel, GenerationMixin):
 
 
 def _token_mask(attention_mask: Tensor | None, num_tokens: int) -> Tensor | None:
-    """(B, T) bool, False at padding, of the current tokens; None where no padding is told."""
+    """(B, T) bool, False at padding, for the current tokens; None without an attention mask."""
     if attention_mask is None or attention_mask.dim() != 2:
         return None
     return attention_mask[:, -num_tokens:].bool()

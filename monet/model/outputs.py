@@ -1,4 +1,4 @@
-"""What the model classes return."""
+"""The outputs of the model classes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from monet.model.router import RouterLosses, RouterMetrics
 class MonetModelOutput(BaseModelOutputWithPast):
     """Output of MonetModel.
 
-    router_probs: one entry a layer: (g1_BTHE, g2_BTHE) in float32 where the layer owns a router, else None.
-    router_losses: one `RouterLosses` a routing group, if losses were asked for.
+    router_probs: one entry per layer: (g1_BTHE, g2_BTHE) in float32 if the layer owns a router, else None.
+    router_losses: one `RouterLosses` per routing group, if losses were requested.
     """
 
     router_probs: tuple[tuple[Tensor, Tensor] | None, ...] | None = None
@@ -26,10 +26,10 @@ class MonetModelOutput(BaseModelOutputWithPast):
 class MonetCausalLMOutput(CausalLMOutputWithPast):
     """Output of MonetForCausalLM.
 
-    loss: lm_loss plus the weighted auxiliary losses when `router_loss` was given, else lm_loss alone.
-    lm_loss, uniformity_loss, ambiguity_loss: scalars, each on its own; the auxiliary ones are averaged over routers.
+    loss: lm_loss plus the weighted auxiliary losses if `router_loss` was given, else only lm_loss.
+    lm_loss, uniformity_loss, ambiguity_loss: the separate losses, scalars; auxiliary ones are averaged over routers.
     router_probs: see `MonetModelOutput`.
-    router_metrics: one `RouterMetrics` a routing group.
+    router_metrics: one `RouterMetrics` per routing group.
     """
 
     router_probs: tuple[tuple[Tensor, Tensor] | None, ...] | None = None

@@ -1,4 +1,4 @@
-"""Several documents in one row: the arguments by which flash attention keeps them apart."""
+"""Several documents in one row: the arguments with which flash attention separates them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def varlen_arguments(position_ids: Tensor, num_rows: int) -> dict[str, Any]:
-    """What transformers' flash attention takes to attend inside each document only.
+    """Arguments with which transformers' flash attention attends only inside each document.
 
-    It reads documents from position ids itself, but for a single row. sdpa, eager and flex_attention need nothing of
-    this: `create_causal_mask` sees the documents in the position ids of any number of rows.
+    Flash attention itself finds documents in the position ids only for a single row. sdpa, eager and flex_attention do
+    not need these arguments: `create_causal_mask` finds documents in the position ids for any number of rows.
 
     Args:
-        position_ids: (B or 1, T) int64; a document goes on where a position is 1 more than the one before.
+        position_ids: (B or 1, T) int64; a document continues where a position is 1 more than the previous one.
         num_rows: B.
     Returns:
-        cu_seq_lens_q, cu_seq_lens_k: (documents + 1,) int32, where documents begin among all B * T tokens, and the end;
-        max_length_q, max_length_k: tokens of the longest. Empty when every row is one document.
+        cu_seq_lens_q, cu_seq_lens_k: (documents + 1,) int32, the start of each document among all B * T tokens, and the
+        end; max_length_q, max_length_k: tokens of the longest document. Empty if every row is one document.
     """
     positions_BT = position_ids.expand(num_rows, -1)
     begins_BT = torch.ones_like(positions_BT, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Loading checkpoints with checks."""
+"""Loads checkpoints and checks them."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ from monet.masks.expert_mask import MASK_FILE, ExpertMask
 from monet.model.adapters import HUB_ARGUMENTS, hub_file, split_adapter
 from monet.terminal import clean_log
 
-# Parameters that belong to one task: a checkpoint of another task, or of MonetModel, may hold or lack them.
+# Parameters that belong to one task: a checkpoint of another task, or of MonetModel, may have them or not.
 _HEADS = ("lm_head.", "score.", "qa_outputs.")
 
 
 def load_checked(
     cls: type, load: Callable[..., Any], name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
 ) -> Any:
-    """Call transformers' `from_pretrained` as `load`, refuse what does not match, attach the stored mask.
+    """Call transformers' `from_pretrained` as `load`, refuse mismatches, attach the stored mask.
 
-    A folder that holds only an adapter of peft gives its base model with the adapter. The base model is loaded and
-    checked first, as if it were loaded without the adapter.
+    For a folder that holds only a peft adapter, the result is the base model with the adapter. The base model is loaded
+    and checked first, as it would be without the adapter.
 
     Raises:
-        ConfigError: pickled weights or missing tensors were asked for; or a package is needed that is not installed.
-        CheckpointError: the weights are absent or damaged; tensors are missing, superfluous, misshapen or not finite
-            (only a task's head may be new, and only another task's head may be left over); the stored mask does not
-            fit; or a folder holds both a model and an adapter.
+        ConfigError: the call asked for pickled weights or for missing tensors, or a needed package is not installed.
+        CheckpointError: the weights are missing or damaged, or the stored mask does not fit. Tensors are missing,
+            superfluous, misshapen or not finite (only a task's head may be new, and only another task's head may be
+            left over). Or the folder has both a model and an adapter.
     """
     if kwargs.get("use_safetensors") not in (None, True):
         raise ConfigError(
-            f"use_safetensors={kwargs['use_safetensors']!r}: Monet reads safetensors only; convert the checkpoint first"
+            f"use_safetensors={kwargs['use_safetensors']!r}: Monet reads only safetensors; convert the checkpoint first"
         )
     kwargs["use_safetensors"] = True
     if kwargs.pop("ignore_mismatched_sizes", False):
-        raise ConfigError("ignore_mismatched_sizes=True: misshapen tensors would be replaced by random ones")
+        raise ConfigError(
+            "ignore_mismatched_sizes=True: misshapen tensors would be replaced by random ones; omit the option"
+        )
     wants_info = kwargs.pop("output_loading_info", False)
     adapter = None
     if name_or_path is not None:
         name_or_path, adapter = split_adapter(name_or_path, kwargs)
         _check_index(name_or_path, kwargs)
     try:
-        with clean_log("transformers.modeling_utils"):  # it lists names of tensors
+        with clean_log("transformers.modeling_utils"):  # its messages list names of tensors
             model, info = load(name_or_path, *args, output_loading_info=True, **kwargs)
     except torch.OutOfMemoryError:
         raise
@@ -64,11 +66,11 @@ def load_checked(
             raise
         if (variant := kwargs.get("variant")) is not None:
             raise CheckpointError(
-                f"{name_or_path}: no safetensors weights of variant={variant!r}; name a variant that is there, or "
-                f"leave variant out to load model.safetensors ({error})"
+                f"{name_or_path}: no safetensors weights of variant={variant!r}; name an existing variant, or omit "
+                f"variant to load model.safetensors ({error})"
             ) from error
         raise CheckpointError(
-            f"{name_or_path}: no model.safetensors; pickled weights are never read, convert them first ({error})"
+            f"{name_or_path}: no model.safetensors; pickled weights are never read, so convert them first ({error})"
         ) from error
     if name_or_path is not None:
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
@@ -85,10 +87,10 @@ def load_checked(
 
 
 def _refuse_mismatches(model: Any, name_or_path: str | os.PathLike, info: dict[str, Any], hub: dict[str, Any]) -> None:
-    """Every tensor of the body must be there, and no other; parameters of another task's head may be left over.
+    """Refuse missing or unknown tensors of the body; parameters of another task's head may be left over.
 
-    A checkpoint of another class may lack the head's parameters, but not `lm_head`: random logits are no language
-    model.
+    A checkpoint of another class may lack the head's parameters, but not `lm_head`: random logits do not make a
+    language model.
     """
     missing, superfluous = set(info["missing_keys"]), set(info["unexpected_keys"])
     if (missing or superfluous) and type(model).__name__ not in _architectures(name_or_path, hub):
@@ -102,7 +104,7 @@ def _refuse_mismatches(model: Any, name_or_path: str | os.PathLike, info: dict[s
 
 
 def _architectures(name_or_path: str | os.PathLike, hub: dict[str, Any]) -> list[str]:
-    """Names of the classes that wrote a checkpoint, from its own config.json."""
+    """Names of the classes that wrote a checkpoint, from its config.json."""
     keys, _ = MonetConfig.get_config_dict(name_or_path, **hub)
     return keys.get("architectures") or []
 
@@ -110,10 +112,10 @@ def _architectures(name_or_path: str | os.PathLike, hub: dict[str, Any]) -> list
 def _refuse_impossible(
     name_or_path: str | os.PathLike, state: dict[str, Tensor], checked: Iterable[Tensor] = ()
 ) -> None:
-    """Refuse values that are not finite, and negative variances, but in tensors that were `checked` before."""
+    """Refuse values that are not finite, and negative variances, except in tensors that were `checked` before."""
     known = {_place(tensor) for tensor in checked}
     for name, tensor in state.items():
-        # Tensors of a quantised or sharded kind have no such operators; offloaded ones have no content here.
+        # Quantised or sharded tensors do not have these operators; offloaded ones have no content here.
         if tensor.is_meta or hasattr(tensor, "__tensor_flatten__") or _place(tensor) in known:
             continue
         if name.endswith("running_var") and bool((tensor < 0).any()):
@@ -133,20 +135,20 @@ def _attach_mask(model: Any, source: str | os.PathLike, hub: dict[str, Any]) -> 
         if named is None:
             return
         raise CheckpointError(
-            f"{source}: config.json names the expert mask {named['file']}, which is not there; fetch it too, since it "
+            f"{source}: config.json names the expert mask {named['file']}, which is missing; fetch it too, since it "
             'removes experts from the model, or delete "expert_mask" from config.json to load the unmasked model'
         )
     mask = ExpertMask.load(path)
     if named is not None and mask.digest != named["digest"]:
         raise CheckpointError(
-            f"{path}: the mask's digest is {mask.digest[:16]}..., and config.json names {named['digest'][:16]}...; "
-            "fetch both files from one place"
+            f"{path}: the mask's digest is {mask.digest[:16]}..., but config.json names {named['digest'][:16]}...; "
+            "fetch both files from the same place"
         )
     model.set_expert_mask(mask)
 
 
 def remove_uploaded_mask(repo_id: str, token: str | bool | None, revision: str | None) -> None:
-    """Delete the mask file that a repository holds from an earlier upload, so that it does not mask this model.
+    """Delete a repository's mask file from an earlier upload, so that it does not mask this model.
 
     Args:
         repo_id, token, revision: as in `push_to_hub`.
@@ -156,15 +158,15 @@ def remove_uploaded_mask(repo_id: str, token: str | bool | None, revision: str |
         if api.file_exists(repo_id, MASK_FILE, revision=revision):
             message = "Remove the expert mask: this model has none"
             api.delete_file(MASK_FILE, repo_id, revision=revision, commit_message=message)
-    except Exception as error:  # the upload is done, and no failure of this look may look like its own
+    except Exception as error:  # the upload has succeeded; a failure here must not look like a failed upload
         warnings.warn(
-            f"{repo_id}: no look for a mask from an earlier upload was possible ({error}); delete {MASK_FILE} there",
+            f"{repo_id}: cannot check for an earlier upload's mask ({error}); delete {MASK_FILE} there if it exists",
             stacklevel=2,
         )
 
 
 def _weight_files(source: str | os.PathLike, hub: dict[str, Any], variant: str | None) -> tuple[Path, ...]:
-    """The safetensors files that the weights came from; empty if they cannot be told."""
+    """The safetensors files that the weights came from; empty if they are unknown."""
     middle, local = f".{variant}" if variant else "", hub | {"local_files_only": True}
     whole = hub_file(source, f"model{middle}.safetensors", local)
     if whole is not None:
@@ -176,7 +178,7 @@ def _weight_files(source: str | os.PathLike, hub: dict[str, Any], variant: str |
 
 
 def _check_index(source: str | os.PathLike, kwargs: dict[str, Any]) -> None:
-    """Refuse an index of weights that transformers could not follow, or could follow out of the folder."""
+    """Refuse an index of weights that transformers cannot follow, or that leads out of the folder."""
     variant = kwargs.get("variant")
     name = f"model.safetensors.index{f'.{variant}' if variant else ''}.json"
     hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
@@ -185,16 +187,16 @@ def _check_index(source: str | os.PathLike, kwargs: dict[str, Any]) -> None:
 
 
 def _names_in(index: Path) -> list[str]:
-    """Names of the files in an index of weights, which all are in the index's own folder.
+    """Names of the files in an index of weights, all of which are in the index's own folder.
 
     Raises:
-        CheckpointError: the index cannot be read, or names another folder's file.
+        CheckpointError: the index cannot be read, or names a file in another folder.
     """
     content = read_json(index, CheckpointError)
     listed = content.get("weight_map") if isinstance(content, dict) else None
     names = set(listed.values()) if isinstance(listed, dict) and all(map(_is_file_name, listed.values())) else set()
     if not names:
-        raise CheckpointError(f"{index}: weight_map must give each tensor the name of a .safetensors file beside it")
+        raise CheckpointError(f"{index}: weight_map must map each tensor to a .safetensors file in the same folder")
     return sorted(names)
 
 

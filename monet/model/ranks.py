@@ -1,6 +1,6 @@
-"""One batch over all ranks: router statistics and means that are the same everywhere, gradients included.
+"""Treats the batches of all ranks as one: router statistics, means and their gradients are the same everywhere.
 
-Ranks are the processes of a data-parallel run. A strategy averages their gradients; what is computed here is made so
+Ranks are the processes of a data-parallel run. A strategy averages their gradients. The functions here are written so
 that this average is the gradient of one process on the concatenated batch.
 """
 
@@ -17,10 +17,10 @@ from monet.kernels.routing.reference import BatchStatistics
 
 
 def gather_rows(mine_X: Tensor, world_size: int, group: dist.ProcessGroup | None = None) -> Tensor:
-    """(W, X): a contiguous vector of every rank, in their order; every rank must call it, with the same length.
+    """(W, X): a contiguous vector of each rank, in rank order; every rank must call it, with the same length.
 
-    The collective fills one tensor. With a list of W tensors the host prepares, and NCCL copies, each of them by
-    itself, so that the time to start the collective grows with the number of ranks.
+    The collective fills one tensor. With a list of W tensors, the host would prepare and NCCL would copy each tensor
+    separately, and the time to start the collective would grow with the number of ranks.
     """
     all_WX = mine_X.new_empty(world_size, mine_X.numel())
     if hasattr(dist, "all_gather_single"):  # its name from torch 2.13 on
@@ -31,10 +31,10 @@ def gather_rows(mine_X: Tensor, world_size: int, group: dist.ProcessGroup | None
 
 
 class GlobalBatch:
-    """Merges what the ranks of a process group saw. Every rank must make the same calls in the same order.
+    """Merges the statistics of the ranks of a process group. Every rank must make the same calls in the same order.
 
     Args:
-        group: the data-parallel ranks; None for all.
+        group: the data-parallel ranks; None means all ranks.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -43,9 +43,9 @@ class GlobalBatch:
 
     @torch.no_grad()
     def merge(self, first: BatchStatistics, second: BatchStatistics) -> tuple[BatchStatistics, BatchStatistics]:
-        """Moments of both axes over the logits of all ranks: one gather of 4H+2 numbers a rank.
+        """Moments of both axes over the logits of all ranks, by one gather of 4H+2 numbers per rank.
 
-        Each rank merges the same numbers in the same order, so all come to the same bits.
+        Each rank merges the same numbers in the same order, so all ranks get bitwise identical results.
         """
         mine_X = torch.cat([part.reshape(-1) for axis in (first, second) for part in axis])
         all_WX = gather_rows(mine_X, self.world_size, self.group)
@@ -60,13 +60,13 @@ class GlobalBatch:
                 firings, the number of tokens.
         Returns:
             The same fields over all ranks. Their gradients are those of this rank's share in them, times the number of
-            ranks: averaged over the ranks, that is the gradient of the global means.
+            ranks. The average over the ranks is then the gradient of the global means.
         """
         *_, tokens = routers[0]
         assert tokens is not None
         means = [field for *fields, _, _ in routers for field in fields if field is not None]
         counts = [field for *_, fired, tokens in routers for field in (fired, tokens) if field is not None]
-        # float64 holds counts exactly, and the order of the ranks does not show in the means
+        # float64 represents counts exactly, and the order of the ranks does not affect the means
         flat_means = torch.cat([field.double().reshape(-1) for field in means])
         flat_counts = torch.cat([field.detach().double().reshape(-1) for field in counts])
         reduced, summed = _GlobalMeans.apply(flat_means, flat_counts, tokens.double(), self)
@@ -101,7 +101,7 @@ def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _merge(moments_WX: Tensor) -> BatchStatistics:
-    """Moments of the union of W sets of logits; each row holds count, means and squared deviations of H heads."""
+    """Moments of the union of W sets of logits; each row has the count, means and squared deviations of H heads."""
     num_heads = (moments_WX.shape[1] - 1) // 2
     count_W1, mean_WH, m2_WH = moments_WX.split([1, num_heads, num_heads], dim=1)
     count = count_W1.sum()

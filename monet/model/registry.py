@@ -1,19 +1,19 @@
-"""Registration with transformers' Auto classes that imports neither transformers nor torch.
+"""Registers Monet with transformers' Auto classes without importing transformers or torch.
 
-transformers keeps its own models as tables of names and imports a class when it is asked for. Monet enters those
-tables the same way: by name, with this package as the module that holds the names. The tables exist only once
+transformers keeps its own models as tables of names and imports a class when it is first used. Monet enters those
+tables the same way: by name, with this package as the module that provides the names. The tables exist only after
 transformers' auto modules have run, so a finder on `sys.meta_path` waits for them. The hook must not import modelling
-code: it runs in the middle of transformers' own imports.
+code, because it runs in the middle of transformers' own imports.
 
-Why not transformers' public `register()` at `import monet`? It takes classes, not names. Measured with transformers
-5.24 and torch 2.13 on a CPU, in seconds of processor time:
+Why not call transformers' public `register()` in `import monet`? It takes classes, not names. Measured with
+transformers 5.24 and torch 2.13 on a CPU, in seconds of processor time:
 
     import monet                0.03    with register() 4.9
     monet --help                0.05    with register() 4.9
 
-Calling it from the finder fails: `import monet` and then `from transformers import LlamaForCausalLM` imports Monet's
-model classes while transformers.modeling_layers is half imported, an ImportError. `register` below makes the public
-calls, for a transformers whose tables have another form; a test compares both ways.
+Calling it from the finder fails: `import monet` followed by `from transformers import LlamaForCausalLM` would import
+Monet's model classes while transformers.modeling_layers is only half imported, which is an ImportError. `register`
+below makes the public calls, for a release of transformers with another form of tables; a test compares both ways.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 MODEL_TYPE = "monet"
 
-# auto module -> its tables, each with the class it gets; the configurations' table has no model class
+# auto module -> its tables, each with the class that it gets; the table of configurations has no model class
 _TABLES: dict[str, dict[str, str | None]] = {
     "transformers.models.auto.configuration_auto": {"CONFIG_MAPPING": None},
     "transformers.models.auto.modeling_auto": {
@@ -41,7 +41,7 @@ _TABLES: dict[str, dict[str, str | None]] = {
 
 
 def install() -> None:
-    """Register with the auto modules that are loaded, and with the others as soon as they are."""
+    """Register with the auto modules that are loaded, and with the others as soon as they are loaded."""
     waiting = [name for name in _TABLES if name not in sys.modules]
     for name in _TABLES.keys() - set(waiting):
         _enter_names(sys.modules[name])
@@ -50,9 +50,9 @@ def install() -> None:
 
 
 def register() -> None:
-    """Register through transformers' public calls, importing the classes now.
+    """Register through transformers' public calls, which import the classes now.
 
-    Only needed with a transformers whose tables have another form than the one `install` knows; it warns then.
+    Only needed with a release of transformers whose tables have another form; `install` then warns.
     """
     import transformers
 
@@ -92,7 +92,7 @@ def _enter_names(auto_module: ModuleType) -> None:
 
 
 class _AfterImport:
-    """Lets every other finder do its work and calls `_enter_names` right after one of the auto modules has run."""
+    """Lets the other finders do their work, and calls `_enter_names` right after one of the auto modules has run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""Product-key router: logits on two axes, a threshold from running statistics, sparse probabilities."""
+"""Product-key router: logits on two axes, a threshold from running statistics, and sparse probabilities."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ _MOMENTUM = 0.1
 
 
 class Shown:
-    """The probabilities that a router returned, by which changes of a hook are noticed."""
+    """The probabilities that a router returned, kept to detect changes by a hook."""
 
     def __init__(self, g1_BTHE: Tensor, g2_BTHE: Tensor) -> None:
         self._probs = (g1_BTHE, g2_BTHE)
         self._versions = None if any(g.is_inference() for g in self._probs) else [g._version for g in self._probs]
 
     def are_unchanged(self, g1_BTHE: Tensor, g2_BTHE: Tensor) -> bool:
-        """Whether these are the same tensors and nobody wrote to them; False if torch does not count the writes."""
+        """Whether these tensors are the same and unmodified; False if torch does not count writes to them."""
         same = g1_BTHE is self._probs[0] and g2_BTHE is self._probs[1]
         return same and [g._version for g in self._probs] == self._versions if self._versions else False
 
 
 class RouterOutput(NamedTuple):
-    """Routing probabilities and by-products of one router.
+    """Routing probabilities and further results of one router.
 
-    g1_BTHE, g2_BTHE: exactly 0 at inactive keys, rows sum to one; float32 where that was asked for, else `gates`.
+    g1_BTHE, g2_BTHE: exactly 0 at inactive keys, rows sum to one; float32 if that was requested, else `gates`.
     gates: both in the dtype of the logits, one tensor for all layers of the group, which mix with them.
-    sums: what losses and metrics are made of, or None when they were not asked for.
-    statistics: moments of both axes' logits in this batch, or None unless the router is learning.
-    shared: what the layers of the group share about `gates`, passed to each of them; None where there is nothing.
-    shown: what notices a hook's changes of g1_BTHE and g2_BTHE; None where no hook was expected.
+    sums: the sums that losses and metrics are computed from; None if they were not requested.
+    statistics: moments of both axes' logits in this batch; None unless the router is learning.
+    shared: what the layers of the group know in common about `gates`, passed to each of them; None if nothing is known.
+    shown: detects changes by a hook to g1_BTHE and g2_BTHE; None if no hook was expected.
     """
 
     g1_BTHE: Tensor
@@ -68,29 +68,29 @@ class RouterOutput(NamedTuple):
 
     @property
     def losses(self) -> RouterLosses | None:
-        """Losses and metrics of this batch alone."""
+        """Losses and metrics of only this batch."""
         return None if self.sums is None else losses_of(self.sums)
 
     @property
     def uniformity(self) -> Tensor | None:
-        """Differentiable scalar, or None when no losses were asked for."""
+        """Differentiable scalar; None if no losses were requested."""
         return None if self.losses is None else self.losses.uniformity
 
     @property
     def ambiguity(self) -> Tensor | None:
-        """Differentiable scalar, or None likewise."""
+        """Differentiable scalar; None if no losses were requested."""
         return None if self.losses is None else self.losses.ambiguity
 
     @property
     def metrics(self) -> RouterMetrics | None:
-        """Detached, or None likewise."""
+        """Detached from the graph; None if no losses were requested."""
         return None if self.losses is None else self.losses.metrics
 
 
 class RoutingStatistics(Float32Buffers):
     """Running mean and variance of one axis' logits per head, under the names of the released BatchNorm.
 
-    They stay float32 whatever the model is cast to: the threshold that is computed from them decides which experts act.
+    They stay float32 under every cast of the model: the threshold computed from them decides which experts are active.
     """
 
     running_mean: Tensor
@@ -105,7 +105,7 @@ class RoutingStatistics(Float32Buffers):
 
     @torch.no_grad()
     def update(self, batch: BatchStatistics) -> None:
-        """Move the running statistics towards a batch's, with the unbiased variance; an empty batch changes nothing."""
+        """Move the running statistics towards a batch's, with the unbiased variance; skips an empty batch."""
         counts = batch.count > 1
         momentum = _MOMENTUM * counts.float()
         self.running_mean.lerp_(batch.mean_H.float(), momentum)
@@ -116,14 +116,14 @@ class RoutingStatistics(Float32Buffers):
 class MonetRouter(nn.Module):
     """Scores the two product keys of every expert (arXiv 2412.04139, section 3; threshold as in the release).
 
-    A learning router (train mode, weights that require gradients) takes its threshold from the batch; otherwise from
-    the running statistics. `update_statistics` moves the latter and is called outside activation checkpointing, so a
-    recomputed forward never counts twice.
+    A learning router (train mode, weights that require gradients) takes its threshold from the batch, any other router
+    from the running statistics. `update_statistics` moves the running statistics. It is called outside activation
+    checkpointing, so a recomputed forward never counts twice.
 
     Attributes:
-        ranks: learning routers take statistics over the batches of all ranks; None for this process's batch.
-        collects_statistics: `update_statistics` only gathers them, and `commit_statistics` moves the running ones once
-            by all that were gathered.
+        ranks: learning routers compute statistics over the batches of all ranks; None uses only this process's batch.
+        collects_statistics: if True, `update_statistics` only collects statistics, and `commit_statistics` then moves
+            the running statistics once, by all that were collected.
     """
 
     def __init__(self, config: MonetConfig) -> None:
@@ -140,7 +140,7 @@ class MonetRouter(nn.Module):
 
     @property
     def is_learning(self) -> bool:
-        """Whether the batch's own statistics set the threshold and move the running ones."""
+        """Whether the batch's own statistics set the threshold and move the running statistics."""
         return self.training and self.w1.weight.requires_grad and self.w2.weight.requires_grad
 
     def forward(
@@ -155,17 +155,18 @@ class MonetRouter(nn.Module):
 
         Args:
             x_BTD: post-attention normalised states of the group's first layer.
-            token_mask_BT: bool, False at padding, which then enters neither statistics nor losses; None for no padding.
+            token_mask_BT: bool, False at padding, which then counts neither in statistics nor in losses; None for no
+                padding.
             with_losses: also return the auxiliary losses and metrics.
-            router_loss: chooses what the uniformity loss is computed on; None is the paper's.
+            router_loss: chooses what the uniformity loss is computed on; None uses the paper's loss.
             float32_probs: return probabilities in float32 even for half-precision logits, as the released router does;
-                in training they are then saved beside the gates. The gates are the same bits either way.
+                training then saves them in addition to the gates. The gates have the same bits in both cases.
         """
         B, T, _ = x_BTD.shape
         logits = [w(x_BTD.flatten(0, 1)) for w in (self.w1, self.w2)]
         statistics: tuple[BatchStatistics, BatchStatistics] | None = None
         if self.is_learning:
-            # Autocast would take these sums to half precision.
+            # Autocast would compute these sums in half precision.
             with without_autocast(x_BTD.device):
                 first, second = (
                     batch_statistics(z_TP.view(B, T, self.num_heads, self.num_keys), token_mask_BT) for z_TP in logits
@@ -174,7 +175,7 @@ class MonetRouter(nn.Module):
         axes: list[_Axis] = []
         for place, (w, norm) in enumerate(((self.w1, self.norm1), (self.w2, self.norm2))):
             moments = None if statistics is None else statistics[place]
-            # popped: the logits of an axis are not needed beyond it
+            # popped: after this, the logits of the axis are not needed
             axes.append(
                 self._axis(
                     logits.pop(0), (B, T), w, norm, moments, token_mask_BT, with_losses, router_loss, float32_probs
@@ -200,19 +201,19 @@ class MonetRouter(nn.Module):
         return RouterOutput(g1_BTHE, g2_BTHE, gates, router_sums, statistics, shared, shown)
 
     def route(self, x_BTD: Tensor, float32_probs: bool = False, **options: Any) -> RouterOutput:
-        """Call the router with its hooks, and route by what they return.
+        """Call the router with its hooks, and use the probabilities that they return.
 
-        A forward hook sees float32 probabilities. It may return changed ones, as a RouterOutput
-        (`output._replace(g1_BTHE=...)`) or as a pair (g1_BTHE, g2_BTHE), or write into them: the layers of the group
-        then mix with these, in the dtype of the logits. A hook that changes nothing changes no bit of the model's
-        results and gradients.
+        A forward hook sees float32 probabilities. It may write into them, or return changed ones, as a RouterOutput
+        (`output._replace(g1_BTHE=...)`) or as a pair (g1_BTHE, g2_BTHE). The layers of the group then mix with the
+        changed probabilities, in the dtype of the logits. A hook that changes nothing leaves the model's results and
+        gradients bitwise identical.
 
         Args:
             x_BTD: as in `forward`.
             float32_probs: as in `forward`.
             options: the other arguments of `forward`.
         Raises:
-            ConfigError: a hook returned something else, a pair in training, or probabilities of another shape.
+            ConfigError: a hook returned another type, a pair in training, or probabilities of another shape.
         """
         hooked = bool(self._forward_hooks)
         returned: Any = self(x_BTD, float32_probs=float32_probs or hooked, **options)
@@ -230,7 +231,7 @@ class MonetRouter(nn.Module):
                 return returned
             dtypes = [gate.dtype for gate in returned.gates]
         elif self.is_learning or options.get("router_loss") is not None:
-            raise ConfigError("a hook on a router returned a pair while it learns; return output._replace(g1_BTHE=...)")
+            raise ConfigError("a hook on a router returned a pair in training; return output._replace(g1_BTHE=...)")
         else:
             returned, dtypes = RouterOutput(*returned, gates=returned), [x_BTD.dtype, x_BTD.dtype]
         g1_BTHE, g2_BTHE = (g.to(dtype) for g, dtype in zip(probs, dtypes, strict=True))
@@ -238,7 +239,7 @@ class MonetRouter(nn.Module):
 
     @torch.no_grad()
     def update_statistics(self, output: RouterOutput) -> None:
-        """Move the running statistics by what a learning forward saw; does nothing after any other forward."""
+        """Move the running statistics by those of a learning forward; does nothing after any other forward."""
         if output.statistics is None:
             return
         if not self.collects_statistics:
@@ -251,7 +252,7 @@ class MonetRouter(nn.Module):
 
     @torch.no_grad()
     def commit_statistics(self) -> None:
-        """Move the running statistics by what `update_statistics` gathered, and forget it."""
+        """Move the running statistics by all that `update_statistics` collected, and drop the collected ones."""
         if self._collected is not None:
             self._move(self._collected)
             self._collected = None
@@ -272,12 +273,12 @@ class MonetRouter(nn.Module):
         router_loss: RouterLoss | None,
         float32_probs: bool,
     ) -> _Axis:
-        # A hook on the linear may keep the logits. Without one the probabilities take their place in memory.
+        # A hook on the linear may keep the logits. Without a hook the probabilities overwrite them in memory.
         overwrite = not is_watched(w)
         apart = float32_probs and rounds_in_kernel(z_TP)
         dtype = None if float32_probs and not apart else z_TP.dtype
         shape = (*shape_BT, self.num_heads, self.num_keys)
-        # Autocast would take the means below to half precision, where those of rare keys vanish.
+        # Autocast would compute the means below in half precision, in which those of rare keys vanish.
         with without_autocast(z_TP.device):
             mean_H, var_H = norm.running_mean, norm.running_var
             if statistics is not None:
@@ -316,12 +317,12 @@ class _Axis(NamedTuple):
         facts: GateFacts | None,
         sums: RoutingSums | None = None,
     ) -> _Axis:
-        """Probabilities `exact_TP`, or `g_TP` where that is None, and the gates, `g_TP` in the dtype of the logits."""
+        """Probabilities (`exact_TP`, or `g_TP` if that is None), and the gates: `g_TP` in the dtype of the logits."""
         g_BTHE = g_TP.view(shape_BTHE)
         return cls(g_BTHE if exact_TP is None else exact_TP.view(shape_BTHE), g_BTHE.to(dtype), facts, sums)
 
 
 def _token_weights(token_mask_BT: Tensor) -> Tensor:
-    """(B*T,) float32: what each token counts in a mean over the unmasked ones."""
+    """(B*T,) float32: the weight of each token in a mean over the unmasked tokens."""
     weight_T = token_mask_BT.flatten().float()
     return weight_T / weight_T.sum().clamp(min=1)

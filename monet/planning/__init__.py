@@ -1,1 +1,1 @@
-"""`monet plan`: what a training run needs, computed before it starts."""
+"""`monet plan`: the needs of a training run, computed before it starts."""

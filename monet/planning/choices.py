@@ -1,4 +1,4 @@
-"""The ways to train a model on some GPUs: which of them fit, which is quickest, and the words that ask for it."""
+"""The ways to train a model on some GPUs: which of them fit, which is fastest, and the options that select it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from monet.costs.memory import (
 )
 
 GIB = 1 << 30
-# Kept free: the CUDA context, the libraries' workspaces, NCCL; and what the allocator cannot use, as a share.
+# Memory kept free for the CUDA context, library workspaces and NCCL; and the share that the allocator cannot use.
 RESERVED_BYTES, FRAGMENTED = 3 * GIB, 0.05
 
 
 @dataclass(frozen=True)
 class Run:
-    """What of a training configuration the cost depends on.
+    """The parts of a training configuration that affect its cost.
 
     Attributes:
-        windows: of an optimiser step, over all GPUs.
-        micro_batch: windows of a GPU at a time.
-        words: what the configuration says of that which depends on the GPUs, by the options' names.
+        windows: windows per optimiser step, over all GPUs.
+        micro_batch: windows on one GPU at a time.
+        words: settings of the configuration that depend on the GPUs, by option name.
     """
 
     name: str
@@ -50,31 +50,31 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """Of an optimiser step."""
+        """Tokens per optimiser step."""
         return self.windows * self.seq_len
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the estimates stand on."""
+    """Assumptions of the estimates."""
 
     gpu: Accelerator
     gpus: int
     gpus_per_node: int
     mfu: float
-    network_bandwidth: float  # bytes a second of one GPU to other nodes, one direction
+    network_bandwidth: float  # bytes a second from one GPU to other nodes, in one direction
 
     @property
     def memory(self) -> float:
-        """Bytes of a GPU that a run can fill."""
+        """Bytes of GPU memory that a run can use."""
         return (self.gpu.memory_bytes - RESERVED_BYTES) * (1 - FRAGMENTED)
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second that one GPU sends in a collective over all of them.
+        """Bytes a second that one GPU sends in a collective over all GPUs.
 
-        A ring leaves a node once, and there are as many rings as the node has ways out: what one GPU sends is bounded
-        by the links inside a node and by all of its network together.
+        Each ring leaves a node once, and there are as many rings as the node has network links. So the links inside a
+        node limit the rate of one GPU, and so does all of the node's network together.
         """
         links = self.gpu.link_bandwidth
         if self.gpus > self.gpus_per_node:
@@ -84,11 +84,11 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to run: memory in bytes of one GPU, times in seconds of an optimiser step.
+    """One way to run, with memory in bytes per GPU and times in seconds per optimiser step.
 
     Attributes:
-        communication_seconds: all of it; `waiting_seconds` is the part that runs beside no computing.
-        update_seconds: the optimiser's.
+        communication_seconds: all communication; `waiting_seconds` is the part that does not overlap with computation.
+        update_seconds: time of the optimiser's update.
     """
 
     strategy: Strategy
@@ -105,7 +105,7 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """As trainer.strategy names it."""
+        """The value for trainer.strategy."""
         return self.strategy + ("_offload" if self.offload else "")
 
     @property
@@ -118,7 +118,7 @@ class Choice:
 
 
 def all_choices(run: Run, given: Assumptions) -> list[Choice]:
-    """Every strategy, micro-batch (powers of two that divide a GPU's windows) and checkpointing on and off."""
+    """Every strategy and micro-batch (powers of two that divide a GPU's windows), with and without checkpointing."""
     per_gpu = run.windows // given.gpus
     sizes = {2**n for n in range(6) if per_gpu % 2**n == 0}
     sizes |= {run.micro_batch} if per_gpu % run.micro_batch == 0 else set()
@@ -129,7 +129,7 @@ def all_choices(run: Run, given: Assumptions) -> list[Choice]:
 def choice(
     run: Run, given: Assumptions, strategy: Strategy, micro_batch: int, checkpointing: bool, offload: bool = False
 ) -> Choice:
-    """Memory and time of one way to run; an offloaded update is not in the time."""
+    """Memory and time of one way to run; the time does not include an offloaded update."""
     config, gpus, wide = run.config, given.gpus, widths(run.precision, strategy)
     memory = state_bytes(config, run.precision, strategy, gpus, offload)
     per_token = activation_bytes_per_token(config, wide, checkpointing)
@@ -151,8 +151,8 @@ def choice(
 
 
 def best(choices: list[Choice], preferred: Choice | None = None) -> Choice | None:
-    """The quickest that fits; among those within one percent the preferred one, or else one without recomputation, then
-    the largest micro-batch, then the first strategy."""
+    """The fastest that fits. Among those within one percent: the preferred one, else one without recomputation, then
+    the one with the largest micro-batch, then the one with the first strategy."""
     fitting = [choice for choice in choices if choice.fits]
     least = min((choice.step_seconds for choice in fitting), default=0.0)
     near = [choice for choice in fitting if choice.step_seconds <= 1.01 * least]
@@ -162,34 +162,34 @@ def best(choices: list[Choice], preferred: Choice | None = None) -> Choice | Non
 
 
 def configured(run: Run, given: Assumptions) -> Choice | None:
-    """The run as its configuration says, None where its micro-batch does not divide a GPU's windows."""
+    """The run as configured; None if its micro-batch does not divide a GPU's windows."""
     if (run.windows // given.gpus) % run.micro_batch:
         return None
     return choice(run, given, run.strategy, run.micro_batch, run.checkpointing, run.offload)
 
 
 def words(run: Run, given: Assumptions, found: Choice) -> str:
-    """Options that make the configuration run on these GPUs in this way; empty where it does so already."""
+    """Options that run the configuration on these GPUs in this way; empty if it already does."""
     nodes = max(1, given.gpus // given.gpus_per_node)
     options = {
         "trainer.num_nodes": nodes, "trainer.devices": given.gpus // nodes, "trainer.strategy": found.name,
         "data.batch_size": found.micro_batch, "trainer.accumulate_grad_batches": found.accumulate,
         "model.gradient_checkpointing": found.checkpointing,
     }  # fmt: skip
-    # counted in batches
+    # limits are counted in batches
     interval = run.words.get("trainer.val_check_interval")
     if isinstance(interval, int):
         accumulated = run.words["trainer.accumulate_grad_batches"]
         options["trainer.val_check_interval"] = max(1, interval * found.accumulate // accumulated)
     limit = run.words.get("data.max_val_windows")
-    if limit is not None and limit < given.gpus:  # each takes at least one
+    if limit is not None and limit < given.gpus:  # each GPU takes at least one
         options["data.max_val_windows"] = given.gpus
     changed = {name: value for name, value in options.items() if run.words.get(name) != value}
     return " ".join(f"--{name} {str(value).lower()}" for name, value in changed.items())
 
 
 def remedies(run: Run, given: Assumptions, choices: list[Choice]) -> list[str]:
-    """What to do about a configured run that does not fit or cannot be dealt out."""
+    """How to change a configured run that does not fit, or whose batch cannot be split evenly over the GPUs."""
     now = configured(run, given)
     if now is not None and now.fits:
         return []
@@ -207,6 +207,6 @@ def remedies(run: Run, given: Assumptions, choices: list[Choice]) -> list[str]:
 
 
 def node_bytes(run: Run, given: Assumptions, found: Choice) -> float:
-    """Memory of a node that an offloaded optimiser takes."""
+    """Host memory per node that an offloaded optimiser needs."""
     processes = min(given.gpus, given.gpus_per_node)
     return processes * host_bytes(run.config, run.precision, found.strategy, given.gpus)

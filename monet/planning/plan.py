@@ -1,4 +1,4 @@
-"""`monet plan`: whether a training run fits and what it costs, before anything is spent. A model, no measurement."""
+"""`monet plan`: estimates whether a training run fits and what it costs. It is a model and measures nothing."""
 
 from __future__ import annotations
 
@@ -40,39 +40,39 @@ def plan(
     """Estimate a training run's memory, time and cost before it is started.
 
     Everything is computed from the configuration: parameters and operations exactly, memory and time by the formulas
-    of docs/scaling.md. The batch of an optimiser step is kept as configured, whatever the number of GPUs.
+    in docs/scaling.md. The batch of an optimiser step stays as configured, for any number of GPUs.
 
     Args:
-        config: training configuration as for train.py; give it several times to merge files.
+        config: training configuration, as for train.py; repeat the option to merge several files.
         gpus: number N of GPUs.
         gpu: kind of GPU: h100, h100-pcie, h100-nvl, h200, h200-nvl, b200, a100, a100-40gb, a100-pcie, a100-pcie-40gb,
             l40s, rtx4090.
-        mfu: share of the GPU's peak that forward and backward reach while they run; an assumption, not a measurement.
-        network_gbps: network of one GPU to other nodes (a node's, divided by its GPUs), gigabits a second, one
-            direction.
+        mfu: share of the GPU's peak rate that forward and backward reach; an assumption, not a measurement.
+        network_gbps: network rate from one GPU to other nodes (the node's rate divided by its GPUs), in gigabits a
+            second, one direction.
         gpus_per_node: GPUs that share a node and its fast links.
-        tokens: budget in tokens; none takes the configuration's length.
-        json: also write everything to this file.
+        tokens: budget in tokens; if omitted, the configuration's length is used.
+        json: also write all results to this file.
     """
     if gpu not in ACCELERATORS:
-        raise ConfigError(f"gpu = {gpu}: known are {', '.join(sorted(ACCELERATORS))}")
+        raise ConfigError(f"gpu = {gpu}: must be one of {', '.join(sorted(ACCELERATORS))}")
     numbers = {"gpus": gpus, "gpus_per_node": gpus_per_node, "mfu": mfu, "network_gbps": network_gbps, "tokens": tokens}
     for name, value in numbers.items():
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} = {value}: must be positive and finite")
     if mfu > 1:
-        raise ConfigError(f"mfu = {mfu}: a share of the peak, at most 1")
+        raise ConfigError(f"mfu = {mfu}: must be a share of the peak, at most 1")
     if gpus > gpus_per_node and gpus % gpus_per_node:
-        raise ConfigError(f"gpus = {gpus}: not a whole number of nodes of gpus_per_node = {gpus_per_node}")
+        raise ConfigError(f"gpus = {gpus}: must be a multiple of gpus_per_node = {gpus_per_node}")
     run = read_run([Path(file) for file in config], gpus)
     if tokens is not None:
         run = replace(run, steps=math.ceil(tokens / run.tokens))
     if run.steps < 1:
-        raise ConfigError(f"trainer.max_steps = {run.steps}: set the number of optimiser steps, or give --tokens")
+        raise ConfigError(f"trainer.max_steps = {run.steps}: set the number of optimiser steps, or pass --tokens")
     if run.windows % gpus:
         raise ConfigError(
             f"gpus = {gpus}: a step's {run.windows} windows (data.batch_size x accumulation x devices x nodes of the"
-            f" configuration) cannot be dealt to them evenly; take a divisor, or change the batch"
+            f" configuration) cannot be divided evenly over them; use a divisor, or change the batch"
         )
     given = Assumptions(ACCELERATORS[gpu], gpus, gpus_per_node, mfu, network_gbps * 1e9 / 8)
     choices = all_choices(run, given)
@@ -84,13 +84,13 @@ def plan(
 
 
 def read_run(files: list[Path], gpus: int | None = None) -> Run:
-    """What a training configuration says.
+    """Read the parts of a training configuration that affect its cost.
 
     Args:
-        files: as for train.py, later ones win.
-        gpus: what it means by all GPUs, if it says so.
+        files: as for train.py, later files take precedence.
+        gpus: number that replaces "all GPUs" in the configuration.
     Raises:
-        ConfigError: train.py would refuse it, or it leaves the batch open.
+        ConfigError: train.py would refuse the configuration, or it does not fix the batch of a step.
     """
     from monet.training.configs import read_training_config
     from monet.training.settings import ModelShape
@@ -102,15 +102,17 @@ def read_run(files: list[Path], gpus: int | None = None) -> Run:
     devices = _devices(trainer.devices)
     if devices is None:
         if gpus is None:
-            raise ConfigError(f"trainer.devices = {trainer.devices}: leaves the batch of a step open; set their number")
+            raise ConfigError(
+                f"trainer.devices = {trainer.devices}: does not fix the batch of a step; set the number of devices"
+            )
         devices = max(1, gpus // nodes)
     if batch < 1 or accumulate < 1:
         raise ConfigError(
-            f"data.batch_size = {batch}, trainer.accumulate_grad_batches = {accumulate}: allowed are whole numbers"
-            " from 1"
+            f"data.batch_size = {batch}, trainer.accumulate_grad_batches = {accumulate}: both must be whole numbers"
+            " of at least 1"
         )
     if (precision := str(trainer.precision or "32-true")).startswith("64"):
-        raise ConfigError(f"trainer.precision = {precision}: plans are made for 32-true, bf16-mixed and bf16-true")
+        raise ConfigError(f"trainer.precision = {precision}: must be 32-true, bf16-mixed or bf16-true for a plan")
     strategy, offload = _strategy(trainer.strategy)
     steps, windows = trainer.max_steps, batch * accumulate * devices * nodes
     if settings.max_tokens is not None:
@@ -138,7 +140,7 @@ def read_run(files: list[Path], gpus: int | None = None) -> Run:
 
 
 def _devices(value: Any) -> int | None:
-    """Processes of a node by trainer.devices, None for as many as there are GPUs."""
+    """Processes per node, from trainer.devices; None if it means all GPUs."""
     if isinstance(value, str) and "," in value:
         value = [part for part in value.split(",") if part.strip()]
     if isinstance(value, list):
@@ -147,7 +149,7 @@ def _devices(value: Any) -> int | None:
 
 
 def _strategy(value: Any) -> tuple[Strategy, bool]:
-    """What trainer.strategy means, and whether it offloads."""
+    """The strategy that trainer.strategy names, and whether it offloads."""
     if isinstance(value, str):
         names: dict[str, Strategy] = {"zero1": "zero1", "zero2": "zero2", "zero3": "zero3", "fsdp2": "fsdp2"}
         return names.get(value.removesuffix("_offload"), "ddp"), value.endswith("_offload")
@@ -161,7 +163,7 @@ def _strategy(value: Any) -> tuple[Strategy, bool]:
 
 
 def as_json(run: Run, given: Assumptions, choices: list[Choice]) -> dict[str, Any]:
-    """Everything as plain values; bytes, seconds, operations."""
+    """The whole plan as plain values, in bytes, seconds and operations."""
     now = configured(run, given)
     found = best(choices, now)
 

@@ -1,4 +1,4 @@
-"""A plan as tables on the terminal."""
+"""Prints a plan as tables on the terminal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def show(run: Run, given: Assumptions, choices: list[Choice], console: Console |
     """Print a plan.
 
     Args:
-        run, given, choices: what `monet.planning.plan` computed.
-        console: where to; None takes standard output.
+        run, given, choices: results of `monet.planning.plan`.
+        console: console to print to; None uses standard output.
     """
     out = console or Console(width=120, highlight=False)
     out.print(f"[bold]{run.name}[/] on {given.gpus} {given.gpu.name}: an estimate, nothing was measured\n")
@@ -27,7 +27,7 @@ def show(run: Run, given: Assumptions, choices: list[Choice], console: Console |
         f" {tokens / 1e9:,.1f} billion tokens, {tokens * training_flops_per_token(run.config, run.seq_len):.2e} FLOP\n"
     )
     out.print(
-        f"GiB a GPU by micro-batch (windows of a GPU at a time), {run.precision}; (too much); state: its part of"
+        f"GiB per GPU by micro-batch (windows on a GPU at a time), {run.precision}; (too much); state: the part for"
         " weights, gradients, optimiser",
         soft_wrap=True,
     )
@@ -38,24 +38,24 @@ def show(run: Run, given: Assumptions, choices: list[Choice], console: Console |
         gathers, sums = collectives(run.config, found.strategy, found.accumulate)
         latency = latency_seconds(run.config, found.strategy, given.gpus, found.accumulate)
         out.print(
-            f"of the waiting {1e3 * latency:,.1f} ms a step are for {gathers:,} gathers and {sums:,} sums to start over"
+            f"{1e3 * latency:,.1f} ms of the waiting per step go to starting {gathers:,} gathers and {sums:,} sums over"
             f" {given.gpus:,} GPUs",
             soft_wrap=True,
         )
     if run.offload and now is not None:
         out.print(
-            f"offloaded: {node_bytes(run, given, now) / GIB:,.0f} GiB of each node's memory; its update and the"
-            " transfers are not in the time"
+            f"offloaded: {node_bytes(run, given, now) / GIB:,.0f} GiB of each node's memory; the time does not include"
+            " the optimiser's update and the transfers"
         )
     if now is not None and now.fits and (options := words(run, given, now)):
-        out.print(f"the configuration on these GPUs: {options}", soft_wrap=True)
+        out.print(f"to run the configuration on these GPUs: {options}", soft_wrap=True)
     if lines := remedies(run, given, choices):
         out.print(f"{_obstacle(run, given, now)}; instead: {', or: '.join(lines)}", soft_wrap=True)
     if not run.precision.startswith("bf16"):
-        out.print("products of float32 are slower than the rate assumed: give the --mfu of a short run")
+        out.print("float32 products are slower than the assumed rate: measure a short run and pass its --mfu")
     out.print(
         f"assumed: {given.mfu:.0%} of {given.gpu.peak_flops / 1e12:,.0f} TFLOP/s (bf16) while computing;"
-        f" {given.bandwidth / 1e9:,.0f} GB/s a GPU in collectives, {OVERLAP:.0%} hidden of what can be;"
+        f" {given.bandwidth / 1e9:,.0f} GB/s per GPU in collectives, {OVERLAP:.0%} of the possible overlap;"
         f" {given.memory / GIB:.1f} of {given.gpu.memory_bytes / GIB:.0f} GiB usable. Formulas: docs/scaling.md",
         soft_wrap=True,
     )
@@ -64,13 +64,15 @@ def show(run: Run, given: Assumptions, choices: list[Choice], console: Console |
 def _obstacle(run: Run, given: Assumptions, now: Choice | None) -> str:
     if now is None:
         own = run.windows // given.gpus
-        return f"as configured, {run.micro_batch} windows at a time do not divide the {own} of a GPU"
+        return f"as configured, a micro-batch of {run.micro_batch} windows does not divide the {own} windows of a GPU"
     return f"as configured, {now.total_bytes / GIB:.1f} GiB do not fit"
 
 
 def _model(run: Run) -> Table:
     parameters, flops = parameter_counts(run.config), forward_flops_per_token(run.config, run.seq_len)
-    table = Table("parameters", "", "share", "forward, a token", "MFLOP", "share", title="Model", title_justify="left")
+    table = Table(
+        "parameters", "", "share", "forward, per token", "MFLOP", "share", title="Model", title_justify="left"
+    )
     for column in (1, 2, 4, 5):
         table.columns[column].justify = "right"
     left = _shares(parameters, lambda value: f"{value:,}")
@@ -103,7 +105,7 @@ def _memory(choices: list[Choice]) -> Table:
 
 def _times(run: Run, given: Assumptions, choices: list[Choice]) -> Table:
     columns = ("", "strategy", "batch", "recompute", "GiB", "step, s", "waiting", "tokens/s", "days", "GPU hours")
-    title = "Time; batch: windows of a GPU at a time x accumulation; waiting: for communication"
+    title = "Time; batch: windows on a GPU at a time x accumulation; waiting: for communication"
     table = Table(*columns, title=title, title_justify="left")
     for column in table.columns[4:]:
         column.justify = "right"

@@ -24,17 +24,17 @@ def generate(
     mask: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Continue a prompt and print the text as it is made.
+    """Continue a prompt and print the text while it is generated.
 
     Args:
         model: folder of an exported or released model.
-        prompt: text to continue; not empty.
-        max_new_tokens: longest continuation, in tokens; it ends earlier at the end-of-text token.
-        temperature: divides the logits before sampling; 0 takes the likeliest token each time.
-        top_p: samples among the likeliest tokens that hold this share of the probability, in (0, 1].
-        seed: seed of the sampling.
-        mask: expert mask file to generate under; None removes no expert.
-        device: a torch device; auto takes a GPU if there is one.
+        prompt: text to continue; must not be empty.
+        max_new_tokens: largest number of new tokens; generation ends earlier at the end-of-text token.
+        temperature: divides the logits before sampling; 0 always takes the most likely token.
+        top_p: samples from the most likely tokens that together have this share of the probability, in (0, 1].
+        seed: seed for sampling.
+        mask: file of the expert mask to apply; None removes no expert.
+        device: torch device; auto uses a GPU if there is one.
     """
     import torch
 
@@ -43,7 +43,7 @@ def generate(
     from monet.model.experts import lay_out_for_decoding
 
     if not prompt:
-        raise ConfigError("prompt is empty; give some text to continue")
+        raise ConfigError("prompt is empty; pass some text to continue")
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if not temperature >= 0:
@@ -64,20 +64,20 @@ def load(folder: Path) -> tuple[MonetForCausalLM, PreTrainedTokenizerBase]:
     """An exported or released model in evaluation mode, and its tokenizer.
 
     Raises:
-        CheckpointError: the folder holds no model or no tokenizer.
-        ConfigError: the folder holds only a tokenizer.model, and sentencepiece is not installed.
+        CheckpointError: the folder has no model or no tokenizer.
+        ConfigError: the folder has only a tokenizer.model, and sentencepiece is not installed.
     """
     from monet import MonetForCausalLM
     from monet.model.model_tokenizer import load_tokenizer
 
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"model {folder}: no config.json there; give a folder of an exported or released model")
+        raise CheckpointError(f"model {folder}: no config.json found; pass the folder of an exported or released model")
     tokenizer = load_tokenizer(folder)
     return MonetForCausalLM.from_pretrained(folder).eval(), tokenizer
 
 
 def _streamer(tokenizer: PreTrainedTokenizerBase) -> TextStreamer:
-    """Prints the text as it is made; the terminal takes no commands from it."""
+    """Prints the text while it is generated; cleaned, so that it cannot send commands to the terminal."""
     from transformers import TextStreamer
 
     class Cleaned(TextStreamer):
@@ -96,16 +96,16 @@ def stream(
     top_p: float,
     expert_mask: ExpertMask | None = None,
 ) -> str:
-    """Print prompt and continuation token by token, and return the whole text. Arguments as in `generate`.
+    """Print prompt and continuation token by token, and return the whole text. The arguments are those of `generate`.
 
     Raises:
-        ConfigError: prompt and continuation do not fit into the model's longest sequence.
+        ConfigError: prompt and continuation are longer than the model's longest sequence.
     """
     inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
     length, limit = inputs["input_ids"].shape[1] + max_new_tokens, model.config.max_position_embeddings
     if length > limit:
         raise ConfigError(
-            f"prompt and max_new_tokens = {max_new_tokens} make {length} tokens, the model takes {limit}; shorten them"
+            f"prompt and max_new_tokens = {max_new_tokens} make {length} tokens, the model takes {limit}; shorten one"
         )
     sampling = {"do_sample": temperature > 0}
     if temperature > 0:

@@ -31,14 +31,14 @@ TOKENIZER_CONFIG: dict[str, Any] = {
 
 
 def change_config(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Set keys of a folder's config.json; returns what it then holds."""
+    """Set keys of a folder's config.json; returns its new content."""
     content = json.loads((folder / "config.json").read_text(encoding="utf-8")) | changes
     (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     return content
 
 
 def write_sentencepiece(folder: Path, vocab_size: int = 420, kind: str = "bpe", **config: Any) -> Any:
-    """A tokenizer.model as LLaMA's is made, with its tokenizer_config.json; returns sentencepiece's own processor."""
+    """Write a tokenizer.model like LLaMA's with its tokenizer_config.json; returns sentencepiece's processor for it."""
     import sentencepiece  # pyright: ignore[reportMissingImports]
 
     sentencepiece.SentencePieceTrainer.train(

@@ -1,4 +1,4 @@
-"""`auto_map`, with which the released config.json names its modelling file: read, and written only where it is true."""
+"""`auto_map`, which names the modelling file of a released model: it is always read, and written only if correct."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_file_without_it_gives_an_empty_one_that_is_not_written(tmp_path):
     config = tiny_config()
     assert config.auto_map == {} and "auto_map" not in config.to_dict() and "auto_map" not in repr(config)
     config.auto_map["AutoModel"] = "changed.Here"
-    assert tiny_config().auto_map == {}  # no configuration shares it with another
+    assert tiny_config().auto_map == {}  # configurations do not share the dictionary
     tiny_model().save_pretrained(tmp_path)
     assert "auto_map" not in keys_of(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).auto_map == {}
@@ -64,7 +64,7 @@ def test_a_saved_folder_names_no_code_that_is_not_in_it(released, tmp_path):
     model.config.save_pretrained(tmp_path / "config")
     for name in ("saved", "config"):
         assert "auto_map" not in keys_of(tmp_path / name)
-    assert model.config.auto_map == AUTO_MAP  # saving leaves the model's own configuration as it is
+    assert model.config.auto_map == AUTO_MAP  # saving does not change the model's own configuration
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", trust_remote_code=True)
     assert states_equal(again, model)
 
@@ -83,7 +83,7 @@ def test_a_saved_folder_names_the_code_that_is_in_it(released, tmp_path):
 
 
 def test_classes_registered_for_an_auto_class_are_saved_with_their_code(tmp_path):
-    """transformers copies the file of such a class into the folder and enters it in auto_map."""
+    """transformers copies the file of such a class into the folder and adds it to auto_map."""
 
     class Own(MonetConfig):
         pass

@@ -62,7 +62,7 @@ def test_the_configuration_prints_saves_and_reloads(tmp_path):
 
 
 def test_every_stated_key_is_written(tmp_path):
-    """No class default may stand in for a key, so the nested configuration is written whole."""
+    """No class default may replace a key, so the nested configuration is written in full."""
     config = llava_config()
     stated = {key for key in config.text_config.to_dict() if key != "transformers_version"}
     assert config.to_diff_dict()["text_config"].keys() >= stated
@@ -112,11 +112,11 @@ def test_a_stored_mask_is_missed_after_loading_and_can_be_stored_again(llava, tm
     language.set_expert_mask(mask)
     llava.save_pretrained(tmp_path)
     again = LlavaForConditionalGeneration.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="call set_expert_mask of the part"):
+    with pytest.raises(CheckpointError, match="call set_expert_mask of this part"):
         again(**inputs())
     again.model.language_model.set_expert_mask(mask)
     assert torch.equal(again(**inputs()).logits, llava(**inputs()).logits)
-    with pytest.raises(ValueError, match="expert_mask"):  # transformers' own refusal
+    with pytest.raises(ValueError, match="expert_mask"):  # transformers itself refuses
         llava.generate(**inputs(), expert_mask=mask)
     with mask.applied_to(llava):
         assert torch.equal(llava(**inputs()).logits, again(**inputs()).logits)

@@ -1,4 +1,4 @@
-"""docs/released-models.md: its Python runs as it stands, its commands exist."""
+"""docs/released-models.md: its Python code runs unchanged, and its commands exist."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _help(main: Any, verb: list[str]) -> str:
 
 
 def test_the_values_that_a_call_can_state(tmp_path):
-    """What differs from the authors' stack: refused in a file, taken from the call."""
+    """Values that differ from the authors' stack are refused in a file and accepted in the call."""
     tiny_model().save_pretrained(tmp_path)
     change_config(tmp_path, pad_token_id=-1)
     with pytest.raises(ConfigError, match="pad_token_id=-1"):

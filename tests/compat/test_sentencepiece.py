@@ -1,4 +1,4 @@
-"""A folder with only tokenizer.model: its ids are sentencepiece's, and every command takes it."""
+"""A folder with only tokenizer.model: its ids are sentencepiece's, and every command accepts it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_ids_and_texts_are_sentencepieces(folder, pieces, tmp_path):
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_the_text_after_a_special_token(folder, pieces, legacy):
-    """A legacy tokenizer puts a space before it, a newer one does not; both are stated in tokenizer_config.json."""
+    """A legacy tokenizer adds a space before the text, a newer one does not; tokenizer_config.json says which it is."""
     write_config(folder, legacy=legacy)
     after = [index for index in pieces.encode("[INST]")]
     if not legacy:
@@ -130,10 +130,10 @@ def test_the_evaluations_take_the_folder(folder, pieces):
 
 def test_another_kind_of_model_is_refused(folder):
     write_sentencepiece(folder, kind="unigram", vocab_size=400)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model is no BPE model like LLaMA's"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is not a BPE model like LLaMA's"):
         load_tokenizer(folder)
     (folder / "tokenizer.model").write_bytes(b"no model at all")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model is no sentencepiece model"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is not a sentencepiece model"):
         load_tokenizer(folder)
 
 
@@ -154,11 +154,12 @@ def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch, capsys):
     assert "pip install 'monet-experts[sentencepiece]'" in " ".join(capsys.readouterr().err.split())
     with pytest.warns(UserWarning, match=install):
         assert vocabulary(tmp_path) is None
-    refuse_other_tokenizer(str(tmp_path), tmp_path / "nothing")  # what cannot be compared stops no training
+    # A tokenizer that cannot be compared does not stop training.
+    refuse_other_tokenizer(str(tmp_path), tmp_path / "nothing")
 
 
 def test_a_tokenizer_json_goes_first(folder, tmp_path):
-    """The file that the tokenizers library reads as it is needs no sentencepiece."""
+    """The tokenizers library reads this file directly, without sentencepiece."""
     load_tokenizer(folder).save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "sentencepiece", None)

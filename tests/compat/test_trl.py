@@ -1,4 +1,4 @@
-"""TRL trains Monet: preference tuning with a reference model of its own, and with LoRA."""
+"""TRL trains Monet: preference tuning with a separate reference model, and with LoRA."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_preferences_are_learnt_without_a_reference_model_given(folder, tmp_path
     trainer = dpo(model if given == "model" else str(folder), folder, tmp_path / "out")
     first, *_, last = losses(trainer)
     assert last < first
-    if given == "model":  # a router that learns, as in a model that TRL loads, routes a batch by its own statistics
+    if given == "model":  # a learning router, as in a model that TRL loads, routes a batch by the batch's statistics
         assert first == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-4)
         after = model.state_dict()
         assert all(torch.equal(after[name], before[name]) == (".router." in name) for name in before)

@@ -1,4 +1,4 @@
-"""Exports are made of short runs, as tests of training make them."""
+"""Fixtures for exports: short training runs, as in the tests of training."""
 
 from tests.training.conftest import data_dir as data_dir
 from tests.training.conftest import settings as settings

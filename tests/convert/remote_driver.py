@@ -1,6 +1,6 @@
-"""What a model computes, as named tensors: run here on the package's class, and as a script on an export's own code.
+"""Results of a model as named tensors, computed here with the package's class, and as a script with an export's code.
 
-As a script it must not see the package: `python -I remote_driver.py FOLDER RESULTS SCRATCH`.
+The script must not see the package: `python -I remote_driver.py FOLDER RESULTS SCRATCH`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GENERATION = {"max_new_tokens": 8, "min_new_tokens": 8}
 
 
 def measure(model: Any, classes: Any) -> dict[str, Tensor]:
-    """Logits, losses, gradients, generated tokens, and the same under masks; `classes` has ExpertMask, RouterLoss."""
+    """Logits, losses, gradients and generated tokens, with and without masks; `classes` has ExpertMask, RouterLoss."""
     ids = torch.tensor(PROMPT)
     padded = torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
     mask = classes.ExpertMask.random(model.config, 20, seed=3)
@@ -68,7 +68,7 @@ def main(folder: str, results: str, scratch: str) -> None:
     module = module_of(model)
     assert module.__name__.startswith("transformers_modules."), module.__name__
     assert isinstance(AutoConfig.from_pretrained(folder, trust_remote_code=True), module.MonetConfig)
-    # AutoModel last: by then a head must have found its body without it
+    # AutoModel comes last: a head must have found its body without it before
     for auto in sorted(set(model.config.auto_map) - {"AutoConfig"}, reverse=True):
         made = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
         assert f"modeling_monet.{type(made).__name__}" == model.config.auto_map[auto], auto

@@ -1,4 +1,4 @@
-"""The bundler: modules of a toy package as one file that does the same, or a refusal that names the module."""
+"""The bundler: modules of a toy package become one file with the same behaviour, or a refusal that names the module."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NUMBERS = count()
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
-    """A maker of packages: module -> source; gives the text of the bundle of one name."""
-    name = f"toy{next(NUMBERS)}"  # a name of its own: Python remembers what it found
+    """A function that writes a package (module -> source) and returns the bundle's text for one name."""
+    name = f"toy{next(NUMBERS)}"  # a unique name, since Python caches imports
     monkeypatch.setattr(modules, "PACKAGE", name)
     monkeypatch.setattr(bundle, "PACKAGE", name)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -182,7 +182,7 @@ def test_statements_that_act_stay_and_come_in_order(toy):
 
 
 def test_an_import_that_may_fail_is_let_fail(toy):
-    """transformers refuses a file that imports an absent package outside `try`, wherever the import stands."""
+    """transformers refuses a file that imports an absent package outside `try`, at any place in the file."""
     text = toy(
         top="""
             def main(wanted=False):
@@ -217,7 +217,7 @@ def test_an_import_that_may_fail_is_let_fail(toy):
                 "top": "from toy.low import y\nfrom json import loads as f\n\ndef main():\n    return f, y\n",
                 "low": "from json import dumps as f\n\ndef y():\n    return f\n",
             },
-            "import it by one name",
+            "elsewhere; rename one",
         ),
         (
             {

@@ -1,4 +1,4 @@
-"""Export and generation: the exported folder is the checkpoint, bit for bit, also in another process."""
+"""Export and generation: the exported folder equals the checkpoint, bit for bit, also in another process."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def test_the_folder_tells_where_it_comes_from(run):
     assert (provenance["seed"], provenance["data_seed"]) == (7, 0)
     card = (run / "out" / "README.md").read_text()
     assert provenance["checkpoint_manifest_sha256"] in card
-    assert "| animals |" in card and "8² = 64 a layer" in card
+    assert "| animals |" in card and "8² = 64 per layer" in card
     assert str(run) not in card
     generation = json.loads((run / "out" / "generation_config.json").read_text())
     tokenizer_config = json.loads((run / "out" / "config.json").read_text())
@@ -107,7 +107,7 @@ def test_one_checkpoint_can_be_chosen_and_cast(run, tmp_path):
 
 
 def test_remote_code_comes_with_the_model_on_demand(run, tmp_path):
-    """What the file computes is in tests/convert/test_remote_code.py."""
+    """tests/convert/test_remote_code.py tests the results of the file."""
     assert not (run / "out" / "modeling_monet.py").exists()
     assert "auto_map" not in json.loads((run / "out" / "config.json").read_text())
     assert "trust_remote_code" not in (run / "out" / "README.md").read_text()
@@ -165,7 +165,7 @@ def test_a_link_in_the_tokenizer_s_folder_is_not_followed(run, tmp_path):
     tokenizer = tmp_path / "tokenizer"
     shutil.copytree(run / "run" / "tokenizer", tokenizer)
     (tokenizer / "vocab.txt").symlink_to(secret)
-    with pytest.raises(CheckpointError, match=r"vocab\.txt is a link to .*id_rsa, outside of its folder"):
+    with pytest.raises(CheckpointError, match=r"vocab\.txt is a link to .*id_rsa, outside its folder"):
         export(tmp_path / "out", run=run / "run", tokenizer=tokenizer)
     assert not (tmp_path / "out").exists()
 
@@ -188,7 +188,7 @@ def test_a_run_copies_no_link_of_its_data(tmp_path):
     (tmp_path / "id_rsa").write_text("PRIVATE KEY")
     copy = TokenizerCopy(cast(Any, SimpleNamespace(tokenizer=tmp_path / "run" / "tokenizer")))
     trainer = SimpleNamespace(datamodule=SimpleNamespace(tokenizer_dir=source), is_global_zero=True)
-    with pytest.raises(CheckpointError, match="outside of its folder"):
+    with pytest.raises(CheckpointError, match="outside its folder"):
         copy.on_train_start(cast(Any, trainer), cast(Any, None))
     assert not (tmp_path / "run" / "tokenizer").exists()
 

@@ -1,4 +1,4 @@
-"""An export holds one file of weights at a time, however large the model is."""
+"""An export holds one file of weights in memory at a time, for models of any size."""
 
 import subprocess
 import sys

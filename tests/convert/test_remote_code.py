@@ -34,7 +34,7 @@ MASK = "expert_mask.safetensors"
 
 
 def saved(folder: Path, form: str = "vertical", dtype: torch.dtype = torch.float32, masked: bool = True):
-    """A tiny model of the package, and saved in the folder with its modelling file."""
+    """A tiny model of the package; also saves it in the folder with its modelling file."""
     model = tiny_model(form).to(dtype)
     if masked:
         model.set_expert_mask(ExpertMask.random(model.config, 25, seed=1))
@@ -74,7 +74,7 @@ def module(source, tmp_path, monkeypatch) -> ModuleType:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_file_computes_what_the_package_computes(form, dtype, lean, module, tmp_path, monkeypatch):
     model = saved(tmp_path / "model", form, dtype)
-    if lean:  # the step that large layers take, at this size too
+    if lean:  # use the step of large layers at this size too
         monkeypatch.setattr(mix_project, "_LEAN_FROM_ELEMENTS", 0)
         module._LEAN_FROM_ELEMENTS = 0
     loaded = module.MonetForCausalLM.from_pretrained(tmp_path / "model")
@@ -90,7 +90,7 @@ def test_the_file_computes_what_the_package_computes(form, dtype, lean, module, 
     [("vertical", torch.float32), pytest.param("horizontal", torch.bfloat16, marks=pytest.mark.slow)],
 )
 def test_the_folder_runs_where_the_package_is_not_installed(form, dtype, tmp_path):
-    """In another process, isolated from this checkout, in which importing monet fails."""
+    """Runs in another process, isolated from this checkout, where importing monet fails."""
     model = saved(tmp_path / "model", form, dtype)
     results, scratch = tmp_path / "results.safetensors", tmp_path / "again"
     command = [sys.executable, "-I", remote_driver.__file__, tmp_path / "model", results, scratch]
@@ -109,7 +109,7 @@ def test_the_folder_runs_where_the_package_is_not_installed(form, dtype, tmp_pat
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_file_s_model_compiles(form, masked, module, tmp_path):
-    """In one graph without a mask; with a mask the experts stay outside the graphs."""
+    """Without a mask there is one graph; with a mask the experts stay outside the graphs."""
     model = saved(tmp_path / "model", form, masked=masked)
     loaded = module.MonetForCausalLM.from_pretrained(tmp_path / "model")
     compiled = torch.compile(loaded, backend="eager", fullgraph=not masked)
@@ -146,7 +146,7 @@ def test_the_file_says_what_it_is_and_keeps_comments_and_docstrings(source):
     head = source[:1200]
     assert f"Monet {monet.__version__}" in head and "GENERATED" in head and "Apache-2.0" in head
     router = (Path(monet.__file__).parent / "model" / "router.py").read_text(encoding="utf-8")
-    for line in ("class MonetRouter(nn.Module):", "# Autocast would take these sums to half precision."):
+    for line in ("class MonetRouter(nn.Module):", "# Autocast would compute these sums in half precision."):
         assert line in router and line in source
     assert "# monet.model.router:\n# Product-key router" in source
 

@@ -1,4 +1,4 @@
-"""Parameters and operations from a configuration: equal to the built model's, and to the paper's figures."""
+"""Parameters and operations computed from a configuration equal those of the built model, and the paper's figures."""
 
 import pytest
 import torch
@@ -75,8 +75,8 @@ def test_each_part_is_what_the_model_holds_under_its_names():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_papers_operations(form):
-    """Table 8: TFLOP of a forward over 2M tokens, attention over the whole square, a few tenths of a percent of which
-    are in what is not counted here."""
+    """Table 8: TFLOP of a forward over 2M tokens, with attention over the whole square. A few tenths of a percent
+    belong to operations that are not counted here."""
     totals = []
     for config in (monet("1.4B", form), llama("1.4B")):
         parts = forward_flops_per_token(config, 2048)
@@ -96,8 +96,8 @@ def test_the_papers_ungrouped_routing():
 
 @pytest.mark.parametrize("form", [*FORMS, "dense"])
 def test_operations_are_those_torch_counts(form):
-    """torch counts the products of a real forward, attention over the whole square; biases of a product, and mixing
-    done with few operations, it does not see."""
+    """torch counts the products of a real forward, with attention over the whole square. It does not count the biases
+    of products, or mixing with few operations."""
     T, sizes = 8, {"num_hidden_layers": 4, "hidden_size": 24}
     if form == "dense":
         config = LlamaConfig(vocab_size=61, num_attention_heads=2, intermediate_size=40, **sizes)

@@ -1,4 +1,4 @@
-"""The memory model beside bytes counted in real forwards and backwards on the CPU."""
+"""The memory model compared with bytes counted in real forwards and backwards on the CPU."""
 
 import pytest
 import torch
@@ -55,12 +55,12 @@ def test_saved_bytes_within_three_percent(kind, precision, changes):
 
 
 def checkpoint(model) -> None:
-    # the old name warns where the new one exists
+    # the old name warns if the new one exists
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def measured_peak(model, precision: str) -> int:
-    loss_of(model, precision).backward()  # from now on the gradients are there
+    loss_of(model, precision).backward()  # from now on the gradients exist
     return peak_bytes(lambda: loss_of(model, precision).backward())
 
 
@@ -72,7 +72,7 @@ def predicted_peak(model, precision: str, checkpointing: bool) -> float:
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """Temporaries of the CPU's mixing in proportion to these sizes, as a GPU's are to real ones."""
+    """Make the temporaries of the CPU's mixing proportional to these sizes, as a GPU's are to real sizes."""
     monkeypatch.setattr(mix_project_parts, "_GEMM_ELEMENTS", 1 << 14)
 
 
@@ -82,7 +82,7 @@ def small_chunks(monkeypatch):
 )
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_peaks_within_five_percent_where_the_loss_is_the_peak(small_chunks, kind, precision, checkpointing):
-    """As it is at all released sizes: see the next test."""
+    """The loss is the peak at all released sizes; the next test covers the other case."""
     model = make(kind, precision, vocab_size=4000)
     if checkpointing:
         checkpoint(model)
@@ -91,7 +91,7 @@ def test_peaks_within_five_percent_where_the_loss_is_the_peak(small_chunks, kind
 
 @pytest.mark.parametrize(("kind", "checkpointing"), [("vertical", False), ("horizontal", True), ("llama", True)])
 def test_peaks_are_not_underestimated_where_a_layer_is_the_peak(small_chunks, kind, checkpointing):
-    """But for autocast's copies of one layer's weights, which so few tokens do not outweigh."""
+    """Except autocast's copies of one layer's weights, which outweigh the activations of few tokens."""
     model = make(kind, "bf16-mixed", vocab_size=100)
     if checkpointing:
         checkpoint(model)

@@ -222,7 +222,7 @@ def test_a_damaged_or_renamed_part_is_named(parts):
     [
         ({"stream": False}, "part needs --stream true"),
         ({"max_documents": 5}, "max_documents 5 counts the first documents of the whole source"),
-        ({"part": "3/3"}, "parts of a whole divided into 3 are 0 to 2"),
+        ({"part": "3/3"}, "the index must be from 0 to 2"),
         ({"part": "one"}, "write i/n"),
         ({"part": "0/99"}, r"the source has 22 file\(s\) and 0 dataset\(s\)"),
     ],

@@ -1,4 +1,4 @@
-"""Monet's formulas in plain torch, float64, expert by expert, from a state dict: no code of ours is called.
+"""Monet's formulas in plain torch, float64, expert by expert, from a state dict; calls no Monet code.
 
 Source: arXiv 2412.04139, section 3 and eq. 10-29; attention, rotary embedding and norms as in LLaMA.
 """
@@ -26,11 +26,11 @@ def logits(
 
     Args:
         state: weights under the released names.
-        config: the keys of config.json; rms_norm_eps 1e-5 and rope_theta 10000 unless it says otherwise.
+        config: the keys of config.json; rms_norm_eps defaults to 1e-5 and rope_theta to 10000.
         form: "horizontal" or "vertical".
         ids_BT: token ids.
-        removed: routing group -> ids i*E + j of the experts whose contribution is left out.
-        margins: gets, for each router and side, the smallest distance of a normalised logit to its threshold.
+        removed: routing group -> ids i*E + j of the experts whose contribution is omitted.
+        margins: receives, for each router and side, the smallest distance of a normalised logit from its threshold.
     """
     weights = {name.removeprefix("model."): tensor.double() for name, tensor in state.items()}
     x_BTD = weights["embed_tokens.weight"][ids_BT]

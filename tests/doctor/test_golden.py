@@ -1,4 +1,4 @@
-"""The recorded logits: equal to the formulas in plain torch, and far from every decision that rounding could turn."""
+"""The recorded logits equal the formulas in plain torch, and rounding cannot change any decision in them."""
 
 from __future__ import annotations
 

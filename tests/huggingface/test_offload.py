@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps on the CPU or on the disk: the same numbers, fingerprints and masks."""
+"""Weights that accelerate keeps on the CPU or on disk give the same numbers, fingerprints and masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters of peft: on the output projections as on any linear, with masks, merged and unmerged."""
+"""peft adapters work on the output projections as on any linear, with masks, merged and unmerged."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_adapter_learns(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_are_those_of_the_merged_weight(form):
-    """Gradient of B at B = 0: the gradient of the weight, seen through A and the scale."""
+    """The gradient of B at B = 0 is the gradient of the weight, multiplied by A and the scale."""
     name = OUTPUTS[form][-1]
     model = adapted(form, target_modules=[name], lora_alpha=4).eval()
     model(input_ids=tokens(), labels=tokens()).loss.backward()
@@ -78,12 +78,12 @@ def test_masks_go_with_adapters(tmp_path):
     model = peft.get_peft_model(
         base, peft.LoraConfig(r=2, target_modules=["q_proj", "w1", "v11"], modules_to_save=["norm"])
     )
-    assert model.fingerprint() == before, "adapters are no other model"
+    assert model.fingerprint() == before, "adapters do not change the fingerprint"
     loaded = ExpertMask.load(tmp_path / "mask.safetensors", model=model)
     with loaded.applied_to(model) as same:
         assert same is model
         assert torch.equal(logits(model), logits(base, expert_mask=mask))
-    with pytest.raises(ConfigError, match="holds no Monet model"), mask.applied_to(torch.nn.Linear(2, 2)):
+    with pytest.raises(ConfigError, match="contains no Monet model"), mask.applied_to(torch.nn.Linear(2, 2)):
         pass
 
 
@@ -101,7 +101,7 @@ def test_an_adapter_folder_of_a_masked_model_loads(tmp_path):
 
 
 def adapter_folder(base, folder, base_name):
-    """An adapter that moves the logits, as peft saves it."""
+    """A folder, saved by peft, with an adapter that changes the logits."""
     model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     model.peft_config["default"].base_model_name_or_path = str(base_name)
     model.save_pretrained(folder)
@@ -117,10 +117,10 @@ def without_tensors(folder, names):
 def test_an_adapter_in_a_models_folder_is_refused_and_hides_nothing(tmp_path, auto):
     tiny_model().save_pretrained(tmp_path)
     adapter_folder(tiny_model(), tmp_path, tmp_path)
-    with pytest.raises(CheckpointError, match="holds both a model and an adapter"):
+    with pytest.raises(CheckpointError, match="contains both a model and an adapter"):
         auto.from_pretrained(tmp_path)
     without_tensors(tmp_path, ["model.norm.weight"])
-    with pytest.raises(CheckpointError, match="holds both a model and an adapter"):
+    with pytest.raises(CheckpointError, match="contains both a model and an adapter"):
         auto.from_pretrained(tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_a_damaged_adapter_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="pickled adapters are never read"):
         MonetForCausalLM.from_pretrained(tmp_path / "adapter")
     (tmp_path / "base" / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="holds an adapter too"):
+    with pytest.raises(CheckpointError, match="has an adapter too"):
         MonetForCausalLM.from_pretrained(tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="no readable adapter configuration"):

@@ -1,4 +1,4 @@
-"""What reaches the hub: the stored mask with the weights, and no mask of an earlier upload."""
+"""Uploads to the hub contain the stored mask with the weights, and no mask from an earlier upload."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.model.tiny import tiny_model
 
 
 class Hub:
-    """Stands for huggingface_hub's API: notes what is sent."""
+    """Replaces huggingface_hub's API and records what is sent."""
 
     def __init__(self, holds_mask: bool) -> None:
         self.holds_mask = holds_mask

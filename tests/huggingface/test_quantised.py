@@ -1,4 +1,4 @@
-"""int8 weights: the output projections are called as modules, masks stay tied to the model."""
+"""int8 weights: the output projections are called as modules, and masks stay tied to the model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def quantised(model):
 
 
 def dequantised(model: MonetForCausalLM, form: str) -> MonetForCausalLM:
-    """A plain model with the weights that the quantised one stands for."""
+    """A plain model with the dequantised weights of the quantised model."""
     plain = model_of(form)
     for ours, theirs in zip(plain.modules(), model.modules(), strict=True):
         if isinstance(ours, nn.Linear) and hasattr(theirs.weight, "__tensor_flatten__"):
@@ -58,7 +58,7 @@ def test_torchao_int8(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_dynamic_int8(form):
-    """It also rounds what enters each linear, to 8 bits for a whole tensor: a tiny model bears that badly."""
+    """Each linear's input is also rounded, to 8 bits for a whole tensor, which costs a tiny model much accuracy."""
     model = model_of(form)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -85,7 +85,7 @@ def test_loading_in_int8(tmp_path, form, masked):
     assert hasattr(loaded.model.layers[0].moe.output_modules()[0].weight, "__tensor_flatten__")
     assert relative_rms(logits(loaded), logits(model)) < 0.2
     assert (loaded.expert_mask == mask) == masked
-    assert loaded.fingerprint() == model.fingerprint(), "taken from the files"
+    assert loaded.fingerprint() == model.fingerprint(), "computed from the files"
     assert ExpertMask.load(tmp_path / "mask.safetensors", model=loaded) == mask
 
 
@@ -93,10 +93,10 @@ def test_the_fingerprint_of_weights_quantised_in_memory():
     known, unknown = model_of("vertical"), model_of("vertical")
     mark = known.fingerprint()
     assert quantised(known).fingerprint() == mark
-    with pytest.raises(CheckpointError, match=r"call model.fingerprint\(\) before you quantise"):
+    with pytest.raises(CheckpointError, match=r"call model.fingerprint\(\) before quantising"):
         quantised(unknown).fingerprint()
     known.requires_grad_(False).train()
-    assert known.fingerprint() == mark, "frozen weights stay what they are"
+    assert known.fingerprint() == mark, "frozen weights do not change"
     known.model.norm.weight.requires_grad_(True)
     known.train()
     with pytest.raises(CheckpointError, match="no fingerprint"):

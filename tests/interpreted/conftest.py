@@ -1,6 +1,6 @@
-"""Triton kernels in Triton's interpreter: a process of its own, `TRITON_INTERPRET=1 pytest tests/interpreted`.
+"""Triton kernels in Triton's interpreter, in a separate process: `TRITON_INTERPRET=1 pytest tests/interpreted`.
 
-A process is interpreted or it is not, so these tests are not collected beside the others.
+The interpreter is on or off for a whole process, so these tests are not collected with the others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ collect_ignore_glob = [] if interpreted() else ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip all where triton's interpreter itself fails: 3.6 gives `range` an array, which numpy refuses since 2.4."""
+    """Skip all if triton's interpreter itself fails: 3.6 passes an array to `range`, which numpy refuses since 2.4."""
     if not interpreted():
         return
     import triton
@@ -44,7 +44,7 @@ def _poison(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Force Triton, and fill what is allocated without a value, so that an element nobody writes is seen."""
+    """Force Triton, and fill uninitialised memory, so that tests detect elements that were never written."""
     monkeypatch.setenv("MONET_KERNELS", "triton")
     monkeypatch.setattr(torch, "empty", lambda *a, **k: _poison(_empty(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: _poison(_empty_like(*a, **k)))

@@ -1,4 +1,4 @@
-"""Layers over active keys in Triton: against the loop over all experts in float64, and what they must never read."""
+"""Layers over active keys in Triton: compared with the loop over all experts in float64; they read only active keys."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.tolerances import assert_close
 
 RELU2 = ACT2FN["relu2"]
 forms = pytest.mark.parametrize("form", DECOMPOSITIONS)
-# Nothing but tails; one token; more tokens than a program looks after; one key a side.
+# Only tails; one token; more tokens than one program handles; one key a side.
 SHAPES = [
     dict(T=3, E=11, M=6, D=10, H=3),
     dict(T=1, E=6, M=16, D=38, H=8),
     dict(T=18, E=3, M=2, D=6, H=1, dense=True),
     dict(T=2, E=1, M=4, D=6, H=2),
 ]
-# Small tiles, so that every loop goes round more than once and ends in a tail.
+# Small tiles, so that every loop runs more than once and ends in a tail.
 SMALL = {
     "hidden": {"block_d": 4, "elements": 8, "tokens": 2, "num_warps": 4},
     "mix": {"programs": 3, "block_u": 4, "num_warps": 4},
@@ -65,7 +65,7 @@ def compare(form: str, mask: str, shape: dict) -> None:
 @forms
 @pytest.mark.parametrize("name", ["relu", "silu", "gelu", "sigmoid"])
 def test_activations(form, name):
-    """ReLU and SiLU are fused, torch applies the others; a sigmoid is not zero at zero."""
+    """ReLU and SiLU are fused, torch applies the others. A sigmoid is not zero at zero."""
     example, activation = Example(form, T=3, E=9), ACT2FN[name]
     wanted = example.loop(activation=activation)
     assert_close(name, layer(example.cast(torch.float32), activation=activation), wanted)
@@ -141,7 +141,7 @@ def test_a_mask_number_beyond_the_masks_gives_no_number(form):
 @forms
 @pytest.mark.parametrize("mask", ["none", "a mask a token"])
 def test_operators_fit_torch_compile(form, mask):
-    """Schemas and fakes agree with what the operators do, and nothing in between looks at data."""
+    """Schemas and fakes agree with the operators, and no code between them reads data."""
     example = Example(form, T=2, E=4, dtype=torch.float32)
     keep = masks(example)[mask]
     compiled = torch.compile(lambda: layer(example, keep, RELU2), backend="aot_eager", fullgraph=True)

@@ -1,4 +1,4 @@
-"""What a router and the layers it serves keep for backward, counted at the real shape on tensors without memory."""
+"""Tensors that a router and its layers keep for backward, counted at the real shape on tensors without memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config_of(decompose: str, **changes: Any) -> MonetConfig:
 
 
 def kib_a_token_and_layer(decompose: str, spread: str | None, **options: Any) -> float:
-    """KiB saved by a router and its layers in training, unique storages, parameters left out."""
+    """KiB saved by a router and its layers in training, unique storages, without parameters."""
     saved: dict[int, int] = {}
     alive = []
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -59,7 +59,7 @@ def kib_a_token_and_layer(decompose: str, spread: str | None, **options: Any) ->
 
 @pytest.fixture(autouse=True)
 def bfloat16_modules(monkeypatch):
-    """Nothing is computed here, so the interpreter cannot compute it wrongly."""
+    """Nothing is computed here, so errors of the interpreter do not matter."""
     monkeypatch.setattr(dispatch, "_WRONG_IN_BFLOAT16", ())
     dispatch._cached_choice.cache_clear()
     torch.set_default_dtype(torch.bfloat16)
@@ -71,7 +71,7 @@ def bfloat16_modules(monkeypatch):
 @pytest.mark.parametrize("spread", [None, "routing", "softmax", "firing"])
 @pytest.mark.parametrize("decompose", ["horizontal", "vertical"])
 def test_saved_bytes_at_the_real_shape(decompose, spread):
-    """States and pre-activations of each layer; for the group the gates, or with losses the logits they came from."""
+    """Each layer saves states and pre-activations; the group saves the gates, or with losses their logits."""
     wanted = STATE + HIDDEN + 2 * AXIS / LAYERS
     assert wanted == 24
     assert wanted <= kib_a_token_and_layer(decompose, spread) < wanted + 0.01
@@ -85,7 +85,7 @@ def test_float32_probabilities_are_saved_only_where_they_are_asked_for():
 @pytest.mark.parametrize("spread", ["routing", "firing"])
 @pytest.mark.parametrize("decompose", ["horizontal", "vertical"])
 def test_gates_made_again_from_logits_give_the_same_gradients(decompose, spread, monkeypatch):
-    """Made once for the group, the same bits; gates that are not the router's own are kept as they are."""
+    """The group makes them once, with the same bits; gates that are not the router's own are kept unchanged."""
     torch.set_default_dtype(torch.float32)
     set_sizes(monkeypatch)
     config = config_of(
@@ -113,7 +113,7 @@ def test_gates_made_again_from_logits_give_the_same_gradients(decompose, spread,
         return found
 
     lean = gradients(copied=False)
-    assert len(made) == (2 if spread == "firing" else 0), "float32 gates are saved themselves for the paper's loss"
+    assert len(made) == (2 if spread == "firing" else 0), "for the paper's loss the float32 gates are saved directly"
     made.clear()
     for got, wanted in zip(lean, gradients(copied=True), strict=True):
         assert torch.equal(got, wanted)

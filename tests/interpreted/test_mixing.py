@@ -1,4 +1,4 @@
-"""Triton mixings against float64 torch: forward, gradients of everything, masks, odd tails."""
+"""Triton mixings compared with float64 torch: forward, all gradients, masks, odd tails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monet.kernels.triton_mixing import LAUNCH
 from tests.kernels.explicit import DECOMPOSITIONS, Example, call_op, set_sizes
 from tests.tolerances import assert_close
 
-# T, E, M, H: nothing but tails; whole tiles; one of everything; more heads than a tile's edge.
+# T, E, M, H: only tails; whole tiles; one of everything; more heads than a tile's edge.
 SHAPES = [(5, 37, 6, 3), (2, 64, 32, 8), (1, 3, 2, 1), (3, 20, 4, 17)]
 MASKS = ["none", "hard", "soft", "a mask a token"]
 
@@ -27,10 +27,10 @@ def make_keep(example: Example, mask: str) -> Keep | None:
 
 
 def through_routing(dg_THE: torch.Tensor, g_THE: torch.Tensor) -> torch.Tensor:
-    """What the routing's softmax makes of a gradient: all that a gate's gradient is for.
+    """The gradient of the logits for a gradient of the gates, which is used for nothing else.
 
-    Under a mask that is all one may compare: inactive keys get none, and for a token without a mask the torch mixing
-    uses that rows of gates sum to one, which shifts a row's gradients by a constant.
+    Under a mask only this gradient can be compared: inactive keys get none. For a token without a mask the torch mixing
+    assumes that rows of gates sum to one, which shifts a row's gradients by a constant.
     """
     g_THE, dg_THE = g_THE.detach().double(), dg_THE.double()
     return g_THE * (dg_THE - (g_THE * dg_THE).sum(-1, keepdim=True))
@@ -70,7 +70,7 @@ def test_outputs_and_gradients(form, shape, mask, lean_from, monkeypatch):
 @pytest.mark.parametrize("name", ["relu", "silu", "gelu"])
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_activations(form, name, monkeypatch):
-    """ReLU and SiLU are fused; GELU stands for all that torch applies around the kernel."""
+    """ReLU and SiLU are fused; GELU is an example of those that torch applies around the kernel."""
     example = Example(form, T=3, E=10, M=4, D=6, H=2, dtype=torch.float32)
     inputs, activation = example.op_inputs(), ACT2FN[name]
     upstream = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -187,14 +187,14 @@ def test_layers_of_a_group_share_the_lists_of_active_keys(form, monkeypatch):
         assert made == [(3,)] * 4, "the last backward freed the lists"
         g1_THE.mul_(torch.rand(g1_THE.shape) > 0.5)
         changed = layer()
-        assert made == [(3,)] * 5, "gates that were written to are looked at again"
+        assert made == [(3,)] * 5, "gates that were written to are listed again"
         monkeypatch.setenv("MONET_KERNELS", "torch")
         assert_close("after the change", changed, layer())
 
 
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_operators_fit_torch_compile(form):
-    """Schema, fake kernel and autograd registration agree with what the operator does."""
+    """Schema, fake kernel and autograd registration agree with the operator."""
     dispatch.resolve(f"{form}_mixing", torch.zeros(1))
     example = Example(form, T=2, E=6, M=4, D=6, H=2, dtype=torch.float32)
     hidden = [p.detach().requires_grad_() for p in example.pre_activations()]
@@ -231,7 +231,7 @@ def test_compiles_without_a_graph_break(form, mask):
 @pytest.mark.parametrize("mask", ["none", "hard"])
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_a_compiled_step_saves_its_inputs_only(form, mask):
-    """With the partitioner that decides what is saved and what is computed again."""
+    """Uses the partitioner that decides which tensors are saved and which are recomputed."""
     example = Example(form, T=4, E=6, M=4, D=6, H=2, dtype=torch.float32)
     keep, relu2 = make_keep(example, mask), ACT2FN["relu2"]
     step = torch.compile(
@@ -250,7 +250,7 @@ def test_a_compiled_step_saves_its_inputs_only(form, mask):
 @pytest.mark.parametrize("name", ["relu2", "relu", "silu"])
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_not_a_number_is_handed_on(form, name):
-    """A diverging model must not look healthy: maximum(nan, 0) is 0 on a GPU unless it is told otherwise."""
+    """A diverging model must not look healthy: on a GPU maximum(nan, 0) is 0 by default."""
     example = Example(form, T=3, E=10, M=4, D=6, H=2, dense=True, dtype=torch.float32)
     inputs = list(example.op_inputs())
     inputs[0] = inputs[0].clone()

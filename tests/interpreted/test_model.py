@@ -1,4 +1,4 @@
-"""A whole small model on Triton's kernels beside the same model on torch's: loss, gradients, statistics, generation."""
+"""A whole small model, with Triton's and with torch's kernels: loss, gradients, statistics and generation agree."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_training_step(decompose, masked, checkpointing, monkeypatch):
     wanted = results(decompose, mask)
     assert got.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        # a whole network of float32 roundings lies between: ten times the table
+        # float32 rounding accumulates over the whole network: ten times the table
         assert torch.isfinite(got[name]).all(), name
         error = (got[name].double() - tensor.double()).norm() / tensor.double().norm().clamp(min=1e-12)
         assert error < 2e-5, (name, float(error))

@@ -1,4 +1,4 @@
-"""Triton routing against float64 torch: active sets to the bit, sums over tokens, one backward for all, moments."""
+"""Triton routing compared with float64 torch: exact active sets, sums over tokens, one backward for all, moments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monet.model.losses import RouterLoss
 from monet.model.router import MonetRouter
 from tests.tolerances import assert_close
 
-# T, H, E: nothing but tails; whole tiles; one of everything; several tokens a tile and tiles a program; a long row.
+# T, H, E: only tails; whole tiles; one of everything; several tokens a tile and tiles a program; a long row.
 SHAPES = [(5, 3, 6), (4, 2, 512), (1, 1, 1), (150, 1, 9), (9, 3, 600)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SPREADS = ["routing", "softmax", "firing"]
@@ -30,7 +30,7 @@ def programs(request, monkeypatch):
 
 
 def head_values(H: int) -> tuple[Tensor, Tensor]:
-    """Thresholds that some rows reach, that all reach and that none does; widths."""
+    """Thresholds that some rows, all rows and no rows reach; widths."""
     threshold_H = torch.tensor([0.7, -0.2, 9.0], dtype=torch.float64)[torch.arange(H) % 3]
     return threshold_H, torch.linspace(0.3, 0.9, H, dtype=torch.float64)
 
@@ -76,7 +76,7 @@ def test_rows_sum_to_one_and_the_argument_is_left_alone(shape, programs):
     g_TP = thresholded_softmax(z_TP, head_values(H)[0], overwrite=True)
     assert torch.equal(z_TP, before)
     torch.testing.assert_close(g_TP.view(T, H, E).sum(-1), torch.ones(T, H), rtol=0, atol=1e-6)
-    assert torch.equal(thresholded_softmax(z_TP, head_values(H)[0]), g_TP), "the same bits every time"
+    assert torch.equal(thresholded_softmax(z_TP, head_values(H)[0]), g_TP), "results must be bitwise reproducible"
 
 
 @pytest.mark.parametrize("place", ["a NaN", "plus infinity", "all minus infinity"])
@@ -114,14 +114,14 @@ def test_gradient_for_any_pair_of_dtypes(dtype, out):
 def gradients_of_all(
     z_TP: Tensor, *values: object, spread: str, route=route_with_losses
 ) -> tuple[list[Tensor], Tensor]:
-    """Every result of the op, and the logits' gradient under random upstream gradients of all at once."""
+    """Every result of the op, and the logits' gradient for random upstream gradients of all results at once."""
     z_TP = z_TP.clone().requires_grad_()
     routed = route(z_TP, *values, spread=spread)
     results = [part for part in routed if isinstance(part, Tensor)]
     generator = torch.Generator().manual_seed(4)
     floats = [part for part in results if part.is_floating_point()]
     upstream = [torch.randn(part.shape, generator=generator, dtype=torch.float64) for part in floats]
-    # The mean over many tokens has a small gradient; scaled up, an error in it shows beside that of g.
+    # The mean over many tokens has a small gradient; scaled up, an error in it is visible next to that of g.
     upstream[1:] = [part * z_TP.shape[0] for part in upstream[1:]]
     (dz_TP,) = torch.autograd.grad(floats, z_TP, [u.to(part.dtype) for u, part in zip(upstream, floats, strict=True)])
     return results, dz_TP
@@ -152,7 +152,7 @@ def test_sums_and_their_gradients(shape, spread, weighted, programs):
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_sums_of_half_precision_logits(dtype, spread):
-    """Computed in float32 from the logits as they are; only their gradient is rounded."""
+    """Computed in float32 from the unrounded logits; only their gradient is rounded."""
     T, H, E = 13, 2, 33
     threshold_H, width_H = head_values(H)
     z_TP = (1.5 * torch.randn(T, H * E)).to(dtype)
@@ -179,7 +179,7 @@ def test_rounding_the_probabilities_makes_no_keys_tie(dtype):
         return routed.g_TP, torch.autograd.grad(routed.mean_max_H.sum(), leaf)[0]
 
     g_TP, got = gradient(z_TP, route_with_losses, dtype=dtype)
-    assert g_TP.dtype == dtype and g_TP[0, 0] == g_TP[0, 1] and g_TP[1, 0] == g_TP[1, 2], "the example shows nothing"
+    assert g_TP.dtype == dtype and g_TP[0, 0] == g_TP[0, 1] and g_TP[1, 0] == g_TP[1, 2], "the example must have ties"
     _, wanted = gradient(z_TP.double(), reference.route_with_losses)
     assert_close("dz", got, wanted, dtype)
 
@@ -286,7 +286,7 @@ def test_moments_of_any_shape(shape, programs):
 
 
 def test_moments_of_tokens_that_differ_a_thousandfold(programs):
-    """The first token of a program lies far from all others."""
+    """The first token of a program is far from all others."""
     z_BTHE = torch.randn(1, 150, 1, 512)
     z_BTHE[:, ::64] += 1e3
     for ours, theirs in zip(batch_statistics(z_BTHE), reference.batch_statistics(z_BTHE.double()), strict=True):
@@ -294,7 +294,7 @@ def test_moments_of_tokens_that_differ_a_thousandfold(programs):
 
 
 def test_operators_obey_the_rules_of_custom_operators():
-    """Schema, fake kernels and autograd, by torch's own checks."""
+    """Checks schema, fake kernels and autograd with torch's own checks."""
     z_TP = torch.randn(5, 2 * 6, requires_grad=True)
     threshold_H, width_H = head_values(2)
     ops = torch.ops.monet
@@ -354,7 +354,7 @@ def test_a_learning_router_traces_whole_and_equals_torch(padded, target, monkeyp
 @pytest.mark.parametrize("target", [None, "routing", "firing"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_hook_on_a_router_changes_no_bit(dtype, target):
-    """A hook asks for float32 probabilities; gates and gradients are those of a router without one."""
+    """A hook asks for float32 probabilities; gates and gradients equal those of a router without a hook."""
     config = MonetConfig(
         hidden_size=12, num_attention_heads=2, num_hidden_layers=1, vocab_size=16, moe_experts=6, moe_heads=3,
         moe_dim=2, moe_topk=2, moe_groups=1, moe_decompose="horizontal",

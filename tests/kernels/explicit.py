@@ -1,6 +1,6 @@
-"""Every expert on its own: a loop over all E * E pairs in float64, written from the definitions, not from the ops.
+"""Every expert by itself: a loop over all E * E pairs in float64, written from the definitions, not from the ops.
 
-Weights carry the released names (`u.weight`, `v11.weight`, `b1`, ...), so the loop also fixes what each name means.
+Weights have the released names (`u.weight`, `v11.weight`, `b1`, ...), so the loop also defines the names.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def loop_over_experts(
     keep_TEE: Tensor | None = None,
     activation: Callable[[Tensor], Tensor] = relu2,
 ) -> Tensor:
-    """sum_ij keep[i, j] (sum_h g1[h, i] g2[h, j]) (V_ij act(U_ij x + u_ij) + b_ij), one expert after the other."""
+    """sum_ij keep[i, j] (sum_h g1[h, i] g2[h, j]) (V_ij act(U_ij x + u_ij) + b_ij), one expert at a time."""
     E = g1_THE.shape[-1]
     out_TD = torch.zeros_like(x_TD)
     for i in range(E):
@@ -157,7 +157,7 @@ def call_op(
 
 
 def keep_of_tokens(keep: Keep, T: int) -> Tensor:
-    """(T, E, E) float64: the keep-weights every token sees; index -1 keeps all."""
+    """(T, E, E) float64: the keep-weights for each token; index -1 keeps all."""
     if keep.index_T is None:
         return keep.weights_SEE.double().expand(T, -1, -1)
     everything = torch.ones_like(keep.weights_SEE[:1]).double()
@@ -167,12 +167,12 @@ def keep_of_tokens(keep: Keep, T: int) -> Tensor:
 def set_sizes(
     monkeypatch: pytest.MonkeyPatch, *, lean_from: int = 0, chunk: int | None = None, pairs: int | None = None
 ) -> None:
-    """Fix the sizes the mixing works in, all in elements of one array.
+    """Set the chunk sizes of the mixing, all in elements of one array.
 
     Args:
-        lean_from: from how many hidden units on the step with the lean backward is used; 0 for always.
-        chunk: hidden units mixed at a time; None leaves it.
-        pairs: pair weights alive at a time; None leaves it.
+        lean_from: number of hidden units from which the step with the lean backward is used; 0 for always.
+        chunk: hidden units mixed at a time; None keeps the default.
+        pairs: pair weights that exist at a time; None keeps the default.
     """
     monkeypatch.setattr(mix_project, "_LEAN_FROM_ELEMENTS", lean_from)
     if chunk is not None:

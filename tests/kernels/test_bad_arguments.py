@@ -1,4 +1,4 @@
-"""What the public ops refuse, and that the message gives both sides."""
+"""Arguments that the public ops refuse; the message names the value and the expected one."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def with_input(form: str, position: int, change) -> tuple[Example, tuple[torch.T
 
 # position is counted from the first routing tensor; the shapes in the text are those of Example
 BAD = {
-    "g1 of another number of tokens": (0, lambda g: g[:-1], r"g1_THE has shape \(6, 2, 5\); wanted \(7, any, 5\)"),
+    "g1 of another number of tokens": (0, lambda g: g[:-1], r"g1_THE has shape \(6, 2, 5\); expected \(7, any, 5\)"),
     "g1 of another number of keys": (0, lambda g: g[..., :-1], r"g1_THE has shape \(7, 2, 4\)"),
     "g1 without heads": (0, lambda g: g[:, 0], r"g1_THE has shape \(7, 5\)"),
-    "g2 with other heads": (1, lambda g: g[:, :1], r"g2_THE has shape \(7, 1, 5\); wanted \(7, 2, 5\)"),
-    "boolean g2": (1, lambda g: g > 0, r"g2_THE has dtype torch\.bool; wanted one of"),
+    "g2 with other heads": (1, lambda g: g[:, :1], r"g2_THE has shape \(7, 1, 5\); expected \(7, 2, 5\)"),
+    "boolean g2": (1, lambda g: g > 0, r"g2_THE has dtype torch\.bool; cast it to one of"),
     "integer g1": (0, lambda g: g.long(), r"g1_THE has dtype torch\.int64"),
     "output weight of another E": (
         2,
         lambda v: v[:, :-1],
-        r"v\w* has shape \(\d, (19|9)\); wanted \((any|3), (20|10)\)",
+        r"v\w* has shape \(\d, (19|9)\); expected \((any|3), (20|10)\)",
     ),
-    "output bias of another E": (-1, lambda b: b[:-1], r"b\w* has shape \(4, \d\); wanted \(5, \d\)"),
-    "output bias of another width": (-1, lambda b: b[:, :-1], r"b\w* has shape \(5, \d\); wanted \(5, \d\)"),
+    "output bias of another E": (-1, lambda b: b[:-1], r"b\w* has shape \(4, \d\); expected \(5, \d\)"),
+    "output bias of another width": (-1, lambda b: b[:, :-1], r"b\w* has shape \(5, \d\); expected \(5, \d\)"),
 }
 
 
@@ -49,14 +49,14 @@ def test_bad_tensors(form, case):
 
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_bad_hidden_units(form):
-    with pytest.raises(ValueError, match=r"shape \(7, (20|10)\); wanted three dimensions"):
+    with pytest.raises(ValueError, match=r"shape \(7, (20|10)\); expected three dimensions"):
         call_op(form, with_input(form, 0, lambda p: p.flatten(1))[1])
     with pytest.raises(ValueError, match=r"hidden units has dtype torch\.int64"):
         call_op(form, with_input(form, 0, lambda p: p.long())[1])
 
 
 def test_halves_of_vertical_experts_must_agree():
-    with pytest.raises(ValueError, match=r"p2_TEM has shape \(7, 5, 1\); wanted \(7, 5, 2\)"):
+    with pytest.raises(ValueError, match=r"p2_TEM has shape \(7, 5, 1\); expected \(7, 5, 2\)"):
         call_op("vertical", with_input("vertical", 1, lambda p: p[..., :1])[1])
 
 
@@ -65,10 +65,10 @@ def test_bad_masks(form):
     example = Example(form)
     keep = example.random_keep(S=2)
     for wrong, message in [
-        (Keep(keep[:, :-1]), r"keep\.weights_SEE has shape \(2, 4, 5\); wanted \(any, 5, 5\)"),
+        (Keep(keep[:, :-1]), r"keep\.weights_SEE has shape \(2, 4, 5\); expected \(any, 5, 5\)"),
         (Keep(keep[0]), r"keep\.weights_SEE has shape \(5, 5\)"),
-        (Keep(keep, torch.zeros(6, dtype=torch.int64)), r"keep\.index_T has shape \(6,\); wanted \(7,?\)"),
-        (Keep(keep), r"holds 2 masks; keep\.index_T must say which token uses which"),
+        (Keep(keep, torch.zeros(6, dtype=torch.int64)), r"keep\.index_T has shape \(6,\); expected \(7,?\)"),
+        (Keep(keep), r"holds 2 masks; set keep\.index_T to the number"),
     ]:
         with pytest.raises(ValueError, match=message):
             example.op(wrong)
@@ -94,9 +94,9 @@ def test_bad_logits():
     threshold_H = torch.zeros(4, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"z_TP has dtype torch\.int64"):
         thresholded_softmax(torch.zeros(3, 8, dtype=torch.int64), threshold_H)
-    with pytest.raises(ValueError, match=r"z_TP has shape \(3, 2, 4\); wanted \(any, any\)"):
+    with pytest.raises(ValueError, match=r"z_TP has shape \(3, 2, 4\); expected \(any, any\)"):
         thresholded_softmax(torch.zeros(3, 2, 4), threshold_H)
-    with pytest.raises(ValueError, match=r"threshold_H has shape \(4,\); wanted \(H,\) with H dividing the 9 logits"):
+    with pytest.raises(ValueError, match=r"threshold_H has shape \(4,\); expected \(H,\); H must divide 9 logits"):
         thresholded_softmax(torch.zeros(3, 9), threshold_H)
     with pytest.raises(ValueError, match=r"threshold_H has shape \(0,\)"):
         thresholded_softmax(torch.zeros(3, 9), threshold_H[:0])
@@ -105,13 +105,13 @@ def test_bad_logits():
 def test_backends(monkeypatch):
     hidden = torch.zeros(2)
     monkeypatch.setenv("MONET_KERNELS", "fast")
-    with pytest.raises(ValueError, match="MONET_KERNELS='fast' names no backend; use one of auto, torch, triton"):
+    with pytest.raises(ValueError, match="MONET_KERNELS='fast' is no known backend; use one of auto, torch, triton"):
         dispatch.resolve("horizontal_mixing", hidden)
     monkeypatch.setenv("MONET_KERNELS", "torch")
     torch_mixing = dispatch.resolve("horizontal_mixing", hidden)
     monkeypatch.setenv("MONET_KERNELS", "auto")
     assert dispatch.resolve("horizontal_mixing", hidden) is torch_mixing
-    with pytest.raises(ValueError, match="'vertical_mixing' has a torch implementation already"):
+    with pytest.raises(ValueError, match="'vertical_mixing' already has a torch implementation"):
         dispatch.enter_torch("vertical_mixing", torch_mixing)
 
 

@@ -1,4 +1,4 @@
-"""The C++ library is loaded as our own code, so no other user may have been able to put it there."""
+"""The C++ library is loaded as our own code, so no other user may be able to write it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a 
 
 @pytest.fixture
 def loaded(tmp_path, monkeypatch) -> list[dict[str, Any]]:
-    """Calls of torch's loader, which builds nothing here; extensions are in `tmp_path`/shared."""
+    """Calls to torch's loader, which builds nothing here; extensions are in `tmp_path`/shared."""
     calls: list[dict[str, Any]] = []
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "shared"))
     monkeypatch.setattr(cpp_extension, "load", lambda *_, **options: calls.append(options))

@@ -1,4 +1,4 @@
-"""The step under torch.compile: one graph, the eager numbers, and nothing saved but the step's inputs."""
+"""The step under torch.compile has one graph, gives the eager results, and saves only the step's inputs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def leaves_of(example: Example) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_one_graph_and_the_eager_numbers(form, mask, name):
     if mask != "none" and name == "gelu":
-        pytest.skip("no operator takes it, so its masks are looked up by data")
+        pytest.skip("no operator supports it, so its masks are found by reading data")
     example = Example(form, T=5, E=6, M=4, D=6, H=2)
     keep, activation = make_keep(example, mask), ACT2FN[name]
 
@@ -61,7 +61,7 @@ def test_one_graph_and_the_eager_numbers(form, mask, name):
 @pytest.mark.parametrize("mask", ["none", "hard"])
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_a_compiled_step_saves_its_inputs_only(form, mask):
-    """With the partitioner that decides what is saved and what is computed again."""
+    """Uses the partitioner that decides which tensors are saved and which are recomputed."""
     example = Example(form, T=16, E=8, M=4, D=6, H=2)
     keep, relu2 = make_keep(example, mask), ACT2FN["relu2"]
     step = torch.compile(
@@ -107,7 +107,7 @@ def test_what_wants_no_gradient_gets_none(form, frozen):
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_operators_obey_the_rules_of_custom_operators(form, mask):
-    """Schema, fake kernels, autograd and dynamic shapes, by torch's own checks."""
+    """Checks schema, fake kernels, autograd and dynamic shapes with torch's own checks."""
     example = Example(form, T=5, E=6, M=4, D=6, H=2)
     keep = make_keep(example, mask)
     leaves = leaves_of(example)

@@ -1,4 +1,4 @@
-"""Layers over active keys alone: against the loop over all experts, in torch and in C++, and when they are used."""
+"""Layers over only the active keys, in torch and in C++, compared with the loop over all experts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ forms = pytest.mark.parametrize("form", DECOMPOSITIONS)
 
 
 def layer(example: Example, keep: Keep | None = None, activation=relu2, copies: bool = False) -> torch.Tensor:
-    """The op on an example's weights, output weights as views or as copies with contiguous rows."""
+    """The op on an example's weights, with output weights as views or as copies with contiguous rows."""
     weights = example.weights
     rows = {name: weight.t().contiguous() if copies else weight.t() for name, weight in weights.items()
             if name.startswith("v")}  # fmt: skip
@@ -40,7 +40,7 @@ def masks(example: Example) -> dict[str, Keep | None]:
     }
 
 
-# M: whole lanes of 16, of 8, and rests; D: tiles of 16 and 64 and rests; T: one token, groups of four and rests
+# M: whole lanes of 16, of 8, and tails; D: tiles of 16 and 64 and tails; T: one token, groups of four and tails
 SHAPES = [
     dict(T=1, E=9, M=16, D=70),
     dict(T=1, E=9, M=22, D=10),
@@ -143,11 +143,11 @@ def test_number_of_threads_changes_nothing(form):
 def test_bad_arguments():
     example = Example("horizontal", dtype=torch.float32)
     example.weights["v.weight"] = example.weights["v.weight"][:, :-1]
-    with pytest.raises(ValueError, match=r"v_PD has shape \(19, 6\); wanted \(20, any\)"):
+    with pytest.raises(ValueError, match=r"v_PD has shape \(19, 6\); expected \(20, any\)"):
         layer(example)
     example = Example("horizontal", dtype=torch.float32)
     example.x_TD = example.x_TD.double()
-    with pytest.raises(ValueError, match=r"states are torch.float64, the first weight is torch.float32"):
+    with pytest.raises(ValueError, match=r"states are torch.float64, but the first weight is torch.float32"):
         layer(example)
     example = Example("vertical", dtype=torch.float32)
     example.weights["b2"] = example.weights["b2"].bfloat16()
@@ -166,9 +166,9 @@ def test_an_outdated_copy_is_seen(dtype, shape):
     rows_PD = w_DP.t().contiguous()
     assert all(op.is_transposed(w_DP, rows_PD, seed) for seed in range(20))
     assert not op.is_transposed(w_DP + 1e-3, rows_PD, 1) or shape == (1, 1)
-    # one expert of two changed, of sixteen columns if there are so many
+    # one expert of two changed, in sixteen columns if the weight has that many
     w_DP[:, -16:] += 1
     assert not all(op.is_transposed(w_DP, rows_PD, seed) for seed in range(3)) or shape == (1, 1)
     w_DP[:, -16:] -= 1
-    w_DP[shape[0] // 2] += 1  # one row: found in time
+    w_DP[shape[0] // 2] += 1  # one row: found after some calls
     assert not all(op.is_transposed(w_DP, rows_PD, seed) for seed in range(200)) or shape == (1, 1)

@@ -1,4 +1,4 @@
-"""When layers over active keys are used, that a model does not show it, and how their C++ is built."""
+"""Choice of layers over active keys, unchanged results of a model with them, and the build of their C++ code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def module_and_input(form: str = "horizontal", T: int = 1):
 
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
-    """Which sparse layers ran; every layer counts as large enough."""
+    """The sparse layers that ran; every layer counts as large enough."""
     seen: list[str] = []
     monkeypatch.setattr(choice, "SMALLEST_LAYER", 0)
     for name in ("active_horizontal", "active_vertical"):
@@ -110,7 +110,7 @@ def test_layer_stays_dense_where_sparse_would_be_wrong(form, calls, monkeypatch)
         hook = linear.register_forward_hook(lambda *_: None)
         module(*inputs)
         hook.remove()
-        linear.weight.data, whole = linear.weight.data[:0], linear.weight.data  # as ZeRO-3 leaves it
+        linear.weight.data, whole = linear.weight.data[:0], linear.weight.data  # as under ZeRO-3
         with pytest.raises(RuntimeError):
             module(*inputs)
         linear.weight.data = whole
@@ -123,11 +123,11 @@ def test_layer_stays_dense_where_sparse_would_be_wrong(form, calls, monkeypatch)
 def test_unknown_choice_is_refused(monkeypatch):
     module, inputs = module_and_input()
     monkeypatch.setenv("MONET_DECODE", "fast")
-    with pytest.raises(ValueError, match=r"MONET_DECODE='fast'; use one of auto, dense, sparse"):
+    with pytest.raises(ValueError, match=r"MONET_DECODE='fast'; set it to one of auto, dense, sparse"):
         module(*inputs)
     monkeypatch.setenv("MONET_DECODE", "sparse")
     monkeypatch.setenv("MONET_DECODE_COPY", "yes")
-    with torch.no_grad(), pytest.raises(ValueError, match=r"MONET_DECODE_COPY='yes'; use 1, or 0"):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"MONET_DECODE_COPY='yes'; set it to 1, or to 0"):
         module(*inputs)
 
 
@@ -239,9 +239,7 @@ def test_a_failing_compiler_is_told_once_and_torch_takes_over(fresh_build, monke
         raise RuntimeError("Ninja is required to load C++ extensions\nmore")
 
     monkeypatch.setattr(build, "_load", fail)
-    with pytest.warns(
-        UserWarning, match=r"could not be built.*Ninja is required to load C\+\+ extensions\. They need g"
-    ):
+    with pytest.warns(UserWarning, match=r"could not be built.*Ninja is required to load C\+\+ extensions\. Install g"):
         assert not build.has_cpp()
     assert not build.has_cpp()
 

@@ -1,4 +1,4 @@
-"""Sparse decoding on a GPU, as far as it can be seen without one: launches, traces, the choice, weights in memory."""
+"""Sparse decoding on a GPU, as far as it can be tested without one: launches, traces, the choice, weights in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ E, H, M, D = 12, 3, 8, 20
 
 
 def arguments(form: str, T: int, device: str) -> tuple:
-    """Arguments of the op up to the activation, bfloat16."""
+    """Arguments of the op up to the activation, in bfloat16."""
 
     def some(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.bfloat16, device=device)
@@ -60,7 +60,7 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["relu2", "gelu"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_layer_on_a_gpu_is_two_operators_that_look_at_no_data(form, name, masked):
-    """Fake tensors have no data: whoever asked for some would fail here."""
+    """Fake tensors have no data: code that reads data would fail here."""
     with FakeTensorMode(), torch.no_grad(), Recorder() as recorder:
         args = arguments(form, 3, "cuda")
         keep = None
@@ -77,7 +77,7 @@ def test_a_layer_on_a_gpu_is_two_operators_that_look_at_no_data(form, name, mask
 
 
 class Launches:
-    """Stands for a kernel: takes launches down."""
+    """Replaces a kernel and records its launches."""
 
     def __init__(self) -> None:
         self.grids: list[tuple[int, ...]] = []
@@ -90,7 +90,7 @@ class Launches:
 @forms
 @pytest.mark.parametrize("T", [1, 5, 40])
 def test_launches_depend_on_shapes_alone(form, T, monkeypatch):
-    """The code that launches runs on tensors without data, so it neither waits for the device nor sizes by data."""
+    """The launching code runs on tensors without data, so it neither waits for the device nor reads data for sizes."""
     recorded = {name: Launches() for name in ("hidden_kernel", "mix_kernel", "output_kernel")}
     for name, launches in recorded.items():
         monkeypatch.setattr(triton_op.kernels, name, launches)
@@ -119,7 +119,7 @@ def test_launches_depend_on_shapes_alone(form, T, monkeypatch):
 
 
 def chosen(form: str, T: int, topk: int, rows: bool = True, width: int = 2048) -> bool:
-    """The choice for a layer of E = 512, H = 8, M = 16 on a GPU, from tensors without data."""
+    """The choice for a layer with E = 512, H = 8, M = 16 on a GPU, made from tensors without data."""
     config = tiny_config(form, moe_experts=512, moe_heads=8, moe_dim=16, moe_topk=topk, hidden_size=width)
     with torch.device("meta"):
         module = EXPERTS[form](config).to(torch.bfloat16)
@@ -136,14 +136,14 @@ def chosen(form: str, T: int, topk: int, rows: bool = True, width: int = 2048) -
 
 @forms
 def test_choice_on_a_gpu_follows_tokens_and_k(form, monkeypatch):
-    # its weights would be on the GPU too
+    # the weights would be on the GPU too
     monkeypatch.setattr(choice, "_is_inference", lambda *_: True)
     monkeypatch.setenv("MONET_DECODE", "auto")
     assert [chosen(form, T, 8) for T in (1, 4, 5, 64)] == [True, True, False, False]
     assert [chosen(form, T, 8, rows=False) for T in (1, 2, 3)] == [True, True, False]
     assert [chosen(form, T, 32) for T in (1, 2)] == [True, False]
     assert not chosen(form, 1, 32, rows=False)
-    assert not chosen(form, 1, 8, width=64), "too small a layer"
+    assert not chosen(form, 1, 8, width=64), "the layer is too small"
     monkeypatch.setenv("MONET_DECODE", "dense")
     assert not chosen(form, 1, 8)
     monkeypatch.setenv("MONET_DECODE", "sparse")
@@ -151,7 +151,7 @@ def test_choice_on_a_gpu_follows_tokens_and_k(form, monkeypatch):
 
 
 def test_without_triton_a_gpu_stays_dense(monkeypatch):
-    """The layer in plain torch would wait for the device."""
+    """The sparse layer in plain torch would wait for the device."""
     monkeypatch.setattr(choice, "_is_inference", lambda *_: True)
     monkeypatch.setenv("MONET_KERNELS", "torch")
     assert not chosen("horizontal", 1, 8)

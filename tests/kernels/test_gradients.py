@@ -1,4 +1,4 @@
-"""Gradients: of the loop over experts, of plain autograd through the reference, and by finite differences."""
+"""Gradients compared with the loop over experts, plain autograd through the reference, and finite differences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize("form", DECOMPOSITIONS)
 
 @pytest.fixture(autouse=True, params=[0, 1 << 30], ids=["lean", "autograd"])
 def both_paths(request, monkeypatch):
-    """Small batches go through ordinary autograd, others through the step with a lean backward: test each as both."""
+    """Small batches use ordinary autograd, others the step with a lean backward: test each case with both."""
     set_sizes(monkeypatch, lean_from=request.param)
 
 
@@ -37,7 +37,7 @@ def keep_named(name: str, example: Example) -> Keep | None:
 
 
 def plain(form: str, inputs: tuple[torch.Tensor, ...], keep: Keep | None) -> torch.Tensor:
-    """The reference mixing and its projections written out, for ordinary autograd."""
+    """The reference mixing and its projections, written for ordinary autograd."""
     if form == "horizontal":
         p, g1, g2, v, b = inputs
         y, c = hde.mix(relu2(p), g1, g2, keep)
@@ -91,7 +91,7 @@ def test_gradients_equal_those_of_the_loop(form, dense, mask):
             out = loop_over_experts(form, example.weights, *inputs[-3:], keep_of_tokens(keep, example.T))
         kept = torch.ones(example.T, dtype=torch.bool) if keep.index_T is None else keep.index_T >= 0
         upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-        # unmasked tokens use that rows sum to one, which makes another function of g: their routing gradient differs
+        # unmasked tokens assume that rows sum to one, which is another function of g: their routing gradient differs
         gradients = torch.autograd.grad(out, inputs, upstream)
         results.append([*gradients[:-2], *(gradient[kept] for gradient in gradients[-2:])])
     for name, got, wanted in zip(names, *results, strict=True):
@@ -103,7 +103,7 @@ def test_gradients_equal_those_of_the_loop(form, dense, mask):
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_unmasked_gradient_along_the_simplex(form, mask):
-    """Rows of g only ever move with their sum fixed; along such directions op and loop have the same derivative."""
+    """Rows of g only change with their sum fixed; in these directions op and loop have the same derivative."""
     example = Example(form)
     keep = keep_named(mask, example)
     keep_TEE = None if keep is None else keep_of_tokens(keep, example.T)
@@ -130,7 +130,7 @@ def test_gradcheck(form, activation, mask):
 
 @pytest.mark.parametrize("mask", ["none", "a mask a token"])
 def test_gradcheck_from_logits_with_exact_zeros(form, mask):
-    """Through routing and mixing together: logits -> sparse probabilities -> output."""
+    """Checks routing and mixing together: logits -> sparse probabilities -> output."""
     example = Example(form, T=2, E=4, M=2, D=2)
     keep = keep_named(mask, example)
     hidden, outputs = example.pre_activations(), example.output_weights()
@@ -156,7 +156,7 @@ def test_gradcheck_at_exact_zeros_of_the_routing(form, mask):
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_only_wanted_gradients_are_returned(form, mask):
-    """A frozen router, frozen experts, or both: the others' gradients stay what they are."""
+    """With a frozen router, frozen experts, or both, the other gradients do not change."""
     example = Example(form)
     keep = keep_named(mask, example)
     everything = leaves_of(example.op_inputs())

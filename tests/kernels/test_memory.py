@@ -1,4 +1,4 @@
-"""Memory grows with T * E, never with T * E * E, and a layer saves its pre-activations and no more."""
+"""Memory grows with T * E, never with T * E * E, and a layer saves only its pre-activations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tolerances import relative_rms
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the largest tensor any operation returned, in float32 elements."""
+    """Records the size of the largest tensor that any operation returned, in float32 elements."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def test_nothing_grows_with_tokens_and_pairs(form, mask, dense, grad, monkeypatc
 
 
 def test_the_bound_on_pairs_is_far_below_all_pairs_of_a_batch():
-    """At the released size a batch of 2048 tokens has 2^29 pairs; the bound lets 2^22 of them exist."""
+    """At the released size a batch of 2048 tokens has 2^29 pairs; the bound allows 2^22 of them at a time."""
     assert masked._PAIR_ELEMENTS <= 2048 * 512 * 512 // 128
 
 
@@ -102,7 +102,7 @@ def test_routing_saves_only_the_probabilities():
 @pytest.mark.parametrize("mask", ["none", "hard", "a mask a token"])
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_chunk_borders(form, mask, monkeypatch):
-    """The same result and gradients whether tokens are taken one at a time, three at a time or all at once."""
+    """Results and gradients are the same for one token at a time, three at a time and all at once."""
     example = Example(form, T=11)
     keep = None
     if mask != "none":

@@ -1,4 +1,4 @@
-"""The mixing ops against a loop over all experts in float64, and the laws of masks."""
+"""The mixing ops compared with a loop over all experts in float64, and the laws of masks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_other_activations(form, activation):
 
 
 def test_the_comparison_has_teeth(form):
-    """Swapped keys, a dropped bias and a transposed mask are all seen by the tests of this file."""
+    """The tests in this file detect swapped keys, a dropped bias and a transposed mask."""
     example = Example(form)
     keep = Keep(example.random_keep())
     good = example.op(keep)
@@ -99,7 +99,7 @@ def test_attenuation_is_linear_in_the_keep_weight(form):
 
 
 def test_rank_one_mask_equals_masked_routing(form):
-    """Rows and columns removed: the same as zeroing g1 and g2 in the loop, output biases included."""
+    """Removing rows and columns equals zeroing g1 and g2 in the loop, output biases included."""
     example = Example(form)
     rows, columns = (torch.rand(2, example.E, generator=torch.Generator().manual_seed(3)) > 0.4).double()
     masked = example.op(Keep((rows[:, None] * columns).bool()[None]))
@@ -109,7 +109,7 @@ def test_rank_one_mask_equals_masked_routing(form):
 
 
 def test_keys_have_no_order(form):
-    """Renaming first and second keys everywhere, mask included, changes nothing."""
+    """Reordering first and second keys everywhere, mask included, does not change the result."""
     example = Example(form)
     keep = example.random_keep(soft=True)
     before = example.op(Keep(keep))
@@ -169,7 +169,7 @@ def test_lower_precision(form, dtype, mask):
     exact = Example(form, T=33, E=8, H=4, D=16)
     exact.x_TD, exact.g1_THE, exact.g2_THE = (part.double() for part in (example.x_TD, example.g1_THE, example.g2_THE))
     exact.weights = {name: weight.double() for name, weight in example.weights.items()}
-    # the rounding of the routing's row sums to one part in 2^8 is the input's, not the op's
+    # the routing's row sums are rounded to one part in 2^8 in the input, not by the op
     limit = RELATIVE_RMS[dtype] if dtype == torch.float32 else 4 * RELATIVE_RMS[dtype]
     assert got.isfinite().all()
     assert relative_rms(got, exact.op(keep)) < limit
@@ -229,7 +229,7 @@ def test_inputs_are_left_alone(form):
 
 
 def test_a_nan_is_passed_on(form):
-    """A broken state must reach the loss, where training stops; it must not vanish behind a mask of other tokens."""
+    """A broken state must reach the loss, where training stops; a mask on other tokens must not hide it."""
     example = Example(form, T=4)
     example.x_TD[2] = float("nan")
     for keep in (None, Keep(example.random_keep(S=1), torch.tensor([0, 0, -1, 0]))):

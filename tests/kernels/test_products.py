@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN's detour: exact, for any strides, and only where they are of use."""
+"""Matrix products through oneDNN: exact, for any strides, and only where they are faster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routing: the thresholded softmax by its invariants, and batch statistics that merge exactly."""
+"""Routing: invariants of the thresholded softmax, and batch statistics that merge exactly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 def from_the_definition(z_THE: torch.Tensor, threshold_H: torch.Tensor) -> torch.Tensor:
-    """One row after the other: keys at or above min(maximum, threshold), softmax over those, zero elsewhere."""
+    """One row at a time: softmax over the keys at or above min(maximum, threshold), zero elsewhere."""
     g_THE = torch.zeros(z_THE.shape, dtype=torch.float64)
     for t, h in ((t, h) for t in range(z_THE.shape[0]) for h in range(z_THE.shape[1])):
         row = z_THE[t, h].double()
@@ -58,7 +58,7 @@ THRESHOLDS = {
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("logits", LOGITS)
 def test_invariants_and_definition(logits, threshold, dtype, span, monkeypatch):
-    """Both ways the op compares with the threshold: the quick one for logits near it, and the general one."""
+    """Both comparisons with the threshold: the fast one for logits near it, and the general one."""
     if span is not None:
         monkeypatch.setattr(routing, "_SAFE_SPAN", span)
     z_THE, threshold_H = LOGITS[logits]().to(dtype), torch.tensor(THRESHOLDS[threshold], dtype=torch.float64)
@@ -81,7 +81,7 @@ def test_invariants_and_definition(logits, threshold, dtype, span, monkeypatch):
 
 @pytest.mark.parametrize("keys", [512, 1000, 4096], ids=lambda keys: f"E{keys}")
 def test_long_rows(keys):
-    """The softmax is taken in place, and long rows are read several times."""
+    """The softmax is computed in place, and long rows are read several times."""
     z_THE = 3 * torch.randn(5, 2, keys)
     threshold_H = torch.tensor([3.0, 100.0], dtype=torch.float64)
     g_THE, wanted = route(z_THE, threshold_H), from_the_definition(z_THE, threshold_H)

@@ -1,4 +1,4 @@
-"""The training forward of the routing: means over tokens token by token, their gradients, what is refused."""
+"""The training forward of the routing: means compared token by token, their gradients, and refused arguments."""
 
 from __future__ import annotations
 
@@ -111,22 +111,22 @@ def test_what_is_refused():
         ((z_TP, THRESHOLD_H[:0]), {}, r"threshold_H has shape \(0,\)"),
         ((z_TP.long(), THRESHOLD_H), {}, r"z_TP has dtype torch\.int64"),
         ((z_TP, THRESHOLD_H.to("meta")), {}, "threshold_H is on meta, z_TP on cpu"),
-        ((z_TP, THRESHOLD_H, weight_T[:-1]), {}, r"weight_T has shape \(8,\); wanted \(9\)"),
+        ((z_TP, THRESHOLD_H, weight_T[:-1]), {}, r"weight_T has shape \(8,\); expected \(9\)"),
         ((z_TP, THRESHOLD_H, weight_T > 0), {}, r"weight_T has dtype torch\.bool"),
         ((z_TP, THRESHOLD_H, weight_T.to("meta")), {}, "weight_T is on meta"),
         ((z_TP, THRESHOLD_H), {"spread": "fire"}, "spread='fire'; use 'routing', 'softmax' or 'firing'"),
         ((z_TP, THRESHOLD_H), {"spread": "firing"}, "needs width_H"),
-        ((z_TP, THRESHOLD_H, None, WIDTH_H[:2]), {"spread": "firing"}, r"width_H has shape \(2,\); wanted \(3\)"),
-        ((z_TP, THRESHOLD_H), {"dtype": torch.int64}, r"dtype=torch\.int64; wanted one of"),
+        ((z_TP, THRESHOLD_H, None, WIDTH_H[:2]), {"spread": "firing"}, r"width_H has shape \(2,\); expected \(3\)"),
+        ((z_TP, THRESHOLD_H), {"dtype": torch.int64}, r"dtype=torch\.int64; use one of"),
     ]:
         with pytest.raises(ValueError, match=message):
             route_with_losses(*arguments, **options)
     z_BTHE = z_TP.view(1, T, H, E)
     for arguments, message in [
-        ((z_TP,), r"z_BTHE has shape \(9, 18\); wanted \(any, any, any, any\)"),
+        ((z_TP,), r"z_BTHE has shape \(9, 18\); expected \(any, any, any, any\)"),
         ((z_BTHE.long(),), r"z_BTHE has dtype torch\.int64"),
-        ((z_BTHE, torch.ones(T, 1).bool()), r"token_mask_BT has shape \(9, 1\); wanted \(1, 9\)"),
-        ((z_BTHE, torch.ones(1, T)), r"token_mask_BT has dtype torch\.float32; wanted torch\.bool"),
+        ((z_BTHE, torch.ones(T, 1).bool()), r"token_mask_BT has shape \(9, 1\); expected \(1, 9\)"),
+        ((z_BTHE, torch.ones(1, T)), r"token_mask_BT has dtype torch\.float32; cast it to torch\.bool"),
     ]:
         with pytest.raises(ValueError, match=message):
             batch_statistics(*arguments)

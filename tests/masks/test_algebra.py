@@ -1,4 +1,4 @@
-"""ExpertMask as an object: building, counting, combining; for hard masks against sets of expert ids."""
+"""ExpertMask as an object: building, counting and combining; hard masks are compared with sets of expert ids."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_fingerprints_combine():
     anyones, ours, theirs = (ExpertMask(keep_REE, fingerprint=mark) for mark in (None, "ours", "theirs"))
     assert (anyones & ours).fingerprint == "ours" == (ours | anyones).fingerprint == (~ours).fingerprint
     assert (anyones & anyones).fingerprint is None
-    with pytest.raises(CheckpointError, match=r"masks of two models .*ours and theirs"):
+    with pytest.raises(CheckpointError, match=r"masks of different models .*ours and theirs"):
         _ = ours & theirs
     with pytest.raises(ConfigError, match=r"shapes \(2, 3, 3\) and \(2, 4, 4\)"):
         _ = ours & ExpertMask(torch.ones(2, 4, 4, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Applied masks: one thread's own, kept out of copies, unharmed by tracing and inference mode."""
+"""Applied masks belong to one thread, are not copied, and work with tracing and inference mode."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_context_holds_in_its_own_thread():
 
 
 def test_a_block_that_ends_in_another_thread_ends_everywhere():
-    """As that of a generator which another thread closes."""
+    """An example is the block of a generator that another thread closes."""
     model = tiny_model()
     plain = logits(model)
 
@@ -87,7 +87,7 @@ def test_two_threads_with_masks_of_their_own():
 
 
 def test_replacing_the_kept_weights_does_not_mix_masks():
-    """Another thread may replace what was kept between the question and the answer."""
+    """Another thread may replace the kept weights between the check and the read."""
     model = tiny_model()
     first, second = mask_of(model), mask_of(model, 1)
     masks = model.model.active_masks
@@ -96,7 +96,7 @@ def test_replacing_the_kept_weights_does_not_mix_masks():
     kept_second = masks._last
 
     class Sly(type(masks)):
-        """Answers the first look with one entry and all later ones with another."""
+        """Returns one entry at the first read and another entry at all later reads."""
 
         looks = 0
 
@@ -132,7 +132,7 @@ def test_copies_take_the_stored_mask_and_no_applied_one(way):
 
 
 def test_replicas_for_other_threads_take_applied_masks():
-    """DataParallel runs each replica in a thread that sees no context of this one."""
+    """DataParallel runs each replica in a thread that does not see this thread's context."""
     model = tiny_model()
     mask = mask_of(model)
     with mask.applied_to(model):
@@ -142,7 +142,7 @@ def test_replicas_for_other_threads_take_applied_masks():
 
 def test_continuous_batching_is_refused_under_a_context():
     model = tiny_model()
-    with mask_of(model).applied_to(model), pytest.raises(ConfigError, match="thread of its own"):
+    with mask_of(model).applied_to(model), pytest.raises(ConfigError, match="separate thread"):
         model.generate_batch(inputs=[[3, 4, 5]])
 
 
@@ -167,7 +167,7 @@ def test_tracing_leaves_nothing_behind(form, trace):
             program = torch.export.export(Wrapped(model).eval(), (tokens(),), strict=False)
             assert torch.allclose(program.module()(tokens()), logits(untouched), atol=1e-5)
         else:
-            # masked mixing looks at values, which fake tensors do not have
+            # masked mixing reads values, which fake tensors do not have
             refusal = contextlib.suppress(DataDependentOutputException)
             with refusal, FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 model(mode.from_tensor(tokens()), use_cache=False)
@@ -199,7 +199,7 @@ def test_guidance_masks_both_forwards():
         wanted = model.generate(ids, **options)
     assert torch.equal(model.generate(ids, expert_mask=mask, **options), wanted)
     assert not torch.equal(model.generate(ids, **options), wanted)
-    with pytest.raises(ConfigError, match="with guidance_scale give one for all"):
+    with pytest.raises(ConfigError, match="with guidance_scale pass one mask for all"):
         model.generate(ids, expert_mask=[mask, None], **options)
 
 
@@ -237,17 +237,17 @@ def test_a_named_mask_must_be_there(tmp_path):
     model.save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "expert_mask.safetensors").is_file()
     twin = MonetForCausalLM(copy.deepcopy(model.config)).eval()
-    with pytest.raises(CheckpointError, match="names an expert mask, and this model was loaded or built without it"):
+    with pytest.raises(CheckpointError, match="names an expert mask, but this model was loaded or built without it"):
         twin(tokens())
     with pytest.raises(CheckpointError, match="names an expert mask"):
         twin.save_pretrained(tmp_path / "twin")
     twin.set_expert_mask(None)
     assert twin(tokens()).logits is not None
     mask_of(model, 1).save(tmp_path / "model" / "expert_mask.safetensors", model=model)
-    with pytest.raises(CheckpointError, match="fetch both files from one place"):
+    with pytest.raises(CheckpointError, match="fetch both files from the same place"):
         MonetForCausalLM.from_pretrained(tmp_path / "model")
     (tmp_path / "model" / "expert_mask.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="which is not there; fetch it too"):
+    with pytest.raises(CheckpointError, match="which is missing; fetch it too"):
         MonetForCausalLM.from_pretrained(tmp_path / "model")
     model.set_expert_mask(None)
     model.save_pretrained(tmp_path / "model")

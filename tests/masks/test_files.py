@@ -1,4 +1,4 @@
-"""Mask files: every bit comes back, and what is damaged or another model's is refused."""
+"""Mask files: every bit is restored, and damaged masks or masks of another model are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random_mask(R: int, E: int, soft: bool = False, **options) -> ExpertMask:
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize(("R", "E"), [(1, 1), (2, 3), (1, 5), (3, 7), (2, 8), (1, 16)])
 def test_round_trip(tmp_path, R, E, soft):
-    """Sizes whose bits fill no whole number of bytes are among them."""
+    """Includes sizes whose number of bits is not a multiple of eight."""
     path = tmp_path / "deep" / "mask.safetensors"
     mask = random_mask(R, E, soft, provenance={"label": "français", "ratio": 2.0, "of": [1, None]}, fingerprint="f")
     mask.save(path)
@@ -74,7 +74,7 @@ def test_a_mask_is_tied_to_the_model_it_was_saved_for(tmp_path):
     assert model.fingerprint() in str(caught.value) and other.fingerprint() in str(caught.value)
     with pytest.raises(CheckpointError, match="made for another model"):
         mask.save(tmp_path / "else.safetensors", model=other)
-    with pytest.raises(CheckpointError, match=r"shape \(2, 5, 5\); the model wants \(2, 6, 6\)"):
+    with pytest.raises(CheckpointError, match=r"shape \(2, 5, 5\) does not fit the model, which needs \(2, 6, 6\)"):
         random_mask(2, 5).save(tmp_path / "else.safetensors", model=model)
     assert not (tmp_path / "else.safetensors").exists()
     random_mask(2, 6).save(path)
@@ -90,7 +90,7 @@ DAMAGED = {
     "too few bits": ({"keep": BITS[:2]}, GOOD, "16 bits for a mask of shape"),
     "too many bits": ({"keep": torch.zeros(4, dtype=torch.uint8)}, GOOD, "32 bits for a mask of shape"),
     "another shape": ({"keep": torch.zeros(2, 3, 4)}, GOOD, "damaged mask file"),
-    "not square": ({"keep": torch.zeros(2, 3, 4)}, GOOD | {"shape": "[2, 3, 4]"}, "wanted .routing groups, E, E"),
+    "not square": ({"keep": torch.zeros(2, 3, 4)}, GOOD | {"shape": "[2, 3, 4]"}, "expected .routing groups, E, E"),
     "shape is no list": ({"keep": BITS}, GOOD | {"shape": "7"}, "damaged mask file"),
     "shape is no JSON": ({"keep": BITS}, GOOD | {"shape": "two"}, "damaged mask file"),
     "provenance is no JSON": ({"keep": BITS}, GOOD | {"provenance": "{"}, "damaged mask file"),
@@ -99,7 +99,7 @@ DAMAGED = {
     "NaN": (
         {"keep": torch.full((2, 3, 3), float("nan"))},
         GOOD,
-        "keep-weight nan: allowed are numbers from 0",
+        "keep-weight nan: must be from 0",
     ),
     "far above one": ({"keep": torch.full((2, 3, 3), 1e6)}, GOOD, "keep-weight 1000000.0"),
     "negative": ({"keep": torch.full((2, 3, 3), -0.5)}, GOOD, "keep-weight -0.5"),

@@ -1,4 +1,4 @@
-"""Attention through transformers' interface: implementations agree, every Llama option counts."""
+"""Attention through transformers' interface: implementations agree, and every Llama option has an effect."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_implementation_can_be_switched():
 
 
 def test_grouped_queries_share_keys():
-    """Two query heads a key head: the same as four key heads of which two and two are equal."""
+    """Two query heads for each key head give the same result as four key heads in two equal pairs."""
     few = tiny_model(**SHAPES["grouped queries"])
     many = tiny_model(num_attention_heads=4, hidden_size=32)
     state = few.state_dict()
@@ -70,7 +70,7 @@ def test_attention_biases_count_on_all_four_projections():
         with torch.no_grad():
             linear.bias.normal_()
         after = model(tokens()).logits
-        # a constant added to every key only shifts the scores of a query, rotary positions break that a little
+        # a constant added to every key only shifts the scores of a query; rotary positions change this slightly
         assert relative_rms(after, before) > 1e-4, name
         before = after
 

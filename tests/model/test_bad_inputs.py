@@ -1,7 +1,7 @@
-"""Bad configurations, checkpoints and masks: each with the error it must give.
+"""Bad configurations, checkpoints and masks, each with its expected error.
 
-The text must name the key or file, the value that came, and what is allowed or what to do; the class is what a
-command turns into its exit code.
+The text must name the key or file, the bad value, and the valid values or the fix. The error class determines the
+exit code of a command.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from monet import ExpertMask, MonetConfig, MonetForCausalLM
 from monet.errors import CheckpointError, ConfigError
 from tests.model.tiny import tiny_config, tiny_model, tokens
 
-WHOLE = "allowed are whole numbers"
+WHOLE = "must be a whole number"
 
-# where the text is transformers' own, what it must hold stands piece by piece
+# if transformers writes the text, the parts that it must contain are listed
 CONFIGURATIONS: list[tuple[dict[str, Any], str | tuple[str, ...]]] = [
     # impossible values
-    ({"moe_decompose": "diagonal"}, "moe_decompose='diagonal': allowed are 'vertical' and 'horizontal'"),
-    ({"moe_decompose": "Vertical"}, "moe_decompose='Vertical': allowed are"),
-    ({"moe_topk": 0}, "moe_topk=0: allowed are 1 to moe_experts=6"),
-    ({"moe_topk": 7}, "moe_topk=7: allowed are 1 to moe_experts=6"),
+    ({"moe_decompose": "diagonal"}, "moe_decompose='diagonal': must be 'vertical' or 'horizontal'"),
+    ({"moe_decompose": "Vertical"}, "moe_decompose='Vertical': must be"),
+    ({"moe_topk": 0}, "moe_topk=0: must be from 1 to moe_experts=6"),
+    ({"moe_topk": 7}, "moe_topk=7: must be from 1 to moe_experts=6"),
     ({"moe_dim": 3}, "moe_dim=3: the vertical decomposition halves it; use an even number"),
     ({"hidden_size": 27, "head_dim": 8}, "hidden_size=27: the vertical decomposition halves it"),
     ({"moe_groups": 0}, f"moe_groups=0: {WHOLE} from 1 to"),
@@ -37,35 +37,35 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str | tuple[str, ...]]] = [
     ({"moe_experts": 10**9}, f"moe_experts=1000000000: {WHOLE} from 1 to"),
     ({"num_hidden_layers": 0}, f"num_hidden_layers=0: {WHOLE} from 1 to"),
     ({"vocab_size": 0}, f"vocab_size=0: {WHOLE} from 1 to"),
-    ({"hidden_size": 26, "num_attention_heads": 4}, "hidden_size=26: no multiple of num_attention_heads=4"),
+    ({"hidden_size": 26, "num_attention_heads": 4}, "hidden_size=26: must be a multiple of num_attention_heads=4"),
     ({"hidden_size": 22}, ("head_dim", "11")),
     ({"head_dim": 7}, "head_dim=7: "),
     ({"num_attention_heads": 4, "num_key_value_heads": 3}, "num_key_value_heads=3: must divide num_attention_heads=4"),
-    ({"pad_token_id": 61}, "pad_token_id=61: allowed are 0 to vocab_size-1=60, or null"),
-    ({"rms_norm_eps": -1e-5}, "rms_norm_eps=-1e-05: allowed are numbers from 0"),
-    ({"rms_norm_eps": math.nan}, "rms_norm_eps=nan: allowed are numbers from 0"),
-    ({"attention_dropout": 1.5}, "attention_dropout=1.5: allowed are numbers from 0 up to 1"),
+    ({"pad_token_id": 61}, "pad_token_id=61: must be from 0 to vocab_size-1=60, or null"),
+    ({"rms_norm_eps": -1e-5}, "rms_norm_eps=-1e-05: must be at least 0"),
+    ({"rms_norm_eps": math.nan}, "rms_norm_eps=nan: must be at least 0"),
+    ({"attention_dropout": 1.5}, "attention_dropout=1.5: must be at least 0 and less than 1"),
     ({"initializer_range": -1.0}, ("initializer_range", "-1.0")),
-    ({"rope_theta": -1.0}, "rope_theta=-1.0: allowed are positive numbers"),
-    ({"rope_theta": math.nan}, "rope_theta=nan: allowed are positive numbers"),
-    ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "rope_type='spiral' in rope_scaling: allowed are"),
-    ({"rope_scaling": {"rope_type": "linear"}}, "lacks factor"),
-    ({"rope_scaling": {"rope_type": "linear", "factor": -2.0}}, "factor=-2.0: allowed are positive numbers"),
-    ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor='2': allowed are positive numbers"),
-    ({"rope_scaling": 2.0}, "rope_scaling=2.0: allowed are null or"),
+    ({"rope_theta": -1.0}, "rope_theta=-1.0: must be a positive number"),
+    ({"rope_theta": math.nan}, "rope_theta=nan: must be a positive number"),
+    ({"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "rope_type='spiral' in rope_scaling: must be one of"),
+    ({"rope_scaling": {"rope_type": "linear"}}, "has no factor"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": -2.0}}, "factor=-2.0: must be a positive number"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor='2': must be a positive number"),
+    ({"rope_scaling": 2.0}, "rope_scaling=2.0: must be null or"),
     # wrong types
     ({"moe_dim": "8"}, f"moe_dim='8': {WHOLE}"),
     ({"moe_dim": 4.0}, f"moe_dim=4.0: {WHOLE}"),
     ({"moe_experts": True}, f"moe_experts=True: {WHOLE}"),
     ({"moe_topk": "2"}, f"moe_topk='2': {WHOLE}"),
-    ({"moe_decompose": 1}, "moe_decompose=1: allowed are 'vertical' and 'horizontal'"),
+    ({"moe_decompose": 1}, "moe_decompose=1: must be 'vertical' or 'horizontal'"),
     ({"max_position_embeddings": "long"}, ("max_position_embeddings", "'long'")),
-    ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5': allowed are numbers"),
-    ({"rope_theta": "10000"}, "rope_theta='10000': allowed are positive numbers"),
+    ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5': must be at least 0"),
+    ({"rope_theta": "10000"}, "rope_theta='10000': must be a positive number"),
     ({"tie_word_embeddings": "no"}, ("tie_word_embeddings", "'no'")),
     ({"attention_bias": 1}, ("attention_bias", "1")),
-    ({"output_router_probs": "yes"}, "output_router_probs='yes': allowed are true and false"),
-    # a slip of the pen
+    ({"output_router_probs": "yes"}, "output_router_probs='yes': must be true or false"),
+    # misspelt keys
     ({"moe_topkk": 3}, "moe_topkk: unknown key"),
     ({"moe_num_experts": 8}, "moe_num_experts: unknown key"),
 ]
@@ -73,7 +73,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str | tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("changes", "message"), CONFIGURATIONS, ids=[str(changes) for changes, _ in CONFIGURATIONS])
 def test_configurations(changes, message, tmp_path):
-    """The same whether the value comes from a call or from a file."""
+    """The error is the same for a value from a call and from a file."""
     keys = {key: value for key, value in tiny_config().to_dict().items() if key != "head_dim"} | changes
     (tmp_path / "config.json").write_text(json.dumps(keys))
     for make in (
@@ -91,12 +91,12 @@ def test_configurations(changes, message, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"moe_topk": 99}, "moe_topk=99: allowed are 1 to moe_experts=6"),
-        ({"moe_topk": 0}, "moe_topk=0: allowed are 1 to moe_experts=6"),
-        ({"moe_decompose": "x"}, "moe_decompose='x': allowed are 'vertical' and 'horizontal'"),
-        ({"rms_norm_eps": -1.0}, "rms_norm_eps=-1.0: allowed are"),
-        ({"rope_theta": -1.0}, "rope_theta=-1.0: allowed are positive numbers"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "lacks factor"),
+        ({"moe_topk": 99}, "moe_topk=99: must be from 1 to moe_experts=6"),
+        ({"moe_topk": 0}, "moe_topk=0: must be from 1 to moe_experts=6"),
+        ({"moe_decompose": "x"}, "moe_decompose='x': must be 'vertical' or 'horizontal'"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps=-1.0: must be at least 0"),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0: must be a positive number"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "has no factor"),
         ({"moe_topkk": 3}, "moe_topkk: unknown key"),
     ],
     ids=str,
@@ -110,13 +110,13 @@ def test_overrides_at_loading_are_checked_too(changes, message, tmp_path):
 
 
 def test_an_unknown_activation_is_refused():
-    with pytest.raises(ConfigError, match=r"hidden_act='relu3': allowed are .*relu2"):
+    with pytest.raises(ConfigError, match=r"hidden_act='relu3': must be one of .*relu2"):
         MonetForCausalLM(tiny_config(hidden_act="relu3"))
 
 
 @pytest.mark.parametrize("key", ["moe_topk", "moe_dim", "moe_decompose", "hidden_size", "rms_norm_eps", "rope_theta"])
 def test_a_checkpoint_that_lacks_a_key_is_never_completed(tmp_path, key):
-    """The authors' class would fill in 32 for moe_topk and 8 for moe_dim, which no release has."""
+    """The authors' class would use 32 for moe_topk and 8 for moe_dim, which no release has."""
     tiny_model().save_pretrained(tmp_path)
     keys = json.loads((tmp_path / "config.json").read_text())
     del keys[key]
@@ -193,9 +193,12 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"no model\.safetensors"),
     "another model's mask": (
         mask_file(fingerprint="f00d"),
-        r"made for another model \(fingerprint f00d, this model has",
+        r"made for another model \(fingerprint f00d, but this model has",
     ),
-    "a mask of another size": (mask_file(E=5), r"a mask of shape \(2, 5, 5\); the model wants \(2, 6, 6\)"),
+    "a mask of another size": (
+        mask_file(E=5),
+        r"a mask of shape \(2, 5, 5\) does not fit the model, .* \(2, 6, 6\)",
+    ),
     "a damaged mask": (
         lambda folder: (folder / "expert_mask.safetensors").write_bytes(b"x" * 99),
         r"damaged mask file",
@@ -224,7 +227,7 @@ def test_the_unchanged_checkpoint_of_these_tests_loads(tmp_path):
 def test_another_kind_of_model_is_refused(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     keys_of(model_type="llama")(tmp_path)
-    with pytest.raises(ConfigError, match="model_type='llama' in the configuration: allowed is 'monet'"):
+    with pytest.raises(ConfigError, match="model_type='llama' in the configuration: must be 'monet'"):
         MonetForCausalLM.from_pretrained(tmp_path)
 
 
@@ -247,9 +250,9 @@ def test_the_bomb_is_live(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({}, CheckpointError, "no model.safetensors; pickled weights are never read, convert them first"),
+        ({}, CheckpointError, "no model.safetensors; pickled weights are never read, so convert them first"),
         ({"weights_only": False}, CheckpointError, "pickled weights are never read"),
-        ({"use_safetensors": False}, ConfigError, "Monet reads safetensors only; convert the checkpoint first"),
+        ({"use_safetensors": False}, ConfigError, "Monet reads only safetensors; convert the checkpoint first"),
         ({"use_safetensors": None}, CheckpointError, "no model.safetensors; pickled weights are never read"),
     ],
     ids=str,
@@ -268,13 +271,13 @@ def test_pickles_are_never_opened(tmp_path, options, error, message):
 def test_safetensors_are_read_whatever_transformers_default_is(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     MonetForCausalLM.from_pretrained(tmp_path, use_safetensors=None)
-    with pytest.raises(ConfigError, match="use_safetensors='no': Monet reads safetensors only"):
+    with pytest.raises(ConfigError, match="use_safetensors='no': Monet reads only safetensors"):
         MonetForCausalLM.from_pretrained(tmp_path, use_safetensors="no")
 
 
 def test_a_missing_variant_is_named(tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="no safetensors weights of variant='fp16'; name a variant that is there"):
+    with pytest.raises(CheckpointError, match="no safetensors weights of variant='fp16'; name an existing variant"):
         MonetForCausalLM.from_pretrained(tmp_path, variant="fp16")
 
 
@@ -290,14 +293,14 @@ ONES, CONFIG = torch.ones(2, 6, 6), tiny_config()
 MASKS: dict[str, tuple[Callable[[], Any], str]] = {
     "id too large": (
         lambda: ExpertMask.from_removed(CONFIG, {0: [36]}),
-        "expert id 36 in group 0: allowed are 0 to 35",
+        "expert id 36 in group 0: must be from 0 to 35",
     ),
     "id negative": (
         lambda: ExpertMask.from_removed(CONFIG, {1: [3, -1]}),
-        "expert id -1 in group 1: allowed are 0 to 35",
+        "expert id -1 in group 1: must be from 0 to 35",
     ),
-    "id a fraction": (lambda: ExpertMask.from_removed(CONFIG, {0: [1.7]}), "in group 0: allowed are whole numbers"),
-    "ids as booleans": (lambda: ExpertMask.from_removed(CONFIG, {0: ONES[0] > 0}), "allowed are whole numbers"),
+    "id a fraction": (lambda: ExpertMask.from_removed(CONFIG, {0: [1.7]}), "in group 0: must be whole numbers"),
+    "ids as booleans": (lambda: ExpertMask.from_removed(CONFIG, {0: ONES[0] > 0}), "must be whole numbers"),
     "group too large": (
         lambda: ExpertMask.from_removed(CONFIG, {2: [0]}),
         "routing group 2: the model has groups 0 to 1",
@@ -306,19 +309,19 @@ MASKS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ExpertMask.from_removed(CONFIG, {-1: [0]}),
         "routing group -1: the model has groups 0 to 1",
     ),
-    "too many at random": (lambda: ExpertMask.random(CONFIG, 73, 0), "num_removed=73: allowed are 0 to 72"),
-    "too many in a group": (lambda: ExpertMask.random(CONFIG, [37, 0], 0), "num_removed=37: allowed are 0 to 36"),
-    "fewer than none": (lambda: ExpertMask.random(CONFIG, -1, 0), "num_removed=-1: allowed are 0 to 72"),
+    "too many at random": (lambda: ExpertMask.random(CONFIG, 73, 0), "num_removed=73: must be from 0 to 72"),
+    "too many in a group": (lambda: ExpertMask.random(CONFIG, [37, 0], 0), "num_removed=37: must be from 0 to 36"),
+    "fewer than none": (lambda: ExpertMask.random(CONFIG, -1, 0), "num_removed=-1: must be from 0 to 72"),
     "counts of other groups": (
         lambda: ExpertMask.random(CONFIG, [1, 2, 3], 0),
-        "num_removed names 3 groups; the model has 2",
+        "num_removed has numbers for 3 groups, but the model has 2",
     ),
-    "weight far above one": (lambda: ExpertMask(ONES * 2000), "keep-weight 2000.0: allowed are numbers from 0, "),
-    "weight negative": (lambda: ExpertMask(-ONES), "keep-weight -1.0: allowed are numbers from 0, "),
-    "weight NaN": (lambda: ExpertMask(ONES * math.nan), "keep-weight nan: allowed are numbers from 0, "),
-    "no group axis": (lambda: ExpertMask(ONES[0]), r"a mask of shape (6, 6); wanted (routing groups, E, E)"),
-    "not square": (lambda: ExpertMask(ONES[:, :4]), r"a mask of shape (2, 4, 6); wanted (routing groups, E, E)"),
-    "no groups": (lambda: ExpertMask(ONES[:0]), r"a mask of shape (0, 6, 6); wanted (routing groups, E, E)"),
+    "weight far above one": (lambda: ExpertMask(ONES * 2000), "keep-weight 2000.0: must be from 0, "),
+    "weight negative": (lambda: ExpertMask(-ONES), "keep-weight -1.0: must be from 0, "),
+    "weight NaN": (lambda: ExpertMask(ONES * math.nan), "keep-weight nan: must be from 0, "),
+    "no group axis": (lambda: ExpertMask(ONES[0]), r"a mask of shape (6, 6); expected (routing groups, E, E)"),
+    "not square": (lambda: ExpertMask(ONES[:, :4]), r"a mask of shape (2, 4, 6); expected (routing groups, E, E)"),
+    "no groups": (lambda: ExpertMask(ONES[:0]), r"a mask of shape (0, 6, 6); expected (routing groups, E, E)"),
     "threshold NaN": (lambda: ExpertMask.from_scores(ONES, math.nan), "threshold=nan"),
     "scores of another shape": (lambda: ExpertMask.from_scores(ONES[0], 0.5), r"a mask of shape (6, 6)"),
 }

@@ -1,4 +1,4 @@
-"""Checkpoints: exactly the released tensor names, and every bit comes back."""
+"""Checkpoints have exactly the released tensor names, and every bit is restored."""
 
 from __future__ import annotations
 

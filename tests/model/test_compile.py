@@ -34,7 +34,7 @@ def test_inference_is_one_graph(form):
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("form", FORMS)
 def test_masks_of_every_kind_leave_one_graph(form, training):
-    """fullgraph=True refuses a graph break, also in the first call with a mask."""
+    """fullgraph=True refuses a graph break, including in the first call with a mask."""
     model = tiny_model(form).train(training)
     hard, other = (ExpertMask.random(model.config, 20, seed, fingerprint=model.fingerprint()) for seed in (0, 1))
     soft = ExpertMask(0.5 + 0.5 * other.keep_REE.float())

@@ -1,4 +1,4 @@
-"""config.json: exactly the released keys, and everything that is written is read back."""
+"""config.json has exactly the released keys, and all written values are read back."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_every_value_is_read_back(tmp_path, changes):
     ids=str,
 )
 def test_overrides_at_loading(tmp_path, changes):
-    """A longer context, another threshold: the same model as one built with these values."""
+    """A longer context or another threshold gives the same model as building with these values."""
     tiny_model(max_position_embeddings=16).save_pretrained(tmp_path)
     wanted = tiny_model(max_position_embeddings=16, **copy.deepcopy(changes))
     for load in (AutoModelForCausalLM.from_pretrained, MonetForCausalLM.from_pretrained):
@@ -120,7 +120,7 @@ def test_overrides_at_loading(tmp_path, changes):
 
 
 def test_a_released_file_is_accepted(tmp_path):
-    """The form of the released files: unused keys null, rope_theta at top level, an older transformers' keys."""
+    """The released files have null for unused keys, rope_theta at top level, and keys of an older transformers."""
     keys = {**tiny_config().to_dict(), "transformers_version": "4.47.1", "torch_dtype": "bfloat16", "moe_topk": 1}
     keys |= {"architectures": ["MonetForCausalLM"], "auto_map": {"AutoConfig": "configuration_monet.MonetConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(keys))
@@ -138,7 +138,7 @@ def test_older_files_may_lack_what_other_keys_tell():
 
 @pytest.mark.parametrize("key", REQUIRED_KEYS_OF_FILES)
 def test_no_default_stands_in_for_a_missing_key(key):
-    """The defaults of the authors' class match no release: a file must state these, null does not count."""
+    """The defaults of the authors' class match no release: a file must state these keys, and null does not count."""
     keys = tiny_config().to_dict()
     for absent in (keys | {key: None}, {name: value for name, value in keys.items() if name != key}):
         with pytest.raises(ValueError, match=f"{key} is missing"):

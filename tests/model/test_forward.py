@@ -1,4 +1,4 @@
-"""What a forward returns, in the conventions of transformers."""
+"""The outputs of a forward follow the conventions of transformers."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_router_hooks_see_the_probabilities():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_hooks_on_the_linears_see_logits(training):
-    """Probing tools hook linears: what they keep must not be overwritten afterwards."""
+    """Probing tools hook linears: tensors that they keep must not be overwritten later."""
     model, seen = tiny_model().train(training), []
     linears = [linear for router in model.routers() for linear in (router.w1, router.w2)]
     linears += [layer.moe.u1 for layer in model.model.layers]

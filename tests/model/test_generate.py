@@ -1,4 +1,4 @@
-"""Generation: every way to decode gives the tokens that plain forwards give."""
+"""Generation: every way of decoding gives the same tokens as plain forwards."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_left_padded_batch_equals_one_by_one(cached):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_beam_search(form):
-    """With as many beams as continuations the best of two steps is found: compare with all pairs."""
+    """With as many beams as continuations, beam search finds the best two steps: compare with all pairs."""
     model, ids = tiny_model(form, vocab_size=61), tokens(1)
     first = model(ids).logits[0, -1].log_softmax(-1)
     first[2] = -torch.inf
@@ -181,7 +181,7 @@ def left_padded(rows: int = 2) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("search", SEARCHES)
 def test_tokens_with_a_cache_are_those_without(form, cache, search):
-    """Twelve new tokens: a cache that loses what came before shows from the third on."""
+    """Twelve new tokens: a cache that loses earlier tokens is detected from the third token on."""
     model = tiny_model(form)
     ids, attention_mask = left_padded()
     options = {"max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0, **SEARCHES[search]}
@@ -194,7 +194,7 @@ def test_tokens_with_a_cache_are_those_without(form, cache, search):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_quantised_cache(form):
-    """Four bits lose too much to compare with no cache; steps by hand over the same kind of cache lose the same."""
+    """Four bits lose too much precision to compare with no cache; compare with manual steps over the same cache."""
     pytest.importorskip("optimum.quanto", reason="quantised caches need optimum-quanto")
     model, ids = tiny_model(form), tokens()
     settings = {"backend": "quanto", "q_group_size": 24, "residual_length": 4}
@@ -214,7 +214,7 @@ def test_a_quantised_cache(form):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("guess", ["assistant", "prompt lookup"])
 def test_guessed_tokens_are_the_models_own(form, guess):
-    """Guesses that the model rejects must leave the cache, too."""
+    """Guesses that the model rejects must also be removed from the cache."""
     model, ids = tiny_model(form), tokens(1)
     if guess == "assistant":
         options = {"assistant_model": tiny_model(seed=3, num_hidden_layers=2)}
@@ -227,7 +227,7 @@ def test_guessed_tokens_are_the_models_own(form, guess):
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
 def test_a_forward_takes_the_cache_by_either_name(name):
-    """Under every release: callers may be written for an older or a newer one."""
+    """This holds for every release, since callers may be written for an older or a newer one."""
     model, ids = tiny_model(), tokens()
     whole, cache = model(ids, use_cache=False).logits, DynamicCache(config=model.config)
     pieces = [model(ids[:, t : t + 1], **{name: cache}).logits for t in range(9)]
@@ -244,7 +244,7 @@ def test_two_caches_are_refused():
 
 
 def test_generation_warns_of_nothing():
-    """A deprecated name that still works today is one that a later release ignores."""
+    """A later release may ignore a deprecated name that still works today."""
     model, ids = tiny_model(), tokens()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -253,7 +253,7 @@ def test_generation_warns_of_nothing():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_continuous_batching(form):
-    """Its paged cache has a keyword of its own before transformers 5.24. A stored mask holds in its thread."""
+    """Before transformers 5.24 its paged cache has a different keyword. A stored mask is active in its thread."""
     model = tiny_model(form)
     model.set_expert_mask(ExpertMask.random(model.config, 30, seed=0))
     prompts = [[3, 4, 5, 6], [7, 8, 9, 10, 11, 12], [20, 21]]

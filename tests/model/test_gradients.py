@@ -1,4 +1,4 @@
-"""Gradients of a whole model by the lean backward, against plain autograd over every single operation."""
+"""Gradients of a whole model by the lean backward, compared with plain autograd over every operation."""
 
 from __future__ import annotations
 

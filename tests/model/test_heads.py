@@ -1,4 +1,4 @@
-"""Task heads: they start from any Monet checkpoint, keep their labels, obey masks, and train as reward models."""
+"""Task heads start from any Monet checkpoint, keep their labels, apply masks, and train as reward models."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ HEADS = list(AUTO)
 
 
 class UsersHead(GenericForSequenceClassification, MonetPreTrainedModel):
-    """What a user writes for a task that this package does not have."""
+    """A head that a user writes for a task that this package does not have."""
 
 
 def scores(model, **arguments) -> torch.Tensor:
-    """The head's output for two sequences, whatever the head."""
+    """The output for two sequences of any kind of head."""
     outputs = model(tokens(), **arguments)
     return outputs.start_logits if isinstance(model, MonetForQuestionAnswering) else outputs.logits
 

@@ -1,4 +1,4 @@
-"""Hooks: a router's may change the routing, and hooks on output projections fire."""
+"""A hook on a router may change the routing, and hooks on output projections run."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_hook_that_only_looks_sees_float32(form, dtype):
 
 
 def numbers(model: MonetForCausalLM, mode: str) -> dict[str, torch.Tensor]:
-    """All that a forward in this mode, and its backward in training, compute."""
+    """All results of a forward in this mode, and in training of its backward."""
     model.train(mode != "inference")
     if mode == "inference":
         with torch.no_grad():
@@ -103,7 +103,7 @@ def test_a_hook_that_does_nothing_changes_no_bit(form, kind, place, mode, dtype)
 @pytest.mark.parametrize("place", ["the router", "a linear of the router"])
 @pytest.mark.parametrize("pre", [False, True], ids=["hook", "pre-hook"])
 def test_a_backward_hook_changes_rounding_at_most(pre, place):
-    """torch puts a node of its own around the module, and then adds up gradients in another order."""
+    """torch wraps the module in an extra node, and then accumulates gradients in another order."""
     model, seen = tiny_model(), []
     wanted = numbers(tiny_model(), "training")
     for router in model.routers():
@@ -123,9 +123,9 @@ def test_losses_under_a_pair():
     handles = [router.register_forward_hook(lambda m, a, output: output[:2]) for router in model.routers()]
     out = model(tokens(), labels=tokens())
     assert out.uniformity_loss is None and out.router_metrics == ()
-    with pytest.raises(ConfigError, match="pair while it learns"):
+    with pytest.raises(ConfigError, match="pair in training"):
         model(tokens(), labels=tokens(), router_loss=RouterLoss())
-    with pytest.raises(ConfigError, match="pair while it learns"):
+    with pytest.raises(ConfigError, match="pair in training"):
         model.train()(tokens())
     for handle in handles:
         handle.remove()

@@ -1,4 +1,4 @@
-"""Keywords that no one reads are refused, with the nearest one that exists."""
+"""Unknown keywords are refused, and the error names the most similar known one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_misspelt_keyword_is_refused(name):
 
 
 def test_a_keyword_like_no_other():
-    with pytest.raises(TypeError, match="unknown keyword 'zzz'; known are attention_mask, block_table, cache, "):
+    with pytest.raises(TypeError, match="unknown keyword 'zzz'; use one of attention_mask, block_table, cache, "):
         tiny_model()(tokens(), zzz=1)
     with pytest.raises(TypeError, match="unknown keyword 'shift_labels'"):
         tiny_model().model(tokens(), shift_labels=tokens())
@@ -43,7 +43,7 @@ def test_generation_refuses_it_too():
 
 
 def test_every_listed_keyword_is_taken():
-    """Also those that attention on this machine does not read."""
+    """This includes keywords that attention on this machine does not read."""
     model = tiny_model()
     wanted = model(tokens()).logits
     values = {name: None for name in LanguageModelKeywords.__optional_keys__}

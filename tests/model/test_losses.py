@@ -1,4 +1,4 @@
-"""Known values of the losses, and that the model's parts add up."""
+"""Known values of the losses; the parts of the model's loss add up."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_alternative_targets_of_uniformity():
     torch.testing.assert_close(output.uniformity, softmax)
     paper = router(x_BTD, with_losses=True)
     torch.testing.assert_close(output.metrics.uniformity, paper.uniformity.detach(), msg="the paper's loss is reported")
-    assert torch.equal(output.g1_BTHE, paper.g1_BTHE), "the target changes no routing"
+    assert torch.equal(output.g1_BTHE, paper.g1_BTHE), "the target does not change the routing"
 
 
 @pytest.mark.parametrize(("target", "reached"), [("routing", False), ("softmax", True), ("firing", True)])
@@ -107,11 +107,11 @@ def test_next_token_loss():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"uniformity_weight": -1.0}, "uniformity_weight=-1.0: allowed are finite numbers from 0"),
+        ({"uniformity_weight": -1.0}, "uniformity_weight=-1.0: must be a finite number of at least 0"),
         ({"ambiguity_weight": math.nan}, "ambiguity_weight=nan"),
         ({"ambiguity_weight": math.inf}, "ambiguity_weight=inf"),
-        ({"uniformity_on": "softmx"}, "uniformity_on='softmx': allowed are 'routing', 'softmax' and 'firing'"),
-        ({"firing_width": 0.0}, "firing_width=0.0: allowed are positive numbers"),
+        ({"uniformity_on": "softmx"}, "uniformity_on='softmx': must be 'routing', 'softmax' or 'firing'"),
+        ({"firing_width": 0.0}, "firing_width=0.0: must be a positive number"),
     ],
 )
 def test_bad_weights(arguments, message):
@@ -174,7 +174,7 @@ def test_one_token_and_nothing_but_padding_stay_finite(target):
         assert out.loss.isfinite() and out.lm_loss == 0
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
         unchanged = all(torch.equal(ours, theirs) for ours, theirs in zip(model.buffers(), before, strict=True))
-        assert unchanged == (attention_mask is not None), "only padding: no statistic moves"
+        assert unchanged == (attention_mask is not None), "if all tokens are padding, no statistic changes"
 
 
 needs_operator = pytest.mark.skipif(
@@ -234,7 +234,7 @@ def test_training_without_logits_gives_the_same_loss_and_gradients(form):
 
 
 def test_auxiliary_losses_enter_by_the_share_of_an_accumulated_step():
-    """The loss of a part of a step that holds 3 of the step's 12 labels."""
+    """Tests the loss of a part of a step that has 3 of the step's 12 labels."""
     routers = tiny_model().model(tokens(), with_losses=True).router_losses
     labels = torch.tensor([[5, 7, 9, -100]])
     lm_loss, weights = torch.tensor(2.0), RouterLoss(0.5, 0.25)

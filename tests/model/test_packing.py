@@ -1,4 +1,4 @@
-"""Several documents in one row: each is computed as if it stood alone, whatever the attention."""
+"""Several documents in one row: each is computed as if it were the only one, under every attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POSITIONS = torch.stack([torch.cat([torch.arange(length) for length in row]) for
 
 
 def segmented(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **kwargs):
-    """What flash attention does with `cu_seq_lens_q`, segment by segment."""
+    """Does what flash attention does with `cu_seq_lens_q`, segment by segment."""
     assert attention_mask is None
     assert cu_seq_lens_q is None or cu_seq_lens_q.dtype == torch.int32
     heads = [states.transpose(1, 2) for states in (query, key, value)]
@@ -37,7 +37,7 @@ def segmented(module, query, key, value, attention_mask, scaling=None, cu_seq_le
 
 @pytest.fixture
 def attention(request, monkeypatch):
-    """A model with one attention implementation; flash attention needs a GPU, so its contract stands in for it."""
+    """A model with one attention implementation; a function with flash attention's contract replaces it."""
 
     def make(form):
         model = tiny_model(form, attn_implementation="sdpa" if request.param == "flash" else request.param)
@@ -85,7 +85,7 @@ def test_gradients_stay_inside_a_document(attention):
 
 
 def test_the_router_takes_every_token_of_a_packed_row_as_it_takes_others():
-    """Without attention nothing is left by which documents could change the routers' losses and statistics."""
+    """Without attention, documents cannot affect each other's router losses and statistics."""
     ids, results = tokens(2, 15), []
     for positions in (None, POSITIONS):
         model = tiny_model().train()

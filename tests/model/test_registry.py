@@ -1,4 +1,4 @@
-"""`import monet` stays cheap, and transformers' Auto classes know the model type whichever is imported first."""
+"""`import monet` stays fast, and transformers' Auto classes know the model type in any order of imports."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ print([str(w.message).split(";")[1] for w in caught][0])"""
 
 
 def test_code_beside_a_checkpoint_is_never_run(tmp_path, folder):
-    """The released folders name the authors' files in `auto_map`; ours is the code that runs."""
+    """The released folders name the authors' files in `auto_map`; but our code runs."""
     shutil.copytree(folder, tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "evil.MonetConfig", "AutoModelForCausalLM": "evil.MonetForCausalLM"}

@@ -1,4 +1,4 @@
-"""The router against BatchNorm written afresh, and the life of its running statistics."""
+"""The router compared with an independent BatchNorm, and the updates of its running statistics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tolerances import assert_close
 
 
 class BatchNormRouter(nn.Module):
-    """The specification read word for word: BatchNorm1d over heads, min(max, quantile) on normalised logits."""
+    """The specification taken literally: BatchNorm1d over heads, min(max, quantile) on normalised logits."""
 
     def __init__(self, router: MonetRouter, quantile: float) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ def test_gradient_still_flows_through_a_frozen_router_into_the_states():
 @pytest.mark.parametrize("reentrant", [False, True], ids=["as asked", "asked for re-entrant"])
 @pytest.mark.parametrize("mode", ["learning", "frozen", "masked"])
 def test_activation_checkpointing(form, mode, reentrant, lean_from, monkeypatch):
-    """Same gradients, and the statistics move once although the layer runs twice."""
+    """Gradients are the same, and the statistics change once although the layer runs twice."""
     from monet import ExpertMask
 
     set_sizes(monkeypatch, lean_from=lean_from)

@@ -87,7 +87,7 @@ class WithRouterLoss(Trainer):
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_auxiliary_losses_count_once_in_an_accumulated_step(tmp_path, parts):
-    """Micro batches of equal rows: one row gives the same loss and the same step as four."""
+    """With micro-batches of equal rows, one row gives the same loss and the same step as four."""
     results = []
     for accumulated in (1, parts):
         model = tiny_model()
@@ -105,7 +105,7 @@ def test_auxiliary_losses_count_once_in_an_accumulated_step(tmp_path, parts):
 
 
 def test_auxiliary_losses_of_micro_batches_are_weighted_by_their_labels():
-    """A token-weighted mean: micro batches with 8 and 3 labels enter with 8/11 and 3/11."""
+    """The mean is weighted by tokens: micro-batches with 8 and 3 labels have weights 8/11 and 3/11."""
     model, aux = tiny_model(), RouterLoss(1.0, 1.0)
     ids = tokens(2)
     labels = ids.clone()

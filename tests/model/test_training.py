@@ -16,7 +16,7 @@ LOSS = RouterLoss(0.01, 0.01, "routing")
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_parameter_gets_a_gradient(form):
-    """As distributed training wants it: no parameter is left out of a step."""
+    """Distributed training requires that every parameter takes part in each step."""
     model = tiny_model(form, attention_bias=True).train()
     model(tokens(4, 16), labels=tokens(4, 16), router_loss=LOSS).loss.backward()
     for name, parameter in model.named_parameters():
@@ -83,7 +83,7 @@ def test_the_loss_falls(form, frozen):
 
 
 def test_accumulated_micro_batches_equal_one_batch():
-    """With the divisor given, two halves sum to the whole; the router is frozen, since its statistics are a batch's."""
+    """With the divisor given, two halves sum to the whole. The router is frozen: its statistics depend on the batch."""
     whole, halves = tiny_model().train(), tiny_model().train()
     whole.freeze_router()
     halves.freeze_router()
@@ -100,7 +100,7 @@ def test_accumulated_micro_batches_equal_one_batch():
 
 
 def test_a_learning_router_follows_its_batch_not_its_past():
-    """In training the running statistics do not enter the forward."""
+    """In training the forward does not use the running statistics."""
     model = tiny_model().train()
     first = model(tokens()).logits
     for router in model.routers():
@@ -110,7 +110,7 @@ def test_a_learning_router_follows_its_batch_not_its_past():
 
 
 def test_a_nan_reaches_the_loss():
-    """A broken weight must not be hidden by routing: training stops on a loss that is not finite."""
+    """Routing must not hide a broken weight: training stops on a loss that is not finite."""
     for name in ("model.layers.1.moe.v12.weight", "model.layers.2.router.w1.weight", "lm_head.weight"):
         model = tiny_model().train()
         with torch.no_grad():
@@ -121,7 +121,7 @@ def test_a_nan_reaches_the_loss():
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_checkpointing_under_autocast(form, masked, monkeypatch):
-    """float32 weights, bfloat16 arithmetic, layers computed twice: the gradients of layers computed once."""
+    """With float32 weights and bfloat16 arithmetic, recomputed layers give the gradients of layers computed once."""
     set_sizes(monkeypatch)
     gradients = []
     for saving in (False, True):

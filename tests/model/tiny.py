@@ -1,4 +1,4 @@
-"""Models small enough to build in every test, with nothing left at a value that hides a fault."""
+"""Models small enough to build in every test; no parameter has a default value that could hide a fault."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def tokens(B: int = 2, T: int = 9, seed: int = 0) -> Tensor:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, after three special ones."""
+    """A tokenizer with one token per byte, after three special tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", *letters])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

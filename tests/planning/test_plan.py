@@ -1,4 +1,4 @@
-"""`monet plan`: what it says agrees with the model, adds up, and points at a way that fits."""
+"""The numbers of `monet plan` agree with the model and add up, and its remedies fit the GPUs."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from monet.training.settings import ModelShape
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPE = CONFIGS / "pretrain" / "recipe.yaml"
 SIZES = sorted(path for path in (CONFIGS / "pretrain").glob("*.yaml") if path != RECIPE)
-# parameters in millions: the paper's, and of its twins what LLaMA's rule for the width of MLPs gives
+# parameters in millions: from the paper, and for the LLaMA twins from LLaMA's rule for the width of MLPs
 MILLIONS = {"monet_850m": 853.5, "monet_1.4b": 1465.2, "monet_4.1b": 4173.4,
             "llama_770m": 777.9, "llama_1.3b": 1345.4, "llama_3.8b": 3820.7}  # fmt: skip
 
@@ -105,7 +105,7 @@ def test_time_without_communication_is_operations_over_rate():
     assert found.compute_seconds == pytest.approx(flops / (0.4 * 989e12))
     assert found.step_seconds == found.compute_seconds + found.update_seconds
     assert found.communication_seconds == 0
-    # recomputing costs a forward of the layers more
+    # recomputing costs one more forward of the layers
     again = [c for c in all_choices(run, given(1)) if c.checkpointing and c.micro_batch == run.micro_batch]
     assert 1.30 < again[0].compute_seconds / found.compute_seconds < 1.34
 
@@ -136,7 +136,7 @@ def test_volumes_of_the_strategies():
 
 
 def test_a_ring_leaves_a_node_over_all_of_its_network():
-    """nccl-tests' bus bandwidth over nodes is that of all network cards of a node, or the links inside it."""
+    """In nccl-tests all network cards of a node, or its internal links, limit the bus bandwidth between nodes."""
     assert given(8).bandwidth == pytest.approx(0.8 * 450e9)
     assert given(64).bandwidth == pytest.approx(0.8 * 400e9)
     assert given(64, network_bandwidth=25e9).bandwidth == pytest.approx(0.8 * 200e9)
@@ -145,7 +145,7 @@ def test_a_ring_leaves_a_node_over_all_of_its_network():
 
 
 def test_what_hides_behind_the_work_and_what_does_not():
-    """Half of what can; gathered weights of stages 1 and 2 cannot, and DDP's gradients only behind the last batch."""
+    """Half of what can overlap does. Weights gathered in stages 1 and 2 cannot; DDP gradients can in the last batch."""
     volume = sent_bytes(run_of("monet_1.4b_vd").config, "bf16-mixed", "zero1", 64, 4)
     sending, waiting = waiting_seconds(volume, "zero1", 1e9, 1e6, 4)
     assert sending == pytest.approx(sum(volume) / 1e9)
@@ -160,7 +160,7 @@ def test_what_hides_behind_the_work_and_what_does_not():
 
 def test_latency_grows_with_ranks_layers_and_micro_batches():
     monet, llama = run_of("monet_1.4b_vd").config, run_of("llama_1.3b").config
-    # rings of each router's statistics; trees of the losses, the step's numbers and the norms of three groups, twice
+    # rings for each router's statistics; trees for losses, the step's metrics and, twice, the norms of three groups
     monet_ring, monet_tree = 6 * 2 + 7 + 3, 2 + 1 + 6
     assert latency_seconds(monet, "zero1", 8, 2) == pytest.approx(2e-6 * 7 * monet_ring + 20e-6 * 3 * monet_tree)
     assert latency_seconds(monet, "ddp", 512, 1) == pytest.approx(2e-6 * 511 * 6 + 20e-6 * 9 * 2)
@@ -193,7 +193,7 @@ def test_zero_on_one_gpu_is_not_taken_for_ddp():
 
 
 def test_words_make_the_configuration_fit_the_gpus():
-    """What differs from the configuration, and the rhythm of validations, which is counted in batches."""
+    """The words state settings that differ from the configuration, and the validation interval, counted in batches."""
     run = run_of("monet_1.4b_vd")
     assert words(run, given(8), configured(run, given(8))) == ""
     assert words(run, given(64), configured(run, given(64))) == (
@@ -209,7 +209,7 @@ def test_what_does_not_fit_comes_with_words_that_do(tmp_path, capsys):
     big = f"plan --config {RECIPE} --config {CONFIGS / 'pretrain' / 'monet_4.1b_vd.yaml'}"
     assert main(f"{big} --gpus 512".split()) == 0  # two windows a GPU, four are configured
     text = " ".join(capsys.readouterr().out.split())
-    assert "4 windows at a time do not divide the 2 of a GPU; instead: --trainer.num_nodes 64" in text
+    assert "a micro-batch of 4 windows does not divide the 2 windows of a GPU; instead: --trainer.num_nodes 64" in text
     assert "--data.batch_size 2 --trainer.accumulate_grad_batches 1 --trainer.val_check_interval 1000" in text
     assert main([*f"{big} --gpus 8 --gpu rtx4090 --json".split(), str(tmp_path / "small.json")]) == 0
     plan = json.loads((tmp_path / "small.json").read_text())
@@ -223,14 +223,14 @@ def test_what_does_not_fit_comes_with_words_that_do(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--gpus 7", "1024 windows .* cannot be dealt"),
+        ("--gpus 7", "1024 windows .* cannot be divided evenly"),
         ("--gpus 0", "gpus = 0: must be positive"),
-        ("--gpu tpu", "known are a100"),
+        ("--gpu tpu", "must be one of a100"),
         ("--mfu 40", "at most 1"),
         ("--mfu 0", "mfu = 0.0: must be positive"),
         ("--tokens 0", "tokens = 0.0: must be positive"),
         ("--tokens=-1", "tokens = -1.0: must be positive"),
-        ("--gpus 12", "not a whole number of nodes"),
+        ("--gpus 12", "must be a multiple of gpus_per_node"),
         ("--config absent.yaml", "absent.yaml: no such file"),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_configuration_that_training_refuses_is_refused(tmp_path, capsys):
     [
         ({"trainer": {"max_steps": -1}}, "trainer.max_steps = -1: set the number"),
         ({"trainer": {"accumulate_grad_batches": 0}}, "accumulate_grad_batches = 0"),
-        ({"trainer": {"precision": "64-true"}}, "64-true: plans are made for"),
+        ({"trainer": {"precision": "64-true"}}, "64-true: must be 32-true"),
     ],
 )
 def test_a_configuration_that_leaves_something_open_is_refused(tmp_path, capsys, content, message):
@@ -270,7 +270,7 @@ def test_all_gpus_are_as_many_as_are_planned_for(tmp_path):
         files[-1].write_text(yaml.safe_dump({"trainer": {"devices": devices}}))
         assert read_run(files, gpus).windows == 16 * 8 * count
     files[-1].write_text(yaml.safe_dump({"trainer": {"devices": "auto"}}))
-    with pytest.raises(ConfigError, match="leaves the batch of a step open"):
+    with pytest.raises(ConfigError, match="does not fix the batch of a step"):
         read_run(files)
 
 

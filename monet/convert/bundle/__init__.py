@@ -1,1 +1,1 @@
-"""Several modules of this package in one source file; `monet/convert/remote_code.py` says which, and what for."""
+"""Merges modules of this package into one source file; `monet/convert/remote_code.py` chooses them and explains why."""

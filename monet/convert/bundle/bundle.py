@@ -1,8 +1,8 @@
-"""The modules that some definitions need, written as one file which runs without the package.
+"""Writes the modules that some definitions need as one file, which runs without the package.
 
-Each definition is copied as it stands, comments and docstrings included. Definitions that nothing needs are left out.
-Imports inside the package go away. Imports of other packages move to the top; one inside a function stays there. A name
-that two modules give to different things is renamed in one of them, and every use with it. What cannot be copied
+Each definition is copied unchanged, comments and docstrings included. Unneeded definitions are omitted. Imports within
+the package are removed. Imports of other packages move to the top; an import inside a function stays there. If two
+modules give a name to different things, one of the two is renamed, with every use of it. Source that cannot be copied
 faithfully is refused.
 """
 
@@ -23,20 +23,20 @@ _MODULE_NAMES = {"__name__", "__file__", "__doc__"}
 
 
 class Symbol(NamedTuple):
-    """A name at the top of a module; `module` is "" for what another package defines."""
+    """A name at the top level of a module; `module` is "" if another package defines it."""
 
     module: str
     name: str
 
 
 class Bundle:
-    """The modules that some modules need, and what each top-level name is called in the one file.
+    """The modules that the given definitions need, and the name of each top-level definition in the one file.
 
     Args:
-        roots: (module, name) of the definitions that the file is for; they keep their names.
-        stand_ins: module -> the module that takes its place.
-        packages: top-level packages the file may import beside Python's own library.
-        refused: prefixes of modules that the file must not hold.
+        roots: (module, name) of the definitions that the file provides; they keep their names.
+        stand_ins: module -> the module that replaces it.
+        packages: top-level packages that the file may import in addition to Python's standard library.
+        refused: prefixes of modules that the file must not contain.
 
     Raises:
         BundleError: a module cannot be copied faithfully.
@@ -50,7 +50,7 @@ class Bundle:
         refused: Sequence[str],
     ) -> None:
         self._stand_ins, self._packages, self._refused = stand_ins, packages, tuple(refused)
-        self.modules: dict[str, Module] = {}  # each after those it imports
+        self.modules: dict[str, Module] = {}  # each module follows those that it imports
         for module, _ in roots:
             self._visit(module, ())
         self.roots = [self.resolve(*root) for root in roots]
@@ -70,7 +70,7 @@ class Bundle:
         if any(name == prefix or name.startswith(prefix + ".") for prefix in self._refused):
             raise BundleError(
                 f"{importers[-1] if importers else 'a model class'} imports {name}, which the modelling file must not "
-                "hold; move what is needed into a module below it, or name a stand-in"
+                "hold; move the needed definitions into a module below it, or name a stand-in"
             )
         module = Module(name, self._stand_ins)
         for needed in module.needed_first:
@@ -78,29 +78,29 @@ class Bundle:
         self.modules[name] = module
 
     def resolve(self, module: str, name: str) -> Symbol:
-        """Where the thing is defined that a module calls by this name."""
+        """The definition that a module refers to by this name."""
         found = self.modules[module]
         if name in found.internal:
             target, inner = found.internal[name]
             if inner is None:
-                raise BundleError(f"{module} uses the module {target} as a value ({name}); use its names")
+                raise BundleError(f"{module} uses the module {target} as a value ({name}); use names from it instead")
             if target not in self.modules:
-                raise BundleError(f"{module} names {target}.{inner}, but nothing that runs imports {target}")
+                raise BundleError(f"{module} names {target}.{inner}, but no copied code imports {target}")
             return self.resolve(target, inner)
         if name in found.defined:
             return Symbol(module, name)
         if name in found.external or name in _MODULE_NAMES or hasattr(builtins, name):
             return Symbol("", name)
-        raise BundleError(f"{module} uses {name}, which is neither defined nor imported there")
+        raise BundleError(f"{module} uses {name}, which it neither defines nor imports")
 
     def symbol_of(self, module: str, use: Use) -> Symbol:
-        """What a use means."""
+        """The definition that a use refers to."""
         if use.attribute is None:
             return self.resolve(module, use.name)
         return self.resolve(self.modules[module].internal[use.name][0], use.attribute)
 
     def _reachable(self) -> dict[str, list[Statement]]:
-        """The statements that the roots need: in each module that is reached, also those that act."""
+        """The statements that the roots need; in each reached module, also the statements with side effects."""
         kept: dict[str, list[Statement]] = {}
         pending = [found for root in self.roots for found in self._definitions(root)]
         while pending:
@@ -112,7 +112,7 @@ class Bundle:
             if any(statement is other for other in kept[name]):
                 continue
             kept[name].append(statement)
-            # What a function imports comes after all others: it may need what precedes.
+            # An import inside a function comes after all others: it may need the statements before it.
             for needed in (n for node, names in module.dropped if node.lineno in statement.lines for n in names):
                 self._visit(needed, (name,))
             for use in statement.uses:
@@ -131,14 +131,14 @@ class Bundle:
                     yield self.symbol_of(name, use), use
 
     def _hidden(self) -> Iterator[Symbol]:
-        """Definitions whose new name would mean a function's own variable at a place where they are used."""
+        """Definitions whose new name would clash with a function's local variable at a place where they are used."""
         for symbol, use in self._uses():
             name = self.names.get(symbol, symbol.name)
             if name != use.text and name in use.hidden:
                 yield symbol
 
     def _name(self, first: Iterable[Symbol], renamed: Collection[Symbol] = ()) -> dict[Symbol, str]:
-        """A name for each definition: its own, unless it is taken; then with its module's name before it."""
+        """A name for each definition: its own, unless that is taken; then its module's name is put in front."""
         taken = {name: External("builtins", name) for name in dir(builtins)} | self._externals()
         identifiers = set(re.findall(r"\w+", "\n".join(module.source for module in self.modules.values())))
         symbols = [
@@ -155,21 +155,23 @@ class Bundle:
                 private = "_" if name.startswith("_") else ""
                 name = f"{private}{place}_{name.lstrip('_')}"
                 if name in taken or name in identifiers or symbol in self.roots or keyword.iskeyword(name):
-                    raise BundleError(f"{symbol.module}.{symbol.name}: the name is taken, and so is {name}; rename it")
+                    raise BundleError(f"{symbol.module}.{symbol.name}: this name and {name} are both taken; rename it")
             taken[name] = External(symbol.module, symbol.name)
             names[symbol] = name
         return names
 
     def _externals(self) -> dict[str, External]:
-        """What the kept statements use of other packages, by the name they use it under."""
+        """The names from other packages that the kept statements use, by local name."""
         used: dict[str, External] = {}
         for name, statements in self.kept.items():
             for local, found in self._external_uses(name, statements):
                 if used.setdefault(local, found) != found:
-                    raise BundleError(f"{local} is {found} in {name}, elsewhere {used[local]}; import it by one name")
+                    raise BundleError(f"{local} is {found} in {name}, but {used[local]} elsewhere; rename one")
                 top = found.module.split(".")[0]
                 if not self._is_present(top):
-                    raise BundleError(f"{name} imports {top}, which may be missing where the modelling file runs")
+                    raise BundleError(
+                        f"{name} imports {top}, which may be missing where the modelling file runs; remove it"
+                    )
         return used
 
     def _external_uses(self, name: str, statements: Sequence[Statement]) -> Iterator[tuple[str, External]]:
@@ -184,7 +186,7 @@ class Bundle:
                 yield local, self.modules[module].external[local]
 
     def imports(self) -> str:
-        """The import statements of the file, Python's own library first."""
+        """The import statements of the file, the standard library first."""
         plain: list[tuple[str, str]] = []
         members: dict[str, list[tuple[str, str]]] = {}
         for local, (module, name) in sorted(self._externals().items()):
@@ -200,7 +202,7 @@ class Bundle:
         return "\n\n".join(group for group in groups if group)
 
     def sections(self, heading: Callable[[str, str], str]) -> Iterator[str]:
-        """The kept statements of each module, below `heading(module, its docstring)`."""
+        """The kept statements of each module, under `heading(module, its docstring)`."""
         for name, statements in self.kept.items():
             text = "\n".join(self._text(self.modules[name], statement) for statement in statements)
             yield f"{heading(name, self.modules[name].summary)}\n\n\n" + re.sub(r"\n{4,}", "\n\n\n", text.strip("\n"))
@@ -211,7 +213,7 @@ class Bundle:
         for use in sorted(edits, key=lambda use: (use.line, use.column), reverse=True):
             line = lines[use.line].encode()
             if line[use.column : use.end].decode() != use.text:
-                raise BundleError(f"{module.name}:{use.line}: cannot rename {use.text} on this line")
+                raise BundleError(f"{module.name}:{use.line}: cannot rename {use.text} on this line; use a plain name")
             new = (self._renames(module.name, use) or "").encode()
             lines[use.line] = (line[: use.column] + new + line[use.end :]).decode()
         for node in (node for node, _ in module.dropped if node.lineno in lines):
@@ -220,7 +222,7 @@ class Bundle:
                 del lines[n]
         for node in (node for node in module.deferred if node.lineno in lines):
             if not all(map(self._is_present, packages_of(node))):
-                # transformers refuses a file with such an import, even where it never runs, unless it may fail
+                # transformers refuses a file with such an import, even if it never runs, unless it is in a try block
                 indent, last = " " * node.col_offset, self._last_line(module, node)
                 for n in range(node.lineno, last + 1):
                     lines[n] = f"    {lines[n]}"
@@ -230,7 +232,7 @@ class Bundle:
 
     def _last_line(self, module: Module, node: ast.stmt) -> int:
         if module.lines[node.lineno - 1][: node.col_offset].strip():
-            raise BundleError(f"{module.name}:{node.lineno}: put the import on a line of its own")
+            raise BundleError(f"{module.name}:{node.lineno}: put the import on a separate line")
         return node.end_lineno or node.lineno
 
     def _is_present(self, package: str) -> bool:

@@ -1,4 +1,4 @@
-"""A module's source taken apart: what it imports, and its top-level statements with the names they bind and use."""
+"""Parses a module's source: its imports, and its top-level statements with the names that they bind and use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign,
 
 
 class BundleError(RuntimeError):
-    """A module holds something that the one file cannot hold; says which module, and what to change."""
+    """A module cannot be copied into the one file; the message names the module and the change it needs."""
 
 
 class External(NamedTuple):
@@ -25,7 +25,7 @@ class External(NamedTuple):
 
 
 class Statement(NamedTuple):
-    """A top-level statement that is copied, with the comments above it."""
+    """A top-level statement to copy, with the comments above it."""
 
     node: ast.stmt
     first_line: int
@@ -35,17 +35,17 @@ class Statement(NamedTuple):
 
     @property
     def lines(self) -> range:
-        """Numbers of its lines, from 1."""
+        """Its line numbers, from 1."""
         return range(self.first_line, self.last_line + 1)
 
     @property
     def acts(self) -> bool:
-        """Whether it does something besides giving a value to a name."""
+        """Whether it does more than bind names."""
         return not (self.binds and isinstance(self.node, _DEFINITIONS))
 
 
 class Module:
-    """A parsed module: what it imports, defines and uses."""
+    """A parsed module: its imports, definitions and uses."""
 
     def __init__(self, name: str, stand_ins: Mapping[str, str]) -> None:
         self.name = name
@@ -57,7 +57,7 @@ class Module:
         self.external: dict[str, External] = {}
         self.needed_first: list[str] = []
         self.dropped: list[tuple[ast.stmt, list[str]]] = []  # imports inside functions, and the modules they name
-        self.deferred: list[ast.Import | ast.ImportFrom] = []  # the same of other packages, outside try blocks
+        self.deferred: list[ast.Import | ast.ImportFrom] = []  # the same for other packages, outside try blocks
         self._stand_ins = stand_ins
         copied = [node for node in self.tree.body if not self._reads_import(node)]
         for node in ast.walk(ast.Module(copied, [])):
@@ -70,7 +70,7 @@ class Module:
         self.defined = frozenset().union(*(statement.binds for statement in self.statements))
 
     def _reads_import(self, node: ast.stmt) -> bool:
-        """Whether a top-level statement is not copied: imports, the docstring, `__all__`; keeps note of imports."""
+        """Whether a top-level statement is not copied (imports, docstring, `__all__`); records imports."""
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and not node.orelse:
             if not all(isinstance(child, (ast.Import, ast.ImportFrom)) for child in node.body):
                 return False
@@ -93,7 +93,7 @@ class Module:
             module = self._stand_ins.get(module, module)
             target, local = (module, name), alias.asname or alias.name
             if self.internal.setdefault(local, target) != target:
-                raise BundleError(f"{self.name}:{node.lineno}: {local} is imported twice, with two meanings")
+                raise BundleError(f"{self.name}:{node.lineno}: {local} is imported twice, with two meanings; rename it")
             needed.append(module)
 
     def _read_external(self, node: Any) -> None:
@@ -112,7 +112,7 @@ class Module:
         aliases = {local for local, (_, name) in self.internal.items() if name is None}
         ends = {node.lineno: node.end_lineno or node.lineno for node in self.tree.body}
         if len(ends) < len(self.tree.body):
-            raise BundleError(f"{self.name}: two statements share a line; give each its own")
+            raise BundleError(f"{self.name}: two statements share a line; put each on a separate line")
         for node in nodes:
             first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
             before = max((end for line, end in ends.items() if line < node.lineno), default=0)
@@ -132,7 +132,7 @@ def _source(module: str) -> str:
     spec = importlib.util.find_spec(module)
     source = spec.loader.get_source(module) if spec and spec.loader else None  # type: ignore[attr-defined]
     if source is None:
-        raise BundleError(f"{module} has no source to copy")
+        raise BundleError(f"{module} has no Python source to copy")
     return source
 
 
@@ -143,7 +143,7 @@ def _is_internal(node: ast.stmt) -> bool:
 
 
 def _is_module(package: str, name: str) -> bool:
-    """Whether a package has a module of this name; nothing but packages is imported to find out."""
+    """Whether a package has a module of this name; only packages are imported to find out."""
     found = importlib.util.find_spec(package)
     if found is None or found.submodule_search_locations is None:
         return False
@@ -151,7 +151,7 @@ def _is_module(package: str, name: str) -> bool:
 
 
 def _names_of_package(node: ast.ImportFrom) -> bool:
-    """Whether it imports from the package's own `__init__`, which is no part of the copy."""
+    """Whether the statement imports from the package's own `__init__`, which is not copied."""
     return node.module == PACKAGE and not all(_is_module(PACKAGE, alias.name) for alias in node.names)
 
 

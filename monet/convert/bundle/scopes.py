@@ -1,4 +1,4 @@
-"""Which names in a piece of source stand for definitions at the top of its module."""
+"""Finds the names in a piece of source that refer to top-level definitions of its module."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 class Use(NamedTuple):
-    """A place in the source where a name stands that belongs to the module.
+    """One use of a module's top-level name in the source.
 
-    name: as the module calls it; attribute: what is taken from it where the name is a module, else None.
+    name: the name in the module; attribute: the attribute taken from it if the name is a module, else None.
     line: from 1; column, end: in bytes of the line's UTF-8.
-    text: what stands there. hidden: names that functions around it give to their own variables.
+    text: the source text of the use. hidden: names that enclosing functions bind to local variables.
     """
 
     name: str
@@ -28,13 +28,13 @@ class Use(NamedTuple):
 
 
 def uses_of(node: ast.stmt, modules: Collection[str], imported: Collection[str], lines: Sequence[str]) -> list[Use]:
-    """The uses in a top-level statement, the names it defines included.
+    """The uses in a top-level statement, including the names that it defines.
 
     Args:
         node: the statement.
-        modules: names that stand for modules.
-        imported: names that imports bring which are left out of the copy, wherever they stand.
-        lines: of the whole source.
+        modules: names that refer to modules.
+        imported: names bound by imports that are omitted from the copy, at any place in the statement.
+        lines: lines of the whole source.
     """
     visitor = _Visitor(modules, imported, lines)
     visitor.visit(node)
@@ -42,7 +42,7 @@ def uses_of(node: ast.stmt, modules: Collection[str], imported: Collection[str],
 
 
 def bound_names(nodes: Iterable[ast.AST], imported: Collection[str] = ()) -> set[str]:
-    """Names that statements give a value to in the scope they stand in."""
+    """Names that statements bind in their own scope."""
     bound: set[str] = set()
     released: set[str] = set()
     for node in _same_scope(nodes):
@@ -76,10 +76,10 @@ class _Visitor(ast.NodeVisitor):
     def __init__(self, modules: Collection[str], imported: Collection[str], lines: Sequence[str]) -> None:
         self.found: list[Use] = []
         self._modules, self._imported, self._lines = modules, imported, lines
-        self._scopes: list[tuple[bool, set[str]]] = []  # whether it is a class's, and its names
+        self._scopes: list[tuple[bool, set[str]]] = []  # whether the scope is a class, and its names
 
     def _hidden(self) -> frozenset[str]:
-        """Names that mean something else here; a class's names do so in its own body, not in the functions there."""
+        """Names that mean something else here; a class's names do so in its own body, but not in its functions."""
         seen = [bound for is_class, bound in self._scopes[:-1] if not is_class]
         return frozenset().union(*seen, *(bound for _, bound in self._scopes[-1:]))
 
@@ -101,7 +101,7 @@ class _Visitor(ast.NodeVisitor):
             self.visit(value)
 
     def visit_Global(self, node: ast.Global) -> None:
-        for name in node.names:  # found as another text than stands there: a renaming is refused
+        for name in node.names:  # the recorded text differs from the source, so renaming is refused
             self._add(name, None, node.lineno, node.col_offset, name)
 
     def _within(self, nodes: Iterable[ast.AST], bound: set[str], is_class: bool = False) -> None:

@@ -66,7 +66,7 @@ def test_soft_removals_have_soft_controls(weights):
 
 
 @pytest.mark.parametrize(("kind", "weight", "message"), [
-    ("size", None, "'size': allowed are number, mass, activity"),
+    ("size", None, "'size': must be one of number, mass, activity"),
     ("mass", None, "need the statistics"),
     ("mass", torch.ones(1, 3), r"shape \(1, 3\)"),
     ("activity", -torch.ones(2, 400), "at least 0"),

@@ -272,7 +272,7 @@ def test_refusals(model, mask, data, tmp_path):
         evaluate_general(model, {}, **{**options, "batch_size": 0})
     with pytest.raises(CheckpointError, match="mask for 'a'"):
         evaluate_general(model, {"a": ExpertMask(mask.keep_REE, fingerprint="another")}, **options)
-    with pytest.raises(CheckpointError, match="no tokenizer there"):
+    with pytest.raises(CheckpointError, match="no tokenizer found"):
         evaluate_general(model, {}, tokenizer=str(tmp_path), **options)
     with pytest.raises(DataError, match="PIQA: 1 of 1 questions have a score, and an interval needs two"):
         evaluate_general(model, {}, limit=1, **options)
