@@ -1,11 +1,11 @@
-"""Every Triton kernel compiled for GPUs that need not be there, and what it takes of them, against written limits.
+"""Compiles every Triton kernel without a GPU, and compares its use of registers and memory with stored limits.
 
     python -m benchmarks.aot [--sm 80 90] [--json FILE] [--update]
 
-Each module that holds Triton kernels lists its launches in `AOT` (kernels/aot_case.py). Each is compiled with the
-compiler that triton brings along; registers and stack come from the machine code, spills from ptxas. Figures depend on
-triton's release, so benchmarks/aot_limits/ has one file of limits for each. A figure beyond its limit, a launch without
-one, a limit without a launch and a release without a file end the command with exit code 1.
+Each module with Triton kernels lists its launches in `AOT` (kernels/aot_case.py). The compiler that is included in
+triton compiles each launch. Registers and stack come from the machine code, spills from ptxas. The figures depend on
+triton's release, so benchmarks/aot_limits/ has one file of limits for each release. The exit code is 1 if a figure
+exceeds its limit, if a launch has no limit, if a limit has no launch, or if a release has no file.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ MODULES = (
     "monet.kernels.vde.triton_mix",
     "monet.kernels.routing.triton_op",
 )
-# A file for each release of triton, VERSION.json.
+# One file for each release of triton, VERSION.json.
 LIMITS = Path(__file__).with_name("aot_limits")
-# Shared memory a block may have, bytes: CUDA C programming guide, compute capabilities.
+# Largest shared memory of a block, in bytes: CUDA C programming guide, compute capabilities.
 MAX_SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-# The hardware hands out registers in steps of so many a thread.
+# The hardware allocates the registers of a thread in steps of this size.
 REGISTER_STEP = 8
 COLUMNS = {
     "kernel": "", "sm": "", "registers": "", "spill_stores": "", "spill_loads": "", "stack": "", "shared": "",
@@ -49,10 +49,10 @@ COLUMNS = {
 
 
 def load_cases(modules: Sequence[str]) -> list[AotCase]:
-    """The launches that the modules list.
+    """Launches that the modules list.
 
     Raises:
-        ConfigError: a module cannot be imported, lists none, or lists a name twice; or Triton is interpreted.
+        ConfigError: a module cannot be imported, lists no launch, or lists a name twice; or Triton is interpreted.
     """
     if interpreted():
         raise ConfigError(
@@ -69,7 +69,7 @@ def load_cases(modules: Sequence[str]) -> list[AotCase]:
             raise ConfigError(f"{name}.AOT is empty; list its kernels' launches, or take the module off the list")
         for case in listed:
             if case.name in cases:
-                raise ConfigError(f"{name}.AOT: the name {case.name!r} is taken; give each launch its own")
+                raise ConfigError(f"{name}.AOT: the name {case.name!r} occurs twice; give each launch another name")
             cases[case.name] = case
     return list(cases.values())
 
@@ -150,7 +150,7 @@ def _from_cubin(cubin: Any) -> dict[str, int]:
 
 
 def _from_ptxas(ptx: str, sm: int) -> dict[str, int]:
-    """Spilled bytes, which only the assembler tells."""
+    """Spilled bytes, which only the assembler reports."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     architecture = re.search(r"\.target\s+(\w+)", ptx)
@@ -167,12 +167,12 @@ def _from_ptxas(ptx: str, sm: int) -> dict[str, int]:
 
 
 def key(row: dict[str, Any]) -> str:
-    """Under what a row's limits are filed."""
+    """Key of a row's limits in the file."""
     return f"sm_{row['sm']} {row['kernel']}"
 
 
 def problems(rows: list[dict[str, Any]], limits: dict[str, Any]) -> list[str]:
-    """What is beyond the limits, has none, or is limited but gone; empty where all is well."""
+    """Figures beyond their limits, launches without limits, and limits without launches; empty if there are none."""
     found, written = [], limits["limits"]
     for row in rows:
         if row["shared"] > MAX_SHARED.get(row["sm"], MAX_SHARED[90]):
@@ -194,7 +194,7 @@ def _limited(row: dict[str, Any]) -> dict[str, int]:
 
 
 def updated(rows: list[dict[str, Any]], limits: dict[str, Any], triton_version: str) -> dict[str, Any]:
-    """Limits at the rows' figures. Spills stay as they were allowed before, at first 0: only a hand admits them."""
+    """Limits equal to the rows' figures. The allowed spills do not change (at first 0): edit the file to allow them."""
     targets = {f"sm_{row['sm']}" for row in rows}
     written = {name: limit for name, limit in limits["limits"].items() if name.split()[0] not in targets}
     for row in rows:
@@ -205,7 +205,7 @@ def updated(rows: list[dict[str, Any]], limits: dict[str, Any], triton_version: 
 
 
 def read_limits(path: Path) -> dict[str, Any]:
-    """The written limits; none where there is no file yet.
+    """Limits in the file; none if the file does not exist yet.
 
     Raises:
         ConfigError: the file is not what `--update` writes.
@@ -222,7 +222,7 @@ def read_limits(path: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None, modules: Sequence[str] = MODULES, limits_folder: Path = LIMITS) -> int:
-    """Compile, print the table, compare; the exit code."""
+    """Compile, print the table and compare it with the limits; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sm", type=int, nargs="+", default=[80, 90], help="compute capabilities; 90 is Hopper")
     parser.add_argument("--json", type=Path, help="file for the table")

@@ -1,9 +1,9 @@
-"""What our layer is measured against: the same formulas written with einsums, and a dense SwiGLU.
+"""Baselines of our layer: the same formulas written with einsums, and a dense SwiGLU.
 
-The einsum modules follow the paper's formulas (arXiv 2412.04139, eq. 10-29) the way one writes them down: BatchNorm
-over a transposed float32 copy of the logits, `where` and softmax over all keys, hidden units contracted operand by
-operand from left to right (which is the cheap order, through a (B, T, H, M) array), gates cast to the layer's dtype in
-every layer. Parameter names are the released ones, so our modules' state dicts load.
+The einsum modules are a direct translation of the paper's formulas (arXiv 2412.04139, eq. 10-29). They apply BatchNorm
+to a transposed float32 copy of the logits, and `where` and softmax to all keys. They contract the hidden units operand
+by operand from left to right, which is the cheap order, through a (B, T, H, M) array. Every layer casts the gates to
+its dtype. Parameter names are the released ones, so our modules' state dicts load.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class EinsumVertical(nn.Module):
 
 
 class DenseSwiGLU(nn.Module):
-    """Llama's MLP. At width 5632 it has the multiply-adds of one expert layer of the 1.4B model (34.6 M a token)."""
+    """Llama's MLP. At width 5632 it has as many multiply-adds as an expert layer at 1.4B (34.6 M per token)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""A training step compiled by torch.compile next to the eager one: `python -m benchmarks.compile_speed`.
+"""Compares a training step under torch.compile with the eager one: `python -m benchmarks.compile_speed`.
 
     python -m benchmarks.compile_speed [--config configs/demo.yaml] [--rounds 20] [--threads N]
 
 Both run forward and backward of the configuration's micro-batch, in turns on the same random windows and weights. The
-compiled model is what `compile: true` makes. The first call compiles; its seconds are shown apart.
+compiled model is that of `compile: true`. The first call compiles; its seconds are shown separately.
 """
 
 from __future__ import annotations

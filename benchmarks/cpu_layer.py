@@ -1,12 +1,12 @@
-"""One Monet layer on the CPU: ours beside an einsum formulation and a dense MLP, in one process, taking turns.
+"""Times one Monet layer on the CPU, an einsum formulation and a dense MLP, in turns in one process.
 
     python -m benchmarks.cpu_layer [--json FILE] [--quick]
 
-Times are medians over rounds; ratios are medians of the ratios inside each round, `speedup_low` and `speedup_high` the
-quartiles. `speedup_over_einsum` above 1 means that ours is faster, `ratio_to_dense` above 1 that ours is slower than a
-dense MLP with as many multiply-adds as one expert layer. The router is timed alone; one serves four layers. Both
-formulations are checked to agree before timing. Memory is counted for each part alone, and for a step of a routing
-group: one router and the four layers it serves, gradients of the weights not counted.
+Times are medians over rounds. Ratios are medians of the ratios of each round, and `speedup_low` and `speedup_high` are
+quartiles. If `speedup_over_einsum` is above 1, our layer is faster. If `ratio_to_dense` is above 1, our layer is slower
+than a dense MLP with as many multiply-adds as one expert layer. The router is timed separately; one router serves four
+layers. Before timing, the command checks that both formulations agree. Memory is counted for each part separately, and
+for a step of a routing group: one router and its four layers, without gradients of the weights.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FORWARD, BOTH = "forward", "forward+backward"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: the layer's shape, the numbers of tokens, and how long."""
+    """Settings of the measurement: the layer's shape, the numbers of tokens, and the duration."""
 
     hidden_size: int = 2048
     experts: int = 512
@@ -109,7 +109,7 @@ def build(plan: Plan) -> tuple[list[Pair], DenseSwiGLU]:
 
 
 class Inputs(NamedTuple):
-    """x_BTD, routing probabilities as another router gave them, and the gradient that comes back."""
+    """x_BTD, routing probabilities from another router, and the gradient of the output."""
 
     x_BTD: Tensor
     gates: tuple[Tensor, Tensor]
@@ -286,7 +286,7 @@ def _step(group: Group, x_BTD: Tensor) -> None:
 
 
 def shape_fields(plan: Plan, pair: Pair, tokens: int) -> dict[str, Any]:
-    """What identifies a row."""
+    """Fields that identify a row."""
     return {
         "part": pair.part, "topk": pair.topk, "tokens": tokens, "hidden_size": plan.hidden_size,
         "experts": plan.experts, "heads": plan.heads, "expert_width": plan.expert_width,
@@ -295,7 +295,7 @@ def shape_fields(plan: Plan, pair: Pair, tokens: int) -> dict[str, Any]:
 
 
 def environment(plan: Plan) -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
+    """Machine, versions and settings, on which the numbers depend."""
     return {
         "cpu": processor(), "capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0], "python": platform.python_version(), "torch": torch.__version__,
@@ -304,7 +304,7 @@ def environment(plan: Plan) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's own name for itself."""
+    """Name of the CPU's model."""
     names = (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name"))
     return next(names, "unknown")
 
@@ -327,7 +327,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print both tables, and write them where `--json` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the rows, the memory and the environment")
-    parser.add_argument("--quick", action="store_true", help="a toy shape, to see that the benchmark runs")
+    parser.add_argument("--quick", action="store_true", help="use a toy shape, to check that the benchmark runs")
     parser.add_argument("--threads", type=int, help="threads of torch; default: torch's own choice")
     options = parser.parse_args(argv)
     if options.threads:

@@ -1,11 +1,11 @@
-"""Where the time of a routing group goes on the CPU: the einsum formulation beside ours, operator by operator.
+"""Profiles the operators of a routing group on the CPU, in the einsum formulation and in ours.
 
     python -m benchmarks.cpu_profile [--json FILE] [--decompose vertical] [--topk 32] [--quick]
 
-A group is one router and the four layers it serves, at the 1.4B shape in float32. Two steps are profiled, one after the
-other for both formulations on the same weights: decoding, one token at a time, and training, forward and backward of
-128 tokens. The figure is an operator's own time in milliseconds a step; operators below 1 % of both are summed. The
-profiler slows short operators down, so the totals are those of the clock without it, in turns.
+A group is one router and the four layers it serves, at the 1.4B shape in float32. Two steps are profiled for both
+formulations on the same weights: decoding, one token at a time, and training, forward and backward of 128 tokens. The
+figure is an operator's self time in milliseconds for each step; operators below 1 % of both totals are summed. The
+profiler slows down short operators, so the totals are measured without it, in turns.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def step_of(kind: str, group: Group, x_BTD: Tensor) -> Callable[[], object]:
 
 
 def own_milliseconds(step: Callable[[], object], repeats: int) -> Counter[str]:
-    """Own time of each operator in a step."""
+    """Self time of each operator in a step."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(repeats):
             step()
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--json", type=Path, help="file for the tables and the environment")
     parser.add_argument("--decompose", choices=sorted(EINSUM), default="horizontal", help="default: %(default)s")
     parser.add_argument("--topk", type=int, default=8, help="keys that act a side and head; default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="a toy shape, to see that the command runs")
+    parser.add_argument("--quick", action="store_true", help="use a toy shape, to check that the command runs")
     options = parser.parse_args(argv)
     plan = QUICK if options.quick else Plan()
     if not 1 <= options.topk <= plan.experts:

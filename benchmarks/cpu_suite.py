@@ -1,13 +1,13 @@
-"""The CPU figures of one Monet layer beside their targets, in one run.
+"""Measures one Monet layer on the CPU and compares the figures with their targets.
 
     python -m benchmarks.cpu_suite [--json FILE] [--onednn] [--quick]
 
-A layer is its experts and a quarter of a router, since one router serves four layers. Ours is timed side by side with
-the einsum formulation and with Llama's MLP of the same model family (SwiGLU, width 5504), all in turns; a value is the
-median over rounds of the ratio inside each round, `low` and `high` are its quartiles. Both formulations are checked to
-agree before they are timed. On a busy machine threads wait for each other, and a layer's short operators for it most:
-`--threads 1` is then the fairer comparison. Decoding walks through different tokens, so that weights come from memory
-as they do in a model of many layers. The exit code does not depend on the figures.
+A layer consists of its experts and a quarter of a router, because one router serves four layers. It is timed in turns
+with the einsum formulation and with Llama's MLP of the same model family (SwiGLU, width 5504). A value is the
+median of the ratios of each round, and `low` and `high` are quartiles. Before timing, the command checks that both
+formulations agree. On a busy machine threads wait for each other, which slows down a layer's short operators most:
+`--threads 1` is then the fairer comparison. Decoding uses different tokens in turn, so that weights come from memory
+as in a model of many layers. The exit code does not depend on the figures.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and how long. `listed` are the shapes of C7: tokens and mode."""
+    """Settings of the measurement, and its duration. `listed` are the shapes of C7: tokens and mode."""
 
     layer: cpu_layer.Plan = field(default_factory=lambda: cpu_layer.Plan(dense_width=5504))
     prefill_tokens: int = 256
@@ -54,7 +54,7 @@ class Plan:
         (1, FORWARD), (16, FORWARD), (128, FORWARD), (512, FORWARD), (16, BOTH), (128, BOTH), (256, BOTH),
     )  # fmt: skip
     rounds: int = 7
-    # After so many seconds three rounds must do: the whole takes less than five minutes on a busy machine, too.
+    # After this many seconds three rounds are enough, so the suite takes less than five minutes on a busy machine too.
     thorough_seconds: float = 100
     block_seconds: float = 0.15
 
@@ -76,7 +76,7 @@ def decoding(choice: str) -> Iterator[None]:
 
 
 class Parts:
-    """The modules of both formulations, and inputs with routing of their own for each k."""
+    """The modules of both formulations, and inputs with separate routing for each k."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self._started = plan, time.monotonic()
@@ -130,7 +130,7 @@ def in_turn(runs: list[Run]) -> Run:
 
 
 class Row(dict[str, Any]):
-    """A line of the table: `value` is the median of `samples`, to be at most or at least `must`."""
+    """A line of the table: `value` is the median of `samples` and must be at most or at least `must`."""
 
     def __init__(self, name: str, what: str, samples: list[float], bound: str, must: float, **more: Any) -> None:
         value = statistics.median(samples)
@@ -154,7 +154,7 @@ def _ms(**samples: list[float]) -> dict[str, float]:
 
 
 def prefill_rows(parts: Parts) -> Iterator[Row]:
-    """C1, C2: a layer's forward over the dense MLP's."""
+    """C1, C2: time of a layer's forward divided by that of the dense MLP."""
     plan, tokens = parts.plan, parts.plan.prefill_tokens
     for topk in plan.layer.topks:
         inputs = parts.inputs(tokens, topk)
@@ -173,7 +173,7 @@ def prefill_rows(parts: Parts) -> Iterator[Row]:
 
 
 def decode_rows(parts: Parts) -> Iterator[Row]:
-    """C3, C4: a layer for one token over the dense MLP, the einsum layer and its own dense path."""
+    """C3, C4: a layer for one token, compared with the dense MLP, the einsum layer and its own dense path."""
     plan = parts.plan
     few, many = plan.layer.topks
     for dtype in (torch.float32, torch.bfloat16):
@@ -226,7 +226,7 @@ def _decode(parts: Parts, topk: int, dtype: torch.dtype, few: int) -> Iterator[R
 
 
 class _Recorded(nn.Linear):
-    """Returns a copy of recorded logits, at the price of the copy."""
+    """Returns a copy of recorded logits, so that it costs only the copy."""
 
     def __init__(self, linear: nn.Linear, x_BTD: Tensor) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
@@ -242,7 +242,7 @@ def _products(router: MonetRouter, x_TD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def router_rows(parts: Parts) -> Iterator[Row]:
-    """C5: what a router does with its logits over the matrix products that made them."""
+    """C5: time that a router spends on its logits, divided by that of the matrix products that compute them."""
     plan, topk = parts.plan, parts.plan.layer.topks[0]
     for tokens in (plan.prefill_tokens, 1):
         inputs = parts.inputs(tokens, topk)
@@ -265,7 +265,7 @@ def router_rows(parts: Parts) -> Iterator[Row]:
 
 
 def masked_rows(parts: Parts) -> Iterator[Row]:
-    """C6: a layer under a hard mask over the same without one."""
+    """C6: time of a layer under a hard mask, divided by that without a mask."""
     plan, E = parts.plan, parts.plan.layer.experts
     keep = Keep(torch.rand(1, E, E, generator=torch.Generator().manual_seed(0)) > 0.5)
     topk = plan.layer.topks[0]
@@ -315,7 +315,7 @@ def einsum_rows(parts: Parts) -> Iterator[Row]:
 
 
 def memory_rows(parts: Parts) -> Iterator[Row]:
-    """C8: what a layer keeps for its backward, and the peak of a training step of a routing group."""
+    """C8: memory that a layer keeps for its backward, and the peak of a training step of a routing group."""
     plan = parts.plan
     tokens, topk = plan.layer.memory_tokens, plan.layer.topks[0]
     inputs = parts.inputs(tokens, topk)
@@ -335,7 +335,7 @@ def memory_rows(parts: Parts) -> Iterator[Row]:
 
 
 def _kept_kib(module: nn.Module, part: str, inputs: Inputs, dtype: torch.dtype) -> float:
-    """KiB a token that the module keeps for its backward; routing is counted with the router that made it."""
+    """KiB for each token that the module keeps for its backward; the router's memory includes its probabilities."""
     module = in_dtype(module, dtype).train()
     x_BTD = inputs.x_BTD.to(dtype).requires_grad_()
     gates = [gate.clone().requires_grad_() for gate in inputs.gates] if part in SHORT else []
@@ -351,7 +351,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print the table as it grows, and write it where `--json` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the rows and the environment")
-    parser.add_argument("--quick", action="store_true", help="a toy shape, to see that the suite runs")
+    parser.add_argument("--quick", action="store_true", help="use a toy shape, to check that the suite runs")
     parser.add_argument("--threads", type=int, help="threads of torch; default: torch's own choice")
     parser.add_argument(
         "--onednn", action="store_true", help="all products by oneDNN, as train.py has them (monet/cpu.py)"
@@ -360,7 +360,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.onednn and not use_onednn_products():
-        parser.error("--onednn: oneDNN is not there, not exact or of no use on this processor")
+        parser.error("--onednn: oneDNN is missing, not exact or not useful on this processor; omit the option")
     started = time.monotonic()
     plan = QUICK if options.quick else Plan()
     environment = cpu_layer.environment(plan.layer) | {
@@ -376,7 +376,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             print(f"{row['id']:<22} {row['value']:8.3f} [{row['low']:.3f} .. {row['high']:.3f}] {row['unit']:<5} "
                   f"{verdict} {row['bound']} {row['must']:<5} {row['what']}", flush=True)  # fmt: skip
     if options.quick:
-        print("\nA toy shape: the figures say nothing about the targets.")
+        print("\nThis is a toy shape: the figures say nothing about the targets.")
     environment |= {"load_average_after": os.getloadavg()[0], "seconds": time.monotonic() - started}
     missed = [row["id"] for row in rows if not row["meets_must"]]
     print(f"\n{len(rows) - len(missed)} of {len(rows)} rows meet their must; load average "

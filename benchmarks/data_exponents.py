@@ -1,4 +1,4 @@
-"""How the costs of reading prepared data grow with shards, ranks and the length of a document; part of `scale_plan`."""
+"""Counts how the costs of reading data grow with shards, ranks and the length of a document; part of `scale_plan`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EOS, VOCABULARY, TOKENS = 1, 100, 40
 
 
 def write_shards(folder: Path, shards: int) -> Path:
-    """Prepared data of so many shards, of one document each."""
+    """Prepared data of this many shards, with one document in each."""
     writer = ShardWriter(folder / "train" / "text", dtype_for(VOCABULARY), VOCABULARY, TOKENS)
     with patch.object(os, "fsync", lambda descriptor: None):  # they are not kept
         for number in range(shards):
@@ -41,7 +41,7 @@ def write_shards(folder: Path, shards: int) -> Path:
 
 @contextmanager
 def counted_looks() -> Iterator[list[int]]:
-    """A list that grows with every file whose status is asked for or that is opened."""
+    """A list that gets an entry for every file that is opened or whose status is read."""
     looks: list[int] = []
 
     def counted(look: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +54,7 @@ def counted_looks() -> Iterator[list[int]]:
 
 
 def descriptors(shards: int) -> int:
-    """Most descriptors that a process holds while it opens and reads so many shards, where it may have few more."""
+    """Most descriptors that a process holds while it reads this many shards, with a low limit on descriptors."""
     with tempfile.TemporaryDirectory() as name:
         folder = write_shards(Path(name), shards)
         before = {int(number) for number in os.listdir("/proc/self/fd")}
@@ -73,7 +73,7 @@ def descriptors(shards: int) -> int:
 
 
 def looks_of_rank(shards: int, trusted: bool) -> int:
-    """Looks at files of a rank that opens so many shards."""
+    """File accesses of a rank that opens this many shards."""
     with tempfile.TemporaryDirectory() as name:
         folder = write_shards(Path(name), shards)
         with counted_looks() as looks:
@@ -82,7 +82,7 @@ def looks_of_rank(shards: int, trusted: bool) -> int:
 
 
 def looks_of_all(world_size: int, shards: int = 100) -> int:
-    """Looks at files, over all ranks of a training, of opening its data."""
+    """File accesses of all ranks of a run while they open its data."""
     from benchmarks.scale_plan import ThreadRanks, on_all
 
     with tempfile.TemporaryDirectory() as name:
@@ -102,7 +102,7 @@ def looks_of_all(world_size: int, shards: int = 100) -> int:
 
 
 class _Letters(SimpleNamespace):
-    """In place of a tokenizer: an id for each letter; keeps how many letters it got at once at most."""
+    """Stand-in for a tokenizer: an id for each letter; records the largest number of letters it got at once."""
 
     most = 0
 
@@ -118,7 +118,7 @@ class _Letters(SimpleNamespace):
 
 
 def letters_at_once(length: int) -> int:
-    """Letters that the tokenizer gets at once of one document of such a length."""
+    """Largest number of letters that the tokenizer gets at once from one document of this length."""
     backend = _Letters()
     text = ("a line of words\n" * (length // 16 + 1))[:length]
     (ids,) = TextEncoder(backend, [], EOS).arrays([text])  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def letters_at_once(length: int) -> int:
 
 
 def growths() -> list[Growth]:
-    """All of them."""
+    """All costs of reading data."""
     shards, ranks = (30, 300), (8, 64)
     return [
         growth("descriptors held, reading all shards", "shards", descriptors, (600, 2400), 0.1),

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.data_scale`: what preparing and opening data costs at growing sizes, with exponents.
+"""`python -m benchmarks.data_scale`: measures the cost of preparing and opening data at growing sizes, with exponents.
 
-Every figure is measured in a process of its own, see benchmarks/measured.py.
+Every figure is measured in a separate process, see benchmarks/measured.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MEGABYTE = 1_000_000
 
 
 def words(size: int, seed: int = 0) -> str:
-    """Lines of made-up words, so many letters."""
+    """Lines of made-up words with this many letters."""
     generator = random.Random(seed)
     known = ["".join(generator.choices("etaoinshrdlu", k=generator.randint(2, 9))) for _ in range(2000)]
     some = " ".join("\n" * (number % 12 == 0) + generator.choice(known) for number in range(30_000))
@@ -37,7 +37,7 @@ def tokenizer() -> Any:
 
 
 def document(megabytes: int) -> dict[str, float]:
-    """Encoding one document of so many megabytes."""
+    """Encodes one document of this many megabytes."""
     encoder, text = Encoder(tokenizer()), words(megabytes * MEGABYTE)
     encoder.arrays([words(MEGABYTE)])
     before = now()
@@ -46,7 +46,7 @@ def document(megabytes: int) -> dict[str, float]:
 
 
 def document_as_one(megabytes: int) -> dict[str, float]:
-    """The same without cutting it into pieces."""
+    """Encodes one document as a whole, without cutting it into pieces."""
     encoder, text = Encoder(tokenizer()), words(megabytes * MEGABYTE)
     encoder.arrays([words(MEGABYTE)])
     before = now()
@@ -55,7 +55,7 @@ def document_as_one(megabytes: int) -> dict[str, float]:
 
 
 def opened(shards: int, trusted: bool = False) -> dict[str, float]:
-    """Opening prepared data of so many shards."""
+    """Opens prepared data of this many shards."""
     with tempfile.TemporaryDirectory() as name:
         folder = write_shards(Path(name), shards)
         before = now()
@@ -64,12 +64,12 @@ def opened(shards: int, trusted: bool = False) -> dict[str, float]:
 
 
 def trusted(shards: int) -> dict[str, float]:
-    """The same on a rank that trusts another."""
+    """Opens the data on a rank that trusts another rank's checks."""
     return opened(shards, trusted=True)
 
 
 def joined(files: int, parts: int = 3) -> dict[str, float]:
-    """Joining three parts of so many files, a shard each."""
+    """Joins three parts of this many files, with one shard in each."""
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(name)
         (folder / "text").mkdir()
@@ -94,7 +94,7 @@ MEASURED: dict[str, Cost] = {
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, print a table, and write the figures as JSON where that is asked for."""
+    """Measure, print a table, and write the figures as JSON on request."""
     measured_main("benchmarks.data_scale", __doc__ or "", MEASURED, words)
 
 

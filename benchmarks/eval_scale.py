@@ -1,8 +1,8 @@
-"""`python -m benchmarks.eval_scale`: what evaluations cost apart from the model, at growing sizes, with exponents.
+"""`python -m benchmarks.eval_scale`: measures the cost of evaluations without the model at growing sizes.
 
-Every figure is measured in a process of its own: processor seconds by getrusage, and growth of the peak of resident
-memory. Losses and programs' outcomes are made up; what reads, keeps and summarises them is the real code. The exponent
-is that of the last two sizes: 1 doubles the cost when the size doubles.
+Every figure is measured in a separate process: processor seconds by getrusage, and growth of the peak of resident
+memory. Losses and outcomes of programs are made up; the code that reads, keeps and summarises them is real. The
+exponent is computed from the last two sizes: 1 means that the cost doubles when the size doubles.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from monet.eval.suites.toxicity.prompts import Prompt
 from monet.eval.suites.toxicity.scoring import KeptScores
 from monet.masks.expert_mask import ExpertMask
 
-GROUPS, KEYS = 6, 512  # of the 1.4B model
+GROUPS, KEYS = 6, 512  # as in the 1.4B model
 
 
 def small_mask(seed: int) -> ExpertMask:
@@ -54,7 +54,7 @@ def window_losses(domains: Sequence[int], windows: int, seed: int) -> WindowLoss
 
 
 def verdicts(domains: int, windows: int = 100, seeds: int = 20, on_all: bool = True) -> None:
-    """An ablation's losses to its result."""
+    """Computes an ablation's result from its losses."""
     names = [f"domain {number}" for number in range(domains)]
     masks = {name: small_mask(number) for number, name in enumerate(names)}
 
@@ -69,17 +69,17 @@ def verdicts(domains: int, windows: int = 100, seeds: int = 20, on_all: bool = T
 
 
 def verdicts_on_target(domains: int) -> None:
-    """The same with three times the windows, random masks on their target only."""
+    """Computes a result from three times the windows, with random masks only on their target."""
     verdicts(domains, windows=300, on_all=False)
 
 
 def verdicts_by_windows(windows: int) -> None:
-    """14 domains, three random masks a domain, on their target only."""
+    """14 domains with three random masks for each, only on their target."""
     verdicts(14, windows, 3, on_all=False)
 
 
 def picture(domains: int) -> None:
-    """Two heat maps of so many domains as a picture."""
+    """Two heat maps of this many domains as a picture."""
     names = [f"domain {number}" for number in range(domains)]
     values = np.random.default_rng(0).normal(size=(domains, domains)).tolist()
     heatmap = Heatmap("Experts removed", names, names, values, "nats a token", "removed", "evaluated on")
@@ -107,7 +107,7 @@ def top(labels: int) -> dict[str, float]:
 
 
 def list_of_conditions(labels: int) -> dict[str, float]:
-    """Conditions of masks of the 1.4B model's size, 20 random masks each."""
+    """Conditions of masks of the 1.4B model's size, with 20 random masks for each."""
     mask = ExpertMask(torch.rand(GROUPS, KEYS, KEYS) > 0.01)
     before = now()
     conditions({str(label): mask for label in range(labels)}, Controls(20), "")
@@ -115,7 +115,7 @@ def list_of_conditions(labels: int) -> dict[str, float]:
 
 
 def programs(number: int) -> dict[str, float]:
-    """Reading kept outcomes of programs: so many conditions of 3,280 programs, and looking each up."""
+    """Reads and looks up kept outcomes of programs: this many conditions of 3,280 programs."""
     outcome = {"status": "ok", "detail": "", "seconds": 0.123}
     with tempfile.TemporaryDirectory() as folder:
         with ExampleStore(folder, {"suite": "code-outcomes/1"}) as store:
@@ -130,7 +130,7 @@ def programs(number: int) -> dict[str, float]:
 
 
 def hashings(seeds: int) -> dict[str, float]:
-    """An ablation of two domains of a small model; the cost is how often its weights were hashed."""
+    """Ablates two domains of a small model; the cost is the number of times its weights were hashed."""
     from monet.eval.ablation.measure import ablate
     from monet.eval.core.inputs import LabelledSequences
     from monet.model import fingerprint
@@ -163,7 +163,7 @@ class _Length:
 
 
 def toxicity(prompts: int) -> dict[str, float]:
-    """Numbers of the model as it is from kept continuations, 25 a prompt, and a scorer."""
+    """Numbers of the unmasked model from kept continuations, 25 for each prompt, and a scorer."""
     rng = random.Random(0)
     asked = [Prompt(f"{number:06d}", "", "") for number in range(prompts)]
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +194,7 @@ MEASURED: dict[str, Cost] = {
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, print a table, and write the figures as JSON where that is asked for."""
+    """Measure, print a table, and write the figures as JSON on request."""
     measured_main("benchmarks.eval_scale", __doc__ or "", MEASURED, words)
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_suite.py [--json FILE] [--quick] [--device cpu] [--sections NAME ...] [--sweep]
 
-Results go to benchmarks/results/<device>-<date>.json as they come, tables to the output, the targets last. A section
-that fails, hangs or kills its process costs that section alone; it is named with its error, and the exit code is 1.
-`--device cpu --quick` runs every section at toy sizes without a GPU: with TRITON_INTERPRET=1 the kernels are
-interpreted, otherwise the ops run as plain torch. Figures of such a run mean nothing.
+Results are written to benchmarks/results/<device>-<date>.json as soon as they are known. The command prints a table for
+each section, and the targets last. If a section fails, hangs or kills its process, only that section is lost: its
+error is reported, and the exit code is 1. `--device cpu --quick` runs every section at toy sizes without a GPU. With
+TRITON_INTERPRET=1 the kernels are interpreted, otherwise the ops run in plain torch. Such figures mean nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: what is imported lies beside its folder, not in it
+if not __package__:  # run as a file: imports are found next to its folder, not in it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.gpu.plan import TARGETS
@@ -30,14 +30,14 @@ from monet.files import atomic_write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TOTAL_SECONDS = 575.0
-# Toy sizes run where nothing is quick: an interpreter, a shared processor.
+# Toy sizes run in slow places, such as an interpreter or a shared processor, and get more time.
 TOY_PATIENCE = 5.0
-# Of a new process: imports, and the first word from the device.
+# Time for a new process to import and to reach the device.
 START_SECONDS = 90.0
 
 
 class Suite:
-    """What came in so far, and where it is written."""
+    """Results so far, and the file that they are written to."""
 
     def __init__(self, names: list[str], path: Path | None, is_quick: bool) -> None:
         self.path, self.is_quick = path, is_quick
@@ -67,7 +67,7 @@ class Suite:
             self.write()
 
     def fail(self, why: str) -> None:
-        """The worker is gone: blame the section it was at."""
+        """The worker has died: assign the error to its current section."""
         if self.current is not None:
             self.sections[self.current]["error"] = why
             self.current = None
@@ -77,7 +77,7 @@ class Suite:
         return [name for name, section in self.sections.items() if section["error"] == "not run"]
 
     def targets(self) -> list[dict[str, Any]]:
-        """Every target's row; the value is None where nothing was measured, the verdict also at toy sizes."""
+        """Every target's row; the value is None if nothing was measured, and the verdict is None at toy sizes too."""
         values: dict[str, Any] = {}
         for section in self.sections.values():
             for row in section["rows"]:
@@ -93,7 +93,7 @@ class Suite:
         return rows
 
     def write(self) -> None:
-        """Write all of it, whole or not at all."""
+        """Write all results atomically."""
         if self.path is None:
             if self.is_quick:
                 return
@@ -106,7 +106,7 @@ class Suite:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for what JSON has no word for."""
+    """The same data, with None for values that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -122,7 +122,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def run(suite: Suite, device: str) -> None:
-    """Run all sections, with a new process after each that is lost."""
+    """Run all sections; a new process starts after each one that dies."""
     patience = TOY_PATIENCE if suite.is_quick else 1.0
     seconds = {name: patience * section.seconds for name, section in {**SECTIONS, **SWEEP}.items()}
     start_seconds, end = patience * START_SECONDS, time.monotonic() + patience * TOTAL_SECONDS
@@ -157,7 +157,7 @@ def run(suite: Suite, device: str) -> None:
 
 
 def show(suite: Suite) -> None:
-    """Tables of the sections, then the targets."""
+    """Print tables of the sections, then the targets."""
     print("; ".join(f"{name} {value}" for name, value in suite.environment.items()))
     for name, section in suite.sections.items():
         print(f"\n## {({**SECTIONS, **SWEEP})[name].title}\n")
@@ -179,11 +179,13 @@ def show(suite: Suite) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the suite; the exit code."""
+    """Run the suite and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="file for the results; default: one beside this file, none if quick")
-    parser.add_argument("--quick", action="store_true", help="toy sizes, to see that the suite runs")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only together with --quick")
+    parser.add_argument(
+        "--json", type=Path, help="file for the results; default: in results/ next to this file; none with --quick"
+    )
+    parser.add_argument("--quick", action="store_true", help="use toy sizes, to check that the suite runs")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu needs --quick")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="only these")
     parser.add_argument("--sweep", action="store_true", help="try other launch parameters instead of measuring")
     options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Timing that survives a shared machine, and memory counted rather than guessed."""
+"""Timing that is reliable on a shared machine, and exact counts of memory."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def time_in_turns(
     block_seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Milliseconds a call, one number a round, the contestants taking turns block by block.
+    """Milliseconds for each call, with one number for each round; the runs take turns block by block.
 
-    Speed drifts on a shared machine; what is compared inside one round saw the same weather.
+    Speed drifts on a shared machine, so only runs of the same round are comparable.
 
     Args:
-        runs: contestants; those to be compared most closely should stand side by side.
-        rounds: how often each one gets its turn.
-        block_seconds: least duration of a turn; short calls are repeated to fill it.
-        clock: in seconds; `time.process_time` counts this process' work alone, on all threads.
+        runs: calls by name; put runs that you compare next to each other.
+        rounds: turns of each run.
+        block_seconds: shortest duration of a turn; short calls are repeated to fill it.
+        clock: returns seconds; `time.process_time` counts only the work of this process, on all threads.
     """
     calls = {}
     for name, run in runs.items():
         seconds = 0.0
-        for _ in range(2):  # the first call is warm-up: pages, thread pools, packed weights
+        for _ in range(2):  # the first call is a warm-up for pages, thread pools and packed weights
             if seconds < block_seconds:
                 started = clock()
                 run()
@@ -48,23 +48,23 @@ def time_in_turns(
     return samples
 
 
-# Twice the largest L2 cache of the GPUs this is run on.
+# Twice the largest L2 cache of the GPUs that run this code.
 _FLUSHED_BYTES = 128 << 20
 
 
 def time_on_device(
     runs: dict[str, Callable[[], object]], device: torch.device, rounds: int, warmup: int = 3
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call, one number a round, the contestants taking turns call by call.
+    """Milliseconds of each call, with one number for each round; the runs take turns call by call.
 
-    On a GPU the time between two events on its stream; the L2 cache is filled with something else before each call,
-    and the calls of all rounds are queued without waiting, so that a call's launches hide behind the one before.
+    On a GPU this is the time between two events on its stream. Before each call the L2 cache is filled with other
+    data. The calls of all rounds are queued without waiting, so that launches overlap with the previous call.
 
     Args:
-        runs: contestants; each call must do the same work again.
-        device: where they run; anything but CUDA is timed by the host's clock.
-        rounds: calls timed of each contestant.
-        warmup: calls of each before that, for compilation and the allocator.
+        runs: calls by name; each call must do the same work again.
+        device: device that runs the calls; all devices except CUDA are timed by the host's clock.
+        rounds: timed calls of each run.
+        warmup: calls of each run before that, for compilation and the allocator.
     """
     for run in runs.values():
         for _ in range(warmup):
@@ -87,7 +87,7 @@ def time_on_device(
             run()
             end.record()
             events[name] = (start, end)
-        # A queue that is too long would make the host wait inside some later call.
+        # If the queue is too long, the host waits inside a later call.
         torch.cuda.synchronize(device)
         for name, (start, end) in events.items():
             samples[name].append(start.elapsed_time(end))
@@ -106,7 +106,7 @@ def saved_bytes(forward: Callable[[], object], known: Iterable[Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        # the result must live until the count is done, so that no storage is freed and its address used again
+        # keep the result until the count is done, so that no storage is freed and its address used again
         result = forward()
     del result
     return sum(kept.values())
@@ -117,9 +117,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """Highest sum of live tensor memory during `run`, above what was allocated before it.
+    """Highest sum of live tensor memory during `run`, minus the memory allocated before it.
 
-    The allocator's own records, so temporaries inside operators count; scratch memory of BLAS libraries does not.
+    The numbers are the allocator's, so they include temporaries inside operators, but not memory of BLAS libraries.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()

@@ -1,7 +1,7 @@
-"""Costs at growing sizes, each measured in a process of its own, as a table with exponents.
+"""Measures costs at growing sizes, each in a separate process, and prints a table with exponents.
 
-Processor seconds are those of getrusage; memory is the growth of the peak of resident memory. The exponent is that of
-the last two sizes: 1 doubles the cost when the size doubles.
+Processor seconds come from getrusage; memory is the growth of the peak of resident memory. The exponent is computed
+from the last two sizes: 1 means that the cost doubles when the size doubles.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from monet.files import atomic_write_json
 
 
 class Cost(NamedTuple):
-    """Something that costs.
+    """A cost to measure.
 
     Attributes:
-        work: does it at one size. It returns what it spent, or a count; None takes what all of it spent.
-        sizes: to measure.
-        what: words for the table.
+        work: does the work at one size. It returns its cost or a count; None takes the cost of the whole call.
+        sizes: sizes to measure.
+        what: description for the table.
     """
 
     work: Callable[[int], dict[str, float] | None]
@@ -37,45 +37,43 @@ class Cost(NamedTuple):
 def now() -> tuple[float, int]:
     """Processor seconds, and the peak of resident memory in KiB, of this process so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    # not getrusage, whose peak goes on from the parent's
+    # not getrusage, whose peak includes that of the parent
     peak = Path("/proc/self/status").read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]
     return used.ru_utime + used.ru_stime, int(peak)
 
 
 def spent(before: tuple[float, int]) -> dict[str, float]:
-    """Seconds and GiB since `now` gave `before`."""
+    """Seconds and GiB since `now` returned `before`."""
     seconds, peak = now()
     return {"seconds": seconds - before[0], "gib": (peak - before[1]) / 2**20}
 
 
 def measure(module: str, name: str, size: int) -> dict[str, float]:
-    """One figure, from a process of its own: seconds and GiB, or a count."""
+    """One figure, measured in a separate process: seconds and GiB, or a count."""
     command = [sys.executable, "-m", module, "--one", name, str(size)]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(found.stdout.splitlines()[-1])
 
 
 def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float:
-    """Of the last two sizes; 0 where nothing measurable is spent."""
+    """Exponent of the last two sizes; 0 if the cost is too small to measure."""
     if len(sizes) < 2 or min(costs[-2:]) <= 0:
         return 0.0
     return math.log(costs[-1] / costs[-2]) / math.log(sizes[-1] / sizes[-2])
 
 
 def measured_main(module: str, about: str, measured: Mapping[str, Cost], words: Sequence[str] | None = None) -> None:
-    """The command of a module that measures: a table on standard output, figures as JSON where that is asked for.
+    """Run the command of a module that measures: print a table, and write the figures as JSON on request.
 
     Args:
-        module: whose `main` calls this.
-        about: its help.
-        measured: by name.
-        words: of the command line; None takes the process's.
+        module: module whose `main` calls this.
+        about: help of the command.
+        measured: costs by name.
+        words: arguments of the command line; None takes those of the process.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "names", nargs="*", choices=[[], *measured], default=[], help="what to measure; all if left out"
-    )
-    parser.add_argument("--sizes", nargs="+", type=int, help="instead of the usual ones")
+    parser.add_argument("names", nargs="*", choices=[[], *measured], default=[], help="costs to measure; default: all")
+    parser.add_argument("--sizes", nargs="+", type=int, help="sizes instead of the usual ones")
     parser.add_argument("--out", type=Path, help="file for the figures as JSON")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "SIZE"), help=argparse.SUPPRESS)
     options = parser.parse_args(words)

@@ -1,11 +1,11 @@
-"""How fast `monet data prepare` turns text into token shards: one process, and several.
+"""Measures how fast `monet data prepare` turns text into token shards, with one process and with several.
 
     python -m benchmarks.prepare_speed [--processes 1 2] [--copies 4] [--rounds 3] [--vocab_size 8192] [--json FILE]
 
-The corpus of the repository, several times over, is written as a parquet table, which is then prepared in one pass with
-a byte-level BPE trained on it before. Each way runs in a process of its own, in turns; the figure is the median of the
-tokens a second that the preparation itself reports: reading, splitting, tokenising and writing, without the start.
-"1 thread" is one process whose tokeniser may use one core, "1" one whose tokeniser uses all.
+The command writes several copies of the repository's corpus as a parquet table and trains a byte-level BPE on it. Then
+it prepares the table in one pass. Each setting runs in a separate process, in turns. The figure is the median of the
+tokens per second that the preparation reports: reading, splitting, tokenising and writing, without the start.
+"1 thread" is one process whose tokeniser may use one core, "1" is one process whose tokeniser uses all cores.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write_source(folder: Path, copies: int) -> tuple[Path, int]:
 
 
 def one_run(source: Path, tokenizer: Path, folder: Path, way: str) -> dict[str, Any]:
-    """What a preparation in a process of its own writes about its speed."""
+    """The speed that a preparation in a separate process reports."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         out = Path(temporary, "out")
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "true"}
@@ -69,7 +69,7 @@ def one_run(source: Path, tokenizer: Path, folder: Path, way: str) -> dict[str, 
 
 
 def measure(processes: list[int], copies: int, rounds: int, vocab_size: int) -> dict[str, Any]:
-    """Tokens a second of each way, in turns, and what they were measured on."""
+    """Tokens per second of each setting, in turns, and the machine and versions."""
     from monet.data.prepare import prepare
 
     with tempfile.TemporaryDirectory() as name:
@@ -111,10 +111,10 @@ def measure(processes: list[int], copies: int, rounds: int, vocab_size: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of tokenising processes")
-    parser.add_argument("--copies", type=int, default=4, help="how often the corpus is read")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each way")
+    parser.add_argument("--copies", type=int, default=4, help="copies of the corpus in the table")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each setting")
     parser.add_argument("--vocab_size", type=int, default=8192, help="ids of the tokenizer")
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     result = measure(arguments.processes, arguments.copies, arguments.rounds, arguments.vocab_size)
     print("\n" + ", ".join(f"{key} {value}" for key, value in result["about"].items()) + "\n")

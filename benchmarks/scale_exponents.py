@@ -1,7 +1,7 @@
-"""How costs grow with the number of ranks and with a run's length, counted on one machine; part of `scale_plan`.
+"""Counts how costs grow with the number of ranks and with a run's length, on one machine; part of `scale_plan`.
 
-What is counted (tensors, looks at files, descriptors, lines, bytes) does not depend on the machine or on its load, so
-that tests can hold the exponents to limits.
+The counts (tensors, file accesses, descriptors, lines, bytes) do not depend on the machine or on its load, so tests
+can compare the exponents with limits.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Growth(NamedTuple):
     """A cost at several sizes.
 
     Attributes:
-        what: is counted.
-        by: what the sizes count.
-        most: the exponent may be this.
+        what: name of the count.
+        by: unit of the sizes.
+        most: largest allowed exponent.
     """
 
     what: str
@@ -53,7 +53,7 @@ class Growth(NamedTuple):
 
     @property
     def exponent(self) -> float:
-        """Slope of log(cost) over log(size); a cost of nothing counts as one."""
+        """Slope of log(cost) over log(size); a cost of zero counts as one."""
         slope = float(np.polyfit(np.log(self.sizes), np.log(np.maximum(self.costs, 1)), 1)[0])
         return round(slope, 6) + 0.0  # no negative zero
 
@@ -75,7 +75,7 @@ COLUMNS = {"what": "", "by": "", "sizes": "", "counted": "", "exponent": ".2f", 
 
 @contextmanager
 def rank_of_many(world_size: int, rank: int = 0) -> Iterator[None]:
-    """This process is one rank of many; torch's fake backend moves no data."""
+    """Makes this process one rank of many; torch's fake backend moves no data."""
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         yield
@@ -105,7 +105,7 @@ def router_gather(world_size: int) -> int:
 
 
 def coordination(world_size: int) -> int:
-    """Descriptors that agreeing adds to the rank with the most of them."""
+    """File descriptors that the connections between ranks add, on the rank with the most of them."""
 
     def talk(ranks: Any, before: int) -> int:
         ranks.broadcast("all", "counting")
@@ -116,7 +116,7 @@ def coordination(world_size: int) -> int:
 
 
 def opening(world_size: int) -> int:
-    """Looks at files, over all ranks, of opening a checkpoint that as many ranks wrote."""
+    """File accesses of all ranks while they open a checkpoint that as many ranks wrote."""
     from benchmarks.scale_plan import ThreadRanks, on_all
 
     weights = {"model.weight": torch.zeros(4)}
@@ -144,7 +144,7 @@ def opening(world_size: int) -> int:
 
 
 class _Zeros(Source):
-    """Stored tensors of zeros; counts the bytes that are asked for."""
+    """Stored tensors of zeros that count the bytes that are read."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self.shapes, self.bytes = shapes, 0
@@ -185,7 +185,7 @@ def restart(world_size: int) -> int:
 
 
 def log_lines(steps: int) -> int:
-    """Lines of a log that are read where a run continues ten steps before its end."""
+    """Lines of a log that are read when a run continues ten steps before the log's end."""
     loads, read = json.loads, []
     with tempfile.TemporaryDirectory() as name:
         path = Path(name, "metrics.jsonl")
@@ -201,7 +201,7 @@ def growth(what: str, by: str, count: Callable[[int], int], sizes: Sequence[int]
 
 
 def growths() -> list[Growth]:
-    """All of them."""
+    """All counted costs."""
     # processes are forked before anything here starts threads
     return [
         growth("descriptors of a rank for agreeing", "ranks", coordination, (2, 4, 8), 0.1),

@@ -1,9 +1,9 @@
-"""`python -m benchmarks.scale_plan`: 64 ranks in one process, over the real data stream and the real checkpoint code.
+"""`python -m benchmarks.scale_plan`: runs 64 ranks in one process over the real data stream and checkpoint code.
 
 Every rank is a thread with its own stream and checkpoint writer; only training itself is left out. The run is stopped
-and continued on other numbers of ranks. Shown: every window of every epoch was read exactly once, over all ranks and
-restarts, in the order of one process; what the ranks' metadata cost; and how counted costs grow, see
-benchmarks/scale_exponents.py and benchmarks/data_exponents.py. The exit code is 1 where one grows faster than it may.
+and continued on other numbers of ranks. The command checks that every window of every epoch is read exactly once, over
+all ranks and restarts, in the order of one process. It prints the cost of the ranks' metadata and the growth of counted
+costs, see benchmarks/scale_exponents.py and benchmarks/data_exponents.py. The exit code is 1 if a cost grows too fast.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from monet.training.language_models import class_of, config_json
 from monet.training.ranks.coordination import Ranks
 from monet.training.settings import ModelShape
 
-GLOBAL_WINDOWS = 128  # of a step, whatever the number of ranks
+GLOBAL_WINDOWS = 128  # windows of a step, with any number of ranks
 VOCABULARY = 512
 
 
 class ThreadRanks(Ranks):
-    """Ranks that are threads: the same calls as a run's, over a barrier.
+    """Ranks that are threads: the same interface as a run's ranks, over a barrier.
 
     Args:
         rank: this thread's place.
@@ -71,7 +71,7 @@ class ThreadRanks(Ranks):
 
 
 class Board:
-    """Where the ranks of one run leave what they say."""
+    """Messages of the ranks of one run."""
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
@@ -89,11 +89,11 @@ def on_all(world_size: int, work: Callable[[ThreadRanks], Any]) -> list[Any]:
 def read_everything(
     data: Path, plan: list[tuple[int, int]], seq_len: int = 32
 ) -> tuple[list[np.ndarray], WindowDataset, dict[str, float]]:
-    """Run through the data on changing numbers of ranks.
+    """Read the data on changing numbers of ranks.
 
     Args:
         data: prepared folder.
-        plan: (ranks, batches) of each start; each continues where the one before was saved.
+        plan: (ranks, batches) of each start; each start continues from the state of the previous one.
         seq_len: tokens of a window.
     Returns:
         The window ids of each batch over all ranks, in the order of the positions; the windows; seconds.
@@ -117,7 +117,7 @@ def read_everything(
             found = []
             for _, batch in zip(range(count), stream, strict=False):
                 for index, ids in zip(batch["index"].tolist(), batch["input_ids"], strict=True):
-                    # what was delivered is the text at that place
+                    # the delivered window is the text at that place
                     assert torch.equal(ids, windows[index]["input_ids"])
                 found.append(batch["index"].numpy())
             return found
@@ -136,10 +136,10 @@ def read_everything(
 
 
 def check_tokens(batches: list[np.ndarray], windows: WindowDataset) -> dict[str, int]:
-    """Hold what was read against one process and against the text.
+    """Compare the batches with those of one process and with the text.
 
     Raises:
-        AssertionError: a batch is not that of one process, or a token was lost or repeated within an epoch.
+        AssertionError: a batch differs from that of one process, or a token was lost or repeated within an epoch.
     """
     alone = TrainStream(windows, WindowOrder(windows.counts, seed=3), GLOBAL_WINDOWS)
     for number, ids in enumerate(batches):
@@ -159,7 +159,7 @@ def check_tokens(batches: list[np.ndarray], windows: WindowDataset) -> dict[str,
 
 
 def save_and_read(folder: Path, world_size: int, megabytes: int, files: int) -> dict[str, float]:
-    """One checkpoint by all ranks, with as many files as given; then the checks of a start, and a rank that fails.
+    """Write one checkpoint with all ranks and this many files; then check it as a start does, and let a rank fail.
 
     Returns:
         Seconds of the slowest rank, and how many files there are.
@@ -221,7 +221,7 @@ def save_and_read(folder: Path, world_size: int, megabytes: int, files: int) -> 
 
 
 def layout(config_files: list[Path], world_size: int) -> dict[str, Any]:
-    """Who writes what of a real model's checkpoint, computed as each rank computes it; nothing is allocated."""
+    """Which rank writes which files of a real model's checkpoint, as each rank computes it; nothing is allocated."""
     config = ModelShape(**read_training_config(config_files).model.shape.as_dict()).config()
     with torch.device("meta"):
         model = class_of(config)(config)
@@ -253,7 +253,7 @@ def _table(seconds: dict[str, float]) -> str:
 
 
 def make_data(folder: Path) -> Path:
-    """Some prepared text, from nothing but numbers."""
+    """Some prepared text that consists only of numbers."""
     (folder / "text").mkdir()
     for domain in ("even", "odd"):
         (folder / "text" / domain).mkdir()
@@ -265,11 +265,11 @@ def make_data(folder: Path) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run all of it and print it."""
+    """Run everything and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=64, help="threads that stand for ranks; a power of two to 128")
     parser.add_argument("--megabytes", type=int, default=96, help="size of the checkpoint that is written")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(argv)
     if GLOBAL_WINDOWS % options.ranks:
         parser.error(f"--ranks {options.ranks}: must divide {GLOBAL_WINDOWS}")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scaling_tables`: the tables of docs/scaling.md that follow from configurations alone."""
+"""`python -m benchmarks.scaling_tables`: the tables of docs/scaling.md that need only configurations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def files(name: str) -> list[Path]:
 
 
 def h100s(gpus: int) -> Assumptions:
-    """What `monet plan --gpu h100 --gpus N` assumes."""
+    """Assumptions of `monet plan --gpu h100 --gpus N`."""
     return Assumptions(ACCELERATORS["h100"], gpus, gpus_per_node=8, mfu=0.4, network_bandwidth=50e9)
 
 
@@ -93,7 +93,7 @@ def growth() -> list[dict[str, Any]]:
 
 
 def runs(many: tuple[int, ...] = GPUS) -> list[tuple[dict[str, Any], Run, int, int]]:
-    """First cells of a row, run, GPUs, and micro-batches of a step, as configured where a GPU gets so many windows."""
+    """First cells of a row, run, GPUs, and micro-batches of a step (as configured, if a GPU gets enough windows)."""
     found = []
     for size in ("1.4B", "4.1B"):
         run = read_run(files(SIZES[size]))
@@ -131,7 +131,7 @@ def volumes() -> list[dict[str, Any]]:
 
 
 def waiting() -> list[dict[str, Any]]:
-    """Share of a step that waits for communication, in parentheses where memory does not suffice."""
+    """Share of a step that waits for communication; in parentheses if memory does not suffice."""
     rows = []
     for row, run, gpus, accumulate in runs((8, 64, 128, 256, 512)):
         for name in STRATEGIES:
@@ -143,7 +143,7 @@ def waiting() -> list[dict[str, Any]]:
 
 
 def tables() -> list[str]:
-    """All of them, as the page has them."""
+    """All tables, as on the page."""
     each, first = dict.fromkeys(STRATEGIES, ".1f"), {"model": "", "GPUs": ""}
     return [
         markdown(released(), RELEASED), markdown(growth(), GROWTH), markdown(states(), {**first, **each}),

@@ -1,12 +1,13 @@
-"""What collecting routing statistics costs beside a plain forward, in one process, taking turns.
+"""Measures the cost of collecting routing statistics compared with a plain forward, in turns in one process.
 
     python -m benchmarks.stats_overhead [--json FILE] [--quick] [--device cuda] [--dtype bfloat16]
 
-Two models with random weights, their routers' running statistics set so that as many keys fire as in training: the
-demo's shape, and one routing group (four layers) of the 1.4B shape. Every row is a pass of a few batches through
-`collect`, beside the same batches through the model's body without hooks. `ratio` is the median of the ratios inside
-each round, `low` and `high` their quartiles; `of_whole` is the same beside a forward with the output head, which
-collecting saves. On a CPU the milliseconds are of processor time, which other work on the machine moves less.
+There are two models with random weights: the demo's shape, and one routing group (four layers) of the 1.4B shape. The
+routers' running statistics are set so that as many keys fire as in training. Every row is a pass of a few batches
+through `collect`, compared with the same batches through the model's body without hooks. `ratio` is the median of the
+ratios of each round, and `low` and `high` are their quartiles. `of_whole` compares with a forward that includes the
+output head, which collecting does not need. On a CPU the milliseconds are processor time, which depends less on other
+work on the machine.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 2048,
     },
 }  # fmt: skip
-# Batches of a pass and tokens of a batch of 8 sequences; maxima settle in the course of a pass.
+# Batches of a pass and tokens of a batch of 8 sequences; maxima become stable during a pass.
 PASSES = {"demo": (16, 2048), "1.4B, 4 layers": (2, 1024)}
 COLUMNS = {"model": "", "collected": "", "ms": ".1f", "ratio": ".3f", "low": ".3f", "high": ".3f", "of_whole": ".3f"}
 
@@ -82,7 +83,7 @@ def contestants(model: MonetForCausalLM, batches: int, batch_size: int, length: 
     count = batches * batch_size
     data = LabelledSequences(["a", "b"], ids_SBT.flatten(0, 1).tolist(), [n * 2 // count for n in range(count)])
     scored = dataclasses.replace(data, scores=torch.rand(count, length, generator=generator).tolist())
-    model.__dict__["fingerprint"] = lambda: ""  # of all weights; taken once a pass, however long that is
+    model.__dict__["fingerprint"] = lambda: ""  # hashing all weights is left out: one hash for each pass
     strongest = collect(model, data, batch_size=batch_size, progress=False).strongest(64).tolist()
     coactivation = dict(enumerate(strongest))
     runs: dict[str, tuple[LabelledSequences, Wanted]] = {
@@ -139,7 +140,7 @@ def measure(shape: str, device: str, dtype: torch.dtype, rounds: int) -> list[di
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="file for all figures")
-    parser.add_argument("--quick", action="store_true", help="the demo's shape alone, three rounds")
+    parser.add_argument("--quick", action="store_true", help="only the demo's shape, three rounds")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--rounds", type=int, default=5)

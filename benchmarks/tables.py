@@ -1,4 +1,4 @@
-"""Rows of figures as Markdown, so that what a command prints can be pasted into a page."""
+"""Prints rows of figures as Markdown, so that the output of a command can be pasted into a page."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def markdown(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """A table, columns aligned for reading as text too.
+    """A table whose columns are aligned, so that it is readable as text too.
 
     Args:
         rows: fields by name; a missing field or None leaves its cell empty.
-        columns: shown fields, each with its format, "" for as it is.
+        columns: shown fields, each with its format; "" means no format.
     """
     lines = [list(columns), *([_cell(row.get(name), form) for name, form in columns.items()] for row in rows)]
     widths = [max(3, *(len(line[n]) for line in lines)) for n in range(len(columns))]

@@ -1,10 +1,11 @@
-"""Tokens a second of the demo's training beside the same model in the einsum formulation under a plain loop.
+"""Compares the speed of the demo's training with the same model in the einsum formulation in a plain loop.
 
     python -m benchmarks.train_speed [--rounds 3] [--steps 50] [--json FILE]
 
-Each round runs both, each in a process of its own: `train.py fit` as a user runs it, logging and checks included, and a
-loop of forward, backward, clipping and AdamW over `benchmarks/baseline.py`'s modules with torch as it comes. The figure
-is the median over a process' steps after the first three; `ratio` is ours over the loop's inside each round.
+Each round runs both in separate processes. One is `train.py fit` as a user runs it, including logging and checks. The
+other is a loop of forward, backward, clipping and AdamW over the modules of `benchmarks/baseline.py` with torch's
+defaults. The figure is the median over a process' steps after the first three, in tokens per second; `ratio` is ours
+over the loop's in each round.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ WARM_UP = 3
 
 
 class LossRouter(nn.Module):
-    """The einsum router with the paper's auxiliary losses, in the place of ours."""
+    """The einsum router with the paper's auxiliary losses, as a replacement for ours."""
 
     def __init__(self, config: MonetConfig) -> None:
         super().__init__()
@@ -50,11 +51,11 @@ class LossRouter(nn.Module):
         return RouterOutput(g1_BTHE, g2_BTHE, (g1_BTHE, g2_BTHE))
 
     def update_statistics(self, _: RouterOutput) -> None:
-        """BatchNorm has moved them already."""
+        """BatchNorm has already updated them."""
 
 
 class EinsumExperts(nn.Module):
-    """The einsum experts, in the place of ours."""
+    """The einsum experts, as a replacement for ours."""
 
     def __init__(self, config: MonetConfig) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ def einsum_model(config: MonetConfig) -> tuple[MonetForCausalLM, list[LossRouter
 
 
 def plain_loop(config_file: Path, steps: int) -> None:
-    """Train the einsum model and print its tokens a second."""
+    """Train the einsum model and print its tokens per second."""
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     if config.get("cpu_threads"):
         torch.set_num_threads(config["cpu_threads"])
@@ -105,7 +106,7 @@ def plain_loop(config_file: Path, steps: int) -> None:
 
 
 def measure_loop(config_file: Path, steps: int) -> float:
-    """Tokens a second of the plain loop in a process of its own."""
+    """Tokens per second of the plain loop in a separate process."""
     words = [
         sys.executable,
         "-m",
@@ -120,7 +121,7 @@ def measure_loop(config_file: Path, steps: int) -> float:
 
 
 def measure_trainer(config_file: Path, steps: int) -> float:
-    """Tokens a second of train.py, from the times between the lines of its log."""
+    """Tokens per second of train.py, from the times between the lines of its log."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "train.py", "fit", "--config", str(config_file), "--run_dir", folder,
                  "--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(10 * steps),

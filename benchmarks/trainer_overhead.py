@@ -1,9 +1,9 @@
-"""Where the time of a training step goes, and how much of it is not forward, backward or the optimiser's update.
+"""Breaks down the time of a training step, and gives the share outside forward, backward and the optimiser's update.
 
     python -m benchmarks.trainer_overhead --config configs/demo.yaml --steps 60
 
-Runs train.py's own command on a run folder of its own, with Lightning's profiler hooks around every part; the first
-steps and whatever validates or saves are left out. Clipping is listed for itself: its norm is what the guard checks.
+It runs train.py's command in a separate run folder, with Lightning's profiler hooks around every part. The first steps,
+validations and saves are left out. Clipping is listed separately: the guard checks its norm.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from lightning.pytorch.profilers import Profiler
 
 GOAL = 0.05
-# A part of the trainer's action names, and what it is called here; the first that fits counts.
+# A part of the trainer's action names, and its name here; the first match counts.
 PARTS = (
     ("train_dataloader_next", "waiting for data"),
     ("batch_to_device", "batch to the device"),
@@ -75,14 +75,14 @@ class StepProfiler(Profiler):
 
 
 def shares(seconds: dict[str, float], wall: float) -> dict[str, float]:
-    """Share of the wall time of each part; what no part covers belongs to the trainer's loop."""
+    """Share of the wall time of each part; time outside all parts belongs to the trainer's loop."""
     covered = {part: seconds.get(part, 0.0) / wall for part in dict.fromkeys([*(p for _, p in PARTS), REST])}
     covered[REST] += 1 - sum(covered.values())
     return covered
 
 
 def measure(config: str, steps: int, words: list[str]) -> dict[str, Any]:
-    """Train `steps` optimiser steps; returns milliseconds a step and the shares of its parts."""
+    """Train `steps` optimiser steps; returns milliseconds for each step and the shares of its parts."""
     import lightning.pytorch as pl
 
     from monet.training import cli
@@ -117,9 +117,9 @@ def measure(config: str, steps: int, words: list[str]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/demo.yaml", help="what train.py is given")
-    parser.add_argument("--steps", type=int, default=60, help="optimiser steps measured, the first tenth left out")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--config", default="configs/demo.yaml", help="configuration for train.py")
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps to measure; the first tenth is left out")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options, words = parser.parse_known_args(arguments)
     result = measure(options.config, options.steps, words)
     print(f"\n{options.config}: {result['milliseconds_per_step']:.1f} ms a step, {result['steps']} steps\n")

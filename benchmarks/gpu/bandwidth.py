@@ -1,4 +1,4 @@
-"""Mixing and routing against the bytes they cannot avoid: every argument read once, every result written once."""
+"""Bandwidth of mixing and routing, counting the minimum of bytes: arguments read once, results written once."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from monet.kernels.routing.reference import normal_quantile, raw_threshold
 
 
 class Operation(NamedTuple):
-    """A call and the least bytes it moves.
+    """A call and the smallest number of bytes that it must move.
 
     kernel: key of the launch parameters it runs with.
-    target: what its bandwidth counts for, if anything.
+    target: target that its bandwidth counts for, if any.
     """
 
     name: str
@@ -49,7 +49,7 @@ def rows(plan: Plan) -> Iterator[Row]:
 
 
 def operations(plan: Plan) -> Iterator[Operation]:
-    """Routing and mixing, forward and backward, at the main shape, dense gates as the model hands them on."""
+    """Routing and mixing, forward and backward, at the main shape, with the dense gates that the model passes."""
     parts = build(plan, plan.shape)
     inputs = cast_gates(make_inputs(plan, plan.shape, parts.router, plan.tokens))
     gates = (inputs.gates[0].flatten(0, 1), inputs.gates[1].flatten(0, 1))

@@ -1,4 +1,4 @@
-"""What the device can do at best: moving bytes, multiplying matrices."""
+"""Upper limits of the device: rates of moving bytes and of multiplying matrices."""
 
 from __future__ import annotations
 

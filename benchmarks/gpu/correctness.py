@@ -1,7 +1,7 @@
-"""Every public op against itself in float64 as plain torch, forward and backward, on fresh inputs.
+"""Compares every public op with plain torch in float64, forward and backward, on fresh inputs.
 
-Memory that nothing wrote is NaN, and a result with a NaN in it fails, so an element that a kernel leaves out is seen.
-References take the very inputs the op got, so that no key falls on the other side of a threshold.
+New memory is filled with NaN, and a result with a NaN fails, so an element that a kernel does not write is noticed.
+References take exactly the inputs of the op, so that no key is on the other side of a threshold.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Size(NamedTuple):
 class Case(NamedTuple):
     """An op on inputs.
 
-    reference: what computes the same in float64; None for the op itself.
+    reference: function that computes the same in float64; None for the op itself.
     learns: whether the op has gradients, which are then compared for every input.
-    is_masked: gradients of the gates are then compared as the routing's softmax passes them on. An inactive key's is
-        nothing there, and kernels leave it out; a constant of a row is nothing either.
+    is_masked: gradients of the gates are then compared after the backward of the routing's softmax. There the
+            gradient of an inactive key is zero, and kernels do not compute it; a constant added to a row is lost too.
     """
 
     op: str
@@ -55,7 +55,7 @@ class Case(NamedTuple):
     is_masked: bool = False
 
 
-# No size a power of two, and tails in every block.
+# No size is a power of two, and every block has a tail.
 ODD = Size(37, 35, 3, 6, 44, 3)
 DECODED_TOKENS = 3
 V_NAMES, B_NAMES = ("v11", "v12", "v21", "v22"), ("b1", "b2")
@@ -64,7 +64,7 @@ SPREADS: tuple[Spread, ...] = ("routing", "softmax", "firing")
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Errors of outputs and gradients by op, size and dtype; raises after the last if one is beyond the tolerance."""
+    """Errors of outputs and gradients by op, size and dtype; raises after the last op if one exceeds the tolerance."""
     shape = plan.shape
     real = Size(min(plan.tokens, 256), shape.experts, shape.heads, shape.expert_width, shape.hidden_size, plan.topk)
     failed = []
@@ -96,7 +96,7 @@ def cases(size: Size, dtype: torch.dtype, device: torch.device) -> Iterator[Case
     with environment(MONET_KERNELS="torch"):
         statistics = batch_statistics(z_TP.double().view(1, T, H, E))
     var_H = statistics.m2_H / statistics.count
-    # As float32, in which some implementations compare, so that all of them see one threshold.
+    # Rounded to float32, in which some implementations compare, so that all of them use the same threshold.
     threshold_H = raw_threshold(statistics.mean_H, var_H, normal_quantile(topk, E), 1e-5).float().double()
     yield Case("thresholded softmax", partial(_softmax, threshold_H), {"z": z_TP})
     for spread in SPREADS:
@@ -138,7 +138,7 @@ def _sparse(
     mask: str,
     in_place: str = "",
 ) -> Iterator[Case]:
-    """The layers that read active keys alone, for a few tokens, against the ones that read all."""
+    """Compares the layers that read only active keys, for a few tokens, with the layers that read all keys."""
     T, (_, E, _, M, D, _) = len(gates[0]), size
     name = ", ".join(["sparse decode", *([f"{mask} mask"] if keep is not None else []), *([in_place] * bool(in_place))])
     routed = {"x": normal(T, D), "g1": gates[0], "g2": gates[1]}
@@ -201,7 +201,7 @@ def _vertical(keep: Keep | None, p1: Tensor, p2: Tensor, g1: Tensor, g2: Tensor,
 
 
 def compare(case: Case, dtype: torch.dtype) -> Row:
-    """One row: the largest error among outputs and gradients, and which it is of."""
+    """One row: the largest error among outputs and gradients, and its name."""
     exact = {name: tensor.double() for name, tensor in case.inputs.items()}
     reference = case.reference or case.run
     with environment(MONET_KERNELS="torch"):

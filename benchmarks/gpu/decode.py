@@ -1,6 +1,6 @@
 """One token at a time: experts and router, and the whole model, reading all weights or only the active keys'.
 
-Launches of so little work take longer than the work, so each step is captured in a CUDA graph and replayed.
+Launching such small kernels takes longer than running them, so each step is captured in a CUDA graph and replayed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from monet.model.experts import lay_out_for_decoding
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# The environment of each. Output weights are laid out for `sparse` and left as they are in the checkpoint `in place`.
+# The environment of each path. Output weights are laid out for `sparse`; `in place` keeps the checkpoint's layout.
 PATHS = {
     "dense": {"MONET_DECODE": "dense"},
     "sparse": {"MONET_DECODE": "sparse", "MONET_DECODE_COPY": "1"},
     "in place": {"MONET_DECODE": "sparse", "MONET_DECODE_COPY": "0"},
 }
-# What runs before the timed steps: warm-up, and the calls that precede a capture.
+# Calls before the timed steps: warm-up, and the calls that precede a capture.
 _SPARE_STEPS = 16
 
 
@@ -56,7 +56,7 @@ def rows(plan: Plan) -> Iterator[Row]:
 
 
 def prepared(path: str, module: Module) -> Module:
-    """The module with its output weights in memory as the path wants them."""
+    """The module with its output weights in the memory layout of the path."""
     if path == "sparse":
         lay_out_for_decoding(module)
     return module
@@ -92,12 +92,12 @@ def _model_row(plan: Plan, form: str, short: str, path: str) -> Row:
 
 
 class Decoding:
-    """Greedy decoding whose every step does the same calls on the same memory, as a CUDA graph needs.
+    """Greedy decoding in which every step makes the same calls on the same memory, as a CUDA graph needs.
 
     Args:
         model: in eval mode.
         prompt_BT: (1, T) tokens to begin with.
-        length: tokens that there is room for; no more than the rest may be stepped through.
+        length: tokens that fit in the cache, including the prompt.
     """
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class Decoding:
         logits = model(input_ids=prompt_BT, cache=self.cache, use_cache=True).logits
         self.token_11 = logits[:, -1:].argmax(-1)
         self.position_1 = torch.full((1,), prompt, device=device)
-        # Made here, since transformers would look at values to make it.
+        # Created here, because transformers would read values from the device to create it.
         self.seen_111T = (torch.arange(length, device=device) <= prompt)[None, None, None]
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class Decoding:
 
 
 def graphed(run: Callable[[], object], device: torch.device) -> tuple[Callable[[], object], bool]:
-    """The call as one launch of a CUDA graph, and True; as it is, and False, where it cannot be captured."""
+    """The call as one launch of a CUDA graph, and True; the unchanged call and False if it cannot be captured."""
     if device.type != "cuda":
         return run, False
     stream = torch.cuda.Stream(device)

@@ -1,6 +1,6 @@
-"""A layer beside the einsum formulation, that one compiled, and a dense layer; what it saves; what a mask costs.
+"""Times a layer, the einsum formulation (also compiled) and a dense layer; counts saved bytes; times masks.
 
-A layer is its experts and a quarter of the router that four layers share.
+A layer consists of its experts and a quarter of the router that four layers share.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def rows(plan: Plan) -> Iterator[Row]:
 
 
 def _check(parts: Parts, inputs: Inputs) -> None:
-    """Raise where ours and the einsums compute different things from the same routing."""
+    """Raise if our layers and the einsums compute different results from the same routing."""
     for form, pair in parts.experts.items():
         results: Any = [
             call(module, form, FORWARD, inputs_of(side, inputs))()
@@ -84,7 +84,7 @@ def _layers(plan: Plan, shape: Shape, mode: str, ms: dict[str, float]) -> Iterat
 
 
 def compiled_rows(plan: Plan) -> Iterator[Row]:
-    """The einsum formulation's parts under torch.compile beside ours at the main shape; compiling takes a while."""
+    """The einsum formulation's parts under torch.compile and ours at the main shape; compiling takes a while."""
     parts = build(plan, plan.shape)
     inputs = make_inputs(plan, plan.shape, parts.router, plan.tokens)
     for mode in (FORWARD, BOTH):
@@ -99,7 +99,7 @@ def compiled_rows(plan: Plan) -> Iterator[Row]:
 
 
 class Group(nn.Module):
-    """A router and the layers it serves, each added to the residual stream, as the model has them."""
+    """A router and the layers it serves, each added to the residual stream, as in the model."""
 
     def __init__(self, router: MonetRouter, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Group(nn.Module):
 
 
 def saved_rows(plan: Plan) -> Iterator[Row]:
-    """KiB that a training forward keeps a token and layer, inputs of the layers counted, weights not."""
+    """KiB that a training forward keeps for each token and layer, with inputs of the layers but without weights."""
     shape = plan.shape
     x_BTD = torch.randn(1, plan.saved_tokens, shape.hidden_size, device=plan.device).to(plan.dtype)
     groups: dict[str, nn.Module] = {}
@@ -134,7 +134,7 @@ def saved_rows(plan: Plan) -> Iterator[Row]:
 
 
 def masked_rows(plan: Plan) -> Iterator[Row]:
-    """Masked over unmasked forward of the experts: shares removed, keep-weights, one mask a sequence."""
+    """Masked over unmasked forward of the experts: removed shares, keep-weights, one mask for each sequence."""
     shape = plan.shape
     parts = build(plan, shape)
     inputs = cast_gates(make_inputs(plan, shape, parts.router, plan.tokens))
@@ -160,7 +160,7 @@ def masked_rows(plan: Plan) -> Iterator[Row]:
 
 @torch.no_grad()
 def _inference_of_a_group(experts: nn.Module, inputs: Inputs, keep: Keep | None) -> None:
-    """The experts once for each layer of a group; lists of active keys are made for the group, so in the first."""
+    """Runs the experts once for each layer of a group; the first layer makes the lists of active keys for all."""
     shared = share(inputs.gates, (GateFacts(), GateFacts()))
     for _ in range(GROUP_LAYERS):
         experts(inputs.x_BTD, *inputs.gates, keep, shared)

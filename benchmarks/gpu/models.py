@@ -1,4 +1,4 @@
-"""Whole models with random weights: a training step beside LLaMA's, the statistics pass."""
+"""Times whole models with random weights: a training step, LLaMA's training step, and the statistics pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from monet.model.losses import RouterLoss, next_token_loss
 
 
 def monet(plan: Plan, form: str, dtype: torch.dtype, **changes: Any) -> MonetForCausalLM:
-    """The main shape's model in eval mode, its running statistics those of random tokens: about k keys act."""
+    """The main shape's model in eval mode, with running statistics of random tokens: about k keys are active."""
     torch.manual_seed(0)
     with plan.device:
         model = MonetForCausalLM(plan.shape.config(form, plan.topk, **changes))
@@ -74,7 +74,7 @@ def _monet_loss(model: Any, ids_BT: Tensor) -> Tensor:
 
 
 def _train(plan: Plan, name: str, make: Callable[[], nn.Module], loss_of: Callable[[nn.Module, Tensor], Tensor]) -> Row:
-    """One model's row; the micro-batch is the largest that fits, the tokens of a step are the same for all."""
+    """One model's row; the micro-batch is the largest that fits, and all models have the same tokens in a step."""
     micro = plan.batch
     while True:
         try:
@@ -122,7 +122,7 @@ def _timed_training(
 
 
 class _Unpadded(LabelledSequences):
-    """Sequences of one length, label by label, without a padding mask: as windows of prepared text come."""
+    """Sequences of one length, label by label, without a padding mask, like windows of prepared text."""
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         for batch in super().batches(batch_size):
@@ -130,10 +130,10 @@ class _Unpadded(LabelledSequences):
 
 
 def statistics_rows(plan: Plan) -> Iterator[Row]:
-    """The pass that sums expert weights by label, beside a forward over the same batches."""
+    """Times the pass that sums expert weights by label, and a forward pass over the same batches."""
     for form, short in FORMS.items():
         model = monet(plan, form, plan.dtype)
-        # Hashing the weights takes seconds once a pass, however long that is.
+        # Hashing the weights takes seconds once in each pass, regardless of the pass's length.
         model.fingerprint = lambda: "benchmark"
         sequences = random_tokens(plan, 4 * plan.batch, plan.seq_len).tolist()
         labels = [f"label {number}" for number in range(plan.labels)]

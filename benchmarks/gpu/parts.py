@@ -1,4 +1,4 @@
-"""The modules that are timed, ours and the einsum formulation's on the same weights, and inputs for them."""
+"""Modules to time, ours and the einsum formulation's on the same weights, and inputs for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EINSUM = {"horizontal": EinsumHorizontal, "vertical": EinsumVertical}
 
 
 class FusedSwiGLU(DenseSwiGLU):
-    """The dense layer at its best: library products, silu and multiplication in one compiled kernel."""
+    """An optimised dense layer: library products, with silu and multiplication in one compiled kernel."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, compiler: str) -> None:
         super().__init__(hidden_size, intermediate_size)
@@ -41,7 +41,7 @@ class Parts(NamedTuple):
 
 
 def build(plan: Plan, shape: Shape) -> Parts:
-    """Weights as at initialisation, biases away from zero so that they are seen to be used."""
+    """Weights as at initialisation, and biases away from zero so that an unused bias is noticed."""
     torch.manual_seed(0)
     with plan.device:
         configs = {form: shape.config(form, plan.topk) for form in FORMS}
@@ -63,12 +63,12 @@ def build(plan: Plan, shape: Shape) -> Parts:
 
 @torch.no_grad()
 def make_inputs(plan: Plan, shape: Shape, router: Pair, tokens: int, settle: bool = True) -> Inputs:
-    """Fresh normal inputs, and how the router routes them.
+    """Fresh normal inputs and their routing.
 
     Args:
-        plan, shape, router: what was built.
-        tokens: of one sequence.
-        settle: set the router's running statistics to those of these inputs' logits, so that about k keys act.
+        plan, shape, router: settings, and the router that was built from them.
+        tokens: tokens of one sequence.
+        settle: set the router's running statistics to those of these inputs' logits, so that about k keys are active.
     """
     ours = router.ours
     assert isinstance(ours, MonetRouter)
@@ -85,19 +85,19 @@ def make_inputs(plan: Plan, shape: Shape, router: Pair, tokens: int, settle: boo
 
 
 def cast_gates(inputs: Inputs) -> Inputs:
-    """Gates in the dtype of the states, as our router hands them on; the einsum formulation takes float32."""
+    """Gates in the dtype of the states, as our router returns them; the einsum formulation takes float32."""
     dtype = inputs.x_BTD.dtype
     gates, upstream = (tuple(g.to(dtype) for g in pair) for pair in (inputs.gates, inputs.gate_upstream))
     return inputs._replace(gates=gates, gate_upstream=upstream)
 
 
 def inputs_of(side: str, inputs: Inputs) -> Inputs:
-    """What one side of a comparison is given, the routing in float32."""
+    """Inputs of one side of a comparison, with the routing in float32."""
     return cast_gates(inputs) if side in ("ours", "torch") else inputs
 
 
 def call(module: nn.Module, part: str, mode: str, inputs: Inputs) -> Callable[[], object]:
-    """A call that runs the module as a training step or inference does: gradients are made anew, not added up."""
+    """A call that runs the module as in training or inference; each call computes new gradients without adding up."""
     run = _router_call(module, mode, inputs) if part == "router" else runner(module, part, mode, inputs)
 
     def once() -> object:
@@ -127,7 +127,7 @@ def _router_call(module: nn.Module, mode: str, inputs: Inputs) -> Callable[[], o
 
 
 def compiled(pair: Pair, mode: str, inputs: Inputs, compiler: str) -> Callable[[], object]:
-    """The call of the einsum formulation after torch.compile, as if nothing had been compiled before."""
+    """The compiled call of the einsum formulation, after all earlier compilations are discarded."""
     torch._dynamo.reset()
     module: Any = torch.compile(pair.einsum, backend=compiler)
     return call(module, pair.part, mode, inputs)

@@ -1,4 +1,4 @@
-"""What the GPU suite measures, at which sizes, and against which targets."""
+"""Sizes and targets of the GPU suite."""
 
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ class Plan:
     """One run of the suite.
 
     Args:
-        device: where it runs.
-        dtype: of activations and weights in what is timed.
-        shapes: layers are timed at each.
-        main: number of the shape that everything else is measured at, and the targets.
-        tokens: in a layer's forward.
-        rounds: calls timed of each contestant.
+        device: device that runs the suite.
+        dtype: dtype of activations and weights in timed calls.
+        shapes: shapes at which layers are timed.
+        main: number of the shape for everything else, including the targets.
+        tokens: tokens in a layer's forward.
+        rounds: timed calls of each implementation.
         compiler: backend of torch.compile.
-        saved_tokens: in the forward whose saved bytes are counted.
+        saved_tokens: tokens in the forward whose saved bytes are counted.
         prompt, decoded: tokens before and during timed decoding.
         batch, seq_len: sequences and tokens of a training step; halved until they fit.
-        steps: training steps timed.
-        labels: in the statistics pass.
-        copied_bytes, product_size: of the device's ceilings.
+        steps: timed training steps.
+        labels: labels in the statistics pass.
+        copied_bytes, product_size: sizes for measuring the device's upper limits.
     """
 
     device: torch.device
@@ -124,7 +124,7 @@ def full(device: torch.device) -> Plan:
 
 
 def quick(device: torch.device) -> Plan:
-    """Toy sizes, to see that every section runs; float32, the only dtype that is right and quick everywhere."""
+    """Toy sizes, to check that every section runs; float32, the only dtype that is exact and fast everywhere."""
     shape = Shape("toy", 32, 4, 2, 2, 4, 88, experts=16, vocab_size=64)
     return Plan(
         device, torch.float32, (shape,), main=0, tokens=24, rounds=2, compiler="eager", saved_tokens=24,
@@ -134,7 +134,7 @@ def quick(device: torch.device) -> Plan:
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Environment variables that hold inside the block; the kernels' dispatch reads some at every call."""
+    """Sets environment variables inside the block; the kernels' dispatch reads some at every call."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -152,12 +152,12 @@ def medians(samples: dict[str, list[float]]) -> dict[str, float]:
 
 
 def total_bytes(tensors: Iterable[Tensor | None]) -> int:
-    """Bytes of the elements: the least that reading or writing each once can move."""
+    """Bytes of the elements: the minimum that reading or writing each once must move."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 def free(device: torch.device) -> None:
-    """Give cached memory back, so that one section's leftovers are not another's lack."""
+    """Release cached memory, so that one section does not take memory from the next."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()

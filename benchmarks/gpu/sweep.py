@@ -1,6 +1,6 @@
-"""Other launch parameters of the Triton kernels than the written ones, one parameter at a time, the best kept.
+"""Tries other launch parameters of the Triton kernels, one parameter at a time, and keeps the best.
 
-Nothing is written: what is found better is put into the kernels' modules by hand.
+It changes no files: write better parameters into the kernels' modules by hand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LEAST_BLOCK = 16
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Milliseconds of each setting tried, summed over the operations that run with it; then the best of each kernel."""
+    """Milliseconds of each setting, summed over the operations that run with it; then the best of each kernel."""
     all_operations = list(operations(plan))
     for name in MODULES:
         launch = getattr(importlib.import_module(name), "LAUNCH", None)
@@ -66,7 +66,7 @@ def _candidates(name: str, value: int) -> tuple[int, ...]:
 
 @contextmanager
 def changed(parameters: dict[str, Any], values: dict[str, Any]) -> Iterator[None]:
-    """Other values in a module's dictionary inside the block."""
+    """Replaces values in a module's dictionary inside the block."""
     before = dict(parameters)
     parameters.update(values)
     try:

@@ -1,6 +1,6 @@
-"""The process that has the device: runs sections one after the other and reports each row as it comes.
+"""The process that uses the device: runs sections one after the other and reports each row at once.
 
-A process of its own, since an illegal access on the device ends every later call of the process that made it.
+It is a separate process, because after an illegal access on the device every later call of the same process fails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Section(NamedTuple):
     seconds: float
 
 
-# In the order of what one wants to know first; the seconds of all but the sweep add up to less than ten minutes.
+# The most important sections come first; the seconds of all except the sweep add up to less than ten minutes.
 SECTIONS = {
     "ceilings": Section("Device ceilings", "ceilings:rows", 20),
     "correctness": Section("Correctness, rms(error)/rms(reference) against float64", "correctness:rows", 50),
@@ -44,7 +44,7 @@ Send = Callable[[dict[str, Any]], None]
 
 
 def work(connection: Connection, names: Sequence[str], device: str, is_quick: bool) -> None:
-    """Run sections and send events; ends early when the device is lost."""
+    """Run sections and send events; end early if the device is lost."""
     import torch
 
     from benchmarks.gpu import plan as plans
@@ -65,7 +65,7 @@ def work(connection: Connection, names: Sequence[str], device: str, is_quick: bo
 
 
 def run_section(name: str, plan: Plan, send: Send) -> None:
-    """Send a section's start, its rows, and its end with what went wrong."""
+    """Send a section's start, its rows, and its end with the error, if any."""
     from benchmarks.gpu.plan import free
 
     send({"section": name, "start": True})
@@ -90,7 +90,7 @@ def _rows(name: str, plan: Plan) -> Iterator[Row]:
 
 
 def device_error(device: Any) -> str | None:
-    """What the device says when nothing works on it any more; None while it works."""
+    """The device's error if it no longer works; None if it works."""
     import torch
 
     if device.type != "cuda":
@@ -103,7 +103,7 @@ def device_error(device: Any) -> str | None:
 
 
 def environment(plan: Plan) -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
+    """Machine, versions and settings, on which the numbers depend."""
     import torch
     import transformers
 
@@ -122,7 +122,7 @@ def environment(plan: Plan) -> dict[str, Any]:
 
 
 def kernels_in_use(device: Any) -> str:
-    """Whose code the ops run as there."""
+    """Implementation that the ops use on the device."""
     from monet.kernels.dispatch import interpreted
 
     wanted = os.environ.get("MONET_KERNELS", "auto")
@@ -141,7 +141,7 @@ def triton_version() -> str | None:
 
 
 def clocks(plan: Plan) -> str | None:
-    """SM and memory clocks, temperature and power as the driver tells them; None where there is no driver."""
+    """SM and memory clocks, temperature and power that the driver reports; None without a driver."""
     if plan.device.type != "cuda":
         return None
     query = "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw"

@@ -1,12 +1,12 @@
-"""The numbers of docs/evidence.md, from trained models to the page.
+"""Measures trained models and writes the numbers of docs/evidence.md.
 
     python -m studies.evidence --model runs/evidence/export runs/evidence-seed1/export runs/evidence-seed2/export \
         --dense runs/evidence-llama/export --data data/evidence --text data/evidence-text/text \
         --out runs/evidence-results [--docs docs]
 
-Takes one model or several that differ in their training seed. What is finished is kept in --out, so the same command
-continues after a kill. With --docs, docs/evidence.json, the page between its marks and the page's figure are written;
-without, the page is printed.
+It takes one model, or several that differ in their training seed. Finished measurements are kept in --out, so the same
+command continues after a kill. With --docs it writes docs/evidence.json, the page between its marks and the page's
+figure; without --docs it prints the page.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from studies.evidence.rows import model_of, row
 def result_of(
     monets: Sequence[Monet], llamas: Sequence[Llama], plan: Plan, text: Path, owners: Sequence[str]
 ) -> EvidenceResult:
-    """Measure all models; what is kept in `plan.out` is not measured again.
+    """Measure all models; measurements in `plan.out` are not repeated.
 
     Args:
-        monets, llamas: at least one each.
+        monets, llamas: at least one of each.
         plan: sizes of the measurement.
-        text: folder of the text that was prepared.
-        owners: domains that are removed by the rule argmax.
+        text: folder of the original text.
+        owners: domains to remove by the rule argmax.
     """
     found: dict[str, list[Measurement]] = {"monet": [], "llama": []}
     relearned: dict[str, list[Relearning]] = {}
@@ -78,17 +78,17 @@ def result_of(
 
 @contextlib.contextmanager
 def timed(part: str) -> Iterator[None]:
-    """Say how long a part took, in minutes of CPU time of all threads."""
+    """Report the duration of a part, in minutes of CPU time of all threads."""
     started = time.process_time()
     yield
     print(f"{part}: {(time.process_time() - started) / 60:.1f} minutes of CPU time", flush=True)
 
 
 def check_different(candidates: Sequence[Candidate]) -> None:
-    """Refuse models that are given twice: their spread over seeds would be too small.
+    """Refuse models that are given twice, because their spread over seeds would be too small.
 
     Raises:
-        ConfigError: names both.
+        ConfigError: two models are equal or have the same name; the message names both.
     """
     for place, one in enumerate(candidates):
         for other in candidates[:place]:
@@ -111,7 +111,7 @@ def figure(result: EvidenceResult, out: Path, docs: Path) -> None:
 
 
 def told(plan: Plan, models: int, llamas: int) -> str:
-    """How much there is to do."""
+    """Summary of the planned work."""
     windows = plan.forwards(len(plan.evaluate.labels), plan.identify.num_windows)
     parts = ", ".join(f"{part} {count:,}" for part, count in windows.items())
     return (
@@ -148,12 +148,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--model", type=Path, nargs="+", required=True, help="exported Monets, one a training seed")
-    found.add_argument("--dense", type=Path, nargs="+", required=True, help="exported dense twins, one a training seed")
+    found.add_argument(
+        "--model", type=Path, nargs="+", required=True, help="exported Monets, one for each training seed"
+    )
+    found.add_argument(
+        "--dense", type=Path, nargs="+", required=True, help="exported dense twins, one for each training seed"
+    )
     found.add_argument("--data", type=Path, required=True, help="prepared text of configs/data/evidence.yaml")
-    found.add_argument("--text", type=Path, required=True, help="folder of text that it was prepared from")
-    found.add_argument("--out", type=Path, required=True, help="folder for everything that is measured")
-    found.add_argument("--docs", type=Path, help="folder with evidence.md, to be written; else the page is printed")
+    found.add_argument("--text", type=Path, required=True, help="folder of the text that --data was prepared from")
+    found.add_argument("--out", type=Path, required=True, help="folder for all measurements")
+    found.add_argument("--docs", type=Path, help="folder with the evidence.md to write; default: print the page")
     found.add_argument(
         "--shares", type=float, nargs="+", default=Plan.shares, help="shares of all units, to choose from"
     )

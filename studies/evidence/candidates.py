@@ -1,4 +1,4 @@
-"""The models of docs/evidence.md: a Monet that loses experts and a dense twin that loses neurons, as one interface.
+"""One interface for the models of docs/evidence.md: a Monet that loses experts, a dense twin that loses neurons.
 
 Dims as in docs/architecture.md; C labels, F neurons a layer.
 """
@@ -40,15 +40,15 @@ Kind = Literal["monet", "llama"]
 
 
 class Candidate(ABC):
-    """A model, the rule that chooses its units, and what is kept of it.
+    """A model, the rule that chooses its units, and its kept measurements.
 
     Args:
         folder: exported model.
         plan: sizes of the measurements.
 
     Attributes:
-        kind: which of the two it is.
-        model: loaded.
+        kind: "monet" or "llama".
+        model: the loaded model.
         store: losses under its masks.
     """
 
@@ -57,7 +57,7 @@ class Candidate(ABC):
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
         self.model = self._load(str(folder))
-        hold(self.model)  # nothing changes it: training again takes a copy
+        hold(self.model)  # it never changes, because further training takes a copy
         self.store = LossStore(plan.out / "losses", self.model, plan.batch_size)
 
     @property
@@ -72,7 +72,7 @@ class Candidate(ABC):
 
     @cached_property
     def trained(self) -> dict[str, Any]:
-        """What the export says about the training; empty where it says nothing."""
+        """The export's information about the training; empty if there is none."""
         path = self.folder / "provenance.json"
         return read_json(path, CheckpointError) if path.exists() else {}
 
@@ -87,11 +87,11 @@ class Candidate(ABC):
 
     @abstractmethod
     def masks(self, share: float) -> Mapping[str, Intervention]:
-        """By domain what removes its units, `share` of all units at most; they are chosen on `identify`."""
+        """For each domain a mask that removes at most `share` of all units, chosen on `identify`."""
 
     @abstractmethod
     def weights(self, kind: ControlKind) -> dict[str, Tensor]:
-        """By domain each unit's mass or activity on the text that removals are judged on; see `Controls`."""
+        """For each domain the mass or activity of every unit on the text for judging removals; see `Controls`."""
 
     @abstractmethod
     def keep(self, mask: Intervention) -> Tensor:
@@ -99,7 +99,7 @@ class Candidate(ABC):
 
     @abstractmethod
     def mask(self, keep: Tensor) -> Intervention:
-        """The mask of such keep-weights."""
+        """The mask with these keep-weights."""
 
 
 class Monet(Candidate):

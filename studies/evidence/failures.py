@@ -1,4 +1,4 @@
-"""Where removal fails, on one model: what a reader of docs/evidence.md should know in addition to what works.
+"""Cases in which removal fails, on one model, for docs/evidence.md.
 
 Other rules, and subjects: experts of what a text is about, regardless of its language. All are judged by the verdict of
 `monet ablate`, on the few windows that controls are measured on.
@@ -76,7 +76,7 @@ def by_subject(windows: PreparedWindows, text: Path) -> LabelledSequences:
 
 
 def thinned(data: LabelledSequences, windows: int) -> LabelledSequences:
-    """At most this number of sequences a label, evenly apart."""
+    """At most this number of sequences for each label, evenly spaced."""
     kept = []
     for label in range(len(data.labels)):
         numbers = [number for number, found in enumerate(data.label_of) if found == label]

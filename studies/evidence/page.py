@@ -1,4 +1,4 @@
-"""docs/evidence.md: every number and every claim on it is made of docs/evidence.json.
+"""Writes docs/evidence.md: all its numbers and claims come from docs/evidence.json.
 
 The text between the page's two marks is `page.md.j2`, filled in by `body`. Its sentences hold for any outcome, or state
 the outcome.
@@ -59,7 +59,7 @@ def verdict(rows: Sequence[Domain], kind: str) -> str:
 
 
 def _higher(one: Times, other: Times) -> bool:
-    """Point estimates; any number of times is more than every number."""
+    """Compares point estimates; "any number of times" is more than every number."""
     return other.value is not None and (one.value is None or one.value > other.value)
 
 
@@ -76,7 +76,7 @@ def next_to_dense(monet: Sequence[Domain], dense: Sequence[Domain]) -> str:
 
 
 def summary(result: EvidenceResult) -> str:
-    """What was found, in a few sentences, for the top of the page and for other pages."""
+    """The findings in a few sentences, for the top of the page and for other pages."""
     harder = []
     for kind in ("mass", "activity"):
         above = sum(row.against[kind].p <= 1 / (1 + row.against[kind].controls) for row in result.domains)
@@ -89,7 +89,7 @@ def summary(result: EvidenceResult) -> str:
 
 
 def failed(found: Sequence[Verdict]) -> str:
-    """How many of the verdicts pass, and which do not hit their own target hardest."""
+    """How many of the verdicts pass, and which removals cost another domain at least as much as their target."""
     elsewhere = [one.name for one in found if one.removed and one.target_delta <= one.others_max_delta]
     told = f"{sum(one.passes for one in found)} of {len(found)} pass."
     if elsewhere:

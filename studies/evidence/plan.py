@@ -1,4 +1,4 @@
-"""What every measurement of docs/evidence.md shares: text, windows, controls, families of languages.
+"""Settings that all measurements of docs/evidence.md share: text, windows, controls, families of languages.
 
 Dims as in docs/architecture.md.
 """
@@ -18,12 +18,12 @@ from monet.eval.core.inputs import PreparedWindows
 
 NATURAL = ("english", "french", "german", "italian", "russian", "spanish")
 Family = Literal["natural", "programming"]
-# Controls that a share is settled by and those that a removal is judged by come from different seeds.
+# The controls that settle a share and those that judge a removal come from different seeds.
 SETTLING_SEED, JUDGING_SEED = 1, 2
 
 
 def family_of(domain: str) -> Family:
-    """The kind of language; a domain that is no natural language is a programming language."""
+    """The kind of language; a domain that is not a natural language is a programming language."""
     return "natural" if domain in NATURAL else "programming"
 
 
@@ -35,20 +35,20 @@ class Plan:
     `evaluate`.
 
     Args:
-        out: folder of everything that is kept, so that a killed command continues.
+        out: folder of all kept measurements, so that a killed command continues.
         data: prepared text.
-        shares: how many units each domain loses, as shares of all; one of them is settled on.
-        windows: of `evaluate`, a domain: every removal is measured on them in every domain.
-        control_windows: of `evaluate`, a domain: a removal and its random controls are compared on them. The test is
+        shares: shares of all units that each domain may lose; one of them is settled on.
+        windows: windows of `evaluate` for each domain; every removal is measured on them in every domain.
+        control_windows: windows of `evaluate` for each domain, to compare a removal with its controls. The test is
             exact with any number of windows, so few do.
         controls: random removals of equal number for each removal; the verdict depends on them.
         harder_controls: random removals of equal mass, and as many of equal activity.
-        settling_windows, settling_controls: of `validation`, what a share is settled with.
+        settling_windows, settling_controls: windows of `validation` and random controls for settling a share.
         relearn: domains that are trained again.
         steps: numbers of optimiser steps after which the loss is measured.
-        random_removals: how many are trained again, as each domain's own removal is.
-        batch_size: windows a forward.
-        seq_len: tokens a window.
+        random_removals: number of random removals that are trained again like each domain's own removal.
+        batch_size: windows in a forward pass.
+        seq_len: tokens of a window.
 
     Raises:
         ConfigError: a number out of range.
@@ -113,10 +113,10 @@ class Plan:
         return Controls(self.controls, seed=JUDGING_SEED)
 
     def check_families(self, domains: Sequence[str]) -> None:
-        """Refuse text where a domain has no other of its family to be compared with.
+        """Refuse text in which a domain is the only one of its family.
 
         Raises:
-            DataError: names the domain.
+            DataError: a domain cannot be compared within its family; the message names it.
         """
         for domain in domains:
             if not any(other != domain and family_of(other) == family_of(domain) for other in domains):
@@ -131,8 +131,8 @@ class Plan:
         """Windows that one model reads in each part of its analysis; a step of training counts as three forwards.
 
         Args:
-            domains: how many the text has.
-            identify: windows of the split `identify`.
+            domains: number of domains in the text.
+        identify: windows of the split `identify`.
         """
         of_controls = self.controls + 2 * self.harder_controls
         trained = 3 * self.batch_size // 2 * self.steps[-1] + self.windows // 2 * (1 + len(self.steps))

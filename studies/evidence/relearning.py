@@ -1,8 +1,8 @@
-"""How much of a removal a few steps of training take back, compared with random removals that cost as much.
+"""Measures how much of a removal's cost a few steps of training recover, compared with equally costly random removals.
 
 The removed units stay removed, and all other weights are trained on the domain's own text. The whole model is trained
-alike, because it learns from that text, too: a removal's cost is the loss above that of the whole model. What comes
-back of a random removal of equal cost is what training gives back in any case.
+in the same way, because it learns from that text too: a removal's cost is the loss above that of the whole model.
+Random removals of equal cost show how much of any loss such training recovers.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from studies.evidence.removal import Measurement, drawn
 from studies.evidence.results import Arm, Relearning, Stage
 
 LEARNING_RATE = 3e-4
-# Halvings of the interval in which the size of an equally costly random removal is sought.
+# Bisection steps in the search for the size of an equally costly random removal.
 _HALVINGS = 9
 
-# By step: the loss above that of the whole model.
+# For each step, the loss above that of the whole model.
 Costs = dict[int, Draws]
 
 
 def equally_costly(candidate: Candidate, label: str, mask: Intervention, number: int) -> Intervention:
     """A random removal that costs the domain about as much on `validation` as its own removal does.
 
-    Units are removed in a random order, as many as come nearest to the cost of the domain's own removal.
+    Units are removed in a random order. Their number is chosen to come nearest to the cost of the domain's own removal.
 
     Args:
         candidate: the model.
         label: the domain.
         mask: its own removal.
-        number: which random removal; each has another order.
+        number: number of the random removal; each has another order.
     """
     data = candidate.plan.validation.only([label])
     keep = candidate.keep(mask)
@@ -101,7 +101,7 @@ def _trained(
 def _kept(
     candidate: Candidate, label: str, removed: Intervention | None, held_out: PreparedWindows, name: str
 ) -> dict[int, WindowLosses]:
-    """The same, kept in a file as soon as it is known."""
+    """The losses of `trained_again`, stored in a file as soon as they are known."""
     plan = candidate.plan
     key = [label, removed.digest if removed else "none", held_out.fingerprint, list(plan.steps), plan.batch_size]
     path = candidate.place("relearning", LEARNING_RATE, *key).with_suffix(".json")
@@ -115,7 +115,7 @@ def _kept(
 
 
 def _as_lists(losses: WindowLosses) -> dict[str, list[float]]:
-    """Every array that is there; float64 and int64 keep their types when they are read."""
+    """All existing arrays; float64 and int64 keep their types when they are read."""
     arrays = {field.name: getattr(losses, field.name) for field in dataclasses.fields(losses)}
     return {name: array.tolist() for name, array in arrays.items() if array is not None}
 
@@ -125,7 +125,9 @@ def relearned(measured: Measurement, label: str) -> tuple[dict[str, list[Costs]]
     candidate = measured.candidate
     plan = candidate.plan
     held_out = PreparedWindows(plan.data, "evaluate", plan.seq_len, max(2, plan.windows // 2)).only([label])
-    mask = candidate.mask(candidate.keep(measured.masks[label]))  # bound to no weights, for these are trained
+    mask = candidate.mask(
+        candidate.keep(measured.masks[label])
+    )  # without a fingerprint, because training changes the weights
     random = [equally_costly(candidate, label, mask, number) for number in range(plan.random_removals)]
     arms: Mapping[str, Sequence[Intervention]] = {"own": [mask], "random": random}
     whole = _kept(candidate, label, None, held_out, "whole")
@@ -141,7 +143,7 @@ def relearned(measured: Measurement, label: str) -> tuple[dict[str, list[Costs]]
 
 
 def relearning(measured: Sequence[Measurement], label: str) -> Relearning:
-    """Of one domain over all models."""
+    """Relearning of one domain over all models."""
     plan = measured[0].candidate.plan
     found = [relearned(one, label) for one in measured]
     seeds = [_arms([one], plan.bootstrap) for one in found]

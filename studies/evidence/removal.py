@@ -1,4 +1,4 @@
-"""Removal of every domain from one model: the share of its units is settled, then every removal is judged.
+"""Removes every domain from one model: settles the share of its units, then judges every removal.
 
 Dims: W windows, U documents drawn together, Q resamples, as in `monet.eval.core.bootstrap`.
 """
@@ -32,10 +32,10 @@ class Compared:
 
     Args:
         own: increase of loss under the removal.
-        control: the same of a single control; a resample takes one of them.
+        control: increase under a single control; a resample takes one of them.
         per_control: increases under each control.
         p, q: see `monet.eval.core.chance`; q over the domains.
-        reached: mass that a control removes over that of the removal, mean over controls; None where mass is unknown.
+        reached: mass that a control removes over that of the removal, mean over controls; None if the mass is unknown.
     """
 
     own: Draws
@@ -48,13 +48,13 @@ class Compared:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured on one model.
+    """Measurements of one model.
 
     Args:
         candidate: the model.
-        shares: those that were tried, with what they did on `validation`.
-        settled: the one that was taken.
-        masks: at that share.
+        shares: shares that were tried, with their results on `validation`.
+        settled: the chosen share.
+        masks: masks at that share.
         cells: increase of loss by removed and evaluated domain.
         text: the whole model's losses.
         compared: by kind of control and domain.
@@ -79,7 +79,7 @@ def settled(shares: Sequence[Share]) -> Share:
 
 
 def measure(candidate: Candidate) -> Measurement:
-    """Settle the share, then measure all removals at it; what is kept is not measured again."""
+    """Settle the share, then measure all removals at it; kept measurements are not repeated."""
     plan = candidate.plan
     shares = [_tried(candidate, share) for share in plan.shares]
     taken = settled(shares)
@@ -100,7 +100,7 @@ def measure(candidate: Candidate) -> Measurement:
 def drawn(
     data: PreparedWindows, whole: WindowLosses, masked: Mapping[str, WindowLosses], bootstrap: Bootstrap
 ) -> dict[str, dict[str, Draws]]:
-    """Increases with their resamples, over sources where they are known; see `verdicts.increases`."""
+    """Increases with their resamples, over sources if they are known; see `verdicts.increases`."""
     bootstrap, sources = choose_unit(bootstrap, data)
     names = [name for name, windows in data.window_sources().items() if windows]
     return increases(names, with_sources(whole, data.labels, sources), masked, bootstrap)
@@ -114,13 +114,13 @@ def _losses(
 
 
 def _means(losses: WindowLosses, labels: int) -> list[float]:
-    """Mean loss of each label, nats a token; 0 for one without a window."""
+    """Mean loss of each label in nats per token; 0 for a label without a window."""
     loss_C, tokens_C = (np.bincount(losses.label_W, of, labels) for of in (losses.loss_sum_W, losses.tokens_W))
     return (loss_C / np.maximum(tokens_C, 1)).tolist()
 
 
 def _tried(candidate: Candidate, share: float) -> Share:
-    """What one share does on `validation`."""
+    """Results of one share on `validation`."""
     plan, masks, data = candidate.plan, candidate.masks(share), candidate.plan.validation
     controls, labels, store = plan.settling, data.labels, candidate.store
     trials = {}

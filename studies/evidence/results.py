@@ -1,6 +1,6 @@
-"""What `make evidence` found, as typed data: docs/evidence.json.
+"""Results of `make evidence` as typed data: docs/evidence.json.
 
-Every delta is an increase of mean next-token loss in nats a token. An interval is over text, unless it says otherwise.
+Every delta is an increase of mean next-token loss in nats per token. Intervals are over text unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Times:
-    """How many times another increase an increase is. None stands for any number: the other increase is not above zero.
+    """Ratio of two increases. None means that the other increase is not above zero, so the ratio can be any number.
 
     Args:
-        value: on the data.
+        value: ratio on the data.
         low, high: ends of the interval.
     """
 
@@ -32,10 +32,10 @@ class Times:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a share did to one domain on `validation`.
+    """Effect of a share on one domain on `validation`.
 
     Args:
-        removed: units.
+        removed: number of removed units.
         target_delta: increase in the domain itself.
         others_max_delta, others_max_name: increase in the other domain that lost most.
         random_max_delta: increase in the domain itself under the random removal that cost most.
@@ -68,10 +68,10 @@ class Share:
 
 @dataclass(frozen=True)
 class Loss:
-    """The whole model's loss on one domain, and how much text it was measured on.
+    """The whole model's loss on one domain, and the amount of text.
 
     Args:
-        sources: originals that the documents were cut from; None if they are not known.
+        sources: originals that the documents were cut from; None if they are unknown.
     """
 
     name: str
@@ -88,12 +88,12 @@ class Model:
     Args:
         name: its run's name.
         kind: "monet" or "llama".
-        unit, units: what is removed, and how many the model has.
-        parameters: how many it has.
-        step, tokens: length of its training; None if the export does not say.
-        share: the one that was settled on.
-        shares: all that were tried, on `validation`.
-        losses: those of the whole model.
+        unit, units: kind of removed unit, and the model's number of units.
+        parameters: number of parameters.
+        step, tokens: length of its training; None if the export does not record it.
+        share: the share that was settled on.
+        shares: all shares that were tried, on `validation`.
+        losses: losses of the whole model.
         fingerprint: equal for equal weights.
     """
 
@@ -115,10 +115,10 @@ class Against:
     """A removal and random controls of one kind, on its own domain, all on the same windows.
 
     Args:
-        target_delta, target_interval: increase under the removal there.
+        target_delta, target_interval: increase under the removal, on these windows.
         random_delta: mean over the controls.
-        random_interval: interval of a single control; it holds the spread over controls as well as over text.
-        controls: how many there were.
+        random_interval: interval of a single control; it includes the spread over controls and over text.
+        controls: number of controls.
         p, q: chance that a control does as much, and the false discovery rate over the domains.
         reached: mass of a control over that of the removal; None where the mass is unknown.
     """
@@ -135,23 +135,23 @@ class Against:
 
 @dataclass(frozen=True)
 class Removal:
-    """What the removal of one domain's units did, in one model or on the mean of several.
+    """Effect of the removal of one domain's units, in one model or as the mean of several.
 
     Args:
         name: the domain.
         removed, share: units removed, and their share of all; a mean over models.
-        removed_per_group: the same by routing group or layer.
-        target_delta, target_interval: on the domain itself.
+        removed_per_group: removed units by routing group or layer.
+        target_delta, target_interval: increase on the domain itself.
         others_mean_delta, others_mean_interval: mean over all other domains.
         others_max_delta, others_max_interval, others_max_name: the other domain that lost most.
         family_mean_delta, family_mean_interval: mean over the other languages of its family.
-        family_max_delta, family_max_name: the one of its family that lost most.
+        family_max_delta, family_max_name: the domain of its family that lost most.
         times_family, times_worst: target over the family's mean, and over the worst other domain.
-        random_delta, random_interval: on the domain itself under random removals of equal number.
-        equal_mass_delta, equal_mass_interval: likewise of equal mass.
-        equal_activity_delta, equal_activity_interval: likewise of equal activity.
-        against: all that is known of these controls, by their kind.
-        p, q: those of the controls of equal number. Over models the largest.
+        random_delta, random_interval: increase on the domain itself under random removals of equal number.
+        equal_mass_delta, equal_mass_interval: the same under random removals of equal mass.
+        equal_activity_delta, equal_activity_interval: the same under random removals of equal activity.
+        against: all results of these controls, by their kind.
+        p, q: against the controls of equal number. Over models the largest.
         passes: the core's verdict, see `monet.eval.core.chance.reasons_against`. Over models: it passes in every one.
         reason: why it does not pass; empty if it does.
     """
@@ -191,7 +191,7 @@ class Domain(Removal):
     """A removal over all models of one kind: values are means, p and q the largest, and it passes if all models pass.
 
     Args:
-        seeds: the same for each model, in the order of the models.
+        seeds: the removal in each model, in the order of the models.
         spread: how some of the deltas spread over training seeds and over text; empty for a single model.
     """
 
@@ -209,9 +209,9 @@ class Stage:
     """A removal's cost after some training.
 
     Args:
-        step: optimiser steps; 0 before any.
-        cost: loss above that of the whole model trained alike.
-        returned: share of the first cost that is gone; None before training, or if nothing was lost.
+        step: optimiser steps; 0 before training.
+        cost: loss above that of the whole model after the same training.
+        returned: recovered share of the first cost; None before training, or if nothing was lost.
     """
 
     step: int
@@ -225,8 +225,8 @@ class Arm:
 
     Args:
         name: "own" or "random".
-        removed: units; mean over the removals.
-        stages: by step.
+        removed: number of units, mean over the removals.
+        stages: costs by step.
     """
 
     name: str
@@ -236,13 +236,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Relearning:
-    """How much of a domain's loss a few steps of training on it give back.
+    """How much of a domain's loss a few steps of training on it recover.
 
     Args:
         name: the domain.
         kind: the models' kind.
-        arms: over all models.
-        seeds: the same for each model.
+        arms: means over all models.
+        seeds: the arms of each model.
     """
 
     name: str
@@ -256,10 +256,10 @@ class EvidenceResult(Result):
     """All numbers of docs/evidence.md.
 
     Args:
-        unit: the unit that all deltas are in.
+        unit: the unit of all deltas.
         models, dense_models: Monets and dense twins.
-        domains: a row a domain, for the Monets.
-        dense: the same for the dense twins.
+        domains: one row for each domain, for the Monets.
+        dense: one row for each domain, for the dense twins.
         matrix, dense_matrix: increase of loss by removed and evaluated domain, mean over models.
         relearning: first for the Monets, then for the dense twins.
         failures: verdicts on the first model: the paper's rule "ratio", the rule "argmax", "subjects". On the first

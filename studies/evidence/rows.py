@@ -1,9 +1,9 @@
-"""Measurements of one or several models -> the rows of docs/evidence.json.
+"""Turns measurements of one or several models into the rows of docs/evidence.json.
 
 Values are unweighted means over the models. All models are measured on the same text with the same resamples, so the
-interval of a mean over models is drawn from the mean of their resamples, and holds the spread over text. The spread
-over training seeds is kept apart, see `monet.eval.core.seeds`. Of p and q the largest counts, and a domain passes if
-it passes in every model: more seeds make it harder to pass.
+interval of a mean over models comes from the mean of their resamples and includes the spread over text. The spread
+over training seeds is separate, see `monet.eval.core.seeds`. The largest p and q over the models count, and a domain
+passes only if it passes in every model: more seeds make it harder to pass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KINDS: tuple[ControlKind, ...] = ("number", "mass", "activity")
 
 
 def model_of(one: Measurement) -> Model:
-    """What the result says of a model."""
+    """The result's entry for a model."""
     candidate = one.candidate
     mask = next(iter(one.masks.values()))
     return Model(
@@ -37,14 +37,14 @@ def model_of(one: Measurement) -> Model:
 
 
 def times(own: Draws, other: Draws, confidence: float) -> Times:
-    """How many times `other` the first is; see `Times`."""
+    """Ratio of the first increase to `other`; see `Times`."""
 
     def ratio(of_Q: np.ndarray, to_Q: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(to_Q > 0, of_Q / to_Q, np.where(of_Q > 0, np.inf, 0.0))
 
     tail = (1 - confidence) / 2
-    # an end is one of the resamples: between two that are infinite nothing can be interpolated
+    # an end is one of the resamples, because one cannot interpolate between infinite ratios
     ends = np.quantile(ratio(own.draws_Q, other.draws_Q), [tail, 1 - tail], method="inverted_cdf")
     value = ratio(np.array([own.value]), np.array([other.value]))
     found = [float(one) if np.isfinite(one) else None for one in (*value, *ends)]

@@ -1,4 +1,4 @@
-"""Tables of docs/evidence.md, each made from docs/evidence.json only."""
+"""Tables of docs/evidence.md, computed only from docs/evidence.json."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def _once(value: float | None) -> str:
 
 
 def times(found: Times) -> str:
-    """For example "6.5 [4.8, 9.1]"; "any" where the other domains lose nothing."""
+    """For example "6.5 [4.8, 9.1]"; "any" if the other domains lose nothing."""
     return f"{_once(found.value)} [{_once(found.low)}, {_once(found.high)}]"
 
 
 def passes(row: Domain) -> str:
-    """In how many models the domain passes."""
+    """Number of models in which the domain passes."""
     if len(row.seeds) == 1:
         return "yes" if row.passes else "no"
     return f"{row.passed} of {len(row.seeds)}"
@@ -177,7 +177,7 @@ def next_to_dense(monet: Sequence[Domain], dense: Sequence[Domain]) -> str:
 
 
 def relearning(found: Sequence[Relearning]) -> str:
-    """What each removal costs at first and after training, and which share of the first cost is gone."""
+    """Cost of each removal at first and after training, and the recovered share of the first cost."""
 
     def stage(arm: Arm) -> dict[str, str]:
         cells = {"before": estimate(arm.stages[0].cost)}

@@ -1,4 +1,4 @@
-"""Stands in for the GPU suite's worker: the section's name says what happens to it. Imports nothing slow."""
+"""Stand-in for the GPU suite's worker: the name of a section says what happens to it. It imports nothing slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The resource table: compiles without a GPU, sees spills and tensor cores, and its limits bite."""
+"""The table of resources compiles without a GPU, shows spills and tensor cores, and enforces its limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark: its plain baseline computes the paper's definition, its counters known answers, its checks bite."""
+"""The benchmark: its baseline computes the paper's definition, its counters are right, and its checks fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CPU suite: a row for every target, verdicts that follow the values, decoding forced where it says so."""
+"""The CPU suite has a row for every target, verdicts that follow the values, and rows with forced decoding."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_default_plan_is_the_1_4b_layer_beside_the_papers_mlp():
 
 
 def test_decoding_walks_through_tokens_and_both_ways(monkeypatch):
-    """The layer's own dense path runs dense, the other by choice, and every token comes up in turn."""
+    """The layer's dense path is forced, the other path is chosen automatically, and all tokens are used in turn."""
     seen = []
 
     def remember(x_TD, *others):

@@ -1,4 +1,4 @@
-"""The GPU suite without a GPU: every section runs at toy sizes, losses stay local, verdicts and counts are right."""
+"""The GPU suite without a GPU: all sections run at toy sizes, a failure loses one section, and counts are right."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def events(toy):
-    """What each section sent at toy sizes."""
+    """Events of each section at toy sizes."""
     sent = {name: [] for name in worker.SECTIONS}
     for name, kept in sent.items():
         worker.run_section(name, toy, kept.append)
@@ -49,7 +49,7 @@ def test_every_target_is_measured_by_some_section(events):
     for event in (event for sent in events.values() for event in sent):
         measured |= event.get("row", {}).get("targets", {})
     assert measured.keys() == plan.TARGETS.keys()
-    # Of a processor nobody knows a peak rate.
+    # The peak rate of a CPU is unknown.
     unknown = {"G14 HD", "G14 VD"}
     assert all(measured[name] is None if name in unknown else measured[name] > 0 for name in measured)
 
@@ -68,7 +68,7 @@ def test_a_failing_section_says_so_after_its_rows(toy, monkeypatch):
 
 @pytest.fixture
 def suite_of(monkeypatch, tmp_path):
-    """Run the suite over sections of these names with the stand-in for the worker; the file it wrote."""
+    """Run the suite over sections of these names with the stand-in for the worker; returns the file it wrote."""
 
     def run(*names, target=fake_worker.work, is_quick=False):
         section = worker.Section("Toy", "none:none", 5.0 / gpu_suite.TOY_PATIENCE if is_quick else 5.0)

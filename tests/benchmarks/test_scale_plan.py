@@ -1,4 +1,4 @@
-"""The simulated ranks run over the real stream and checkpoint code, and their checks bite."""
+"""The simulated ranks run over the real stream and checkpoint code, and their checks find errors."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_a_cost_that_grows_too_fast_is_seen(monkeypatch):
 
 
 def test_costs_of_data_that_grow_too_fast_are_seen(monkeypatch):
-    """Every shard stays mapped, every rank looks at every shard, and a document is encoded as one text."""
+    """Faults: every shard stays mapped, every rank opens every shard, and a document is encoded as one text."""
     monkeypatch.setattr(shards.MappedFiles, "__init__", lambda self: vars(self).update(_limit=1 << 20, _maps={}))
     assert data_exponents.descriptors(40) == 40
     monkeypatch.setattr(text_encoder, "_PIECE", 1 << 40)

@@ -1,4 +1,4 @@
-"""Kernels for the tests of benchmarks/aot.py; a module as the list there names them."""
+"""Kernels for the tests of benchmarks/aot.py, in a module like those in its list."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCALE = AotCase(
     divisible_by_16=("x_ptr", "out_ptr"),
 )
 PRODUCT = AotCase("product bf16", product, {"x_ptr": "*bf16", "out_ptr": "*bf16"}, {"SIDE": 64})
-# The tile alone is more than the registers one warp has.
+# The tile by itself needs more registers than one warp has.
 SPILLING = AotCase("product spilling", product, {"x_ptr": "*bf16", "out_ptr": "*bf16"}, {"SIDE": 128}, num_warps=1)
 
 AOT = [SCALE, PRODUCT]

@@ -1,4 +1,4 @@
-"""The examples of docs/hugging-face.md run as they stand, each section on a small model of its own."""
+"""The examples of docs/hugging-face.md run unchanged, each section on a separate small model."""
 
 from __future__ import annotations
 

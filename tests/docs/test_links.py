@@ -1,4 +1,4 @@
-"""Links between the project's pages lead somewhere: files exist, and headings that a link names."""
+"""The targets of links between the project's pages exist, both files and headings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The intervention and the suite of docs/own-experiment.md run as they stand, and do what the page says."""
+"""The intervention and the suite of docs/own-experiment.md run unchanged, and do what the page says."""
 
 from __future__ import annotations
 

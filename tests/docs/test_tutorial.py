@@ -1,4 +1,4 @@
-"""The tutorial and the notebooks run unchanged, on a small model that is trained here, and show what they claim."""
+"""The tutorial and the notebooks run unchanged on a small model that is trained here, and their claims hold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[Path, Path]:
-    """The export and the text of the small model, trained in folders of this test."""
+    """The export and the text of the small model, which this test trains."""
     root = tmp_path_factory.mktemp("quick")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(NOTEBOOKS)

@@ -1,4 +1,4 @@
-"""The evidence command: its rules, its page, and all of it on models and text of a few hundred bytes."""
+"""Tests of the evidence command: its rules, its page, and a complete run on tiny models and texts."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_domain_needs_another_of_its_family():
 
 
 def check_page(docs: Path) -> EvidenceResult:
-    """The page says what the JSON says, number by number, and no more."""
+    """The page has the numbers of the JSON and no others."""
     result = EvidenceResult.load(docs / "evidence.json")
     assert page.written(docs / "evidence.md") == page.body(result).strip()
     return result
@@ -152,7 +152,7 @@ def test_make_trains_each_seed_in_its_own_run():
 
 
 def write_text(folder: Path) -> Path:
-    """Every domain writes with its own letters; natural languages in the four works."""
+    """Every domain uses different letters; natural languages have the four works."""
     works = list(failures.SUBJECTS.values())
     for number, domain in enumerate(DOMAINS):
         draw = random.Random(number)
@@ -192,7 +192,7 @@ def folders(tmp_path_factory) -> Path:
 
 
 def words(folders: Path, out: Path, models: list[str]) -> list[str]:
-    """The command's arguments, all sizes as small as they can be."""
+    """The command's arguments with the smallest possible sizes."""
     return [
         "--model", *(str(folders / name / "export") for name in models), "--dense", str(folders / "llama" / "export"),
         "--data", str(folders / "data"), "--text", str(folders / "text"), "--out", str(out / "out"),
@@ -261,7 +261,7 @@ def test_a_model_given_twice_is_refused(name, fingerprint):
 
 
 def domain(name: str, passed: list[bool]) -> Domain:
-    """A row of which only the verdict matters."""
+    """A row for tests that need only the verdict."""
     rest = {field: 0.0 for field in Domain.__dataclass_fields__}
     seeds = [Domain(**{**rest, "name": name, "passes": one, "reason": "" if one else "why"}) for one in passed]
     return Domain(**{**rest, "name": name, "passes": all(passed), "reason": "why", "seeds": seeds})

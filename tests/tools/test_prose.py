@@ -1,4 +1,4 @@
-"""The prose linter reads prose and only prose, and its baseline can only shrink."""
+"""The prose linter reads only prose, and its baseline can only shrink."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words classifier's training and check: known answers, and a pickle that is read without being run."""
+"""Training and check of the words classifier give known answers, and a pickle is read without being run."""
 
 import csv
 import pickle

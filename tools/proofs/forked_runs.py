@@ -1,6 +1,6 @@
-"""train.py's command in forked children that can be killed, limited and hurt, without a new interpreter for each.
+"""Runs train.py's command in forked children that tests can kill and limit, without a new interpreter for each.
 
-The parent imports everything once and computes nothing: a child is a real process in all that matters here.
+The parent imports everything once and computes nothing, so a child behaves like an independent process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "def", "return", "for", "in", "range", "import", "class", "self"]
-# What Python tells its audit hooks (opening to read, too); what libraries in other languages write lies between.
+# Events of Python's audit hooks (also opening to read). Libraries in other languages write between these events.
 _CHANGES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "shutil.rmtree"}
 
 SETTINGS: dict[str, Any] = {
@@ -62,7 +62,7 @@ def prepare_text(folder: Path) -> Path:
 
 
 def start(work: Callable[[], int], log: Path) -> int:
-    """Run `work` in a forked child whose output goes to `log`; returns its process id."""
+    """Run `work` in a forked child that writes its output to `log`; returns its process id."""
     sys.stdout.flush()
     sys.stderr.flush()
     if (pid := os.fork()) != 0:
@@ -87,7 +87,7 @@ def start(work: Callable[[], int], log: Path) -> int:
 
 
 def train(config: Path, run_dir: Path, *words: str, before: Callable[[], None] | None = None) -> Callable[[], int]:
-    """Work for `start`: train.py's command, after `before` has hurt the child."""
+    """Work for `start`: train.py's command, after `before` has prepared the fault in the child."""
 
     def work() -> int:
         from monet.training.cli import main
@@ -100,7 +100,7 @@ def train(config: Path, run_dir: Path, *words: str, before: Callable[[], None] |
 
 
 def wait(pid: int, timeout_seconds: float = 600.0) -> int:
-    """Exit code of a child, negative for the signal that killed it; it is killed when the time is up."""
+    """Exit code of a child, negative for the signal that killed it; at the end of the time limit it is killed."""
     end = time.monotonic() + timeout_seconds
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -113,7 +113,7 @@ def wait(pid: int, timeout_seconds: float = 600.0) -> int:
 
 
 def on_change(folder: Path, act: Callable[[int], None]) -> None:
-    """From now on, call `act` with 1, 2, ... right before each change below `folder` that this process makes."""
+    """Call `act` with 1, 2, ... from now on, right before each change that this process makes below `folder`."""
     prefix, count = str(folder), 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

@@ -1,10 +1,10 @@
-"""Kill a training run with signal 9 again and again, and compare what it ends with to a run that was left alone.
+"""Kill a training run with signal 9 many times, and compare its final state with that of an uninterrupted run.
 
     python -m tools.proofs.kill_series --seeds 20
 
-Each seed is a run of its own: other weights, data order and kills. Half of the kills come at a random moment of a
-random step, half between two changes of files inside a random save or deletion. Prints one line a seed, and ends with 1
-if any file of the last checkpoint or any logged number differs.
+Each seed is a separate run with other weights, data order and kills. Half of the kills come at a random moment of a
+random step, half between two changes of files inside a random save or deletion. The command prints one line for each
+seed. It ends with 1 if any file of the last checkpoint or any logged number differs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def kill_in_save(config: Path, run_dir: Path, change: int) -> bool:
 
 
 def changes_of_a_run(config: Path, run_dir: Path) -> int:
-    """Let a run go to its end; returns the number of changes it made below checkpoints/."""
+    """Let a run finish; returns the number of changes it made below checkpoints/."""
     counted = run_dir.with_suffix(".count")
 
     def count() -> None:
@@ -87,7 +87,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """What differs between two finished runs: files of the newest checkpoint by bytes, lines of the logs by value."""
+    """Differences between two finished runs: files of the newest checkpoint by bytes, lines of the logs by value."""
     found = []
     newest = [max((run / "checkpoints").glob("step-????????")) for run in (first, second)]
     names = sorted({path.name for folder in newest for path in folder.iterdir()})
@@ -109,7 +109,7 @@ def _log(path: Path) -> list[dict[str, Any]]:
 
 
 def one_seed(folder: Path, data: Path, seed: int, say: Callable[[str], None], background: bool) -> bool:
-    """Run, kill and compare; returns whether nothing differs."""
+    """Run, kill and compare; returns whether the runs are equal."""
     begin, chooser = time.monotonic(), random.Random(seed)
     folder.mkdir(parents=True)
     config, whole, run_dir = write_settings(folder, data, seed, background), folder / "whole", folder / "run"
@@ -139,11 +139,11 @@ def one_seed(folder: Path, data: Path, seed: int, say: Callable[[str], None], ba
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20, help="number of runs, each with kills of its own")
+    parser.add_argument("--seeds", type=int, default=20, help="number of runs, each with different kills")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--background", action="store_true", help="checkpoints written by a thread (checkpoint_async)")
     parser.add_argument(
-        "--out", type=Path, help="where the runs are kept; a temporary folder that is removed otherwise"
+        "--out", type=Path, help="folder to keep the runs in; default: a temporary folder that is removed"
     )
     options = parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""Several processes of one command, with the environment that torchrun gives them, and no launcher in between."""
+"""Runs several processes of one command with torchrun's environment, without a launcher."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def interpreter(words: Sequence[str], environment: Mapping[str, str], out: Path,
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine that is not in use."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -55,14 +55,14 @@ def run_ranks(
     """Run a Python command as several ranks over gloo on this machine's CPU.
 
     Args:
-        words: what follows `python`; relative paths are those of the checkout.
+        words: arguments of `python`; relative paths start at the checkout.
         world_size: number of processes.
-        logs: existing folder for what they print.
-        timeout_seconds: for all of them together; those left are killed then.
+        logs: existing folder for their output.
+        timeout_seconds: limit for all processes together; the remaining ones are killed then.
         environment: more variables.
         start: starts a process from words, environment, and files for its output and its errors.
     Returns:
-        What each rank came to, in their order.
+        The result of each rank, in their order.
     Raises:
         subprocess.TimeoutExpired: one took longer.
     """
@@ -90,14 +90,14 @@ def run_ranks(
 
 
 def forked_ranks(work: Callable[[ProcessRanks, int], Any], world_size: int, seconds: float = 60.0) -> list[Any]:
-    """Run a function on each of several processes that have a store in common, and no other connection.
+    """Run a function on each of several processes that share a store and have no other connection.
 
     Args:
-        work: gets the ranks, and how many file descriptors the process had before it made them.
+        work: gets the ranks, and the number of file descriptors that the process had before it made them.
         world_size: number of processes, forked off this one.
         seconds: timeout of the ranks.
     Returns:
-        What `work` returned on each rank, the text of the RankError it raised, or None where the process died.
+        For each rank the value that `work` returned, the text of the RankError it raised, or None if the process died.
     """
     import monet.training.ranks.coordination  # noqa: F401  before the fork, so that no child spends seconds on it
 

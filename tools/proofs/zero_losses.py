@@ -1,6 +1,6 @@
-"""`python -m tools.proofs.zero_losses`: losses of two processes under each strategy beside those of one process.
+"""`python -m tools.proofs.zero_losses`: compares losses of two processes under each strategy with those of one process.
 
-Every run is a real train.py with the same configuration and global batch; processes talk over gloo on the CPU.
+Every run is a real train.py with the same configuration and global batch; processes communicate by gloo on the CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STRATEGIES: dict[str, Any] = {
     "FSDP2": "fsdp2",
     "ZeRO 1": "zero1",
     "ZeRO 2": "zero2",
-    # stage 3 keeps small parameters whole unless it is told otherwise
+    # by default stage 3 does not partition small parameters
     "ZeRO 3": {
         "class_path": "monet.training.strategies.Zero",
         "init_args": {"stage": 3, "config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}},
@@ -32,7 +32,7 @@ STRATEGIES: dict[str, Any] = {
 }
 COLUMNS = {
     "strategy": "", "processes": "", "first loss": ".6f", "last loss": ".6f", "largest difference of a loss": ".1e",
-    "of a gradient norm, relative": ".1e", "seconds": ".0f",
+    "largest relative difference of a gradient norm": ".1e", "seconds": ".0f",
 }  # fmt: skip
 TIMEOUT_SECONDS = 1800
 
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def compare(config: Path, steps: int, accumulate: int, names: list[str], folder: Path) -> list[dict[str, Any]]:
-    """One row for one process, then one a strategy."""
+    """One row for one process, then one for each strategy."""
     content = yaml.safe_load(config.read_text(encoding="utf-8"))
     content["trainer"] |= {"max_steps": steps, "accumulate_grad_batches": accumulate, "accelerator": "cpu"}
     wanted, seconds = run(content, 1, "auto", folder / "one")
@@ -62,7 +62,7 @@ def compare(config: Path, steps: int, accumulate: int, names: list[str], folder:
         rows.append({
             "strategy": name, "processes": 2, **ends(got), "seconds": seconds,
             "largest difference of a loss": max(abs(ours["loss"] - theirs["loss"]) for ours, theirs in pairs),
-            "of a gradient norm, relative": max(
+            "largest relative difference of a gradient norm": max(
                 abs(ours["grad_norm"] / theirs["grad_norm"] - 1) for ours, theirs in pairs
             ),
         })  # fmt: skip
@@ -70,7 +70,7 @@ def compare(config: Path, steps: int, accumulate: int, names: list[str], folder:
 
 
 def run(content: dict[str, Any], processes: int, strategy: Any, run_dir: Path) -> tuple[list[dict[str, Any]], float]:
-    """The lines of metrics.jsonl of a run whose processes share the batch, and how long it took."""
+    """The lines of metrics.jsonl of a run whose processes share the batch, and its duration."""
     run_dir.mkdir()
     batch_size, rest = divmod(content["data"]["batch_size"], processes)
     if rest:

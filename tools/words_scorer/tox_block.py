@@ -2,8 +2,8 @@
 
     pip download --no-deps tox-block==0.1.2     # then unzip the wheel; no import, no TensorFlow
 
-Its weights are read as plain HDF5 and run in torch. Its vocabulary comes as a pickle, which is never loaded: the file's
-instructions are listed (`pickletools.genops`) and the words with their numbers picked out of the list.
+Its weights are read as plain HDF5 and run in torch. Its vocabulary is a pickle, which is never loaded: the code lists
+the file's instructions (`pickletools.genops`) and takes the words and their numbers from the list.
 
 Dims: B texts, T words of a text (the last hundred), D width of an embedding, H width of the network.
 """
@@ -29,10 +29,10 @@ _NUMBERS = ("BININT", "BININT1", "BININT2")
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Words and their numbers from the pickled tokenizer, without running a single instruction of it.
+    """Words and their numbers from the pickled tokenizer, without running any of its instructions.
 
     Raises:
-        DataError: no table of words there.
+        DataError: the file has no table of words.
     """
     memory: dict[int, str | None] = {}
     words: dict[str, int] = {}
@@ -64,7 +64,7 @@ class ToxBlock:
     """The network.
 
     Args:
-        folder: of the unpacked package: `tox_block/trained_models`.
+        folder: `tox_block/trained_models` in the unpacked package.
     """
 
     def __init__(self, folder: Path) -> None:

