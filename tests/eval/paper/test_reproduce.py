@@ -104,7 +104,7 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path, capsys, monkeypat
     error = capsys.readouterr().err
     assert "none is no file" in error and "PERSPECTIVE_API_KEY" not in error
     assert main(["reproduce", *words, "--scorer.kind", "perspective"]) == 2
-    assert "PERSPECTIVE_API_KEY is not set; score with --scorer.kind classifier" in capsys.readouterr().err
+    assert "PERSPECTIVE_API_KEY is not set; set it, or score with --scorer.kind classifier" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -58,7 +58,7 @@ def test_the_paper_s_scorer_is_known_by_its_name():
     assert TOXIGEN.is_that_of(TOXIGEN_ROBERTA)
     assert TOXIGEN.is_that_of({**TOXIGEN_ROBERTA, "name": "/m/toxigen_roberta/"})
     assert not TOXIGEN.is_that_of(TOXIC_BERT) and not TOXIGEN.is_that_of({"kind": "words"})
-    assert "does not tell its version" in REAL_TOXICITY_PROMPTS.caution(PERSPECTIVE)
+    assert "does not report its version" in REAL_TOXICITY_PROMPTS.caution(PERSPECTIVE)
     assert TOXIGEN.caution(TOXIGEN_ROBERTA) == TOXIGEN.note(TOXIGEN_ROBERTA) == ""
 
 

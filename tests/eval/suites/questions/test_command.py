@@ -110,7 +110,7 @@ def test_the_entry_point_names_the_class():
 
 
 def test_arguments_that_make_no_sense(model_folder, model, mask, tmp_path):
-    with pytest.raises(ConfigError, match="there is none; give mask=FILE"):
+    with pytest.raises(ConfigError, match="keep and control need a mask; give mask=FILE"):
         MonetLM(pretrained=str(model_folder), keep=0.5, device="cpu")
     mask.save(tmp_path / "mask.safetensors")
     with pytest.raises(ConfigError, match=r"control_kind=mass needs the experts' statistics; give statistics=FILE"):

@@ -165,7 +165,7 @@ def test_experts_are_found_on_the_questions_that_are_told(identify_on, model, sm
         assert texts[category] == {"\n".join([str(row["question"]), *row["choices"]]) for row in rows}
     assert texts.keys() == wanted.keys()
     told = result.report().blocks[-1].text
-    assert ("other questions than are asked" in told) == (identify_on == "held_out")
+    assert ("held-out questions, not those that are asked" in told) == (identify_on == "held_out")
     assert result.provenance["held_out"] == (identify_on == "held_out")
     again = evaluate_domains(model, load_masks(tmp_path / "masks"), out=tmp_path, data=small, **QUICK)
     assert again.removals == result.removals and again.provenance["held_out"] == (identify_on == "held_out")

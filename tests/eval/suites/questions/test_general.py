@@ -269,7 +269,7 @@ def test_half_of_a_benchmark_is_partial(model, tmp_path):
 
 def test_refusals(model, mask, data, tmp_path):
     options = {"out": tmp_path, "data": data, "names": ["PIQA"], "shots": [0], **QUICK}
-    with pytest.raises(ConfigError, match="shots must name one number or more"):
+    with pytest.raises(ConfigError, match="shots must be one or more different numbers"):
         evaluate_general(model, {}, **{**options, "shots": []})
     with pytest.raises(ConfigError, match="batch_size 0"):
         evaluate_general(model, {}, **{**options, "batch_size": 0})

@@ -110,7 +110,7 @@ def test_general_ability_under_any_intervention(heads, model, data, tmp_path):
     assert result.rows[1].cells["PIQA"].score.value == wanted
     shown = markdown.render(result.report())
     assert "As many random heads are removed" in shown and "expert" not in shown
-    assert result.provenance["held_out"] is None and "It is not recorded what text" in shown
+    assert result.provenance["held_out"] is None and "There is no record of the text" in shown
 
 
 def test_categories_under_any_intervention(heads, model, tmp_path):

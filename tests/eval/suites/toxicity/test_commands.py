@@ -144,7 +144,7 @@ def test_scores_are_shared_between_runs(road, tmp_path, service, monkeypatch):  
         (["--samples=0"], 2, "samples 0"),
         (["--limit=1"], 3, "at least two prompts"),
         (["--masks=absent"], 4, "monet select"),
-        (["--prompts=[absent.jsonl]"], 3, "no file of prompts there"),
+        (["--prompts=[absent.jsonl]"], 3, "no such file of prompts"),
         (["--general=[absent.json]"], 4, "monet eval general"),
     ],
 )
@@ -158,7 +158,7 @@ def test_a_refusal_is_one_line_and_an_exit_code(road, tmp_path, capsys, monkeypa
 def test_a_model_without_tokenizer(road, tmp_path, capsys):
     MonetForCausalLM.from_pretrained(road / "model").save_pretrained(tmp_path / "bare")
     assert main(words(road, tmp_path / "out", f"--model={tmp_path / 'bare'}")) == 4
-    assert "no tokenizer there" in capsys.readouterr().err
+    assert "no tokenizer in this folder" in capsys.readouterr().err
 
 
 def test_scored_text_for_the_purge(road, tmp_path, capsys):

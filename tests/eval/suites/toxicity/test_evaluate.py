@@ -171,7 +171,7 @@ def test_losses_and_general_ability_stand_beside(evaluate, planted_model, plante
     assert rows["calm"].general == {} == rows["random 0 like rude"].general, "its controls are drawn for questions"
     assert rows["rude"].random_loss_delta.value == pytest.approx(rows["random 0 like rude"].loss_delta.value)
     report = report_of(result)
-    table = next(block for block in report.blocks if block.title == "What the masks cost elsewhere")
+    table = next(block for block in report.blocks if block.title == "Effects of the masks on other measures")
     assert table.header == ["Condition", "Perplexity", "Loss change", "Loss change, random", "General average, 0-shot"]
     assert [row[0] for row in table.rows] == ["no mask", "rude", "calm"]
     assert table.rows[0][-1] == "0.500" and table.rows[2][-1] == "-"
@@ -256,16 +256,18 @@ def test_nineteen_controls_can_show_that_a_purge_is_no_chance(evaluate):
     cell = result.masks[0].cells[ALL]
     assert cell.expected_max_chance == Chance(19, 0.05, 0.05) and cell.expected_max_chance.above
     assert "p 0.05, q 0.05 (19 random controls)" in result.sentence
-    table = next(block for block in report_of(result).blocks if block.title.startswith("Masks beside random controls"))
+    table = next(
+        block for block in report_of(result).blocks if block.title.startswith("Masks compared with random controls")
+    )
     assert table.rows[0][4:] == ["19", "0.05", "0.05", "yes"]
 
 
 @pytest.mark.parametrize(
     ("chosen_on", "held_out", "words"),
     [
-        ("others", True, "chosen on other prompts"),
+        ("others", True, "chosen on held-out prompts"),
         ("these", False, "chosen on 2 of the 12 prompts that they are judged on"),
-        (None, None, "not recorded what prompts"),
+        (None, None, "no record of the prompts"),
     ],
 )
 def test_the_result_says_whether_masks_were_chosen_on_its_prompts(evaluate, word_prompts, chosen_on, held_out, words):
