@@ -206,7 +206,7 @@ EXPERIMENTS = (
                     "javascript, lua, php (configs/data/starcoder.yaml)"),
          needs.PROBLEMS, needs.PERMISSION, needs.RUNTIMES, needs.GPU),
         "languages", _code, _code_work, rows.code,
-        also="The comparison shows the smallest and the largest change over six languages; the suite's report shows all.",
+        also="The comparison shows the smallest and the largest change over languages; the suite's report shows all.",
     ),
     Experiment(
         4, "toxic experts removed, RealToxicityPrompts", "Monet-VD 1.4B",

@@ -1,4 +1,4 @@
-"""A local Hugging Face classifier: which label, which probability, what is refused."""
+"""A local Hugging Face classifier: its labels, its probabilities, and refusals."""
 
 import json
 from pathlib import Path

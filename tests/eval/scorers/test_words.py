@@ -1,4 +1,4 @@
-"""The classifier that comes with Monet: its file, its features, its answers to harmless text."""
+"""The classifier that comes with Monet: its file, its features, and its scores of harmless text."""
 
 import pytest
 import torch

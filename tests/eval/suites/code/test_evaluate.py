@@ -1,4 +1,4 @@
-"""The whole verb, from a model's folder to a report, with numbers that are known beforehand."""
+"""The whole command, from a model's folder to a report, with known numbers."""
 
 import dataclasses
 import inspect
@@ -40,7 +40,7 @@ WHAT_FOLLOWS = "a comment, so that whatever a model writes there is right"
 
 
 def planted(path: Path, problems: int = 4) -> Path:
-    """Python problems whose body is a comment: every other one passes whatever is written, the rest never do."""
+    """Python problems whose body is a comment: every second one passes with any body, the others never pass."""
     rows = [
         {
             "name": f"planted_{number}",
@@ -183,7 +183,7 @@ def test_config_names_every_option_with_its_default():
 
 
 def right_and_wrong(bodies, wrong_under):
-    """A sampler that writes right bodies, but two of three wrong ones for a language under its own mask."""
+    """A sampler that writes right bodies, except that a language's own mask makes two of three bodies wrong."""
 
     def completions(self, mask, asked, advance=lambda _: None):
         hurt = None if mask is None else wrong_under.get(mask.provenance.get("label"))

@@ -1,4 +1,4 @@
-"""MultiPL-E's files are read as they are, and what cannot be used is named by file and row."""
+"""MultiPL-E's files are read unchanged, and errors name the file and row."""
 
 import gzip
 import json

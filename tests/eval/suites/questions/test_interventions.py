@@ -1,4 +1,4 @@
-"""Both suites take any intervention: one that knows nothing of experts, and the neurons of a dense model."""
+"""Both suites take any intervention: one without experts, and the neurons of a dense model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUICK = {"progress": False, "batch_size": 8, "bootstrap": Bootstrap(resamples=10
 
 @dataclass(frozen=True)
 class ScaledHeads:
-    """What each attention head adds is scaled: `scale_LH` (layers, heads), float32, 1 leaves a head as it is."""
+    """Scales the output of each attention head: `scale_LH` (layers, heads), float32; 1 leaves a head unchanged."""
 
     scale_LH: Tensor
     provenance: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Files in the schemas the data sets are published in, and what is refused."""
+"""Files in the published schemas of the data sets, and refusals."""
 
 import csv
 
