@@ -1,1 +1,1 @@
-"""The paper's tables: what each needs, what it runs, and the published values beside ours."""
+"""The paper's tables: their requirements, their commands, and the published values next to ours."""

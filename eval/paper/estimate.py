@@ -1,4 +1,4 @@
-"""GPU hours of an experiment by a formula whose assumptions are told; an estimate, not a measurement."""
+"""Estimates the GPU hours of an experiment by a formula with explicit assumptions; it measures nothing."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from monet.costs.flops import forward_flops_per_token, parameter_counts
 from monet.costs.hardware import ACCELERATORS
 from monet.errors import ConfigError
 
-UTILISATION = 0.3  # of the data sheet's dense bf16 rate, in forwards over many tokens
-BANDWIDTH_SHARE = 0.5  # of the data sheet's memory bandwidth, in decoding
-STEP_FLOOR = 0.02  # seconds that a decoding step takes at least, however small the model
+UTILISATION = 0.3  # share of the data sheet's dense bf16 rate, in forwards over many tokens
+BANDWIDTH_SHARE = 0.5  # share of the data sheet's memory bandwidth, in decoding
+STEP_FLOOR = 0.02  # minimum seconds of a decoding step, even for a small model
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an experiment computes.
+    """The computation of an experiment.
 
     Args:
-        tokens: that are read in forwards over whole sequences.
-        steps: of decoding, one after another; each makes one token of every sequence of a batch.
-        counted: how both were counted, in words, with every assumption.
-        seq_len: tokens of a sequence, for the share of attention.
+        tokens: number of tokens read in forwards over whole sequences.
+        steps: number of decoding steps, one after another; each makes one token of every sequence of a batch.
+        counted: text that explains both counts, with every assumption.
+        seq_len: tokens per sequence, for the share of attention.
     """
 
     tokens: float
@@ -36,22 +36,22 @@ def check_gpu(gpu: str) -> None:
     """Refuse a GPU that is not listed.
 
     Raises:
-        ConfigError: names those that are.
+        ConfigError: the GPU is not listed; the message names the listed ones.
     """
     if gpu not in ACCELERATORS:
-        raise ConfigError(f"gpu {gpu!r} is not listed; there are {', '.join(ACCELERATORS)}")
+        raise ConfigError(f"gpu {gpu!r} is not listed; choose from {', '.join(ACCELERATORS)}")
 
 
 def gpu_hours(work: Work, config: LlamaConfig, gpu: str) -> float:
     """Hours on one GPU: tokens x operations / (peak x 0.3) + steps x max(weight bytes / (bandwidth x 0.5), 0.02 s).
 
     Args:
-        work: of the experiment.
-        config: of the model; weights are taken as bfloat16.
+        work: computation of the experiment.
+        config: configuration of the model; weights count as bfloat16.
         gpu: key of `monet.costs.hardware.ACCELERATORS`.
 
     Raises:
-        ConfigError: no such GPU is listed.
+        ConfigError: the GPU is not listed.
     """
     check_gpu(gpu)
     kind = ACCELERATORS[gpu]
@@ -61,7 +61,7 @@ def gpu_hours(work: Work, config: LlamaConfig, gpu: str) -> float:
 
 
 def formula(gpu: str) -> str:
-    """The estimate's formula in words."""
+    """Describe the formula of the estimate."""
     kind = ACCELERATORS[gpu]
     return (
         f"tokens x forward operations / ({kind.peak_flops / 1e12:.0f} TFLOP/s x {UTILISATION:g}) + decoding steps x "

@@ -1,4 +1,4 @@
-"""The paper's models by their shapes: configurations, and the name of one that has such a shape."""
+"""Configurations of the paper's models, and the name of the paper's model with a given shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from transformers import LlamaConfig
 
 from monet.configuration_monet import MonetConfig
 
-# Table 6: width, layers, attention heads; routing heads are half the attention heads, an expert is width / 128 wide.
+# Table 6: width, layers, attention heads; there are half as many routing heads as attention heads, and an expert's
+# width is width / 128.
 SIZES: dict[str, tuple[int, int, int]] = {"850M": (1536, 24, 12), "1.4B": (2048, 24, 16), "4.1B": (3072, 32, 24)}
 FORMS = {"HD": "horizontal", "VD": "vertical"}
 
@@ -22,7 +23,7 @@ def paper_config(size: str = "1.4B", form: str = "VD", groups: int = 4) -> Monet
 
 
 def dense_config() -> LlamaConfig:
-    """The dense model of Table 8, whose 1.345 billion parameters tell the width of its MLPs."""
+    """The dense model of Table 8, whose 1.345 billion parameters determine the width of its MLPs."""
     width, layers, heads = SIZES["1.4B"]
     return LlamaConfig(
         vocab_size=32000, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
@@ -31,7 +32,7 @@ def dense_config() -> LlamaConfig:
 
 
 def name_of(config: MonetConfig) -> str | None:
-    """The paper's model of this shape, such as "Monet-VD 1.4B"; None if it has none."""
+    """The paper's model of this shape, such as "Monet-VD 1.4B"; None if there is none."""
     keys = ("hidden_size", "num_hidden_layers", "moe_heads", "moe_dim", "moe_experts", "moe_groups", "moe_decompose")
     for size in SIZES:
         for form in FORMS:

@@ -1,7 +1,7 @@
-"""Numbers of the paper (arXiv 2412.04139v4) that results are put beside; nothing here was measured by us.
+"""Numbers of the paper (arXiv 2412.04139v4) to compare results with; none of them was measured by us.
 
-Single benchmarks of Table 2 are also on the released models' cards (huggingface.co/MonetLLM). The numbers 3, 4 and 5
-are given to the tables of sections 5.2 and 5.3 in their order.
+Single benchmarks of Table 2 are also on the released models' cards (huggingface.co/MonetLLM). Tables 3, 4 and 5 are our
+numbers for the tables of sections 5.2 and 5.3, in their order.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 PAPER = "Park, Ahn, Kim, Kang: Monet, ICLR 2025, arXiv 2412.04139v4"
 BENCHMARKS = ("MMLU", "ARC", "WinoGrande", "PIQA", "SIQA", "OBQA", "HellaSwag", "CSQA")
 
-# Table 2: shots -> model -> accuracy of the eight benchmarks in the order above, then their average.
+# Table 2: shots -> model -> accuracies of the eight benchmarks in the order above, then their average.
 GENERAL: dict[int, dict[str, tuple[float, ...]]] = {
     0: {
         "Monet-HD 850M": (0.320, 0.460, 0.506, 0.699, 0.416, 0.364, 0.465, 0.337, 0.446),
@@ -29,7 +29,7 @@ GENERAL: dict[int, dict[str, tuple[float, ...]]] = {
     },
 }
 
-# Tables 3 and 10, CodeMonet 1.4B VD: smallest and largest over the six languages.
+# Tables 3 and 10, CodeMonet 1.4B VD: the smallest and the largest value over the six languages.
 CODE_TARGET = (-9.1, -30.6)  # points of pass@100 in the language whose experts are removed
 CODE_OTHERS = (-0.6, -1.8)  # in the other languages
 CODE_EXPERTS = (48_621, 175_082)
@@ -40,7 +40,7 @@ DOMAIN_OTHERS = (0.04, -0.51)
 DOMAIN_EXPERTS = {"other": 11_045, "history": 118_407}
 DOMAIN_MEAN_SHARE = 2.2  # percent of all experts, mean over categories
 
-# Tables 4 and 5, Monet-VD 1.4B: by the threshold of Pearson's r, None for the whole model.
+# Tables 4 and 5, Monet-VD 1.4B: by the threshold of Pearson's r; None for the unmasked model.
 THRESHOLDS = (0.2, 0.1, 0.05)
 RTP_SHARE = {0.2: 1.0, 0.1: 4.1, 0.05: 14.4}
 RTP_EXPECTED_MAXIMUM = {None: 0.795, 0.2: 0.767, 0.1: 0.657, 0.05: 0.552}

@@ -1,4 +1,4 @@
-"""The `monet reproduce` verb: what a table of the paper needs, and the run that puts our values beside its."""
+"""The `monet reproduce` command: lists what a table of the paper needs, runs it, and compares our values with it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEPS_NAME = "steps.json"
 
 
 def missing(experiment: Experiment, request: Request) -> dict[str, str]:
-    """What has to be there and is not, with the remedy."""
+    """What the experiment needs and does not have, with the remedy for each."""
     return {need.name: why for need in _needs(experiment) if need.required and (why := need.missing(request))}
 
 
@@ -40,24 +40,24 @@ def _needs(experiment: Experiment) -> list[Need]:
 
 
 def reproduce(experiment: Experiment, request: Request) -> ReproductionResult:
-    """Run an experiment's steps and put what they found beside the paper's values.
+    """Run the steps of an experiment and compare their results with the paper's values.
 
-    What is finished is kept below the request's folder, so the same call goes on after a kill.
+    The request's folder keeps finished steps, so the same call continues after a kill.
 
     Args:
         experiment: one of `monet.eval.paper.tables.TABLES`.
-        request: with all that is needed.
+        request: request with everything that the experiment needs.
 
     Raises:
-        ConfigError: something needed is missing; names all of it with the remedies.
-        MonetError: of a step.
+        ConfigError: something needed is missing; the message names everything with its remedy.
+        MonetError: a step failed.
     """
     if gone := missing(experiment, request):
         told = "; ".join(f"{name}: {why}" for name, why in gone.items())
-        raise ConfigError(f"table {experiment.table} cannot run yet. Missing are {told}")
+        raise ConfigError(f"table {experiment.table} cannot run yet; it needs {told}")
     assert request.out is not None
     if experiment.scorer is not None:
-        make_scorer(experiment.scorer.chosen(request.scorer))  # if it cannot be used, no hours are spent before that
+        make_scorer(experiment.scorer.chosen(request.scorer))  # an unusable scorer fails now, not after hours
     folder = request.out / experiment.folder
     steps = experiment.steps(request, folder)
     for number, step in enumerate(steps, start=1):
@@ -89,29 +89,29 @@ def reproduce(experiment: Experiment, request: Request) -> ReproductionResult:
 def _cautions(
     experiment: Experiment, request: Request, steps: list[Step], same_shape: bool, paper_model: str
 ) -> list[str]:
-    """Why the values may not be those of the paper's experiment."""
+    """Reasons why the values may differ from those of the paper's experiment."""
     found = []
     if not same_shape:
         found.append(
-            f"The paper's values are of {paper_model}. The model here has another shape: differences say nothing about "
-            "the paper."
+            f"The paper's values belong to {paper_model}. The model here has another shape, so differences say "
+            "nothing about the paper.",
         )
     if request.limit is not None:
-        found.append(f"Of everything that is asked, {request.limit} at most were taken (--limit).")
+        found.append(f"At most {request.limit} items of each kind were taken (--limit).")
     for need in experiment.needs:
         if not need.required and need.settled and (why := need.missing(request)):
-            found.append(f"Not as in the paper: {need.name}, {need.what}: {why}.")
+            found.append(f"Different from the paper: {need.name}, {need.what}: {why}.")
     for step in steps:
         if step.writes.name == RESULT_NAME and getattr(report.load(step.writes), "partial", False):
-            found.append(f"The result of `monet {step.verb}` is partial; its own report says what is missing.")
+            found.append(f"The result of `monet {step.verb}` is partial; its own report shows what is missing.")
         about = step.writes.with_suffix(".about.json")
         if about.exists() and read_json(about).get("partial"):
-            found.append(f"Experts were chosen on a part of the texts: {about} says how many have no score.")
+            found.append(f"Experts were chosen on only a part of the texts: {about} counts the texts without a score.")
     return found
 
 
 def _do(step: Step, record: Path) -> None:
-    """Run a step, unless it has no memory of its own and has finished with these options."""
+    """Run a step. A step that keeps nothing itself is skipped if it has finished with these options."""
     from monet.cli import VERBS
 
     done: dict[str, Any] = read_json(record) if record.exists() else {}
@@ -129,7 +129,7 @@ def _do(step: Step, record: Path) -> None:
 
 
 def _state(path: Path) -> Any:
-    """What tells a changed file or folder: a file's SHA-256; sizes and times of a folder's files."""
+    """A value that changes with a file or folder: a file's SHA-256, or sizes and times of a folder's files."""
     if path.is_file():
         return sha256_file(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -137,13 +137,13 @@ def _state(path: Path) -> Any:
 
 
 def _own_name(model: str) -> str | None:
-    """The paper's model that this one has the shape of."""
+    """Name of the paper's model that has the shape of this model."""
     from monet import MonetConfig
 
     try:
         return name_of(MonetConfig.from_pretrained(model))
     except OSError as error:
-        raise CheckpointError(f"{model}: no model there ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"{model}: no model found ({str(error).splitlines()[0]})") from None
 
 
 def _print_all(request: Request) -> None:
@@ -160,7 +160,9 @@ def _print_all(request: Request) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(f"Hours are estimates: {formula(request.gpu)}.", soft_wrap=True)
-    console.print("One table: monet reproduce --table N; with --model, --out and what it needs, it runs.")
+    console.print(
+        "For one table: monet reproduce --table N. To run it, add --model, --out and everything that it needs."
+    )
 
 
 def _print_one(experiment: Experiment, request: Request) -> None:
@@ -190,7 +192,7 @@ def _print_one(experiment: Experiment, request: Request) -> None:
         console.print(f"  {escape(step.command)}", soft_wrap=True)
     work = experiment.work(request)
     hours = gpu_hours(work, paper_config(), request.gpu)
-    told = f"about {hours:.1f} GPU hours by {formula(request.gpu)}. Counted: {work.counted}."
+    told = f"about {hours:.1f} GPU hours by {formula(request.gpu)}. What is counted: {work.counted}."
     console.print(f"\nCost at the 1.4B size: {told}" if hours else "\nCost: none.", soft_wrap=True)
     if experiment.also:
         console.print(escape(experiment.also), soft_wrap=True)
@@ -215,37 +217,38 @@ def run(
     dtype: DType = "auto",
     progress: bool = True,
 ) -> None:
-    """List the paper's tables, tell what one needs, or run it and put our values beside the published ones.
+    """List the paper's tables, show what a table needs, or run it and compare our values with the published ones.
 
-    Without --table all tables are listed with their cost; with it, what the table needs, what of that is missing here,
-    the commands it runs and the published values. With --model and --out (Table 8: --out alone) it runs. The same
-    command goes on after a kill. OUT/table-N has the comparison, OUT's other folders the results themselves.
+    Without --table, the command lists all tables with their cost. With --table, it shows what the table needs, what is
+    missing here, the commands and the published values. With --model and --out (Table 8: only --out), it runs them. The
+    same command continues after a kill. OUT/table-N holds the comparison; the other folders in OUT hold the results.
 
     Args:
         table: number of the paper's table.
-        model: Hugging Face folder or name.
+        model: a Hugging Face folder or a name on the hub.
         out: folder for results.
-        data: Tables 3 and 10: folder of `monet data prepare` with the six programming languages; others: folder with
-            the benchmarks' data sets as the hub has them, without which the hub is asked.
-        prompts: Tables 4 and 5: files of prompts.
-        problems: Table 3: MultiPL-E's prompts as files or a folder, or their name on the hub.
-        libraries: Table 3: folders with luaunit.lua and javatuples.jar.
-        scorer: Tables 4 and 5: what scores the continuations. Without a model the classifier is the table's own:
-            unitary/toxic-bert for Table 4, where the paper asked the Perspective API, which ends on 31 December 2026;
+        data: for Tables 3 and 10: folder of `monet data prepare` with the six programming languages. For others: folder
+            with copies of the hub's data sets of the benchmarks; if omitted, they are read from the hub.
+        prompts: for Tables 4 and 5: files of prompts.
+        problems: for Table 3: MultiPL-E's prompts as files or a folder, or their name on the hub.
+        libraries: for Table 3: folders with luaunit.lua and javatuples.jar.
+        scorer: for Tables 4 and 5: scorer of the continuations. If no model is named, the table's own classifier is
+            used: unitary/toxic-bert for Table 4 (the paper used the Perspective API, which ends on 31 December 2026),
+                and
             ToxiGen-RoBERTa for Table 5, as in the paper.
-        allow_code_execution: Table 3: run the generated programs, shut in. Nobody has read them.
-        held_out: choose experts on other prompts or questions than are judged, which the paper seems not to do.
+        allow_code_execution: for Table 3: run the generated programs in the sandbox. The programs are untrusted.
+        held_out: choose experts on held-out prompts or questions, which the paper seems not to do.
         controls: random controls of each mask, which the paper does not have. They change none of the compared values.
-        limit: questions, problems, prompts or windows of each kind, for a quick look; the values are then no longer
+        limit: questions, problems, prompts or windows of each kind, for a quick look; the values are then not
             comparable.
-        gpu: whose hours are estimated: b200, h200, h100, a100, l40s, rtx4090, ...
+        gpu: GPU whose hours are estimated: b200, h200, h100, a100, l40s, rtx4090, ...
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         dtype: precision of the weights; auto keeps that of the files.
         progress: show bars on standard error.
 
     Raises:
-        ConfigError: no such table or GPU, or something needed is missing.
-        CheckpointError: no such model.
+        ConfigError: there is no such table or GPU, or something needed is missing.
+        CheckpointError: there is no such model.
     """
     from monet.eval.paper.estimate import check_gpu
     from monet.eval.reporting import terminal
@@ -259,7 +262,7 @@ def run(
         _print_all(request)
         return
     if table not in TABLES:
-        raise ConfigError(f"no experiment for table {table}; there are {', '.join(map(str, TABLES))}")
+        raise ConfigError(f"no experiment for table {table}; choose from {', '.join(map(str, TABLES))}")
     experiment = TABLES[table]
     wants_model = any(need.name == "weights" for need in experiment.needs)
     if out is None or (wants_model and model is None):

@@ -1,4 +1,4 @@
-"""What the user gave, the steps that follow from it, and what still has to be there."""
+"""The user's options, the steps that follow from them, and the requirements of the steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COMMANDS = {
 
 @dataclass(frozen=True)
 class Request:
-    """Options of `monet reproduce`; see there."""
+    """Options of `monet reproduce`; see its help."""
 
     model: str | None = None
     out: Path | None = None
@@ -51,7 +51,7 @@ class Request:
 
     @property
     def computing(self) -> dict[str, Any]:
-        """Options that every verb with a model has."""
+        """Options of every command that runs a model."""
         return {"model": self.model, "device": self.device, "dtype": self.dtype, "progress": self.progress}
 
 
@@ -60,11 +60,12 @@ class Step:
     """One command.
 
     Args:
-        verb: of `monet`.
-        options: by the names of its arguments.
-        writes: a file that is there when it has finished.
-        resumes: the verb finds by itself what it has kept; others are left out once they have finished.
-        reads: files and folders that a verb which does not resume depends on; it runs again once they change.
+        verb: command of `monet`.
+        options: options by the names of their arguments.
+        writes: file that exists once the step has finished.
+        resumes: whether the command continues from its own kept results; other commands are skipped once they have
+            finished.
+        reads: files and folders that a command which does not resume depends on; it runs again if they change.
     """
 
     verb: str
@@ -75,7 +76,7 @@ class Step:
 
     @property
     def command(self) -> str:
-        """As it is typed; options that are None are left out."""
+        """The command line; options that are None are left out."""
         words = ["monet", *self.verb.split()]
         for name, value in plain(self.options).items():
             given = value.items() if isinstance(value, dict) else [("", value)]
@@ -87,7 +88,7 @@ class Step:
 
 
 def plain(value: Any) -> Any:
-    """JSON-able: paths as text, settings as mappings of their first field and of what differs from its default."""
+    """Make a value JSON-able: paths become text, settings become mappings of their first and all changed fields."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -101,14 +102,14 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Need:
-    """Something an experiment cannot do without, or is not the paper's without.
+    """Something that an experiment needs to run, or needs to match the paper.
 
     Args:
-        name: in a word or two.
-        what: exactly.
-        missing: from a request to what is missing and how to get it; empty if it is there.
-        required: the experiment does not start without it.
-        settled: it changes what is found, so its absence is told beside the result.
+        name: name of one or two words.
+        what: exact description.
+        missing: function from a request to what is missing and how to get it; empty if nothing is.
+        required: whether the experiment cannot start without it.
+        settled: whether it changes the result, so that the report must mention its absence.
     """
 
     name: str
@@ -119,11 +120,11 @@ class Need:
 
 
 def _model(request: Request) -> str:
-    return "" if request.model else "name it: --model"
+    return "" if request.model else "name a model with --model"
 
 
 def _out(request: Request) -> str:
-    return "" if request.out else "name a folder for the results: --out"
+    return "" if request.out else "name a folder for the results with --out"
 
 
 def _lm_eval(request: Request) -> str:
@@ -132,37 +133,37 @@ def _lm_eval(request: Request) -> str:
 
 def _folder(request: Request) -> str:
     if request.data is None:
-        return "name it: --data"
-    return "" if request.data.is_dir() else f"{request.data} is no folder"
+        return "name it with --data"
+    return "" if request.data.is_dir() else f"{request.data} is not a folder; correct --data"
 
 
 def _hub_or_folder(request: Request) -> str:
-    return _folder(request) if request.data else "none given with --data: the hub or its cache is asked"
+    return _folder(request) if request.data else "--data is not given, so the data are read from the hub or its cache"
 
 
 def _problems(request: Request) -> str:
     path = Path(request.problems)
-    return "" if path.exists() or not path.suffix else f"{path} does not exist: --problems"
+    return "" if path.exists() or not path.suffix else f"{path} does not exist; correct --problems"
 
 
 def _permission(request: Request) -> str:
-    return "" if request.allow_code_execution else "nobody has read them; allow it: --allow_code_execution"
+    return "" if request.allow_code_execution else "the programs are untrusted; allow them with --allow_code_execution"
 
 
 def _runtimes(request: Request) -> str:
     gone = [language for language, names in _COMMANDS.items() if not any(map(shutil.which, names))]
-    return f"{', '.join(gone)} not found; the other languages are evaluated, the result is partial" if gone else ""
+    return f"{', '.join(gone)} not found; the result is partial, without these languages" if gone else ""
 
 
 def _prompts(request: Request) -> str:
     if not request.prompts:
-        return "name the files: --prompts"
-    return ", ".join(f"{path} is no file" for path in request.prompts if not path.is_file())
+        return "name the files with --prompts"
+    return ", ".join(f"{path} is not a file" for path in request.prompts if not path.is_file())
 
 
 def _key(request: Request) -> str:
     if request.scorer.kind == "perspective" and not os.environ.get("PERSPECTIVE_API_KEY"):
-        return "PERSPECTIVE_API_KEY is not set; score with --scorer.kind classifier or words"
+        return "PERSPECTIVE_API_KEY is not set; set it, or score with --scorer.kind classifier or words"
     return ""
 
 
@@ -174,24 +175,26 @@ def _classifier(scorer: ScorerSettings) -> str:
         return ""
     found = try_to_load_from_cache(scorer.model, "config.json", revision=scorer.revision)
     return (
-        "" if isinstance(found, str) else "not on this machine: the hub is asked; --scorer.kind words comes with Monet"
+        ""
+        if isinstance(found, str)
+        else "not on this machine; it is downloaded (--scorer.kind words needs no download)"
     )
 
 
 def _gpu(request: Request) -> str:
     import torch
 
-    return "" if torch.cuda.is_available() else "none here; the processor takes very long for models of this size"
+    return "" if torch.cuda.is_available() else "no GPU found; a CPU takes very long for models of this size"
 
 
-OUT = Need("folder", "for results; the same command goes on after a kill", _out)
+OUT = Need("folder", "for results; the same command continues after a kill", _out)
 GPU = Need("GPU", "for the hours below", _gpu, required=False, settled=False)
 LM_EVAL = Need("lm-eval", "lm-evaluation-harness", _lm_eval)
 BENCHMARKS = Need(
-    "data", "the benchmarks in the hub's form (docs/suites.md)", _hub_or_folder, required=False, settled=False
+    "data", "copies of the hub's benchmarks (docs/suites.md)", _hub_or_folder, required=False, settled=False
 )
-PERMISSION = Need("permission", "to run programs that the model writes, shut in", _permission)
-PROBLEMS = Need("problems", "MultiPL-E, HumanEval's 161 or so a language", _problems)
+PERMISSION = Need("permission", "to run the model's programs in the sandbox", _permission)
+PROBLEMS = Need("problems", "MultiPL-E, HumanEval's, about 161 per language", _problems)
 RUNTIMES = Need("runtimes", "Python, C++, Java, JavaScript, Lua, PHP", _runtimes, required=False)
 
 

@@ -1,4 +1,4 @@
-"""The paper's values beside ours, as data and as a report."""
+"""The comparison of the paper's values with ours, as data and as a report."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from monet.eval.core.results import Result
 
 @dataclass(frozen=True)
 class Row:
-    """One published number and what was found here.
+    """One published number and our value.
 
     Args:
-        name: of the number.
-        unit: of both.
-        published: the paper's.
-        found: ours; None if there is none.
-        digits: decimals that both are shown with.
-        note: why there is no value, or what must be known to read it.
+        name: name of the number.
+        unit: unit of both values.
+        published: the paper's value.
+        found: our value; None if there is none.
+        digits: number of decimals that both are shown with.
+        note: why there is no value, or a remark that a reader needs.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Row:
 
     @property
     def value(self) -> float | None:
-        """Ours; None if there is none."""
+        """Our value; None if there is none."""
         return None if self.found is None else self.found.value
 
 
@@ -41,14 +41,14 @@ class ReproductionResult(Result):
     """A table of the paper, run here.
 
     Args:
-        table: its number.
-        title: what it shows.
-        source: where the published values are from.
-        paper_model: the model that they are of.
-        cautions: why ours may not be compared with them, a sentence each.
-        rows: in the paper's order.
-        protocol: how ours were made, and where the paper leaves it open.
-        provenance: model, commands, results they are from, versions, date.
+        table: number of the table.
+        title: title of the table.
+        source: source of the published values.
+        paper_model: the model of the published values.
+        cautions: reasons against a comparison, one sentence each.
+        rows: rows in the paper's order.
+        protocol: how our values were made, and what the paper leaves open.
+        provenance: model, commands, their results, versions, date.
     """
 
     FORMAT: ClassVar[str] = "monet-reproduction/2"
@@ -65,12 +65,12 @@ class ReproductionResult(Result):
 
     @property
     def sentence(self) -> str:
-        """How many values stand beside the paper's."""
+        """A sentence that counts the values that can be compared."""
         found = sum(row.value is not None for row in self.rows)
-        return f"Table {self.table}: {found} of {len(self.rows)} published values have one of ours beside them"
+        return f"Table {self.table}: {found} of {len(self.rows)} published values are compared with ours"
 
     def report(self) -> Report:
-        """One table, and how it was made."""
+        """One table, and an explanation of our values."""
         blocks: list[Block] = [Text("\n\n".join(self.cautions), caution=True)] if self.cautions else []
         extras = {
             "interval": any(row.found and row.found.low is not None for row in self.rows),

@@ -1,4 +1,4 @@
-"""Values out of our results beside the paper's, one function a table."""
+"""Rows of published values and of values from our results, one function per table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from monet.eval.suites.toxicity.results import Row as ToxicityRow
     from monet.eval.suites.toxicity.results import ToxicityResult
 
-# An empty folder: nothing ran yet, and only the published values are wanted.
+# An empty folder: nothing has run, and only the published values are needed.
 Folder = Path | None
 
 
@@ -48,7 +48,7 @@ def general(folder: Folder, paper_model: str) -> list[Row]:
 
 
 def _ends(name: str, unit: str, ends: tuple[float, float], found: Sequence[float], over: str, digits: int) -> list[Row]:
-    """The smallest and the largest of several, in size; the paper's end further from zero comes second."""
+    """Rows of the smallest and the largest of several values by size; the paper's value further from zero is second."""
     order = sorted(found, reverse=ends[1] < ends[0])
     first, last = (order[0], order[-1]) if order else (None, None)
     return [
@@ -132,7 +132,7 @@ def toxic_prompts(folder: Folder, paper_model: str) -> list[Row]:
 
 
 def toxigen(folder: Folder, paper_model: str) -> list[Row]:
-    """Table 5. The scorer's scores decide which experts are removed, too."""
+    """Table 5. The scorer's scores also decide which experts are removed."""
     made, key = [], scorer_key(folder)
     note = TOXIGEN.note(key) if key else ""
     for threshold, row, share in _purges(folder, published.TOXIGEN_SHARE):
@@ -142,7 +142,7 @@ def toxigen(folder: Folder, paper_model: str) -> list[Row]:
 
 
 def scorer_key(folder: Folder) -> Mapping[str, Any] | None:
-    """What scored a toxicity table's continuations: `Scorer.key`; None before it ran."""
+    """`Scorer.key` of the scorer of a toxicity table's continuations; None before the table ran."""
     result = _toxicity_result(folder)
     return result.provenance["scorer"] if result else None
 
@@ -150,7 +150,7 @@ def scorer_key(folder: Folder) -> Mapping[str, Any] | None:
 def _purges(
     folder: Folder, shares: Mapping[float, float]
 ) -> Iterator[tuple[float | None, ToxicityRow | None, list[Row]]]:
-    """The whole model, then each threshold: what was found there, and the row of the experts' share."""
+    """For the unmasked model and then each threshold: its result, and the row of the experts' share."""
     rows = _by_threshold(folder)
     for threshold in (None, *published.THRESHOLDS):
         row, made = rows.get(threshold), []
@@ -180,14 +180,14 @@ def _toxicity_result(folder: Folder) -> ToxicityResult | None:
 
 
 def _cell(row: ToxicityRow | None, group: str):
-    """The group of prompts that the paper tells, or all of them where the prompts have no groups."""
+    """The group of prompts that the paper reports, or all prompts if they have no groups."""
     from monet.eval.suites.toxicity.results import ALL
 
     return None if row is None else row.cells.get(group, row.cells[ALL])
 
 
 def counts(folder: Folder, paper_model: str) -> list[Row]:
-    """Table 8, as far as it needs no training."""
+    """The part of Table 8 that needs no training."""
     configs = {
         "LLaMA": dense_config(),
         "Monet": paper_config(),
@@ -199,7 +199,7 @@ def counts(folder: Folder, paper_model: str) -> list[Row]:
         rows.append(_row(f"parameters, {name}", "billions", published.PARAMETERS[name], size, 3))
     for name, config in configs.items():
         parts = forward_flops_per_token(config, 2048)
-        # the paper counts attention over the whole square, and two mebi-tokens
+        # The paper counts attention without the causal mask, and takes 2M as 2 x 2^20 tokens.
         total = (sum(parts.values()) + parts["attention_scores"]) * 2**21 / 1e12 if folder else None
         rows.append(_row(f"forward of 2M tokens, {name}", "TFLOP", published.TFLOP[name], total, 2))
     return rows

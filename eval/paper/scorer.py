@@ -1,4 +1,4 @@
-"""The scorers of the paper's toxicity tables, the classifiers in their places, and what a change of scorer means."""
+"""The scorers of the paper's toxicity tables, the classifiers that replace them, and cautions about a change."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from monet.eval.scorers.scorers import ScorerSettings, describe
 
 @dataclass(frozen=True)
 class PaperScorer:
-    """What the paper scored a table with, and what scores it here.
+    """The scorer of a table in the paper, and the scorer that we use for it.
 
     Args:
-        name: the paper's scorer in words.
-        kind: its `ScorerSettings.kind`.
-        model: the last part of its hub name; None for a service.
-        classifier: scores here unless another scorer is named.
+        name: description of the paper's scorer.
+        kind: `ScorerSettings.kind` of that scorer.
+        model: the last part of its name on the hub; None for a service.
+        classifier: settings of the classifier that scores here unless another scorer is named.
     """
 
     name: str
@@ -27,7 +27,7 @@ class PaperScorer:
     classifier: ScorerSettings
 
     def chosen(self, named: ScorerSettings) -> ScorerSettings:
-        """The settings to score with: those that are named, or this table's classifier where no model is named."""
+        """The settings to use: the named ones, or this table's classifier if no model is named."""
         if named.kind != "classifier" or named.model is not None:
             return named
         return dataclasses.replace(
@@ -38,10 +38,10 @@ class PaperScorer:
         )
 
     def is_that_of(self, key: Mapping[str, Any]) -> bool:
-        """Whether a result was scored by the paper's scorer, as far as kind and name can tell.
+        """Whether a result was scored by the paper's scorer, judged by kind and name.
 
         Args:
-            key: `Scorer.key`, as results hold it.
+            key: `Scorer.key`, as in results.
         """
         if key.get("kind") != self.kind:
             return False
@@ -50,31 +50,32 @@ class PaperScorer:
         return str(key.get("name")).rstrip("/").rpartition("/")[2] == self.model
 
     def note(self, key: Mapping[str, Any]) -> str:
-        """Beside a value that depends on the scorer; empty if the scorer is the paper's."""
+        """Note for a value that depends on the scorer; empty if the scorer is the paper's."""
         return "" if self.is_that_of(key) else f"other scorer: {describe(key)}; paper: {self.name}"
 
     def caution(self, key: Mapping[str, Any]) -> str:
-        """Above a comparison with the paper's values; empty if the scorer is the paper's and cannot have changed."""
+        """Caution for a comparison with the paper's values; empty if the paper used the same scorer unchanged."""
         if not self.is_that_of(key):
             return (
                 f"The scorer differs. The paper's texts were scored by {self.name}, these by {describe(key)}. Two "
-                "scorers give one text different scores, so a difference between the columns may come from the scorer "
-                "and not from the model. Compare the change after a removal, not the level (docs/reproduction.md)."
+                "scorers give the same text different scores, so a difference between the columns may come from the "
+                "scorer instead of the model. Compare the change after a removal, not the level "
+                "(docs/reproduction.md)."
             )
         if self.model is None:
             return (
-                f"The paper's texts and these were scored by {self.name}. The service was trained again over the years "
-                "and does not tell its version, so the two versions may differ."
+                f"The paper's texts and these were scored by {self.name}. The service was retrained over the years "
+                "and does not report its version, so the two versions may differ."
             )
         return ""
 
 
-# unitary/toxic-bert learned from comments that Jigsaw had labelled; Jigsaw also made the Perspective API.
+# unitary/toxic-bert was trained on comments labelled by Jigsaw, which also made the Perspective API.
 REAL_TOXICITY_PROMPTS = PaperScorer(
     "the Perspective API", "perspective", None,
     ScorerSettings(kind="classifier", model="unitary/toxic-bert", label="toxic"),
 )  # fmt: skip
-# The main branch of ToxiGen-RoBERTa has pickled weights only; the named revision adds safetensors.
+# The main branch of ToxiGen-RoBERTa has only pickled weights; the named revision adds safetensors.
 TOXIGEN = PaperScorer(
     "ToxiGen-RoBERTa", "classifier", "toxigen_roberta",
     ScorerSettings(kind="classifier", model="tomh/toxigen_roberta", revision="refs/pr/1", label="1"),

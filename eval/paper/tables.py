@@ -1,4 +1,4 @@
-"""The paper's tables as experiments: needs, commands, cost and published values of each."""
+"""The paper's tables as experiments: requirements, commands, cost and published values of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monet.eval.paper.request import Need, Request, Step
 from monet.eval.paper.scorer import REAL_TOXICITY_PROMPTS, TOXIGEN, PaperScorer
 
 _OPTIONS = 130_705  # options of all test questions of the eight benchmarks, MMLU's 14,042 x 4 among them
-_MMLU = 56_168  # of MMLU alone
+_MMLU = 56_168  # options of MMLU only
 _LANGUAGES, _PROBLEMS = 6, 161
 
 
@@ -24,18 +24,18 @@ class Experiment:
     """One table of the paper.
 
     Args:
-        table: its number.
-        title: what it shows.
-        paper_model: whose values are published, such as "Monet-VD 1.4B".
-        any_size: values of every size are published; those of the model's own are taken.
-        protocol: settings, and where the paper leaves them open.
-        needs: beside a folder for the results.
-        folder: below OUT, for results; tables with one folder share them.
-        steps: commands from a request and that folder.
-        work: what is computed.
-        rows: published values, and ours if the folder is given.
-        also: what of the table this command does not do, and how it is done.
-        scorer: the paper's, and what takes its place; None where no text is scored.
+        table: number of the table.
+        title: title of the table.
+        paper_model: model of the published values, such as "Monet-VD 1.4B".
+        any_size: whether values of every size are published; then those of our model's size are used.
+        protocol: settings, and what the paper leaves open.
+        needs: requirements in addition to a folder for the results.
+        folder: folder below OUT for results; tables with the same folder share results.
+        steps: function from a request and that folder to commands.
+        work: function from a request to its computation.
+        rows: function that returns published values, and ours if the folder is given.
+        also: the parts of the table that this command does not do, and how to do them.
+        scorer: the paper's scorer, and our replacement; None if no text is scored.
     """
 
     table: int
@@ -53,7 +53,7 @@ class Experiment:
 
 
 def _conditions(request: Request, masks: int) -> int:
-    """Passes over the data: the model as it is, each mask, and its random controls."""
+    """Number of passes over the data: the unmasked model, each mask, and its random controls."""
     return 1 + masks * (1 + request.controls.count)
 
 
@@ -81,7 +81,7 @@ def _domains_work(request: Request) -> Work:
     passes = 1 + 14 + request.controls.count
     return Work(
         _MMLU * 120 * (passes + 1), 0, f"{passes} passes over MMLU's {_MMLU:,} options (random controls on their own "
-        "category only) and one to find experts; 120 tokens an option are assumed",
+        "category only) and one to find experts; 120 tokens per option are assumed",
     )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def _language_masks(request: Request, folder: Path) -> list[Step]:
 
 
 def _language_work(request: Request) -> Work:
-    return Work(60e6, 0, "10 million tokens of text a language are assumed; DATA decides", seq_len=2048)
+    return Work(60e6, 0, "10 million tokens of text per language are assumed; DATA decides", seq_len=2048)
 
 
 def _code(request: Request, folder: Path) -> list[Step]:
@@ -120,9 +120,9 @@ def _code_work(request: Request) -> Work:
     passes = (1 + _LANGUAGES) * _LANGUAGES + _LANGUAGES * request.controls.count
     steps = passes * _PROBLEMS * 512
     return Work(
-        60e6, steps, f"{passes} passes (the model as it is and each mask in {_LANGUAGES} languages, random controls in "
-        f"their own) x {_PROBLEMS} problems, the 200 samples of a problem at once, all of 512 new tokens (most end "
-        "sooner), and 60 million tokens to find experts are assumed",
+        60e6, steps, f"{passes} passes x {_PROBLEMS} problems: the unmasked model and each mask in {_LANGUAGES} "
+        "languages, random controls only in their own. Assumptions: all 200 samples of a problem run at once, each "
+        "has 512 new tokens (most end sooner), and finding experts takes 60 million tokens",
     )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def _toxicity(protocol: str, source: str, scorer: PaperScorer) -> Callable[[Requ
         asked["scorer"] = scorer.chosen(request.scorer)
         kept = {"kept_scores": folder / "kept_scores", "progress": request.progress}
         chosen = {"statistics": statistics, "out": masks, "rule": "pearson", "threshold": list(THRESHOLDS)}
-        # The averages stand beside the masks; whether they are above chance is not asked here.
+        # Only the averages under the masks are needed, without a comparison with chance.
         ability = {
             "out": folder / "general", "masks": masks, "controls": ControlOptions(count=0), "local_data": request.data,
             "shots": [0], "limit": request.limit,
@@ -168,8 +168,8 @@ def _toxicity_work(prompts: int, samples: int, new_tokens: int, texts: int) -> C
             texts * 30 + general * _OPTIONS * 120,
             scored / 100 * new_tokens,
             f"{conditions} conditions x {prompts:,} prompts x {samples} continuations of {new_tokens} tokens, 100 at "
-            f"once; {general} conditions x the eight benchmarks of 120 tokens an option; {texts:,} texts of 30 tokens "
-            f"to find experts; all assumed. The scorer reads {scored:,} continuations, which is not counted",
+            f"once; {general} conditions x the eight benchmarks of 120 tokens per option; {texts:,} texts of 30 "
+            f"tokens to find experts; all assumed. The scorer reads {scored:,} continuations, which are not counted",
         )
 
     return work
@@ -179,12 +179,11 @@ def _nothing(request: Request, folder: Path) -> list[Step]:
     return []
 
 
-_BASE = "MonetLLM/monet-vd-1.4B-100BT-hf, or a model of yours"
-_OPEN = "--held_out true chooses them on others"
+_BASE = "MonetLLM/monet-vd-1.4B-100BT-hf, or your own model"
+_OPEN = "--held_out true chooses them on held-out ones"
 _GIVEN = (
-    "The scores that experts are chosen by are the data set's own, which are the Perspective API's of 2020. The "
-    "continuations are scored by the classifier named here, in the paper by the Perspective API, which ends on 31 "
-    "December 2026."
+    "The experts are chosen by the scores of the data set, which the Perspective API gave in 2020. The classifier "
+    "named here scores the continuations. The paper used the Perspective API, which ends on 31 December 2026."
 )
 
 EXPERIMENTS = (
@@ -192,7 +191,7 @@ EXPERIMENTS = (
         2, "general ability, 0- and 5-shot", "Monet-VD 1.4B",
         "Eight benchmarks through lm-evaluation-harness, cloze style, acc_norm; the paper names neither style nor "
         "metric. Values of single benchmarks are those of the released models' cards.",
-        (needs.model("any of MonetLLM/monet-{hd,vd}-{850M,1.4B,4.1B}-100BT-hf, or a model of yours"), needs.LM_EVAL,
+        (needs.model("any of MonetLLM/monet-{hd,vd}-{850M,1.4B,4.1B}-100BT-hf, or your own model"), needs.LM_EVAL,
          needs.BENCHMARKS, needs.GPU),
         ".", _general, _general_work, rows.general, any_size=True,
         also="The paper's 0-shot averages of LLaMA are .463, .484 and .520 (770M, 1.3B, 3.8B); their weights are not "
@@ -200,20 +199,20 @@ EXPERIMENTS = (
     ),
     Experiment(
         3, "programming languages removed, pass@100", "CodeMonet-VD 1.4B",
-        "Experts at twice the second language's mean weight; 200 samples at temperature 0.8, pass@100 on MultiPL-E's "
-        "HumanEval. The paper does not say what text the experts were chosen on.",
+        "An expert's mean weight is at least twice that of the second language; 200 samples at temperature 0.8, "
+        "pass@100 on MultiPL-E's HumanEval. The paper does not name the text that the experts were chosen on.",
         (needs.model("MonetLLM/codemonet-vd-1.4B-100BT-hf, or a model of code"),
          needs.text("--data: folder of `monet data prepare` with a split `identify` and the domains python, cpp, java, "
                     "javascript, lua, php (configs/data/starcoder.yaml)"),
          needs.PROBLEMS, needs.PERMISSION, needs.RUNTIMES, needs.GPU),
         "languages", _code, _code_work, rows.code,
-        also="The smallest and the largest change over the six languages are compared; the suite's own report has all.",
+        also="The comparison shows the smallest and the largest change over languages; the suite's report shows all.",
     ),
     Experiment(
         4, "toxic experts removed, RealToxicityPrompts", "Monet-VD 1.4B",
-        "Experts whose weight correlates with a text's toxicity above 0.2, 0.1 or 0.05; each token has its text's "
+        "The weight of an expert correlates with a text's toxicity above 0.2, 0.1 or 0.05. Each token has its text's "
         "score, which the paper leaves open. 25 continuations of 20 tokens, temperature 1, top-p 0.9, challenging "
-        f"prompts. Experts are chosen on all prompts, as the paper seems to; {_OPEN}. {_GIVEN}",
+        f"prompts. Experts are chosen on all prompts, as the paper seems to do; {_OPEN}. {_GIVEN}",
         (needs.model(_BASE), needs.prompts("--prompts: prompts.jsonl of RealToxicityPrompts"),
          *needs.scorer(REAL_TOXICITY_PROMPTS), needs.LM_EVAL, needs.BENCHMARKS, needs.GPU),
         "toxic_prompts", _toxicity("realtoxicityprompts", "given", REAL_TOXICITY_PROMPTS),
@@ -221,8 +220,8 @@ EXPERIMENTS = (
     ),
     Experiment(
         5, "toxic experts removed, ToxiGen", "Monet-VD 1.4B",
-        "As Table 4, with ToxiGen's prompts for choosing and judging: one greedy continuation of 30 tokens. "
-        f"Experts are chosen on all prompts, as the paper seems to; {_OPEN}.",
+        "Like Table 4, but ToxiGen's prompts choose the experts and judge them: one greedy continuation of 30 tokens. "
+        f"Experts are chosen on all prompts, as the paper seems to do; {_OPEN}.",
         (needs.model(_BASE), needs.prompts("--prompts: ToxiGen's files of prompts, hate_*.txt and neutral_*.txt"),
          *needs.scorer(TOXIGEN), needs.LM_EVAL, needs.BENCHMARKS, needs.GPU),
         "toxigen", _toxicity("toxigen", "scorer", TOXIGEN), _toxicity_work(31_000, 1, 30, 31_000), rows.toxigen,
@@ -230,35 +229,35 @@ EXPERIMENTS = (
     ),
     Experiment(
         8, "parameters and operations by sharing of routers", "Monet-VD 1.4B",
-        "Counted from the configurations, attention over the whole square as the paper seems to count.",
-        (), "counts", _nothing, lambda request: Work(0, 0, "nothing is computed but sums"), rows.counts,
-        also="Its 5-shot averages (.518 LLaMA, .510 a router for four layers, .511 a router a layer) need models "
-        "trained on 100 billion tokens each: `python train.py fit --config configs/pretrain/recipe.yaml --config "
-        "configs/pretrain/monet_1.4b_vd.yaml --model.shape.moe_groups 1 --run_dir DIR`, then `monet export` and "
-        "`monet reproduce --table 2`. `monet plan` tells their cost. Likewise Table 7, with "
+        "Counted from the configurations, with attention over the whole square, as the paper seems to count it.",
+        (), "counts", _nothing, lambda request: Work(0, 0, "only sums are computed"), rows.counts,
+        also="Its 5-shot averages (.518 LLaMA, .510 one router per four layers, .511 one router per layer) need "
+        "models trained on 100 billion tokens each: `python train.py fit --config configs/pretrain/recipe.yaml "
+        "--config configs/pretrain/monet_1.4b_vd.yaml --model.shape.moe_groups 1 --run_dir DIR`, then `monet export` "
+        "and `monet reproduce --table 2`. `monet plan` estimates their cost. Table 7 works the same way, with "
         "--model.router_loss.uniformity_weight and --model.router_loss.ambiguity_weight 0, 2e-4, 1e-3 and 5e-3 (its "
         "5-shot averages: .505, .505, .510, .502).",
     ),
     Experiment(
         9, "experts of MMLU's categories", "Monet-VD 1.4B",
-        "Experts at twice the second category's mean weight, chosen on the questions that are asked, as the paper "
-        f"seems to; {_OPEN}.",
+        "An expert's mean weight is at least twice that of the second category. Experts are chosen on the questions "
+        f"that are asked, as the paper seems to do; {_OPEN}.",
         (needs.model(_BASE), needs.LM_EVAL, needs.BENCHMARKS, needs.GPU),
         ".", _domains, _domains_work, rows.domain_experts,
     ),
     Experiment(
         10, "experts of programming languages", "CodeMonet-VD 1.4B",
-        "Experts at twice the second language's mean weight. The paper does not say on what text.",
+        "An expert's mean weight is at least twice that of the second language. The paper does not name the text.",
         (needs.model("MonetLLM/codemonet-vd-1.4B-100BT-hf, or a model of code"),
-         needs.text("--data: as for Table 3"), needs.GPU),
+         needs.text("--data: the same as for Table 3"), needs.GPU),
         "languages", _language_masks, _language_work, rows.code_experts,
     ),
     Experiment(
         11, "MMLU's categories removed", "Monet-VD 1.4B",
-        "As Table 9; every category's experts removed in turn, 0-shot, all categories asked.",
+        "Like Table 9. The experts of each category are removed in turn; all categories are asked, 0-shot.",
         (needs.model(_BASE), needs.LM_EVAL, needs.BENCHMARKS, needs.GPU),
         ".", _domains, _domains_work, rows.domains,
-        also="The result's own report has the whole matrix in the layout of the paper's table.",
+        also="The result's own report shows the whole matrix in the layout of the paper's table.",
     ),
 )  # fmt: skip
 TABLES: dict[int, Experiment] = {one.table: one for one in EXPERIMENTS}

@@ -1,1 +1,1 @@
-"""Renderers of `monet.eval.core.document.Report`, one module a form; none knows any suite."""
+"""Renderers of `monet.eval.core.document.Report`, one module per form; they do not depend on any suite."""

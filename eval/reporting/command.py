@@ -1,4 +1,4 @@
-"""Results of any suite for people: a page, Markdown, pictures, the numbers as JSON; one renderer a form."""
+"""Renders the result of any suite as a page, Markdown, pictures and JSON; each form has one renderer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMS: tuple[Form, ...] = ("html", "markdown", "png", "json")
 JSON_NAME = "report.json"
 _LARGEST = 1e100
 
-# A result names its "format"; for each, the class that reads it, and what tells it as a
+# Every result names its "format". For each format: the class that reads it, and the function that makes it a
 # `monet.eval.core.document.Report`.
 _SUITES = "monet.eval.suites"
 FORMATS: dict[str, tuple[str, str]] = {
@@ -44,7 +44,7 @@ FORMATS: dict[str, tuple[str, str]] = {
 
 
 def report_of(result: Result) -> Report:
-    """Tables, heat maps and curves of any suite's result."""
+    """Make the report of any suite's result: tables, heat maps and curves."""
     return _named(FORMATS[result.FORMAT][1])(result)
 
 
@@ -52,7 +52,7 @@ def load(path: str | os.PathLike[str]) -> Result:
     """Read a suite's result.json, a report.json, or the result in a suite's folder.
 
     Raises:
-        CheckpointError: missing or unreadable file, or a format that is not known.
+        CheckpointError: the file is missing or unreadable, or its format is unknown.
     """
     file = Path(path) / RESULT_NAME if Path(path).is_dir() else Path(path)
     try:
@@ -60,11 +60,11 @@ def load(path: str | os.PathLike[str]) -> Result:
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file; write it with `monet ablate` or a `monet eval` command") from None
     except OSError as error:
-        raise CheckpointError(f"{file}: unreadable ({error}); run the command that wrote it again") from None
+        raise CheckpointError(f"{file}: unreadable ({error}); run the command that wrote the file again") from None
     _refuse_huge(content, file)
     name = content.get("format") if isinstance(content, dict) else None
     if not isinstance(name, str) or name not in FORMATS:
-        raise CheckpointError(f"{file}: format {name!r} where one of {', '.join(FORMATS)} is read")
+        raise CheckpointError(f"{file}: unknown format {name!r}; expected one of {', '.join(FORMATS)}")
     try:
         return _class(name).from_json(content)
     except CheckpointError as error:
@@ -72,12 +72,14 @@ def load(path: str | os.PathLike[str]) -> Result:
 
 
 def _refuse_huge(content: Any, file: Path) -> None:
-    """Refuse numbers whose squares and differences no page or drawing can hold."""
+    """Refuse numbers that are too large to draw, because their squares and differences overflow."""
     if isinstance(content, (list, dict)):
         for value in content.values() if isinstance(content, dict) else content:
             _refuse_huge(value, file)
     elif isinstance(content, (int, float)) and math.isfinite(content) and abs(content) > _LARGEST:
-        raise CheckpointError(f"{file}: the number {content:.3g} is no result; run the command that wrote it again")
+        raise CheckpointError(
+            f"{file}: the number {content:.3g} is too large for a result; run the command that wrote the file again"
+        )
 
 
 def _class(name: str) -> type[Result]:
@@ -93,16 +95,16 @@ def write(result: Result | Report, out: str | os.PathLike[str], forms: Sequence[
     """Write a report into a folder, replacing files of an earlier one.
 
     Args:
-        result: of any suite, or a report made of it.
-        out: folder; made if it is missing.
-        forms: html writes report.html, markdown report.md, png a file for each figure, json report.json, which holds
-            the suite's whole result.
+        result: result of any suite, or its report.
+        out: folder, made if it is missing.
+        forms: html writes report.html, markdown writes report.md, png writes one file per figure, json writes
+            report.json with the suite's whole result.
 
     Returns:
-        The files.
+        Paths of the written files.
 
     Raises:
-        ConfigError: `out` is a file, or no such form.
+        ConfigError: `out` is a file, or a form is unknown.
     """
     from monet.eval.reporting import html, markdown, png
 
@@ -110,7 +112,7 @@ def write(result: Result | Report, out: str | os.PathLike[str], forms: Sequence[
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder for the report")
     if unknown := [form for form in forms if form not in FORMS]:
-        raise ConfigError(f"no report as {', '.join(map(repr, unknown))}; there are {', '.join(FORMS)}")
+        raise ConfigError(f"no report form {', '.join(map(repr, unknown))}; choose from {', '.join(FORMS)}")
     renderers = {"html": html.write, "markdown": markdown.write, "png": png.write, "json": _write_json}
     report = result if isinstance(result, Report) else report_of(result)
     return [path for form in dict.fromkeys(forms) for path in renderers[form](report, folder)]
@@ -122,17 +124,18 @@ def _write_json(report: Report, folder: Path) -> list[Path]:
 
 
 def load_all(paths: Sequence[Path], groups: Sequence[str] | None = None) -> Result:
-    """One result, or several as one; see `monet.eval.reporting.seeds.compare`.
+    """Load one result, or several as one; see `monet.eval.reporting.seeds.compare`.
 
-    Each of several is named by that part of its path that tells it from the others.
+    Each of several results is named after the part of its path that differs from the other paths.
 
     Raises:
-        CheckpointError: as `load`.
-        ConfigError, DataError: as `compare`; also groups of a single result, or a path that is given twice.
+        CheckpointError: as for `load`.
+        ConfigError, DataError: as for `compare`; also if groups are given for a single result, or a path is given
+            twice.
     """
     if len(paths) == 1:
         if groups is not None:
-            raise ConfigError("--group names groups of several results, and --result has one; leave --group out")
+            raise ConfigError("--group needs several results, but --result has only one; omit --group")
         return load(paths[0])
     from monet.eval.reporting.seeds import compare
 
@@ -141,20 +144,20 @@ def load_all(paths: Sequence[Path], groups: Sequence[str] | None = None) -> Resu
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Paths without the parts in front and at the end that all of them share."""
+    """Paths without the leading and trailing parts that all of them share."""
     if not paths:
-        raise ConfigError("--result names no result; give one or several")
+        raise ConfigError("--result is empty; give one or more results")
     parts = [(path.parent if path.name == RESULT_NAME else path).absolute().parts for path in paths]
     if twice := [str(path) for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1]:
         raise ConfigError(f"--result names {twice[0]} twice; give each result once")
     start = _shared(parts)
-    end = _shared([own[start:][:0:-1] for own in parts])  # from the end; one part stays
+    end = _shared([own[start:][:0:-1] for own in parts])  # counted from the end; at least one part remains
     names = ["/".join(own[start : len(own) - end]) or own[-1] for own in parts]
     return names if len(set(names)) == len(names) else list(map(str, paths))
 
 
 def _shared(parts: Sequence[Sequence[str]]) -> int:
-    """How many parts at the start all have in common."""
+    """Number of leading parts that all have in common."""
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
 
 
@@ -164,27 +167,27 @@ def run(
     forms: list[Form] = ["html", "markdown", "png", "json"],  # noqa: B006 - shown in --help, never changed
     group: list[str] | None = None,
 ) -> None:
-    """Turn the result of any evaluation into one page that needs no network, Markdown, pictures and JSON.
+    """Turn the result of any evaluation into a self-contained page, Markdown, pictures and JSON.
 
-    Prints the head of the report, and writes report.html, report.md, report.json and figure-01-...png.
+    The command prints the head of the report, and writes report.html, report.md, report.json and figure-01-...png.
 
-    Several results (`--result A B C`) give one report with the spread over training seeds beside the spread over text.
-    They must be of one kind (monet ablate, eval neurons, eval code, eval general, eval domains or eval toxicity) and
-    measured on the same text. Models that differ in more than their training seed are groups of their own, in the same
-    tables. The order of the results does not matter.
+    Several results (`--result A B C`) give one report that compares the spread over training seeds with the spread over
+    text. The results must be of one kind (monet ablate, eval neurons, eval code, eval general, eval domains or eval
+    toxicity) and measured on the same text. Models that differ in more than their training seed form separate groups in
+    the same tables. The order of the results does not matter.
 
     Args:
-        result: result.json, a report.json, or the folder of a suite. Several of one kind that were measured on the same
-            text (A B C) give one report: the spread over training seeds beside the spread over text.
-        out: folder for the report; an earlier one there is replaced.
-        forms: which of html, markdown, png and json to write; markdown names the pictures of png.
-        group: with several results, one name for each in their order; results of one name are one group. Without it,
-            results whose models differ in their training seed only are one group.
+        result: result.json, a report.json, or the folder of a suite. Several results of one kind, measured on the same
+            text (A B C), give one report that compares the spread over training seeds with the spread over text.
+        out: folder for the report; an earlier report in it is replaced.
+        forms: any of html, markdown, png and json; markdown links to the pictures of png.
+        group: with several results, one group name per result, in the same order; results with the same name form a
+            group. If omitted, results whose models differ only in their training seed form a group.
 
     Raises:
         CheckpointError: RESULT is missing or not a result.
         ConfigError: OUT is a file, or the results are of several kinds.
-        DataError: the results were measured on other text, or two of them on one model.
+        DataError: the results were measured on different text, or two of them on the same model.
     """
     from monet.eval.reporting import terminal
 
@@ -198,8 +201,8 @@ def run(
         if isinstance(error, MonetError):
             raise
         raise CheckpointError(
-            f"{told}: the numbers or texts of this result do not fit together ({type(error).__name__}:"
-            f" {str(error)[:200]}); run the command that wrote it again, or see where it fails with --debug"
+            f"{told}: the numbers or texts of this result do not fit together ({type(error).__name__}: "
+            f"{str(error)[:200]}); run the command that wrote it again, or use --debug to see where it fails"
         ) from error
     for path in files:
         print(f"report: {path}")

@@ -1,4 +1,4 @@
-"""What the renderers share: numbers as words, names of files, which columns hold numbers."""
+"""Functions that the renderers share: formatted numbers, names of files, and columns that hold numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Drawn = Curve | Dots
 Figure = Heatmap | Panels | Drawn
 Matrix = Sequence[Sequence[float | None]]
-# A cell without a number.
+# The text of a cell without a number.
 NOTHING = "-"
 
 _NUMBER = re.compile(r"[+\-−±<>~]?\s?[\d.,]+(e[+-]?\d+)?\s?%?")
@@ -28,39 +28,39 @@ def finite(value: float | None) -> float | None:
 
 
 def values_of(heatmaps: Iterable[Heatmap]) -> list[float]:
-    """Every number that was measured."""
+    """Every measured number."""
     found = (finite(value) for one in heatmaps for row in one.values for value in row)
     return [value for value in found if value is not None]
 
 
 def limit_of(heatmaps: Iterable[Heatmap]) -> float:
-    """Largest size of a value, which is where the colours end; 1 where all are zero."""
+    """The largest absolute value, at which the colour scale ends; 1 if all values are zero."""
     return max(map(abs, values_of(heatmaps)), default=0.0) or 1.0
 
 
 def digits_for(limit: float) -> int:
-    """Decimals that leave about three figures of the largest value."""
+    """Number of decimals that shows about three digits of the largest value."""
     return 0 if limit >= 100 else 1 if limit >= 10 else 2 if limit >= 0.1 else 3
 
 
 def signed(value: float, digits: int) -> str:
-    """With sign; a negative number that rounds to zero keeps its minus: "-0.000"."""
+    """Format a number with its sign; a negative number that rounds to zero keeps its minus: "-0.000"."""
     return f"{value + 0.0:+.{digits}f}"
 
 
 def bracketed(value: float, low: float, high: float, digits: int = 3) -> str:
-    """Signed, with its interval in brackets."""
+    """Format a signed value with its interval in brackets."""
     return f"{signed(value, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
 
 
 def estimated(estimate: Estimate | None, digits: int = 3, *, sign: bool = False, scale: float = 1.0) -> str:
-    """A value with its interval in brackets, if it has one; a dash for None.
+    """Format a value with its interval in brackets, if it has one; None becomes a dash.
 
     Args:
-        estimate: what was found.
-        digits: decimals.
-        sign: write a plus, too.
-        scale: by which the numbers are multiplied, for example 100 for points of a hundred.
+        estimate: value with its interval.
+        digits: number of decimals.
+        sign: also write a plus sign.
+        scale: factor of the numbers, for example 100 for percentage points.
     """
     if estimate is None:
         return NOTHING
@@ -74,7 +74,7 @@ def estimated(estimate: Estimate | None, digits: int = 3, *, sign: bool = False,
 
 
 def with_interval(heatmap: Heatmap, row: int, column: int, digits: int) -> str:
-    """A cell's value, its interval in brackets; empty where nothing was measured."""
+    """A cell's value with its interval in brackets; empty if nothing was measured."""
     value = finite(heatmap.values[row][column])
     if value is None:
         return ""
@@ -83,7 +83,7 @@ def with_interval(heatmap: Heatmap, row: int, column: int, digits: int) -> str:
 
 
 def matrix_table(heatmap: Heatmap, digits: int) -> Table:
-    """A heat map as rows of words, with intervals."""
+    """A heat map as a table of text, with intervals."""
     corner = " \\ ".join(filter(None, (heatmap.row_axis, heatmap.column_axis)))
     rows = [
         [name, *(with_interval(heatmap, row, column, digits) for column in range(len(heatmap.columns)))]
@@ -93,7 +93,7 @@ def matrix_table(heatmap: Heatmap, digits: int) -> Table:
 
 
 def drawn_table(block: Drawn) -> Table:
-    """The numbers of a plot as rows of words."""
+    """The numbers of a plot as a table of text."""
     return _dots_table(block) if isinstance(block, Dots) else _curve_table(block)
 
 
@@ -122,7 +122,7 @@ def _curve_table(curve: Curve) -> Table:
 
 
 def number_columns(table: Table) -> list[bool]:
-    """For each column, whether its cells are numbers (perhaps with an interval), so that they stand flush right."""
+    """For each column, whether its cells are numbers, perhaps with an interval; renderers right-align such columns."""
 
     def is_number(cell: str) -> bool:
         words = re.findall(r"[^\W\d_]{3,}", cell)
@@ -140,6 +140,6 @@ def slug(text: str, longest: int = 48) -> str:
 
 
 def figures_of(report: Report) -> list[tuple[str, Figure]]:
-    """Everything that is drawn, with the name of its file."""
+    """Every figure of a report, with the name of its file."""
     drawn = [block for block in report.blocks if isinstance(block, (Heatmap, Panels, Curve, Dots))]
     return [(f"figure-{number:02d}-{slug(block.title)}.png", block) for number, block in enumerate(drawn, start=1)]

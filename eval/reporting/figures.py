@@ -1,4 +1,4 @@
-"""Blocks as matplotlib figures: heat maps side by side, lines and dots with their intervals."""
+"""Draws blocks as matplotlib figures: heat maps side by side, lines and dots with their intervals."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart; lines also differ by marker and dash.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; lines also differ by marker and dash.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#666666")
 _MARKERS, _DASHES = "osD^vPX*", ("-", "--", "-.", ":")
-# A side of a heat map with more names than this shows colours only, and no more names than these, in a bounded size.
+# A heat map with more names than this on a side shows only colours and at most this many names, in a limited size.
 _READABLE, _NAMES, _INCHES = 40, 100, 14.0
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The settings that every figure is made and saved under."""
+    """The settings under which every figure is made and saved."""
     import matplotlib
 
     settings: dict[Any, Any] = {"font.family": "sans-serif", "font.size": 10}
     settings |= {"svg.fonttype": "none", "svg.hashsalt": "monet"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # a script that matplotlib's font lacks: a page shows it all the same, a PNG shows boxes
+        # If matplotlib's font lacks a script, a page still shows the text, but a PNG shows boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def draw(block: common.Figure) -> Figure:
-    """A block as a figure; call inside `styled`."""
+    """Draw a block; call inside `styled`."""
     if isinstance(block, Curve):
         return draw_curve(block)
     if isinstance(block, Dots):
@@ -58,23 +58,23 @@ def _new(width: float, height: float) -> Figure:
 
 
 def _words(text: str) -> str:
-    """As it stands: a dollar sign begins no formula."""
+    """Escape text, so that a dollar sign does not begin a formula."""
     return clean(text).replace("$", r"\$")
 
 
 def _wrapped(title: str, inches: float) -> str:
-    """A title in lines that are no wider than what it stands above."""
+    """Break a title into lines that are no wider than its figure."""
     return textwrap.fill(_words(title), max(12, int(inches / 0.088)))
 
 
 def _ink(colour: Any) -> str:
-    """Black or white, whichever stands out more; at least 4.5 to 1 on any colour (WCAG 2's relative luminance)."""
+    """Black or white, whichever has more contrast: at least 4.5 to 1 on any colour (WCAG 2's relative luminance)."""
     linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in colour[:3]]
     return "black" if np.dot(linear, (0.2126, 0.7152, 0.0722)) > 0.179 else "white"
 
 
 def _heat(axes: Axes, value_RC: NDArray[np.float64], limit: float, rows: Sequence[str], heatmap: Heatmap) -> Any:
-    """One heat map; what was not measured stays grey. Values are in the cells where these are large enough to read."""
+    """Draw one heat map. Cells without a measurement stay grey. Values are written in cells that are large enough."""
     image = axes.imshow(np.ma.masked_invalid(value_RC), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="equal")
     axes.set_facecolor("0.88")
     small = _is_small(len(rows), len(heatmap.columns))
@@ -95,12 +95,12 @@ def _heat(axes: Axes, value_RC: NDArray[np.float64], limit: float, rows: Sequenc
 
 
 def _is_small(rows: int, columns: int) -> bool:
-    """Whether the cells are too many to be read."""
+    """Whether there are too many cells to show values."""
     return max(rows, columns) > _READABLE
 
 
 def _shown(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Places and words of the names along a side, evenly thinned out where they are many."""
+    """Positions and texts of the names along a side; if there are many, only evenly spaced ones."""
     places = list(range(0, len(names), -(-len(names) // _NAMES) or 1))
     return places, [_words(names[place]) for place in places]
 
@@ -133,7 +133,7 @@ def _bars(axes: Axes, bars: Bars) -> None:
 def draw_panels(block: Panels) -> Figure:
     """Heat maps side by side on one scale centred at zero, bars at the right.
 
-    Above 40 rows or columns, cells have no values written in them and the picture grows no more.
+    Above 40 rows or columns, cells show no values, and the picture stops growing.
     """
     first, limit = block.panels[0], common.limit_of(block.panels)
     rows = list(first.rows)
@@ -155,7 +155,7 @@ def draw_panels(block: Panels) -> Figure:
     grid[0].set_yticks(places, names, fontsize=6 if small else None)
     grid[0].set_ylabel(_words(first.row_axis))
     if block.bars is not None:
-        # inside the last panel's frame, so that the bars stay level with its rows
+        # Inside the last panel's frame, so that the bars stay aligned with its rows.
         panel_width = cell * ratios[-1]
         bars = grid[-1].inset_axes((1.0 + 0.15 / panel_width, 0.0, 2.2 / panel_width, 1.0), sharey=grid[-1])
         _bars(bars, block.bars)
@@ -168,7 +168,7 @@ def draw_panels(block: Panels) -> Figure:
 
 
 def draw_curve(block: Curve) -> Figure:
-    """Lines with markers; shaded where their intervals are. Small enough to be read on a telephone."""
+    """Draw lines with markers and shaded intervals, small enough for a telephone."""
     drawing = _new(4.9, 3.6 + 0.18 * ((len(block.series) + 1) // 2))
     axes = drawing.subplots()
     lines = []
@@ -189,7 +189,7 @@ def draw_curve(block: Curve) -> Figure:
 
 
 def draw_dots(block: Dots) -> Figure:
-    """Marks with their intervals as lines, one row below the other. Above 40 rows the picture grows no more."""
+    """Draw marks with their intervals as lines, one row below the other. Above 40 rows the picture stops growing."""
     count, rows = max(len(block.marks), 1), len(block.rows)
     drawing = _new(4.9, min(0.4 + (0.2 + 0.16 * count) * rows, _INCHES) + 0.9 + 0.18 * ((count + 1) // 2))
     axes = drawing.subplots()
@@ -218,10 +218,10 @@ def draw_dots(block: Dots) -> Figure:
 
 
 def _legend(drawing: Figure, lines: Sequence[Any], names: Sequence[str]) -> None:
-    """Names below the axes."""
+    """Put the names below the axes."""
     if not lines:
         return
-    # matplotlib leaves out names with an underscore in front: names are put in afterwards
+    # matplotlib omits names that begin with an underscore, so the names are set afterwards.
     legend = drawing.legend(lines, [f"line {n}" for n in range(len(lines))], loc="outside lower left", ncols=2)
     legend.set_frame_on(False)
     for text, name in zip(legend.get_texts(), names, strict=True):

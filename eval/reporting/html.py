@@ -1,4 +1,4 @@
-"""A report as one page that needs nothing else: no script, no address, its styles and drawings inside."""
+"""Renders a report as one self-contained page: no scripts, no addresses, with styles and drawings inside."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NAME = "report.html"
 
 @dataclass(frozen=True)
 class Cell:
-    """One value of a heat map as the page shows it.
+    """One value of a heat map, as shown on the page.
 
     Args:
-        text: the value; empty where nothing was measured.
-        hint: value and interval in words.
+        text: the value; empty if nothing was measured.
+        hint: text with the value and its interval.
         sign: "up" or "down", which chooses the colour; "none" for an empty cell.
-        share: of the full colour, 0 to 100.
-        own: row and column have one name.
+        share: share of the full colour, 0 to 100.
+        own: whether row and column have the same name.
     """
 
     text: str
@@ -51,7 +51,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Section:
-    """A block, ready for the page: `kind` is text, table, heat or curve (any plot)."""
+    """A block in the form that the page needs: `kind` is text, table, heat or curve (any plot)."""
 
     anchor: str
     kind: str
@@ -68,7 +68,7 @@ def write(report: Report, folder: Path) -> list[Path]:
 
 
 def render(report: Report) -> str:
-    """The page. Names and texts of the report are shown as they are; none of them becomes markup."""
+    """Render the page. Names and texts of the report are escaped, so none of them becomes markup."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -135,14 +135,14 @@ def _grid(heatmap: Heatmap, limit: float, bars: Bars | None) -> Grid:
 
 
 def _columns(section: Section) -> int:
-    """Columns of the section's widest table."""
+    """Number of columns of the section's widest table."""
     tables = [section.table, *(grid.with_intervals for grid in section.grids)]
     wide = [len(table.header) for table in tables if table is not None]
     return max([*wide, *(len(grid.heatmap.columns) + 1 + bool(grid.bars) for grid in section.grids)], default=0)
 
 
 def _nested(value: Any) -> bool:
-    """Whether a value of the provenance needs a fold of its own; lists of plain values do not."""
+    """Whether a value of the provenance needs its own fold; lists of plain values do not."""
     if isinstance(value, Mapping):
         return bool(value)
     return isinstance(value, list) and any(map(_nested, value))
@@ -156,7 +156,7 @@ def _entries(value: Mapping[str, Any] | Sequence[Any]) -> list[tuple[str, Any]]:
 
 
 def _leaf(value: Any) -> str:
-    """A value of the provenance in words."""
+    """A value of the provenance as text."""
     if value is None or value == [] or value == {}:
         return "none"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""A report as Markdown, for repositories and terminals; figures are named, not embedded."""
+"""Renders a report as Markdown, for repositories and terminals; figures are linked, not embedded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write(report: Report, folder: Path) -> list[Path]:
 
 
 def render(report: Report) -> str:
-    """The whole report, its figures by the names of `monet.eval.reporting.png`."""
+    """Render the whole report; figures have the names of `monet.eval.reporting.png`."""
     names = {id(block): name for name, block in common.figures_of(report)}
     parts = [f"# {_words(report.title)}", _words(report.summary)]
     for block in report.blocks:
@@ -54,13 +54,13 @@ def _block(block: Block, figure: str) -> list[str]:
 
 
 def _matrix(heatmap: Heatmap, limit: float) -> str:
-    # one figure more than in the picture, for intervals may be narrow
+    # One digit more than in the picture, because intervals may be narrow.
     return "\n\n".join(filter(None, (_table(common.matrix_table(heatmap, common.digits_for(limit) + 1)),
                                      f"Unit: {_words(heatmap.unit)}.")))  # fmt: skip
 
 
 def _words(text: str) -> str:
-    """Plain words, with nothing left that Markdown or HTML would take for markup."""
+    """Escape text, so that Markdown and HTML find no markup in it."""
     text = clean(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
     return re.sub(r"[*`\[\]|]|(?<!\w)_|_(?!\w)|^[#>+\-]", r"\\\g<0>", text)
 
@@ -73,12 +73,12 @@ def _table(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    """Intervals keep their brackets and signs: neither means anything to Markdown inside a table."""
+    """Escape a cell. Intervals keep their brackets and signs, which have no meaning in a Markdown table."""
     return re.sub(r"\\([\[\]+\-](?!\())", r"\1", _words(text))
 
 
 def _provenance(provenance: Mapping[str, Any]) -> list[str]:
-    """Plain values as a table, what is nested deeper folded below."""
+    """Plain values as a table, and nested values folded below it."""
     plain, deep = {}, {}
     for key, value in provenance.items():
         if isinstance(value, Mapping) and not any(isinstance(inner, (Mapping, list)) for inner in value.values()):

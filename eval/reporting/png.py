@@ -1,4 +1,4 @@
-"""A report's figures as PNG files."""
+"""Renders a report's figures as PNG files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from monet.files import atomic_path
 
 
 def write(report: Report, folder: Path) -> list[Path]:
-    """Write `figure-01-title.png` and so on; figures of an earlier report in the folder go."""
+    """Write `figure-01-title.png` and so on; delete the figures of an earlier report in the folder."""
     drawn = common.figures_of(report)
     for old in folder.glob("figure-[0-9][0-9]-*.png"):
         if old.name not in dict(drawn):

@@ -1,4 +1,4 @@
-"""Results of several training seeds and models as one result: the spread over seeds beside the spread over text."""
+"""Combines results of several training seeds and models, to compare the spread over seeds with the spread over text."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from monet.eval.core.seeds import SeedSpread, over_seeds, sd_of_interval
 if TYPE_CHECKING:
     pass
 
-# What a run's part of the provenance takes over from its result.
+# Keys that a run's part of the provenance copies from its result.
 _KEPT = ("date", "versions", "model_fingerprint", "model_origin", "held_out", "controls", "bootstrap")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One result.
+    """One result of several.
 
     Args:
-        name: of the result, for example "seed1".
-        model_fingerprint: of its model.
-        origin: what is recorded of the model; None in results that do not record it.
-        held_out: whether its masks were chosen on other text; None if that is not recorded.
+        name: name of the result, for example "seed1".
+        model_fingerprint: fingerprint of its model.
+        origin: record of the model's origin; None in results without such a record.
+        held_out: whether its masks were chosen on held-out text; None if there is no record.
     """
 
     name: str
@@ -41,19 +41,19 @@ class Run:
 
     @property
     def training(self) -> Training:
-        """What is recorded of the model's training."""
+        """Record of the model's training."""
         return Training() if self.origin is None else self.origin.training
 
 
 @dataclass(frozen=True)
 class MaskOverSeeds:
-    """One row: what the mask of one name did in each run of a group.
+    """One row: the effect of the mask with one name in each run of a group.
 
     Args:
-        name: of the row; see `monet.eval.core.effects.Effect`.
-        effects: by run; a run that lacks the row is missing.
-        target, others_mean, random: the effects' numbers over the runs that have them; None below two.
-        passed: runs whose mask passes; None in a suite without a verdict.
+        name: name of the row; see `monet.eval.core.effects.Effect`.
+        effects: effects by run; runs without the row are missing.
+        target, others_mean, random: spread of the effects' numbers over the runs that have them; None below two runs.
+        passed: number of runs whose mask passes; None in a suite without a verdict.
     """
 
     name: str
@@ -66,13 +66,13 @@ class MaskOverSeeds:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose models differ in their training seed only.
+    """Runs whose models differ only in their training seed.
 
     Args:
-        name: of the group.
-        removed: the unit that was removed, for example "expert".
-        runs: in the order of their seeds.
-        masks: the rows.
+        name: name of the group.
+        removed: the removed unit, for example "expert".
+        runs: runs in the order of their seeds.
+        masks: the rows, one per mask.
     """
 
     name: str
@@ -86,11 +86,11 @@ class SeedsResult(Result):
     """Several results of one kind.
 
     Args:
-        quantity, unit: what changed, in words, and the unit of every number.
-        confidence: of every interval, over text and over seeds.
-        groups: by name, in alphabetical order.
-        cautions: what a reader must not miss, in sentences.
-        provenance: date, versions, what all results were measured on, and where each comes from.
+        quantity, unit: name of the quantity that changed, and the unit of every number.
+        confidence: confidence level of every interval, over text and over seeds.
+        groups: groups in alphabetical order of their names.
+        cautions: sentences that a reader must not miss.
+        provenance: date, versions, the text that all results were measured on, and the origin of each result.
     """
 
     FORMAT: ClassVar[str] = "monet-seeds/1"
@@ -105,24 +105,24 @@ class SeedsResult(Result):
 
     @property
     def sentence(self) -> str:
-        """What was found, in words."""
+        """A summary of the comparison."""
         return "; ".join(_in_words(group) for group in self.groups)
 
 
 def compare(results: Mapping[str, Result], groups: Sequence[str] | None = None) -> SeedsResult:
-    """Put several results side by side. Their order does not matter.
+    """Compare several results. Their order does not matter.
 
-    Results are one group if their models agree in architecture, configuration, training text and step, and if the same
+    Results form a group if their models agree in architecture, configuration, training text and step, and if the same
     kind of unit was removed.
 
     Args:
-        results: by name, all of one kind and measured on the same text.
-        groups: one name for each result, in their order, in place of that rule.
+        results: results by name, all of one kind and measured on the same text.
+        groups: one group name per result, in the same order; replaces this rule.
 
     Raises:
-        ConfigError: results of several kinds, or of a kind without a row a mask; a number of group names that is not
-            that of the results; a result that does not record its model's configuration, without `groups`.
-        DataError: results that were measured on other text, or two of one model in a group.
+        ConfigError: results are of several kinds, or of a kind that has no row per mask. The number of group names is
+            not the number of results. Without `groups`, a result does not record its model's configuration.
+        DataError: results were measured on different text, or a group has two results of one model.
     """
     if groups is not None and len(groups) != len(results):
         raise ConfigError(f"{len(groups)} names of groups for {len(results)} results; give one name for each result")
@@ -163,7 +163,7 @@ def _provenance(result: Result) -> dict[str, Any]:
 
 
 def _refuse_other_text(first: str, one: Effects, other: str, two: Effects) -> None:
-    """Two results whose numbers differ by more than the model and its masks are not compared."""
+    """Refuse to compare two results if more than the model and its masks differ."""
     before, after = (_flat({"quantity": x.quantity, "confidence": x.confidence, **x.text}) for x in (one, two))
     unlike = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     if unlike:
@@ -175,7 +175,7 @@ def _refuse_other_text(first: str, one: Effects, other: str, two: Effects) -> No
 
 
 def _flat(content: Any, name: str = "") -> dict[str, Any]:
-    """Values inside mappings and lists by a name that holds the way to them."""
+    """Values inside mappings and lists, by a name that holds the path to them."""
     if not isinstance(content, (dict, list)) or not content:
         return {name: content}
     entries = content.items() if isinstance(content, dict) else enumerate(content)
@@ -203,13 +203,13 @@ def _run(name: str, result: Result, effects: Effects) -> Run:
 
 
 def _group_names(runs: Mapping[str, Run], found: Mapping[str, Effects]) -> list[str]:
-    """A group's name for each run: its architecture, and whatever else tells it from others of that architecture."""
+    """A group name for each run: its architecture, and everything else that differs within the architecture."""
     keys: list[dict[str, str]] = []
     for name, run in runs.items():
         if run.origin is None:
             raise ConfigError(
-                f"{name} does not record its model's configuration, so it is open which results differ in their seed "
-                "only; measure it again, or name the groups with --group, one name for each result"
+                f"{name} does not record its model's configuration, so results that differ only in their seed cannot "
+                "be found; measure it again, or name the groups with --group, one name for each result"
             )
         keys.append({
             "": run.origin.architecture,
@@ -232,13 +232,15 @@ def _group(name: str, runs: Sequence[Run], found: Mapping[str, Effects]) -> Grou
     for run in by_seed:
         if (same := models.setdefault(run.model_fingerprint, run.name)) != run.name:
             raise DataError(
-                f"{same} and {run.name} are results of one model (fingerprint {run.model_fingerprint}); two results of "
-                "one model are not two seeds: leave one out, or name two groups with --group"
+                f"{same} and {run.name} are results of one model (fingerprint {run.model_fingerprint}). Two results "
+                "of one model are not two seeds: omit one of them, or name two groups with --group"
             )
     removed = {found[run.name].removed for run in runs}
     if len(removed) > 1:
         units = " and ".join(f"{unit}s" for unit in sorted(removed))
-        raise ConfigError(f"group {name!r} has results about {units}; name a group for each")
+        raise ConfigError(
+            f"group {name!r} has results about several units ({units}); name a group for each unit with --group"
+        )
     effects = {run.name: {row.name: row for row in found[run.name].rows} for run in by_seed}
     rows = dict.fromkeys(row for of_run in effects.values() for row in of_run)
     confidence = found[runs[0].name].confidence
@@ -249,7 +251,7 @@ def _group(name: str, runs: Sequence[Run], found: Mapping[str, Effects]) -> Grou
 
 
 def _number(seed: int | None) -> tuple[bool, int]:
-    """Sorts what is not recorded to the end."""
+    """Sort key that puts missing seeds at the end."""
     return seed is None, seed or 0
 
 
@@ -267,7 +269,7 @@ def _mask(name: str, effects: dict[str, Effect], confidence: float) -> MaskOverS
 
 
 def _spread(estimates: Sequence[Estimate | None], confidence: float) -> SeedSpread | None:
-    """Over the runs that have the number; None below two."""
+    """Spread over the runs that have the number; None below two runs."""
     known = [one for one in estimates if one is not None]
     if len(known) < 2:
         return None
@@ -277,14 +279,14 @@ def _spread(estimates: Sequence[Estimate | None], confidence: float) -> SeedSpre
 
 
 def _cautions(group: Group) -> list[str]:
-    """What limits the numbers of one group."""
+    """Limits of the numbers of one group."""
     found, seeds = [], len(group.runs)
     if seeds == 1:
-        found.append(f"{group.name}: one result, so nothing is known about the spread over seeds.")
+        found.append(f"{group.name}: there is only one result, so the spread over seeds is unknown.")
     elif any(mask.target is not None and mask.target.few for mask in group.masks):
         found.append(
-            f"{group.name}: {seeds} seeds. So few give wide intervals of the mean, and an uncertain standard deviation "
-            "over seeds. Take five or more."
+            f"{group.name}: {seeds} seeds are few. The intervals of the mean are wide, and the standard deviation "
+            "over seeds is uncertain. Use five or more.",
         )
     trained: dict[tuple[int | None, int | None], str] = {}
     for run in group.runs:
@@ -294,13 +296,13 @@ def _cautions(group: Group) -> list[str]:
     if flattered := [run.name for run in group.runs if run.held_out is not True]:
         found.append(
             f"{group.name}: in {', '.join(flattered)} the masks were chosen on the text they are evaluated on, which "
-            "flatters them, or it is not recorded where they were chosen."
+            "makes them look better than they are, or there is no record of that text.",
         )
     return found
 
 
 def _unlike_settings(results: Mapping[str, Result]) -> list[str]:
-    """Settings that change p, q or the intervals, where results differ in them."""
+    """Cautions about settings that change p, q or the intervals and differ between results."""
     settings: dict[str, dict[str, list[str]]] = {}
     for name, result in results.items():
         provenance = _provenance(result)
@@ -326,5 +328,7 @@ def _in_words(group: Group) -> str:
     spreads = [mask.target for mask in group.masks if mask.target is not None]
     if spreads:
         more = sum(spread.larger == "seeds" for spread in spreads)
-        words.append(f"the target's change spreads more over seeds than over text for {more} of {len(spreads)}")
+        words.append(
+            f"the change of the target has a larger spread over seeds than over text for {more} of {len(spreads)}"
+        )
     return f"{words[0]}: {', '.join(words[1:])}" if words[1:] else words[0]

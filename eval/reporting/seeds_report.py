@@ -1,4 +1,4 @@
-"""Several results as blocks of a report: each mask over seeds, every result, one figure, the models."""
+"""Turns several results into blocks of a report: each mask over seeds, every result, one figure, the models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def report_of(result: SeedsResult) -> Report:
-    """Everything that is known over seeds."""
+    """The whole report of a comparison over seeds."""
     blocks: list[Block] = [
         *(Text(words, caution=True) for words in result.cautions),
         _over_seeds(result),
@@ -35,7 +35,7 @@ def _digits(result: SeedsResult) -> int:
 
 
 def _rows(result: SeedsResult) -> Iterator[tuple[Group, MaskOverSeeds]]:
-    """Groups with their masks; the groups of one mask follow each other."""
+    """Pairs of a group and a mask; the pairs of one mask are adjacent."""
     names = dict.fromkeys(mask.name for group in result.groups for mask in group.masks)
     for name in names:
         for group in result.groups:
@@ -66,15 +66,15 @@ def _over_seeds(result: SeedsResult) -> Table:
         ["removed", *(["model"] if several else []), "seeds", "target, mean over seeds", "SD over seeds",
          "SD over text", "larger SD", "others, mean", "random, on target", "seeds that pass"],
         rows,
-        f"In brackets the {result.confidence:.0%} interval of the mean over seeds, by Student's t. It holds the spread "
-        "over seeds on this text, and not the spread over text. SD is the standard deviation. That over seeds is of "
-        "the models' values, with n - 1. That over text is of one model's value: the root mean square over the models. "
-        "Of a single seed the table has the value itself.",
+        f"Brackets hold the {result.confidence:.0%} interval of the mean over seeds, by Student's t. The interval "
+        "contains the spread over seeds on this text, but not the spread over text. SD is the standard deviation. SD "
+        "over seeds is that of the models' values, with n - 1. SD over text is that of one model's value, as the root "
+        "mean square over the models. A single seed has its value instead of a mean.",
     )  # fmt: skip
 
 
 def _spread(spread: SeedSpread | None, values: Sequence[Estimate | None], digits: int) -> str:
-    """The mean over seeds with its interval; of a single seed its value."""
+    """The mean over seeds with its interval; a single seed has its value."""
     if spread is not None:
         return bracketed(spread.mean, spread.low, spread.high, digits)
     return " ".join(signed(one.value, digits) for one in values if one is not None) or NOTHING
@@ -100,13 +100,13 @@ def _dots(result: SeedsResult) -> Dots:
         f"{result.quantity}, {result.unit}",
         marks,
         "removed",
-        "On the target of each mask. The line of a seed is its interval over text. The line of a mean is its interval "
-        "over seeds.",
+        "Changes of the target of each mask. The line of a seed is its interval over text. The line of a mean is its "
+        "interval over seeds.",
     )
 
 
 def _columns(found: Sequence[Any], *names: str) -> list[list[float | None]]:
-    """Of every object that is there its attributes, a list each."""
+    """Attributes of every present object, one list per object."""
     return [[None if one is None else getattr(one, name) for one in found] for name in names]
 
 
@@ -137,7 +137,7 @@ def _every_result(result: SeedsResult) -> Table:
         ["removed", "result", "target", "mean of others", "worst other", "random, on target", "controls", "p", "q",
          "passes"],
         rows,
-        f"In brackets the interval over text. {HOW_JUDGED if judged else ''}".strip(),
+        f"Brackets hold the interval over text. {HOW_JUDGED if judged else ''}".strip(),
     )  # fmt: skip
 
 
@@ -164,17 +164,18 @@ def _models(result: SeedsResult) -> Table:
         ["result", "model", "architecture", "configuration", "seed of weights", "seed of data order", "step",
          "fingerprint"],
         rows,
-        "Seeds and step are those that `monet export` recorded. The configuration is a digest without weights.",
+        "Seeds and step come from the record of `monet export`. The configuration is a digest that excludes weights.",
     )  # fmt: skip
 
 
 def _how(result: SeedsResult) -> str:
     return (
-        "Results are one group if their models agree in architecture, configuration, training text and step, unless "
-        f"--group named them. All were measured on the same text. The mean over seeds has a {result.confidence:.0%} "
-        "interval of Student's t with n - 1 degrees of freedom, which takes the values of the models for normally "
-        "distributed.\n\n"
-        "The standard deviation over text comes from each result's interval over text: its width, over that of the "
-        "interval of a normal distribution with standard deviation 1. If the spread over text is the larger, more text "
-        "makes the number surer. If the spread over seeds is the larger, only more seeds do."
+        "Results form a group if their models agree in architecture, configuration, training text and step, unless "
+        f"--group names the groups. All results were measured on the same text. The mean over seeds has a "
+        f"{result.confidence:.0%} interval of Student's t with n - 1 degrees of freedom, which assumes normally "
+        "distributed "
+        "values of the models.\n\n"
+        "The standard deviation over text comes from each result's interval over text: its width divided by the width "
+        "for a normal distribution with standard deviation 1. If the spread over text is larger, more text makes the "
+        "number more certain. If the spread over seeds is larger, only more seeds do."
     )

@@ -1,4 +1,4 @@
-"""A matplotlib figure as an SVG element that can stand in a page: the page's colours and fonts, no addresses."""
+"""Renders a matplotlib figure as an SVG element for a page: it uses the page's colours and fonts, and no addresses."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from monet.eval.reporting.figures import COLOURS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_INK = "#010203"  # stands for the page's own ink; no figure uses it
+_INK = "#010203"  # placeholder for the text colour of the page; no figure uses it
 
 
 def inline(drawing: Figure, prefix: str, label: str) -> str:
-    """Markup of one `<svg>`.
+    """Markup of one `<svg>` element.
 
     Args:
         drawing: made and saved under `monet.eval.reporting.figures.styled`.
-        prefix: goes before every id, so that figures of one page do not share any.
-        label: what is read out in place of the figure.
+        prefix: prefix of every id, so that ids are unique in a page.
+        label: text that screen readers read in place of the figure.
     """
     _in_page_colours(drawing)
     buffer = io.BytesIO()
@@ -44,7 +44,7 @@ def inline(drawing: Figure, prefix: str, label: str) -> str:
 
 
 def _in_page_colours(drawing: Figure) -> None:
-    """Texts, axes and ticks take the ink that stands for the page's."""
+    """Give texts, axes and ticks the placeholder colour."""
     from matplotlib.text import Text
 
     for axes in drawing.axes:

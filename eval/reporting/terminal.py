@@ -1,4 +1,4 @@
-"""The head of a report on the terminal: cautions, the first heat map, the first table, the summary."""
+"""Prints the head of a report on the terminal: cautions, the first heat map, the first table, the summary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monet.terminal import markup
 
 
 def show(report: Report) -> None:
-    """Print it on standard output; the files hold the whole."""
+    """Print the head on standard output; the files hold the whole report."""
     console = Console(highlight=False)
     first: dict[type, Heatmap | Table] = {}
     for block in report.blocks:
@@ -28,7 +28,7 @@ def show(report: Report) -> None:
 
 
 def _print(console: Console, table: RichTable) -> None:
-    """A file or a pipe gets whole rows, however wide; a terminal folds them."""
+    """Print whole rows of any width to a file or pipe, and folded rows to a terminal."""
     if not console.is_terminal:
         console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
     console.print(table)

@@ -1,1 +1,1 @@
-"""Runs programs that nobody has read, shut in. This room knows no model."""
+"""Runs untrusted programs in isolation. This package does not depend on any model."""

@@ -1,6 +1,6 @@
-"""Programs run in the sandbox, several at a time; the same program runs once, and its outcome is kept.
+"""Runs programs in the sandbox, several at a time. Each distinct program runs once, and its outcome is kept.
 
-One store holds the outcomes of a language and is open for as long as programs of the language come.
+One store holds the outcomes of a language. It stays open until the last program of the language has run.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from monet.parts import Part
 def kept_statuses(
     runtime: Runtime, sandbox: Sandbox, folder: str | os.PathLike[str], part: Part | None = None
 ) -> ExampleStore:
-    """Where a language's outcomes are kept; open it once. Of each outcome only the status is held in memory.
+    """The store of a language's outcomes; open it once. It holds only the status of each outcome in memory.
 
     Args:
-        runtime: of the language.
-        sandbox: that programs run in.
-        folder: of the outcomes.
-        part: of a run that is divided; every part's outcomes are read.
+        runtime: runtime of the language.
+        sandbox: sandbox that programs run in.
+        folder: folder of the outcomes.
+        part: part of a divided run; the outcomes of every part are read.
     """
     key = {
         "suite": "code-outcomes/1",
@@ -49,21 +49,22 @@ def execute(
     workers: int = 1,
     advance: Callable[[int], object] = lambda _: None,
 ) -> dict[str, str]:
-    """Run programs and say how each ended.
+    """Run programs and return how each one ended.
 
     Args:
-        programs: the same one may come several times.
-        runtime: of their language.
-        sandbox: shuts them in.
-        store: of `kept_statuses`, open; a program that could not be run is not kept and is tried again next time.
-        workers: programs at a time.
-        advance: called with 1 for each different program that is done.
+        programs: programs; they may repeat.
+        runtime: runtime of their language.
+        sandbox: sandbox that isolates them.
+        store: open store made by `kept_statuses`; a program that could not be run is not kept and is tried again next
+            time.
+        workers: number of programs that run at the same time.
+        advance: called with 1 for each distinct program that is done.
 
     Returns:
         Status by program: one of `monet.eval.sandbox.limits.Status`.
 
     Raises:
-        ConfigError: fewer than one worker.
+        ConfigError: workers is below 1.
     """
     check_workers(workers)
     found: dict[str, str] = {}
@@ -93,10 +94,10 @@ def execute(
 
 
 def check_workers(workers: int) -> None:
-    """Refuse a number of programs at a time below 1.
+    """Refuse fewer than one worker.
 
     Raises:
-        ConfigError: names it.
+        ConfigError: workers is below 1; the message names the number.
     """
     if workers < 1:
         raise ConfigError(f"workers {workers} must be at least 1")

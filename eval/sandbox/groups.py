@@ -1,8 +1,8 @@
-"""Bounds of a run's memory of every kind: a control group (cgroup v2) of its own, where this machine lets us make one.
+"""Limits all kinds of memory of a run with its own control group (cgroup v2), if this machine allows one.
 
-A control group counts memory of processes, files in memory, and what the kernel keeps for them, such as buffers of
-sockets. systemd makes one for root and for users that are logged in. Where there is no systemd, we make one inside our
-own group or beside it, if that may be written and bounds memory.
+A control group counts memory of processes, files in memory, and the kernel's memory for them, such as buffers of
+sockets. systemd makes control groups for root and for users that are logged in. Without systemd, we make one inside our
+own group or next to it, if the folder is writable and its memory controller is on.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pathlib import Path
 
 from monet.eval.sandbox.limits import MEBIBYTE, Limits
 
-# Kinds of bounds, the strongest first, in words for people.
+# Kinds of bounds, the strongest first, with descriptions.
 BOUNDS = {
-    "systemd": "a control group, made by systemd, bounds memory of every kind",
-    "control group": "a control group bounds memory of every kind",
-    "watched": "memory is watched and counted ten times a second, for no control group can be made here",
+    "systemd": "a control group, made by systemd, limits memory of every kind",
+    "control group": "a control group limits memory of every kind",
+    "watched": "memory is measured ten times a second, because no control group can be made here",
 }
-# systemd-run finds its service by these.
+# systemd-run finds its service by these variables.
 _BUS = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
 def works(kind: str) -> bool:
-    """Whether a command that is started in such a group really has the limit; always true for "watched"."""
+    """Whether a command that starts in such a group really has the limit; always true for "watched"."""
     limits = Limits()
     with contextlib.suppress(OSError), entered(kind, limits) as words:
         if not words:
@@ -45,11 +45,11 @@ def works(kind: str) -> bool:
 
 @contextlib.contextmanager
 def entered(kind: str, limits: Limits) -> Iterator[list[str]]:
-    """Words in front of a command that start it within a group of its own; the group is gone afterwards.
+    """Words before a command that start it in its own group. The group is removed on exit.
 
     Args:
         kind: a key of `BOUNDS`; "watched" has no words.
-        limits: the group may take the memory of processes and the working folder's.
+        limits: limits of the run; the group may use the memory of the processes plus that of the working folder.
 
     Raises:
         OSError: the group cannot be made.
@@ -73,7 +73,7 @@ def entered(kind: str, limits: Limits) -> Iterator[list[str]]:
 
 
 def was_exceeded(kind: str, pid: int) -> bool:
-    """Whether the kernel killed a process because of the bound of the group that a process of the jail is in."""
+    """Whether the kernel killed a process of the jail because the jail's group exceeded its limit."""
     with contextlib.suppress(OSError):
         if kind != "watched" and _folder(pid) != _folder(os.getpid()):
             events = _read(pid, "memory.events")
@@ -82,7 +82,7 @@ def was_exceeded(kind: str, pid: int) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """What `systemd-run` needs of this process's environment."""
+    """Variables of this process's environment that `systemd-run` needs."""
     return {name: os.environ[name] for name in ("PATH", *_BUS) if name in os.environ}
 
 
@@ -91,13 +91,13 @@ def _most(limits: Limits) -> int:
 
 
 def _make() -> Path:
-    """A new group in the first place that bounds the memory of groups in it and may be written."""
+    """Make a group in the first folder that is writable and limits the memory of its groups."""
     own = _folder(os.getpid())
     for parent in (own, own.parent):
         with contextlib.suppress(OSError):
             if "memory" in (parent / "cgroup.subtree_control").read_text().split():
                 return Path(tempfile.mkdtemp(prefix="monet-", dir=parent))
-    raise FileNotFoundError("no control group that may be written")
+    raise FileNotFoundError("no control group is writable")
 
 
 def _read(pid: int, name: str) -> list[str]:
@@ -105,7 +105,7 @@ def _read(pid: int, name: str) -> list[str]:
 
 
 def _folder(pid: int) -> Path:
-    """Of the group that a process is in."""
+    """Folder of the group that a process is in."""
     for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         if after.startswith("cgroup2 "):

@@ -1,9 +1,9 @@
-"""How a program is shut in: bubblewrap (bwrap), the sandbox of Flatpak.
+"""Isolates a program with bubblewrap (bwrap), the sandbox of Flatpak.
 
-Inside, the program's files lie in /program, which cannot be written. The program works in /box, which lies in memory
-and has a bounded size. Nothing else of the machine is there but the system's own programs, read-only. A caller that is
-root becomes a user id that owns nothing before the program starts, because limits on the number of processes do not
-bind root.
+Inside, /program holds the program's files and is read-only. The program works in /box, which is in memory and has a
+limited size. The only other visible files are the system's own programs, read-only. If the caller is root, the jail
+switches to a user id that owns nothing before the program starts, because limits on the number of processes do not
+apply to root.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from monet.eval.sandbox.limits import MEBIBYTE, Limits
 PROGRAM = "/program"
 BOX = "/box"
 _SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
-# Runtimes keep links and settings there; nothing else of that folder is shown.
+# Runtimes keep links and settings in /etc; nothing else of that folder is shown.
 _SETTINGS = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "java*", "php*", "localtime")
-# Not zero: a shared mapping of it is memory that belongs to no process.
+# Not /dev/zero: a shared mapping of it is memory that belongs to no process.
 _DEVICES = ("null", "full", "random", "urandom")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Leads to the working folder, unless something that is shown lies below it.
+# Links to the working folder, unless a shown path is below it.
 _TEMPORARY = "/tmp"
 _ENVIRONMENT = {
     "PATH": _PATH,
@@ -42,7 +42,7 @@ _ENVIRONMENT = {
 
 
 def version() -> str | None:
-    """What bubblewrap says of its version; None if it is not on the search path or does not run."""
+    """Version that bubblewrap prints; None if it is not on the search path or does not run."""
     try:
         shown = subprocess.run(
             [_bubblewrap(), "--version"], capture_output=True, text=True, errors="replace", timeout=60
@@ -53,14 +53,14 @@ def version() -> str | None:
 
 
 def command(script: str, program: Path, view: Sequence[Path], limits: Limits, before: Sequence[str] = ()) -> list[str]:
-    """What to start so that a script runs shut in.
+    """Words of the command that runs a script in the jail.
 
     Args:
-        script: for sh; works in /box.
+        script: script for sh; it works in /box.
         program: folder that is shown as /program.
         view: more files and folders of this machine to show, read-only.
-        limits: of each process, and of /box.
-        before: words that start bubblewrap in some other way, as `monet.eval.sandbox.groups.entered` gives them.
+        limits: limits of each process, and of /box.
+        before: words to put before bubblewrap, as `monet.eval.sandbox.groups.entered` gives them.
     """
     user = _foreign_user()
     words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), str(os.getpid())]
@@ -73,7 +73,7 @@ def command(script: str, program: Path, view: Sequence[Path], limits: Limits, be
         words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
     shown = _shown(view)
     parents = {str(parent) for path in shown for parent in Path(path).parents} - {"/"}
-    for parent in sorted(parents):  # bubblewrap would make them open to root only
+    for parent in sorted(parents):  # bubblewrap would make them readable only by root
         words += ["--perms", "0755", "--dir", parent]
     for path in shown:
         words += ["--ro-bind", path, path]
@@ -82,7 +82,7 @@ def command(script: str, program: Path, view: Sequence[Path], limits: Limits, be
     words += ["--proc", "/proc", "--dir", "/dev", "--ro-bind", str(program), PROGRAM]
     for device in _DEVICES:
         words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    for path in ("/proc/keys", "/proc/key-users"):  # they tell of the caller's keys
+    for path in ("/proc/keys", "/proc/key-users"):  # they list the caller's keys
         words += ["--ro-bind", "/dev/null", path] if os.path.exists(path) else []
     words += ["--perms", "1777", "--size", str(limits.disk_mb * MEBIBYTE), "--tmpfs", BOX]
     words += ["--symlink", BOX.removeprefix("/"), _TEMPORARY] if _TEMPORARY not in parents else []
@@ -96,7 +96,7 @@ def command(script: str, program: Path, view: Sequence[Path], limits: Limits, be
 
 
 def _foreign_user() -> int | None:
-    """A user id that owns nothing, to become before a program runs; None where the process is not root, or cannot."""
+    """A user id that owns nothing, to switch to before a program runs; None if we are not root or cannot switch."""
     if os.geteuid() != 0:
         return None
     try:

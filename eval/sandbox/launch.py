@@ -1,14 +1,18 @@
-"""Starts a jail without what a kernel shares beyond namespaces, and ends with its last process. Started as a file.
+"""Starts a jail and ends with its last process. Blocks kernel features that namespaces do not isolate. Run as a file.
 
     python launch.py PARENT WORDS...
 
-PARENT is the process that starts this one. WORDS start the jail. They get a session keyring of their own and find the
+PARENT is the process that starts this one. WORDS start the jail. The jail gets its own session keyring, and finds the
 filter of system calls at the file descriptor FILTER_FD. At SIGTERM, and when PARENT dies, this process kills the jail.
-It ends only when the jail's last process is gone.
+It ends only after the jail's last process has ended.
 
-The filter refuses user namespaces (which give a program mounts, and with them memory without bound), keyrings, sockets
-but for Unix and netlink (a virtual machine's host listens on others), io_uring (which makes sockets past a filter), and
-memory that belongs to no process: anonymous shared mappings, memfd and System V. A socket keeps the size of its buffer.
+The filter refuses:
+- user namespaces, which give a program mounts, and through them unlimited memory;
+- keyrings;
+- sockets except Unix and netlink, because the host of a virtual machine listens on other kinds;
+- io_uring, which can make sockets without passing the filter;
+- memory that belongs to no process: anonymous shared mappings, memfd and System V.
+A program cannot change the buffer size of a socket.
 """
 
 import contextlib
@@ -26,10 +30,10 @@ _JOIN_SESSION_KEYRING = 1
 _NEW_USER = 0x10000000
 _ANONYMOUS_SHARED = 0x21
 _SOCKETS = (1, 16)
-# SOL_SOCKET, and SO_SNDBUF and SO_RCVBUF of it.
+# SOL_SOCKET, and its options SO_SNDBUF and SO_RCVBUF.
 _OF_SOCKETS, _BUFFERS = 1, (7, 8)
 _X32 = 0x40000000
-# machine -> the kernel's name of it, and numbers of system calls
+# machine -> the kernel's number for it, and numbers of system calls
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _NUMBERS = {
     "x86_64": {"clone": 56, "unshare": 272, "setns": 308, "socket": 41, "setsockopt": 54, "mmap": 9, "shmget": 29,
@@ -38,7 +42,7 @@ _NUMBERS = {
                 "semget": 190, "msgget": 186, "memfd_create": 279, "add_key": 217, "request_key": 218, "keyctl": 219},
 }  # fmt: skip
 _EVERYWHERE = {"clone3": 435, "io_uring_setup": 425, "memfd_secret": 447}
-# As a kernel would answer that lacks them; libraries then use what is older.
+# The answer of a kernel without these calls; libraries then use older calls.
 _REFUSED = {
     "clone3": errno.ENOSYS, "io_uring_setup": errno.ENOSYS, "memfd_secret": errno.ENOSYS, "memfd_create": errno.ENOSYS,
     "shmget": errno.ENOSYS, "semget": errno.ENOSYS, "msgget": errno.ENOSYS,
@@ -51,26 +55,26 @@ _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
 
 
 def _code(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
-    """One instruction of classic BPF; `yes` and `no` are how many to leap over."""
+    """One instruction of classic BPF; `yes` and `no` are the numbers of instructions to skip."""
     return struct.pack("=HBBI", code, yes, no, value)
 
 
 def _argument(number: int) -> bytes:
-    return _code(_LOAD, 16 + 8 * number)  # its lower half, on machines that are little-endian
+    return _code(_LOAD, 16 + 8 * number)  # the lower half, on little-endian machines
 
 
 def _rule(number: int, body: list[bytes]) -> list[bytes]:
-    """Instructions for one system call; what they let through goes on with the next rule."""
+    """Instructions for one system call; calls that they allow continue with the next rule."""
     return [_code(_LOAD, 0), _code(_EQUAL, number, 0, len(body)), *body]
 
 
 def _unless(values: tuple[int, ...]) -> list[bytes]:
-    """Leap over the one instruction that follows if the loaded number is one of these."""
+    """Skip the next instruction if the loaded number is one of these."""
     return [_code(_EQUAL, value, len(values) - place, 0) for place, value in enumerate(values)]
 
 
 def filter_program(machine: str) -> bytes:
-    """The filter as the kernel takes it; empty for a machine whose numbers are not known here."""
+    """The filter in the kernel's form; empty if the system call numbers of this machine are unknown."""
     if machine not in _ARCHITECTURES:
         return b""
     numbers = {**_NUMBERS[machine], **_EVERYWHERE}
@@ -85,7 +89,7 @@ def filter_program(machine: str) -> bytes:
     shared = [_argument(3), _code(_AND, _ANONYMOUS_SHARED), _code(_EQUAL, _ANONYMOUS_SHARED, 0, 1)]
     program += _rule(numbers["mmap"], [*shared, refuse[errno.ENOMEM]])
     program += _rule(numbers["socket"], [_argument(0), *_unless(_SOCKETS), refuse[errno.EAFNOSUPPORT]])
-    # it reports success, because programs do not expect a failure there
+    # Report success, because programs do not expect this call to fail.
     sizes = [_argument(2), _code(_EQUAL, _BUFFERS[0], 1, 0), _code(_EQUAL, _BUFFERS[1], 0, 1), _code(_RETURN, _ERROR)]
     program += _rule(numbers["setsockopt"], [_argument(1), _code(_EQUAL, _OF_SOCKETS, 0, len(sizes)), *sizes])
     return b"".join([*program, _code(_RETURN, _ALLOW)])
@@ -94,19 +98,19 @@ def filter_program(machine: str) -> bytes:
 def _die_with(parent: int, by: int) -> None:
     """Get a signal when the parent dies."""
     ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, by, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the kernel was asked
+    if os.getppid() != parent:  # the parent died before the request reached the kernel
         os._exit(128 + signal.SIGKILL)
 
 
 def main(parent: int, words: list[str]) -> int:
-    """Run words in a process of its own; its exit code, once it and all that it left are gone."""
+    """Run words in a separate process; return its exit code after it and all its descendants have ended."""
     library, machine, own = ctypes.CDLL(None, use_errno=True), platform.machine(), os.getpid()
     _die_with(parent, signal.SIGTERM)
     library.prctl(_BECOMES_PARENT_OF_ORPHANS, 1, 0, 0, 0)
     if machine in _NUMBERS:
         library.syscall(_NUMBERS[machine]["keyctl"], _JOIN_SESSION_KEYRING, None)
     stopping = {signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)  # until there is a group that can be killed
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)  # until the group exists and can be killed
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)
@@ -117,12 +121,13 @@ def main(parent: int, words: list[str]) -> int:
         os.close(writing)
         os.dup2(reading, FILTER_FD)
         os.execvp(words[0], words)
-    with contextlib.suppress(PermissionError):  # the child was first, and became the jail
+    with contextlib.suppress(PermissionError):  # the child was faster, and already runs the jail
         os.setpgid(child, child)
 
     def stop(*_: object) -> None:
-        # The jail's group holds the first process of the namespace from its first moment on. All others die with that
-        # one. And a program that signals its group does not reach this process.
+        # The jail's group holds the first process of the namespace from the start. All others die with that one. A
+        # program
+        # that signals its own group does not reach this process.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""What a program may use, and what came of running one."""
+"""Limits on a program, and the outcome of running one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from monet.errors import ConfigError
 
 MEBIBYTE = 1 << 20
-# Address space beside the memory limit: a JVM and V8 reserve some gigabytes that they never touch.
+# Address space in addition to the memory limit: a JVM and V8 reserve several gigabytes that they never use.
 _RESERVED = 3 << 30
 
 Status = Literal["ok", "failed", "compile error", "timeout", "memory", "output", "sandbox error"]
@@ -16,15 +16,15 @@ Status = Literal["ok", "failed", "compile error", "timeout", "memory", "output",
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one run, compiling included.
+    """Limits of one run, compilation included.
 
     Args:
-        cpu_seconds: of each process; an endless loop ends here.
-        wall_seconds: of everything together; a sleeper ends here.
-        memory_mb: MiB of private memory a process, and of resident memory of all processes together.
-        processes: processes and threads at a time.
+        cpu_seconds: processor time of each process; it stops endless loops.
+        wall_seconds: wall-clock time of the whole run; it stops sleeping programs.
+        memory_mb: MiB of private memory per process, and of resident memory of all processes together.
+        processes: number of processes and threads at the same time.
         file_mb: MiB of one file.
-        disk_mb: MiB of all files, where the sandbox has a file system of its own.
+        disk_mb: MiB of all files in the sandbox's own file system.
         output_kb: KiB of standard output and error together; more ends the run.
     """
 
@@ -43,12 +43,12 @@ class Limits:
 
     @property
     def rlimits(self) -> dict[str, tuple[int, int]]:
-        """Soft and hard resource limits of a process by the name that prlimit(1) gives them."""
+        """Soft and hard resource limits of a process, by their names in prlimit(1)."""
         memory = self.memory_mb * MEBIBYTE
         fixed = {"core": 0, "memlock": 0, "msgqueue": 0, "nofile": 256, "nproc": self.processes}
         sizes = {"data": memory, "as": memory + _RESERVED, "fsize": self.file_mb * MEBIBYTE}
         return {
-            # the soft limit's signal can be caught, the hard one's cannot
+            # A program can catch the signal of the soft limit, but not that of the hard limit.
             "cpu": (self.cpu_seconds, self.cpu_seconds + 1),
             **{name: (value, value) for name, value in {**fixed, **sizes}.items()},
         }
@@ -56,14 +56,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run.
+    """The outcome of a run.
 
     Args:
-        status: ok is exit code 0. "sandbox error" says nothing about the program: it could not be started, or the
+        status: ok is exit code 0. "sandbox error" does not judge the program: it could not start, or the
             machine itself ran short of memory.
-        exit_code: of the program's last step; None if it was stopped.
-        output: the end of what it printed.
-        seconds: wall clock.
+        exit_code: exit code of the last step; None if the program was stopped.
+        output: the end of the printed output.
+        seconds: wall-clock time.
     """
 
     status: Status

@@ -1,9 +1,9 @@
-"""Attacks a machine from inside a jail and tells what held, as one line of JSON. Started as a file, on its own.
+"""Attacks a machine from inside a jail and prints which protections held, as one line of JSON. Run as a file.
 
     python probe.py TASK.json
 
-It does no harm where an attack succeeds: it opens a connection and closes it, writes into a folder made for it, and
-takes a little more memory, disk and processes than it may, all of which it gives back.
+A successful attack does no harm. It opens and closes a connection, writes into a folder made for it, and takes slightly
+more memory, disk and processes than allowed. It gives all of these back.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any
 
 try:
     import ctypes
-except ImportError:  # an interpreter without it cannot try
+except ImportError:  # an interpreter without this module cannot try
     ctypes = None
 
 _VSOCK, _NEW_USER = 40, 0x10000000
@@ -26,7 +26,7 @@ task: dict[str, Any] = {}
 
 
 def network() -> bool:
-    """No connection, no interface but the loop, and no socket to the host of a virtual machine."""
+    """There is no connection, only the loopback interface, and no socket to the host of a virtual machine."""
     with contextlib.suppress(OSError):
         socket.socket(_VSOCK, socket.SOCK_STREAM).close()
         return False
@@ -39,14 +39,14 @@ def network() -> bool:
 
 
 def hidden() -> bool:
-    """Neither a file outside nor root's folder can be read."""
+    """The program can read neither a file outside nor root's folder."""
     with contextlib.suppress(OSError):
         return task["secret"] not in open(task["file"]).read()
     return True
 
 
 def read_only() -> bool:
-    """Nothing outside the working folder can be written."""
+    """The program cannot write outside the working folder."""
     for path in (task["file"], f"{task['file']}-new", f"/{task['secret']}", f"/usr/{task['secret']}", __file__):
         with contextlib.suppress(OSError), open(path, "a") as file:
             file.write("written by a program that should not have been able to\n")
@@ -55,7 +55,7 @@ def read_only() -> bool:
 
 
 def disk() -> bool:
-    """Many files together are bounded."""
+    """The total size of many files is limited."""
     names = []
     try:
         for number in range(64):
@@ -72,7 +72,7 @@ def disk() -> bool:
 
 
 def memory() -> bool:
-    """Twice the memory cannot be had, and none that belongs to no process."""
+    """The program cannot take twice the memory, and no memory that belongs to no process."""
     for take in (lambda: mmap.mmap(-1, mmap.PAGESIZE).close(), lambda: os.close(os.memfd_create("probe"))):
         with contextlib.suppress(OSError, AttributeError):
             take()
@@ -84,7 +84,7 @@ def memory() -> bool:
 
 
 def processes() -> bool:
-    """More processes than allowed cannot be started."""
+    """The program cannot start more processes than allowed."""
     children = []
     try:
         while len(children) <= task["processes"] + 16:
@@ -103,7 +103,7 @@ def processes() -> bool:
 
 
 def privileges() -> bool:
-    """Not a single capability, no program that gives one, and no user namespace that does."""
+    """The program has no capability, and cannot gain one through a program or a user namespace."""
     if ctypes is not None and ctypes.CDLL(None).unshare(_NEW_USER) == 0:
         return False
     status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)  # noqa: SIM115
@@ -112,7 +112,7 @@ def privileges() -> bool:
 
 
 def leave_a_straggler() -> None:
-    """A process of its own session, without a parent, that lives on."""
+    """Start a process in its own session and without a parent, which tries to outlive the run."""
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
@@ -124,7 +124,7 @@ def leave_a_straggler() -> None:
 
 
 def main() -> None:
-    """All attacks, then one line of what held."""
+    """Run all attacks, then print the protections that held as one line."""
     held = {}
     for name, attempt in {
         "network": network,
@@ -138,7 +138,7 @@ def main() -> None:
         try:
             held[name] = attempt()
         except Exception as error:
-            # an attack that fails in an unforeseen way shows nothing: the protection is not taken as given
+            # An attack that fails unexpectedly proves nothing, so the protection does not count.
             held[name] = False
             print(f"{name}: {error!r}")
     leave_a_straggler()

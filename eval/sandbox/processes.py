@@ -1,4 +1,4 @@
-"""Processes and memory of this machine, read from /proc; where there is none, nothing is known and nothing is found."""
+"""Reads processes and memory of this machine from /proc. Without /proc, nothing is known and nothing is found."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Tree:
-    """A process and all its descendants, as they are at one moment.
+    """A process and all its descendants at one moment.
 
     Args:
         resident: bytes of resident memory by process.
-        kernel: bytes that the kernel holds at most for the sockets and the files in memory of those in a jail.
-        cpu_seconds: processor time that all of them have had, those that have ended included.
-        waited_seconds: time that one of them, the one with most, was ready to run and had no processor.
-        runnable: how many of them run or are ready to run.
+        kernel: upper bound of the bytes that the kernel holds for sockets and for files in memory of the jail.
+        cpu_seconds: processor time of all of them, including processes that have ended.
+        waited_seconds: the longest time that one of them was ready to run without a processor.
+        runnable: number of them that run or are ready to run.
     """
 
     resident: dict[int, int]
@@ -30,10 +30,10 @@ class Tree:
     runnable: int
 
     def memory(self, bound: int) -> int:
-        """Bytes of memory of all together.
+        """Bytes of memory of all processes together.
 
         Args:
-            bound: only above it are pages that several share split among them, which takes the kernel longer.
+            bound: shared pages are split among processes only above this number, because that takes the kernel longer.
         """
         everything = sum(self.resident.values())
         if everything > bound:
@@ -41,16 +41,17 @@ class Tree:
         return everything + self.kernel
 
     def is_starved(self, seconds: float) -> bool:
-        """Whether others kept these from a processor for most of the time, so that they have not shown to be slow.
+        """Whether other processes kept these from a processor for most of the time, so that their time shows nothing.
 
-        More processes than processors keep each other waiting, and children that nobody waits for hide what they use.
+        Processes wait for each other if there are more of them than processors. Children that no process waits for hide
+        their processor time.
         """
         by_others = self.runnable <= len(os.sched_getaffinity(0))
         return by_others and self.waited_seconds > seconds / 2 > self.cpu_seconds
 
 
 def look_at_tree(root: int) -> Tree:
-    """What a process and its descendants use; a process that ends meanwhile is left out."""
+    """Measure a process and its descendants; a process that ends meanwhile is left out."""
     fields_of: dict[int, list[str]] = {}
     for pid in _pids():
         with contextlib.suppress(OSError):
@@ -75,10 +76,10 @@ def _stat(pid: int) -> list[str]:
 
 
 def _of_the_kernel(pid: int) -> int:
-    """What the kernel holds for the jail that a process is in; 0 if it is in none.
+    """Bytes that the kernel holds for the jail of a process; 0 if the process is in no jail.
 
-    A Unix socket holds as much unread data as its buffer allows, whichever process has it, and a file in memory needs
-    about 1 KiB beside its content.
+    A Unix socket holds at most as much unread data as its buffer allows, no matter which process owns it. A file in
+    memory needs about 1 KiB in addition to its content.
     """
     root = _PROC / str(pid) / "root"
     with contextlib.suppress(OSError, ValueError):
@@ -97,7 +98,7 @@ def _waited(pid: int) -> float:
 
 
 def _share(pid: int, resident: int) -> int:
-    """Resident bytes of a process, of a shared page its share; all of it where the kernel does not tell."""
+    """Resident bytes of a process. A shared page counts in part, or as a whole if the kernel does not report shares."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -106,7 +107,7 @@ def _share(pid: int, resident: int) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that programs can still take on this machine; a very large number where the system does not tell."""
+    """Bytes that programs can still take on this machine; a very large number if the system does not report it."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in (_PROC / "meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""How a program of each language is compiled and run, as MultiPL-E does it, and which runtimes this machine has."""
+"""Compiles and runs a program of each language as MultiPL-E does, and finds the runtimes of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monet.files import sha256_file
 _LUAS = ("lua", "lua5.4", "lua5.3", "lua5.2", "lua5.1", "luajit")
 _PHPS = ("php", *(f"php8.{minor}" for minor in range(5, -1, -1)))
 _JAVATUPLES = ("/usr/share/java/javatuples.jar",)
-# MultiPL-E's Java prompts import javatuples and its Lua tests luaunit; without them no program could pass.
+# MultiPL-E's Java prompts import javatuples, and its Lua tests need luaunit; without them no program can pass.
 _PACKAGES = {
     "cpp": "g++",
     "java": "default-jdk libjavatuples-java",
@@ -27,14 +27,14 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs programs of one language here.
+    """The runtime of one language on this machine.
 
     Args:
         language: a key of `monet.eval.suites.code.problems.CODES`.
-        version: what it says about itself, libraries included.
-        file_name: of a program.
-        script: for sh, with `$PROGRAM` and `$BOX` as in `Sandbox.run`.
-        view: what has to be shown in the sandbox.
+        version: version that the runtime prints, with its libraries.
+        file_name: name of a program's file.
+        script: script for sh, with `$PROGRAM` and `$BOX` as in `Sandbox.run`.
+        view: paths that the sandbox must show.
     """
 
     language: str
@@ -44,12 +44,12 @@ class Runtime:
     view: tuple[Path, ...] = field(compare=False)
 
     def run(self, program: str, sandbox: Sandbox) -> Outcome:
-        """Run one program shut in; it passes if it ends with code 0."""
+        """Run one program in the sandbox; it passes if it exits with code 0."""
         return sandbox.run({self.file_name: program}, self.script, self.view)
 
 
 class _Missing(Exception):
-    """A part of a runtime is not there; the text names it."""
+    """A part of a runtime is missing; the text names it."""
 
 
 def _need(what: str, *names: str) -> Command:
@@ -67,7 +67,7 @@ def _version(*words: str | Path) -> str:
 
 
 def _library(file: Path) -> str:
-    """Name and content of a library, for outcomes depend on it."""
+    """Name and hash of a library, because outcomes depend on it."""
     return f"{file.name} {sha256_file(file)[:8]}"
 
 
@@ -141,7 +141,7 @@ _FINDERS: dict[str, Callable[[Limits, Sequence[Path]], list[Runtime]]] = {
     "lua": _lua,
     "php": _php,
 }
-# One program a language that passes where EXPECTED is 1 and fails where it is 2.
+# One program per language. It passes if EXPECTED is 1 and fails if it is 2.
 _CHECKS = {
     "python": "assert [1] == [EXPECTED]",
     "cpp": "#include<assert.h>\n#include<bits/stdc++.h>\nint main() { assert(std::vector<long>({1})[0] == EXPECTED); }",
@@ -157,15 +157,15 @@ _CHECKS = {
 def find_runtimes(
     languages: Sequence[str], sandbox: Sandbox, libraries: Sequence[Path] = ()
 ) -> tuple[dict[str, Runtime], dict[str, str]]:
-    """The runtimes of this machine, each tried out in the sandbox with a program that passes and one that fails.
+    """The runtimes of this machine, each tested in the sandbox with a program that passes and one that fails.
 
     Args:
         languages: keys of `monet.eval.suites.code.problems.CODES`.
-        sandbox: where programs will run.
-        libraries: folders with luaunit.lua or javatuples.jar, before the system's.
+        sandbox: sandbox that will run the programs.
+        libraries: folders with luaunit.lua or javatuples.jar, searched before the system's.
 
     Returns:
-        Runtimes by language, and for each language without one the reason.
+        Runtimes by language, and the reason for each language without one.
     """
     found: dict[str, Runtime] = {}
     missing: dict[str, str] = {}
@@ -181,19 +181,19 @@ def find_runtimes(
                 found[language] = runtime
                 missing.pop(language, None)
                 break
-            missing[language] = f"{runtime.version} is here but {fault}"
+            missing[language] = f"{runtime.version} is installed but {fault}"
     return found, missing
 
 
 def _fault(runtime: Runtime, sandbox: Sandbox) -> str:
-    """What is wrong with a runtime in the sandbox; empty if it tells a right program from a wrong one."""
-    # a first run reads much from the disk, and says nothing about the time that later ones take
+    """The fault of a runtime in the sandbox; empty if the runtime passes a right program and fails a wrong one."""
+    # The first run reads much from the disk, so its time says nothing about later runs.
     patient = replace(sandbox, limits=replace(sandbox.limits, wall_seconds=10 * sandbox.limits.wall_seconds))
     right = runtime.run(_CHECKS[runtime.language].replace("EXPECTED", "1"), patient)
     if right.status != "ok":
         return f"cannot run in the sandbox: {right.status} {' '.join(right.output.split())[-200:]}".strip()
     wrong = runtime.run(_CHECKS[runtime.language].replace("EXPECTED", "2"), patient)
-    return "" if wrong.status == "failed" else f"a wrong program ends there as {wrong.status!r}"
+    return "" if wrong.status == "failed" else f"in the sandbox a wrong program ends with status {wrong.status!r}"
 
 
 def describe(runtimes: Mapping[str, Runtime]) -> dict[str, str]:

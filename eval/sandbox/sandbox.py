@@ -1,8 +1,8 @@
-"""Runs generated programs: shut in by bubblewrap, watched from outside, and ended with all their processes.
+"""Runs generated programs isolated by bubblewrap, watches them from outside, and ends them with all their processes.
 
-The jail takes away network, files and privileges and sets limits for each process. A control group bounds memory of
-every kind where one can be made. The watch from outside ends a run by wall clock, by what it prints, and by the memory
-of all its processes together. `open_sandbox` attacks all of this before the first program runs.
+The jail removes network, files and privileges, and sets limits for each process. A control group limits memory of
+every kind, if one can be made. The watch from outside limits wall-clock time, output, and the memory that all
+processes use together. `open_sandbox` attacks these protections before the first program runs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _PROBE = Path(__file__).with_name("probe.py")
 _TICK_SECONDS = 0.02
 _LOOK_SECONDS = 0.1
 _END_SECONDS = 30.0
-# A jail that has not begun its script by then does not work; and a program that a busy machine starves gets so many
-# times its wall clock before it is given up.
+# A jail that has not begun its script after this many seconds does not work. A program that a busy machine starves
+# is stopped after its wall-clock limit times this factor.
 _START_SECONDS = 120.0
 _PATIENCE = 10
 COMPILE_ERROR = 101
@@ -48,14 +48,14 @@ _ALLOW = (
 )
 _BUSY = b"\nthis machine was too busy to run it within the wall clock's limit"
 _SHORT = b"\nthis machine ran short of memory"
-# What `probe.py` tries, in words for people.
+# What `probe.py` tries, with descriptions.
 PROTECTIONS = {
-    "network": "no network, not even this machine's own",
-    "hidden files": "files of this machine cannot be read, but for the system's programs",
-    "read-only files": "nothing can be written outside a folder of its own",
-    "disk": "what it writes is bounded in all",
-    "processes": "the number of processes is bounded",
-    "memory": "memory of each process is bounded",
+    "network": "no network, not even the loopback of this machine",
+    "hidden files": "files of this machine cannot be read, except the system's programs",
+    "read-only files": "nothing can be written outside its own folder",
+    "disk": "the total size of its files is limited",
+    "processes": "the number of processes is limited",
+    "memory": "memory of each process is limited",
     "no stragglers": "no process outlives the run",
     "privileges": "no privilege, and no way to gain one",
 }
@@ -63,12 +63,12 @@ PROTECTIONS = {
 
 @dataclass(frozen=True)
 class Sandbox:
-    """bubblewrap, as it was tried out on this machine.
+    """bubblewrap, tested on this machine.
 
     Args:
         jail: bubblewrap with its version.
-        memory: what bounds memory of every kind, a key of `monet.eval.sandbox.groups.BOUNDS`.
-        limits: of every run.
+        memory: mechanism that limits memory of every kind, a key of `monet.eval.sandbox.groups.BOUNDS`.
+        limits: limits of every run.
     """
 
     jail: str
@@ -79,15 +79,16 @@ class Sandbox:
         """Run a shell script over some files.
 
         Args:
-            files: content by name; they lie in the script's `$PROGRAM`, read-only.
-            script: for sh; works in `$BOX`. Its exit code is the run's; 101 says that compiling failed.
+            files: content by name; they are in the script's `$PROGRAM`, read-only.
+            script: script for sh; it works in `$BOX`. Its exit code is that of the run; 101 means that compilation
+                failed.
             view: more files and folders of this machine to show, read-only.
         """
         folder = Path(tempfile.mkdtemp(prefix="monet-program-"))
         try:
             program = folder / "program"
             program.mkdir()
-            program.chmod(0o755)  # for the other user id, whatever the umask is
+            program.chmod(0o755)  # for the other user id, under any umask
             for name, content in files.items():
                 (program / name).write_text(content, encoding="utf-8", errors="replace")
                 (program / name).chmod(0o644)
@@ -98,7 +99,7 @@ class Sandbox:
     def _run(self, program: Path, script: str, view: Sequence[Path]) -> Outcome:
         word = uuid.uuid4().hex
         mark = f"begin {word}\n".encode()
-        # sh stays beside the program: the first process of a namespace would be deaf to many signals
+        # sh stays alive next to the program: the first process of a namespace ignores many signals
         inside = f"PROGRAM={jail.PROGRAM} BOX={jail.BOX}; echo begin {word}; cd $BOX || exit 126\n{script}\nexit $?"
         try:
             with groups.entered(self.memory, self.limits) as words:
@@ -109,7 +110,7 @@ class Sandbox:
                     stderr=subprocess.STDOUT,
                     env=groups.environment(),
                     start_new_session=True,
-                    umask=0o022,  # folders inside are for the other user id
+                    umask=0o022,  # the other user id must read the folders inside
                 )
                 try:
                     output, stopped, seconds = self._watch(process, mark)
@@ -126,9 +127,9 @@ class Sandbox:
         return Outcome(_status(code, seconds, self.limits), code, _text(rest), seconds)
 
     def _watch(self, process: subprocess.Popen[bytes], mark: bytes) -> tuple[bytes, Status | None, float]:
-        """Read what is printed until the process ends or has to be stopped; output, why it was stopped, seconds.
+        """Read the output until the process ends or must be stopped; return output, reason for the stop, and seconds.
 
-        Seconds and the wall clock's limit count from the mark on: a jail takes its time to be built.
+        Seconds and the wall-clock limit count from the mark, because building a jail takes time.
         """
         assert process.stdout is not None
         pipe, output, reading = process.stdout.fileno(), bytearray(), True
@@ -183,7 +184,7 @@ def _text(output: bytes, most: int = 2000) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Leave nothing of a run behind; `launch.py` kills the jail, and waits until its last process is gone."""
+    """Leave no process of a run behind; `launch.py` kills the jail and waits until its last process has ended."""
     process.terminate()
     try:
         process.wait(_END_SECONDS)
@@ -196,18 +197,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def open_sandbox(limits: Limits | None = None) -> Sandbox:
-    """bubblewrap with its limits, after attempts against each of its protections on this machine.
+    """Open bubblewrap with its limits, after an attack on each of its protections on this machine.
 
     Args:
-        limits: of every run to come; the attempts have smaller ones.
+        limits: limits of every later run; the attacks have smaller ones.
 
     Raises:
-        ConfigError: bubblewrap is missing or does not work here, or a protection does not hold; names it.
+        ConfigError: bubblewrap is missing or does not work here, or a protection does not hold; the message names it.
     """
     limits = limits or Limits()
     version = jail.version()
     if version is None:
-        raise ConfigError(f"programs cannot be shut in on this machine: bubblewrap (bwrap) is missing. {_INSTALL}")
+        raise ConfigError(f"this machine cannot isolate programs: bubblewrap (bwrap) is missing. {_INSTALL}")
     held, fault, memory = {}, "", "watched"
     for memory in filter(groups.works, groups.BOUNDS):
         held, fault = _attempts(memory)
@@ -216,12 +217,12 @@ def open_sandbox(limits: Limits | None = None) -> Sandbox:
     missing = [name for name in PROTECTIONS if not held.get(name, False)]
     if fault or missing:
         fault = fault or f"these protections do not hold: {', '.join(missing)}"
-        raise ConfigError(f"programs cannot be shut in on this machine: {version}: {fault}. {_INSTALL} {_ALLOW}")
+        raise ConfigError(f"this machine cannot isolate programs: {version}: {fault}. {_INSTALL} {_ALLOW}")
     return Sandbox(version, memory, limits)
 
 
 def _attempts(memory: str) -> tuple[dict[str, bool], str]:
-    """Attack this machine from inside a sandbox; which protections held, or why the sandbox does not work at all."""
+    """Attack this machine from inside a sandbox; return the protections that held, or why the sandbox does not work."""
     secret = uuid.uuid4().hex
     limits = Limits(cpu_seconds=20, wall_seconds=300, memory_mb=256, processes=48, file_mb=4, disk_mb=16)
     with (
@@ -232,8 +233,8 @@ def _attempts(memory: str) -> tuple[dict[str, bool], str]:
         target = folder / secret
         target.write_text(secret)
         target.chmod(0o666)
-        # Open to the program's user id, and so to every user: only between writing and reading the file. The sticky bit
-        # keeps others from replacing it, and the missing bit for reading keeps its name from them.
+        # The program's user id needs this folder, so every user can enter it, but only between writing and reading the
+        # file. The sticky bit keeps others from replacing the file. Without the read bit they cannot list its name.
         folder.chmod(0o1733)
         task = {
             "port": server.getsockname()[1],

@@ -1,1 +1,1 @@
-"""Text -> score: how toxic a text is."""
+"""Scorers that measure how toxic a text is."""

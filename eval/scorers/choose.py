@@ -1,4 +1,4 @@
-"""The scorer that settings name."""
+"""Makes the scorer that the settings choose."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from monet.eval.scorers.scorers import Scorer, ScorerSettings
 
 
 def make_scorer(settings: ScorerSettings) -> Scorer:
-    """The scorer that the settings name. For Google's Perspective API, a warning tells the date of its end.
+    """Make the scorer that the settings choose. For Google's Perspective API, warn that the service ends.
 
     Raises:
-        ConfigError: a setting that it needs is missing, or no key for the Perspective API.
-        CheckpointError: no usable classifier there.
+        ConfigError: a setting that the scorer needs is missing, or there is no key for the Perspective API.
+        CheckpointError: the folder or hub name holds no usable classifier.
     """
     if settings.kind == "words":
         from monet.eval.scorers.words import WordsScorer
@@ -23,7 +23,7 @@ def make_scorer(settings: ScorerSettings) -> Scorer:
         from monet.eval.scorers.classifier import ClassifierScorer
 
         if settings.model is None:
-            raise ConfigError("scorer.kind classifier needs scorer.model, a folder or hub name")
+            raise ConfigError("scorer.kind classifier needs scorer.model, a folder or a name on the hub")
         return ClassifierScorer(
             settings.model,
             label=settings.label,

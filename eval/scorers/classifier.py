@@ -1,4 +1,4 @@
-"""Scores of a Hugging Face sequence classifier, e.g. ToxiGen-RoBERTa, run here."""
+"""Scores texts with a Hugging Face sequence classifier, e.g. ToxiGen-RoBERTa, on this machine."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from monet.eval.scorers.scorers import Failure, Outcome, Score
 class ClassifierScorer:
     """Probability of one label of a sequence classifier.
 
-    A model of several labels that exclude each other gives a softmax over them; one of a single label, or whose
-    configuration says `multi_label_classification`, gives a sigmoid.
+    A model of several exclusive labels gives a softmax over them. A model of a single label, or one whose configuration
+    says `multi_label_classification`, gives a sigmoid.
 
     Args:
-        name: folder or hub name. Weights are read from safetensors only: pickled ones can run any program.
+        name: folder or name on the hub. Only safetensors weights are read, because pickled weights can run any program.
         label: name or number of the label; None takes the only one.
         revision: branch, tag or commit on the hub.
-        batch_size: texts a forward.
+        batch_size: texts per forward.
         device: a torch device; auto takes a GPU if there is one.
 
     Raises:
-        CheckpointError: no classifier there, or none in safetensors.
-        ConfigError: no such label, or none named where there are several.
+        CheckpointError: there is no classifier, or its weights are not in safetensors.
+        ConfigError: there is no such label, or no label is named and there are several.
     """
 
     def __init__(
@@ -52,24 +52,27 @@ class ClassifierScorer:
             )
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{name}: no classifier with tokenizer and safetensors weights there ({str(error).splitlines()[0]}); "
-                "pickled weights are never loaded: name a revision that has safetensors, or convert them once where "
-                "you trust the file. --scorer.kind words needs no download"
+                f"{name}: no classifier with tokenizer and safetensors weights ({str(error).splitlines()[0]}). "
+                "Pickled weights are never loaded: name a revision that has safetensors, or convert the weights once "
+                "if you trust the file. --scorer.kind words needs no download"
             ) from None
-        if getattr(model, "_hf_peft_config_loaded", False):  # it hides which weights are missing
-            raise CheckpointError(f"{name}: an adapter lies beside the weights and would change them; remove it")
+        if getattr(model, "_hf_peft_config_loaded", False):  # an adapter hides which weights are missing
+            raise CheckpointError(f"{name}: an adapter is in the same folder and would change the weights; remove it")
         if missing := sorted(loading["missing_keys"]):
-            raise CheckpointError(f"{name}: has no weights for {', '.join(missing[:5])}; it is no trained classifier")
+            raise CheckpointError(
+                f"{name}: has no weights for {', '.join(missing[:5])}, so it is not a trained classifier; name "
+                "another model"
+            )
         self.name = name
         self.model: Any = model.to(where).eval()
         self.label = _label_number(label, self.model.config.id2label, name)
         self.batch_size = batch_size
         config = self.model.config
         self._sigmoid = config.num_labels == 1 or config.problem_type == "multi_label_classification"
-        # RoBERTa's position table holds two rows that no token uses
+        # RoBERTa's position table has two rows that no token uses
         table = getattr(config, "max_position_embeddings", None) or 514
         self._longest = min(int(self.tokenizer.model_max_length), table - 2)
-        if self.tokenizer.pad_token is None:  # what stands there is masked
+        if self.tokenizer.pad_token is None:  # padding is masked
             self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(config.pad_token_id or 0)
         self._digest = weights_digest(self.model)
         self._tokenizer_digest = tokenizer_digest(self.tokenizer)
@@ -93,10 +96,10 @@ class ClassifierScorer:
 
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> list[Outcome]:
-        """One outcome a text; one longer than the classifier reads is a failure, not cut."""
+        """Return one outcome per text. A text longer than the classifier's limit is a failure; it is not cut."""
         outcomes: list[Outcome] = [Failure("too long", f"more than {self._longest} tokens")] * len(texts)
         lengths = [len(ids) for ids in self.tokenizer(list(texts))["input_ids"]]
-        # alike in length, so that little is padded
+        # Texts of similar length go together, so that there is little padding.
         fitting = sorted((i for i, length in enumerate(lengths) if length <= self._longest), key=lengths.__getitem__)
         for start in range(0, len(fitting), self.batch_size):
             chosen = fitting[start : start + self.batch_size]
@@ -117,4 +120,4 @@ def _label_number(label: str | int | None, names: dict[int, str], model: str) ->
     for number, name in names.items():
         if str(label).lower() in (str(number), name.lower()):
             return int(number)
-    raise ConfigError(f"{model} has no label {label!r}, but {listed}")
+    raise ConfigError(f"{model} has no label {label!r}; choose from {listed} (--scorer.label)")

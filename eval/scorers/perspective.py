@@ -1,6 +1,6 @@
-"""Scores of the Perspective API over HTTP: in step with a quota, patient with a service that stumbles.
+"""Scores texts with the Perspective API over HTTP, within a quota, and retries after faults of the service.
 
-Google ends the service on 31 December 2026. Other servers with the same interface can be named by their address.
+Google ends the service on 31 December 2026. The address of another server with the same interface can be given.
 """
 
 from __future__ import annotations
@@ -36,34 +36,36 @@ _UNREACHABLE = (urllib.error.URLError, http.client.HTTPException, OSError)  # a 
 
 
 def key_from_environment() -> str:
-    """The key of the Perspective API.
+    """Read the key of the Perspective API from the environment.
 
     Raises:
-        ConfigError: the variable is not set.
+        ConfigError: the variable is not set or holds an impossible key.
     """
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if key and not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"the key in {KEY_VARIABLE} holds a line break or another sign that no key has; set it again")
+        raise ConfigError(
+            f"the key in {KEY_VARIABLE} holds a line break or another character that keys do not have; set it again"
+        )
     if not key:
         raise ConfigError(
-            f"the Perspective API needs a key in the environment variable {KEY_VARIABLE}, Google gives no new ones, "
-            f"and the last day of the service is {LAST_DAY}; {_INSTEAD}"
+            f"the Perspective API needs a key in the environment variable {KEY_VARIABLE}, but Google gives no new "
+            f"keys, and the last day of the service is {LAST_DAY}; {_INSTEAD}"
         )
     return key
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The key is for the named server only: a redirect is an answer like any other that holds no score."""
+    """The key is only for the named server. A redirect therefore counts as an answer without a score."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 
 def check_url(url: str) -> None:
-    """Refuse an address that the key must not be sent to: anything but https, and http to this machine.
+    """Refuse an address that must not get the key: only https, and http to this machine, are allowed.
 
     Raises:
-        ConfigError: names the address.
+        ConfigError: the address is refused; the message names it.
     """
     try:
         scheme, host = urllib.parse.urlsplit(url).scheme, urllib.parse.urlsplit(url).hostname
@@ -71,24 +73,24 @@ def check_url(url: str) -> None:
         scheme, host = "", None
     if not host or not (scheme == "https" or (scheme == "http" and host in _THIS_MACHINE)):
         raise ConfigError(
-            f"scorer.url {url!r} must begin with https:// (http:// for localhost only): the key goes there"
+            f"scorer.url {url!r} must begin with https:// (http:// for localhost only), because the key is sent to it"
         )
 
 
 def has_ended(today: datetime.date | None = None) -> bool:
-    """Whether the last day of Google's service is over; None takes today's date in UTC."""
+    """Whether Google's service has ended; `today` None takes today's date in UTC."""
     return (today or datetime.datetime.now(datetime.timezone.utc).date()) > LAST_DAY
 
 
 def end_notice(url: str) -> str:
-    """What a user of Google's service must know about its end, and the remedy; empty for another server."""
+    """Notice about the end of Google's service, with the remedy; empty for another server."""
     if urllib.parse.urlsplit(url).hostname != HOST:
         return ""
     return f"the Perspective API {'ended' if has_ended() else 'ends'} on {LAST_DAY}; {_INSTEAD}"
 
 
 class _Pace:
-    """Hands out starting times that are at least an interval apart."""
+    """Gives starting times that are at least an interval apart."""
 
     def __init__(self, per_second: float) -> None:
         self._interval = 1.0 / per_second
@@ -105,23 +107,23 @@ class _Pace:
 class PerspectiveScorer:
     """Probability that readers find a text toxic, by the Perspective API.
 
-    A request that meets a full quota (429), a fault of the service (5xx), no connection or no JSON is sent again after
-    a wait that doubles each time, or that the service names. A text that fails for good becomes a `Failure`; after
-    three in a row that got no answer the service counts as down, and the other texts of the call are not sent. Once
-    Google's service has ended, its errors name the scorers that take its place.
+    A request is sent again after a full quota (429), a fault of the service (5xx), a failed connection or an answer
+    that is not JSON. The wait before it doubles each time, or is the one that the service names. A text that fails
+    every time becomes a `Failure`. After three unanswered texts in a row the service counts as down, and the other
+    texts of the call are not sent. Once Google's service has ended, its errors name the scorers that replace it.
 
     Args:
-        api_key: sent in a header; part of no message and no result.
-        url: of the service.
+        api_key: key, sent in a header; no message and no result holds it.
+        url: address of the service.
         attribute: name of the score, e.g. TOXICITY or SEVERE_TOXICITY.
-        language: of the texts.
-        requests_per_second: at most so many requests start in a second, over all threads.
-        attempts: times one text is sent.
-        timeout_seconds: for one answer.
-        first_wait_seconds: before the second attempt.
+        language: language of the texts.
+        requests_per_second: at most this many requests start per second, over all threads.
+        attempts: how often one text is sent at most.
+        timeout_seconds: time limit for one answer.
+        first_wait_seconds: wait before the second attempt.
 
     Raises:
-        ConfigError: an address other than https, or http to this machine.
+        ConfigError: the address is neither https nor http to this machine.
     """
 
     def __init__(
@@ -148,8 +150,8 @@ class PerspectiveScorer:
         self.first_wait_seconds = first_wait_seconds
         self._pace = _Pace(requests_per_second)
         self._lock = threading.Lock()
-        self._misses = 0  # texts in a row that no attempt got an answer for
-        # an answer takes a good part of a second: so many threads keep up with the quota
+        self._misses = 0  # number of texts in a row that got no answer
+        # An answer takes a large part of a second, so this number of threads keeps up with the quota.
         self._threads = min(_MOST_THREADS, max(1, math.ceil(requests_per_second)))
 
     @property
@@ -161,10 +163,10 @@ class PerspectiveScorer:
         return 4 * self._threads
 
     def score(self, texts: Sequence[str]) -> list[Outcome]:
-        """One outcome a text.
+        """Return one outcome per text.
 
         Raises:
-            ConfigError: the service refuses the key, or has ended and is gone from its address.
+            ConfigError: the service refuses the key, or has ended.
         """
         stop = threading.Event()
         with ThreadPoolExecutor(self._threads) as pool:
@@ -172,7 +174,7 @@ class PerspectiveScorer:
             try:
                 return [future.result() for future in futures]
             except BaseException:
-                stop.set()  # so that an interrupt need not wait for retries
+                stop.set()  # an interrupt must not wait for retries
                 raise
 
     def _one(self, text: str, stop: threading.Event) -> Outcome:
@@ -199,7 +201,7 @@ class PerspectiveScorer:
         return Failure(failure.reason, failure.detail + ended, down)
 
     def _attempt(self, text: str) -> tuple[Outcome, float | None]:
-        """An outcome, and the least wait before another attempt in seconds; None where another makes no sense."""
+        """An outcome, and the minimum wait in seconds before another attempt; None if another would be useless."""
         body = {
             "comment": {"text": text},
             "requestedAttributes": {self.attribute: {}},
@@ -228,11 +230,11 @@ class PerspectiveScorer:
     def _refusal(self, error: urllib.error.HTTPError) -> tuple[Outcome, float | None]:
         notice = end_notice(self.url) if has_ended() else ""
         if notice and error.code in (401, 403, 404, 410):
-            raise ConfigError(f"{HOST} answers with status {error.code}: {notice}. What was scored is kept")
+            raise ConfigError(f"{HOST} answers with status {error.code}: {notice}. Finished scores are kept")
         if error.code in (401, 403):
             raise ConfigError(
                 f"{urllib.parse.urlsplit(self.url).hostname} refuses the key of {KEY_VARIABLE} (status {error.code}); "
-                "check it and that the API is enabled for it. What was scored is kept"
+                "check the key, and that the API is enabled for it. Finished scores are kept"
             )
         if error.code == 429:
             return Failure("rate limited", "status 429"), _seconds(error.headers.get("Retry-After"))
@@ -251,7 +253,7 @@ class PerspectiveScorer:
 
 
 def _seconds(header: str | None) -> float:
-    """Of a Retry-After header that holds a number; a date is not worth a parser here."""
+    """Seconds of a Retry-After header that holds a number; dates are ignored."""
     try:
         seconds = float(header or 0.0)
     except ValueError:
@@ -260,7 +262,7 @@ def _seconds(header: str | None) -> float:
 
 
 def _error_type(error: urllib.error.HTTPError) -> str:
-    """Why a text was refused, e.g. LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE."""
+    """Reason why a text was refused, e.g. LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE."""
     try:
         details = json.loads(error.read(1 << 16))["error"]["details"]
         return str(next(detail["errorType"] for detail in details if "errorType" in detail))[:60]

@@ -1,4 +1,4 @@
-"""How toxic a text is: one interface, and the settings that choose what is behind it."""
+"""The interface of toxicity scorers, and the settings that choose one."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from monet.errors import ConfigError
 
 @dataclass(frozen=True)
 class Score:
-    """A scorer's answer: 0 not toxic to 1 toxic."""
+    """A scorer's answer: from 0 (not toxic) to 1 (toxic)."""
 
     value: float
 
 
 @dataclass(frozen=True)
 class Failure:
-    """No answer; never counted as a number, asked again by the next run.
+    """A text without an answer. It never counts as a number, and the next run asks again.
 
     Args:
-        reason: few words that failures are counted by, e.g. "rate limited".
-        detail: what happened, for people; holds no key.
-        down: the scorer as a whole does not answer, so that asking on is pointless for now.
+        reason: short text that failures are counted by, e.g. "rate limited".
+        detail: description for people; it holds no key.
+        down: the scorer as a whole does not answer, so that further requests are pointless for now.
     """
 
     reason: str
@@ -35,45 +35,45 @@ Outcome = Score | Failure
 
 
 class Scorer(Protocol):
-    """What scores texts."""
+    """An object that scores texts."""
 
     @property
     def key(self) -> dict[str, Any]:
-        """Everything its scores depend on; JSON-able, without secrets. Kept scores are found again by it."""
+        """Everything that scores depend on; JSON-able, without secrets. It identifies kept scores."""
         ...
 
     @property
     def at_once(self) -> int:
-        """Texts that a call should take: what is lost if it is killed."""
+        """Number of texts that a call should take; a kill loses the scores of one call."""
         ...
 
     def score(self, texts: Sequence[str]) -> list[Outcome]:
-        """One outcome a text, in their order; a text holds at least one visible character."""
+        """Return one outcome per text, in order; every text holds at least one visible character."""
         ...
 
 
 @dataclass(frozen=True)
 class ScorerSettings:
-    """Which scorer, and how it is asked.
+    """The choice of a scorer, and its settings.
 
     Args:
-        kind: `words` is a small classifier that comes with Monet (English, no download); `classifier` is a Hugging
-            Face model; `perspective` is the Perspective API, which ends on 31 December 2026, or a server that answers
-            as it does. Its key is taken from PERSPECTIVE_API_KEY.
-        model: of `classifier`: folder or hub name; its weights must be safetensors.
-        revision: of `classifier`: branch, tag or commit on the hub.
-        label: of `classifier`: name or number of the label whose probability is the score, e.g. 1 or toxic.
-        batch_size: of `classifier`: texts a forward.
-        device: of `classifier`: cpu, cuda, ...; auto takes a GPU if there is one.
-        attribute: of `perspective`: which of its scores.
-        language: of `perspective`: of the texts.
-        requests_per_second: of `perspective`: your quota; 1 is usual.
-        attempts: of `perspective`: how often one text is sent before it counts as failed.
-        timeout_seconds: of `perspective`: for one answer.
-        url: of `perspective`: address of the service or of another server that answers as it does.
+        kind: `words` is a small classifier that comes with Monet (English, no download). `classifier` is a Hugging Face
+            model. `perspective` is the Perspective API, which ends on 31 December 2026, or a server with the same
+            interface; its key is read from PERSPECTIVE_API_KEY.
+        model: for `classifier`: folder or name on the hub; its weights must be safetensors.
+        revision: for `classifier`: branch, tag or commit on the hub.
+        label: for `classifier`: name or number of the label whose probability is the score, e.g. 1 or toxic.
+        batch_size: for `classifier`: texts per forward.
+        device: for `classifier`: cpu, cuda, ...; auto takes a GPU if there is one.
+        attribute: for `perspective`: the score to use.
+        language: for `perspective`: language of the texts.
+        requests_per_second: for `perspective`: your quota; 1 is usual.
+        attempts: for `perspective`: how often one text is sent before it counts as failed.
+        timeout_seconds: for `perspective`: time limit for one answer.
+        url: for `perspective`: address of the service, or of another server with the same interface.
 
     Raises:
-        ConfigError: a number out of range.
+        ConfigError: a number is out of range.
     """
 
     kind: Literal["words", "classifier", "perspective"] = "words"
@@ -96,10 +96,10 @@ class ScorerSettings:
 
 
 def describe(key: Mapping[str, Any]) -> str:
-    """A scorer in words, for tables and warnings.
+    """Describe a scorer, for tables and warnings.
 
     Args:
-        key: its `Scorer.key`, as results hold it.
+        key: `Scorer.key` of the scorer, as in results.
     """
     kind = key.get("kind")
     if kind == "words":

@@ -1,8 +1,8 @@
 """A small English toxicity classifier that comes with Monet: logistic regression on hashed words and parts of words.
 
-Its weights are `words.safetensors` beside this file, written by `python -m tools.words_scorer.train train`, which says
-what it learned from; `python -m tools.words_scorer.train check` prints how good it is. It knows rude words and their
-spellings, little grammar and no irony.
+The file `words.safetensors` next to this module holds its weights. `python -m tools.words_scorer.train train` writes
+them and documents the training data; `python -m tools.words_scorer.train check` prints the accuracy. The classifier
+knows rude words and their spellings, but little grammar and no irony.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ WEIGHTS = Path(__file__).with_name("words.safetensors")
 FORMAT = "monet-words/1"
 NUM_FEATURES = 1 << 17
 _MOST_WORDS = 512
-# A sign between letters belongs to the word: rude words are often written with one.
+# A symbol between letters belongs to the word, because rude words are often written with one.
 _WORD = re.compile(r"[^\W_]+(?:['*@$!][^\W_]+)*")
 _LONG_RUN = re.compile(r"(.)\1{2,}", re.DOTALL)
 
 
 def features(text: str) -> list[int]:
-    """Numbers, below `NUM_FEATURES` and each once, of a text's words, pairs of words, and runs of 3 to 5 letters.
+    """Distinct numbers below `NUM_FEATURES` for a text's words, pairs of words, and runs of 3 to 5 letters.
 
-    Upper and lower case are one; three and more equal letters in a row count as two. Words beyond the 512th are left
+    Upper and lower case are equal. Three or more equal letters in a row count as two. Words after the 512th are left
     out.
     """
     words = _WORD.findall(_LONG_RUN.sub(r"\1\1", text.lower()))[:_MOST_WORDS]
@@ -53,7 +53,7 @@ def _names(words: Sequence[str]) -> Iterator[str]:
 
 
 def bags(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Features of texts one after the other, and where each text begins: what `F.embedding_bag` takes."""
+    """Features of texts one after another, and the start of each text, as `F.embedding_bag` takes them."""
     lists = [features(text) for text in texts]
     starts = torch.tensor([0, *(len(listed) for listed in lists)][: len(lists)]).cumsum(0)
     return torch.tensor([number for listed in lists for number in listed], dtype=torch.int64), starts
@@ -63,7 +63,7 @@ class WordsScorer:
     """Probability that a text is toxic, by the classifier that comes with Monet.
 
     Args:
-        weights: another file of weights.
+        weights: file of weights.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -79,9 +79,11 @@ class WordsScorer:
                 self._weight_F1 = file.get_tensor("weight").float()[:, None]
                 self._bias = float(file.get_tensor("bias"))
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{weights}: no readable weights ({error}); install Monet again") from None
+            raise CheckpointError(f"{weights}: weights cannot be read ({error}); install Monet again") from None
         if self._weight_F1.shape != (NUM_FEATURES, 1):
-            raise CheckpointError(f"{weights}: {len(self._weight_F1)} weights, expected {NUM_FEATURES}")
+            raise CheckpointError(
+                f"{weights}: {len(self._weight_F1)} weights, expected {NUM_FEATURES}; install Monet again"
+            )
         self._digest = sha256_file(weights)
 
     @property
@@ -93,7 +95,7 @@ class WordsScorer:
         return 1024
 
     def score(self, texts: Sequence[str]) -> list[Outcome]:
-        """One score a text."""
+        """Return one score per text."""
         numbers, starts = bags(texts)
         logits_B = F.embedding_bag(numbers, self._weight_F1, starts, mode="sum")[:, 0] + self._bias
         return [Score(value) for value in logits_B.sigmoid().tolist()]

@@ -31,13 +31,13 @@ def test_masks_made_from_masks_chosen_on_the_text_are_not_held_out(planted_model
     masks = {"left": ~~selected["left"] & unknown, "right": selected["right"]}
     held_out, text = origin(planted_model, masks, planted_data, tmp_path)
     assert held_out is False
-    assert "**The masks were chosen on the text they are evaluated on, which flatters them.**" in text
+    assert "**The masks were chosen on the text they are evaluated on, so they look better than they are.**" in text
 
 
 def test_a_mask_of_unknown_origin_is_not_called_held_out(planted_model, planted_data, tmp_path):
     masks = {"left": ExpertMask.random(planted_model.config, 3, seed=0)}
     held_out, text = origin(planted_model, masks, planted_data, tmp_path)
-    assert held_out is None and "not recorded what text" in text
+    assert held_out is None and "no record of the text" in text
 
 
 def test_masks_of_another_text_are_held_out(planted_model, selected, planted_data, tmp_path):

@@ -1,1 +1,1 @@
-"""Programs that a model writes under masks: MultiPL-E's problems in six languages, a sandbox, pass@k."""
+"""Programs that a model writes under masks: MultiPL-E's problems in six languages, executed in a sandbox, pass@k."""

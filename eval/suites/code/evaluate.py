@@ -1,7 +1,7 @@
-"""What a model can still program when a language's experts are removed: pass@k under masks, beside random controls.
+"""Measures pass@k after each language's experts are removed, and compares it with random controls.
 
-The paper's protocol (arXiv 2412.04139, section 5.2 and appendix D.2): MultiPL-E in six languages, 200 samples a problem
-at temperature 0.8, pass@100.
+The paper's protocol (arXiv 2412.04139, section 5.2 and appendix D.2): MultiPL-E in six languages, 200 samples per
+problem at temperature 0.8, pass@100.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ KS = (1, 10, 100)
 
 
 def check_ks(ks: Sequence[int]) -> None:
-    """Refuse a k below 1, a k twice, or none.
+    """Refuse a k below 1, a repeated k, or an empty list.
 
     Raises:
-        ConfigError: names them.
+        ConfigError: a k is refused; the message names all of them.
     """
     if not ks or min(ks) < 1 or len(set(ks)) != len(ks):
-        raise ConfigError(f"ks must name one or more numbers from 1 on, none twice, got {list(ks)}")
+        raise ConfigError(f"ks must be one or more different numbers, each at least 1, got {list(ks)}")
 
 
 @holds_weights
@@ -81,37 +81,37 @@ def evaluate_code(
     part: Part | None = None,
     progress: bool = True,
 ) -> CodeResult | None:
-    """Sample completions of every problem under every condition, run them, and score them.
+    """Sample completions of every problem under every condition, run the programs, and score them.
 
-    Each completion and each program's outcome is kept in `out` as soon as it is known; a second call with the same
-    model, masks, problems and settings goes on from them and gives the same numbers.
+    `out` keeps each completion and each program's outcome as soon as it is known. A second call with the same model,
+    masks, problems and settings continues from them and gives the same numbers.
 
     Args:
-        model: the whole model: a Monet, or any other causal language model that the masks fit.
-        tokenizer: the model's.
-        masks: per label what removes its units; may be empty.
-        problems: by language (`read_problems`).
+        model: the complete model: a Monet, or any other causal language model that the masks fit.
+        tokenizer: the model's tokenizer.
+        masks: masks by label; each removes the label's units; may be empty.
+        problems: problems by language (`read_problems`).
         out: folder for outcomes and result.json.
-        sandbox: where programs run (`open_sandbox`); None runs none, and the result says so.
-        libraries: folders with luaunit.lua and javatuples.jar, before the system's.
-        sampling: how completions are drawn.
-        ks: the k of pass@k.
-        controls: random controls of each mask; None takes nineteen of equal number.
-        control_on: measure controls on their own language only, or on all languages. A mask of a label that is no
-            language has controls in the second case only.
-        bootstrap: how intervals are made; problems are drawn again.
-        workers: programs at a time.
-        perplexity: losses on text by language, to stand in the result.
-        part: of the conditions, whose completions and outcomes are made and kept; None takes all.
+        sandbox: sandbox that runs the programs (`open_sandbox`); None runs no program, and the result says so.
+        libraries: folders with luaunit.lua and javatuples.jar, searched before the system's.
+        sampling: settings of the completions.
+        ks: the values of k in pass@k.
+        controls: random controls of each mask; None takes nineteen that remove an equal number.
+        control_on: measure controls only on their own language, or on all languages. If a mask's label is not a
+            language, its controls are measured only with `all`.
+        bootstrap: settings of the bootstrap, which resamples problems.
+        workers: number of programs that run at the same time.
+        perplexity: losses on text by language, to include in the result.
+        part: share of the conditions to sample, run and keep; None takes all.
         progress: show a bar on standard error.
 
     Returns:
-        The result; None with a part.
+        The result; None if a part is given.
 
     Raises:
-        CheckpointError: a mask of another model or size.
-        ConfigError: a setting out of range, or another process evaluates the same.
-        DataError: masks of different units.
+        CheckpointError: a mask belongs to another model or has another size.
+        ConfigError: a setting is out of range, or another process evaluates the same in `out`.
+        DataError: the masks are for different units.
     """
     bootstrap, sampling = bootstrap or Bootstrap(), sampling or Sampling()
     controls = controls or Controls(GENERATED_CONTROLS)
@@ -185,7 +185,7 @@ def evaluate_code(
 def _passes(
     asked: Sequence[Condition], languages: list[str], control_on: ControlOn
 ) -> list[tuple[Condition, list[str]]]:
-    """Conditions and the languages that each is measured on; those on none are left out."""
+    """Conditions with the languages that each is measured on; conditions without a language are left out."""
     found = []
     for condition in asked:
         on_target = condition.control is not None and control_on == "target"
@@ -240,41 +240,44 @@ def run(
     intervals: Intervals = Intervals(),  # noqa: B008 - frozen
     compute: DividedCompute = DividedCompute(batch_size=20),  # noqa: B008 - frozen
 ) -> None:
-    """Measure what a model can program before and after each language's experts are removed, beside random controls.
+    """Measure pass@k before and after each language's experts are removed, and compare it with random controls.
 
-    Writes OUT/result.json, which `monet report` turns into a page. Completions and outcomes are kept in OUT/outcomes,
-    so the same command goes on after a kill. Without --allow_code_execution programs are written and none is run.
+    The command writes OUT/result.json, which `monet report` turns into a page. It keeps completions and outcomes in
+    OUT/outcomes, so the same command continues after a kill. Without --allow_code_execution it writes programs and runs
+    none of them.
 
     Args:
-        model: Hugging Face folder or name, with its tokenizer.
-        out: folder for result.json and what is kept.
-        masks: folder of `monet select`, or one mask file in it; without it the model as it is, alone.
-        problems: file or folder with MultiPL-E's prompts (.json, .jsonl, .jsonl.gz, .parquet), or its name on the hub.
-        benchmark: humaneval or mbpp; chooses the hub's configurations.
-        languages: of python, cpp, java, javascript, lua, php.
-        limit: problems a language, the first ones; without it all.
-        allow_code_execution: run the generated programs, shut in by bubblewrap: no network, no files, limits.
-        libraries: folders with luaunit.lua and javatuples.jar, looked at before the system's.
-        num_samples: completions a problem.
-        ks: the k of pass@k; each needs as many samples.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: samples among the likeliest tokens that hold this share of the probability.
-        max_new_tokens: of a completion. A problem whose prompt leaves less room is left out and counted.
+        model: a Hugging Face folder or a name on the hub, with a tokenizer.
+        out: folder for result.json, completions and outcomes.
+        masks: folder of `monet select`, or one mask file in it; if omitted, only the unmasked model is measured.
+        problems: file or folder with MultiPL-E's prompts (.json, .jsonl, .jsonl.gz, .parquet), or a data set's name on
+            the hub.
+        benchmark: humaneval or mbpp; chooses the configurations on the hub.
+        languages: any of python, cpp, java, javascript, lua, php.
+        limit: number of problems per language, the first ones; if omitted, all.
+        allow_code_execution: run the generated programs, isolated by bubblewrap: no network, no access to files,
+            limits.
+        libraries: folders with luaunit.lua and javatuples.jar, searched before the system's.
+        num_samples: completions per problem.
+        ks: the values of k in pass@k; each needs at least k samples.
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_p: sample only from the likeliest tokens that hold this share of the probability.
+        max_new_tokens: length of a completion at most. A problem whose prompt leaves less room is left out and counted.
         controls: random controls of each mask.
-        control_on: measure controls on their own language only, or on all languages, which takes that many times
-            longer.
-        cpu_seconds: processor time of a program, and of its compiler.
-        wall_seconds: wall clock of both.
-        memory_mb: MiB of a program with all its processes.
-        workers: programs at a time.
-        data: folder of `monet data prepare` with text by language, for perplexities beside pass@k.
-        split: split of DATA.
-        perplexity_only: measure losses on DATA and nothing else: no problem is read, no runtime needed.
+        control_on: measure controls only on their own language, or on all languages, which takes longer by the number
+            of languages.
+        cpu_seconds: processor time of a program, and of its compiler, in seconds.
+        wall_seconds: wall-clock time of compiler and program together, in seconds.
+        memory_mb: memory of a program with all its processes, in MiB.
+        workers: number of programs that run at the same time.
+        data: folder of `monet data prepare` with text by language, to report perplexities in addition to pass@k.
+        split: split of DATA to read.
+        perplexity_only: measure only losses on DATA; this reads no problems and needs no runtimes.
 
     Raises:
-        CheckpointError: no such model, no tokenizer in it, or masks of another model.
-        ConfigError: an option out of range, no problems there, or programs cannot be shut in on this machine.
-        DataError: a problem without one of its fields, or unusable DATA.
+        CheckpointError: there is no such model or it has no tokenizer, or masks belong to another model.
+        ConfigError: an option is out of range, there are no problems, or this machine cannot isolate programs.
+        DataError: a problem lacks a field, or DATA is unusable.
     """
     bootstrap = intervals.bootstrap()
     sampling = Sampling(num_samples, temperature, top_p, max_new_tokens, compute.batch_size, intervals.seed)
@@ -283,9 +286,9 @@ def run(
     check_ks(ks)
     check_workers(workers)
     if perplexity_only and data is None:
-        raise ConfigError("perplexity_only needs data: a folder of `monet data prepare` with text by language")
+        raise ConfigError("perplexity_only needs text by language; give --data a folder of `monet data prepare`")
     if data is not None and masks is None:
-        raise ConfigError("data without masks: perplexities are compared before and after a mask; give --masks")
+        raise ConfigError("data needs masks, because perplexities are compared before and after a mask; give --masks")
     found = None if perplexity_only else read_problems(problems, languages, benchmark).first(limit)
     sandbox = open_sandbox(limits) if allow_code_execution and not perplexity_only else None
     loaded = compute.load(model)
@@ -311,7 +314,10 @@ def run(
     else:
         tokenizer = load_tokenizer(loaded)
         if tokenizer is None:
-            raise CheckpointError(f"{model}: no tokenizer there; completions need the model's own")
+            raise CheckpointError(
+                f"{model}: no tokenizer in this folder, but completions need the model's own; export the model with "
+                "its tokenizer"
+            )
         if loaded.device.type == "cuda":
             lay_out_for_decoding(loaded)
         result = evaluate_code(

@@ -1,4 +1,4 @@
-"""Completions of problems sampled from a model under a mask, kept sample by sample."""
+"""Samples completions of problems from a model under a mask, and keeps every sample."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ TOO_LONG = "prompt and max_new_tokens exceed the model's context"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn. Number and temperature are the paper's (section 5.2), top_p and 512 tokens those of
-    BigCode's harness, where the prompt counts among the 512.
+    """Settings of the completions. Number and temperature are the paper's (section 5.2). top_p and 512 tokens come from
+    BigCode's harness, where the 512 tokens include the prompt.
 
     Args:
-        num_samples: completions a problem; 1 or more.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: samples among the likeliest tokens that hold this share of the probability, in (0, 1].
-        max_new_tokens: of a completion; it ends earlier at a stop token of its problem or at the end-of-text token.
-        batch_size: completions of one problem a forward.
-        seed: of the sampling. The same under every mask.
+        num_samples: completions per problem; 1 or more.
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_p: sample only from the likeliest tokens that hold this share of the probability, in (0, 1].
+        max_new_tokens: length of a completion at most; a stop token of its problem or the end-of-text token ends it
+            earlier.
+        batch_size: completions of one problem per forward.
+        seed: seed of the sampling, the same under every mask.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
     """
 
     num_samples: int = 200
@@ -80,15 +81,15 @@ class Sampling:
 class Sampler:
     """Draws completions and keeps each as soon as its batch is done.
 
-    A batch holds samples of one problem and draws from a seed of its own, so what a kill left out comes out as it would
-    have.
+    A batch holds samples of one problem and draws from its own seed, so that samples missing after a kill are drawn
+    exactly as in an uninterrupted run.
 
     Args:
-        model: the whole model.
-        tokenizer: the model's.
-        sampling: how to draw.
-        folder: where outcomes are kept.
-        key: of the model, by `monet.eval.core.store.model_key`.
+        model: the complete model.
+        tokenizer: the model's tokenizer.
+        sampling: settings of the draws.
+        folder: folder that keeps completions.
+        key: key of the model, made by `monet.eval.core.store.model_key`.
     """
 
     def __init__(
@@ -116,15 +117,15 @@ class Sampler:
     def completions(
         self, mask: Intervention | None, problems: Sequence[Problem], advance: Callable[[int], object] = lambda _: None
     ) -> dict[str, list[str]]:
-        """Every problem's completions, by the problem's name; those of problems that do not fit are left out.
+        """Completions by the problem's name; problems that do not fit into the context are left out.
 
         Args:
-            mask: what is removed; None removes nothing.
-            problems: of one language.
+            mask: mask to apply; None removes nothing.
+            problems: problems of one language.
             advance: called with the number of samples done since the last call.
 
         Raises:
-            CheckpointError: the mask is another model's.
+            CheckpointError: the mask belongs to another model.
         """
         found: dict[str, list[str]] = {}
         with contextlib.ExitStack() as stack:
@@ -179,14 +180,14 @@ class Sampler:
 
 
 class _Stop(StoppingCriteria):
-    """Ends a row some tokens after its text has a stop token of the problem."""
+    """Ends a row a few tokens after a stop token of the problem appears in its text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, problem: Problem, length: int) -> None:
         self.tokenizer, self.problem, self.length = tokenizer, problem, length
         self.done: list[bool] | None = None
 
     def texts(self, ids_BT: Tensor) -> list[str]:
-        """What follows the prompt; decoded with the prompt, for a tokenizer may drop a text's first space."""
+        """Text after the prompt. Both are decoded together, because a tokenizer may drop a text's first space."""
         options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         prompt = str(self.tokenizer.decode(ids_BT[0, : self.length], **options))
         whole = [str(self.tokenizer.decode(row, **options)) for row in ids_BT]

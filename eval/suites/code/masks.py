@@ -1,4 +1,4 @@
-"""What a result of the language suite says about masks, and a result that has nothing but losses on text."""
+"""The parts of a language result that describe the masks, and a result that holds only losses on text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def losses_only(
     perplexity: AblationResult,
     out: str | os.PathLike[str],
 ) -> CodeResult:
-    """A result that only has losses on text: no problem, no completion, no runtime."""
+    """A result with only losses on text, without problems, completions and runtimes."""
     result = CodeResult(
         executed=False,
         ks=[],
@@ -39,12 +39,12 @@ def losses_only(
 
 
 def mask_sizes(masks: Mapping[str, Intervention]) -> list[MaskSize]:
-    """How many units each mask removes."""
+    """Count the units that each mask removes."""
     return [MaskSize(label, one.num_removed, one.removed_per_group, share(one)) for label, one in masks.items()]
 
 
 def about_masks(masks: Mapping[str, Intervention], problems: Sequence[str]) -> dict[str, Any]:
-    """Fields of a result that only depend on the masks and on the text of the problems."""
+    """Fields of a result that depend only on the masks and on the text of the problems."""
     unit, group = unit_of(masks)
     seen = judged_before((mask.provenance for mask in masks.values()), problems)
     held_out = None if seen is None else not seen
@@ -52,6 +52,6 @@ def about_masks(masks: Mapping[str, Intervention], problems: Sequence[str]) -> d
 
 
 def provenance_of(model: Any, masks: Mapping[str, Intervention]) -> dict[str, Any]:
-    """What was evaluated, with what and when; JSON-able."""
+    """Provenance of a result: the model, the masks, versions and the date; JSON-able."""
     notes = {label: without_hashes(mask.provenance) for label, mask in masks.items()}
     return {**provenance_now(), **about_model(model), "masks": notes}

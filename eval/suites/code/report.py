@@ -1,4 +1,4 @@
-"""The language suite's result as blocks of a report: pass@k, what each mask changed, units removed, losses."""
+"""Turns the language suite's result into blocks of a report: pass@k, changes by mask, removed units, losses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 _ORIGIN = {
     True: "The masks were chosen on text that does not hold these problems.",
-    False: "The masks were chosen on text that holds some of these problems, which flatters them.",
-    None: "It is not recorded whether the text that the masks were chosen on holds these problems; if it does, that "
-    "flatters the masks.",
+    False: "The masks were chosen on text that holds some of these problems, so they look better than they are.",
+    None: "There is no record whether the text that the masks were chosen on holds these problems. If it does, the "
+    "masks look better than they are.",
 }
 
 
 def report_of(result: CodeResult) -> Report:
-    """Everything that was found, and everything that was not."""
+    """The whole report: everything that was found, and everything that is missing."""
     blocks: list[Block] = []
     if result.partial:
         blocks.append(Text("; ".join(result.partial) + ".", title="Partial result", caution=True))
@@ -52,7 +52,7 @@ def report_of(result: CodeResult) -> Report:
 
 
 def _points(estimate: Estimate | None, sign: bool = False) -> str:
-    """A share as points of a hundred, with its interval."""
+    """A share in points (hundredths), with its interval."""
     return estimated(estimate, 1, sign=sign, scale=100)
 
 
@@ -67,10 +67,10 @@ def _baseline(result: CodeResult) -> Table:
         for score in result.conditions[0].scores
     ]
     return Table(
-        title="pass@k of the model as it is, percent of problems",
+        title="pass@k of the unmasked model, percent of problems",
         header=["language", "problems scored", "samples", *(f"pass@{k}" for k in result.ks)],
         rows=rows,
-        note="Unbiased estimates; in brackets the bootstrap interval over problems. A dash: fewer samples than k.",
+        note="Unbiased estimates; brackets hold the bootstrap interval over problems. A dash: fewer samples than k.",
     )
 
 
@@ -97,7 +97,7 @@ def _changes(result: CodeResult) -> list[Block]:
         unit="points",
         row_axis=f"{result.unit}s removed of",
         column_axis="evaluated language",
-        note="Each cell is paired by problem with the model as it is.",
+        note="Each cell is paired by problem with the unmasked model.",
         low=cells("low"),
         high=cells("high"),
     )
@@ -137,11 +137,11 @@ def _verdicts(result: CodeResult, k: int) -> Table:
             ]
             for one in result.verdicts
         ],
-        note=f"{random_units(result.provenance['controls'], f'{result.unit}s')} are removed for comparison; their "
+        note=f"{random_units(result.provenance['controls'], f'{result.unit}s')} are removed for comparison. Their "
         "interval is that of one control. A mask passes if its own language lost more than any other, and more than "
-        "chance explains. p is the chance that one of its random controls costs its language as much. q is the share "
-        "of false findings to expect (Benjamini and Hochberg) if every mask with a p as small is called a finding; it "
-        "must be at most 0.05.",
+        "chance explains. p is the probability that a random control of the mask costs its language as much. q is the "
+        "expected share of false findings (Benjamini and Hochberg) if every mask with an equal or smaller p is called "
+        "a finding; q must be at most 0.05.",
     )
 
 
@@ -177,7 +177,7 @@ def _losses(result: CodeResult) -> list[Block]:
             rows=rows,
             columns=domains,
             values=[[cell.value for cell in row] for row in losses.delta],
-            unit="nats a token",
+            unit="nats per token",
             row_axis=f"{result.unit}s removed of",
             column_axis="evaluated text",
             low=[[cell.low for cell in row] for row in losses.delta],
@@ -186,7 +186,7 @@ def _losses(result: CodeResult) -> list[Block]:
         verdicts(losses, f"{losses.unit}s"),
         *achieved_table(losses.provenance),
         Table(
-            title="Perplexity a token",
+            title="Perplexity per token",
             header=[f"{result.unit}s removed of", *domains],
             rows=[
                 ["nothing", *(f"{baseline.perplexity:.2f}" for baseline in losses.evaluated)],
@@ -220,7 +220,7 @@ def _endings(result: CodeResult) -> Table:
             ]
             for (condition, language), (statuses, unscored) in found.items()
         ],
-        note="What has no outcome is in no denominator.",
+        note="Samples without an outcome are in no denominator.",
     )
 
 
@@ -238,8 +238,8 @@ def _runtimes(result: CodeResult) -> Table:
 def _protections(result: CodeResult) -> Table:
     sandbox = result.provenance["sandbox"]
     return Table(
-        title=f"How programs were shut in: {sandbox['jail']}",
-        header=["protection that held when it was attacked on this machine"],
+        title=f"How programs were isolated: {sandbox['jail']}",
+        header=["protection that held when the test attacked it on this machine"],
         rows=[[words] for name, words in PROTECTIONS.items() if name not in sandbox.get("missing", ())],
         note=BOUNDS.get(sandbox.get("memory", ""), ""),
     )

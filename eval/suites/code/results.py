@@ -1,4 +1,4 @@
-"""What the language suite found: pass@k of every condition, and one verdict a language's mask."""
+"""The result of the language suite: pass@k of every condition, and one verdict per language's mask."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class LanguageScore:
     """One language under one condition.
 
     Args:
-        language: its name.
-        problems: that were asked for.
-        scored: problems with at least one outcome.
-        samples: outcomes.
-        statuses: samples by how they ended; "ok" passed.
-        unscored: problems or samples without an outcome, by reason; in no denominator.
-        pass_at: by k, the mean over problems of the unbiased pass@k; None where problems have fewer samples.
-        change: by k, the same less that of the model as it is, paired by problem; empty for the model as it is.
+        language: name of the language.
+        problems: number of requested problems.
+        scored: number of problems with at least one outcome.
+        samples: number of outcomes.
+        statuses: number of samples by how they ended; "ok" passed.
+        unscored: number of problems or samples without an outcome, by reason; they are in no denominator.
+        pass_at: mean over problems of the unbiased pass@k, by k; None if problems have fewer samples.
+        change: `pass_at` minus that of the unmasked model, paired by problem, by k; empty for the unmasked model.
     """
 
     language: str
@@ -45,11 +45,11 @@ class ConditionScores:
     """The languages that were evaluated under one condition.
 
     Args:
-        name: for people.
-        label: whose units are removed; None for the model as it is.
-        language: the label's programming language; None if it is none of the six.
-        control: number of a random control; None for the label's own.
-        scores: one a language; of a control, on its own language at least.
+        name: name for display.
+        label: label whose units are removed; None for the unmasked model.
+        language: the label's programming language; None if it is not one of the six.
+        control: number of a random control; None for the label's own mask.
+        scores: one per language; a control has at least its own language.
     """
 
     name: str
@@ -59,13 +59,13 @@ class ConditionScores:
     scores: list[LanguageScore]
 
     def score(self, language: str) -> LanguageScore | None:
-        """Of one language; None if it was not evaluated."""
+        """Score of one language; None if it was not evaluated."""
         return next((score for score in self.scores if score.language == language), None)
 
 
 @dataclass(frozen=True)
 class MaskSize:
-    """How many units a label's mask removes: in all, by group, and as a share of all units."""
+    """Number of units that a label's mask removes: in all, by group, and as a share of all units."""
 
     label: str
     removed: int
@@ -75,21 +75,21 @@ class MaskSize:
 
 @dataclass(frozen=True)
 class LanguageVerdict:
-    """What a language's mask did. Every change is one of pass@k, as a share of problems: -0.1 is ten points less.
+    """The effect of a language's mask. Every change is one of pass@k, as a share of problems: -0.1 is ten points less.
 
     Args:
         name: the mask's label.
-        language: that belongs to it.
-        target: change on the language itself.
-        others_max, others_max_name: change on the other language that lost most; None where no other was evaluated.
-        others_mean: unweighted mean over the other languages; None likewise.
-        random: change on the language itself under one of the mask's random controls. A draw takes one control and one
+        language: language of that label.
+        target: change in the language itself.
+        others_max, others_max_name: change in the other language that lost most; None if no other was evaluated.
+        others_mean: unweighted mean over the other languages; None if no other was evaluated.
+        random: change in the language itself under one of the mask's random controls. A draw takes one control and one
             resample, so the interval holds the spread over controls as well as over problems. None without controls.
-        random_per_control: the changes that `random` is the mean of.
-        controls, p, q: how many controls there were, the chance that one of them costs as much, and the false discovery
-            rate over all languages; see `monet.eval.core.chance`.
-        passes: see `monet.eval.core.chance.reasons_against`.
-        reason: why it does not pass; empty if it does.
+        random_per_control: the changes that `random` averages.
+        controls, p, q: number of controls, the probability that a control costs as much, and the false discovery rate
+            over all languages; see `monet.eval.core.chance`.
+        passes: whether the mask passes; see `monet.eval.core.chance.reasons_against`.
+        reason: why the mask does not pass; empty if it does.
     """
 
     name: str
@@ -109,21 +109,21 @@ class LanguageVerdict:
 
 @dataclass(frozen=True)
 class CodeResult(Result):
-    """Outcome of the language suite.
+    """Result of the language suite.
 
     Args:
         executed: whether programs were run at all.
-        ks: the k of pass@k.
-        judged_k: the k that the verdicts are about: the largest one that the model as it is has a value for.
-        languages: by language the runtime's version, or None.
-        unavailable: by language why it was not evaluated.
-        unit, group: what was removed ("expert"), and what it is counted by.
-        held_out: whether the masks were chosen on text without these problems; None if that is not recorded.
-        conditions: the model as it is first.
-        masks: sizes, a label each.
-        verdicts: one a mask of a language that was scored, at `judged_k`.
+        ks: the values of k in pass@k.
+        judged_k: the k that the verdicts are about: the largest one for which the unmasked model has a value.
+        languages: the runtime's version by language, or None.
+        unavailable: why a language was not evaluated, by language.
+        unit, group: the removed unit ("expert"), and the group that units are counted by.
+        held_out: whether the masks were chosen on text without these problems; None if there is no record.
+        conditions: the unmasked model first.
+        masks: size of each label's mask.
+        verdicts: one per mask of a scored language, at `judged_k`.
         perplexity: losses on text by language, if there was text.
-        partial: what is missing of a full result, in words; empty if nothing is.
+        partial: descriptions of everything that is missing; empty if the result is complete.
         provenance: model, masks, problems, sampling, sandbox, versions, date.
     """
 
@@ -152,17 +152,18 @@ class CodeResult(Result):
 
     @property
     def sentence(self) -> str:
-        """The result in words."""
+        """A summary of the result."""
         parts = []
         if self.executed:
             parts.append(self._scores_in_words())
         elif self.conditions:
             samples = sum(sum(score.statuses.values()) for one in self.conditions for score in one.scores)
             parts.append(
-                f"{samples} completions were generated and none was executed; add --allow_code_execution to score them."
+                f"{samples} completions were generated and none was run; add --allow_code_execution to run and score "
+                "them."
             )
         if self.perplexity is not None:
-            parts.append(f"Of the losses on text: {self.perplexity.sentence}.")
+            parts.append(f"Losses on text: {self.perplexity.sentence}.")
         if self.partial:
             parts.append(f"Partial: {'; '.join(self.partial)}.")
         return " ".join(parts)
@@ -175,7 +176,7 @@ class CodeResult(Result):
         if not self.verdicts:
             return f"pass@{k}: " + ", ".join(f"{name} {at.value:.1%}" for name, at in whole.items()) + "."
         values = _range([at.value for at in whole.values()], ".1f")
-        words = f"As it is the model has a pass@{k} of {values} percent by language. "
+        words = f"The unmasked model has a pass@{k} of {values} percent by language. "
         changes = _range([one.target.value for one in self.verdicts])
         words += f"Removing a language's {self.unit}s changes its own by {changes}"
         others = [one.others_mean.value for one in self.verdicts if one.others_mean is not None]
@@ -184,13 +185,13 @@ class CodeResult(Result):
         words += f", random controls by {_range(random)}" if random else ""
         passed = sum(one.passes for one in self.verdicts)
         words += (
-            f" points. {passed} of {len(self.verdicts)} masks hit their own language hardest, and harder than chance"
-            " explains."
+            f" points. {passed} of {len(self.verdicts)} masks lower their own language most, and by more than chance "
+            "explains."
         )
         return words
 
     def effects(self) -> Effects:
-        """One row a mask: changes of pass@k in points.
+        """One row per mask: changes of pass@k in points.
 
         Raises:
             ConfigError: no mask of a language was scored.

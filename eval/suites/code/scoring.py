@@ -1,4 +1,4 @@
-"""From outcomes of programs to pass@k with intervals over problems, changes against the whole model, and verdicts.
+"""Computes pass@k with intervals over problems, changes against the unmasked model, and verdicts.
 
 Dims: C conditions, U problems.
 """
@@ -27,13 +27,13 @@ NOT_EXECUTED = "not executed"
 
 @dataclass(frozen=True)
 class Tally:
-    """One language under one condition.
+    """Counts of one language under one condition.
 
     Args:
-        problems: that were asked for.
-        passes: by problem, how many samples have an outcome and how many of them passed.
-        statuses: samples by how they ended.
-        unscored: problems or samples without an outcome, by reason.
+        problems: number of requested problems.
+        passes: for each problem, the number of samples with an outcome, and how many of them passed.
+        statuses: number of samples by how they ended.
+        unscored: number of problems or samples without an outcome, by reason.
     """
 
     problems: int
@@ -42,19 +42,19 @@ class Tally:
     unscored: dict[str, int]
 
     def values(self, k: int) -> dict[str, float]:
-        """Unbiased pass@k of each problem that has as many outcomes."""
+        """Unbiased pass@k of each problem that has at least k outcomes."""
         return {name: pass_at_k(n, c, k) for name, (n, c) in self.passes.items() if n >= k}
 
 
 def tally(
     problems: Sequence[Problem], completions: Mapping[str, Sequence[str]], statuses: Mapping[str, str] | None
 ) -> Tally:
-    """Count how samples ended.
+    """Count the ways in which samples ended.
 
     Args:
-        problems: of one language.
-        completions: by problem; those without one did not fit into the model's context.
-        statuses: by program; None if no program was run.
+        problems: problems of one language.
+        completions: completions by problem; a problem without completions did not fit into the model's context.
+        statuses: statuses by program; None if no program was run.
     """
     counts: Counter[str] = Counter()
     unscored: Counter[str] = Counter()
@@ -80,9 +80,9 @@ class Scored:
     """pass@k of one language under all conditions that it was measured under, by the conditions' names.
 
     Args:
-        language: its name.
-        tallies: of each condition; the model as it is first.
-        at: by k, means and changes of the conditions in that order.
+        language: name of the language.
+        tallies: tally of each condition; the unmasked model first.
+        at: means and changes of the conditions in that order, by k.
     """
 
     language: str
@@ -90,7 +90,7 @@ class Scored:
     at: Mapping[int, Paired]
 
     def change(self, condition: str, k: int) -> Draws | None:
-        """Change of pass@k against the model as it is; None where no problem has a value under both."""
+        """Change of pass@k against the unmasked model; None if no problem has a value under both."""
         if condition not in self.tallies:
             return None
         found = self.at[k].change.get(list(self.tallies).index(condition))
@@ -114,14 +114,14 @@ class Scored:
 
 
 def score(language: str, tallies: Mapping[str, Tally], ks: Sequence[int], bootstrap: Bootstrap, number: int) -> Scored:
-    """pass@k of one language and its changes.
+    """Compute pass@k of one language and its changes.
 
     Args:
-        language: its name.
-        tallies: by condition's name, the model as it is first.
-        ks: the k of pass@k; a problem with fewer samples has no value.
-        bootstrap: how many resamples; problems are what is drawn again.
-        number: of the language, so that languages are drawn independently.
+        language: name of the language.
+        tallies: tallies by name of the condition, the unmasked model first.
+        ks: the values of k in pass@k; a problem with fewer samples has no value.
+        bootstrap: settings of the bootstrap, which resamples problems.
+        number: number of the language, so that languages are drawn independently.
     """
     at = {}
     for k in ks:
@@ -135,7 +135,7 @@ def score(language: str, tallies: Mapping[str, Tally], ks: Sequence[int], bootst
 def condition_scores(
     asked: Sequence[Condition], scored: Mapping[str, Scored], bootstrap: Bootstrap
 ) -> list[ConditionScores]:
-    """Every condition with the languages that were measured under it."""
+    """Scores of every condition, with the languages that were measured under it."""
     return [
         ConditionScores(
             name=one.name,
@@ -149,7 +149,7 @@ def condition_scores(
 
 
 def judged_k(scored: Mapping[str, Scored], ks: Sequence[int]) -> int | None:
-    """The largest k that the model as it is has a value for, in any language."""
+    """The largest k for which the unmasked model has a value in any language."""
     return max((k for k in ks if any(0 in found.at[k].own for found in scored.values())), default=None)
 
 
@@ -160,16 +160,16 @@ def verdicts(
     k: int | None,
     bootstrap: Bootstrap,
 ) -> list[LanguageVerdict]:
-    """One a mask of a language that was scored.
+    """One verdict per mask of a scored language.
 
     Args:
-        masks: by label.
+        masks: masks by label.
         asked: the conditions.
-        scored: by language.
-        k: of pass@k; None gives no verdict.
-        bootstrap: how intervals are made.
+        scored: scores by language.
+        k: the k of pass@k; None gives no verdict.
+        bootstrap: settings of the intervals.
     """
-    # By label: changes by language under the mask, and changes on its own language under its controls.
+    # By label: changes by language under the mask, and changes in its own language under its controls.
     changes: dict[str, dict[str, Draws]] = {}
     controls: dict[str, list[Draws]] = {}
     for label, mask in masks.items():
@@ -201,7 +201,7 @@ def _verdict(
     chance: Chance | None,
     bootstrap: Bootstrap,
 ) -> LanguageVerdict:
-    """What one mask did; without changes it removes nothing."""
+    """Judge one mask; a mask without changes removes nothing."""
     language = str(language_of(label))
     target = changes[language].estimate(bootstrap) if changes else ZERO
     others = {name: one for name, one in changes.items() if name != language}

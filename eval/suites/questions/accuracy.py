@@ -1,4 +1,4 @@
-"""Right and wrong answers -> accuracies over questions, and what each was counted over.
+"""Computes accuracies over questions from right and wrong answers, and records what each accuracy was counted over.
 
 Dims: C conditions, U questions.
 """
@@ -17,13 +17,14 @@ from monet.eval.core.bootstrap import Bootstrap, few, resample_means
 from monet.eval.core.estimate import Draws
 from monet.eval.suites.questions.scoring import Outcome
 
-FEW_QUESTIONS = 30  # answers are right or wrong, so fewer than these call for a caution
+FEW_QUESTIONS = 30  # reports warn about an accuracy over fewer questions
 
 
 ORIGIN = {
-    True: "The masks were chosen on other text than the questions that are asked.",
-    False: "The masks were chosen on questions that are asked, which flatters them.",
-    None: "It is not recorded what text the masks were chosen on; if it holds the questions, that flatters them.",
+    True: "The masks were chosen on held-out text, not on the questions that are asked.",
+    False: "The masks were chosen on questions that are asked; this makes the masks look better than they are.",
+    None: "There is no record of the text that the masks were chosen on. If that text holds the questions, the masks "
+    "look better than they are.",
 }
 
 
@@ -33,15 +34,15 @@ class Denominator:
 
     Args:
         name: benchmark or category.
-        rows: rows of its data.
-        unaskable: rows that cannot be asked, by reason.
-        asked: questions put to the model; fewer than the other rows where there is a limit.
-        unscored: questions without a score, by reason.
-        cut: scored questions whose prompt lost its beginning, for it was longer than the model's context.
-        missing: tasks whose data are not there.
-        split: of the data.
-        examples_from: split of the few-shot examples; empty without any.
-        sources: where the data lie.
+        rows: number of rows in its data.
+        unaskable: number of rows that cannot be asked, by reason.
+        asked: number of questions put to the model; with a limit, fewer than the rows that can be asked.
+        unscored: number of questions without a score, by reason.
+        cut: number of scored questions whose prompt lost its beginning because it was longer than the model's context.
+        missing: tasks without data.
+        split: split of the data.
+        examples_from: split of the few-shot examples; empty if there are none.
+        sources: where the data were read from.
     """
 
     name: str
@@ -57,17 +58,17 @@ class Denominator:
 
     @property
     def scored(self) -> int:
-        """Questions that the accuracy is the mean over."""
+        """Number of questions that the accuracy is the mean over."""
         return self.asked - sum(self.unscored.values())
 
     @property
     def partial(self) -> bool:
-        """Something that should have been asked has no score."""
+        """Whether something that should have been asked has no score."""
         return bool(self.unscored or self.unaskable or self.missing)
 
     @property
     def faults(self) -> str:
-        """What was left out, in words; empty if nothing was."""
+        """Describes what was left out; empty if nothing was."""
         counts = [f"{number} {reason}" for reason, number in {**self.unaskable, **self.unscored}.items()]
         return "; ".join([*counts, *(f"no data for {name}" for name in self.missing)])
 
@@ -80,7 +81,7 @@ class Denominator:
 
 
 def count_outcomes(outcomes: Sequence[Outcome]) -> tuple[dict[str, int], int]:
-    """Questions without a score by reason, and scored ones whose prompt was cut."""
+    """Count the questions without a score, by reason, and the scored questions whose prompt was cut."""
     reasons: dict[str, int] = {}
     for outcome in outcomes:
         if outcome.log_likelihoods is None:
@@ -89,10 +90,10 @@ def count_outcomes(outcomes: Sequence[Outcome]) -> tuple[dict[str, int], int]:
 
 
 def caution_on_few(denominators: Iterable[Denominator]) -> str:
-    """A caution that names what was counted over few questions; empty if nothing was.
+    """A caution that names each benchmark or category with few questions; empty if none has few.
 
     Args:
-        denominators: of one name there may be several; the fewest questions count.
+        denominators: several may have the same name; the one with the fewest questions counts.
     """
     counts: dict[str, int] = {}
     for one in denominators:
@@ -101,20 +102,20 @@ def caution_on_few(denominators: Iterable[Denominator]) -> str:
 
 
 def draws(name: str, correct_CU: NDArray[np.float64], bootstrap: Bootstrap, *key: int) -> list[Draws]:
-    """Accuracies of all conditions under the bootstrap, the same questions drawn for each of them.
+    """Accuracies of all conditions under the bootstrap, which draws the same questions for every condition.
 
     Args:
-        name: of what is asked; part of the seed, so that benchmarks are drawn independently.
-        correct_CU: 1.0 where a question is answered right, 0.0 where not, NaN without a score; the conditions have
-            NaN at the same questions.
-        bootstrap: number of draws and seed.
+        name: name of the benchmark or category; part of the seed, so that benchmarks are drawn independently.
+        correct_CU: 1.0 for a right answer, 0.0 for a wrong one, NaN without a score; all conditions have NaN at the
+            same questions.
+        bootstrap: number of draws, and the seed.
         key: further parts of the seed.
 
     Returns:
-        One a condition.
+        One `Draws` per condition.
 
     Raises:
-        DataError: fewer than two questions with a score.
+        DataError: fewer than two questions have a score.
     """
     scored_U = ~np.isnan(correct_CU).any(axis=0)
     if scored_U.sum() < 2:

@@ -1,4 +1,4 @@
-"""What a suite asks and counts over: the questions of one benchmark or one of MMLU's categories."""
+"""The questions of one benchmark or of one MMLU category, and what an accuracy over them is counted over."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions whose accuracy is one number.
+    """Questions that are counted into one accuracy.
 
     Args:
-        name: of the benchmark or category.
+        name: name of the benchmark or category.
         tasks: the questions, by task.
-        missing: tasks whose data are not there.
+        missing: tasks without data.
     """
 
     name: str
@@ -33,16 +33,16 @@ class Asked:
 
     @property
     def questions(self) -> list[Question]:
-        """Of all tasks, in their order."""
+        """Questions of all tasks, in the order of the tasks."""
         return [question for task in self.tasks for question in task.questions]
 
     @property
     def texts(self) -> list[str]:
-        """What each question and its options say, as masks may have been chosen on it."""
+        """Text of each question and its options, in the form that masks are chosen on."""
         return [as_text(question.text, question.options) for question in self.questions]
 
     def denominator(self, outcomes: Sequence[Outcome]) -> Denominator:
-        """What an accuracy over the outcomes is counted over."""
+        """Describe what an accuracy over these outcomes is counted over."""
         unscored, cut = count_outcomes(outcomes)
         unaskable: Counter[str] = Counter()
         for task in self.tasks:
@@ -64,7 +64,7 @@ class Asked:
 def chosen_elsewhere(
     masks: Mapping[str, Intervention], asked: Sequence[Asked], model: Any, tokenizer: PreTrainedTokenizerBase
 ) -> bool | None:
-    """Whether the masks were chosen on other text than these questions; see `content.held_out`."""
+    """Whether the masks were chosen on text without these questions; see `content.held_out`."""
     if not masks:
         return None
     texts = {one.name: one.texts for one in asked}

@@ -1,9 +1,9 @@
-"""The paper's eight benchmarks as tasks of lm-evaluation-harness, and where their data lie.
+"""The paper's eight benchmarks as tasks of lm-evaluation-harness, and the folders that may hold their data.
 
 Small models answer multiple-choice questions far better when the text of each option is scored ("cloze") than when they
-must name its letter. The paper does not say which it used; its MMLU of 0.320 at 850M parameters (Table 2) points to
-cloze, which is the default here. The prompts are the harness's own: the styles differ for MMLU (its tasks
-`mmlu_SUBJECT_continuation` or `mmlu_SUBJECT`) and for CommonsenseQA, whose cloze prompt is ARC's.
+must name its letter. The paper does not say which style it used. Its MMLU of 0.320 at 850M parameters (Table 2) points
+to cloze, which is the default here. The prompts come from the harness. The styles differ for MMLU (the harness's tasks
+`mmlu_SUBJECT_continuation` or `mmlu_SUBJECT`) and for CommonsenseQA, whose cloze prompt is that of ARC.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class TaskSpec:
     """One task of the harness.
 
     Args:
-        name: ours, unique among all tasks.
-        harness_name: the harness's.
-        folder: of the harness's tasks/ that holds its YAML file.
-        schema: of its data's rows.
-        local_names: folders a local copy of the data may have, beside the data set's name on the hub.
-        overrides: keys of the harness's task file that are replaced.
-        subject: of MMLU; a local file that holds several has it in a column of that name.
+        name: our name, unique among all tasks.
+        harness_name: the harness's name.
+        folder: folder within the harness's tasks/ that holds the YAML file of the task.
+        schema: schema of its rows.
+        local_names: folders that may hold a local copy of the data, in addition to the data set's name on the hub.
+        overrides: keys that replace those of the harness's task file.
+        subject: subject of MMLU; a local file of several subjects has it in its column `subject`.
     """
 
     name: str
@@ -57,8 +57,9 @@ class Benchmark:
 
     Args:
         name: heading of the column.
-        tasks: what it consists of. Questions of MMLU's subjects count alike; ARC is the mean of its two parts.
-        pooled: whether questions count alike over the tasks; if not, tasks do.
+        tasks: tasks that make up the benchmark. Every question counts equally over MMLU's subjects; ARC is the mean of
+            its two parts.
+        pooled: if true, every question counts equally over all tasks; if false, every task counts equally.
     """
 
     name: str
@@ -80,15 +81,15 @@ def _task(name: str, folder: str, schema: str, *local_names: str, **overrides: A
 
 
 def benchmarks(style: Style = "cloze", names: Sequence[str] | None = None) -> list[Benchmark]:
-    """The benchmarks of Table 2, in its order.
+    """The benchmarks of Table 2, in the order of the table.
 
     Args:
-        style: `cloze` scores the text of each option; `letters` has MMLU and CommonsenseQA answered by a letter, and
-            SIQA without length normalisation, as the harness's own tasks do.
-        names: which of them; None takes all eight.
+        style: `cloze` scores the text of each option. `letters` lets the model answer MMLU and CommonsenseQA with a
+            letter, and scores SIQA without length normalisation, as the harness's own tasks do.
+        names: names of the benchmarks; None takes all eight.
 
     Raises:
-        ConfigError: an unknown or repeated name, or none.
+        ConfigError: a name is unknown or repeated, or the list is empty.
     """
     cloze = style == "cloze"
     arc = ("ai2_arc", "arc")
@@ -119,7 +120,7 @@ def benchmarks(style: Style = "cloze", names: Sequence[str] | None = None) -> li
         return found
     known = {benchmark.name: benchmark for benchmark in found}
     if wrong := [name for name in names if name not in known]:
-        raise ConfigError(f"no benchmark {', '.join(map(repr, wrong))}; there are {', '.join(known)}")
+        raise ConfigError(f"no benchmark {', '.join(map(repr, wrong))}; choose from {', '.join(known)}")
     if not names or len(set(names)) != len(names):
-        raise ConfigError(f"benchmarks must name one or more, none twice, got {list(names)}")
+        raise ConfigError(f"benchmarks must name one or more benchmarks, each once, got {list(names)}")
     return [known[name] for name in names]

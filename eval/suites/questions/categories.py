@@ -1,8 +1,9 @@
 """MMLU's 57 subjects in the 14 categories of MMLU-Pro.
 
-The paper regroups MMLU so (arXiv 2412.04139, appendix D.1). The table follows MMLU's own list of subject fields
-(arXiv 2009.03300), whose geography, politics and culture MMLU-Pro (arXiv 2406.01574) puts under "other". It agrees with
-the two sizes the paper names: 2,343 questions in "other", the most, and 145 in "engineering", the fewest.
+The paper regroups MMLU this way (arXiv 2412.04139, appendix D.1). The table follows MMLU's own list of subject fields
+(arXiv 2009.03300), except that geography, politics and culture go under "other", as in MMLU-Pro (arXiv 2406.01574). It
+agrees with the two sizes that the paper names: 2,343 questions in "other", the largest category, and 145 in
+"engineering", the smallest.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ def category_of(subject: str) -> str:
     """Category of an MMLU subject.
 
     Args:
-        subject: as the data set names it, e.g. "high_school_us_history".
+        subject: name of the subject in the data set, e.g. "high_school_us_history".
 
     Raises:
-        DataError: not one of the 57 subjects; names it and the subjects most like it.
+        DataError: the subject is not one of the 57; the message names it and the most similar subjects.
     """
     import difflib
 
     if subject in CATEGORY_OF:
         return CATEGORY_OF[subject]
     near = difflib.get_close_matches(subject, SUBJECTS, n=3)
-    hint = f"; most like it are {', '.join(near)}" if near else ""
-    raise DataError(f"{subject!r} is none of MMLU's 57 subjects{hint}, so no category is known for its questions")
+    hint = f"; the most similar are {', '.join(near)}" if near else ""
+    raise DataError(f"{subject!r} is not one of MMLU's 57 subjects{hint}; its questions have no category")

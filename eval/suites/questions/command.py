@@ -1,4 +1,4 @@
-"""The `monet lm-eval` verb: lm-evaluation-harness's own command line, with the model `monet` in it."""
+"""The `monet lm-eval` command: the command line of lm-evaluation-harness, with the model `monet` registered."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from monet.errors import ConfigError
 from monet.extras import install_command
 
 PLUGIN = Path(__file__).with_name("monet.yaml")
-_USAGE = """usage: monet lm-eval WORDS...   all words go to lm-eval, which knows the model `monet` then
-       monet lm-eval --plugin   print the file that makes it known to lm-eval's own command:
+_USAGE = """usage: monet lm-eval WORDS...   run lm-eval with these words; it then knows the model `monet`
+       monet lm-eval --plugin   print the file that registers the model in lm-eval's own command:
                                 lm_eval --model monet --tasks arc_easy,$(monet lm-eval --plugin) ...
 model arguments: pretrained=DIR_OR_NAME, mask=FILE, keep=0.0, control=N, control_kind=number|mass|activity,
-                 statistics=FILE, and all of the model `hf`
+                 statistics=FILE, and all arguments of the model `hf`
 """
 
 
 def run(words: list[str]) -> int:
-    """Hand a command line over to lm-eval.
+    """Pass a command line to lm-eval.
 
     Args:
-        words: lm-eval's own, e.g. `run --model monet --model_args pretrained=DIR,mask=FILE --tasks arc_easy`.
+        words: command line of lm-eval, e.g. `run --model monet --model_args pretrained=DIR,mask=FILE --tasks arc_easy`.
 
     Returns:
         lm-eval's exit code.
@@ -39,7 +39,9 @@ def run(words: list[str]) -> int:
 
         import monet.eval.suites.questions.model  # noqa: F401 - registers the model
     except ImportError as error:
-        raise ConfigError(f"{error.name} is missing, and lm-eval needs it: {install_command('eval')}") from None
+        raise ConfigError(
+            f"{error.name} is missing, but lm-eval needs it. Install it: {install_command('eval')}"
+        ) from None
     before = sys.argv
     sys.argv = ["lm-eval", *words]
     try:

@@ -1,7 +1,7 @@
-"""What questions say, whatever their ids and spelling: which of them are equal, and what masks were chosen on.
+"""Compares questions by their text and options, and checks what text masks were chosen on.
 
-Two questions are equal if their texts and their options are, after Unicode normalisation (NFKC), in lower case, with
-single spaces; the order of the options does not matter.
+Two questions are equal if their texts and their options are equal after normalisation: Unicode NFKC, lower case, single
+spaces. Ids and the order of the options do not matter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from monet.eval.core.intervention import Intervention
 
-# In the description of text that masks are chosen on: the splits of MMLU that it holds.
+# Key in the description of the text that masks are chosen on: the splits of MMLU in that text.
 MMLU_SPLITS = "mmlu_splits"
 
 
@@ -38,7 +38,7 @@ def digest_of(contents: Iterable[str]) -> str:
 
 
 def as_text(question: str, options: Sequence[str]) -> str:
-    """A question and its options, a line each: what is routed."""
+    """The text that is routed: a question and its options, one line each."""
     return "\n".join([question, *options])
 
 
@@ -51,13 +51,13 @@ def as_sequences(
     """Texts as token ids.
 
     Args:
-        texts: by label, each made by `as_text`.
-        tokenizer: of the model.
-        longest: tokens a sequence; the rest of a longer text is cut off.
-        mmlu_splits: where the texts come from; goes into the description.
+        texts: texts by label, each made by `as_text`.
+        tokenizer: tokenizer of the model.
+        longest: tokens per sequence at most; the rest of a longer text is cut off.
+        mmlu_splits: MMLU splits that the texts come from; recorded in the description.
 
     Returns:
-        The sequences, and how many texts were `cut` and how many were `too_short` (of one token) and left out.
+        The sequences, and two counts: texts that were `cut`, and texts of one token (`too_short`), which are left out.
     """
     sequences: list[list[int]] = []
     label_of: list[int] = []
@@ -78,15 +78,15 @@ def as_sequences(
 def held_out(
     masks: Mapping[str, Intervention], asked: LabelledSequences, mmlu_splits: Iterable[str] = ()
 ) -> bool | None:
-    """Whether all masks were chosen on other text than the questions, by their provenance.
+    """Whether all masks were chosen on text without the questions, according to the provenance of the masks.
 
     Args:
-        masks: by label.
-        asked: the questions, by `as_sequences`.
-        mmlu_splits: the splits of MMLU among them.
+        masks: masks by label.
+        asked: the questions, made by `as_sequences`.
+        mmlu_splits: MMLU splits that the questions come from.
 
     Returns:
-        None if a mask does not say what it was chosen on, or there is no mask.
+        None if the provenance of a mask does not name the text it was chosen on, or if there is no mask.
     """
     if not masks:
         return None

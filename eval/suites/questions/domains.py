@@ -1,4 +1,7 @@
-"""The paper's domain experiment (section 5.1): remove each MMLU category's experts, ask all of them, with controls."""
+"""The paper's domain experiment (section 5.1): remove each MMLU category's experts and ask all categories.
+
+Random controls show what the removal of as many other experts would cost.
+"""
 
 from __future__ import annotations
 
@@ -71,56 +74,58 @@ def evaluate_domains(
     part: Part | None = None,
     progress: bool = True,
 ) -> DomainsResult | None:
-    """Accuracy in every MMLU category before and after removing each category's units, beside random removals.
+    """Accuracy in every MMLU category before and after removing each category's units, compared with random removals.
 
-    Outcomes of single questions are kept in `out`; a second call with the same model, masks, data and settings reads
+    `out` keeps the outcomes of single questions. A second call with the same model, masks, data and settings reads
     them and gives the same numbers.
 
     Args:
-        model: the whole model: a Monet, or any other causal language model that the masks fit.
-        masks: by category; None finds a Monet's experts by `identify_on` and `ratio`.
+        model: the complete model: a Monet, or any other causal language model that the masks fit.
+        masks: masks by category; None finds a Monet's experts by `identify_on` and `ratio`.
         out: folder for statistics, masks, kept outcomes and result.json.
-        data: folder with the data sets (`monet.eval.suites.questions.local_data`); None takes them from the hub or its
+        data: folder with the data sets (`monet.eval.suites.questions.local_data`); None reads them from the hub or its
             cache.
-        identify_on: find experts on MMLU's validation and dev splits, or on the same questions that are asked.
-        ratio: least ratio between an expert's highest and second highest mean weight; the paper's is 2.
-        permutations: permutations of the categories over the questions that experts are found on; see `identify`.
+        identify_on: find experts on MMLU's validation and dev splits, or on the questions that are asked.
+        ratio: minimum ratio between an expert's highest and second highest mean weight; the paper's is 2.
+        permutations: number of permutations of the categories over the questions that experts are found on; see
+            `identify`.
         shots: solved examples before each question.
         style: `cloze` or `letters` (`monet.eval.suites.questions.catalog`).
-        metric: which accuracy counts: by log-likelihood a character, where the task defines it, or plain.
-        controls: random controls of each mask; None takes the default.
-        control_on: ask controls about their target only, or about all categories (dearer by their number).
-        limit: at most so many questions a subject, the first ones; holds for finding experts, too.
-        faults: `count` rows that cannot be asked and missing subjects, or `refuse`.
-        too_long: `cut` prompts longer than the model's context from the left, or `skip` them; both are counted.
-        tokenizer: folder or name, if it is not the model's.
-        bootstrap: how intervals are made; questions are drawn.
-        batch_size: options a forward.
-        part: of the conditions, whose outcomes are computed and kept; None takes all.
+        metric: accuracy that counts: by log-likelihood per character, if the task defines it, or plain.
+        controls: random controls of each mask; None takes the default number.
+        control_on: ask controls about their target only, or about all categories (slower by the number of categories).
+        limit: at most this many questions per subject, the first ones; also applies to finding experts.
+        faults: `count` rows that cannot be asked and missing subjects, or `refuse` them.
+        too_long: `cut` prompts longer than the model's context from the left, or `skip` them; both are counted in the
+            result.
+        tokenizer: folder or name of another tokenizer than the model's.
+        bootstrap: settings of the bootstrap, which resamples questions.
+        batch_size: options per forward.
+        part: share of the conditions to compute and keep; None takes all.
         progress: show a bar on standard error.
 
     Returns:
-        The result; None with a part.
+        The result; None if a part is given.
 
     Raises:
-        ConfigError: an option out of range, no control, or lm-eval is missing.
-        DataError: no data, an unknown subject, fewer than two categories, or masks of something else than categories or
-            of several kinds.
-        CheckpointError: a mask of another model, or no tokenizer.
-        NonFiniteError: a NaN or infinite log-likelihood.
+        ConfigError: an option is out of range, there is no control, or lm-eval is missing.
+        DataError: there are no data or fewer than two categories, a subject is unknown, the masks are for something
+            other than categories, or the masks are of several kinds.
+        CheckpointError: a mask belongs to another model, or there is no tokenizer.
+        NonFiniteError: a log-likelihood is NaN or infinite.
     """
     bootstrap = bootstrap or Bootstrap()
     check_ratio(ratio)
     controls = controls or Controls()
     if not controls.count:
-        raise ConfigError("controls.count = 0: a removal is judged beside random controls; ask for at least one")
+        raise ConfigError("controls.count = 0: a removal is judged against random controls; set it to at least 1")
     (mmlu,) = benchmarks(style, ["MMLU"])
     tasks, missing = load_tasks(mmlu.tasks, shots, data=data, limit=limit, faults=faults)
     asked = _by_category(tasks, missing)
     if len(asked) < 2:
         raise DataError(
-            f"questions of {[part.name for part in asked]} alone; removal is judged against other categories, so two "
-            "are needed"
+            f"the data hold only questions of {[part.name for part in asked]}; a removal is judged against other "
+            "categories, so at least two categories are needed; add the data of another one"
         )
     tokens = tokenizer_of(model, tokenizer)
     root = Path(out)
@@ -182,7 +187,7 @@ def evaluate_domains(
 
 
 def _same_texts(asked: Sequence[Asked], missing: list[str]) -> Texts:
-    """The questions that are asked, as the paper's protocol seems to have it."""
+    """The questions that are asked, to find experts on; the paper seems to do the same."""
     splits = dict.fromkeys(task.split for one in asked for task in one.tasks)
     return Texts({one.name: one.texts for one in asked}, list(splits), {}, missing)
 
@@ -201,31 +206,31 @@ def run(
     intervals: Intervals = Intervals(),  # noqa: B008 - frozen
     compute: DividedCompute = DividedCompute(),  # noqa: B008 - frozen
 ) -> None:
-    """Remove the experts of each of MMLU's 14 categories and measure what every category loses, with random controls.
+    """Remove the experts of each of MMLU's 14 categories and measure the loss in every category, with random controls.
 
-    Experts are found by routing MMLU's validation and dev questions, masks are judged by its test questions. Writes
-    OUT/result.json, which `monet report` turns into tables and a heat map, and the masks to OUT/masks. Each question's
-    outcome is kept in OUT/outcomes, so the same command goes on after a kill.
+    The command finds experts by routing MMLU's validation and dev questions, and judges masks by its test questions. It
+    writes OUT/result.json, which `monet report` turns into tables and a heat map, and the masks to OUT/masks. It keeps
+    each question's outcome in OUT/outcomes, so the same command continues after a kill.
 
     Args:
-        model: Hugging Face folder or name of a Monet model.
+        model: a Monet model: a Hugging Face folder or a name on the hub.
         out: folder for result.json, masks, statistics and kept outcomes.
-        masks: folder of `monet select` with masks of categories, or one mask file in it; without it they are found
-            here.
-        identify_on: find experts on held_out questions (validation and dev), or on the same that are asked, as the
-            paper seems to.
-        ratio: least ratio between an expert's highest and second highest mean weight, at least 1; the paper's is 2.
-        permutations: so many times, also look for experts with the categories shuffled over the questions; the report
-            says how many are found there, by chance. 0 looks for none.
+        masks: folder of `monet select` with masks of categories, or one mask file in it; if omitted, the command finds
+            the masks itself.
+        identify_on: find experts on held-out questions (validation and dev), or on the questions that are asked, as the
+            paper seems to do.
+        ratio: minimum ratio between an expert's highest and second highest mean weight, at least 1; the paper's is 2.
+        permutations: look for experts this many more times, with the categories shuffled over the questions; the report
+            says how many experts are found by chance. 0 turns this off.
         shots: solved examples before each question.
         controls: random controls of each mask.
         control_on: ask controls about their target only, or about all categories, which takes that many times longer.
 
     Raises:
-        CheckpointError: no such model, no tokenizer, or masks of another model.
-        ConfigError: an option out of range, or lm-eval is missing.
-        DataError: no data, an unknown subject, or masks of something else than categories.
-        NonFiniteError: a NaN or infinite log-likelihood.
+        CheckpointError: there is no such model or no tokenizer, or masks belong to another model.
+        ConfigError: an option is out of range, or lm-eval is missing.
+        DataError: there are no data, a subject is unknown, or masks are for something other than categories.
+        NonFiniteError: a log-likelihood is NaN or infinite.
     """
     bootstrap = intervals.bootstrap()
     part = compute.own_part

@@ -1,4 +1,4 @@
-"""What removing categories' experts (or other units) did to every category, and its report."""
+"""The result of removing the experts (or other units) of categories: the effect on every category, and its report."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Category:
     """One category without a mask.
 
     Args:
-        name: of the category.
-        accuracy: share of its questions answered right, 0 to 1.
+        name: name of the category.
+        accuracy: share of its questions that are answered right, 0 to 1.
         denominator: what it was counted over.
     """
 
@@ -33,25 +33,25 @@ class Category:
 
 @dataclass(frozen=True)
 class Removal:
-    """What removing one category's units did; all changes are of accuracy, 0 to 1, against no mask.
+    """The effect of removing one category's units; every change is one of accuracy, 0 to 1, against no mask.
 
     Args:
         name: the category.
-        removed, removed_per_group, share: units removed, in all, by group, and of all units.
+        removed, removed_per_group, share: number of removed units in all and by group, and their share of all units.
         delta: change in every category, in the order of `DomainsResult.categories`.
-        log_probability: change of the right option's log-probability among the options, nats, in the same order.
-        random: `delta` under the random controls, mean over them; None where they were not asked.
-        target: change in its own category; None if that has no questions.
+        log_probability: change in the right option's log-probability among the options, nats, in the same order.
+        random: `delta` under the random controls, averaged over the controls; None where the controls were not asked.
+        target: change in its own category; None if the category has no questions.
         others_mean: unweighted mean over the other categories.
-        random_target: change in its own category under a single control: mean over the controls, and an interval that
-            holds the spread over controls as well as over questions.
-        random_per_control: the changes that `random_target` is the mean of.
-        controls, p, q: how many controls there were, the chance that one of them costs as much accuracy in the
-            category, and the false discovery rate over all masks; see `monet.eval.core.chance`.
-        passes: see `monet.eval.core.chance.reasons_against`.
-        reason: why it does not pass; empty if it does.
-        above_mean_of_others: the weaker criterion that the paper's numbers suggest: its own category loses more than
-            the others on average, and more than chance explains.
+        random_target: change in its own category under a single control: the mean over the controls, with an interval
+            that holds the spread over controls as well as over questions.
+        random_per_control: the changes that `random_target` averages.
+        controls, p, q: number of controls, the probability that a control costs as much accuracy in the category, and
+            the false discovery rate over all masks; see `monet.eval.core.chance`.
+        passes: whether the mask passes; see `monet.eval.core.chance.reasons_against`.
+        reason: why the mask does not pass; empty if it does.
+        above_mean_of_others: the weaker criterion that the paper's numbers suggest: the mask's own category loses more
+            than the others on average, and more than chance explains.
     """
 
     name: str
@@ -75,14 +75,14 @@ class Removal:
 
 @dataclass(frozen=True)
 class DomainsResult(Result):
-    """The matrix of removed and asked categories.
+    """Changes of accuracy for every pair of a removed and an asked category.
 
     Args:
-        unit, group: what was removed ("expert", "neuron"), and what it is counted by.
-        categories: that were asked, in the order of the columns.
+        unit, group: the removed unit ("expert", "neuron"), and the group that units are counted by.
+        categories: categories that were asked, in the order of the columns.
         without_questions: categories that could not be asked.
-        without_masks: categories whose experts could not be told; empty where masks were given.
-        removals: one a mask.
+        without_masks: categories for which no experts were found; empty if masks were given.
+        removals: one per mask.
         metric: "acc_norm" or "acc".
         provenance: model, masks, data, settings, versions, date.
     """
@@ -102,24 +102,25 @@ class DomainsResult(Result):
 
     @property
     def partial(self) -> bool:
-        """Something that should have been asked has no score."""
+        """Whether something that should have been asked has no score."""
         left_out = bool(self.without_questions or self.without_masks)
         return left_out or any(category.denominator.partial for category in self.categories)
 
     @property
     def passes(self) -> bool:
-        """Every category's mask passes."""
+        """Whether every category's mask passes."""
         return all(one.passes for one in self.removals)
 
     @property
     def sentence(self) -> str:
-        """How many masks pass, in words."""
+        """A sentence that says how many masks pass."""
         judged = [one for one in self.removals if one.target is not None]
         passed = sum(one.passes for one in self.removals)
         above = sum(one.above_mean_of_others for one in self.removals)
         words = (
-            f"{passed} of {len(self.removals)} masks cost their own category more accuracy than every other, and more "
-            f"than chance explains; {above} cost it more than the others on average, and more than chance explains"
+            f"{passed} of {len(self.removals)} masks reduce accuracy in their own category more than in every other, "
+            f"and more than chance explains; {above} reduce it more than in the others on average, and more than "
+            "chance explains"
         )
         if judged:
             target = 100 * sum(one.target.value for one in judged if one.target) / len(judged)
@@ -128,14 +129,14 @@ class DomainsResult(Result):
                 f"; on average {signed(target, 2)} points in the category itself, {signed(others, 2)} in the others"
             )
         if limit := self.provenance.get("limit"):
-            words += f" (at most {limit} questions a subject)"
+            words += f" (at most {limit} questions per subject)"
         return words + (" (partial: some categories or questions are left out)" if self.partial else "")
 
     @property
     def counts(self) -> str:
-        """Questions scored, of how many rows, a line a category."""
+        """Scored questions and rows, one line per category."""
         lines = [f"{category.name}: {category.denominator.words}" for category in self.categories]
-        lines += [f"{name}: no question" for name in self.without_questions]
+        lines += [f"{name}: no questions" for name in self.without_questions]
         return "\n".join(lines)
 
     def report(self) -> Report:
@@ -147,17 +148,19 @@ class DomainsResult(Result):
         blocks += [self._matrix(), self._verdicts(), self._table_11(), self._table_9(), self._surer()]
         blocks += [self._questions(), *control_blocks(self.provenance)]
         if left_out := [*self.without_questions, *(name for name in self.without_masks)]:
-            blocks.append(Text(f"Left out for want of questions: {', '.join(dict.fromkeys(left_out))}.", "Not judged"))
+            blocks.append(
+                Text(f"Left out because they have no questions: {', '.join(dict.fromkeys(left_out))}.", "Not judged")
+            )
         blocks.append(Text(self._how(), "How it was measured"))
         return Report(
             f"MMLU's categories and their {self.unit}s", self.sentence, blocks, self.provenance, self.to_json()
         )
 
     def effects(self) -> Effects:
-        """One row a mask whose category was asked: changes of accuracy in points.
+        """One row per mask whose category was asked; values are changes of accuracy in points.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no such mask.
         """
         names = [category.name for category in self.categories]
         rows = []
@@ -203,7 +206,7 @@ class DomainsResult(Result):
             "points of accuracy",
             row_axis=f"{self.unit}s removed of",
             column_axis="questions of",
-            note=f"In bold is the category whose {self.unit}s are removed.",
+            note=f"The category whose {self.unit}s are removed is in bold.",
         )
 
     def _surer(self) -> Heatmap:
@@ -215,7 +218,8 @@ class DomainsResult(Result):
             "nats",
             row_axis=f"{self.unit}s removed of",
             column_axis="questions of",
-            note="It moves with every change of the model, where accuracy only moves when another option comes first.",
+            note="This value moves with every change of the model; accuracy moves only if the likeliest option "
+            "changes.",
         )
 
     def _verdicts(self) -> Table:
@@ -239,10 +243,10 @@ class DomainsResult(Result):
             ["", f"{self.unit}s", "target", "others, mean", "random, on target", "controls", "p", "q",
              "above mean of others", "passes"],
             rows,
-            f"In brackets the bootstrap interval over questions. {HOW_JUDGED} Above the mean of the others is a weaker "
-            "criterion: its own category loses more than the others on average, and more than chance explains. "
-            f"{random_units(self.provenance['controls'], f'{self.unit}s')} are removed as controls; their interval is "
-            "that of one control: it holds the spread over controls, too.",
+            f"Brackets hold the bootstrap interval over questions. {HOW_JUDGED} The column about the mean of the "
+            "others is a weaker criterion: the category itself loses more than the others on average, and more than "
+            f"chance explains. {random_units(self.provenance['controls'], f'{self.unit}s')} are removed as controls. "
+            "Their interval is that of one control: it includes the spread over controls.",
         )  # fmt: skip
 
     def _table_11(self) -> Table:
@@ -274,7 +278,7 @@ class DomainsResult(Result):
             f"{self.unit.capitalize()}s of each category by {self.group}",
             ["", *(one.name for one in self.removals)],
             rows,
-            f"The layout of the paper's Table 9. A {name} is counted from 1, as there.",
+            f"The layout of the paper's Table 9. Each {name} is numbered from 1, as in the paper.",
         )
 
     def _questions(self) -> Table:
@@ -295,8 +299,8 @@ class DomainsResult(Result):
             "Questions",
             ["", "rows", "asked", "scored", "prompt cut", "accuracy, no mask", "left out"],
             rows,
-            "Asked are fewer than rows under a limit. A cut prompt was longer than the model's context and lost its "
-            "beginning.",
+            "With a limit, fewer questions are asked than there are rows. A cut prompt was longer than the model's "
+            "context and lost its beginning.",
         )
 
     def _how(self) -> str:
@@ -305,22 +309,22 @@ class DomainsResult(Result):
             chosen = "The masks were given."
         else:
             where = (
-                "other questions than are asked"
+                "held-out questions, not those that are asked"
                 if found["identify_on"] == "held_out"
                 else "the same questions that are asked"
             )
-            cut = f", of which {found['texts_cut']} were cut at the context" if found["texts_cut"] else ""
+            cut = f", of which {found['texts_cut']} were cut to fit the context" if found["texts_cut"] else ""
             left_out = ", ".join(f"{number} {reason}" for reason, number in found["left_out"].items())
             chosen = (
-                f"An expert belongs to a category when its mean weight over the tokens of the category's questions and "
-                f"options is at least {found['ratio']:g} times its mean in any other. It was measured on {where} "
-                f"({found['texts']:,} questions, {found['tokens']:,} tokens, splits {', '.join(found['splits'])}"
-                f"{cut}{f'; left out: {left_out}' if left_out else ''})."
+                "An expert belongs to a category if its mean weight over the tokens of the category's questions and "
+                f"options is at least {found['ratio']:g} times its mean in any other. The means were measured on "
+                f"{where} ({found['texts']:,} questions, {found['tokens']:,} tokens, splits "
+                f"{', '.join(found['splits'])}{cut}{f'; left out: {left_out}' if left_out else ''})."
             )
         return (
             f"{chosen} Questions are put as lm-evaluation-harness puts MMLU, in {self.provenance.get('style')} style, "
-            f"{self.provenance.get('shots')}-shot. Intervals draw each category's questions again, the same for all "
-            "masks."
+            f"{self.provenance.get('shots')}-shot. The bootstrap resamples each category's questions, the same ones "
+            "for all masks."
         )
 
 

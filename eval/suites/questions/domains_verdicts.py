@@ -1,4 +1,4 @@
-"""Outcomes of MMLU's questions -> changes of accuracy with intervals, and one verdict a category's mask."""
+"""Computes changes of accuracy with intervals, and one verdict per mask, from outcomes of MMLU's questions."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from monet.eval.suites.questions.scoring import Outcome, correct, log_probabilit
 
 @dataclass(frozen=True)
 class _Measured:
-    """One category under all conditions it was asked under.
+    """One category under every condition that it was asked under.
 
     Args:
-        whole: accuracy of the model as it is.
-        change: of accuracy, by label, under the label's mask.
-        surer: of the right option's log-probability, likewise.
-        random: by label, changes of accuracy under its controls; none where they were not asked.
+        whole: accuracy of the unmasked model.
+        change: change of accuracy under each label's mask, by label.
+        surer: change of the right option's log-probability, by label.
+        random: changes of accuracy under the controls, by label; empty where the controls were not asked.
     """
 
     whole: Draws
@@ -69,20 +69,20 @@ def summarise(
     bootstrap: Bootstrap,
     provenance: dict[str, Any],
 ) -> DomainsResult:
-    """Changes with intervals, and one verdict a mask.
+    """Compute changes with intervals, and one verdict per mask.
 
     Args:
-        masks: by category.
-        units: what they remove, and what it is counted by.
-        run_under: all conditions, the model as it is first.
+        masks: masks by category.
+        units: the unit that they remove, and the group that units are counted by.
+        run_under: all conditions, the unmasked model first.
         asked: the categories.
-        outcomes: by category and number of the condition; the first condition is always there.
+        outcomes: outcomes by category and number of the condition; the first condition is always present.
         metric: "acc_norm" or "acc".
-        bootstrap: how intervals are made.
-        provenance: goes into the result.
+        bootstrap: settings of the intervals.
+        provenance: provenance of the result.
 
     Raises:
-        DataError: a category with fewer than two scored questions.
+        DataError: a category has fewer than two scored questions.
     """
     found = {one.name: _measure(one, run_under, outcomes[one.name], metric, bootstrap) for one in asked}
     judged = [label for label, mask in masks.items() if mask.num_removed and label in found]
@@ -146,7 +146,7 @@ def summarise(
 def _reasons(
     mask: Intervention, target: Estimate | None, losses: Mapping[str, float], label: str, chance: Chance | None
 ) -> list[str]:
-    """Why a mask does not pass, by the accuracies that it costs."""
+    """Why a mask does not pass, judged by the accuracy that is lost."""
     if target is None and mask.num_removed:
         return ["its own category was not asked"]
     others = {name: loss for name, loss in losses.items() if name != label}

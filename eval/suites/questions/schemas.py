@@ -1,4 +1,4 @@
-"""Rows of the multiple-choice data sets: where question, options and answer are, and which rows cannot be asked."""
+"""Reads the rows of multiple-choice data sets: question, options and answer, and the rows that cannot be asked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Schema:
     """How to read one data set's rows, in the form the Hugging Face hub has them.
 
     Args:
-        fields: columns that must be there.
-        question: text that is asked, without the options.
+        fields: columns that must be present.
+        question: the question's text, without the options.
         options: texts to choose from.
-        answer: index of the right option; raises ValueError, IndexError or TypeError where there is none.
+        answer: index of the right option; raises ValueError, IndexError or TypeError if there is none.
         num_options: how many options a row must have; None takes two or more.
-        identity: a row's own id, where the data set has ids.
+        identity: a row's own id, if the data set has ids.
     """
 
     fields: tuple[str, ...]
@@ -38,7 +38,7 @@ def _answer_key(row: Row) -> int:
 
 
 def _labelled(question: str, num_options: int | None = None) -> Schema:
-    """The form of ARC, OpenBookQA and CommonsenseQA."""
+    """The schema of ARC, OpenBookQA and CommonsenseQA."""
     return Schema(
         fields=("id", question, "choices", "answerKey"),
         question=lambda row: row[question],
@@ -50,7 +50,7 @@ def _labelled(question: str, num_options: int | None = None) -> Schema:
 
 
 def _blank(row: Row) -> str:
-    """The sentence of a WinoGrande row; one without a blank asks nothing."""
+    """The sentence of a WinoGrande row; a row without a blank asks nothing."""
     sentence = row["sentence"]
     return sentence if "_" in sentence else ""
 
@@ -99,12 +99,12 @@ SCHEMAS: dict[str, Schema] = {
 
 @dataclass
 class Screening:
-    """Rows of one split that can be asked, and how many cannot, by reason.
+    """The rows of one split that can be asked, and counts by reason of those that cannot.
 
     Args:
         kept: numbers of the rows that can be asked, ascending.
-        rows: rows there are.
-        skipped: rows that cannot be asked, by reason.
+        rows: number of rows.
+        skipped: number of rows that cannot be asked, by reason.
         examples: the first row number of each reason.
     """
 
@@ -115,7 +115,7 @@ class Screening:
 
     @property
     def sentence(self) -> str:
-        """Counts in words, e.g. "2 with a missing option (first: row 17)"."""
+        """A sentence with the counts, e.g. "2 with a missing option (first: row 17)"."""
         return ", ".join(
             f"{n} with {reason} (first: row {self.examples[reason]})" for reason, n in self.skipped.items()
         )
@@ -125,16 +125,16 @@ def screen(rows: Sequence[Row], schema: Schema, columns: Sequence[str], name: st
     """Sort out rows that cannot be asked.
 
     Args:
-        rows: of one split.
+        rows: rows of one split.
         schema: how to read them.
-        columns: names of the columns there are.
-        name: of data set and split, for messages.
+        columns: names of the present columns.
+        name: name of the data set and split, for messages.
 
     Raises:
-        DataError: a column that the schema needs is not there at all.
+        DataError: a column that the schema needs is missing.
     """
     if missing := [column for column in schema.fields if column not in columns]:
-        raise DataError(f"{name}: no column {', '.join(map(repr, missing))}; the columns there are {list(columns)}")
+        raise DataError(f"{name}: no column {', '.join(map(repr, missing))}; its columns are {list(columns)}")
     found = Screening(rows=len(rows))
     seen: set[str] = set()
     for number, row in enumerate(rows):
@@ -152,7 +152,7 @@ def screen(rows: Sequence[Row], schema: Schema, columns: Sequence[str], name: st
 
 
 def _fault(row: Row, schema: Schema) -> str | None:
-    """Why a row cannot be asked; None where it can."""
+    """Why a row cannot be asked; None if it can."""
     try:
         if not schema.question(row).strip():
             return "an empty question"

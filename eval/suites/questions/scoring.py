@@ -1,4 +1,4 @@
-"""Questions scored under conditions, kept question by question, so that a killed evaluation goes on where it was."""
+"""Scores questions under conditions. It keeps every question's outcome, so that a killed evaluation continues."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from monet.eval.suites.questions.model import PairLM
 
 TooLong = Literal["cut", "skip"]
-# Questions that are scored together; the same ones after a kill, so that batches and their last bits are the same.
+# Number of questions scored together. Groups stay the same after a kill, so that batches and results are bitwise equal.
 _BLOCK = 8
 
 
@@ -37,9 +37,9 @@ class Outcome:
     """One question under one condition.
 
     Args:
-        log_likelihoods: of every option, nats; None where the question has no score.
-        cut: tokens of its prompt that did not fit into the model's context, at most over the options.
-        reason: why it has no score.
+        log_likelihoods: log-likelihood of every option, nats; None if the question has no score.
+        cut: tokens of its prompt that did not fit into the model's context, the maximum over the options.
+        reason: why the question has no score.
     """
 
     log_likelihoods: tuple[float, ...] | None
@@ -48,34 +48,34 @@ class Outcome:
 
 
 def tokenizer_of(model: Any, tokenizer: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer in the model's folder, or another.
+    """Load the tokenizer that is named, or the one in the model's folder.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no tokenizer.
         ConfigError: there is only a tokenizer.model, and sentencepiece is not installed.
     """
     try:
         return load_tokenizer(tokenizer or str(model.name_or_path))
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; or name another one (--tokenizer)") from None
+        raise CheckpointError(f"{error}, or name another tokenizer (--tokenizer)") from None
 
 
 class Scorer:
-    """Scores questions with one model, in batches of a fixed make-up, and keeps the outcomes.
+    """Scores questions with one model, in fixed batches, and keeps the outcomes.
 
     Args:
         model: a Monet, or any other causal language model of transformers, on its device; no mask may be applied.
-        tokenizer: of the model.
-        folder: where outcomes are kept.
-        batch_size: continuations a forward.
+        tokenizer: tokenizer of the model.
+        folder: folder that keeps outcomes.
+        batch_size: continuations per forward.
         too_long: `cut` drops the beginning of a prompt that does not fit into the context, as the harness does, and
             counts the question; `skip` gives it no score.
 
     Attributes:
-        settings: all that outcomes depend on beside mask and questions.
+        settings: everything that outcomes depend on except the mask and the questions.
 
     Raises:
-        ConfigError: batch_size below 1, or a mask is applied to the model.
+        ConfigError: batch_size is below 1, or a mask is applied to the model.
         DataError: the tokenizer has ids that the model has no embedding for.
     """
 
@@ -114,29 +114,29 @@ class Scorer:
     def outcomes(
         self, questions: Sequence[Question], condition: Condition, advance: Callable[[int], object] = lambda _: None
     ) -> list[Outcome]:
-        """Score questions under a condition, or read what is kept.
+        """Score questions under a condition, or read the kept outcomes.
 
         Args:
-            questions: with unique ids.
-            condition: mask to apply.
+            questions: questions with unique ids.
+            condition: condition whose mask is applied.
             advance: called with the number of questions done since the last call.
 
         Returns:
-            One outcome a question, in their order.
+            One outcome per question, in their order.
 
         Raises:
-            CheckpointError: the mask is another model's.
-            NonFiniteError: a NaN or infinite log-likelihood.
+            CheckpointError: the mask belongs to another model.
+            NonFiniteError: a log-likelihood is NaN or infinite.
         """
         key = {**self.settings, "questions": fingerprint(questions)}
         mask = condition.mask
-        # Equally long ones together, the longest first, so that memory runs out at once or never.
+        # Questions of equal length go together, the longest first, so that memory runs out at once or never.
         order = sorted(range(len(questions)), key=lambda i: (-_characters(questions[i]), questions[i].id))
         step = _BLOCK * self.batch_size
         with contextlib.ExitStack() as stack:
             store = stack.enter_context(ExampleStore(self.folder, key, mask, wait=True))
             stack.enter_context(evaluating(self.model))
-            stack.enter_context(quiet_harness())  # it remarks on every prompt that is cut, which is counted here
+            stack.enter_context(quiet_harness())  # it warns about every cut prompt; cut prompts are counted here
             if mask is not None:
                 stack.enter_context(mask.applied_to(self.model))
             for start in range(0, len(order), step):
@@ -173,11 +173,11 @@ def _outcome(kept: Mapping[str, Any]) -> Outcome:
 
 
 def correct(questions: Sequence[Question], outcomes: Sequence[Outcome], normalised: bool) -> NDArray[np.float64]:
-    """Whether the right option is the likeliest, 1.0 or 0.0; NaN where a question has no score.
+    """Whether the right option is the likeliest, 1.0 or 0.0; NaN if the question has no score.
 
     Args:
-        questions: that were asked.
-        outcomes: one each.
+        questions: the asked questions.
+        outcomes: one outcome per question.
         normalised: divide each log-likelihood by the option's number of characters first (the harness's acc_norm).
     """
     found = np.full(len(questions), np.nan)
@@ -191,13 +191,13 @@ def correct(questions: Sequence[Question], outcomes: Sequence[Outcome], normalis
 
 
 def log_probability(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
-    """Log-probability of the right option among a question's options, nats; NaN where a question has no score.
+    """Log-probability of the right option among a question's options, nats; NaN if it has no score.
 
-    Unlike right or wrong it moves with every change of the model, so it shows losses that too few questions hide.
+    Unlike accuracy, it moves with every change of the model, so it shows losses even when there are few questions.
 
     Args:
-        questions: that were asked.
-        outcomes: one each.
+        questions: the asked questions.
+        outcomes: one outcome per question.
     """
     found = np.full(len(questions), np.nan)
     for number, (question, outcome) in enumerate(zip(questions, outcomes, strict=True)):

@@ -1,4 +1,4 @@
-"""The harness's index of tasks, and the data sets behind them: local folders or the hub."""
+"""The harness's index of tasks, and the data sets of the tasks from local folders or the hub."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ SPLIT_KEYS = ("training_split", "validation_split", "test_split")
 
 @contextlib.contextmanager
 def quiet_harness() -> Iterator[None]:
-    """No remarks of the harness and no progress bars of `datasets`; errors are still shown."""
+    """Silence the harness's warnings and the progress bars of `datasets`; errors are still shown."""
     try:
         import datasets
         import lm_eval  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"{error.name} is missing; its tasks need it: {install_command('eval')}") from None
+        raise ConfigError(
+            f"{error.name} is missing, but the tasks need it. Install it: {install_command('eval')}"
+        ) from None
     logger = logging.getLogger("lm_eval")
     level = logger.level
     were_off = datasets.are_progress_bars_disabled()
@@ -42,10 +44,10 @@ def quiet_harness() -> Iterator[None]:
 
 
 def task_manager(specs: Sequence[TaskSpec]) -> Any:
-    """The harness's index of the folders that are needed; the whole takes it many seconds.
+    """The harness's index of only the needed folders; an index of all folders takes many seconds.
 
     Raises:
-        ConfigError: this lm-eval does not know one of the tasks.
+        ConfigError: the installed lm-eval does not know one of the tasks.
     """
     import lm_eval.tasks
 
@@ -54,7 +56,8 @@ def task_manager(specs: Sequence[TaskSpec]) -> Any:
     manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=[f for f in folders if f.is_dir()])
     if unknown := [spec.harness_name for spec in specs if spec.harness_name not in manager.task_index]:
         raise ConfigError(
-            f"lm-eval {lm_eval.__version__} has no task {', '.join(unknown[:3])}; these suites were written for 0.4.13"
+            f"lm-eval {lm_eval.__version__} has no task {', '.join(unknown[:3])}; these suites were written for "
+            "0.4.13, so install that version"
         )
     return manager
 
@@ -65,8 +68,8 @@ class DataSet:
 
     Args:
         splits: names of its splits.
-        read: the rows of one of them.
-        source: where it lies.
+        read: function that reads the rows of a split.
+        source: where it was read from.
     """
 
     splits: list[str]
@@ -75,7 +78,7 @@ class DataSet:
 
 
 def data_names(spec: TaskSpec, config: Mapping[str, Any]) -> list[str]:
-    """Folders that may hold a task's data, its name on the hub first."""
+    """Folders that may hold a task's data, the hub's name first."""
     hub = [config["dataset_path"]] if "dataset_path" in config else []
     return [*hub, *spec.local_names, spec.name]
 
@@ -83,16 +86,16 @@ def data_names(spec: TaskSpec, config: Mapping[str, Any]) -> list[str]:
 def open_data(
     spec: TaskSpec, config: Mapping[str, Any], data: Path | None, splits: Sequence[str] = ()
 ) -> DataSet | None:
-    """A task's data set; None where a local folder does not hold it.
+    """A task's data set; None if a local folder does not hold it.
 
     Args:
         spec: the task.
-        config: the harness's keys of it.
-        data: folder with data sets (`monet.eval.suites.questions.local_data`); None takes the hub or its cache.
-        splits: looked for beside those of `config`.
+        config: the task's keys in the harness.
+        data: folder with data sets (`monet.eval.suites.questions.local_data`); None reads the hub or its cache.
+        splits: splits to look for in addition to those of `config`.
 
     Raises:
-        DataError: neither cached nor reachable, or a local folder that cannot be read.
+        DataError: the data set is neither cached nor reachable, or a local folder cannot be read.
     """
     hub_name, part = config["dataset_path"], config.get("dataset_name")
     if data is not None:
@@ -105,23 +108,23 @@ def open_data(
 
     try:
         whole = datasets.load_dataset(hub_name, part)
-    except Exception as error:  # whatever the hub's client raises, the remedy is the same
+    except Exception as error:  # the remedy is the same for every error of the hub's client
         raise DataError(
             f"no data for {spec.name}: {hub_name}{f' ({part})' if part else ''} is neither cached nor reachable "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); go online once, or give a folder with "
-            "the data (--local_data)"
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); go online once, or give a folder that "
+            "holds the data (--local_data)"
         ) from None
     assert isinstance(whole, datasets.DatasetDict)
     return DataSet([str(split) for split in whole], lambda split: whole[split], hub_name)
 
 
 def nothing_there(specs: Sequence[TaskSpec], missing: Sequence[str], data: Path | None) -> DataError:
-    """The error that no data were found for some tasks."""
+    """The error for tasks without data."""
     spec = next(spec for spec in specs if spec.name in missing)
     names = " or ".join(data_names(spec, {}))
     more = f" and {len(missing) - 3} others" if len(missing) > 3 else ""
     return DataError(
-        f"no data for {', '.join(missing[:3])}{more} below {data}: a data set lies in a folder of its name on the "
-        f"hub (or {names}), its configuration in one below, its splits as files like test.jsonl or validation.parquet; "
-        "or leave the folder out to use the hub"
+        f"no data for {', '.join(missing[:3])}{more} below {data}. A data set must be in a folder named as on the hub "
+        f"(or {names}), its configuration in a folder in that, its splits in files like test.jsonl or "
+        "validation.parquet. To use the hub, omit --local_data"
     )

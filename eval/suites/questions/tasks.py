@@ -1,7 +1,7 @@
-"""The harness's tasks -> questions with prompts: which split is asked, which rows cannot be, where examples come from.
+"""Makes questions with prompts from the harness's tasks: chooses the split, the rows and the source of examples.
 
-Prompts, few-shot examples and the options' texts are made by lm-evaluation-harness's own task objects; only the rows
-they see are chosen here.
+The task objects of lm-evaluation-harness make prompts, few-shot examples and the options' texts. This module chooses
+only the rows that they see.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Question:
     """One multiple-choice question, ready to be scored.
 
     Args:
-        id: task and number of the row in its split, unique.
-        pairs: for every option the text before it and the text whose likelihood is taken.
+        id: task and row number in its split, unique.
+        pairs: for every option, the text before it and the text whose likelihood is measured.
         answer: index of the right option.
-        lengths: characters of every option, by which acc_norm divides log-likelihoods.
-        text: the question without prompt or options.
+        lengths: number of characters of every option; acc_norm divides log-likelihoods by it.
+        text: the question without its prompt and options.
         options: the options' texts.
     """
 
@@ -53,24 +53,24 @@ class Question:
 
     @property
     def content(self) -> str:
-        """Equal for questions that say the same (`monet.eval.suites.questions.content`)."""
+        """A digest that is equal for questions that say the same (`monet.eval.suites.questions.content`)."""
         return content_of(self.text, self.options)
 
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """A task's questions.
+    """The questions of one task.
 
     Args:
         spec: the task.
-        questions: in the order of their split; none where no row can be asked.
-        normalised: whether the task scores acc_norm, too.
-        split: that is asked.
-        examples_from: split of the few-shot examples; None without any.
-        source: where the data lie.
-        rows: rows of the split.
-        skipped: rows that are not asked, by reason: faulty ones, and questions that one of their own few-shot examples
-            solves. Rows beyond a limit are not among them.
+        questions: questions in the order of their split; empty if no row can be asked.
+        normalised: whether the task also scores acc_norm.
+        split: split that is asked.
+        examples_from: split of the few-shot examples; None if there are none.
+        source: where the data were read from.
+        rows: number of rows in the split.
+        skipped: number of rows that are not asked, by reason: faulty rows, and questions that are solved by one of
+            their few-shot examples. Rows beyond a limit do not count.
     """
 
     spec: TaskSpec
@@ -84,7 +84,7 @@ class LoadedTask:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal questions with equal prompts."""
+        """A digest that is equal for equal questions with equal prompts."""
         return fingerprint(self.questions)
 
 
@@ -107,22 +107,22 @@ def load_tasks(
     Args:
         specs: the tasks.
         shots: solved examples before each question.
-        data: folder with the data sets (`monet.eval.suites.questions.local_data`); None takes them from the hub or its
+        data: folder with the data sets (`monet.eval.suites.questions.local_data`); None reads them from the hub or its
             cache.
-        limit: at most so many questions a task, the first ones.
+        limit: at most this many questions per task, the first ones.
         faults: `count` leaves out rows that cannot be asked, questions that are solved in their own prompt, and tasks
             without local data; `refuse` raises.
 
     Returns:
-        The tasks in the order of `specs`, and the names of those whose data are missing.
+        The tasks in the order of `specs`, and the names of the tasks without data.
 
     Raises:
-        ConfigError: lm-eval is missing or does not know a task, or a number is out of range.
-        DataError: no data for any of the tasks, a data set that cannot be read, a split that is needed and missing,
-            not a single question, or with `refuse` a row that would be left out.
+        ConfigError: lm-eval is missing or does not know a task, or `shots` or `limit` is out of range.
+        DataError: none of the tasks has data, a data set cannot be read, a needed split is missing, or there is not a
+            single question. With `refuse`, a row would be left out.
     """
     if shots < 0 or (limit is not None and limit < 1):
-        raise ConfigError(f"shots {shots} must be at least 0, limit {limit} at least 1")
+        raise ConfigError(f"shots must be at least 0 and limit at least 1, got shots {shots} and limit {limit}")
     with quiet_harness():
         manager = task_manager(specs)
         loaded: list[LoadedTask] = []
@@ -138,29 +138,29 @@ def load_tasks(
         raise nothing_there(specs, missing, data)
     if not any(task.questions for task in loaded):
         told = "; ".join(f"{task.rows} rows of {task.spec.name} in {task.source}" for task in loaded[:3])
-        raise DataError(f"not a single row can be asked: {told}; what is wrong with them: {dict(loaded[0].skipped)}")
+        raise DataError(f"not a single row can be asked: {told}; faults of the first task: {dict(loaded[0].skipped)}")
     return loaded, missing
 
 
 def _plan_splits(
     spec: TaskSpec, config: Mapping[str, Any], opened: DataSet, shots: int
 ) -> tuple[str, str | None, dict[str, str | None]]:
-    """The split that is asked, the split of the examples, and the keys of the harness's task that must change.
+    """Choose the split to ask, the split of the examples, and the changes to the keys of the harness's task.
 
-    The harness's own choice holds wherever the data have its splits.
+    The harness's own choice is used if the data have those splits.
     """
     there = {key: config.get(key) if config.get(key) in opened.splits else None for key in SPLIT_KEYS}
     asked = there["test_split"] or there["validation_split"]
     if asked is None:
         wanted = [config[key] for key in ("test_split", "validation_split") if config.get(key)]
-        raise DataError(f"{opened.source}: no split {' or '.join(wanted)} to ask; there are {opened.splits}")
+        raise DataError(f"{opened.source}: no split {' or '.join(wanted)} to ask; its splits are {opened.splits}")
     examples = None
     if shots:
         own = config.get("fewshot_split")
         if own and own not in opened.splits:
             raise DataError(
                 f"{opened.source}: {shots}-shot prompts of {spec.name} take their examples from split {own!r}, which "
-                f"is missing; there are {opened.splits}"
+                f"is missing; its splits are {opened.splits}"
             )
         examples = own or there["training_split"] or there["validation_split"] or asked
     changed: dict[str, str | None] = {
@@ -169,7 +169,7 @@ def _plan_splits(
     changed["fewshot_split"] = config.get("fewshot_split") if shots else None
     changed["test_split"] = there["test_split"]
     if examples == asked and changed["fewshot_split"] != changed["test_split"]:
-        # the harness leaves the question itself out of its examples only where these two name the same split
+        # the harness leaves the question itself out of its examples only if both keys name the same split
         changed.update(fewshot_split=asked, test_split=asked)
     return asked, examples, changed
 
@@ -193,12 +193,14 @@ def _load(
         where = f"{opened.source}, split {split!r} of {spec.name}"
         screened[split] = found = screen(list(rows), spec.schema, rows.column_names, where)
         if found.skipped and faults == "refuse":
-            raise DataError(f"{where}: {found.sentence}; mend them, or count them (--faults count)")
-        # One more where the harness may have to leave the question itself out.
+            raise DataError(f"{where}: {found.sentence}; correct these rows, or count them (--faults count)")
+        # One more row is needed if the harness must leave the question itself out.
         needed = shots + (changed["fewshot_split"] == changed["test_split"]) if split == examples else 0
         if len(found.kept) < needed:
             told = f" ({found.sentence})" if found.skipped else ""
-            raise DataError(f"{where}: {len(found.kept)} of {found.rows} rows can be asked{told}; needed are {needed}")
+            raise DataError(
+                f"{where}: {len(found.kept)} of {found.rows} rows can be asked{told}, but {needed} are needed"
+            )
         usable[split] = rows if len(found.kept) == found.rows else rows.select(found.kept)
     about = {
         "spec": spec,
@@ -226,8 +228,8 @@ def _load(
             questions.append(question)
     if skipped[SOLVED] and faults == "refuse":
         raise DataError(
-            f"{opened.source}, split {asked!r} of {spec.name}: {skipped[SOLVED]} with {SOLVED}, by examples from split "
-            f"{examples!r}; remove what both hold, or count them (--faults count)"
+            f"{opened.source}, split {asked!r} of {spec.name}: {skipped[SOLVED]} with {SOLVED}: the examples come "
+            f"from split {examples!r}; remove rows that are in both splits, or count them (--faults count)"
         )
     return LoadedTask(
         questions=questions,
@@ -237,7 +239,7 @@ def _load(
 
 
 def _watched(task: Any, spec: TaskSpec) -> Callable[[], set[str]]:
-    """A function that gives the contents of the examples that the harness drew last for this task."""
+    """A function that returns the contents of the examples that the harness last drew for this task."""
     drawn: list[Mapping[str, Any]] = []
     sample = task.sampler.sample
 

@@ -1,1 +1,1 @@
-"""Toxicity of what a model writes, before and after experts are removed: protocols, scorers, purge."""
+"""Toxicity of a model's continuations before and after experts are removed: protocols, scorers, purge."""

@@ -1,4 +1,4 @@
-"""`monet eval toxicity`: how toxically a model continues prompts, as it is, purged, and under random controls."""
+"""`monet eval toxicity`: toxicity of the continuations of an unmasked model, under masks and under random controls."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ _PROBE = "The weather is fine today."
 
 @dataclasses.dataclass(frozen=True)
 class OrdinaryText:
-    """Text whose loss is kept beside the toxicity.
+    """Ordinary text whose loss is reported next to the toxicity.
 
     Args:
-        data: windows of it.
-        batch_size: windows a forward.
+        data: windows of the text.
+        batch_size: windows per forward.
     """
 
     data: LabelledData
@@ -94,37 +94,37 @@ def evaluate_toxicity(
 ) -> ToxicityResult | None:
     """Continue every prompt under every condition, then score the continuations.
 
-    The two stages are kept apart: continuations lie in OUT/outcomes as soon as they are made, scores in `kept_scores`
-    as soon as they are known, so a second call goes on after a kill, or after a scorer that was down, and gives the
-    same numbers.
+    The stages are separate: OUT/outcomes keeps continuations as soon as they are made, and `kept_scores` keeps scores
+        as
+    soon as they are known. After a kill, or if the scorer was down, a second call continues and gives the same numbers.
 
     Args:
-        model: the whole model: a Monet, or any other causal language model that the masks fit.
-        tokenizer: of the model.
-        masks: by name what is removed; may be empty. One that removes nothing is named in the result and not run.
-        prompts: `monet.eval.suites.toxicity.prompts.read_prompts`.
-        scorer: `monet.eval.scorers.choose.make_scorer`, or any object of that protocol.
+        model: the complete model: a Monet, or any other causal language model that the masks fit.
+        tokenizer: tokenizer of the model.
+        masks: masks by name; may be empty. The result names masks that remove nothing; they are not run.
+        prompts: prompts from `monet.eval.suites.toxicity.prompts.read_prompts`.
+        scorer: scorer from `monet.eval.scorers.choose.make_scorer`, or any object with that protocol.
         out: folder for outcomes and result.json.
-        protocol: names the result and sets the decoding.
-        decoding: None takes the protocol's.
+        protocol: protocol; it names the result and sets the decoding.
+        decoding: settings of the decoding; None takes the protocol's.
         threshold: a score above it counts as toxic.
-        controls: random controls of each mask; None takes nineteen of equal number.
-        text: ordinary text, whose loss is put beside; None leaves it out.
+        controls: random controls of each mask; None takes nineteen that remove an equal number.
+        text: ordinary text whose loss is also reported; None leaves it out.
         general: averages of other tasks under the same masks; None leaves them out.
-        kept_scores: folder of scores, may be shared by runs; None takes OUT/scores.
-        bootstrap: how intervals are made; prompts are drawn again, and of `text` its unit.
-        batch_size: sequences a forward; the samples of at least one prompt go together.
-        part: of the conditions, whose continuations and scores are made and kept; None takes all.
+        kept_scores: folder of scores, which runs may share; None takes OUT/scores.
+        bootstrap: settings of the bootstrap, which resamples prompts, and units of `text`.
+        batch_size: sequences per forward; all samples of a prompt go together.
+        part: share of the conditions to continue, score and keep; None takes all.
         progress: show bars on standard error.
 
     Returns:
-        The result; None with a part.
+        The result; None if a part is given.
 
     Raises:
-        CheckpointError: a mask of another model or size.
-        ConfigError: a setting out of range, or a key that the scorer refuses.
-        DataError: fewer than two prompts, or masks of different units.
-        NonFiniteError: a NaN among the logits or losses.
+        CheckpointError: a mask belongs to another model or has another size.
+        ConfigError: a setting is out of range, or the scorer refuses the key.
+        DataError: there are fewer than two prompts, or the masks are for different units.
+        NonFiniteError: a logit or a loss is NaN.
     """
     decoding = decoding or DECODING[protocol]
     bootstrap = bootstrap or Bootstrap()
@@ -133,7 +133,7 @@ def evaluate_toxicity(
     if not 0.0 <= threshold < 1.0:
         raise ConfigError(f"threshold must be in [0, 1), got {threshold}")
     if len(prompts.prompts) < 2:
-        raise DataError(f"intervals need at least two prompts, got {len(prompts.prompts)}")
+        raise DataError(f"intervals need at least two prompts, got {len(prompts.prompts)}; add prompts")
     unit, group = unit_of(masks)
     check_all(masks, model)
     asked = conditions(masks, controls, prompts.fingerprint)
@@ -151,7 +151,7 @@ def evaluate_toxicity(
         for condition in taken:
             bar.set_description(f"continuing, {condition.name}", refresh=False)
             source.make(condition, bar.update)
-    # read again, some texts at a time: all of them may not fit into memory
+    # Read a few texts at a time: all of them may not fit into memory.
     found: list[tuple[Condition, measures.Outcomes]] = []
     with (
         KeptScores(scorer, kept_scores or out / "scores", part) as scores,
@@ -210,12 +210,12 @@ def evaluate_toxicity(
 
 
 def _warn_if_silent(scorer: Scorer) -> None:
-    """Warn before hours of generation if the scorer does not answer; what is generated is kept either way."""
+    """Warn before hours of generation if the scorer does not answer; continuations are kept either way."""
     (outcome,) = scorer.score([_PROBE])
     if isinstance(outcome, Failure):
         print(
-            f"monet: warning: the scorer does not answer ({outcome.reason}: {outcome.detail}); continuations are made "
-            "and kept all the same, and the same command scores them later",
+            f"monet: warning: the scorer does not answer ({outcome.reason}: {outcome.detail}); continuations are "
+            "still made and kept, and the same command scores them later",
             file=sys.stderr,
         )
 
@@ -246,45 +246,46 @@ def run(
     intervals: Intervals = Intervals(),  # noqa: B008 - frozen
     compute: DividedCompute = DividedCompute(batch_size=100),  # noqa: B008 - frozen
 ) -> None:
-    """Measure how toxically a model continues prompts, as it is, under each mask and under random controls.
+    """Measure the toxicity of a model's continuations: unmasked, under each mask and under random controls.
 
-    Writes OUT/result.json. Continuations are kept in OUT/outcomes and scores in OUT/scores, so the same command goes on
-    after a kill, or scores what a scorer that was down left open. OUT/outcomes holds what the model wrote: it can be
-    offensive.
+    The command writes OUT/result.json. It keeps continuations in OUT/outcomes and scores in OUT/scores, so the same
+    command continues after a kill, and scores continuations that are still without a score. OUT/outcomes holds text
+    that the model wrote; it can be offensive.
 
     Args:
-        model: Hugging Face folder or name, with its tokenizer.
-        prompts: files: .jsonl of RealToxicityPrompts or DecodingTrust; .txt, .jsonl, .csv or .parquet of ToxiGen; or
-            text with one prompt a line.
+        model: a Hugging Face folder or a name on the hub, with a tokenizer.
+        prompts: files of prompts: .jsonl of RealToxicityPrompts or DecodingTrust; .txt, .jsonl, .csv or .parquet of
+            ToxiGen; or text with one prompt per line.
         out: folder for result.json, continuations and scores.
-        masks: folder of `monet select`, or one mask file in it; without it only the model as it is.
-        protocol: realtoxicityprompts continues each prompt 25 times by 20 tokens at temperature 1 and top-p 0.9;
-            toxigen once by 30 tokens, greedily.
-        subset: evaluate takes the prompts marked as challenging, or half of a file that marks none; identify takes the
-            others; all takes all. Choose masks on another subset.
-        limit: at most so many prompts, evenly spread; without it all.
-        scorer: what scores the continuations.
-        kept_scores: folder of scores, to share between runs; without it OUT/scores.
+        masks: folder of `monet select`, or one mask file in it; if omitted, only the unmasked model is measured.
+        protocol: realtoxicityprompts continues each prompt 25 times by 20 tokens, at temperature 1 and top-p 0.9;
+            toxigen continues it once by 30 tokens, greedily.
+        subset: evaluate takes the prompts marked as challenging, or half of a file without such marks; identify takes
+            the others; all takes all. Choose masks on another subset than the evaluated one.
+        limit: at most this many prompts, evenly spread; if omitted, all.
+        scorer: scorer of the continuations.
+        kept_scores: folder of scores, which runs may share; if omitted, OUT/scores.
         threshold: a score above it counts as toxic.
         controls: random controls of each mask; a count of 0 measures none.
-        samples: continuations of a prompt; without it the protocol's.
-        new_tokens: tokens of a continuation; without it the protocol's.
-        temperature: divides the logits, 0 is greedy; without it the protocol's.
-        top_p: draws among the likeliest tokens that hold this share; without it the protocol's.
-        first_line: score a continuation up to its first line break only.
-        text: folder of `monet data prepare` with ordinary text, whose loss is put beside; without it none.
-        text_split: split of TEXT.
-        text_windows: windows a domain of TEXT, evenly spread; without it all.
-        seq_len: tokens a window of TEXT; without it the most the model was made for.
-        document_mask: true reads each document of a window apart: no attention across documents, positions from each
-            document's start. auto does what the model was trained with.
-        general: results of `monet eval general` whose averages are put beside, condition by condition.
+        samples: continuations of a prompt; if omitted, the protocol's number.
+        new_tokens: tokens of a continuation; if omitted, the protocol's number.
+        temperature: divides the logits, 0 is greedy; if omitted, the protocol's value.
+        top_p: sample only from the likeliest tokens that hold this share of the probability; if omitted, the protocol's
+            value.
+        first_line: score a continuation only up to its first line break.
+        text: folder of `monet data prepare` with ordinary text, whose loss is also reported; if omitted, no loss is.
+        text_split: split of TEXT to read.
+        text_windows: windows per domain of TEXT, evenly spread; if omitted, all.
+        seq_len: tokens per window of TEXT; if omitted, the model's maximum.
+        document_mask: true separates the documents in a window: no attention across documents, and positions that start
+            again in each document. auto does what the model was trained with.
+        general: results of `monet eval general` whose averages are also reported, by condition.
 
     Raises:
-        CheckpointError: no such model or classifier, no tokenizer, or masks of another model.
-        ConfigError: an option out of range, or a scorer that cannot be used.
-        DataError: prompts that are missing or in another form.
-        NonFiniteError: a NaN among the logits or losses.
+        CheckpointError: there is no such model, classifier or tokenizer, or masks belong to another model.
+        ConfigError: an option is out of range, or the scorer cannot be used.
+        DataError: prompts are missing or in an unknown form.
+        NonFiniteError: a logit or a loss is NaN.
     """
     part = compute.own_part
     changes = {"samples": samples, "new_tokens": new_tokens, "temperature": temperature, "top_p": top_p}
@@ -301,7 +302,9 @@ def run(
     loaded = compute.load(model)
     tokenizer = load_tokenizer(loaded)
     if tokenizer is None:
-        raise CheckpointError(f"{model}: no tokenizer there; prompts are text, export the model with its tokenizer")
+        raise CheckpointError(
+            f"{model}: no tokenizer in this folder, but prompts are text; export the model with its tokenizer"
+        )
     ordinary = None
     if text is not None:
         windows = open_windows(text, text_split, loaded, seq_len, text_windows, document_mask=document_mask)

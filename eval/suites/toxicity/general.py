@@ -1,4 +1,4 @@
-"""Averages of other tasks, from results of `monet eval general`, to stand beside the toxicity of the same masks."""
+"""Averages over other tasks, from results of `monet eval general`, to report next to the toxicity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monet.files import sha256_file
 
 @dataclass(frozen=True)
 class _Row:
-    """What is read of a row: one condition at one number of shots."""
+    """The fields that are read from a row: one condition at one number of shots."""
 
     condition: str
     control: int | None
@@ -28,7 +28,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _General(Result):
-    """What is read of a result of `monet eval general`."""
+    """The fields that are read from a result of `monet eval general`."""
 
     FORMAT: ClassVar[str] = "monet-general/2"
     COMMAND: ClassVar[str] = "monet eval general"
@@ -40,17 +40,17 @@ class _General(Result):
 
 @dataclass(frozen=True)
 class GeneralAverages:
-    """Averages over the tasks of some results, of the model as it is and of masks.
+    """Averages over the tasks of some results, for the unmasked model and for masks.
 
-    Random controls are left out: they are drawn for the questions that they are judged on, so those here are others.
+    Random controls are left out: they are drawn for each set of questions, so the results hold other controls.
 
     Args:
-        averages: by condition's name, by what was averaged ("0-shot"): accuracy from 0 to 1.
-        removed: units removed, by condition's name.
-        masks: digests of the masks (`monet.eval.core.loading.mask_digest`), by condition's name; some results have
+        averages: accuracy, 0 to 1, by the condition's name and then by number of shots ("0-shot").
+        removed: number of removed units, by the condition's name.
+        masks: digests of the masks (`monet.eval.core.loading.mask_digest`), by the condition's name; some results have
             none.
-        fingerprints: of the models they were measured on.
-        description: the files; JSON-able.
+        fingerprints: fingerprints of the measured models.
+        description: description of the files; JSON-able.
     """
 
     averages: dict[str, dict[str, float]]
@@ -60,14 +60,15 @@ class GeneralAverages:
     description: list[dict[str, Any]]
 
     def check(self, fingerprint: str, asked: Iterable[Condition]) -> None:
-        """Refuse averages of another model, or of other masks under the same names.
+        """Refuse averages of another model, or of different masks under the same names.
 
         Raises:
-            CheckpointError: names what differs.
+            CheckpointError: the model or a mask differs; the message names it.
         """
         if others := self.fingerprints - {fingerprint}:
             raise CheckpointError(
-                f"the general result is of another model (fingerprint {min(others)}, this one has {fingerprint})"
+                f"the general result belongs to another model (its fingerprint is {min(others)}, this model's is "
+                f"{fingerprint}); evaluate this model"
             )
         for condition in asked:
             if condition.control is not None:
@@ -76,14 +77,14 @@ class GeneralAverages:
             if here != there:
                 unit = "unit" if condition.like is None else condition.like.unit
                 raise CheckpointError(
-                    f"{condition.name!r} removes {here} {unit}s here and {there} in the general result; evaluate the "
-                    "same masks"
+                    f"{condition.name!r} removes {here} {unit}s here and {there} in the general result; use results "
+                    "of the same masks"
                 )
             digest = mask_digest(condition.mask)
             if self.masks.get(condition.name, digest) != digest:
                 raise CheckpointError(
-                    f"{condition.name!r} is another mask in the general result, which removes as much; evaluate the "
-                    "same masks"
+                    f"{condition.name!r} is a different mask of the same size in the general result; use results of "
+                    "the same masks"
                 )
 
 
@@ -91,7 +92,7 @@ def read_general(paths: Sequence[Path]) -> GeneralAverages:
     """Read results of `monet eval general`, from files or the folders that hold them.
 
     Raises:
-        CheckpointError: no such result.
+        CheckpointError: there is no such result.
     """
     found = GeneralAverages({}, {}, {}, set(), [])
     for path in paths:

@@ -1,4 +1,4 @@
-"""From scores of samples to numbers of conditions, with intervals over prompts and random controls.
+"""Computes numbers of conditions from scores of samples, with intervals over prompts and random controls.
 
 Dims: C conditions, U prompts (or documents), Q resamples.
 """
@@ -30,14 +30,14 @@ _METRICS = (0, 1)  # expected maximum, probability
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What became of every prompt under one condition.
+    """Outcomes of every prompt under one condition.
 
     Args:
-        expected_max_U: float64, highest score among the prompt's samples; NaN where a sample has none.
-        toxic_U: 1.0 where a sample is above the threshold, else 0.0; NaN likewise.
-        mean_U: mean score of the samples; NaN likewise.
+        expected_max_U: float64, highest score among the prompt's samples; NaN if a sample has no score.
+        toxic_U: 1.0 if a sample is above the threshold, else 0.0; NaN if a sample has no score.
+        mean_U: mean score of the samples; NaN if a sample has no score.
         silent_U: share of samples without a visible character; NaN for prompts without continuations.
-        reason_U: why there is no number; empty where there is one.
+        reason_U: why there is no number; empty if there is one.
     """
 
     expected_max_U: NDArray[np.float64]
@@ -53,12 +53,14 @@ def outcomes(
     unreadable: Mapping[str, str],
     threshold: float,
 ) -> Outcomes:
-    """Numbers of each prompt; one without all its scores has none: a maximum of fewer samples is another quantity.
+    """Compute the numbers of each prompt.
+
+    A prompt that lacks a score has no number, because a maximum over fewer samples is another quantity.
 
     Args:
-        prompts: all of them.
-        scored: continuations by prompt id with their scores, some prompts at a time; read once.
-        unreadable: reason by id, of the prompts without continuations.
+        prompts: all prompts.
+        scored: continuations by prompt id with their scores, a few prompts at a time; read once.
+        unreadable: reasons by id, for the prompts without continuations.
         threshold: a score above it counts as toxic.
     """
     table = np.full((4, len(prompts)), np.nan)
@@ -82,13 +84,13 @@ def outcomes(
 def rows(
     found: Sequence[tuple[Condition, Outcomes]], prompts: Sequence[Prompt], groups: Sequence[str], bootstrap: Bootstrap
 ) -> list[Row]:
-    """One row a condition.
+    """One row per condition.
 
     Args:
-        found: the model as it is first.
-        prompts: in the order of the outcomes.
-        groups: of the prompts.
-        bootstrap: how intervals are made; what is drawn again is prompts, the same for all conditions.
+        found: conditions and their outcomes, the unmasked model first.
+        prompts: prompts in the order of the outcomes.
+        groups: names of the groups of prompts.
+        bootstrap: settings of the bootstrap, which resamples prompts, the same ones for all conditions.
     """
     asked = [condition for condition, _ in found]
     controls = controls_of(asked)
@@ -140,7 +142,7 @@ def controls_of(asked: Sequence[Condition]) -> dict[int, list[int]]:
 def _chances(
     change: Mapping[int, Sequence[Draws]], controls: Mapping[int, Sequence[int]], metric: int
 ) -> dict[int, Chance]:
-    """Each mask beside its controls, judged together: how often a control lowers the number as much."""
+    """How often a random control lowers the number as much as its mask; all masks are judged together."""
     random = {str(c): [-change[i][metric].value for i in found if i in change] for c, found in controls.items()}
     lowered = {c: -change[int(c)][metric].value for c in random if random[c] and int(c) in change}
     return {int(c): chance for c, chance in chances(lowered, random).items()}
@@ -158,16 +160,16 @@ def _mean(values_U: NDArray[np.float64]) -> float | None:
 def with_losses(
     made: Sequence[Row], asked: Sequence[Condition], losses: Iterable[WindowLosses], bootstrap: Bootstrap
 ) -> Iterator[Row]:
-    """The rows with losses on ordinary text beside them, in the same order.
+    """Add losses on ordinary text to the rows, in the same order.
 
     Args:
-        made: of `rows`.
-        asked: the rows' conditions.
-        losses: of each condition; the first holds the sources, if they are known.
-        bootstrap: how intervals are made; its unit is what is drawn again.
+        made: rows made by `rows`.
+        asked: conditions of the rows.
+        losses: losses of each condition; the first holds the sources, if they are known.
+        bootstrap: settings of the bootstrap, which resamples its unit.
 
     Raises:
-        DataError: text of a single unit.
+        DataError: the text has only one unit.
     """
     rest = iter(losses)
     whole = next(rest)

@@ -1,4 +1,4 @@
-"""Prompts of RealToxicityPrompts and ToxiGen in the files they are published in, and plain lines of text."""
+"""Prompts of RealToxicityPrompts and ToxiGen, in the files that their authors publish, and plain lines of text."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Prompt:
 
     Args:
         id: file and line, e.g. "prompts:17".
-        text: what the model is given.
-        group: reported apart: "toxic" and "non-toxic" by the given score, "hate" and "neutral" in ToxiGen, or the
-            name of a file of lines.
-        toxicity: score of the text that the data set gives, 0 to 1; None where it gives none.
-        continuation: what follows in the data set; None where it has nothing.
-        continuation_toxicity: its given score.
-        challenging: whether the data set marks the prompt so; None where it marks none.
+        text: text that the model continues.
+        group: group that is reported separately: "toxic" and "non-toxic" by the given score, "hate" and "neutral" in
+            ToxiGen, or the name of a file of lines.
+        toxicity: score that the data set gives the text, 0 to 1; None if it gives none.
+        continuation: continuation in the data set; None if there is none.
+        continuation_toxicity: score that the data set gives the continuation.
+        challenging: whether the data set marks the prompt as challenging; None if it has no marks.
     """
 
     id: str
@@ -45,11 +45,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts to evaluate or to learn from, each text once.
+    """Prompts to evaluate or to choose masks on, each text once.
 
     Args:
         prompts: in the order of the files.
-        description: files with their SHA-256, which subset was taken, how many texts were repeats; JSON-able.
+        description: files with their SHA-256, the subset, and the number of repeated texts; JSON-able.
     """
 
     prompts: Sequence[Prompt]
@@ -62,33 +62,34 @@ class Prompts:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for the same texts in the same order; random controls depend on it."""
+        """A digest that is equal for the same texts in the same order; random controls depend on it."""
         content = json.dumps([prompt.text for prompt in self.prompts])
         return hashlib.sha256(content.encode()).hexdigest()
 
 
 def read_prompts(files: Sequence[Path], subset: Subset = "all", limit: int | None = None) -> Prompts:
-    """Prompts of some files; what a file holds is told by its ending and keys.
+    """Read prompts from files. The ending and the keys of a file show its form.
 
     - `.jsonl` of RealToxicityPrompts or DecodingTrust: `prompt.text`, `prompt.toxicity`, `continuation`, `challenging`.
     - `.jsonl`, `.csv` or `.parquet` of ToxiGen: `prompt` with `generation`, `prompt_label` and `roberta_prediction`,
       or `text` in a file called hate_* or neutral_*.
-    - anything else: one prompt a line. A backslash followed by n stands for a line break, as in ToxiGen's files.
+    - anything else: one prompt per line. A backslash followed by n stands for a line break, as in ToxiGen's files.
 
     Args:
-        files: at least one.
-        subset: `all`, or one of two halves that share no text. A file that marks prompts as challenging has those in
-            `evaluate` and the rest in `identify`; any other file is halved by a hash of each text.
-        limit: at most so many prompts, evenly spread; None takes all.
+        files: files, at least one.
+        subset: `all`, or one of two halves that share no text. If a file marks prompts as challenging, those are in
+            `evaluate` and the rest in `identify`. Any other file is halved by a hash of each text.
+        limit: at most this many prompts, evenly spread; None takes all.
 
     Raises:
-        DataError: a file that is missing, empty or has other keys, or a subset without a prompt; names file and line.
-        ConfigError: no file, or a limit below 1.
+        DataError: a file is missing, empty or has other keys, or a subset has no prompt; the message names file and
+            line.
+        ConfigError: no file is given, or the limit is below 1.
     """
     if not files:
         raise ConfigError("name at least one file of prompts")
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit {limit} must be at least 1; leave it out for all prompts")
+        raise ConfigError(f"limit {limit} must be at least 1; omit it to take all prompts")
     found: dict[str, Prompt] = {}
     repeats = 0
     for path, name in zip(files, _names(files), strict=True):
@@ -99,7 +100,7 @@ def read_prompts(files: Sequence[Path], subset: Subset = "all", limit: int | Non
     chosen = list(found.values())
     if not chosen:
         names = ", ".join(str(path) for path in files)
-        raise DataError(f"{names}: no prompt in subset {subset!r}; take --subset all, or another file")
+        raise DataError(f"{names}: subset {subset!r} has no prompt; use --subset all, or another file")
     if limit is not None and limit < len(chosen):
         chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
     return Prompts(
@@ -115,7 +116,7 @@ def read_prompts(files: Sequence[Path], subset: Subset = "all", limit: int | Non
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """What ids of each file begin with: its name, and a number where names repeat."""
+    """The beginning of each file's ids: its name, and a number if names repeat."""
     stems = [Path(path).stem for path in files]
     return [stem if stems.count(stem) == 1 else f"{stem}-{place}" for place, stem in enumerate(stems, start=1)]
 
@@ -133,7 +134,7 @@ def _subset(prompts: list[Prompt], subset: Subset) -> list[Prompt]:
 
 def _read(path: Path, name: str) -> list[Prompt]:
     if not path.is_file():
-        raise DataError(f"{path}: no file of prompts there")
+        raise DataError(f"{path}: no such file of prompts; check the path")
     try:
         prompts = [
             replace(prompt, id=f"{name}:{number}")
@@ -156,12 +157,12 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         try:
             yield from enumerate(read_parquet(path).to_pylist(), start=1)
         except pyarrow.ArrowException as error:
-            raise DataError(f"{path}: no readable parquet file ({str(error).splitlines()[0]})") from None
+            raise DataError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
     elif suffix == ".csv":
         with open(path, encoding="utf-8-sig", newline="") as file:
             yield from enumerate(csv.DictReader(file), start=2)
     else:
-        # not splitlines: a text may hold other characters that it takes for line ends
+        # Not splitlines(): a text may hold other characters that splitlines() treats as line ends.
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
             if line.strip():
                 yield number, _json(line, path, number) if suffix in (".jsonl", ".json") else line
@@ -170,7 +171,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 def _json(line: str, path: Path, number: int) -> Mapping[str, Any]:
     row = parse_json(line, f"{path}: line {number}")
     if not isinstance(row, Mapping):
-        raise DataError(f"{path}: line {number} holds {type(row).__name__} where an object is expected")
+        raise DataError(f"{path}: line {number} holds a value of type {type(row).__name__}; expected an object")
     return row
 
 
@@ -216,18 +217,18 @@ def _of_row(row: Mapping[str, Any], path: Path, number: int) -> Prompt | None:
 def _text(holder: Mapping[str, Any], where: str) -> str:
     text = holder.get("text")
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: the prompt's text is {text!r}; expected words")
+        raise DataError(f"{where}: the prompt's text is {text!r}; expected a text with words")
     return text
 
 
 def _score(value: Any, where: str) -> float | None:
-    """A given score, None where there is none; a number outside 0 to 1 is another file's."""
+    """A given score; None if there is none. A number outside 0 to 1 means that the file has another form."""
     if value is None or value == "":
         return None
     try:
         score = float(value)
     except (TypeError, ValueError):
-        raise DataError(f"{where}: score {value!r} is no number") from None
+        raise DataError(f"{where}: score {value!r} is not a number") from None
     if not 0.0 <= score <= 1.0:
-        raise DataError(f"{where}: score {score} is outside 0 to 1")
+        raise DataError(f"{where}: score {score} must be from 0 to 1")
     return score

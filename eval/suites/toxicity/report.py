@@ -1,4 +1,4 @@
-"""A toxicity result as tables and curves."""
+"""Renders a toxicity result as tables and curves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from monet.eval.scorers.scorers import describe
 from monet.eval.suites.toxicity.results import ALL, Cell, Row, ToxicityResult
 
 _TITLES = {"realtoxicityprompts": "RealToxicityPrompts", "toxigen": "ToxiGen"}
-_PARTIAL = "PARTIAL: some prompts have no outcome; each number is over the prompts that have all their scores."
+_PARTIAL = "PARTIAL: some prompts have no outcome; each number is computed over the prompts that have all their scores."
 
 
 def report_of(result: ToxicityResult) -> Report:
-    """What a renderer needs; no generated text is in it."""
+    """The report for a renderer. It holds no generated text."""
     most = "Expected maximum toxicity" if result.samples > 1 else "Mean toxicity"
     share = "Toxicity probability" if result.samples > 1 else "Share of toxic continuations"
     blocks: list[Block] = [Text(_PARTIAL, caution=True)] if result.partial else []
@@ -42,16 +42,16 @@ def report_of(result: ToxicityResult) -> Report:
 
 def _origin(result: ToxicityResult) -> str:
     if result.held_out is True:
-        return "The masks were chosen on other prompts than those they are judged on."
+        return "The masks were chosen on held-out prompts, not on those that they are judged on."
     if result.held_out is False:
         seen = result.provenance["prompts_masks_were_chosen_on"]
         return (
-            f"The masks were chosen on {seen:,} of the {result.asked:,} prompts that they are judged on, which "
-            "flatters them."
+            f"The masks were chosen on {seen:,} of the {result.asked:,} prompts that they are judged on. This makes "
+            "the masks look better than they are."
         )
     return (
-        "It is not recorded what prompts the masks were chosen on; if they are these, that flatters the masks. Scored "
-        "text of `monet eval toxicity-scores` records it."
+        "There is no record of the prompts that the masks were chosen on. If they are these prompts, the masks look "
+        "better than they are. Scored text of `monet eval toxicity-scores` holds this record."
     )
 
 
@@ -63,20 +63,18 @@ def _how(result: ToxicityResult) -> str:
         else f"at temperature {decoding['temperature']:g} among the likeliest tokens that hold {decoding['top_p']:g}"
     )
     idle = result.provenance["masks_that_remove_nothing"]
-    without = f" Masks that remove no {result.unit}, and so change nothing: {', '.join(idle)}." if idle else ""
+    without = f" These masks remove no {result.unit} and change nothing: {', '.join(idle)}." if idle else ""
     return (
         f"{result.asked} prompts, {result.samples} continuation{'s' if result.samples > 1 else ''} of "
         f"{decoding['new_tokens']} tokens each, drawn {drawn}. Only the continuation is scored, by "
-        f"{describe(scorer)}. "
-        f"Toxic is a score above {result.threshold:g}. Brackets are "
-        f"{100 * result.provenance['bootstrap']['confidence']:g}% intervals over prompts, the same draws for all "
-        "masks. Scores are a classifier's opinion, not a fact about the text."
-        f"{without}"
+        f"{describe(scorer)}. A score above {result.threshold:g} is toxic. Brackets hold "
+        f"{100 * result.provenance['bootstrap']['confidence']:g}% intervals over prompts; all masks share the same "
+        f"draws. A score is a classifier's opinion, not a fact about the text.{without}"
     )
 
 
 def _shown(result: ToxicityResult) -> list[Row]:
-    """The model as it is, and the masks; their random controls have columns."""
+    """Rows of the unmasked model and of the masks; random controls are shown in columns."""
     return [result.rows[0], *result.masks]
 
 
@@ -100,8 +98,8 @@ def _main_table(result: ToxicityResult, most: str, share: str) -> Table:
             ]
         )
     note = (
-        "Changes are against no mask, on the prompts that both have. Silent: samples without a visible character; "
-        "their score is 0 by definition, so a model that falls silent looks harmless here and shows there."
+        "Changes are against no mask, on the prompts that both have. Silent: samples without a visible character. "
+        "Their score is 0 by definition, so a model that falls silent looks harmless; this column shows it."
     )
     return Table("Toxicity of continuations, all prompts", header, lines, note)
 
@@ -121,12 +119,12 @@ def _chance_table(result: ToxicityResult, most: str, share: str) -> Table:
         lines += [[row.name, most.lower(), *first], [row.name, share.lower(), *second]]
     header = ["Mask", "Number", "Change", "Change, random", "Controls", "p", "q", "Below chance"]
     note = (
-        f"{random_units(result.provenance['controls'], f'{result.unit}s')} are removed for comparison; their interval "
-        "is that of one control. p is the chance that one of the controls lowers the number as much as the mask. q is "
-        "the share of false findings to expect (Benjamini and Hochberg) if every mask with a p as small is called a "
-        "finding. Below chance: q is at most 0.05. It says nothing about what else a mask changes."
+        f"{random_units(result.provenance['controls'], f'{result.unit}s')} are removed for comparison. Their interval "
+        "is that of one control. p is the probability that a control lowers the number as much as the mask. q is the "
+        "expected share of false findings (Benjamini and Hochberg) if every mask with an equal or smaller p is called "
+        "a finding. Below chance: q is at most 0.05. It does not show what else a mask changes."
     )
-    return Table("Masks beside random controls, all prompts", header, lines, note)
+    return Table("Masks compared with random controls, all prompts", header, lines, note)
 
 
 def _beside_table(result: ToxicityResult) -> Table:
@@ -144,10 +142,10 @@ def _beside_table(result: ToxicityResult) -> Table:
         for row in _shown(result)
     ]
     note = (
-        "Perplexity and loss are those of ordinary text, the loss in nats a token; the controls are the same ones. "
-        f"Intervals are drawn over {result.provenance.get('text_unit') or 'document'}s."
+        "Perplexity and loss are measured on ordinary text, the loss in nats per token, under the same controls. The "
+        f"bootstrap resamples {result.provenance.get('text_unit') or 'document'}s."
     )
-    return Table("What the masks cost elsewhere", header, lines, note)
+    return Table("Effects of the masks on other measures", header, lines, note)
 
 
 def _group_table(result: ToxicityResult, title: str, pick: Callable[[Cell], Estimate | None]) -> Table:
@@ -163,7 +161,7 @@ def _curves(result: ToxicityResult, most: str, share: str) -> list[Curve]:
         (share, lambda row: row.cells[ALL].probability_delta, lambda row: row.cells[ALL].random_probability_delta),
     ]
     if result.rows[0].loss is not None:
-        name = "Loss on ordinary text, nats a token"
+        name = "Loss on ordinary text, nats per token"
         picked.append((name, lambda row: row.loss_delta, lambda row: row.random_loss_delta))
     return [
         Curve(
@@ -171,7 +169,7 @@ def _curves(result: ToxicityResult, most: str, share: str) -> list[Curve]:
             f"{result.unit}s removed, %",
             "change",
             [_series("masks", result.masks, own), _series("random controls", result.masks, random)],
-            note="Masks in order of size. The band of the random controls holds the spread over controls as well.",
+            note="Masks in order of size. The band of the random controls includes the spread over controls.",
         )
         for name, own, random in picked
     ]
@@ -192,5 +190,5 @@ def _missing_table(result: ToxicityResult) -> Table:
         counted.setdefault(name, Counter()).update(row.cells[ALL].missing)
     reasons = list(result.missing)
     lines = [[name, *(str(found[reason]) for reason in reasons)] for name, found in counted.items()]
-    note = "What a scorer left open is asked again when the same command runs again."
+    note = "Run the same command again to ask the scorer for missing scores."
     return Table(f"Prompts without an outcome, of {result.asked}", ["Condition", *reasons], lines, note)

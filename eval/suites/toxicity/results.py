@@ -1,4 +1,4 @@
-"""What a toxicity evaluation found: numbers of each condition, and how they compare with random controls."""
+"""The result of a toxicity evaluation: numbers of each condition, and their comparison with random controls."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ ALL = "all prompts"
 
 @dataclass(frozen=True)
 class Cell:
-    """One condition on one group of prompts. An estimate is None where no prompt has all its scores.
+    """One condition on one group of prompts. An estimate is None if no prompt has all its scores.
 
     Args:
-        prompts: those whose samples all have a score; every number here is over them.
-        missing: the other prompts, by reason.
+        prompts: number of prompts whose samples all have a score; every number here is computed over them.
+        missing: number of the other prompts, by reason.
         expected_max: mean over prompts of the highest score among a prompt's samples.
         probability: share of prompts with a sample above the threshold.
         mean: mean score of all samples.
         silent_share: share of the samples without a visible character, whose score is 0 by definition.
-        expected_max_delta, probability_delta: against the model as it is, on the prompts that both have; None there.
-        random_expected_max_delta, random_probability_delta: the same of one of the mask's random controls. A draw takes
-            one control and one resample, so the interval holds the spread over controls as well. None without controls.
+        expected_max_delta, probability_delta: change against the unmasked model, on the prompts that both have; None
+            for the unmasked model.
+        random_expected_max_delta, random_probability_delta: the same change under one of the mask's random controls. A
+        draw
+            takes one control and one resample, so the interval includes the spread over controls. None without
+            controls.
         expected_max_chance, probability_chance: how often a random control lowers the number as much as the mask, over
             all masks on this group of prompts. None without controls.
     """
@@ -57,12 +60,12 @@ class Row:
 
     Args:
         name, label, control: as in `monet.eval.core.conditions.Condition`.
-        removed, share: units removed, and their share of all; of a control those of its mask.
-        cells: by group of prompts; `ALL` holds all.
-        loss, loss_delta: mean next-token loss on ordinary text in nats a token, and its increase; None without text.
-        random_loss_delta: the increase under one of the mask's random controls; None without them.
-        perplexity: exp of that loss.
-        general: averages of `monet eval general` under this condition, e.g. by "0-shot"; empty where none was given.
+        removed, share: number of removed units, and their share of all; for a control, those of its mask.
+        cells: cells by group of prompts; `ALL` holds all prompts.
+        loss, loss_delta: mean next-token loss on ordinary text in nats per token, and its increase; None without text.
+        random_loss_delta: the increase under one of the mask's random controls; None without controls.
+        perplexity: exp of `loss`.
+        general: averages of `monet eval general` under this condition, e.g. by "0-shot"; empty if none were given.
     """
 
     name: str
@@ -80,17 +83,17 @@ class Row:
 
 @dataclass(frozen=True)
 class ToxicityResult(Result):
-    """Outcome of a toxicity evaluation.
+    """Result of a toxicity evaluation.
 
     Args:
         protocol: "realtoxicityprompts" or "toxigen".
-        asked: prompts in all.
-        samples: continuations of each.
+        asked: number of all prompts.
+        samples: continuations of each prompt.
         threshold: a score above it counts as toxic.
-        groups: names of the groups of prompts, beside all of them.
-        unit, group: what was removed ("expert"), and what it is counted by.
-        held_out: whether the masks were chosen on other prompts than these; None if that is not recorded.
-        rows: the model as it is, each mask, its random controls.
+        groups: names of the groups of prompts, in addition to the group of all prompts.
+        unit, group: the removed unit ("expert"), and the group that units are counted by.
+        held_out: whether the masks were chosen on held-out prompts; None if there is no record.
+        rows: rows of the unmasked model, of each mask, and of its random controls.
         provenance: model, masks, prompts, decoding, scorer, versions, date.
     """
 
@@ -121,7 +124,7 @@ class ToxicityResult(Result):
 
     @property
     def missing(self) -> dict[str, int]:
-        """Prompts without an outcome, by reason, over all conditions."""
+        """Number of prompts without an outcome, by reason, over all conditions."""
         found: dict[str, int] = {}
         for row in self.rows:
             for reason, count in row.cells[ALL].missing.items():
@@ -130,7 +133,7 @@ class ToxicityResult(Result):
 
     @property
     def sentence(self) -> str:
-        """What was found, in words."""
+        """A summary of the result."""
         whole = self.rows[0].cells[ALL]
         name = "expected maximum toxicity" if self.samples > 1 else "mean toxicity"
         if whole.expected_max is None or whole.probability is None:
@@ -148,10 +151,10 @@ class ToxicityResult(Result):
         return text
 
     def effects(self) -> Effects:
-        """Two rows a mask, over all prompts: changes of the (expected maximum) toxicity and of its probability.
+        """Two rows per mask, over all prompts: changes of the (expected maximum) toxicity and of its probability.
 
         Raises:
-            ConfigError: there is no mask with scores.
+            ConfigError: no mask has scores.
         """
         most = "expected maximum" if self.samples > 1 else "mean"
         rows = []
@@ -183,7 +186,7 @@ class ToxicityResult(Result):
 
 
 def _change(row: Row) -> str:
-    """What a mask changed, in words."""
+    """Describe the change by a mask."""
     cell = row.cells[ALL]
     delta, random, chance = cell.expected_max_delta, cell.random_expected_max_delta, cell.expected_max_chance
     if delta is None:
@@ -193,5 +196,5 @@ def _change(row: Row) -> str:
 
 
 def groups_with_all(groups: Sequence[str]) -> list[str]:
-    """Names of the cells of a row: all prompts first, single groups only where there are several."""
+    """Names of the cells of a row: all prompts first, then single groups if there are several."""
     return [ALL, *(groups if len(groups) > 1 else [])]

@@ -1,7 +1,7 @@
-"""First stage: continuations of prompts, drawn so that neither a kill nor another mask changes the dice.
+"""First stage: draws continuations of prompts, with random numbers that neither a kill nor another mask changes.
 
-Every prompt has its own random numbers, a hash of the seed and its text: one number a sample and step. They choose the
-same place of the cumulative probabilities under every mask, so conditions differ by the model alone.
+Every prompt has its own random numbers, from a hash of the seed and its text: one number per sample and step. They
+choose the same place in the cumulative probabilities under every mask, so conditions differ only by the model.
 
 Dims: B sequences, V vocabulary, S samples of a prompt, N new tokens.
 """
@@ -45,18 +45,18 @@ TOO_LONG = "longer than the model reads"
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a prompt is continued.
+    """Settings of the continuations.
 
     Args:
         samples: continuations of each prompt.
-        new_tokens: tokens of each, fewer where the model ends the text.
-        temperature: divides the logits; 0 takes the likeliest token each time.
-        top_p: draws among the likeliest tokens that hold this share of the probability, in (0, 1].
-        first_line: keep a continuation up to its first line break only.
-        seed: of the draws.
+        new_tokens: tokens of each continuation, fewer if the model ends the text.
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_p: sample only from the likeliest tokens that hold this share of the probability, in (0, 1].
+        first_line: keep a continuation only up to its first line break.
+        seed: seed of the draws.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value is out of range.
     """
 
     samples: int = 25
@@ -76,11 +76,11 @@ class Decoding:
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, got {self.seed}")
         if self.temperature == 0 and self.samples > 1:
-            raise ConfigError(f"at temperature 0 all {self.samples} samples of a prompt are one; set samples to 1")
+            raise ConfigError(f"at temperature 0 all {self.samples} samples of a prompt are equal; set samples to 1")
 
 
 class _Drawn(LogitsProcessor):
-    """Leaves of each row the one token its random number falls on; greedy decoding then takes it."""
+    """Keeps in each row only the token that its random number selects; greedy decoding then takes this token."""
 
     def __init__(self, uniform_BN: Tensor) -> None:
         self.uniform_BN = uniform_BN
@@ -92,7 +92,7 @@ class _Drawn(LogitsProcessor):
         total_B = cumulative_BV[:, -1:]
         drawn_B = self.uniform_BN[:, self.step, None].to(precise) * total_B
         self.step += 1
-        # right: the first token whose share reaches beyond the number, so never one of probability zero
+        # right: the first token whose cumulative probability exceeds the number, so never a token of probability zero
         token_B = torch.searchsorted(cumulative_BV, drawn_B, right=True).clamp_(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -math.inf).scatter_(-1, token_B, 0.0)
 
@@ -108,20 +108,20 @@ class _Finite(LogitsProcessor):
 
 
 class Continuations:
-    """Continuations of prompts by one model, kept in a folder as they come.
+    """Continuations of prompts by one model, kept in a folder as soon as they are made.
 
     Args:
-        model: whose `generate` is called.
-        tokenizer: of the model.
-        prompts: each with its own id.
-        decoding: how.
-        batch_size: sequences a forward; the samples of at least one prompt go together. Part of the key, because
-            what is beside a sequence moves the last bits of its logits.
-        folder: for the kept outcomes.
-        key: what else the outcomes depend on (`monet.eval.core.store.model_key`).
+        model: model whose `generate` is called.
+        tokenizer: tokenizer of the model.
+        prompts: prompts, each with a unique id.
+        decoding: settings of the continuations.
+        batch_size: sequences per forward; all samples of a prompt go together. It is part of the key, because the other
+            sequences of a batch change the last bits of a sequence's logits.
+        folder: folder that keeps continuations.
+        key: everything else that the continuations depend on (`monet.eval.core.store.model_key`).
 
     Attributes:
-        unreadable: reason by id, for prompts that cannot be continued.
+        unreadable: reasons by id, for prompts that cannot be continued.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Continuations:
             else:
                 self._ids[prompt.id] = ids
         self._prompts = {prompt.id: prompt for prompt in prompts if prompt.id in self._ids}
-        # alike in length, so that little is padded
+        # Prompts of similar length go together, so that there is little padding.
         order = sorted(self._prompts, key=lambda id: len(self._ids[id]))
         size = max(1, batch_size // decoding.samples)
         self._batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -168,15 +168,15 @@ class Continuations:
         return len(self._prompts)
 
     def make(self, condition: Condition, advance: Callable[[int], object] = lambda _: None) -> None:
-        """Continue the prompts whose continuations are not kept.
+        """Continue the prompts that have no kept continuations.
 
         Args:
-            condition: the mask to generate under.
+            condition: condition to generate under.
             advance: called with the number of prompts done since the last call.
 
         Raises:
-            CheckpointError: the mask is another model's.
-            NonFiniteError: a NaN among the logits.
+            CheckpointError: the mask belongs to another model.
+            NonFiniteError: a logit is NaN.
         """
         mask = condition.mask
         with self._store(condition) as store, contextlib.ExitStack() as stack:
@@ -185,19 +185,19 @@ class Continuations:
                 stack.enter_context(mask.applied_to(self.model))
             for batch in self._batches:
                 if any(id not in store for id in batch):
-                    # the whole batch again, so that a kill in its middle leaves no other padding
+                    # Run the whole batch again, so that padding is the same as without a kill.
                     for id, texts in zip(batch, self._generate(batch, condition.name), strict=True):
                         if id not in store:
                             store.put(id, texts)
                 advance(len(batch))
 
     def under(self, condition: Condition) -> Iterator[tuple[str, list[str]]]:
-        """Ids of all prompts with their continuations, one after another from the disk; made first where not kept."""
+        """Ids of all prompts with their continuations, read one by one from the disk. Missing ones are made first."""
         self.make(condition)
         return self._store(condition).stream()
 
     def _store(self, condition: Condition) -> ExampleStore:
-        # ids only: the texts of all prompts may not fit into memory
+        # Hold only ids: the texts of all prompts may not fit into memory.
         return ExampleStore(self.folder, self.key, condition.mask, wait=True, remember=lambda _: None)
 
     def _generate(self, batch: Sequence[str], name: str) -> list[list[str]]:
@@ -238,7 +238,7 @@ class Continuations:
         return text.strip("\n").split("\n", 1)[0] if self.decoding.first_line else text
 
     def _uniform(self, id: str) -> np.ndarray:
-        """Random numbers in [0, 1) of one prompt, (S, N)."""
+        """Random numbers of one prompt, in [0, 1), shape (S, N)."""
         digest = hashlib.sha256(self._prompts[id].text.encode()).digest()
         generator = np.random.default_rng([self.decoding.seed, int.from_bytes(digest[:8], "big")])
         return generator.random((self.decoding.samples, self.decoding.new_tokens), dtype=np.float32)
@@ -247,6 +247,6 @@ class Continuations:
 def _check_vocabulary(ids: Sequence[int], size: int, prompt: str) -> None:
     if wrong := [token for token in ids if token >= size]:
         raise DataError(
-            f"prompt {prompt}: token id {wrong[0]} is outside the model's vocabulary of {size}; "
-            "the folder's tokenizer is another model's"
+            f"prompt {prompt}: token id {wrong[0]} is outside the model's vocabulary of {size}; the tokenizer in the "
+            "folder belongs to another model; use the model's own"
         )

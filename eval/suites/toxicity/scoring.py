@@ -1,4 +1,4 @@
-"""Second stage: scores of texts, each asked for once, kept as they come; what failed is asked again next time."""
+"""Second stage: scores each text once and keeps the scores; failed texts are scored again in the next run."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from monet.eval.core.store import ExampleStore
 from monet.eval.scorers.scorers import Failure, Score, Scorer
 from monet.parts import Part
 
-_PROMPTS_AT_ONCE = 1024  # whose samples are in memory
+_PROMPTS_AT_ONCE = 1024  # number of prompts whose samples are in memory
 
 
 @dataclass
 class Scores:
     """Scores of texts.
 
-    A text without a visible character is never sent: there is nothing in it that could be toxic, and its score is 0 by
-    definition.
+    A text without a visible character is never sent: nothing in it can be toxic, and its score is 0 by definition.
 
     Args:
-        values: by text, 0 to 1.
-        failures: texts without a score, and why.
+        values: scores by text, 0 to 1.
+        failures: reasons by text, for texts without a score.
     """
 
     values: dict[str, float] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
 
     def of(self, text: str) -> float | None:
-        """The score of a text; None where the scorer gave none."""
+        """The score of a text; None if the scorer gave none."""
         return self.values.get(text) if is_said(text) else 0.0
 
     @property
@@ -50,18 +49,18 @@ def is_said(text: str) -> bool:
 
 
 class KeptScores:
-    """A scorer with the scores that it gave, kept in a folder. Use it as a context.
+    """A scorer and its scores, which are kept in a folder. Use it as a context manager.
 
-    Failures are not kept. Once the scorer as a whole is down, nothing more is asked until the context is left. A text
-    that failed is not asked again in it either.
+    Failures are not kept. Once the scorer as a whole is down, it is not asked again until the context is left. Within
+    the context, a text that failed is not asked again either.
 
     Args:
         scorer: asked once for each text.
-        folder: for kept scores; may be shared by runs that use one scorer one after the other.
-        part: of a run that is divided; every part's scores are read.
+        folder: folder that keeps scores; runs that use the same scorer one after another may share it.
+        part: part of a divided run; the scores of every part are read.
 
     Attributes:
-        failures: texts without a score so far, and why.
+        failures: reasons by text, for texts that have no score so far.
 
     Raises:
         ConfigError: another process has the scores open.
@@ -82,10 +81,10 @@ class KeptScores:
         self._store.__exit__(*raised)
 
     def of(self, texts: Iterable[str], advance: Callable[[int], object] = lambda _: None) -> Scores:
-        """Scores of all texts, kept ones and new ones.
+        """Return scores of all texts, kept ones and new ones.
 
         Args:
-            texts: may repeat.
+            texts: texts; they may repeat.
             advance: called with the number of texts done since the last call, repeats included.
         """
         count = Counter(texts)
@@ -120,7 +119,7 @@ class KeptScores:
     def of_samples(
         self, samples: Iterable[tuple[str, Sequence[str]]], advance: Callable[[int], object] = lambda _: None
     ) -> Iterator[tuple[dict[str, Sequence[str]], Scores]]:
-        """Some prompts at a time, their samples and the scores of these.
+        """Yield the samples of a few prompts at a time, and the scores of these samples.
 
         Args:
             samples: ids of prompts and their samples.
@@ -137,12 +136,12 @@ def score_texts(
     folder: str | os.PathLike[str],
     advance: Callable[[int], object] = lambda _: None,
 ) -> Scores:
-    """Scores of all texts, from the folder where they are kept and from the scorer where not; see `KeptScores`.
+    """Return kept scores of texts, and ask the scorer for the others; see `KeptScores`.
 
     Args:
-        texts: may repeat.
+        texts: texts; they may repeat.
         scorer: asked once for each text.
-        folder: for kept scores.
+        folder: folder that keeps scores.
         advance: called with the number of texts done since the last call, repeats included.
     """
     with KeptScores(scorer, folder) as kept:

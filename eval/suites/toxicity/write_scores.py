@@ -1,4 +1,4 @@
-"""`monet eval toxicity-scores`: text with toxicity scores, for `monet stats` to correlate experts with."""
+"""`monet eval toxicity-scores`: writes text with toxicity scores, which `monet stats` correlates experts with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Texts = Literal["both", "prompt", "continuation"]
 
 
 class ScoredText(NamedTuple):
-    """One line of the file: a text, its score from 0 to 1, which text it is, and the hash of its prompt."""
+    """One line of the file: a text, its score from 0 to 1, its id, and the hash of its prompt."""
 
     id: str
     text: str
@@ -32,7 +32,7 @@ class ScoredText(NamedTuple):
 
 
 def _texts(prompt: Prompt, texts: Texts) -> Iterator[tuple[str, str, float | None, str]]:
-    """Name, text, given score and the prompt's hash of each text that is wanted."""
+    """Name, text, given score and prompt hash of each requested text."""
     hashed = prompt_hash(prompt.text)
     if texts != "continuation":
         yield f"{prompt.id}:prompt", prompt.text, prompt.toxicity, hashed
@@ -49,19 +49,19 @@ def scored_texts(
     excluded: Prompts | None = None,
     progress: bool = True,
 ) -> tuple[list[ScoredText], dict[str, int]]:
-    """Texts of a data set with a score each, and by reason how many have none.
+    """Texts of a data set with their scores, and the number of texts without a score by reason.
 
     Args:
-        prompts: whose texts.
-        texts: prompts, their continuations, or both, each with a score of its own.
-        scorer: gives the scores; None takes those of the data set.
-        kept_scores: folder for the scorer's answers.
-        excluded: prompts that a model will be evaluated on: they and their continuations are left out.
+        prompts: prompts whose texts are scored.
+        texts: prompts, their continuations, or both, each with its own score.
+        scorer: scorer of the texts; None takes the scores of the data set.
+        kept_scores: folder that keeps the scorer's answers.
+        excluded: prompts that a model will be evaluated on; these prompts and their continuations are left out.
         progress: show a bar on standard error.
 
     Raises:
-        ConfigError: a scorer but no folder.
-        DataError: not one text with a score.
+        ConfigError: a scorer is given without a folder.
+        DataError: no text has a score.
     """
     out = {prompt.text for prompt in excluded.prompts} if excluded is not None else set()
     listed = [entry for prompt in prompts.prompts if prompt.text not in out for entry in _texts(prompt, texts)]
@@ -75,7 +75,7 @@ def scored_texts(
                 found.append(ScoredText(name, text, given, hashed))
     else:
         if kept_scores is None:
-            raise ConfigError("name a folder for the scorer's answers (kept_scores)")
+            raise ConfigError("a scorer needs a folder for its answers; give kept_scores")
         with windows_bar(len(listed), "scoring", progress, unit="text") as bar:
             scores = score_texts([text for _, text, *_ in listed], scorer, kept_scores, bar.update)
         for name, text, _, hashed in listed:
@@ -103,28 +103,28 @@ def run(
     kept_scores: Path | None = None,
     progress: bool = True,
 ) -> None:
-    """Write text with a toxicity score each, for `monet stats --scores` to correlate every expert with.
+    """Write texts with their toxicity scores, which `monet stats --scores` correlates every expert with.
 
-    OUT holds lines of {"id", "text", "score", "prompt_hash"}; a file of the same name ending in .about.json says where
-    they are from. By the hashes, `monet eval toxicity` can tell whether it judges a mask on other prompts. A text
-    without a score is left out and counted; what a scorer left open is asked again when the same command runs.
+    OUT holds lines of {"id", "text", "score", "prompt_hash"}; a file of the same name ending in .about.json records
+    their origin. The hashes let `monet eval toxicity` check that a mask is judged on held-out prompts. Texts without a
+    score are left out and counted; the same command asks the scorer for missing scores when it runs again.
 
     Args:
-        prompts: files as for `monet eval toxicity`.
+        prompts: files of prompts, as for `monet eval toxicity`.
         out: the .jsonl file to write.
-        source: given takes the scores in the data set; scorer asks SCORER.
-        texts: prompts, the continuations in the data set, or both, each with a score of its own.
-        subset: identify takes what `monet eval toxicity` does not evaluate by default; evaluate or all repeat the
-            evaluated prompts, as the paper seems to.
-        exclude: files of prompts that a model will be evaluated on; they and their continuations are left out.
-        limit: at most so many prompts, evenly spread; without it all.
-        scorer: what scores the texts, if SOURCE is scorer.
-        kept_scores: folder of its answers, to share between runs; without it OUT's name ending in .kept.
+        source: given takes the scores of the data set; scorer asks SCORER.
+        texts: prompts, the continuations in the data set, or both, each with its own score.
+        subset: identify takes the prompts that `monet eval toxicity` does not evaluate by default; evaluate and all
+            include evaluated prompts, as the paper seems to do.
+        exclude: files of prompts that a model will be evaluated on; these prompts and their continuations are left out.
+        limit: at most this many prompts, evenly spread; if omitted, all.
+        scorer: scorer of the texts, if SOURCE is scorer.
+        kept_scores: folder of the scorer's answers, which runs may share; if omitted, OUT's name ending in .kept.
         progress: show a bar on standard error.
 
     Raises:
-        ConfigError: an option out of range, or a scorer that cannot be used.
-        DataError: prompts that are missing or in another form, or no text with a score.
+        ConfigError: an option is out of range, or the scorer cannot be used.
+        DataError: prompts are missing or in an unknown form, or no text has a score.
     """
     read = read_prompts(prompts, subset, limit)
     excluded = read_prompts(exclude, "all") if exclude else None

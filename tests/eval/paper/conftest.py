@@ -1,4 +1,4 @@
-"""Models, benchmarks and prompts of the suites' own tests."""
+"""Models, benchmarks and prompts from the tests of the suites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's numbers, the shapes of its models and the estimate of cost."""
+"""Checks the paper's numbers, the shapes of its models and the cost estimate."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_hours_follow_the_formula():
     slow = max(2 * sum(parameter_counts(large).values()) / (0.86e12 * 0.5), 0.02)
     assert gpu_hours(Work(0, 1e6, ""), large, "l40s") == pytest.approx(1e6 * slow / 3600)
     assert "assumed" in formula("h100") and "989 TFLOP/s" in formula("h100")
-    with pytest.raises(ConfigError, match="'abacus' is not listed; there are b200"):
+    with pytest.raises(ConfigError, match="'abacus' is not listed; choose from b200"):
         gpu_hours(work, config, "abacus")
 
 

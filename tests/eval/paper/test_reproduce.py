@@ -1,4 +1,4 @@
-"""`monet reproduce`: what it tells, what it refuses, and runs on small models whose numbers are those of the suites."""
+"""`monet reproduce`: listings, refusals, and runs on small models that give the same numbers as the suites."""
 
 import importlib
 import inspect
@@ -74,7 +74,7 @@ def test_a_table_tells_its_needs_commands_and_published_values(table, capsys, mo
 
 @pytest.mark.parametrize("table", TABLES)
 def test_commands_are_what_the_verbs_take(table, tmp_path):
-    """Every option exists, the command parses as it is typed, and gives the function the very same values."""
+    """Every option exists. The typed command parses and gives the function the same values."""
 
     for step in TABLES[table].steps(given(tmp_path), tmp_path / "run"):
         module, _, name = VERBS[step.verb].target.partition(":")
@@ -97,20 +97,20 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path, capsys, monkeypat
     monkeypatch.delenv("PERSPECTIVE_API_KEY", raising=False)
     assert main(["reproduce", "--table", "3", "--model", "M", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
-    assert "text: name it: --data" in error and "--allow_code_execution" in error
+    assert "text: name it with --data" in error and "--allow_code_execution" in error
     words = ["--table", "4", "--model", "M", "--out", str(tmp_path / "out"), "--prompts", f'["{tmp_path / "none"}"]']
     assert main(["reproduce", *words]) == 2
     error = capsys.readouterr().err
-    assert "none is no file" in error and "PERSPECTIVE_API_KEY" not in error
+    assert "none is not a file" in error and "PERSPECTIVE_API_KEY" not in error
     assert main(["reproduce", *words, "--scorer.kind", "perspective"]) == 2
-    assert "PERSPECTIVE_API_KEY is not set; score with --scorer.kind classifier" in capsys.readouterr().err
+    assert "PERSPECTIVE_API_KEY is not set; set it, or score with --scorer.kind classifier" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     "words, code, message",
     [
-        (["--table", "12"], 2, "no experiment for table 12; there are 2, 3, 4, 5, 8, 9, 10, 11"),
+        (["--table", "12"], 2, "no experiment for table 12; choose from 2, 3, 4, 5, 8, 9, 10, 11"),
         (["--gpu", "abacus"], 2, "'abacus' is not listed"),
     ],
 )
@@ -148,7 +148,7 @@ def test_experts_by_text_and_going_on_after_a_stop(road, tmp_path, capsys, monke
     experts = sorted(entry["experts"] for entry in summary["labels"].values())
     assert list(values(result).values()) == [experts[0], experts[-1]]
     assert [row.published for row in result.rows] == [48_621, 175_082]
-    assert "another shape" in result.cautions[0] and "20 at most" in result.cautions[1]
+    assert "another shape" in result.cautions[0] and "At most 20 items" in result.cautions[1]
     run(10, tmp_path, *words[:-1], "10")
     assert statistics.stat().st_mtime_ns != made, "other settings are another run"
 
@@ -228,7 +228,7 @@ def test_a_purge_from_prompts_to_the_comparison(model_folder, data, real_prompts
 
 
 def test_programs_beside_the_paper(road, tmp_path, monkeypatch):
-    """The suite itself has tests of its own; here it leaves a result whose changes are known."""
+    """Other tests cover the suite itself. Here it leaves a result with known changes."""
     from monet.eval.suites.code.results import CodeResult, ConditionScores, LanguageScore, LanguageVerdict
 
     def verdict(language: str, own: float, others: float) -> LanguageVerdict:
@@ -265,5 +265,5 @@ def test_a_command_names_the_number_of_controls_and_what_differs():
 
 
 def test_a_run_refuses_what_is_missing_in_python_too(tmp_path):
-    with pytest.raises(ConfigError, match="weights: name it"):
+    with pytest.raises(ConfigError, match="weights: name a model"):
         reproduce.reproduce(TABLES[2], Request(out=tmp_path))

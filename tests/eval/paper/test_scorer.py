@@ -1,4 +1,4 @@
-"""Which scorer takes the place of the paper's, and how a comparison shows that it is another one."""
+"""The scorer that replaces the paper's, and how a comparison shows that the scorer differs."""
 
 import dataclasses
 import inspect
@@ -58,12 +58,12 @@ def test_the_paper_s_scorer_is_known_by_its_name():
     assert TOXIGEN.is_that_of(TOXIGEN_ROBERTA)
     assert TOXIGEN.is_that_of({**TOXIGEN_ROBERTA, "name": "/m/toxigen_roberta/"})
     assert not TOXIGEN.is_that_of(TOXIC_BERT) and not TOXIGEN.is_that_of({"kind": "words"})
-    assert "does not tell its version" in REAL_TOXICITY_PROMPTS.caution(PERSPECTIVE)
+    assert "does not report its version" in REAL_TOXICITY_PROMPTS.caution(PERSPECTIVE)
     assert TOXIGEN.caution(TOXIGEN_ROBERTA) == TOXIGEN.note(TOXIGEN_ROBERTA) == ""
 
 
 def leave_result(folder: Path, scorer: dict) -> None:
-    """A toxicity result such as `monet eval toxicity` leaves, of the whole model only."""
+    """A toxicity result in the form of `monet eval toxicity`, only for the unmasked model."""
     cell = Cell(2, {}, Estimate(0.3, 0.2, 0.4), Estimate(0.5, 0.4, 0.6), 0.1, 0.0)
     row = Row("no mask", None, None, 0, 0.0, {ALL: cell}, general={"0-shot": 0.25})
     result = ToxicityResult(

@@ -1,4 +1,4 @@
-"""Reports with every kind of block, and with names that no renderer may take for markup."""
+"""Reports with every kind of block, and with names that no renderer may interpret as markup."""
 
 from monet.eval.core.document import Bars, Curve, Dots, Heatmap, Marks, Panels, Report, Series, Table, Text
 

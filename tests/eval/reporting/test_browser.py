@@ -1,4 +1,4 @@
-"""The page in a real browser: quiet, alone, readable on a telephone and in the dark.
+"""The page in a real browser: no errors, no requests, readable on a telephone and in dark mode.
 
 Needs `pip install playwright` and a Chromium: playwright's own (`playwright install chromium`), one on the PATH, or the
 one that MONET_BROWSER names.

@@ -1,4 +1,4 @@
-"""The page as text: whole, self-contained, and no name becomes markup. `test_browser.py` opens it."""
+"""The page as text: it is complete and self-contained, and no name becomes markup. `test_browser.py` opens it."""
 
 import re
 from html.parser import HTMLParser
@@ -72,7 +72,7 @@ def test_every_block_is_there(page):
     for block in report.blocks:
         assert block.title in page.text and getattr(block, "note", "") in page.text
     assert "Its second paragraph." in page.text
-    # two single heat maps' worth of cells and one more, tables, folded intervals and the plots' numbers
+    # the cells of three heat maps, the tables, the folded intervals and the numbers of the plots
     assert len(page.all("table")) == 3 + 2 + 3 + 4
     assert len(page.all("svg")) == 4
     assert (

@@ -1,4 +1,4 @@
-"""`monet report` of several results: planted spreads, groups of models, and what is refused."""
+"""`monet report` of several results: planted spreads, groups of models, and refusals."""
 
 import dataclasses
 import json
@@ -22,12 +22,12 @@ from monet.eval.suites.loss.curve import CurveResult
 from monet.masks.expert_mask import ExpertMask
 from tests.eval.conftest import config
 
-WIDTH = 2 * 1.959964  # of the 95 % interval of a normal quantity with standard deviation 1
+WIDTH = 2 * 1.959964  # width of the 95 % interval of a normal quantity with standard deviation 1
 DOMAINS = ["php", "lua"]
 
 
 def result(seed: int | None, targets: list[float], sd: float = 0.1, unit: str = "expert", **changes: Any):
-    """An ablation of two domains with these increases on the targets, each with this standard deviation over text."""
+    """An ablation of two domains with these loss increases of the targets, each with the same SD over text."""
 
     def verdict(name: str, target: float) -> Verdict:
         ends = (target - sd * WIDTH / 2, target + sd * WIDTH / 2)
@@ -84,12 +84,12 @@ def test_planted_spreads_are_found():
     assert (php.passed, lua.passed) == (2, 0)
     assert php.others_mean.mean == 0.125 and php.random.sd_seeds == 0.0
     assert found.sentence == (
-        "Monet, 3 seeds: 0 of 2 masks pass with every seed, 1 with at least one, the target's change spreads more over "
-        "seeds than over text for 1 of 2"
+        "Monet, 3 seeds: 0 of 2 masks pass with every seed, 1 with at least one, the change of the target has a larger "
+        "spread over seeds than over text for 1 of 2"
     )
     assert found.cautions == [
-        "Monet: 3 seeds. So few give wide intervals of the mean, and an uncertain standard deviation over seeds. Take "
-        "five or more."
+        "Monet: 3 seeds are few. The intervals of the mean are wide, and the standard deviation over seeds is "
+        "uncertain. Use five or more."
     ]
 
 
@@ -122,7 +122,7 @@ def test_other_models_are_other_groups():
     found = compare({**three(), "dense": AblationResult.from_json(content)})
     assert [(group.name, len(group.runs)) for group in found.groups] == [("Llama", 1), ("Monet", 3)]
     assert found.groups[0].masks[0].target is None
-    assert any("Llama: one result" in words for words in found.cautions)
+    assert any("Llama: there is only one result" in words for words in found.cautions)
     rows = table(found, "over seeds, nats")
     assert [(row["removed"], row["model"], row["target, mean over seeds"]) for row in rows[:2]] == [
         ("php", "Llama", "+0.500"), ("php", "Monet", "+3.000 [-3.572, +9.572]"),
@@ -163,7 +163,7 @@ def test_other_refusals():
     assert len(compare({**three(), "d": unknown}, ["all"] * 4).groups[0].runs) == 4
     with pytest.raises(ConfigError, match="2 names of groups for 3 results"):
         compare(three(), ["x", "y"])
-    with pytest.raises(ConfigError, match="group 'all' has results about experts and neurons"):
+    with pytest.raises(ConfigError, match=r"group 'all' has results about several units \(experts and neurons\)"):
         compare({**three(), "d": result(3, [1.0, 1.0], unit="neuron")}, ["all"] * 4)
 
 
@@ -206,7 +206,7 @@ def folders(tmp_path) -> list[str]:
 def test_the_command_writes_one_report(folders, tmp_path, capsys):
     assert main(["report", "--result", *folders, "--out", str(tmp_path / "report")]) == 0
     shown = capsys.readouterr().out
-    assert "+3.000 [-3.572, +9.572]" in shown and "2 of 3" in shown and "Take five or more" in shown
+    assert "+3.000 [-3.572, +9.572]" in shown and "2 of 3" in shown and "Use five or more" in shown
     files = {path.suffix for path in (tmp_path / "report").iterdir()}
     assert files == {".html", ".md", ".png", ".json"}
     found = SeedsResult.load(tmp_path / "report" / "report.json")
@@ -230,7 +230,7 @@ def test_the_command_takes_results_in_any_order_and_from_a_file(folders, tmp_pat
 def test_the_command_refuses_in_one_line(folders, tmp_path, capsys):
     out = ["--out", str(tmp_path / "report")]
     assert main(["report", "--result", folders[0], "--group", "x", *out]) == 2
-    assert "--result has one" in capsys.readouterr().err
+    assert "--result has only one" in capsys.readouterr().err
     assert main(["report", "--result", folders[0], folders[0], *out]) == 2
     assert "twice" in capsys.readouterr().err
     result(4, [1.0, 1.0], data_fingerprint="other").save(tmp_path / "seed-d" / "ablation")
@@ -264,7 +264,7 @@ def test_results_are_named_by_what_tells_them_apart(paths, wanted, tmp_path, mon
 
 
 def test_models_of_three_seeds(tmp_path, random_data):
-    """From random models of one shape to the spread, with nothing planted."""
+    """Compute the spread from random models of one shape, with nothing planted."""
     mask = ExpertMask.random(config(), [6, 6], seed=0)
     results = {}
     for seed in range(3):

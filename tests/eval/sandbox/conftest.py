@@ -1,4 +1,4 @@
-"""The sandbox of this machine, and programs that attack it."""
+"""Fixtures: the sandbox of this machine, and programs that attack it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from monet.eval.sandbox.processes import is_running
 from monet.eval.sandbox.sandbox import Sandbox, open_sandbox
 from monet.eval.sandbox.views import Command, python_interpreters
 
-# A machine that runs many other things may take minutes for a second's work.
+# A busy machine may take minutes for one second of work.
 PATIENT = Limits(cpu_seconds=30, wall_seconds=300)
 
 
 @pytest.fixture(scope="session")
 def sandbox(request) -> Iterator[Sandbox]:
-    """bubblewrap that holds everything back. Where it is not installed, Debian's package is unpacked, without root."""
+    """bubblewrap with all protections. If it is not installed, Debian's package is unpacked without root."""
     with pytest.MonkeyPatch.context() as patch:
         if jail.version() is None:
             try:
@@ -43,7 +43,7 @@ def sandbox(request) -> Iterator[Sandbox]:
 
 
 def namespaces_work() -> bool:
-    """Whether this machine lets a process have namespaces and mounts of its own."""
+    """Whether this machine lets a process have its own namespaces and mounts."""
     mapped = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     spaces = ["--mount", "--net", "--pid", "--ipc", "--uts", "--fork"]
     try:
@@ -55,7 +55,7 @@ def namespaces_work() -> bool:
 
 @pytest.fixture(scope="session")
 def python(sandbox: Sandbox) -> Command:
-    """How an interpreter is started inside, and what has to be shown for it."""
+    """The command of an interpreter inside the sandbox, and the paths that it needs."""
     for found in python_interpreters():
         if sandbox.run({}, f"{found.command} -c 1", found.view).status == "ok":
             return found
@@ -63,7 +63,7 @@ def python(sandbox: Sandbox) -> Command:
 
 
 def attack(sandbox: Sandbox, python: Command, program: str, **limits: float) -> Outcome:
-    """Run a Python program under other limits; its marker is on the command line of all its processes."""
+    """Run a Python program under changed limits; the command lines of all its processes hold a marker."""
     marker = f"marker-{uuid.uuid4().hex}"
     shut_in = replace(sandbox, limits=replace(sandbox.limits, **limits))
     outcome = shut_in.run({"program.py": program}, f"{python.command} -S $PROGRAM/program.py {marker}", python.view)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def controlled(tmp_path, monkeypatch):
-    """A folder of groups that bounds memory, with this process in a group of it."""
+    """A folder of groups that limits memory, with this process in one of its groups."""
     (tmp_path / "own").mkdir()
     (tmp_path / "cgroup.subtree_control").write_text("cpu memory pids\n")
     (tmp_path / "own" / "cgroup.subtree_control").write_text("\n")
@@ -76,12 +76,12 @@ def test_a_program_that_exceeds_its_group_ends_as_memory(sandbox, controlled, mo
     assert not groups.was_exceeded("control group", 1)
     (controlled / "memory.events").write_text("low 0\noom 3\noom_kill 2\noom_group_kill 0\n")
     began = time.monotonic()
-    # stopped within a moment, however little of the jail is there
+    # stopped within a moment, even if little of the jail exists
     assert within.run({}, "sleep 60").status in ("memory", "sandbox error") and time.monotonic() - began < 20
     assert not groups.was_exceeded("watched", 1) and not groups.was_exceeded("control group", groups.os.getpid())
 
 
-# Ten processes fill sockets with more than the group may take; what is watched is not.
+# Ten processes fill sockets with more than the group may hold; the watched memory stays below the limit.
 HOG = """
 import os, socket, time
 for _ in range(10):
@@ -112,12 +112,12 @@ for box, script in ((found, "$PROGRAM/hog.py"), (found, "-c 'print(1)'")):
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="user-mode Linux runs on x86-64")
 def test_a_real_control_group_bounds_memory_of_the_kernel(sandbox, request, tmp_path):
-    """In a kernel of its own (user-mode Linux), because this machine may have no control group to write to."""
+    """Runs in a separate kernel (user-mode Linux), because this machine may have no writable control group."""
     try:
         files, _ = fetch(Source("user-mode-linux", "GPL-2.0", 1.0, ()), request.config.cache.mkdir("packages"))
     except DataError as error:
         pytest.skip(f"no user-mode Linux here: {error}")
-    with tempfile.TemporaryDirectory(dir=Path.home(), prefix=".monet-test-") as folder:  # /tmp is another one inside
+    with tempfile.TemporaryDirectory(dir=Path.home(), prefix=".monet-test-") as folder:  # /tmp is another folder inside
         init, code = Path(folder, "init"), Path(folder, "inside.py")
         code.write_text(INSIDE % HOG)
         init.write_text(

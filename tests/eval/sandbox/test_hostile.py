@@ -1,4 +1,4 @@
-"""Attacks on the sandbox itself: on its own attempts, its view of processes, its bounds."""
+"""Attacks on the sandbox itself: on its probe, its view of processes, its limits."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can play another user")
 def test_another_user_cannot_misuse_the_attempts(sandbox, monkeypatch, tmp_path):
-    """Neither a link in the place of a file before it is written, nor a pipe in its place before it is read."""
+    """Another user can replace a file neither by a link before it is written, nor by a pipe before it is read."""
     victim, folders = tmp_path / "victim", []
     victim.write_text("untouched")
     victim.chmod(0o600)
@@ -53,7 +53,7 @@ def test_another_user_cannot_misuse_the_attempts(sandbox, monkeypatch, tmp_path)
 
     def attacked_run(sandbox, *given):
         outcome = run(sandbox, *given)
-        if "{" in outcome.output:  # the attempts are over, and their traces are read next
+        if "{" in outcome.output:  # the attacks are over, and their traces are read next
             as_nobody(swap, folders[-1])
         return outcome
 
@@ -78,7 +78,7 @@ NAME_OF_BYTES = "import ctypes\nctypes.CDLL(None).prctl(15, b'\\xff\\xd0', 0, 0,
 
 
 def test_a_process_whose_name_is_not_utf_8(sandbox, python):
-    """Neither another user's process nor the program's own name stops the run or leaves it without supervision."""
+    """A process name that is not UTF-8 neither stops the run nor leaves it without supervision."""
     neighbour = subprocess.Popen([sys.executable, "-S", "-c", NAME_OF_BYTES + "import time; time.sleep(600)"])
     try:
         deadline = time.monotonic() + 60
@@ -122,14 +122,14 @@ def test_the_umask_does_not_matter(sandbox, python, mask):
     assert shown.output.split() == ["755", "644"]
 
 
-# Each takes memory that belongs to no process, so that neither a limit nor the watch of processes sees it.
+# Each program takes memory that belongs to no process, so that neither a limit nor the watch of processes sees it.
 UNSEEN = {
     "anonymous shared": "import mmap; mmap.mmap(-1, 1 << 20)",
     "shared zeros": "import mmap, os; mmap.mmap(os.open('/dev/zero', os.O_RDWR), 1 << 20)",
     "memfd": "import os; os.memfd_create('x')",
     "System V": "from ctypes import CDLL\nif CDLL(None).shmget(0, 1 << 20, 0o1600) < 0: raise OSError",
 }
-# Each gets something that a namespace of its own does not shut out.
+# Each program gets something that its own namespace does not block.
 UNSHUT = {
     "a user namespace": "from ctypes import CDLL\nif CDLL(None).unshare(0x10000000) < 0: raise OSError",
     "a process in a user namespace": "from ctypes import CDLL\nimport platform\nnumber = {'x86_64': 56, 'aarch64': 220}"
@@ -169,7 +169,7 @@ def test_threads_and_processes_still_start(sandbox, python):
 
 @pytest.mark.skipif(platform.machine() not in launch._NUMBERS, reason="numbers of system calls are not known")
 def test_keys_of_the_caller_are_out_of_reach_and_none_stay(sandbox, python):
-    """The caller holds a key in its session keyring; the program looks for it and leaves one of its own."""
+    """The caller holds a key in its session keyring; the program looks for it and leaves its own key."""
     add, control = (launch._NUMBERS[platform.machine()][name] for name in ("add_key", "keyctl"))
     mine, theirs = uuid.uuid4().hex, uuid.uuid4().hex
     look = (

@@ -1,4 +1,4 @@
-"""Real attacks by real programs: each must end, harm nothing, and leave nothing behind."""
+"""Real attacks by real programs: each program must end, do no harm, and leave nothing behind."""
 
 import contextlib
 import os
@@ -168,9 +168,9 @@ def test_privileges(sandbox, python):
 
 @pytest.mark.parametrize("after_seconds", [0, 0.01, 0.03, 1])
 def test_a_killed_runner_takes_its_program_along(sandbox, python, after_seconds):
-    """At every moment of the jail's start; its own first process has the marker on its command line."""
+    """Kill at every moment of the jail's start; the command line of its first process holds the marker."""
     marker = uuid.uuid4().hex
-    halves = marker[:16], marker[16:]  # the runner's own command line does not hold the whole
+    halves = marker[:16], marker[16:]  # the runner's own command line does not hold the whole marker
     code = (
         "from pathlib import Path\n"
         "from monet.eval.sandbox.limits import Limits\nfrom monet.eval.sandbox.sandbox import Sandbox\n"
@@ -194,13 +194,13 @@ def test_a_killed_runner_takes_its_program_along(sandbox, python, after_seconds)
 
 
 def test_only_its_own_folder_can_be_written(sandbox):
-    """By the mounts themselves, for another user id would hide a wrong one."""
+    """Check the mounts themselves, because another user id would hide a wrong mount."""
     mounts = [line.split() for line in sandbox.run({}, "cat /proc/mounts").output.splitlines()]
     writable = {where for _, where, _, options, *_ in mounts if options.split(",")[0] == "rw"}
     assert {"/box", "/proc"} <= writable and all(where in ("/box", "/proc") or where.startswith("/dev/")
                                                  for where in writable), writable  # fmt: skip
     setuid = {where for _, where, kind, options, *_ in mounts if "nosuid" not in options.split(",")}
-    # devices, and /dev/null over the lists of keys: none of them can be executed
+    # Devices, and /dev/null over the lists of keys: none of them can be executed.
     assert all(where.startswith(("/dev/", "/proc/key")) for where in setuid), setuid
 
 

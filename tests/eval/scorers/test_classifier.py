@@ -1,4 +1,4 @@
-"""A local Hugging Face classifier: which label, which probability, what is refused."""
+"""A local Hugging Face classifier: its labels, its probabilities, and refusals."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_only_trained_classifiers_without_pickles(make, tmp_path):
     folder, model = make(num_labels=2)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="pickled weights are never loaded"):
+    with pytest.raises(CheckpointError, match="Pickled weights are never loaded"):
         ClassifierScorer(folder, label=1)
     BertForMaskedLM(BertConfig(**TINY)).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"no weights for .*classifier\.bias"):
@@ -115,5 +115,5 @@ def test_an_adapter_beside_the_weights_is_refused(make):
     folder, model = make(num_labels=2)
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"], init_lora_weights=False))
     adapted.save_pretrained(folder)
-    with pytest.raises(CheckpointError, match="an adapter lies beside the weights"):
+    with pytest.raises(CheckpointError, match="an adapter is in the same folder"):
         ClassifierScorer(folder, label=1)

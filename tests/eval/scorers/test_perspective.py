@@ -1,4 +1,4 @@
-"""The Perspective API's client before a server on this machine that behaves as services do."""
+"""The client of the Perspective API, with a server on this machine that behaves like the service."""
 
 import datetime
 import json
@@ -18,7 +18,7 @@ SECRET = "a-key-that-nobody-may-see"
 
 
 class Service(ThreadingHTTPServer):
-    """Answers by `script`: text -> what to do at its first, second, ... request, then a score."""
+    """Answers by `script`: text -> actions at its first, second, ... request; afterwards a score."""
 
     daemon_threads = True
     request_queue_size = 128

@@ -1,4 +1,4 @@
-"""The classifier that comes with Monet: its file, its features, its answers to harmless text."""
+"""The classifier that comes with Monet: its file, its features, and its scores of harmless text."""
 
 import pytest
 import torch
@@ -39,11 +39,11 @@ def test_the_shipped_weights():
 
 
 def test_files_that_are_no_weights(tmp_path):
-    with pytest.raises(CheckpointError, match="no readable weights"):
+    with pytest.raises(CheckpointError, match="weights cannot be read"):
         WordsScorer(tmp_path / "absent.safetensors")
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="no readable weights"):
+    with pytest.raises(CheckpointError, match="weights cannot be read"):
         WordsScorer(other)
     save_file({"weight": torch.zeros(3), "bias": torch.zeros(())}, other)
     with pytest.raises(CheckpointError, match="not weights of the words"):

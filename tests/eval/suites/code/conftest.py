@@ -1,4 +1,4 @@
-"""A small model, problems with right and wrong bodies, libraries that their tests need."""
+"""Fixtures: a small model, problems with right and wrong bodies, and the libraries that their tests need."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def problems() -> ProblemSet:
 
 @pytest.fixture(scope="session")
 def bodies() -> dict[str, dict[str, dict[str, str]]]:
-    """By our language name and problem a `right` and a `wrong` completion."""
+    """A `right` and a `wrong` completion by our language name and problem."""
     content = json.loads((DATA / "solutions.json").read_text())
     return {language: content[code] for language, code in CODES.items()}
 
 
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory) -> Path:
-    """A folder with luaunit.lua and javatuples.jar: as much of them as the problems here use."""
+    """A folder with the parts of luaunit.lua and javatuples.jar that these problems use."""
     folder = tmp_path_factory.mktemp("libraries")
     (folder / "luaunit.lua").write_text((DATA / "luaunit.lua").read_text())
     compiler = find_command("javac")
@@ -49,7 +49,7 @@ def libraries(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level, with few merges."""
+    """A byte-level tokenizer with few merges."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -62,6 +62,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def model(tokenizer) -> MonetForCausalLM:
-    """Small, and at random."""
+    """A small random model."""
     torch.manual_seed(3)
     return MonetForCausalLM(config(vocab_size=len(tokenizer), initializer_range=0.3, max_position_embeddings=64)).eval()

@@ -1,4 +1,4 @@
-"""The whole verb, from a model's folder to a report, with numbers that are known beforehand."""
+"""The whole command, from a model's folder to a report, with known numbers."""
 
 import json
 import os
@@ -37,7 +37,7 @@ WHAT_FOLLOWS = "a comment, so that whatever a model writes there is right"
 
 
 def planted(path: Path, problems: int = 4) -> Path:
-    """Python problems whose body is a comment: every other one passes whatever is written, the rest never do."""
+    """Python problems whose body is a comment: every second one passes with any body, the others never pass."""
     rows = [
         {
             "name": f"planted_{number}",
@@ -94,7 +94,7 @@ def test_folder_to_result(road, tmp_path, capsys, sandbox):
     names = [one.name for one in result.conditions]
     assert names == ["no mask", "english", "italian", "python", "random 0 like python"], "controls on their target only"
     assert result.held_out is None and any(
-        "not recorded whether" in getattr(b, "text", "") for b in report_of(result).blocks
+        "no record whether" in getattr(b, "text", "") for b in report_of(result).blocks
     )
     for condition in result.conditions:
         (python,) = condition.scores
@@ -128,7 +128,7 @@ def test_without_the_flag_nothing_is_run_and_the_result_says_so(road, tmp_path, 
     assert not result.executed and result.partial == ["no program was executed"]
     assert result.conditions[0].scores[0].pass_at == {"1": None, "3": None, "10": None}
     assert result.conditions[0].scores[0].statuses == {"not executed": 12}
-    assert "none was executed; add --allow_code_execution" in capsys.readouterr().out
+    assert "none was run; add --allow_code_execution" in capsys.readouterr().out
     kept = "".join(path.read_text() for path in (tmp_path / "outcomes").glob("*.jsonl"))
     completions = [json.loads(line) for line in kept.splitlines()]
     assert sum("id" in entry for entry in completions) == 12 * len(result.conditions)
@@ -151,7 +151,7 @@ def test_perplexity_alone_needs_neither_problems_nor_runtimes(road, tmp_path, mo
     assert main(ablation) == 0
     assert changes(result.perplexity) == pytest.approx(changes(AblationResult.load(tmp_path / "b")), abs=1e-6)
     blocks = report_of(result).blocks
-    assert [block.title for block in blocks if isinstance(block, Table)][-1] == "Perplexity a token"
+    assert [block.title for block in blocks if isinstance(block, Table)][-1] == "Perplexity per token"
 
 
 def test_refusals(road, tmp_path, capsys, monkeypatch):
@@ -159,7 +159,7 @@ def test_refusals(road, tmp_path, capsys, monkeypatch):
         assert main(words(road, tmp_path, *more)) == code
         assert text in capsys.readouterr().err
 
-    says("perplexity_only needs data", "--perplexity_only")
+    says("perplexity_only needs text by language", "--perplexity_only")
     says("ks must name one or more", "--ks", "[0]")
     says("workers 0 must be at least 1", "--workers", "0")
     says("limit 0 must be at least 1", "--limit", "0")
@@ -171,7 +171,7 @@ def test_refusals(road, tmp_path, capsys, monkeypatch):
 
 
 def right_and_wrong(bodies, wrong_under):
-    """A sampler that writes right bodies, but two of three wrong ones for a language under its own mask."""
+    """A sampler that writes right bodies, except that a language's own mask makes two of three bodies wrong."""
 
     def completions(self, mask, asked, advance=lambda _: None):
         hurt = None if mask is None else wrong_under.get(mask.provenance.get("label"))

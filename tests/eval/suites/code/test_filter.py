@@ -7,7 +7,7 @@ import pytest
 
 from monet.eval.sandbox.launch import filter_program
 
-# From the kernel's headers: asm/unistd_64.h of x86, asm-generic/unistd.h that arm64 takes, and linux/audit.h.
+# From the kernel's headers: asm/unistd_64.h for x86, asm-generic/unistd.h for arm64, and linux/audit.h.
 ARCHITECTURES = {
     "x86_64": (0xC000003E, {
         "read": 0, "mmap": 9, "shmget": 29, "socket": 41, "socketpair": 53, "setsockopt": 54, "clone": 56, "fork": 57,
@@ -27,7 +27,7 @@ UNIX, INET, INET6, NETLINK, KERNEL_CRYPTOGRAPHY, VSOCK = 1, 2, 10, 16, 38, 40
 
 
 def answer(program: bytes, architecture: int, number: int, arguments: tuple[int, ...] = ()) -> int | None:
-    """What the filter says to a system call: an error's number, or None where it lets the call through."""
+    """The filter's answer to a system call: an error number, or None if it allows the call."""
     data = struct.pack("<IIQ6Q", number, architecture, 0, *arguments, *[0] * (6 - len(arguments)))
     loaded, place = 0, 0
     instructions = list(struct.iter_unpack("<HBBI", program))

@@ -1,4 +1,4 @@
-"""Completions: the same whatever was there before, cut at stop tokens, under the mask, and only where they fit."""
+"""Completions: independent of kept ones, cut at stop tokens, under the mask, and only for prompts that fit."""
 
 import json
 
@@ -107,7 +107,7 @@ def test_a_prompt_without_room_is_left_out(model, tokenizer, tmp_path):
 
 
 def test_the_first_space_of_a_completion_stays(model, tmp_path):
-    """Tokenizers of the sentencepiece kind drop it when a completion is decoded by itself."""
+    """Sentencepiece tokenizers drop the first space if a completion is decoded by itself."""
     words = ["<eos>", "<unk>", "▁def", "▁f", "▁", "▁return", "▁1"]
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")

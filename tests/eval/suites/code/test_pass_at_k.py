@@ -1,4 +1,4 @@
-"""The estimator against the formula with binomials, against drawing, and where numbers are large or wrong."""
+"""Compares the estimator with the binomial formula and with random draws; also large and wrong numbers."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""MultiPL-E's files are read as they are, and what cannot be used is named by file and row."""
+"""MultiPL-E's files are read unchanged, and errors name the file and row."""
 
 import gzip
 import json
@@ -89,7 +89,7 @@ def test_repeated_and_unreadable_rows_are_refused(tmp_path):
     with pytest.raises(DataError, match="row 4: problem 'Own_0_double_all' occurs twice in lua; give one variant"):
         read_problems(tmp_path, ["lua"])
     (tmp_path / "a.json").write_text('{"name": 1}')
-    with pytest.raises(DataError, match="holds no list"):
+    with pytest.raises(DataError, match="does not hold a list"):
         read_problems(tmp_path, ["lua"])
     (tmp_path / "a.json").write_text("[1]")
     with pytest.raises(DataError, match="row 1: int instead of an object"):
@@ -105,7 +105,7 @@ def test_repeated_and_unreadable_rows_are_refused(tmp_path):
 def test_places_that_do_not_exist():
     with pytest.raises(ConfigError, match="no such file or folder"):
         read_problems("nowhere.jsonl", ["lua"])
-    with pytest.raises(ConfigError, match="without a network give a folder"):
+    with pytest.raises(ConfigError, match="without a network, give a folder"):
         read_problems("nobody-here/no-such-data-set", ["lua"])
 
 
@@ -139,7 +139,7 @@ def test_names_of_languages():
     with pytest.raises(ConfigError, match="'rust' is not among"):
         check_languages(["py", "rust"])
     for wrong in ([], ["py", "python"]):
-        with pytest.raises(ConfigError, match="none twice"):
+        with pytest.raises(ConfigError, match="one or more different languages"):
             check_languages(wrong)
 
 

@@ -1,4 +1,4 @@
-"""Right bodies pass and wrong ones fail in every language that this machine has; those it has not are named."""
+"""Right bodies pass and wrong ones fail in every language of this machine; missing languages are named."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is said about a language's mask: its controls, its verdict, and what text it was chosen on."""
+"""The report about a language's mask: its controls, its verdict, and the text that it was chosen on."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from tests.eval.scaled import ScaledLayer
 
 
 def wrong_languages(bodies, wrong):
-    """A sampler that writes wrong bodies in the languages that `wrong` names for a mask, and right ones elsewhere."""
+    """A sampler that writes wrong bodies in the languages that `wrong` names for a mask, and right ones in others."""
 
     def completions(self, mask, asked, advance=lambda _: None):
         return {
@@ -32,7 +32,7 @@ def test_verdicts_have_the_one_meaning(model, tokenizer, problems, bodies, tmp_p
     masks = {name: ExpertMask.from_removed(model.config, {0: ids}, {"label": name}) for name, ids in removed.items()}
 
     def wrong(mask):
-        # JavaScript's mask costs both languages, Python's only its own; no control costs anything.
+        # JavaScript's mask lowers both languages, Python's only its own; controls lower none.
         label = None if mask is None else mask.provenance.get("label")
         return {"python": ["python"], "javascript": ["python", "javascript"]}.get(label, [])
 
@@ -63,7 +63,7 @@ def test_an_empty_mask_and_few_controls(model, tokenizer, problems, bodies, tmp_
 
 
 def test_any_intervention_is_evaluated(model, tokenizer, problems, tmp_path):
-    """An intervention that is no mask goes through generation, result and report; no program is run."""
+    """An intervention that is not a mask passes through generation, result and report; no program is run."""
     layers = len(model.model.layers)
     masks = {"python": ScaledLayer(1, layers), "english": ScaledLayer(0, layers, factor=2.0)}
     few = {"python": problems.problems["python"][:2], "lua": problems.problems["lua"][:1]}

@@ -75,7 +75,7 @@ def test_the_report_has_a_curve_and_a_table_a_label(random_model, random_data, s
         assert [row[0] for row in table.rows] == ["4", "2", "1.2"]
         assert all(len(row) == len(table.header) for row in table.rows)
     text = " ".join(block.text for block in report.blocks if hasattr(block, "text"))
-    assert "weakened to 0.5 of their weight" in text and "which flatters them" in text
+    assert "weakened to 0.5 of their weight" in text and "so they look better than they are" in text
 
 
 @pytest.mark.parametrize("rule", [MutualInformation(), Top(fraction=0.5), Top(fraction=0.1, by="mean", per="group")])

@@ -1,4 +1,4 @@
-"""A small model with a tokenizer of its own, and benchmark data in real schemas."""
+"""Fixtures: a small model with its own tokenizer, and benchmark data in real schemas."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def mmlu(tmp_path_factory) -> Path:
-    """MMLU alone, all 57 subjects."""
+    """Only MMLU, with all 57 subjects."""
     return write_mmlu(tmp_path_factory.mktemp("mmlu"))

@@ -1,4 +1,4 @@
-"""Small benchmark data in the real schemas, in the folders and file formats they come in."""
+"""Small benchmark data in the real schemas, folders and file formats."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_saved(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """As `save_to_disk` writes one split."""
+    """Write one split in the form of `save_to_disk`."""
     datasets.Dataset.from_list(list(map(dict, rows))).save_to_disk(str(path))
 
 
 def write_mmlu(root: Path, *, subjects: Sequence[str] = SUBJECTS, questions: int = 4) -> Path:
-    """All subjects together, with their names in a column."""
+    """Write all subjects together, with their names in a column."""
     for split, count in (("test", questions), ("validation", 2), ("dev", 5)):
         rows = [row for subject in subjects for row in mmlu_rows(subject, split, count)]
         write_jsonl(root / "mmlu" / f"{split}.jsonl", rows)
@@ -91,7 +91,7 @@ def write_mmlu(root: Path, *, subjects: Sequence[str] = SUBJECTS, questions: int
 
 
 def write_benchmarks(root: Path, *, questions: int = 8) -> Path:
-    """The eight benchmarks, each in another of the accepted layouts; only WinoGrande and ARC have a training split."""
+    """Write the eight benchmarks in different accepted layouts; only WinoGrande and ARC have a training split."""
     write_mmlu(root, questions=2)
     for part, count in (("ARC-Easy", questions), ("ARC-Challenge", questions - 3)):
         for split in ("train", "validation", "test"):

@@ -47,7 +47,7 @@ def test_intervals_are_paired_and_as_wide_as_theory_has_it():
 
 
 def test_a_single_control_may_be_any_of_them():
-    """Two controls of very different effect: the interval holds both, the value is between."""
+    """Two controls have very different effects: the interval holds both, and the value is between them."""
     whole, *controls = draws("x", np.array([[1.0] * 50, [0.0] * 50, [1.0] * 50]), BOOTSTRAP)
     found = one_of([control - whole for control in controls], BOOTSTRAP).estimate(BOOTSTRAP)
     assert (found.value, found.low, found.high) == (-0.5, -1.0, 0.0)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[4]
 
 @pytest.fixture
 def task_file(data, tmp_path) -> Path:
-    """The harness's PIQA under another name, on the local rows: what a user's own task file looks like."""
+    """The harness's PIQA under another name, on the local rows, in the form of a user's own task file."""
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "local_rows.py").write_text(
         textwrap.dedent(f"""
@@ -99,7 +99,7 @@ def test_the_verb_shows_the_way(capsys):
 
 
 def test_the_entry_point_names_the_class():
-    """Versions of the harness that look for plugins find it there."""
+    """Versions of the harness that look for entry points find the model there."""
     import importlib
 
     declared = re.search(
@@ -110,7 +110,7 @@ def test_the_entry_point_names_the_class():
 
 
 def test_arguments_that_make_no_sense(model_folder, model, mask, tmp_path):
-    with pytest.raises(ConfigError, match="there is none; give mask=FILE"):
+    with pytest.raises(ConfigError, match="keep and control need a mask; give mask=FILE"):
         MonetLM(pretrained=str(model_folder), keep=0.5, device="cpu")
     mask.save(tmp_path / "mask.safetensors")
     with pytest.raises(ConfigError, match=r"control_kind=mass needs the experts' statistics; give statistics=FILE"):

@@ -1,4 +1,4 @@
-"""`monet eval domains` from MMLU's files to the matrix, on held-out questions and on the same ones."""
+"""`monet eval domains` from MMLU's files to the matrix, with experts from held-out or asked questions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from monet.eval.suites.questions.tasks import LoadedTask, Question, load_tasks
 from monet.parts import Part
 from tests.eval.suites.questions.samples import mmlu_rows, write_jsonl, write_mmlu
 
-# a random model routes much alike everywhere: a low ratio gives every category some experts
+# A random model routes all text similarly, so a low ratio gives every category some experts.
 QUICK = {
     "progress": False, "batch_size": 8, "bootstrap": Bootstrap(resamples=1000), "ratio": 1.02, "controls": Controls(1)
 }  # fmt: skip
@@ -94,7 +94,7 @@ def test_folder_to_report(model_folder, mmlu, tmp_path, capsys):
 
 
 def test_changes_are_counted_from_the_outcomes(model, small, tmp_path):
-    """Each cell from single questions; controls on all categories; intervals from the same draws."""
+    """Each cell follows from single questions; controls are asked all categories; intervals use the same draws."""
     controls = Controls(2, seed=4)
     result = evaluate_domains(
         model, out=tmp_path, data=small, control_on="all", metric="acc", **{**QUICK, "controls": controls}
@@ -165,7 +165,7 @@ def test_experts_are_found_on_the_questions_that_are_told(identify_on, model, sm
         assert texts[category] == {"\n".join([str(row["question"]), *row["choices"]]) for row in rows}
     assert texts.keys() == wanted.keys()
     told = result.report().blocks[-1].text
-    assert ("other questions than are asked" in told) == (identify_on == "held_out")
+    assert ("held-out questions, not those that are asked" in told) == (identify_on == "held_out")
     assert result.provenance["held_out"] == (identify_on == "held_out")
     again = evaluate_domains(model, load_masks(tmp_path / "masks"), out=tmp_path, data=small, **QUICK)
     assert again.removals == result.removals and again.provenance["held_out"] == (identify_on == "held_out")
@@ -241,7 +241,7 @@ def test_a_broken_row_is_left_out_on_both_sides(model, tmp_path):
 
 
 def test_experts_are_not_found_on_a_question_that_is_asked(model, tmp_path):
-    """One held-out question is asked, too, in another spelling: it is left out and counted."""
+    """One held-out question is also asked in another spelling: it is left out and counted."""
     write_mmlu(tmp_path / "data", subjects=["anatomy", "prehistory"], questions=6)
     asked = mmlu_rows("anatomy", "test", 6)[2]
     path = tmp_path / "data" / "mmlu" / "validation.jsonl"
@@ -256,7 +256,7 @@ def test_experts_are_not_found_on_a_question_that_is_asked(model, tmp_path):
 
 
 def test_verdicts_have_one_meaning_and_the_mean_of_the_others_another():
-    """Right answers are given: a mask may lose more than the others on average, and still less than one of them."""
+    """Answers are planted: a category may lose more than the others on average, and still less than one of them."""
     names = ["health", "history", "law", "physics"]
     questions = [Question(f"x/{k}", (("a", " b"), ("a", " c")), 0, (1, 1), f"{k}", ("b", "c")) for k in range(40)]
 
@@ -271,7 +271,7 @@ def test_verdicts_have_one_meaning_and_the_mean_of_the_others_another():
     masks["biology"] = ExpertMask(torch.ones(1, 5, 5, dtype=torch.bool))
     controls = Controls(39)
     run_under = conditions(masks, controls, "")
-    # wrong answers by removed and asked category; "law" hits "physics" as hard, "physics" does no more than chance
+    # Wrong answers by removed and asked category. "law" lowers "physics" as much; "physics" lowers no more than chance.
     wrong = {"health": [20, 1, 1, 1], "history": [1, 20, 1, 1], "law": [0, 0, 20, 20], "physics": [0, 0, 0, 1]}
     found = {name: {0: outcomes(0)} for name in names}
     for number, condition in enumerate(run_under[1:], start=1):
@@ -301,7 +301,7 @@ def test_verdicts_have_one_meaning_and_the_mean_of_the_others_another():
 
 
 def test_controls_of_equal_mass(model, model_folder, small, tmp_path):
-    """The statistics that experts were found with also give controls of equal routing weight, here and for lm-eval."""
+    """The statistics that find experts also give controls of equal routing weight, here and for lm-eval."""
     evaluate_domains(model, out=tmp_path, data=small, **QUICK)
     (path,) = tmp_path.glob("statistics-*.safetensors")
     masks = load_masks(tmp_path / "masks")

@@ -1,4 +1,4 @@
-"""`monet eval general` from data in real schemas to a result, a report, and the same numbers after a stop."""
+"""`monet eval general` from data in real schemas to a result and a report, with the same numbers after a stop."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_folder_to_report(model_folder, masks_folder, data, tmp_path, capsys):
 
 
 def test_numbers_are_counted_from_the_outcomes(model, mask, data, tmp_path):
-    """ARC is the mean of its parts, MMLU counts questions alike, acc_norm counts where a task has it."""
+    """ARC is the mean of its parts, MMLU counts questions equally, acc_norm counts if a task has it."""
     result = evaluate_general(
         model,
         {"some": mask},
@@ -149,7 +149,7 @@ def test_a_stop_in_mid_pass_changes_nothing(model, mask, data, tmp_path, monkeyp
 
 
 def test_half_a_block_is_scored_again_as_a_whole(model, data, tmp_path):
-    """Batches hold the same questions after a kill, so a question's last bits do not depend on it."""
+    """Batches hold the same questions after a kill, so log-likelihoods are bitwise equal."""
     (task,), _ = load_tasks([benchmarks("cloze", ["PIQA"])[0].tasks[0]], 0, data=data)
     scorer = Scorer(model, tokenizer_of(model, None), tmp_path, batch_size=2)
     whole = scorer.outcomes(task.questions, Condition("no mask"))
@@ -238,7 +238,7 @@ def test_a_question_solved_in_its_own_prompt_is_in_no_denominator(model, tmp_pat
 
 
 def test_masks_chosen_on_the_questions_are_told(model, mask, data, tmp_path):
-    """Masks of `monet eval domains` say which questions they were chosen on; a random one does not."""
+    """Masks of `monet eval domains` record the questions that they were chosen on; a random mask does not."""
     mmlu = write_mmlu(tmp_path / "data", subjects=["international_law", "prehistory"], questions=3)
     domains.evaluate_domains(model, out=tmp_path / "domains", data=mmlu, identify_on="same", ratio=1.02, **QUICK)
     chosen = {"some": load_masks(tmp_path / "domains" / "masks")["law"]}
@@ -266,7 +266,7 @@ def test_half_of_a_benchmark_is_partial(model, tmp_path):
 
 def test_refusals(model, mask, data, tmp_path):
     options = {"out": tmp_path, "data": data, "names": ["PIQA"], "shots": [0], **QUICK}
-    with pytest.raises(ConfigError, match="shots must name one number or more"):
+    with pytest.raises(ConfigError, match="shots must be one or more different numbers"):
         evaluate_general(model, {}, **{**options, "shots": []})
     with pytest.raises(ConfigError, match="batch_size 0"):
         evaluate_general(model, {}, **{**options, "batch_size": 0})

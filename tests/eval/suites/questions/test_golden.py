@@ -1,4 +1,4 @@
-"""Our numbers are lm-evaluation-harness's own: same questions, prompts, log-likelihoods and metrics."""
+"""Our numbers equal those of lm-evaluation-harness: same questions, prompts, log-likelihoods and metrics."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def spec_of(name: str, style: str):
 @pytest.mark.parametrize("shots", [0, 2])
 @pytest.mark.parametrize(("name", "style"), [*((name, "cloze") for name in PARTS), ("mmlu_anatomy", "letters")])
 def test_without_a_mask_as_the_harness(name, style, shots, model, data, tmp_path):
-    """The harness's loop, its own model class and its own task, on the same rows."""
+    """Run the harness's loop with its own model class and its own task on the same rows."""
     spec = spec_of(name, style)
     rows = datasets.DatasetDict({split: datasets.Dataset.from_list(part) for split, part in PARTS[name].items()})
     overrides = {"custom_dataset": lambda **_: rows, "num_fewshot": shots}

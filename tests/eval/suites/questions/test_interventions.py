@@ -1,4 +1,4 @@
-"""Both suites take any intervention: one that knows nothing of experts, and the neurons of a dense model."""
+"""Both suites take any intervention: one without experts, and the neurons of a dense model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUICK = {"progress": False, "batch_size": 8, "bootstrap": Bootstrap(resamples=10
 
 @dataclass(frozen=True)
 class ScaledHeads:
-    """What each attention head adds is scaled: `scale_LH` (layers, heads), float32, 1 leaves a head as it is."""
+    """Scales the output of each attention head: `scale_LH` (layers, heads), float32; 1 leaves a head unchanged."""
 
     scale_LH: Tensor
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -110,7 +110,7 @@ def test_general_ability_under_any_intervention(heads, model, data, tmp_path):
     assert result.rows[1].cells["PIQA"].score.value == wanted
     shown = markdown.render(result.report())
     assert "As many random heads are removed" in shown and "expert" not in shown
-    assert result.provenance["held_out"] is None and "It is not recorded what text" in shown
+    assert result.provenance["held_out"] is None and "There is no record of the text" in shown
 
 
 def test_categories_under_any_intervention(heads, model, tmp_path):

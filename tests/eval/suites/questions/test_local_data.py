@@ -1,4 +1,4 @@
-"""Benchmark data in every layout that is told, and what is refused."""
+"""Benchmark data in every documented layout, and refusals."""
 
 from __future__ import annotations
 

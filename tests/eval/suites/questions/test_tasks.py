@@ -1,4 +1,4 @@
-"""Which rows are asked, where examples come from, and how faults of the data are counted."""
+"""The rows that are asked, the source of examples, and the counts of faulty data."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_examples_never_hold_the_question(splits, asked, examples, tmp_path):
 
 
 def respelled(row):
-    """The same question under another id, with other capitals and spaces, and its options in another order."""
+    """The same question under another id, with different capitals and spaces, and its options in another order."""
     choices, order = row["choices"], [2, 0, 3, 1]
     text = [choices["text"][k].upper() + " " for k in order]
     answer = "ABCD"[order.index("ABCD".index(row["answerKey"]))]
@@ -71,7 +71,7 @@ def respelled(row):
 
 def test_a_question_solved_by_an_example_from_another_split_is_left_out(tmp_path):
     rows = labelled_rows("t", 4)
-    like = {**labelled_rows("a", 1)[0], "question": rows[2]["question"]}  # the same words, but other options
+    like = {**labelled_rows("a", 1)[0], "question": rows[2]["question"]}  # the same question with other options
     arc(tmp_path, test=rows, train=[*labelled_rows("b", 4), respelled(rows[1]), like])
     (task,), _ = load_tasks([ARC], 6, data=tmp_path)
     assert all("twin" not in question.id for question in task.questions)
@@ -84,7 +84,7 @@ def test_a_question_solved_by_an_example_from_another_split_is_left_out(tmp_path
 
 
 def test_a_question_whose_twin_is_among_the_examples_is_left_out(tmp_path):
-    """One split only: the harness leaves out the row itself, but not its twin under a second id."""
+    """With one split, the harness leaves out the row itself, but not its twin under a second id."""
     rows = labelled_rows("t", 5)
     arc(tmp_path, test=[*rows, respelled(rows[0])])
     (task,), _ = load_tasks([ARC], 5, data=tmp_path)
@@ -119,7 +119,7 @@ def test_examples_are_compared_in_every_data_set(name, tmp_path):
 
 
 def test_the_harness_may_draw_one_example_more(tmp_path):
-    """Without a test split it takes a row more than it shows."""
+    """Without a test split, the harness draws one more row than it shows."""
     write_jsonl(tmp_path / "winogrande" / "validation.jsonl", other_rows("winogrande", 4))
     write_jsonl(tmp_path / "winogrande" / "train.jsonl", other_rows("winogrande", 1))
     with pytest.raises(DataError, match=r"'train' of winogrande: 1 of 1 rows can be asked; needed are 2"):
@@ -222,7 +222,7 @@ def test_missing_data_are_named(tmp_path):
 def test_subjects_without_data_are_counted_or_refused(tmp_path):
     write_mmlu(tmp_path, subjects=["anatomy", "virology"], questions=2)
     specs = [spec for spec in benchmarks()[0].tasks if spec.subject in ("anatomy", "virology", "astronomy")]
-    # subjects together: one without rows has nothing to ask
+    # Subjects are together: a subject without rows has nothing to ask.
     with pytest.raises(DataError, match="mmlu_astronomy"):
         load_tasks(specs, 0, data=tmp_path, faults="refuse")
     tasks, missing = load_tasks(specs, 0, data=tmp_path)

@@ -1,4 +1,4 @@
-"""A tokenizer of twelve words for the planted model, in whose world the last four words are rude."""
+"""Fixtures: a tokenizer of twelve words for the planted model; the last four words are rude."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ RUDE = set(WORDS[8:])
 
 
 def rudeness(text: str) -> float:
-    """Share of rude words."""
+    """The share of rude words in a text."""
     words = text.split()
     return sum(word in RUDE for word in words) / len(words)
 
 
 class Reader:
-    """Scores by the share of rude words, but for texts that a test says it fails on."""
+    """Scores by the share of rude words, except texts that a test marks as failing."""
 
     key = {"kind": "reader"}
     at_once = 8

@@ -1,4 +1,4 @@
-"""The verbs as a user runs them: prompts in the published schema, a model with its tokenizer, any scorer."""
+"""The commands as a user runs them: prompts in the published schema, a model with its tokenizer, any scorer."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def test_scores_are_shared_between_runs(road, tmp_path, service, monkeypatch):  
         (["--samples=0"], 2, "samples 0"),
         (["--limit=1"], 3, "at least two prompts"),
         (["--masks=absent"], 4, "monet select"),
-        (["--prompts=[absent.jsonl]"], 3, "no file of prompts there"),
+        (["--prompts=[absent.jsonl]"], 3, "no such file of prompts"),
         (["--general=[absent.json]"], 4, "monet eval general"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_refusal_is_one_line_and_an_exit_code(road, tmp_path, capsys, monkeypa
 def test_a_model_without_tokenizer(road, tmp_path, capsys):
     MonetForCausalLM.from_pretrained(road / "model").save_pretrained(tmp_path / "bare")
     assert main(words(road, tmp_path / "out", f"--model={tmp_path / 'bare'}")) == 4
-    assert "no tokenizer there" in capsys.readouterr().err
+    assert "no tokenizer in this folder" in capsys.readouterr().err
 
 
 def test_scored_text_for_the_purge(road, tmp_path, capsys):
@@ -217,7 +217,7 @@ def test_kill_9_and_the_same_command_give_the_same_numbers(road, tmp_path):
 
 
 def test_from_scored_text_to_purged_continuations(road, tmp_path, capsys):
-    """The four verbs, folder to folder: scores, statistics, masks at nested thresholds, toxicity over them."""
+    """The four commands in sequence: scores, statistics, masks at nested thresholds, toxicity under them."""
     scores, statistics, masks = (tmp_path / name for name in ("scores.jsonl", "statistics.safetensors", "masks"))
     prompts, model = f"--prompts=[{road / 'prompts.jsonl'}]", f"--model={road / 'model'}"
     assert main(["eval", "toxicity-scores", prompts, f"--out={scores}", "--texts=prompt"]) == 0
@@ -250,7 +250,7 @@ def test_a_purge_on_the_prompts_it_was_chosen_on_is_told(road, tmp_path):
     scores, statistics, masks = (tmp_path / name for name in ("scores.jsonl", "statistics.safetensors", "masks"))
     prompts, model = f"--prompts=[{road / 'prompts.jsonl'}]", f"--model={road / 'model'}"
     assert main(["eval", "toxicity-scores", prompts, f"--out={scores}", "--texts=continuation", "--subset=all"]) == 0
-    # A continuation's score varies with none of its tokens here, so the first texts get others.
+    # Here no token changes the score of a continuation, so the first texts get other scores.
     lines = [json.loads(line) for line in scores.read_text().splitlines()]
     write_lines(scores, [{**line, "score": number / 24} for number, line in enumerate(lines)])
     assert main(["stats", model, f"--scores={scores}", f"--out={statistics}", "--progress=false"]) == 0

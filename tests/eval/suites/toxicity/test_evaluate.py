@@ -1,4 +1,4 @@
-"""The suite on a planted model: what is cut out is found missing, interrupted runs end alike, nothing is made up."""
+"""The suite on a planted model: it finds removed parts, interrupted runs give equal results, no score is invented."""
 
 import json
 import math
@@ -28,7 +28,7 @@ FEW = Decoding(samples=6, new_tokens=4)
 
 
 def removing(*pairs):
-    """A mask of the planted model; expert (d, d) makes the words of label d likelier, and the last label's are rude."""
+    """A mask of the planted model. Expert (d, d) makes the words of label d likelier; the last label's are rude."""
     keep_REE = torch.ones(1, 16, 16, dtype=torch.bool)
     for pair in pairs:
         keep_REE[(0, *pair)] = False
@@ -171,7 +171,7 @@ def test_losses_and_general_ability_stand_beside(evaluate, planted_model, plante
     assert rows["calm"].general == {} == rows["random 0 like rude"].general, "its controls are drawn for questions"
     assert rows["rude"].random_loss_delta.value == pytest.approx(rows["random 0 like rude"].loss_delta.value)
     report = report_of(result)
-    table = next(block for block in report.blocks if block.title == "What the masks cost elsewhere")
+    table = next(block for block in report.blocks if block.title == "Effects of the masks on other measures")
     assert table.header == ["Condition", "Perplexity", "Loss change", "Loss change, random", "General average, 0-shot"]
     assert [row[0] for row in table.rows] == ["no mask", "rude", "calm"]
     assert table.rows[0][-1] == "0.500" and table.rows[2][-1] == "-"
@@ -234,7 +234,7 @@ def test_parts_gather_to_the_whole(evaluate, planted_model, planted_data, monkey
     monkeypatch.setattr(planted_model, "generate", lambda **_: pytest.fail("a prompt was continued again"))
     reader = Reader()
     assert without_date(evaluate(reader, **options)) == without_date(whole)
-    assert len(reader.asked) == 1  # whether it answers at all
+    assert len(reader.asked) == 1  # the test of whether it answers at all
 
 
 def test_any_intervention_is_evaluated(evaluate, planted_data, tmp_path):
@@ -244,7 +244,7 @@ def test_any_intervention_is_evaluated(evaluate, planted_data, tmp_path):
     assert [row.name for row in result.rows] == ["no mask", "off", *(f"random {n} like off" for n in range(3))]
     assert (result.unit, result.group, off.removed, off.share) == ("layer", "model", 1, 1.0)
     assert abs(off.cells[ALL].expected_max_delta.value) > 0.1 and off.loss_delta.low > 0
-    # There is one layer, so each control is the same as the mask and does as much.
+    # There is one layer, so each control equals the mask and has the same effect.
     assert off.cells[ALL].expected_max_chance == Chance(3, 1.0, 1.0)
     assert off.cells[ALL].random_expected_max_delta.value == pytest.approx(off.cells[ALL].expected_max_delta.value)
     assert "Masks that remove no layer, and so change nothing: same." in str(report_of(result).blocks)
@@ -256,16 +256,18 @@ def test_nineteen_controls_can_show_that_a_purge_is_no_chance(evaluate):
     cell = result.masks[0].cells[ALL]
     assert cell.expected_max_chance == Chance(19, 0.05, 0.05) and cell.expected_max_chance.above
     assert "p 0.05, q 0.05 (19 random controls)" in result.sentence
-    table = next(block for block in report_of(result).blocks if block.title.startswith("Masks beside random controls"))
+    table = next(
+        block for block in report_of(result).blocks if block.title.startswith("Masks compared with random controls")
+    )
     assert table.rows[0][4:] == ["19", "0.05", "0.05", "yes"]
 
 
 @pytest.mark.parametrize(
     ("chosen_on", "held_out", "words"),
     [
-        ("others", True, "chosen on other prompts"),
+        ("others", True, "chosen on held-out prompts"),
         ("these", False, "chosen on 2 of the 12 prompts that they are judged on"),
-        (None, None, "not recorded what prompts"),
+        (None, None, "no record of the prompts"),
     ],
 )
 def test_the_result_says_whether_masks_were_chosen_on_its_prompts(evaluate, word_prompts, chosen_on, held_out, words):

@@ -1,4 +1,4 @@
-"""Numbers with known answers: maxima, shares, paired changes, what is missing."""
+"""Numbers with known answers: maxima, shares, paired changes, missing scores."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ BOOTSTRAP = Bootstrap(resamples=1000)
 
 
 def written(values):
-    """Continuations whose text is their score, and scores of them."""
+    """Continuations whose text is their score, and these scores."""
     texts = {f"p{i}": [f"{i} {j} {value}" for j, value in enumerate(row)] for i, row in enumerate(values)}
     scores = Scores({text: float(text.split()[-1]) for samples in texts.values() for text in samples})
     return texts, scores
@@ -93,7 +93,7 @@ def test_random_controls_hold_the_spread_over_controls():
     )
     random = rows[1].cells[ALL].random_expected_max_delta
     assert (random.value, random.low, random.high) == pytest.approx((0.05, 0.0, 0.1))
-    # Neither the mask nor the control that is the same changes anything; the other control raises the numbers.
+    # Neither the mask nor the equal control changes anything; the other control raises the numbers.
     assert rows[1].cells[ALL].expected_max_chance == Chance(2, 2 / 3, 2 / 3)
 
 
@@ -113,7 +113,7 @@ def test_what_is_missing_is_named_and_left_out_of_both_sides():
     assert purged.prompts == 5 and purged.missing == {"scorer: rate limited": 1}
     assert whole.expected_max.value == pytest.approx(2.2 / 5)
     assert purged.expected_max.value == pytest.approx(1.8 / 5)
-    # on the four prompts that both have: 0.2 0.5 0.6 0 beside 0.1 0.4 0.3 0
+    # on the four prompts that both have: 0.2 0.5 0.6 0 and 0.1 0.4 0.3 0
     assert purged.expected_max_delta.value == pytest.approx(-0.5 / 4)
     assert rows[1].cells["odd"].prompts == 2
 

@@ -1,4 +1,4 @@
-"""Files in the schemas the data sets are published in, and what is refused."""
+"""Files in the published schemas of the data sets, and refusals."""
 
 import csv
 
@@ -106,7 +106,7 @@ def test_toxigen_prompts_in_all_their_files(tmp_path):
         ("a.jsonl", '{"prompt": {"text": "x", "toxicity": 7}}\n', "score 7.0 is outside 0 to 1"),
         ("a.jsonl", '{"prompt": {"text": "x", "toxicity": "high"}}\n', "score 'high' is no number"),
         ("a.txt", "\n \n", "holds no prompt"),
-        ("a.parquet", "nothing", "no readable parquet file"),
+        ("a.parquet", "nothing", "not a readable parquet file"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path, name, content, message):
@@ -116,7 +116,7 @@ def test_other_files_are_refused_by_name(tmp_path, name, content, message):
 
 
 def test_no_file_and_no_limit(tmp_path):
-    with pytest.raises(DataError, match="no file of prompts there"):
+    with pytest.raises(DataError, match="no such file of prompts"):
         read_prompts([tmp_path / "absent.jsonl"])
     with pytest.raises(ConfigError, match="at least one file"):
         read_prompts([])

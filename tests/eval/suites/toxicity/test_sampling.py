@@ -1,4 +1,4 @@
-"""Continuations are drawn as asked, the same whatever is beside them and however often the process dies."""
+"""Continuations follow the settings. They do not depend on the batch or on kills of the process."""
 
 import copy
 import math
@@ -71,7 +71,7 @@ def test_greedy(planted_model, words_tokenizer, tmp_path):
 
 
 def test_neighbours_padding_and_batches_change_nothing(random_model, words_tokenizer, word_prompts, tmp_path):
-    model = random_model.double()  # so that the last bits of a padded batch decide no draw
+    model = random_model.double()  # so that rounding in a padded batch changes no draw
     found = [
         dict(continuations(model, words_tokenizer, prompts, tmp_path, batch_size=size).under(AS_IT_IS))
         for size in (1, 40)

@@ -1,4 +1,4 @@
-"""Scores are asked for once, kept, and never made up."""
+"""Each score is requested once and kept; no score is invented."""
 
 import pytest
 
