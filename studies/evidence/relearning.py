@@ -125,9 +125,8 @@ def relearned(measured: Measurement, label: str) -> tuple[dict[str, list[Costs]]
     candidate = measured.candidate
     plan = candidate.plan
     held_out = PreparedWindows(plan.data, "evaluate", plan.seq_len, max(2, plan.windows // 2)).only([label])
-    mask = candidate.mask(
-        candidate.keep(measured.masks[label])
-    )  # without a fingerprint, because training changes the weights
+    # without a fingerprint, because training changes the weights
+    mask = candidate.mask(candidate.keep(measured.masks[label]))
     random = [equally_costly(candidate, label, mask, number) for number in range(plan.random_removals)]
     arms: Mapping[str, Sequence[Intervention]] = {"own": [mask], "random": random}
     whole = _kept(candidate, label, None, held_out, "whole")

@@ -28,7 +28,7 @@ NEEDS = {
     "ONNX": "onnxscript",
 }
 
-QUICK = {"Loading", "Heads", "A head of your own", "Assistants", "Threads and copies", "Offload and device_map"}
+QUICK = {"Loading", "Heads", "Your own head", "Assistants", "Threads and copies", "Offload and device_map"}
 
 
 def sections() -> dict[str, list[str]]:
