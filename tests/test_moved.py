@@ -23,7 +23,7 @@ assert any({MOVED[old]!r} in str(one.message) for one in told)
         subprocess.run([sys.executable, "-c", code], check=True)
     else:
         sys.modules.pop(old, None)
-        with pytest.warns(DeprecationWarning, match=f"{MOVED[old]} now"):
+        with pytest.warns(DeprecationWarning, match=f"moved to {MOVED[old]};"):
             found = importlib.import_module(old)
         assert found is importlib.import_module(MOVED[old])
 

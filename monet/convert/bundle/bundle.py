@@ -91,7 +91,7 @@ class Bundle:
             return Symbol(module, name)
         if name in found.external or name in _MODULE_NAMES or hasattr(builtins, name):
             return Symbol("", name)
-        raise BundleError(f"{module} uses {name}, which it neither defines nor imports")
+        raise BundleError(f"{module} uses {name}, which is neither defined nor imported there")
 
     def symbol_of(self, module: str, use: Use) -> Symbol:
         """The definition that a use refers to."""
