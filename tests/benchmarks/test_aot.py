@@ -105,7 +105,7 @@ def test_modules_that_give_no_launches_are_refused(monkeypatch, capsys, tmp_path
     assert "monet.kernels.nothing_here" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no attribute 'AOT'"):
         aot.load_cases(["monet.kernels.checks"])
-    with pytest.raises(ConfigError, match="'scale fp32' is taken"):
+    with pytest.raises(ConfigError, match="'scale fp32' occurs twice"):
         aot.load_cases([*TOYS, *TOYS])
     monkeypatch.setattr(toys, "AOT", [])
     with pytest.raises(ConfigError, match="empty"):
