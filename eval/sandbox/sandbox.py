@@ -48,7 +48,7 @@ _ALLOW = (
 )
 _BUSY = b"\nthis machine was too busy to run it within the wall clock's limit"
 _SHORT = b"\nthis machine ran short of memory"
-# What `probe.py` tries, with descriptions.
+# Attacks of `probe.py`, with descriptions of the protections.
 PROTECTIONS = {
     "network": "no network, not even the loopback of this machine",
     "hidden files": "files of this machine cannot be read, except the system's programs",

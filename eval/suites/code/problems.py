@@ -161,7 +161,7 @@ def read_problems(source: str | os.PathLike[str], languages: Sequence[str], benc
     if path.exists():
         return _collect(_rows_of_files(path), wanted, str(path))
     if str(source).count("/") != 1 or str(source).startswith((".", "/")):
-        raise ConfigError(f"problems {source}: no such file or folder; MultiPL-E on the hub is nuprl/MultiPL-E")
+        raise ConfigError(f"problems {source}: no such file or folder; for MultiPL-E from the hub use nuprl/MultiPL-E")
     return _from_hub(str(source), wanted, benchmark)
 
 

@@ -273,7 +273,7 @@ def run(
         top_p: sample only from the likeliest tokens that hold this share of the probability; if omitted, the protocol's
             value.
         first_line: score a continuation only up to its first line break.
-        text: folder of `monet data prepare` with ordinary text, whose loss is also reported; if omitted, no loss is.
+        text: folder of `monet data prepare` with ordinary text, whose loss is also reported; if omitted, none.
         text_split: split of TEXT to read.
         text_windows: windows per domain of TEXT, evenly spread; if omitted, all.
         seq_len: tokens per window of TEXT; if omitted, the model's maximum.
