@@ -1,8 +1,8 @@
 """Runs generated programs isolated by bubblewrap, watches them from outside, and ends them with all their processes.
 
-The jail removes network, files and privileges, and sets limits for each process. A control group limits memory of
-every kind, if one can be made. The watch from outside limits wall-clock time, output, and the memory that all
-processes use together. `open_sandbox` attacks these protections before the first program runs.
+The jail removes network, files and privileges, and sets limits for each process. A control group limits memory of every
+kind, if one can be made. The watch from outside limits wall-clock time, output, and the memory that all processes use
+together. `open_sandbox` attacks these protections before the first program runs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reads problems in MultiPL-E's schema from files or from the Hugging Face hub, and assembles programs.
 
 A row has `name, language, prompt, doctests, original, prompt_terminology, tests, stop_tokens` (arXiv 2208.08227;
-nuprl/MultiPL-E). Rows of OpenAI's HumanEval (`task_id, prompt, test, entry_point`) are read as Python problems,
-because the hub's current revision of MultiPL-E holds none.
+nuprl/MultiPL-E). Rows of OpenAI's HumanEval (`task_id, prompt, test, entry_point`) are read as Python problems, because
+the hub's current revision of MultiPL-E holds none.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ def evaluate_toxicity(
     """Continue every prompt under every condition, then score the continuations.
 
     The stages are separate: OUT/outcomes keeps continuations as soon as they are made, and `kept_scores` keeps scores
-        as
-    soon as they are known. After a kill, or if the scorer was down, a second call continues and gives the same numbers.
+    as soon as they are known. After a kill, or if the scorer was down, a second call continues and gives the same
+    numbers.
 
     Args:
         model: the complete model: a Monet, or any other causal language model that the masks fit.
