@@ -234,8 +234,7 @@ def run(
         libraries: for Table 3: folders with luaunit.lua and javatuples.jar.
         scorer: for Tables 4 and 5: scorer of the continuations. If no model is named, the table's own classifier is
             used: unitary/toxic-bert for Table 4 (the paper used the Perspective API, which ends on 31 December 2026),
-                and
-            ToxiGen-RoBERTa for Table 5, as in the paper.
+            and ToxiGen-RoBERTa for Table 5, as in the paper.
         allow_code_execution: for Table 3: run the generated programs in the sandbox. The programs are untrusted.
         held_out: choose experts on held-out prompts or questions, which the paper seems not to do.
         controls: random controls of each mask, which the paper does not have. They change none of the compared values.

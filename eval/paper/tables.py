@@ -199,8 +199,9 @@ EXPERIMENTS = (
     ),
     Experiment(
         3, "programming languages removed, pass@100", "CodeMonet-VD 1.4B",
-        "An expert's mean weight is at least twice that of the second language; 200 samples at temperature 0.8, "
-        "pass@100 on MultiPL-E's HumanEval. The paper does not name the text that the experts were chosen on.",
+        "Experts belong to a language if their mean weight is at least twice that in any other; 200 samples at "
+        "temperature 0.8, pass@100 on MultiPL-E's HumanEval. The paper does not name the text that the experts were "
+        "chosen on.",
         (needs.model("MonetLLM/codemonet-vd-1.4B-100BT-hf, or a model of code"),
          needs.text("--data: folder of `monet data prepare` with a split `identify` and the domains python, cpp, java, "
                     "javascript, lua, php (configs/data/starcoder.yaml)"),
@@ -210,9 +211,9 @@ EXPERIMENTS = (
     ),
     Experiment(
         4, "toxic experts removed, RealToxicityPrompts", "Monet-VD 1.4B",
-        "The weight of an expert correlates with a text's toxicity above 0.2, 0.1 or 0.05. Each token has its text's "
-        "score, which the paper leaves open. 25 continuations of 20 tokens, temperature 1, top-p 0.9, challenging "
-        f"prompts. Experts are chosen on all prompts, as the paper seems to do; {_OPEN}. {_GIVEN}",
+        "Experts are toxic if their weight correlates with a text's toxicity above 0.2, 0.1 or 0.05. Each token has "
+        "its text's score, which the paper leaves open. 25 continuations of 20 tokens, temperature 1, top-p 0.9, "
+        f"challenging prompts. Experts are chosen on all prompts, as the paper seems to do; {_OPEN}. {_GIVEN}",
         (needs.model(_BASE), needs.prompts("--prompts: prompts.jsonl of RealToxicityPrompts"),
          *needs.scorer(REAL_TOXICITY_PROMPTS), needs.LM_EVAL, needs.BENCHMARKS, needs.GPU),
         "toxic_prompts", _toxicity("realtoxicityprompts", "given", REAL_TOXICITY_PROMPTS),
@@ -240,14 +241,15 @@ EXPERIMENTS = (
     ),
     Experiment(
         9, "experts of MMLU's categories", "Monet-VD 1.4B",
-        "An expert's mean weight is at least twice that of the second category. Experts are chosen on the questions "
-        f"that are asked, as the paper seems to do; {_OPEN}.",
+        "Experts belong to a category if their mean weight is at least twice that in any other. They are chosen on "
+        f"the questions that are asked, as the paper seems to do; {_OPEN}.",
         (needs.model(_BASE), needs.LM_EVAL, needs.BENCHMARKS, needs.GPU),
         ".", _domains, _domains_work, rows.domain_experts,
     ),
     Experiment(
         10, "experts of programming languages", "CodeMonet-VD 1.4B",
-        "An expert's mean weight is at least twice that of the second language. The paper does not name the text.",
+        "Experts belong to a language if their mean weight is at least twice that in any other. The paper does not "
+        "name the text that the experts were chosen on.",
         (needs.model("MonetLLM/codemonet-vd-1.4B-100BT-hf, or a model of code"),
          needs.text("--data: the same as for Table 3"), needs.GPU),
         "languages", _language_masks, _language_work, rows.code_experts,

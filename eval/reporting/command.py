@@ -201,7 +201,7 @@ def run(
         if isinstance(error, MonetError):
             raise
         raise CheckpointError(
-            f"{told}: the numbers or texts of this result do not fit together ({type(error).__name__}: "
+            f"{told}: the numbers or texts of this result are inconsistent ({type(error).__name__}: "
             f"{str(error)[:200]}); run the command that wrote it again, or use --debug to see where it fails"
         ) from error
     for path in files:

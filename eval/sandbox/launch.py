@@ -125,9 +125,8 @@ def main(parent: int, words: list[str]) -> int:
         os.setpgid(child, child)
 
     def stop(*_: object) -> None:
-        # The jail's group holds the first process of the namespace from the start. All others die with that one. A
-        # program
-        # that signals its own group does not reach this process.
+        # The jail's group holds the first process of the namespace from the start. All others die with that one.
+        # A program that signals its own group does not reach this process.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
 

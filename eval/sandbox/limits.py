@@ -59,8 +59,8 @@ class Outcome:
     """The outcome of a run.
 
     Args:
-        status: ok is exit code 0. "sandbox error" does not judge the program: it could not start, or the
-            machine itself ran short of memory.
+        status: ok is exit code 0. "sandbox error" does not judge the program: it could not start, or the machine itself
+            ran short of memory.
         exit_code: exit code of the last step; None if the program was stopped.
         output: the end of the printed output.
         seconds: wall-clock time.

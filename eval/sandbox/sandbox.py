@@ -1,8 +1,8 @@
 """Runs generated programs isolated by bubblewrap, watches them from outside, and ends them with all their processes.
 
-The jail removes network, files and privileges, and sets limits for each process. A control group limits memory of
-every kind, if one can be made. The watch from outside limits wall-clock time, output, and the memory that all
-processes use together. `open_sandbox` attacks these protections before the first program runs.
+The jail removes network, files and privileges, and sets limits for each process. A control group limits memory of every
+kind, if one can be made. The watch from outside limits wall-clock time, output, and the memory that all processes use
+together. `open_sandbox` attacks these protections before the first program runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _ALLOW = (
 )
 _BUSY = b"\nthis machine was too busy to run it within the wall clock's limit"
 _SHORT = b"\nthis machine ran short of memory"
-# What `probe.py` tries, with descriptions.
+# Attacks of `probe.py`, with descriptions of the protections.
 PROTECTIONS = {
     "network": "no network, not even the loopback of this machine",
     "hidden files": "files of this machine cannot be read, except the system's programs",

@@ -1,8 +1,8 @@
 """Reads problems in MultiPL-E's schema from files or from the Hugging Face hub, and assembles programs.
 
 A row has `name, language, prompt, doctests, original, prompt_terminology, tests, stop_tokens` (arXiv 2208.08227;
-nuprl/MultiPL-E). Rows of OpenAI's HumanEval (`task_id, prompt, test, entry_point`) are read as Python problems,
-because the hub's current revision of MultiPL-E holds none.
+nuprl/MultiPL-E). Rows of OpenAI's HumanEval (`task_id, prompt, test, entry_point`) are read as Python problems, because
+the hub's current revision of MultiPL-E holds none.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def read_problems(source: str | os.PathLike[str], languages: Sequence[str], benc
     if path.exists():
         return _collect(_rows_of_files(path), wanted, str(path))
     if str(source).count("/") != 1 or str(source).startswith((".", "/")):
-        raise ConfigError(f"problems {source}: no such file or folder; MultiPL-E on the hub is nuprl/MultiPL-E")
+        raise ConfigError(f"problems {source}: no such file or folder; for MultiPL-E from the hub use nuprl/MultiPL-E")
     return _from_hub(str(source), wanted, benchmark)
 
 

@@ -1,4 +1,4 @@
-"""Computes accuracies over questions from right and wrong answers, and records what each accuracy was counted over.
+"""Computes accuracies over questions from right and wrong answers, with the counts behind each accuracy.
 
 Dims: C conditions, U questions.
 """
@@ -30,7 +30,7 @@ ORIGIN = {
 
 @dataclass(frozen=True)
 class Denominator:
-    """What an accuracy was counted over.
+    """The counts behind an accuracy.
 
     Args:
         name: benchmark or category.
@@ -68,7 +68,7 @@ class Denominator:
 
     @property
     def faults(self) -> str:
-        """Describes what was left out; empty if nothing was."""
+        """Description of everything that was left out; empty if nothing was."""
         counts = [f"{number} {reason}" for reason, number in {**self.unaskable, **self.unscored}.items()]
         return "; ".join([*counts, *(f"no data for {name}" for name in self.missing)])
 

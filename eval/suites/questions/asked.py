@@ -1,4 +1,4 @@
-"""The questions of one benchmark or of one MMLU category, and what an accuracy over them is counted over."""
+"""The questions of one benchmark or of one MMLU category, and the counts behind an accuracy over them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Asked:
         return [as_text(question.text, question.options) for question in self.questions]
 
     def denominator(self, outcomes: Sequence[Outcome]) -> Denominator:
-        """Describe what an accuracy over these outcomes is counted over."""
+        """The counts behind an accuracy over these outcomes."""
         unscored, cut = count_outcomes(outcomes)
         unaskable: Counter[str] = Counter()
         for task in self.tasks:

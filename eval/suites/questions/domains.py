@@ -76,8 +76,8 @@ def evaluate_domains(
 ) -> DomainsResult | None:
     """Accuracy in every MMLU category before and after removing each category's units, compared with random removals.
 
-    `out` keeps the outcomes of single questions. A second call with the same model, masks, data and settings reads
-    them and gives the same numbers.
+    `out` keeps the outcomes of single questions. A second call with the same model, masks, data and settings reads them
+    and gives the same numbers.
 
     Args:
         model: the complete model: a Monet, or any other causal language model that the masks fit.

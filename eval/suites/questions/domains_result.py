@@ -23,7 +23,7 @@ class Category:
     Args:
         name: name of the category.
         accuracy: share of its questions that are answered right, 0 to 1.
-        denominator: what it was counted over.
+        denominator: the counts behind the accuracy.
     """
 
     name: str
@@ -140,7 +140,7 @@ class DomainsResult(Result):
         return "\n".join(lines)
 
     def report(self) -> Report:
-        """The paper's Tables 11 and 9, a heat map, and what was counted."""
+        """The paper's Tables 11 and 9, a heat map, and the counts."""
         held_out = self.provenance["held_out"]
         blocks: list[Block] = [Text(ORIGIN[held_out], caution=held_out is not True)]
         if caution := caution_on_few(category.denominator for category in self.categories):

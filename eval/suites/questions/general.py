@@ -73,8 +73,8 @@ def evaluate_general(
 ) -> GeneralResult | None:
     """Accuracies on the paper's eight benchmarks without a mask, under each mask, and under its random controls.
 
-    `out` keeps the outcomes of single questions. A second call with the same model, masks, data and settings reads
-    them and gives the same numbers.
+    `out` keeps the outcomes of single questions. A second call with the same model, masks, data and settings reads them
+    and gives the same numbers.
 
     Args:
         model: the complete model: a Monet, or any other causal language model that the masks fit.

@@ -71,7 +71,7 @@ class GeneralResult(Result):
         rows: conditions, by number of shots; the first of each is the model without a mask.
         random: for each mask and number of shots, a single one of its controls. Values are means over the controls, and
             intervals hold the spread over controls as well as over questions.
-        denominators: what each benchmark was counted over, by number of shots.
+        denominators: the counts behind each benchmark, by number of shots.
         metric: "acc_norm" or "acc".
         provenance: model, masks, data, settings, versions, date.
     """

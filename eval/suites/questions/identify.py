@@ -136,7 +136,7 @@ def identify(
 
     Returns:
         Masks by category, and a description of the texts: numbers of texts, of tokens, and of texts cut at the model's
-            context.
+        context.
 
     Raises:
         DataError: there are fewer than two categories.

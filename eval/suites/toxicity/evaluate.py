@@ -95,8 +95,8 @@ def evaluate_toxicity(
     """Continue every prompt under every condition, then score the continuations.
 
     The stages are separate: OUT/outcomes keeps continuations as soon as they are made, and `kept_scores` keeps scores
-        as
-    soon as they are known. After a kill, or if the scorer was down, a second call continues and gives the same numbers.
+    as soon as they are known. After a kill, or if the scorer was down, a second call continues and gives the same
+    numbers.
 
     Args:
         model: the complete model: a Monet, or any other causal language model that the masks fit.
@@ -273,7 +273,7 @@ def run(
         top_p: sample only from the likeliest tokens that hold this share of the probability; if omitted, the protocol's
             value.
         first_line: score a continuation only up to its first line break.
-        text: folder of `monet data prepare` with ordinary text, whose loss is also reported; if omitted, no loss is.
+        text: folder of `monet data prepare` with ordinary text, whose loss is also reported; if omitted, none.
         text_split: split of TEXT to read.
         text_windows: windows per domain of TEXT, evenly spread; if omitted, all.
         seq_len: tokens per window of TEXT; if omitted, the model's maximum.

@@ -33,8 +33,7 @@ class Cell:
         expected_max_delta, probability_delta: change against the unmasked model, on the prompts that both have; None
             for the unmasked model.
         random_expected_max_delta, random_probability_delta: the same change under one of the mask's random controls. A
-        draw
-            takes one control and one resample, so the interval includes the spread over controls. None without
+            draw takes one control and one resample, so the interval includes the spread over controls. None without
             controls.
         expected_max_chance, probability_chance: how often a random control lowers the number as much as the mask, over
             all masks on this group of prompts. None without controls.

@@ -216,9 +216,9 @@ def test_known_deltas(model, tokenizer, problems, bodies, tmp_path, sandbox, lib
     assert {one.name for one in result.conditions if one.control is not None} == {
         f"random {number} like {label}" for number in (0, 1) for label in ("Python", "js")
     }
-    assert result.sentence.startswith("As it is the model has a pass@4 of 100.0 percent by language. ")
+    assert result.sentence.startswith("The unmasked model has a pass@4 of 100.0 percent by language. ")
     assert "its own by -66.7, the other languages' mean by +0.0, random controls by" in result.sentence
-    assert "0 of 2 masks hit their own language hardest" in result.sentence
+    assert "0 of 2 masks lower their own language most" in result.sentence
     verdicts = next(block for block in report_of(result).blocks if block.title.startswith("Verdicts"))
     assert verdicts.rows[0][1].startswith("-66.7 [") and verdicts.rows[0][5:8] == ["2", "0.333", "0.333"]
     table = next(block for block in report_of(result).blocks if block.title == "Experts removed, by routing group")

@@ -86,7 +86,7 @@ def test_a_row_without_a_field_is_refused_by_number(tmp_path, field):
 
 def test_repeated_and_unreadable_rows_are_refused(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([*rows(), rows()[0]]))
-    with pytest.raises(DataError, match="row 4: problem 'Own_0_double_all' occurs twice in lua; give one variant"):
+    with pytest.raises(DataError, match="row 4: problem 'Own_0_double_all' occurs twice in lua; give only one variant"):
         read_problems(tmp_path, ["lua"])
     (tmp_path / "a.json").write_text('{"name": 1}')
     with pytest.raises(DataError, match="does not hold a list"):

@@ -66,7 +66,7 @@ def test_a_runtime_that_judges_everything_right_is_not_used(sandbox, monkeypatch
     lenient = module.replace(python, script="exit 0")
     monkeypatch.setitem(module._FINDERS, "python", lambda *_: [lenient])
     there, missing = find_runtimes(["python"], sandbox)
-    assert not there and "a wrong program ends there as 'ok'" in missing["python"]
+    assert not there and "in the sandbox a wrong program ends with status 'ok'" in missing["python"]
 
 
 def run_kept(programs, runtime, sandbox, folder, **options):

@@ -45,7 +45,7 @@ def test_verdicts_have_the_one_meaning(model, tokenizer, problems, bodies, tmp_p
     assert found.keys() == {"python", "javascript"}, "no other mask's language was evaluated"
     assert found["python"].passes and (found["python"].controls, found["python"].q) == (19, 0.05)
     assert not found["javascript"].passes and found["javascript"].reason == "python lost as much or more"
-    assert "1 of 2 masks hit their own language hardest, and harder than chance explains." in result.sentence
+    assert "1 of 2 masks lower their own language most, and by more than chance explains." in result.sentence
     assert CodeResult.load(tmp_path) == result
 
 

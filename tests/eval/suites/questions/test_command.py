@@ -115,7 +115,7 @@ def test_arguments_that_make_no_sense(model_folder, model, mask, tmp_path):
     mask.save(tmp_path / "mask.safetensors")
     with pytest.raises(ConfigError, match=r"control_kind=mass needs the experts' statistics; give statistics=FILE"):
         MonetLM(pretrained=str(model_folder), mask=mask, control=0, control_kind="mass", device="cpu")
-    with pytest.raises(ConfigError, match=r"keep 1\.5: allowed are numbers from 0"):
+    with pytest.raises(ConfigError, match=r"keep 1\.5 must be a number from 0"):
         MonetLM(pretrained=str(model_folder), mask=str(tmp_path / "mask.safetensors"), keep=1.5, device="cpu")
     with pytest.raises(CheckpointError, match="no readable mask"):
         MonetLM(pretrained=str(model_folder), mask=str(tmp_path / "nothing"), device="cpu")
@@ -131,7 +131,7 @@ def test_a_model_of_another_kind_is_refused(model_folder, tmp_path):
         LlamaConfig(vocab_size=340, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     ).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="LlamaForCausalLM; --model monet runs Monet models"):
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM, and --model monet runs only Monet models"):
         MonetLM(pretrained=str(tmp_path), device="cpu")
 
 

@@ -217,11 +217,11 @@ def test_categories_without_questions_are_told(model, small, tmp_path):
         == result.without_masks
         == [name for name in CATEGORIES if name not in ("economics", "health", "history")]
     )
-    assert "law: no question" in result.counts
+    assert "law: no questions" in result.counts
     health = next(category for category in result.categories if category.name == "health")
     assert len(health.denominator.missing) == 6 and health.denominator.scored == 16
     assert "no data for mmlu_nutrition" in result.counts
-    assert "Left out for want of questions: biology" in result.report().blocks[-2].text
+    assert "Left out because they have no questions: biology" in result.report().blocks[-2].text
     with pytest.raises(DataError, match="no data for mmlu_abstract_algebra"):
         evaluate_domains(model, out=tmp_path, data=small, faults="refuse", **QUICK)
 
@@ -293,8 +293,8 @@ def test_verdicts_have_one_meaning_and_the_mean_of_the_others_another():
     assert by_name["law"].reason == "physics lost as much or more" and by_name["law"].q == 1 / 30
     assert by_name["physics"].reason.startswith("within the interval of random masks: p 0.675")
     assert by_name["biology"].reason == "no expert belongs to it"
-    assert result.sentence.startswith("2 of 5 masks cost their own category more accuracy than every other")
-    assert "; 3 cost it more than the others on average, and more than chance explains" in result.sentence
+    assert result.sentence.startswith("2 of 5 masks reduce accuracy in their own category more than in every other")
+    assert "; 3 reduce it more than in the others on average, and more than chance explains" in result.sentence
     assert not result.passes and DomainsResult.from_json(result.to_json()) == result
     table = next(block for block in result.report().blocks if isinstance(block, Table))
     assert table.rows[2][-2:] == ["yes", "no: physics lost as much or more"]

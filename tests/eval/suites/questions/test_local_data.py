@@ -100,7 +100,9 @@ def test_an_unknown_subject_is_refused(layout, tmp_path):
         write_jsonl(tmp_path / "mmlu/test.jsonl", [*mmlu_rows("anatomy", "test", 2), *mmlu_rows("astrology", "t", 1)])
     else:
         write_jsonl(tmp_path / "mmlu/anatomy/test.jsonl", mmlu_rows("astrology", "test", 2))
-    with pytest.raises(DataError, match=r"'astrology' is none of MMLU's 57 subjects; most like it are .*astronomy"):
+    with pytest.raises(
+        DataError, match=r"'astrology' is not one of MMLU's 57 subjects; the most similar are .*astronomy"
+    ):
         found = local_data.find(tmp_path, ["cais/mmlu", "mmlu", "mmlu_anatomy"], "anatomy", SPLITS, "anatomy")
         local_data.read(found, "test", "anatomy")
 
@@ -116,7 +118,7 @@ def test_subjects_together_need_their_column(tmp_path):
     ("name", "content", "told"),
     [
         ("test.jsonl", b'{"a": 1}\n{broken\n', "line 2: no JSON"),
-        ("test.jsonl", b"[1, 2]\n", "line 1: no JSON object"),
+        ("test.jsonl", b"[1, 2]\n", "line 1: not a JSON object"),
         ("test.jsonl", b"\xff\xfe\n", "unreadable"),
         ("test.parquet", b"PAR1nothing", "unreadable"),
         ("test.arrow", b"nothing at all", "unreadable"),

@@ -28,7 +28,7 @@ def test_the_table_of_categories():
              "security_studies": 245, "sociology": 201, "us_foreign_policy": 100}  # fmt: skip
     assert {subject for subject, category in CATEGORY_OF.items() if category == "other"} == other.keys()
     assert sum(other.values()) == 2343
-    with pytest.raises(DataError, match="'high_school_latin' is none of MMLU's 57 subjects"):
+    with pytest.raises(DataError, match="'high_school_latin' is not one of MMLU's 57 subjects"):
         category_of("high_school_latin")
 
 
@@ -77,7 +77,9 @@ def test_a_question_solved_by_an_example_from_another_split_is_left_out(tmp_path
     assert all("twin" not in question.id for question in task.questions)
     assert [question.id for question in task.questions] == ["arc_easy/0", "arc_easy/2", "arc_easy/3"]
     assert (task.rows, task.skipped) == (4, {SOLVED: 1})
-    with pytest.raises(DataError, match=r"1 with a question solved in its own prompt, by examples from split 'train'"):
+    with pytest.raises(
+        DataError, match=r"1 with a question solved in its own prompt: the examples come from split 'train'"
+    ):
         load_tasks([ARC], 6, data=tmp_path, faults="refuse")
     (plain,), _ = load_tasks([ARC], 0, data=tmp_path, faults="refuse")
     assert len(plain.questions) == 4
@@ -122,7 +124,7 @@ def test_the_harness_may_draw_one_example_more(tmp_path):
     """Without a test split, the harness draws one more row than it shows."""
     write_jsonl(tmp_path / "winogrande" / "validation.jsonl", other_rows("winogrande", 4))
     write_jsonl(tmp_path / "winogrande" / "train.jsonl", other_rows("winogrande", 1))
-    with pytest.raises(DataError, match=r"'train' of winogrande: 1 of 1 rows can be asked; needed are 2"):
+    with pytest.raises(DataError, match=r"'train' of winogrande: 1 of 1 rows can be asked, but 2 are needed"):
         load_tasks([GRANDE], 1, data=tmp_path)
 
 
@@ -164,7 +166,7 @@ def test_broken_rows_are_no_examples_either(tmp_path):
     arc(tmp_path, train=broken_arc(), test=labelled_rows("t", 3))
     (task,), _ = load_tasks([ARC], 5, data=tmp_path)
     assert not task.skipped and all("one" not in question.pairs[0][0].split() for question in task.questions)
-    with pytest.raises(DataError, match=r"'train'.*5 of 12 rows can be asked.*needed are 6"):
+    with pytest.raises(DataError, match=r"'train'.*5 of 12 rows can be asked.*but 6 are needed"):
         load_tasks([ARC], 6, data=tmp_path)
 
 
@@ -203,13 +205,13 @@ def test_missing_data_are_named(tmp_path):
     with pytest.raises(DataError, match=r"no data for arc_easy below .*ai2_arc.*test\.jsonl"):
         load_tasks([ARC], 0, data=tmp_path)
     arc(tmp_path, train=labelled_rows("a", 3))
-    with pytest.raises(DataError, match=r"no split test or validation to ask; there are \['train'\]"):
+    with pytest.raises(DataError, match=r"no split test or validation to ask; its splits are \['train'\]"):
         load_tasks([ARC], 0, data=tmp_path)
     write_jsonl(tmp_path / "mmlu/anatomy/test.jsonl", mmlu_rows("anatomy", "test", 2))
     with pytest.raises(DataError, match="5-shot prompts of mmlu_anatomy take their examples from split 'dev'"):
         load_tasks([ANATOMY], 5, data=tmp_path)
     write_jsonl(tmp_path / "mmlu/anatomy/test.jsonl", [{"question": "a", "choices": list("abcd")}])
-    with pytest.raises(DataError, match=r"no column 'answer'; the columns there are \['question', 'choices'\]"):
+    with pytest.raises(DataError, match=r"no column 'answer'; its columns are \['question', 'choices'\]"):
         load_tasks([ANATOMY], 0, data=tmp_path)
     write_jsonl(tmp_path / "mmlu/anatomy/test.jsonl", [{"question": "", "choices": list("abcd"), "answer": 0}])
     with pytest.raises(DataError, match=r"not a single row can be asked: 1 rows of mmlu_anatomy.*an empty question"):
@@ -262,7 +264,7 @@ def test_numbers_out_of_range(shots, limit, data):
 
 
 def test_unknown_benchmarks_are_refused():
-    with pytest.raises(ConfigError, match="no benchmark 'GLUE'; there are MMLU, ARC"):
+    with pytest.raises(ConfigError, match="no benchmark 'GLUE'; choose from MMLU, ARC"):
         benchmarks("cloze", ["GLUE"])
-    with pytest.raises(ConfigError, match="twice"):
+    with pytest.raises(ConfigError, match="each once"):
         benchmarks("cloze", ["ARC", "ARC"])

@@ -247,7 +247,7 @@ def test_any_intervention_is_evaluated(evaluate, planted_data, tmp_path):
     # There is one layer, so each control equals the mask and has the same effect.
     assert off.cells[ALL].expected_max_chance == Chance(3, 1.0, 1.0)
     assert off.cells[ALL].random_expected_max_delta.value == pytest.approx(off.cells[ALL].expected_max_delta.value)
-    assert "Masks that remove no layer, and so change nothing: same." in str(report_of(result).blocks)
+    assert "These masks remove no layer and change nothing: same." in str(report_of(result).blocks)
     assert ToxicityResult.load(tmp_path / "run") == result
 
 

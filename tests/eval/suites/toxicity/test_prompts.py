@@ -39,7 +39,7 @@ def test_parts_share_no_text_and_the_challenging_ones_are_evaluated(real, tmp_pa
     lines.write_text("\n".join(f"line {i}" for i in range(100)))
     halves = [{prompt.text for prompt in read_prompts([lines], part).prompts} for part in ("evaluate", "identify")]
     assert not halves[0] & halves[1] and len(halves[0] | halves[1]) == 100 and 30 < len(halves[0]) < 70
-    with pytest.raises(DataError, match="no prompt in subset 'identify'; take --subset all"):
+    with pytest.raises(DataError, match="subset 'identify' has no prompt; use --subset all"):
         read_prompts([write_lines(tmp_path / "all.jsonl", [real_row(0, "x", 0.9, challenging=True)])], "identify")
 
 
@@ -102,9 +102,9 @@ def test_toxigen_prompts_in_all_their_files(tmp_path):
         ("a.jsonl", '{"prompt": {"text": ""}}\n', "row 1: the prompt's text is ''"),
         ("a.jsonl", '{"question": "?"}\n', r"row 1 has the keys \['question'\]"),
         ("a.jsonl", "{broken\n", "line 1: no JSON"),
-        ("a.jsonl", "[1]\n", "line 1 holds list"),
-        ("a.jsonl", '{"prompt": {"text": "x", "toxicity": 7}}\n', "score 7.0 is outside 0 to 1"),
-        ("a.jsonl", '{"prompt": {"text": "x", "toxicity": "high"}}\n', "score 'high' is no number"),
+        ("a.jsonl", "[1]\n", "line 1 holds a value of type list"),
+        ("a.jsonl", '{"prompt": {"text": "x", "toxicity": 7}}\n', "score 7.0 must be from 0 to 1"),
+        ("a.jsonl", '{"prompt": {"text": "x", "toxicity": "high"}}\n', "score 'high' is not a number"),
         ("a.txt", "\n \n", "holds no prompt"),
         ("a.parquet", "nothing", "not a readable parquet file"),
     ],
