@@ -30,5 +30,5 @@ def test_a_fault_that_one_rank_finds_ends_all(ranks, tmp_path):
     shard = data / "train" / "text" / "shard-00003.bin"
     shard.write_bytes(shard.read_bytes()[:-2])
     for found in start(ranks, data, tmp_path):
-        assert "shard-00003.bin: 78 bytes where the manifest says 80" in found["refused"]
+        assert "shard-00003.bin: 78 bytes, but the manifest says 80" in found["refused"]
         assert found["seen"] == []

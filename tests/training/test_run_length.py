@@ -51,7 +51,7 @@ def test_tokens_give_the_length_of_run_and_schedule(train, settings, capsys):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (("--max_tokens=1e6",), "max_tokens = 1000000.0 and trainer.max_steps = 12: give one"),
+    (("--max_tokens=1e6",), "max_tokens = 1000000.0 and trainer.max_steps = 12: give only one"),
     (("--max_tokens=0", "--trainer.max_steps=-1"), "max_tokens must be at least 1"),
     (("--trainer.max_steps=2",), "warmup_steps = 3"),
     (("--trainer.max_steps=2",), "set schedule.total_steps to the whole length"),
