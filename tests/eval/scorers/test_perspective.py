@@ -208,7 +208,7 @@ def test_errors_after_the_end_name_the_classifier(service, monkeypatch):
         asked.score(["key"])
     monkeypatch.setattr(perspective, "has_ended", lambda: True)
     for text in ("gone", "key"):
-        with pytest.raises(ConfigError, match=r"ended on 2026-12-31; score with --scorer\.kind classifier.* is kept"):
+        with pytest.raises(ConfigError, match=r"ended on 2026-12-31; score with --scorer\.kind classifier.* are kept"):
             asked.score([text])
     (outcome,) = asked.score(["faulty"])
     assert isinstance(outcome, Failure) and "--scorer.kind classifier" in outcome.detail

@@ -185,7 +185,7 @@ def test_losses_and_general_ability_stand_beside(evaluate, planted_model, plante
     evaluate(general=read_general([file]))
     general["provenance"]["mask_hashes"]["rude"] = "another's"
     file.write_text(json.dumps(general))
-    with pytest.raises(CheckpointError, match="'rude' is another mask in the general result"):
+    with pytest.raises(CheckpointError, match="'rude' is a different mask of the same size"):
         evaluate(general=read_general([file]))
     general["rows"][1]["removed"] = 2
     file.write_text(json.dumps(general))
