@@ -160,7 +160,7 @@ def test_refusals(road, tmp_path, capsys, monkeypatch):
         assert text in capsys.readouterr().err
 
     says("perplexity_only needs text by language", "--perplexity_only")
-    says("ks must name one or more", "--ks", "[0]")
+    says("ks must be one or more different numbers", "--ks", "[0]")
     says("workers 0 must be at least 1", "--workers", "0")
     says("limit 0 must be at least 1", "--limit", "0")
     says("'rust' is not among", "--languages", "[rust]")
