@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -251,6 +252,7 @@ def parsed(target: Callable[..., Any], words: list[str], program: str, takes_wor
     for group in groups.values():
         parser.add_class_arguments(group)
     parser.set_defaults(**defaults_of(target))
+    _refuse_unknown(words, target, parser)
     found = parser.instantiate(parser.parse_args(words)).as_dict()
     if not own_files:
         del found["config"]
@@ -284,17 +286,38 @@ def _with_values(options: list[str], target: Callable[..., Any]) -> list[str]:
         name, has_value, own = options[place].partition("=")
         place += 1
         takes_list = _list_of(kinds.get(name)) is not None
-        if kinds.get(name) is bool and not has_value and options[place : place + 1] not in (["true"], ["false"]):
-            words.append(f"{name}=true")
+        if kinds.get(name) is bool and not has_value:
+            given = place < len(options) and options[place].lower() in ("true", "false")
+            words.append(f"{name}={options[place].lower() if given else 'true'}")
+            place += given
         elif takes_list and has_value:
             words.append(f"{name}={_as_list([own], kinds[name])}")
-        elif takes_list and place < len(options):
-            end = next((n for n in range(place + 1, len(options)) if options[n].startswith("-")), len(options))
+        elif takes_list and place < len(options) and not _is_option(options[place]):
+            end = next((n for n in range(place + 1, len(options)) if _is_option(options[n])), len(options))
             words.append(f"{name}={_as_list(options[place:end], kinds[name])}")
             place = end
         else:
             words.append(options[place - 1])
     return words
+
+
+def _is_option(word: str) -> bool:
+    """Whether a word is an option and not a value; a negative number is a value."""
+    return word.startswith("-") and re.match(r"-\.?\d", word) is None
+
+
+def _refuse_unknown(words: Sequence[str], target: Callable[..., Any], parser: Any) -> None:
+    """End with a usage error at the first unknown option, and name the nearest known one."""
+    known = [*types_of(target), "config", "print_config", "help"]
+    for word in words:
+        if word.startswith("--") and word != "--":
+            name = word[2:].partition("=")[0].rstrip("+")
+            first, _, rest = name.partition(".")
+            if first not in known:
+                near = (
+                    [rest] if first in groups_of(target) else difflib.get_close_matches(first, known, n=1, cutoff=0.5)
+                )
+                parser.error(f"unknown option --{name}{f'; did you mean --{near[0]}?' if near else ''}")
 
 
 def _list_of(kind: Any) -> Any:

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
+from typing import cast
 
 MOVED = {
     "monet.controls": "monet.masks.controls",
@@ -52,16 +53,27 @@ MOVED = {
 }
 
 
+def _new_name(name: str) -> str | None:
+    """Where a module is today; None if it has not moved. A module in a package that has moved is in the new package."""
+    start = name
+    while start and start not in MOVED:
+        start = start.rpartition(".")[0]
+    return MOVED[start] + name[len(start) :] if start else None
+
+
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Must be the first finder: otherwise an empty folder left by an update would be taken for the module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        return importlib.machinery.ModuleSpec(fullname, self) if fullname in MOVED else None
+        return None if _new_name(fullname) is None else importlib.machinery.ModuleSpec(fullname, self)
+
+    def get_code(self, fullname: str) -> None:
+        raise ImportError(f"{fullname} has moved to {_new_name(fullname)}; run that")
 
     def exec_module(self, module: ModuleType) -> None:
-        old, new = module.__name__, MOVED[module.__name__]
+        old, new = module.__name__, cast(str, _new_name(module.__name__))
         warnings.warn(f"{old} has moved to {new}; import it from there", DeprecationWarning, stacklevel=2)
         sys.modules[old] = importlib.import_module(new)
 

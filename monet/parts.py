@@ -17,7 +17,7 @@ def check_shard(index: int, count: int) -> None:
         ConfigError: there is no such part; the message names both numbers.
     """
     if not 0 <= index < count:
-        raise ConfigError(f"shard {index}/{count}: the index must be from 0 to {count - 1}")
+        raise ConfigError(f"{index}/{count} is not a part: the index must be from 0 to {count - 1}")
 
 
 def parse_shard(option: str, text: str) -> tuple[int, int]:

@@ -251,3 +251,29 @@ def test_a_group_has_its_title_and_defaults_in_the_help(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "Where it runs:" in shown and "name of it. (type: str, default: cpu)" in shown
     assert cli.main(["grouped", "--model", "m", "--machine.device", "cpu"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        (["--sizes", "3", "-1", "--quick", "True"], [3, -1]),
+        (["--sizes", "-2"], [-2]),
+        (["--sizes=5", "--quick", "--device", "cpu"], [5]),
+    ],
+)
+def test_lists_end_at_options_and_not_at_negative_numbers(words, sizes):
+    assert cli.parsed(grouped, ["--model", "m", *words], "monet")["machine"] == Machine("cpu", sizes, len(words) != 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--modle", "m"], "unknown option --modle; did you mean --model?"),
+        (["--model", "m", "--machine.device", "cpu"], "unknown option --machine.device; did you mean --device?"),
+        (["--model", "m", "--sizes", "--quick"], "expected one argument"),
+    ],
+)
+def test_an_unknown_option_names_the_nearest(words, told, capsys):
+    with pytest.raises(SystemExit):
+        cli.parsed(grouped, words, "monet")
+    assert told in capsys.readouterr().err

@@ -35,3 +35,15 @@ def test_from_imports_and_unknown_names():
     assert select is importlib.import_module("monet.eval.attribution.selection").select
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("monet.eval.no_such_module")
+
+
+def test_a_module_in_a_moved_package_is_no_second_copy():
+    with pytest.warns(DeprecationWarning):
+        sys.modules.pop("monet.eval.harness.general_result", None)
+        found = importlib.import_module("monet.eval.harness.general_result")
+    assert found is importlib.import_module("monet.eval.suites.questions.general_result")
+
+
+def test_an_old_path_does_not_run_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "monet.export"], capture_output=True, text=True)
+    assert done.returncode and "monet.export has moved to monet.convert.export" in done.stderr

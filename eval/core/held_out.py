@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from monet.errors import ConfigError, DataError
 from monet.eval.core.inputs import LabelledData
-from monet.eval.core.signature import KEY, Signature, same_source, shares_text
+from monet.eval.core.signature import KEY, Signature, common_sequences, same_source, shares_text
 
 Protocol = Literal["held_out", "same"]
 EVALUATION_SPLIT = "evaluate"
@@ -29,10 +29,12 @@ def is_other_text(parts: Sequence[Mapping[str, Any] | None], data: LabelledData)
     sources = [same_source(part, described) for part in known]
     if True in sources:
         return False
-    if any(source is None and KEY in part for source, part in zip(sources, known, strict=True)):
+    in_memory = "content" not in described
+    if any((source is None or in_memory) and KEY in part for source, part in zip(sources, known, strict=True)):
         described |= Signature.of(data).notes()
     shared = [shares_text(part, described) for part in known]
-    if True in shared:
+    # two shards of text in memory may hold the same sequence twice
+    if True in shared or (in_memory and any(common_sequences(part, described) for part in known)):
         return False
     return None if None in shared or len(known) < len(parts) else True
 

@@ -52,7 +52,13 @@ class Batch(NamedTuple):
     position_ids_BT: Tensor | None = None
 
     def inputs(self, device: torch.device) -> dict[str, Any]:
-        """Arguments of a forward pass over these sequences: tensors on the device, and no cache."""
+        """Arguments of a forward pass over these sequences: tensors on the device, and no cache.
+
+        Raises:
+            DataError: the batch has pads and document positions, which the model cannot keep apart together.
+        """
+        if self.attention_mask_BT is not None and self.position_ids_BT is not None:
+            raise DataError("a batch with document positions has pads; give sequences of one length, or no positions")
         given = {"input_ids": self.input_ids_BT, "attention_mask": self.attention_mask_BT}
         if self.position_ids_BT is not None:
             given["position_ids"] = self.position_ids_BT

@@ -263,18 +263,21 @@ def _mask(name: str, effects: dict[str, Effect], confidence: float) -> MaskOverS
         effects,
         _spread([row.target for row in rows], confidence),
         _spread([row.others_mean for row in rows], confidence),
-        _spread([row.random for row in rows], confidence),
+        # the interval of random controls holds the spread over controls too, so it is not one over text
+        _spread([row.random for row in rows], confidence, over_text=False),
         sum(verdicts) if verdicts else None,
     )
 
 
-def _spread(estimates: Sequence[Estimate | None], confidence: float) -> SeedSpread | None:
+def _spread(estimates: Sequence[Estimate | None], confidence: float, *, over_text: bool = True) -> SeedSpread | None:
     """Spread over the runs that have the number; None below two runs."""
     known = [one for one in estimates if one is not None]
     if len(known) < 2:
         return None
     ends = [one.ends for one in known if one.low is not None and one.high is not None]
-    sd = [sd_of_interval(low, high, confidence) for low, high in ends] if len(ends) == len(known) else None
+    sd = (
+        [sd_of_interval(low, high, confidence) for low, high in ends] if over_text and len(ends) == len(known) else None
+    )
     return over_seeds([one.value for one in known], sd, confidence)
 
 

@@ -137,7 +137,8 @@ def _every_result(result: SeedsResult) -> Table:
         ["removed", "result", "target", "mean of others", "worst other", "random, on target", "controls", "p", "q",
          "passes"],
         rows,
-        f"Brackets hold the interval over text. {HOW_JUDGED if judged else ''}".strip(),
+        "Brackets hold the interval over text; that of random controls is over text and controls."
+        f" {HOW_JUDGED if judged else ''}".rstrip(),
     )  # fmt: skip
 
 

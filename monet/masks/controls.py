@@ -32,7 +32,7 @@ def control_keep(keep_GN: Tensor, kind: ControlKind, seed: int, weight_GN: Tenso
         kind: the property that the control matches.
         seed: seed for the random choice; equal seeds give equal controls.
         weight_GN: at least 0; for mass, a unit's mean weight per token; for activity, its share of tokens. Both are
-            measured on the text that the removal is evaluated on. Required for mass and activity.
+            measured on the label's text in the given statistics. Required for mass and activity.
 
     Returns:
         (G, N) in the dtype of `keep_GN`; float32 for mass.

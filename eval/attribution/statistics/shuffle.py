@@ -3,14 +3,15 @@
 A rule finds some experts under any labels. Meaningless labels show how many it finds by chance: every document takes
 the label, and the scores, of another document. Documents are moved whole, because the tokens of one document are not
 independent. A document is all sequences that begin in it, as for the bootstrap and for `--shard`. A sequence that holds
-several documents moves with the first of them. docs/architecture.md explains the dims; C stands for labels, Q for
-permutations, U for documents, S for sequences.
+several documents moves with the first of them. If the data hold the source of every document, all documents of a source
+move together: records of one original are not independent either. docs/architecture.md explains the dims; C stands for
+labels, Q for permutations, U for documents (or sources), S for sequences.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -47,6 +48,9 @@ def _read(data: LabelledData, batch_size: int, exclusion: Exclusion) -> _Documen
     first: list[int] = []
     scores: list[Tensor] = []
     lengths: list[int] = []
+    sources = data.window_sources()
+    by_source = not any(None in found for found in sources.values())
+    origins = {label: iter(sources.get(name, ())) for label, name in enumerate(data.labels)} if by_source else {}
     for batch in data.batches(batch_size):
         if lengths:
             check_scored(batch, bool(scores))
@@ -55,6 +59,7 @@ def _read(data: LabelledData, batch_size: int, exclusion: Exclusion) -> _Documen
         if counted.score_X is not None:
             scores.append(counted.score_X)
         for label, name in zip(batch.label_B.tolist(), batch.document_B, strict=True):
+            name = cast(str, next(origins[label])) if by_source else name
             number = places.setdefault((label, name), len(places))
             if number == len(labels):
                 labels.append(label)

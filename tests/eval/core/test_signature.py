@@ -125,6 +125,7 @@ def test_shards_of_a_text_that_repeats_itself_add_up(random_model, random_data):
 
 def test_samples_of_large_texts_are_comparable(monkeypatch, random_model):
     monkeypatch.setattr(signature, "LIMIT", 64)
+    monkeypatch.setattr(signature, "_ENOUGH", 20)
     rows = [[n % 24, n // 24 % 24, n // 576, 5] for n in range(4000)]
     large, known = sequences(rows), Signature.of(sequences(rows))
     assert len(known.hashes) == 64 and known.bound == max(known.hashes)
@@ -153,3 +154,17 @@ def test_a_damaged_signature_is_none(chosen):
     for content in (7, {"hashes": "A", "bound": "1"}, {"hashes": "AAAA", "bound": "1"}, {"hashes": "", "bound": "x"}):
         assert Signature.read({"signature": content}) is None
     assert same_source({}, {"sha256": "x"}) is None and shares_text({"split": "x"}, {"sha256": "x"}) is None
+
+
+def test_a_prepared_folder_without_hashes_is_unknown_and_not_other_text():
+    old, new = {"content": "a", "split": "identify"}, {"content": "b", "split": "evaluate"}
+    assert shares_text(old, new) is None
+
+
+def test_two_shards_that_hold_the_same_sequence_are_not_held_out():
+    rows = [[n, 5, 6, 7] for n in range(8) for _ in range(2)]
+    data = sequences(rows)
+    first, second = data.shard(0, 2), data.shard(1, 2)
+    part = {**first.description, **Signature.of(first).notes()}
+    common = Signature.of(first).hashes & Signature.of(second).hashes
+    assert common and is_other_text([part], second) is False
