@@ -182,9 +182,8 @@ def test_they_survive_the_file_and_older_files_are_read(random_model, documents,
 
 def test_documents_of_one_source_move_together(random_data):
     """Records of one original are not independent, so a permutation moves originals."""
-    from dataclasses import replace
 
-    sources = [f"original {n // 3}" for n in range(len(random_data.sequences))]
+    sources = [f"original {n // 9}" for n in range(len(random_data.sequences))]
     shuffle = Shuffle(replace(random_data, sources=sources), 4, Exclusion(), 1, 0)
     units = {(label, source) for label, source in zip(random_data.label_of, sources, strict=True)}
     assert shuffle.documents == len(units) < len(random_data.sequences)
