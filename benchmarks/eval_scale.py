@@ -82,7 +82,7 @@ def picture(domains: int) -> None:
     """Two heat maps of this many domains as a picture."""
     names = [f"domain {number}" for number in range(domains)]
     values = np.random.default_rng(0).normal(size=(domains, domains)).tolist()
-    heatmap = Heatmap("Experts removed", names, names, values, "nats a token", "removed", "evaluated on")
+    heatmap = Heatmap("Experts removed", names, names, values, "nats per token", "removed", "evaluated on")
     bars = Bars("Experts removed, % of all", [1.0] * domains, ["1,000 (1.0%)"] * domains)
     report = Report("Knowledge removal", "", [Panels("Increase of loss", [heatmap, heatmap], bars)], {})
     with tempfile.TemporaryDirectory() as folder:

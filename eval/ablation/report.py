@@ -49,7 +49,7 @@ def _matrices(result: AblationResult, what: str) -> Panels:
             rows,
             columns,
             values("value"),
-            "nats a token",
+            "nats per token",
             row_axis="removed",
             column_axis="evaluated on",
             low=values("low"),
@@ -71,7 +71,7 @@ def _matrices(result: AblationResult, what: str) -> Panels:
             [100 * verdict.share for verdict in result.domains],
             [f"{verdict.removed:,} ({verdict.share:.1%})" for verdict in result.domains],
         ),
-        "In nats a token. The domain of the removed units is in bold.",
+        "In nats per token. The domain of the removed units is in bold.",
     )
 
 
@@ -106,7 +106,7 @@ def verdicts(result: AblationResult, what: str) -> Table:
             ]
             for verdict in result.domains
         ],
-        f"Increase of loss in nats a token, with its interval in brackets. {HOW_JUDGED}",
+        f"Increase of loss in nats per token, with its interval in brackets. {HOW_JUDGED}",
     )
 
 
@@ -154,7 +154,7 @@ def _text(result: AblationResult) -> Table:
             ]
             for baseline in result.evaluated
         ],
-        "For the whole model; losses are in nats a token. Documents are cut from sources; a dash means: not known.",
+        "For the whole model; losses are in nats per token. Documents are cut from sources; a dash means: not known.",
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One domain under the whole model: mean loss in nats a token, its perplexity, and the amount of text.
+    """One domain under the whole model: mean loss in nats per token, its perplexity, and the amount of text.
 
     Args:
         sources: number of sources from which the documents were cut; None if they are not known.
@@ -49,7 +49,7 @@ def how_drawn(provenance: Mapping[str, Any], evaluated: Sequence[Baseline]) -> s
 
 @dataclass(frozen=True)
 class Verdict:
-    """The effect of one domain's mask. Every delta is an increase of mean loss in nats a token.
+    """The effect of one domain's mask. Every delta is an increase of mean loss in nats per token.
 
     Args:
         name: the domain whose units were removed.
@@ -95,7 +95,7 @@ class AblationResult(Result):
         unit, group: the removed unit ("expert", "neuron"), and the group by which it is counted.
         domains: one verdict for each mask, in the order of the rows below.
         evaluated: one baseline for each domain, in the order of the columns below.
-        delta: increase of mean loss in nats a token, by mask and evaluated domain.
+        delta: increase of mean loss in nats per token, by mask and evaluated domain.
         perplexity: perplexity after removal, by mask and evaluated domain.
         random: like `delta`, mean over the random controls; None if it was not measured.
     """
@@ -143,7 +143,7 @@ class AblationResult(Result):
         ]
         return Effects(
             "Increase of the mean next-token loss",
-            "nats a token",
+            "nats per token",
             self.provenance["bootstrap"]["confidence"],
             self.unit,
             {"text": self.provenance["data_fingerprint"]},

@@ -59,7 +59,7 @@ class Resampled:
     """Mean loss a token of every condition, on the data and on every resample of the data.
 
     Args:
-        mean_C: float64, nats a token.
+        mean_C: float64, nats per token.
         draws_QC: float64, the same quantity on each resample. A row uses one resample for all conditions, so
             differences along C are paired.
     """

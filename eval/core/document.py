@@ -50,7 +50,7 @@ class Heatmap:
         title: what a cell is.
         rows, columns: names along the sides.
         values: values[row][column]; None if the cell was not measured.
-        unit: unit of the values, for example "nats a token" or "points of accuracy".
+        unit: unit of the values, for example "nats per token" or "points of accuracy".
         row_axis, column_axis: what the rows and columns are.
         note: how to read the heat map.
         low, high: bounds of each value's interval, shaped like `values`; None without intervals.

@@ -63,7 +63,7 @@ def result_of(
         for of in (monet, llama)
     )
     return EvidenceResult(
-        "nats a token", [model_of(one) for one in monet], [model_of(one) for one in llama], rows, dense, matrix,
+        "nats per token", [model_of(one) for one in monet], [model_of(one) for one in llama], rows, dense, matrix,
         dense_matrix, [*relearned["monet"], *relearned["llama"]], failing,
         {
             "windows": plan.windows, "control_windows": plan.control_windows, "seq_len": plan.seq_len,

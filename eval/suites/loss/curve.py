@@ -127,7 +127,7 @@ def _overview(points: Sequence[CurvePoint]) -> Table:
         title="All domains by threshold",
         header=["removed", *(f"{point.threshold:g}" for point in points)],
         rows=[[rows[0].name, *map(told, rows)] for rows in zip(*(point.domains for point in points), strict=True)],
-        note="Increase of loss in nats a token: domain itself / mean of the others / random controls on the domain.",
+        note="Increase of loss in nats per token: domain itself / mean of the others / random controls on the domain.",
     )
 
 
@@ -141,7 +141,7 @@ def _curve(name: str, rows: Sequence[Verdict]) -> Curve:
     return Curve(
         title=f"{name}: increase of mean loss by share of experts",
         x_label="experts chosen, % of all",
-        y_label="nats a token",
+        y_label="nats per token",
         series=[
             series(f"{name} itself", "target_delta", "target_interval"),
             series("mean of the others", "others_mean_delta", "others_mean_interval"),

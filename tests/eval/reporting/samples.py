@@ -14,7 +14,7 @@ def heatmap(**changes) -> Heatmap:
         "low": [[None if value is None else value - 0.1 for value in row] for row in values],
         "high": [[None if value is None else value + 0.1 for value in row] for row in values],
     }
-    fields = {"rows": NAMES, "columns": NAMES, "values": values, "unit": "nats a token", "row_axis": "removed of",
+    fields = {"rows": NAMES, "columns": NAMES, "values": values, "unit": "nats per token", "row_axis": "removed of",
               "column_axis": "asked of", "note": "A heat map's note.", **bounds}  # fmt: skip
     return Heatmap("Heat " + HOSTILE, **{**fields, **changes})
 

@@ -67,7 +67,7 @@ def test_the_figure_shows_every_value(result):
     written = {text.get_text() for axes in drawing.axes for text in axes.texts}
     assert {f"{cell.value:+.2f}" for row in result.delta for cell in row} <= written
     assert {label.get_text() for label in drawing.axes[0].get_xticklabels()} == set(LABELS)
-    assert any("nats a token" in axes.get_xlabel() for axes in drawing.axes)
+    assert any("nats per token" in axes.get_xlabel() for axes in drawing.axes)
 
 
 def test_terminal_shows_matrix_and_verdicts(result, capsys):
