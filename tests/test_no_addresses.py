@@ -157,7 +157,7 @@ def test_a_packed_table_without_end(read, tmp_path, monkeypatch):
     assert path.stat().st_size < 1 << 20
     monkeypatch.setattr(tables, "MAX_BYTES", 1 << 28)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataError, match="holds more than 268435456 bytes when it is unpacked"):
+    with pytest.raises(DataError, match="holds more than 268435456 bytes when unpacked"):
         read(tmp_path / "arc_easy")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20, "less than a gigabyte (KiB)"
 

@@ -104,7 +104,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert "monet/py.typed" in names
     sources = {path.name for path in (ROOT / "kernels" / "decode").iterdir() if path.suffix in (".cpp", ".h")}
     assert sources and {f"monet/kernels/decode/{name}" for name in sources} <= set(names)
-    assert "monet/eval/toxicity/words.safetensors" in names
+    assert "monet/eval/scorers/words.safetensors" in names
     assert {"monet/eval/reporting/page.html.j2", "monet/eval/reporting/page.css"} <= set(names)
     assert all(name.startswith(("monet/", "monet_experts-")) for name in names)
     assert any(name.endswith("LICENSE") for name in names)

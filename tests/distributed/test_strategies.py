@@ -152,7 +152,7 @@ def test_checkpoints_beside_the_training_are_the_same_on_two_ranks(name, train_r
 
 SMALL_FILES = """
 import sys
-from monet.training import tensor_files
+from monet.training.checkpoints import tensor_files
 from monet.training.cli import main
 tensor_files.FILE_BYTES = 8192
 sys.exit(main())

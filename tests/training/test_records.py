@@ -91,7 +91,7 @@ def test_statistics_move_once_a_step_where_that_is_chosen(train):
 
 
 @pytest.mark.parametrize(("word", "message"), [
-    ("--trainer.strategy=fsdp", "trainer.strategy = 'fsdp'; allowed are auto, ddp, zero1"),
+    ("--trainer.strategy=fsdp", "trainer.strategy = 'fsdp': choose from auto, ddp, zero1"),
     ("--trainer.precision=16-mixed", "trainer.precision = 16-mixed"),
     ("--trainer.precision=16", "trainer.precision = 16"),
 ])  # fmt: skip

@@ -98,7 +98,7 @@ time.sleep(600)
 """
 INSIDE = """
 from dataclasses import replace
-from monet.eval.suites.code import processes, sandbox
+from monet.eval.sandbox import processes, sandbox
 from monet.eval.sandbox.limits import Limits
 from monet.eval.sandbox.views import python_interpreters
 found = sandbox.open_sandbox(Limits(memory_mb=96, disk_mb=32))
