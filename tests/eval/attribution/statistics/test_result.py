@@ -378,7 +378,7 @@ def test_prepared_windows_are_dealt_by_document(tmp_path):
         for window, document in windows(shard):
             assert holders.setdefault((whole.dataset.locate(window)[0], document), number) == number
     assert len(set(holders.values())) == 3
-    with pytest.raises(ConfigError, match=r"shard 3/3: .* 0 to 2"):
+    with pytest.raises(ConfigError, match=r"3/3 is not a part: .* 0 to 2"):
         whole.shard(3, 3)
 
 
