@@ -123,6 +123,10 @@ class AblationResult(Result):
         passed = sum(verdict.passes for verdict in self.domains)
         return f"{passed} of {len(self.domains)} masks hit their own domain hardest, and harder than chance explains"
 
+    def lines(self) -> list[str]:
+        """What a command prints of its result, with the unit of the intervals."""
+        return [*super().lines(), how_drawn(self.provenance, self.evaluated)]
+
     def effects(self) -> Effects:
         """Increases of loss, one row for each mask."""
         rows = [

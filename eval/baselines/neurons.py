@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from monet.errors import CheckpointError, DataError, NonFiniteError
 from monet.eval.ablation.measure import ablate
-from monet.eval.ablation.results import how_drawn
 from monet.eval.attribution.selection import assign
 from monet.eval.attribution.statistics.collectors import Tokens
 from monet.eval.attribution.statistics.exclusion import Exclude, Exclusion
-from monet.eval.core.achieved import told
+from monet.eval.core.announce import announce
 from monet.eval.core.chance import DEFAULT_CONTROLS
 from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.inputs import LabelledData
@@ -32,12 +31,12 @@ from monet.eval.core.loading import (
     DType,
     check_batch_size,
     evaluating,
+    load_as,
     load_tokenizer,
     vocab_size,
     windows_bar,
 )
 from monet.eval.core.options import Compute, TextIntervals, WindowOptions
-from monet.eval.core.results import RESULT_NAME
 from monet.eval.core.signature import Signature
 from monet.masks.controls import ControlKind, control_keep, removed_mass
 from monet.masks.expert_mask import Model, keep_digest
@@ -249,14 +248,9 @@ def load_llama(name: str, device: str, dtype: DType) -> Any:
     Raises:
         CheckpointError: the folder or model does not exist, or is another kind of model.
     """
-    from monet.devices import choose_device
     from monet.training.language_models import LlamaForCausalLM
 
-    where = choose_device(device)
-    try:
-        return LlamaForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
-    except OSError as error:
-        raise CheckpointError(f"{name}: no model found ({str(error).splitlines()[0]})") from None
+    return load_as(LlamaForCausalLM, name, device, dtype)
 
 
 def run(
@@ -320,6 +314,4 @@ def run(
         batch_size=compute.batch_size,
         progress=compute.progress,
     )
-    assert result is not None, "only a part returns None"
-    print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")
-    print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")
+    announce(result, out)

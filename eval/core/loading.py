@@ -48,9 +48,14 @@ def load_model(name: str, device: str = "auto", dtype: DType = "auto") -> MonetF
     """
     from monet import MonetForCausalLM
 
+    return load_as(MonetForCausalLM, name, device, dtype)
+
+
+def load_as(kind: Any, name: str, device: str, dtype: DType) -> Any:
+    """Load a model of a class that checks what it loads; arguments and errors as for `load_model`."""
     where = choose_device(device)
     try:
-        return MonetForCausalLM.from_pretrained(name, dtype=dtype).to(where).eval()
+        return kind.from_pretrained(name, dtype=dtype).to(where).eval()
     except OSError as error:
         raise CheckpointError(f"{name}: no model found ({str(error).splitlines()[0]})") from None
 

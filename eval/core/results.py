@@ -14,6 +14,7 @@ import msgspec
 from typing_extensions import Self
 
 from monet.errors import CheckpointError, ConfigError
+from monet.eval.core.achieved import told
 from monet.files import atomic_write_json
 from monet.json_text import read_json
 
@@ -35,6 +36,16 @@ class Result:
     FORMAT: ClassVar[str]
     COMMAND: ClassVar[str]
     TOLD: ClassVar[tuple[str, ...]] = ("sentence",)
+
+    if TYPE_CHECKING:
+        provenance: dict[str, Any]
+
+        @property
+        def sentence(self) -> str: ...
+
+    def lines(self) -> list[str]:
+        """What a command prints of its result."""
+        return [self.sentence, *told(self.provenance)]
 
     def effects(self) -> Effects:
         """One row for each mask, to compare results of several models.

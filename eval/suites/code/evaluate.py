@@ -19,9 +19,10 @@ from monet.eval.ablation.measure import ablate
 from monet.eval.ablation.results import AblationResult
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import load_masks
-from monet.eval.core.achieved import control_notes, told
+from monet.eval.core.achieved import control_notes
+from monet.eval.core.announce import announce
 from monet.eval.core.bootstrap import Bootstrap
-from monet.eval.core.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.conditions import Condition, conditions, dealt
 from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.decoding import GENERATED_CONTROLS
 from monet.eval.core.intervention import Intervention, check_all, unit_of
@@ -30,7 +31,6 @@ from monet.eval.core.loading import (
     windows_bar,
 )
 from monet.eval.core.options import DividedCompute, Intervals, WindowOptions
-from monet.eval.core.results import RESULT_NAME
 from monet.eval.core.store import model_key
 from monet.eval.sandbox.execution import check_workers, execute, kept_statuses
 from monet.eval.sandbox.limits import Limits
@@ -338,8 +338,4 @@ def run(
             part=part,
             progress=compute.progress,
         )
-    if result is None:
-        print(PART_DONE)
-        return
-    print(result.sentence, *told(result.provenance), sep="\n")
-    print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")
+    announce(result, out)

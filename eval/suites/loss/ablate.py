@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from monet.eval.ablation.measure import ablate
-from monet.eval.ablation.results import how_drawn
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import load_masks
-from monet.eval.core.achieved import told
-from monet.eval.core.conditions import PART_DONE
+from monet.eval.core.announce import announce
 from monet.eval.core.controls import ControlOn
 from monet.eval.core.held_out import Protocol, check_protocol, evaluation_split, texts_of
 from monet.eval.core.options import DividedCompute, TextIntervals, WindowOptions
-from monet.eval.core.results import RESULT_NAME
 
 
 def run(
@@ -70,8 +67,4 @@ def run(
         part=part,
         progress=compute.progress,
     )
-    if result is None:
-        print(PART_DONE)
-        return
-    print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")
-    print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")
+    announce(result, out)

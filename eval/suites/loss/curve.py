@@ -22,16 +22,16 @@ from monet.eval.attribution.rules import RankedBy, Rule, RuleName, rule_named
 from monet.eval.attribution.selection import select_by
 from monet.eval.attribution.statistics.prompt_hashes import without_hashes
 from monet.eval.attribution.stats import ExpertStatistics
-from monet.eval.core.achieved import told
+from monet.eval.core.announce import announce
 from monet.eval.core.bootstrap import Bootstrap
-from monet.eval.core.conditions import PART_DONE, dealt
+from monet.eval.core.conditions import dealt
 from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.document import Block, Curve, Report, Series, Table, Text
 from monet.eval.core.held_out import Protocol, check_protocol, evaluation_split
 from monet.eval.core.inputs import LabelledData
 from monet.eval.core.loading import check_batch_size
 from monet.eval.core.options import DividedCompute, TextIntervals, WindowOptions
-from monet.eval.core.results import RESULT_NAME, Result
+from monet.eval.core.results import Result
 from monet.eval.core.units import choose_unit
 from monet.eval.core.window_losses import LossStore, keep_losses
 from monet.eval.reporting.common import bracketed, signed
@@ -88,6 +88,10 @@ class CurveResult(Result):
             f"number of {len(self.points[0].domains)} masks by {self.rule['rule']} that hit their own domain hardest, "
             f"and harder than chance explains: {passed}"
         )
+
+    def lines(self) -> list[str]:
+        """What a command prints of its result, with the unit of the intervals."""
+        return [*super().lines(), how_drawn(self.provenance, self.evaluated)]
 
     def report(self) -> Report:
         """A table of all labels, then a curve and a table for each label."""
@@ -345,8 +349,4 @@ def run(
         loaded, found, chosen, thresholds, text, out=out, keep=keep, controls=controls.open(loaded),
         control_on=control_on, bootstrap=bootstrap, batch_size=compute.batch_size, part=part, progress=compute.progress,
     )  # fmt: skip
-    if result is None:
-        print(PART_DONE)
-        return
-    print(result.sentence, *told(result.provenance), how_drawn(result.provenance, result.evaluated), sep="\n")
-    print(f"result: {Path(out) / RESULT_NAME}; its curves: monet report --result {out} --out FOLDER")
+    announce(result, out, "curves")

@@ -16,15 +16,15 @@ from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import check_ratio, load_masks
 from monet.eval.attribution.statistics.prompt_hashes import without_hashes
 from monet.eval.attribution.stats import PERMUTATIONS
-from monet.eval.core.achieved import control_notes, told
+from monet.eval.core.achieved import control_notes
+from monet.eval.core.announce import announce
 from monet.eval.core.bootstrap import Bootstrap
-from monet.eval.core.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.conditions import Condition, conditions, dealt
 from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.loading import provenance_now, windows_bar
 from monet.eval.core.model_origin import about_model
 from monet.eval.core.options import DividedCompute, Intervals
-from monet.eval.core.results import RESULT_NAME
 from monet.eval.suites.questions.asked import Asked, chosen_elsewhere
 from monet.eval.suites.questions.catalog import Metric, Style, benchmarks
 from monet.eval.suites.questions.categories import CATEGORIES, CATEGORY_OF
@@ -257,9 +257,4 @@ def run(
         part=part,
         progress=compute.progress,
     )
-    if result is None:
-        print(PART_DONE)
-        return
-    print(result.sentence, *told(result.provenance), sep="\n")
-    print(result.counts)
-    print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")
+    announce(result, out)

@@ -132,6 +132,10 @@ class DomainsResult(Result):
             words += f" (at most {limit} questions per subject)"
         return words + (" (partial: some categories or questions are left out)" if self.partial else "")
 
+    def lines(self) -> list[str]:
+        """What a command prints of its result, with the numbers of questions."""
+        return [*super().lines(), self.counts]
+
     @property
     def counts(self) -> str:
         """Scored questions and rows, one line per category."""

@@ -110,6 +110,10 @@ class GeneralResult(Result):
         looked = f" (at most {limit} questions per task)" if limit else ""
         return "; ".join(told) + looked + (" (partial: some questions have no score)" if self.partial else "")
 
+    def lines(self) -> list[str]:
+        """What a command prints of its result, with the numbers of questions."""
+        return [*super().lines(), self.counts]
+
     @property
     def counts(self) -> str:
         """Scored questions and rows, one line per benchmark and number of shots."""

@@ -13,9 +13,10 @@ from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import load_masks
 from monet.eval.attribution.statistics.prompt_hashes import judged_before, without_hashes
-from monet.eval.core.achieved import control_notes, told
+from monet.eval.core.achieved import control_notes
+from monet.eval.core.announce import announce
 from monet.eval.core.bootstrap import Bootstrap
-from monet.eval.core.conditions import PART_DONE, Condition, conditions, dealt
+from monet.eval.core.conditions import Condition, conditions, dealt
 from monet.eval.core.controls import Controls
 from monet.eval.core.decoding import GENERATED_CONTROLS
 from monet.eval.core.intervention import Intervention, check_all, unit_of
@@ -30,7 +31,6 @@ from monet.eval.core.loading import (
 )
 from monet.eval.core.model_origin import about_model
 from monet.eval.core.options import DividedCompute, Intervals
-from monet.eval.core.results import RESULT_NAME
 from monet.eval.core.store import model_key
 from monet.eval.core.units import choose_unit, with_sources
 from monet.eval.core.window_losses import LossStore, keep_losses
@@ -328,8 +328,4 @@ def run(
         part=part,
         progress=compute.progress,
     )
-    if result is None:
-        print(PART_DONE)
-        return
-    print(result.sentence, *told(result.provenance), sep="\n")
-    print(f"result: {Path(out) / RESULT_NAME}; its tables: monet report --result {out} --out FOLDER")
+    announce(result, out)
