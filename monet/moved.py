@@ -67,7 +67,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        return None if _new_name(fullname) is None else importlib.machinery.ModuleSpec(fullname, self)
+        if not fullname.startswith("monet.") or _new_name(fullname) is None:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self)
 
     def get_code(self, fullname: str) -> None:
         raise ImportError(f"{fullname} has moved to {_new_name(fullname)}; run that")

@@ -13,7 +13,6 @@ class Options:
 
     A command's function has one parameter for the group. The command line and `--config` files use the field names
     without a prefix: `--device cpu`, not `--compute.device cpu`. The parameter's default holds the option defaults.
-    a prefix: `--device cpu`, not `--compute.device cpu`. The parameter's default holds the defaults of the options.
     """
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, cast
 
 from monet.errors import ConfigError
+from monet.eval.attribution.statistics.result import ExpertStatistics
 from monet.eval.attribution.weights import weights_of
 from monet.eval.core.chance import DEFAULT_CONTROLS
 from monet.eval.core.controls import Controls, Quantity
 from monet.masks.controls import ControlKind
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,9 @@ class ControlOptions:
         if self.statistics is None:
             return Controls(self.count, self.kind, self.seed)
         quantities: tuple[Quantity, ...] = ("mass", "activity") if self.kind == "activity" else ("mass",)
-        measured: dict[Quantity, dict[str, Tensor]] = {of: weights_of(self.statistics, of, model) for of in quantities}
+        statistics = ExpertStatistics.load(self.statistics, model=cast(Any, model))
+        measured: dict[Quantity, dict[str, Tensor]] = {
+            of: weights_of(statistics, of, str(self.statistics)) for of in quantities
+        }
         weights = {} if self.kind == "number" else measured[self.kind]
         return Controls(self.count, self.kind, self.seed, weights, measured)

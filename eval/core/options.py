@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monet.eval.core.bootstrap import Bootstrap, Unit
@@ -85,9 +85,7 @@ class WindowOptions(Options):
         Raises:
             DataError: the split or domain does not exist, or the data have another tokenizer.
         """
-        return open_windows(
-            folder, split, model, self.seq_len, self.max_windows, self.domains, self.document_mask
-        )  # fmt: skip
+        return open_windows(folder, split, model, self.seq_len, self.max_windows, self.domains, self.document_mask)
 
 
 @dataclass(frozen=True)
@@ -127,4 +125,4 @@ class TextIntervals(Intervals):
 
     def bootstrap(self) -> Bootstrap:
         """The bootstrap that makes the intervals; same errors as in the base class."""
-        return Bootstrap(resamples=self.resamples, confidence=self.confidence, unit=self.unit, seed=self.seed)
+        return replace(super().bootstrap(), unit=self.unit)

@@ -137,10 +137,12 @@ def shares_text(part: Mapping[str, Any], other: Mapping[str, Any]) -> bool | Non
     """
     if (answer := same_source(part, other)) is not None:
         return answer
-    if common_sequences(part, other):
-        return True
     mine, theirs = Signature.read(part), Signature.read(other)
-    return False if mine is not None and theirs is not None and mine.differs_from(theirs) else None
+    if mine is None or theirs is None:
+        return None
+    if mine.hashes & theirs.hashes:
+        return True
+    return False if mine.differs_from(theirs) else None
 
 
 def same_source(part: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
