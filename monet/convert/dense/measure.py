@@ -119,8 +119,9 @@ def measure_students(
         windows: held-out windows.
         arithmetic: device and precision.
     """
+    modules: dict[int, Any] = dict(students)
     modes = {layer: student.training for layer, student in students.items()}
-    for student in students.values():
+    for student in modules.values():
         student.to(arithmetic.device).eval()
     error: dict[int, float] = dict.fromkeys(students, 0.0)
     power: dict[int, float] = dict.fromkeys(students, 0.0)
@@ -131,7 +132,7 @@ def measure_students(
         found = model(batch)
         rest_T = ~found.first_T
         tokens += int(rest_T.sum())
-        for layer, student in students.items():
+        for layer, student in modules.items():
             states = found.states[layer]
             error[layer] += float(squared_errors(student, states, arithmetic)[rest_T].double().sum())
             y_TD = states.y_TD[rest_T].double()
@@ -140,7 +141,8 @@ def measure_students(
             if isinstance(student, StandIn) and student.router is not None and student.routed is not None:
                 gates = [gate[0] for gate in student.routed.gates]
                 if layer not in counts:
-                    counts[layer] = _Counts(*gates[0].shape[1:], gates[0].device)
+                    _, heads, keys = gates[0].shape
+                    counts[layer] = _Counts(heads, keys, gates[0].device)
                 counts[layer].add(gates[0], gates[1])
     for layer, student in students.items():
         student.train(modes[layer])

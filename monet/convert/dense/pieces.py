@@ -231,7 +231,7 @@ def start_from_pieces(
         heads: see `head_scales`.
         generator: for random parts.
     """
-    experts = stand_in.experts
+    experts: Any = stand_in.experts
     neurons = _neurons(mlp, x_TD)
     if stand_in.router is not None:
         groups = balanced_groups(neurons.strength_TN, experts.num_keys, generator)
