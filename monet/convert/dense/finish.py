@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from monet import __version__
 from monet.convert.dense import report as reports
 from monet.convert.dense.architectures import load_dense
 from monet.convert.dense.conversion import Job, parts_of
+from monet.convert.dense.distil import distil_folder, distilled_model, stage_2
 from monet.convert.dense.hybrid import move_model
+from monet.convert.dense.local import Seconds
 from monet.convert.dense.measure import DomainLoss, held_out_windows, measure_losses
 from monet.files import atomic_write_text
+from monet.json_text import parse_json
 from monet.model.modeling_monet import MonetForCausalLM
 from monet.terminal import clean
 
@@ -23,20 +25,34 @@ def finish(job: Job, results: dict[str, Any]) -> None:
         job: the checked settings.
         results: of stage 1.
     """
-    final = job.local_model
-    parts = parts_of(results)
-    began = time.perf_counter(), time.process_time()
-    local, sizes = _losses(job, job.local_model)
-    last = local
-    measured = 2 * sum(domain.tokens for domain in last)
-    parts.append(reports.Part("report", measured, time.perf_counter() - began[0], time.process_time() - began[1]))
+    distils = job.distil.distil_tokens > 0
+    if distils and not stage_2(job):
+        return
+    final = distilled_model(job) if distils else job.local_model
+    if (job.out / reports.REPORT).is_file():  # a kill came while the model was moved
+        move_model(final, job.out)
+        return
+    parts = parts_of(results) + ([_time_of_stage_2(job)] if distils else [])
+    seconds = Seconds()
+    with seconds.of("report"):
+        local, sizes = _losses(job, job.local_model)
+        last = _losses(job, final)[0] if distils else local
+    measured = 2 * sum(domain.tokens for domain in last) * (1 + distils)
+    parts.append(reports.Part("report", measured, seconds.wall["report"], seconds.cpu["report"]))
     report = _report(job, results, parts, local, last, sizes)
+    atomic_write_text(final / "README.md", _card(job, report))
     report.save(job.out)
-    atomic_write_text(job.out / "README.md", _card(job, report))
-    (final / "README.md").unlink(missing_ok=True)
     move_model(final, job.out)
     print("\n".join(reports.summary(report)))
     print(f"model and report: {job.out}")
+
+
+def _time_of_stage_2(job: Job) -> reports.Part:
+    """Steps and seconds from the records of the run."""
+    lines = (distil_folder(job) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [parse_json(line, "metrics.jsonl") for line in lines]
+    tokens = len(entries) * job.text.seq_len * job.distil.distil_batch_size
+    return reports.Part("stage 2", tokens, sum(entry["step_seconds"] for entry in entries))
 
 
 def _losses(job: Job, folder: Any) -> tuple[list[DomainLoss], dict[str, int]]:

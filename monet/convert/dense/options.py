@@ -72,7 +72,8 @@ class DistilOptions(Options):
         distil_weight: share of the divergence from the dense model in the loss; the rest is the next-token loss.
         distil_temperature: temperature of both models' probabilities in the divergence.
         freeze_dense: train only the new routers and experts.
-        devices: GPUs of this machine for stage 2; for several machines, run train.py with RUN/distil.yaml yourself.
+        distil_here: true runs stage 2 in this process, on one device; false writes RUN/distil.yaml and ends after stage
+            1. Then run train.py with that file on any number of GPUs and machines, and this command again.
     """
 
     distil_tokens: int = 1_000_000
@@ -81,7 +82,7 @@ class DistilOptions(Options):
     distil_weight: float = 1.0
     distil_temperature: float = 1.0
     freeze_dense: bool = True
-    devices: int = 1
+    distil_here: bool = True
 
     def check(self) -> None:
         """Refuse impossible values.
@@ -89,7 +90,7 @@ class DistilOptions(Options):
         Raises:
             ConfigError: the message names the option, its value and the valid range.
         """
-        for name, least in (("distil_tokens", 0), ("distil_batch_size", 1), ("devices", 1)):
+        for name, least in (("distil_tokens", 0), ("distil_batch_size", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least {least}")
         for name in ("distil_rate", "distil_temperature"):

@@ -141,11 +141,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             raise CheckpointError(f"{path}: {error}; run `monet convert` again") from None
 
     def save(self, folder: Path) -> None:
-        """Write report.json, report.md and, if there is a curve, report.png."""
-        atomic_write_json(folder / REPORT, self.to_json())
-        atomic_write_text(folder / PAGE, page(self))
+        """Write report.md, report.png if there is a curve, and last report.json."""
         if len(self.curve) > 1:
             _draw(self, folder / FIGURE)
+        atomic_write_text(folder / PAGE, page(self))
+        atomic_write_json(folder / REPORT, self.to_json())
 
 
 def trend(points: Sequence[tuple[int, float]], last: float) -> Trend:

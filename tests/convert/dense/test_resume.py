@@ -1,4 +1,4 @@
-"""A conversion that was killed or stopped in stage 1 continues with the same bits; damaged checkpoints are passed over."""
+"""A conversion that was killed or stopped in stage 1 continues with the same bits; damage is passed over."""
 
 from __future__ import annotations
 
