@@ -128,7 +128,7 @@ def hybrid_config(dense: Any, layers: Sequence[int], shape: ExpertShape) -> Mone
 
 
 def kept_weights(dense: Any, layers: Sequence[int]) -> dict[str, Tensor]:
-    """The weights that the hybrid takes from the dense model, under the same names: all but the MLPs of `layers`."""
+    """The weights that the hybrid takes from the dense model, under the same names; MLPs of `layers` are left out."""
     replaced = {f"model.layers.{layer}.mlp.{part}.weight" for layer in layers for part in _PROJECTIONS}
     weights = {name: tensor for name, tensor in dense.state_dict().items() if name not in replaced}
     if dense.config.model_type == "qwen2":

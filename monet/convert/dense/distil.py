@@ -78,7 +78,7 @@ def training_settings(job: Job) -> dict[str, Any]:
                 "weight": job.distil.distil_weight,
             },
             "freeze_dense": job.distil.freeze_dense,
-            # the divergence already tells every key what it should do
+            # every active key learns from the divergence
             "router_loss": {"uniformity_weight": 0.0, "ambiguity_weight": 0.0},
             "optimizer": {"learning_rate": job.distil.distil_rate, "weight_decay": 0.0},
             "schedule": {"name": "cosine", "warmup_fraction": 0.05},

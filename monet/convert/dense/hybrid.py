@@ -42,7 +42,7 @@ def write_hybrid(
         layers: the converted layers.
         converted: their folded routers and experts, by layer.
         tokenizer: folder with the tokenizer.
-        dtype: of the weights; running statistics stay float32.
+        dtype: data type of the weights; running statistics stay float32.
     Raises:
         CheckpointError: a weight is missing, superfluous or misshapen.
     """

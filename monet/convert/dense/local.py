@@ -23,7 +23,7 @@ from monet.kernels.routing.reference import normal_quantile
 from monet.options import Options
 
 _BETAS = (0.9, 0.98)
-_POINTS = 200  # of a curve
+_POINTS = 200  # in a curve
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class HeldOut:
 
     Attributes:
         fvu: fraction of variance unexplained of each layer, without first tokens.
-        activity: of each routing group, by its first layer; only for stand-ins with a router.
+        activity: choices of each router, by the layer that owns it; only for stand-ins with a router.
         tokens: tokens that count.
     """
 

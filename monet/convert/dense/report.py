@@ -81,7 +81,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         groups: routing of each group after stage 1.
         domains: losses after the last stage; empty if no model was measured.
         parts: times.
-        parameters: of the hybrid, and of its new routers and experts.
+        parameters: numbers of parameters of the hybrid (all), and of its new routers and experts.
     """
 
     model: str

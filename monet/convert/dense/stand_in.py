@@ -39,7 +39,7 @@ class StandIn(nn.Module):
         leader: the stand-in whose router this layer shares; it must run first on the same batch. None for a layer that
             owns a router.
     Attributes:
-        mean_D, scale_D: of the inputs; `scale` is the standard deviation, rounded to a power of two.
+        mean_D, scale_D: mean of the inputs, and their standard deviation rounded to a power of two.
         out_scale: root mean square of the centred outputs, rounded to a power of two.
         routed: output of the router in the last forward.
     """
@@ -99,8 +99,8 @@ class StandIn(nn.Module):
     def folded(self) -> dict[str, Tensor]:
         """The router's and experts' tensors under released names, for inputs and outputs in the dense model's units.
 
-        Everything but the biases of the hidden units is multiplied by powers of two only. Those biases are computed in
-        float64 and rounded once.
+        The biases of the hidden units are computed in float64 and rounded once. All other tensors are only multiplied by
+        powers of two.
         """
         tensors: dict[str, Tensor] = {}
         if self.router is not None:

@@ -42,7 +42,7 @@ class LayerCheckpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write a checkpoint, then remove all but the newest two."""
+        """Write a checkpoint, then remove older ones; the newest two stay."""
         final = self.folder / f"step-{step:08d}"
         if final.exists():
             return final

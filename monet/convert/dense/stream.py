@@ -1,8 +1,8 @@
 """Streams what the MLPs of a frozen dense model read and write, window by window, from prepared text.
 
-The first token of each attention context (a window, and with document masks each document in it) is special: every
-later token attends to it, and its states have far larger norms than all others ("massive activations"). One such token
-would dominate means and squared errors. So it is marked, left out of standardisation and of the FVU, and gets a small
+An attention context is a window, or with document masks each document in it. Its first token is special: every later
+token attends to it, and its states have far larger norms than all others ("massive activations"). One such token would
+dominate means and squared errors. So it is marked, left out of standardisation and of the FVU, and gets a small
 separate weight in the loss.
 """
 
