@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from monet import MonetForCausalLM
 from monet.convert.dense.architectures import (
     ExpertShape,
     fingerprint,
@@ -17,7 +18,7 @@ from monet.convert.dense.architectures import (
     read_config,
 )
 from monet.errors import CheckpointError, ConfigError
-from tests.convert.dense.conftest import llama_config
+from tests.convert.dense.conftest import llama_config, randomise
 
 SHAPE = ExpertShape("vertical", 8, 24, 2, 3, 1)
 SIZES = {
@@ -106,3 +107,27 @@ def test_a_changed_weight_changes_the_fingerprint():
     with torch.no_grad():
         model.model.layers[2].mlp.up_proj.weight[3, 4] += 1e-3
     assert fingerprint(model) != before
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama with biases", "mistral", "qwen2"])
+def test_the_layers_below_the_first_converted_one_compute_what_the_dense_model_computes(tmp_path, kind):
+    configs = {
+        "llama": (LlamaForCausalLM, llama_config(head_dim=12)),
+        "llama with biases": (LlamaForCausalLM, llama_config(attention_bias=True, tie_word_embeddings=False)),
+        "mistral": (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=None, head_dim=16)),
+        "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SIZES, rope_theta=7000.0)),
+    }
+    made, config = configs[kind]
+    model = made(config)
+    randomise(model)
+    model.save_pretrained(tmp_path)
+    dense = load_dense(str(tmp_path))
+    hybrid = MonetForCausalLM(hybrid_config(dense.config, [3], SHAPE)).eval()
+    missing, superfluous = hybrid.load_state_dict(kept_weights(dense, [3]), strict=False)
+    assert not superfluous and all(name.startswith(("model.layers.3.moe", "model.layers.3.router")) for name in missing)
+    seen: list[torch.Tensor] = []
+    for one in (dense, hybrid):
+        one.model.layers[3].post_attention_layernorm.register_forward_hook(lambda *found: seen.append(found[2]))
+        with torch.no_grad():
+            one(input_ids=torch.arange(3, 40)[None])
+    assert torch.equal(seen[0], seen[1])
