@@ -12,8 +12,10 @@ from monet.convert.dense.distil import distil_folder, distilled_model, stage_2
 from monet.convert.dense.hybrid import move_model
 from monet.convert.dense.local import Seconds
 from monet.convert.dense.measure import DomainLoss, held_out_windows, measure_losses
+from monet.convert.dense.state import SETTINGS
+from monet.errors import CheckpointError
 from monet.files import atomic_write_text
-from monet.json_text import parse_json
+from monet.json_text import parse_json, read_json
 from monet.model.modeling_monet import MonetForCausalLM
 from monet.terminal import clean
 
@@ -86,7 +88,7 @@ def _report(
     return reports.Report(
         model=job.model,
         layers=job.layers,
-        settings=job.settings(""),
+        settings=read_json(job.out / SETTINGS, CheckpointError),
         tokens=results["tokens"],
         distil_tokens=job.distil.distil_tokens,
         fvu_start={int(layer): value for layer, value in results["fvu_start"].items()},

@@ -37,7 +37,7 @@ class LocalOptions(Options):
         decay_from: share of the steps after which the rate falls linearly.
         final_rate: rate at the end, as a share of learning_rate.
         clip_norm: largest norm of a routing group's gradient.
-        first_weight: weight of the first token of each window in the loss; its states differ from all others.
+        first_weight: weight in the loss of the first token of each window; its states differ from all others.
         topk_start: expected number of active keys per side and head at the start; null uses moe_topk throughout.
         topk_anneal: share of the steps in which it falls from topk_start to moe_topk.
     """

@@ -99,8 +99,8 @@ class StandIn(nn.Module):
     def folded(self) -> dict[str, Tensor]:
         """The router's and experts' tensors under released names, for inputs and outputs in the dense model's units.
 
-        The biases of the hidden units are computed in float64 and rounded once. All other tensors are only multiplied by
-        powers of two.
+        The biases of the hidden units are computed in float64 and rounded once. All other tensors are only multiplied
+        by powers of two.
         """
         tensors: dict[str, Tensor] = {}
         if self.router is not None:

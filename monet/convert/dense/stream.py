@@ -1,9 +1,9 @@
 """Streams what the MLPs of a frozen dense model read and write, window by window, from prepared text.
 
 An attention context is a window, or with document masks each document in it. Its first token is special: every later
-token attends to it, and its states have far larger norms than all others ("massive activations"). One such token would
-dominate means and squared errors. So it is marked, left out of standardisation and of the FVU, and gets a small
-separate weight in the loss.
+token attends to it, and its states have far larger norms than all others ("massive activations"). A beginning-of-text
+token has such states at every position. One of them would dominate means and squared errors. So these tokens are
+marked, left out of standardisation and of the FVU, and get a small separate weight in the loss.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class StateBatch:
 
     Attributes:
         states: the inputs and outputs of each chosen layer's MLP.
-        first_T: bool, True at the first token of each attention context.
+        first_T: bool, True at the first token of each attention context and at beginning-of-text tokens.
         domain_T: int64, index of each token's domain.
     """
 
@@ -152,6 +152,8 @@ class MlpStates:
         first_BT[:, 0] = True
         if positions_BT is not None:
             first_BT |= positions_BT == 0
+        if isinstance(bos := self.dense.config.bos_token_id, int):
+            first_BT |= ids_BT == bos
         domain_BT = batch["domain"].to(device)[:, None].expand_as(ids_BT)
         return StateBatch({layer: states[layer] for layer in wanted}, first_BT.flatten(), domain_BT.flatten())
 

@@ -46,9 +46,17 @@ def test_states_are_those_of_the_whole_model(dense, data_dir, masked):
         assert torch.equal(batch.states[layer].x_TD, seen[f"x{layer}"].flatten(0, 1))
         assert torch.equal(batch.states[layer].y_TD, seen[f"y{layer}"].flatten(0, 1))
     starts = windows["position_ids"].flatten() == 0 if masked else torch.arange(64) % 32 == 0
-    assert torch.equal(batch.first_T, starts)
+    assert torch.equal(batch.first_T, starts | (ids.flatten() == model.config.bos_token_id))
     assert not masked or starts.sum() > 4  # documents begin inside the windows
     assert torch.equal(batch.domain_T, windows["domain"].repeat_interleave(text.seq_len))
+
+
+def test_beginning_of_text_tokens_count_as_first_tokens(dense, data_dir):
+    model = load_dense(str(dense))
+    model.config.bos_token_id = 7
+    ids_BT = torch.tensor([[5, 7, 6, 6], [7, 6, 7, 6]])
+    batch = MlpStates(model, [0], CPU)({"input_ids": ids_BT, "domain": torch.tensor([0, 1])})
+    assert batch.first_T.tolist() == [True, True, False, True, False, True]
 
 
 def test_layers_above_the_topmost_chosen_one_never_run(dense, data_dir):
