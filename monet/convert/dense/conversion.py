@@ -137,6 +137,14 @@ def load_for(job: Job) -> tuple[Any, str]:
     return dense, fingerprint(dense)
 
 
+def open_stream(job: Job, dense: Any) -> StateStream:
+    """The stream that stage 1 reads, at its start; it takes the dense model apart.
+
+    Other stand-ins, for example transcoders, train on it too: with `LocalTraining` and `run_stage`.
+    """
+    return StateStream(MlpStates(dense, job.layers, job.arithmetic), job.text.module(job.data))
+
+
 def stage_1(job: Job, dense: Any, after_step: Callable[[int], object] = lambda _: None) -> dict[str, Any]:
     """Start or continue stage 1, and write RUN/layers/model; returns its results, also after a repeated call.
 
@@ -153,8 +161,7 @@ def stage_1(job: Job, dense: Any, after_step: Callable[[int], object] = lambda _
     checkpoints = LayerCheckpoints(job.layers_folder)
     checkpoints.remove_leftovers()
     found = checkpoints.newest()
-    model = MlpStates(dense, job.layers, job.arithmetic)
-    stream = StateStream(model, job.text.module(job.data))
+    stream = open_stream(job, dense)
     steps = -(-job.local.tokens // stream.tokens_per_batch)
     seconds = Seconds()
     if found is None:
@@ -170,7 +177,7 @@ def stage_1(job: Job, dense: Any, after_step: Callable[[int], object] = lambda _
     if found is None:
         training.seconds = seconds
         with training.seconds.of("measurement"):
-            start = measure_students(students, model, windows, job.arithmetic)
+            start = measure_students(students, stream.model, windows, job.arithmetic)
         training.start_fvu = start.fvu
         checkpoints.save(0, whole_state(training, stream))
         _warn_of_repeats(job, stream)
@@ -184,7 +191,7 @@ def stage_1(job: Job, dense: Any, after_step: Callable[[int], object] = lambda _
         after_step=after_step,
     )  # fmt: skip
     with training.seconds.of("measurement"):
-        end = measure_students(students, model, windows, job.arithmetic)
+        end = measure_students(students, stream.model, windows, job.arithmetic)
     print(f"stage 1: FVU {_line(end.fvu)} on held-out text after {training.tokens:,} tokens", flush=True)
     content = _results(training, end)
     if not job.local_model.is_dir():
