@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from monet.errors import CheckpointError, ConfigError
 from monet.json_text import read_json
@@ -56,6 +57,7 @@ _LIMITS = {
     "moe_experts": 1 << 15,
     "moe_groups": 1 << 12,
     "head_dim": 1 << 16,
+    "intermediate_size": 1 << 24,
 }
 
 
@@ -97,8 +99,11 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         moe_heads: routing heads.
         moe_experts: keys along one axis, E; a layer has E * E experts.
         moe_topk: expected number of active keys per axis and head, in 1..moe_experts; it sets the routing threshold.
-        moe_groups: layers that share one router; the first of each group owns it.
+        moe_groups: Monet layers that share one router; the first of each group owns it.
         moe_decompose: "vertical" or "horizontal".
+        dense_layers: numbers of the layers with a dense MLP instead of experts, sorted; such a model is a hybrid. None if
+            every layer is a Monet layer, as in the released models; config.json then omits the key.
+        intermediate_size, dense_act: hidden width and activation of the dense MLPs, which are gated as in LLaMA.
         output_router_probs: return the routing probabilities from every forward.
         expert_mask: file and digest of the mask that is stored with the model. None for the unmasked model; config.json
             then omits the key. `model.set_expert_mask` sets it.
@@ -144,6 +149,8 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
     output_router_probs: bool = False
     expert_mask: dict[str, str] | None = None
     document_mask: bool = False
+    dense_layers: list[int] | None = None
+    dense_act: str = "silu"
     if TYPE_CHECKING:  # every existing configuration has these keys; missing ones are refused below
         vocab_size: int = 0
         hidden_size: int = 0
@@ -178,15 +185,31 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         rope_scaling = kwargs.get("rope_scaling")
         if rope_scaling is not None and not isinstance(rope_scaling, dict):
             raise ConfigError(f"rope_scaling={rope_scaling!r}: must be null or an object with rope_type")
+        self.dense_layers = self.dense_layers or None
         super().__post_init__(**kwargs)
         # Trainers and Auto classes read it from every configuration whose class is not part of transformers.
         self.auto_map: dict[str, Any] = dict(kwargs.get("auto_map") or {})
         _refuse(_rope_problems(dict(self.rope_parameters or {})))
 
     @property
+    def monet_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers with experts: all layers without those in `dense_layers`."""
+        dense = frozenset(self.dense_layers or ())
+        return tuple(layer for layer in range(self.num_hidden_layers) if layer not in dense)
+
+    @property
     def num_routing_groups(self) -> int:
-        """R: number of routers, one for every `moe_groups` layers."""
-        return math.ceil(self.num_hidden_layers / self.moe_groups)
+        """R: number of routers, one for every `moe_groups` Monet layers."""
+        return math.ceil(len(self.monet_layers) / self.moe_groups)
+
+    def routing_group(self, layer: int) -> int | None:
+        """Routing group of a layer; None for a dense layer. Groups count only Monet layers."""
+        layers = self.monet_layers
+        return layers.index(layer) // self.moe_groups if layer in layers else None
+
+    def owns_router(self, layer: int) -> bool:
+        """Whether a layer is the first of its routing group, which has the group's router."""
+        return layer in self.monet_layers[:: self.moe_groups]
 
     def validate_architecture(self) -> None:
         """Does nothing: `_problems` checks the values at construction and names them."""
@@ -236,6 +259,23 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
             )
         if self.expert_mask is not None and self.expert_mask.keys() != {"file", "digest"}:
             problems.append(f"expert_mask={self.expert_mask!r}: must be null or an object with file and digest")
+        return problems + self._dense_problems()
+
+    def _dense_problems(self) -> list[str]:
+        dense, last = self.dense_layers, self.num_hidden_layers - 1
+        if not dense:
+            return []
+        problems = []
+        if not (isinstance(dense, list) and all(type(layer) is int and 0 <= layer <= last for layer in dense)):
+            problems.append(f"dense_layers={dense!r}: must be null or a list of layers from 0 to {last}")
+        elif sorted(set(dense)) != dense:
+            problems.append(f"dense_layers={dense!r}: must be sorted, each layer once")
+        elif len(dense) > last:
+            problems.append(f"dense_layers={dense!r}: no Monet layer is left; use a LLaMA for a dense model")
+        if self.intermediate_size is None:
+            problems.append("intermediate_size is missing: the layers in dense_layers need the width of their MLPs")
+        if self.dense_act not in ACT2FN:
+            problems.append(f"dense_act={self.dense_act!r}: choose from {', '.join(sorted(ACT2FN))}")
         return problems
 
     @classmethod
@@ -281,6 +321,9 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
                 own.pop(key, None)
         if not self.document_mask:
             own.pop("document_mask", None)
+        if not self.dense_layers:
+            for key in ("dense_layers", "dense_act"):
+                own.pop(key, None)
         own["architectures"] = content.get("architectures")
         # The file names labels only if a task has set them: the released files do not contain them.
         own |= {key: content[key] for key, default in _DEFAULT_TASK.items() if content.get(key) != default}

@@ -55,7 +55,7 @@ def load_as(kind: Any, name: str, device: str, dtype: DType) -> Any:
     """Load a model of a class that checks what it loads; arguments and errors as for `load_model`."""
     where = choose_device(device)
     try:
-        return kind.from_pretrained(name, dtype=dtype).to(where).eval()
+        return kind.from_pretrained(name, dtype=dtype, trust_remote_code=False).to(where).eval()
     except OSError as error:
         raise CheckpointError(f"{name}: no model found ({str(error).splitlines()[0]})") from None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from monet.errors import ConfigError, DataError
+from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.loading import provenance_now
@@ -194,12 +194,11 @@ def _short(value: Any) -> str:
 def _run(name: str, result: Result, effects: Effects) -> Run:
     provenance = _provenance(result)
     origin = provenance.get("model_origin")
-    return Run(
-        name,
-        str(provenance["model_fingerprint"]),
-        None if origin is None else msgspec.convert(origin, ModelOrigin),
-        effects.held_out,
-    )
+    try:
+        told = None if origin is None else msgspec.convert(origin, ModelOrigin)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{name}: damaged provenance.model_origin: {error}") from None
+    return Run(name, str(provenance["model_fingerprint"]), told, effects.held_out)
 
 
 def _group_names(runs: Mapping[str, Run], found: Mapping[str, Effects]) -> list[str]:

@@ -46,6 +46,9 @@ def model_card(model: LanguageModel, provenance: Provenance, remote_code: bool =
             "routing": f"{c.moe_heads} heads, about {c.moe_topk} of {c.moe_experts} keys per side,"
             f" {c.num_routing_groups} routers ({c.moe_groups} layers each)",
         }
+        if c.dense_layers:
+            numbers = ", ".join(map(str, c.dense_layers))
+            parts["dense layers"] = f"{numbers}: MLPs of intermediate size {c.intermediate_size}, {c.dense_act}"
     else:
         parts = {"MLPs": f"dense, intermediate size {c.intermediate_size}, {c.hidden_act}"}
     rows = {
@@ -63,8 +66,9 @@ def model_card(model: LanguageModel, provenance: Provenance, remote_code: bool =
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     card = _CARD if isinstance(c, MonetConfig) else _TWIN_CARD
+    note = _HYBRID_NOTE if getattr(c, "dense_layers", None) else ""
     alone = _CARD_REMOTE_CODE.format(version=provenance.monet_version) if remote_code else ""
-    return card.format(table=table, remote_code=alone, validation=_validation_table(provenance.validation))
+    return card.format(table=table, remote_code=note + alone, validation=_validation_table(provenance.validation))
 
 
 def _validation_table(validation: dict[str, Any] | None) -> str:
@@ -105,6 +109,11 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 
 Architecture: Park, Ahn, Kim, Kang, "Monet: Mixture of Monosemantic Experts for Transformers", ICLR 2025
 (arXiv 2412.04139).
+"""
+
+_HYBRID_NOTE = """
+This model is a hybrid: some layers keep a dense MLP (`dense_layers` in config.json). The code that the authors of Monet
+released cannot load a hybrid.
 """
 
 _CARD_REMOTE_CODE = """

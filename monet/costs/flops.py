@@ -17,8 +17,8 @@ def parameter_counts(config: LlamaConfig) -> dict[str, int]:
     Args:
         config: a `MonetConfig`, or a `LlamaConfig` for a dense model.
     Returns:
-        `embedding`, `attention`, `norms`, then `routers` and `experts` (Monet) or `mlp` (LLaMA), and `lm_head`, which
-        is 0 if it shares the embedding.
+        `embedding`, `attention`, `norms`, then `routers` and `experts` (Monet), `mlp` (LLaMA, and the dense layers of a
+        hybrid), and `lm_head`, which is 0 if it shares the embedding.
     """
     D, L, V = config.hidden_size, config.num_hidden_layers, config.vocab_size
     queries, keys = _attention_widths(config)
@@ -28,10 +28,10 @@ def parameter_counts(config: LlamaConfig) -> dict[str, int]:
         H, E, M = config.moe_heads, config.moe_experts, config.moe_dim
         # both decompositions have the same number: U and V, the hidden units' biases, the output biases
         experts = 2 * D * E * M + E * M + E * D
-        parts |= {"routers": config.num_routing_groups * 2 * D * H * E, "experts": L * experts}
-    else:
+        parts |= {"routers": config.num_routing_groups * 2 * D * H * E, "experts": len(config.monet_layers) * experts}
+    if dense := dense_layers(config):
         width: int = config.intermediate_size
-        parts["mlp"] = L * (3 * D * width + (2 * width + D if config.mlp_bias else 0))
+        parts["mlp"] = dense * (3 * D * width + (2 * width + D if config.mlp_bias else 0))
     return {**parts, "lm_head": 0 if config.tie_word_embeddings else V * D}
 
 
@@ -43,7 +43,8 @@ def forward_flops_per_token(config: LlamaConfig, seq_len: int) -> dict[str, floa
         seq_len: tokens per sequence; on average a token attends to half of them.
     Returns:
         `attention_projections`, `attention_scores` (queries with keys, weights with values), then `router`, `experts`
-        (input and output projections, output biases) and `mixing` (Monet), or `mlp` (LLaMA), and `lm_head`.
+        (input and output projections, output biases) and `mixing` (Monet), `mlp` (LLaMA, and the dense layers of a
+        hybrid), and `lm_head`.
     """
     D, L, V = config.hidden_size, config.num_hidden_layers, config.vocab_size
     queries, keys = _attention_widths(config)
@@ -53,12 +54,13 @@ def forward_flops_per_token(config: LlamaConfig, seq_len: int) -> dict[str, floa
     }
     if isinstance(config, MonetConfig):
         H, E, M = config.moe_heads, config.moe_experts, config.moe_dim
+        layers = len(config.monet_layers)
         parts["router"] = 2 * config.num_routing_groups * 2 * D * H * E
-        parts["experts"] = 2 * L * (2 * D * E * M + E * D)
+        parts["experts"] = 2 * layers * (2 * D * E * M + E * D)
         # Horizontal: sums over i and over j, each of H * E * M products. Vertical: two such pairs of half the width.
-        parts["mixing"] = 2 * L * 2 * H * E * M
-    else:
-        parts["mlp"] = 2 * L * 3 * D * config.intermediate_size
+        parts["mixing"] = 2 * layers * 2 * H * E * M
+    if dense := dense_layers(config):
+        parts["mlp"] = 2 * dense * 3 * D * config.intermediate_size
     return {**parts, "lm_head": 2 * D * V}
 
 
@@ -74,6 +76,11 @@ def training_flops_per_token(config: LlamaConfig, seq_len: int, recompute: bool 
     parts = forward_flops_per_token(config, seq_len)
     forward = sum(parts.values())
     return 3 * forward + (forward - parts["lm_head"] if recompute else 0.0)
+
+
+def dense_layers(config: LlamaConfig) -> int:
+    """Number of layers with a dense MLP."""
+    return len(config.dense_layers or ()) if isinstance(config, MonetConfig) else config.num_hidden_layers
 
 
 def _attention_widths(config: LlamaConfig) -> tuple[int, int]:

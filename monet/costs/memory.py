@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from transformers import LlamaConfig
 
 from monet.configuration_monet import MonetConfig
-from monet.costs.flops import parameter_counts
+from monet.costs.flops import dense_layers, parameter_counts
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -184,17 +184,20 @@ def _norm(config: LlamaConfig, wide: Widths, readers: int) -> float:
 
 
 def _layer(config: LlamaConfig, wide: Widths) -> float:
+    """What one decoder layer saves; in a hybrid the mean over its layers."""
     heads = config.num_attention_heads
     head_dim = config.head_dim or config.hidden_size // heads
     keys = (config.num_key_value_heads or heads) * head_dim
     # queries, keys, values, output, and the normaliser of the softmax
     attention = wide.activation * 2 * (heads * head_dim + keys) + 4 * heads
+    inner, dense = 0.0, dense_layers(config) / config.num_hidden_layers
     if isinstance(config, MonetConfig):
         readers = 2 if config.moe_decompose == "vertical" else 1
-        inner = wide.activation * config.moe_experts * config.moe_dim  # hidden units; the rest is recomputed
-    else:
-        readers, inner = 2, wide.activation * 4 * config.intermediate_size  # gate, up, activated gate, product
-    return _norm(config, wide, readers=3) + _norm(config, wide, readers) + attention + inner
+        hidden = wide.activation * config.moe_experts * config.moe_dim  # hidden units; the rest is recomputed
+        inner += (1 - dense) * (_norm(config, wide, readers) + hidden)
+    if dense:  # gate, up, activated gate, product
+        inner += dense * (_norm(config, wide, readers=2) + wide.activation * 4 * config.intermediate_size)
+    return _norm(config, wide, readers=3) + attention + inner
 
 
 def _router(config: LlamaConfig, wide: Widths) -> float:
@@ -208,10 +211,11 @@ def _router(config: LlamaConfig, wide: Widths) -> float:
 
 def _work(config: LlamaConfig, wide: Widths) -> float:
     """Short-lived arrays of a layer's backward: recomputed mixed arrays, and gradients of these and of gates."""
+    work = 0.0
     if isinstance(config, MonetConfig):
         mixed = 6 * wide.activation * config.moe_experts * config.moe_dim
-        return mixed + 8 * 2 * config.moe_heads * config.moe_experts
-    return 3 * wide.activation * config.intermediate_size
+        work = mixed + 8 * 2 * config.moe_heads * config.moe_experts
+    return max(work, 3 * wide.activation * config.intermediate_size) if dense_layers(config) else work
 
 
 def _routers(config: LlamaConfig) -> int:

@@ -313,7 +313,8 @@ class ExpertMask:
 
     def sites(self, model: nn.Module) -> list[nn.Module]:
         """The expert layers, from the first to the last."""
-        return [cast(nn.Module, layer.moe) for layer in find_body(model).layers]
+        layers = [layer.moe for layer in find_body(model).layers]
+        return [cast(nn.Module, experts) for experts in layers if experts is not None]
 
     # -- files ------------------------------------------------------------------------------------------------------
 

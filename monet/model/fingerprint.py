@@ -104,7 +104,8 @@ def _digest(config: MonetConfig, weights: Iterable[Tensor], names: Sequence[str]
 
 
 def _structure(config: MonetConfig) -> str:
-    return json.dumps([getattr(config, key) for key in _STRUCTURAL_KEYS])
+    dense = [config.dense_layers] if config.dense_layers else []
+    return json.dumps([*(getattr(config, key) for key in _STRUCTURAL_KEYS), *dense])
 
 
 def hold(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from monet.model.cache_keyword import CACHE_KEYWORD, one_cache
 from monet.model.experts import EXPERTS
 from monet.model.fingerprint import Identity, base_parameters
 from monet.model.keywords import AttentionKeywords, LanguageModelKeywords, refuse_unknown
-from monet.model.llama_parts import LlamaAttention, LlamaRMSNorm, RotaryEmbedding
+from monet.model.llama_parts import DenseMLP, LlamaAttention, LlamaRMSNorm, RotaryEmbedding
 from monet.model.losses import (
     RouterLoss,
     loss_fields,
@@ -43,15 +43,24 @@ if TYPE_CHECKING:
 
 
 class MonetDecoderLayer(GradientCheckpointingLayer):
-    """Pre-norm block; the first layer of a routing group owns the group's router."""
+    """Pre-norm block with experts, or with a dense MLP in the layers that `config.dense_layers` names.
+
+    Attributes:
+        routing_group: number of the layer's routing group; None for a dense layer.
+        router: the router of the group, in the group's first layer; None in all other layers.
+        moe: the experts; None in a dense layer, which has `mlp`.
+    """
 
     def __init__(self, config: MonetConfig, layer_idx: int) -> None:
         super().__init__()
         self.self_attn = LlamaAttention(config=config, layer_idx=layer_idx)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.router = MonetRouter(config) if layer_idx % config.moe_groups == 0 else None
-        self.moe = EXPERTS[config.moe_decompose](config)
+        self.routing_group = config.routing_group(layer_idx)
+        self.router = MonetRouter(config) if config.owns_router(layer_idx) else None
+        self.moe = None if self.routing_group is None else EXPERTS[config.moe_decompose](config)
+        if self.moe is None:
+            self.mlp = DenseMLP(config)
 
     def forward(
         self,
@@ -65,11 +74,14 @@ class MonetDecoderLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, RouterOutput | None]:
         """(B, T, D) -> the new states, (B, T, D), and the output of the layer's router.
 
-        A layer without a router takes `routing`, the gates, and `shared` from the layer of its group that has a router.
+        A Monet layer without a router takes `routing`, the gates, and `shared` from the layer of its group that has a
+        router.
         """
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention_arguments)
         hidden_states = hidden_states + attended
         x_BTD = self.post_attention_layernorm(hidden_states)
+        if self.moe is None:
+            return hidden_states + self.mlp(x_BTD), None
         routed = None
         if self.router is not None:
             routed = self.router.route(x_BTD, **(router_options or {}))
@@ -193,11 +205,11 @@ class MonetModel(MonetPreTrainedModel):
         sums: list[Any] = []
         # An early exit, as in a model that drafts for itself, temporarily lowers num_hidden_layers.
         layers = cast(list[MonetDecoderLayer], self.layers)
-        for index, layer in zip(range(self.config.num_hidden_layers), layers, strict=False):
+        for layer in layers[: self.config.num_hidden_layers]:
             hidden_states, routed = layer(
                 hidden_states,
                 routing,
-                keep=keep_R[index // self.config.moe_groups],
+                keep=None if layer.routing_group is None else keep_R[layer.routing_group],
                 shared=shared,
                 router_options=router_options,
                 **attention_arguments,

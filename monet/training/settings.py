@@ -32,12 +32,14 @@ class ModelShape:
         num_hidden_layers: decoder layers L.
         num_attention_heads: attention heads; they must divide hidden_size unless head_dim is given.
         architecture: monet, or llama for a dense model to compare it with; the moe_ settings are only for monet.
-        intermediate_size: hidden width of llama's MLPs; None for monet.
+        intermediate_size: hidden width of llama's MLPs, or of monet's dense layers; None for monet without dense layers.
+        dense_layers: numbers of the layers of monet that have a dense MLP instead of experts; None means no layer.
+        dense_act: activation of these MLPs.
         moe_dim: hidden width M of one expert; even for vertical.
         moe_heads: routing heads H.
         moe_experts: keys per side E; a layer has E*E experts.
         moe_topk: expected number K of firing keys per side and head, in 1..E.
-        moe_groups: number G of consecutive layers that share one router.
+        moe_groups: number G of consecutive Monet layers that share one router.
         moe_decompose: how two keys form an expert: vertical or horizontal.
         num_key_value_heads: key-value heads of grouped-query attention; None takes num_attention_heads.
         head_dim: width of one attention head; None takes hidden_size / num_attention_heads.
@@ -58,6 +60,8 @@ class ModelShape:
     num_attention_heads: int
     architecture: Literal["monet", "llama"] = "monet"
     intermediate_size: int | None = None
+    dense_layers: list[int] | None = None
+    dense_act: str | None = None
     moe_dim: int | None = None
     moe_heads: int | None = None
     moe_experts: int | None = None
@@ -86,12 +90,13 @@ class ModelShape:
         """
         given = {key: value for key, value in asdict(self).items() if value is not None and key != "architecture"}
         if self.architecture == "monet":
-            if self.intermediate_size is not None:
-                raise ConfigError(
-                    f"model.shape.intermediate_size = {self.intermediate_size}: only llama uses it; set moe_dim instead"
-                )
+            for key in ("intermediate_size", "dense_act"):
+                if key in given and not self.dense_layers:
+                    raise ConfigError(
+                        f"model.shape.{key} = {given[key]}: only llama and dense_layers use it; set moe_dim instead"
+                    )
             return MonetConfig(**given)
-        if foreign := [key for key in given if key.startswith("moe_")]:
+        if foreign := [key for key in given if key.startswith(("moe_", "dense_"))]:
             raise ConfigError(f"model.shape.{foreign[0]} = {given[foreign[0]]!r}: llama has no experts; leave it out")
         if self.intermediate_size is None:
             raise ConfigError("model.shape.intermediate_size is missing: llama needs the hidden width of its MLPs")

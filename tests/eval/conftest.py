@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -14,13 +16,20 @@ LABELS = ["left", "middle", "right"]
 TOKENS_PER_LABEL = 4
 
 
+# tests/eval/test_hybrid.py sets it: every model then has one more layer, a dense one.
+HYBRID = "MONET_TESTS_HYBRID"
+
+
 def config(**changes) -> MonetConfig:
     keys = {
         "vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "moe_dim": 4,
         "moe_heads": 3, "moe_experts": 5, "moe_topk": 2, "moe_groups": 2, "moe_decompose": "vertical",
         "max_position_embeddings": 32, "bos_token_id": None, "eos_token_id": None,  # all ids are ordinary tokens
     }  # fmt: skip
-    return MonetConfig(**{**keys, **changes})
+    keys = {**keys, **changes}
+    if os.environ.get(HYBRID):
+        keys |= {"num_hidden_layers": keys["num_hidden_layers"] + 1, "dense_layers": [1], "intermediate_size": 20}
+    return MonetConfig(**keys)
 
 
 @pytest.fixture

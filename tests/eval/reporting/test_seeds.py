@@ -240,7 +240,7 @@ def test_the_command_refuses_in_one_line(folders, tmp_path, capsys):
     damaged["provenance"]["model_origin"] = {"architecture": 3}
     (tmp_path / "damaged.json").write_text(json.dumps(damaged))
     assert main(["report", "--result", *folders, str(tmp_path / "damaged.json"), *out]) == 4
-    assert "damaged.json" in capsys.readouterr().err
+    assert "damaged.json: damaged provenance.model_origin: Expected `str`" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
 
 
