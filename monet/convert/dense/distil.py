@@ -112,7 +112,9 @@ def _shape(config: Any) -> dict[str, Any]:
         "rope_theta": theta,
         "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope,
     }
-    wanted = [field.name for field in fields(ModelShape)]
+    wanted = {field.name for field in fields(ModelShape)}
+    if not config.dense_layers:
+        wanted -= {"intermediate_size", "dense_act"}
     found = {name: known[name] if name in known else getattr(config, name, None) for name in wanted}
     return {name: value for name, value in found.items() if value is not None}
 

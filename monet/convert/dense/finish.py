@@ -60,7 +60,7 @@ def _time_of_stage_2(job: Job) -> reports.Part:
 def _losses(job: Job, folder: Any) -> tuple[list[DomainLoss], dict[str, int]]:
     """Losses of the model in a folder next to the dense model's, and its numbers of parameters."""
     converted = MonetForCausalLM.from_pretrained(folder)
-    new = [layer.moe for layer in converted.model.layers if getattr(layer, "moe", None) is not None]
+    new = [layer.moe for layer in converted.model.layers if layer.moe is not None]
     sizes = {
         "all": converted.num_parameters(),
         "routers and experts": sum(
@@ -106,7 +106,7 @@ def _card(job: Job, report: reports.Report) -> str:
     """README.md of the finished model."""
     c = job.config
     lines = "\n\n".join(reports.summary(report))
-    kind = "All" if not getattr(c, "dense_layers", None) else f"{len(report.layers)} of {c.num_hidden_layers}"
+    kind = "All" if not c.dense_layers else f"{len(report.layers)} of {c.num_hidden_layers}"
     return _CARD.format(
         model=clean(job.model),
         kind=kind,

@@ -27,7 +27,7 @@ class ExpertOptions(Options):
         moe_groups: number of converted layers that share one router.
         init: pieces starts from groups of the MLP's neurons; random starts from random weights.
         heads: which keys a head uses at a start from pieces. own: a share of 1/H, the same on both axes; permuted:
-            other keys on the second axis; shared: all keys, its own more strongly.
+            other keys on the second axis; shared: all keys, its own four times as strongly.
         sample_tokens: tokens that are read before stage 1 for the start and for the scales of inputs and outputs.
     """
 
@@ -38,7 +38,7 @@ class ExpertOptions(Options):
     moe_topk: int = 8
     moe_groups: int = 1
     init: Init = "pieces"
-    heads: Heads = "own"
+    heads: Heads = "shared"
     sample_tokens: int = 16384
 
     def shape(self, neurons: int) -> ExpertShape:

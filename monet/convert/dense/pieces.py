@@ -28,7 +28,7 @@ Heads = Literal["own", "permuted", "shared"]
 _KEY_RIDGE = 0.02  # relative to the variance of an input dimension
 _SCALE_RIDGE = 1e-3  # relative to the mean of the normal matrix's diagonal
 _PAIR = 0.7  # scale s of a pair, relative to std(g) / std(u)
-_OTHERS = {"own": 0.05, "permuted": 0.05, "shared": 0.5}
+_OTHERS = {"own": 0.05, "permuted": 0.05, "shared": 0.25}
 _POWER_STEPS = 8
 
 
@@ -128,7 +128,7 @@ def head_scales(heads: Heads, num_keys: int, num_heads: int) -> Tensor:
 
     own: head h owns keys h, h + H, h + 2 H, ... on both axes; it almost ignores the others.
     permuted: the same on the first axis; on the second axis another set, with few keys of the first.
-    shared: as own, but other keys count half, so that a head uses all keys and far more pairs can act.
+    shared: as own, but other keys count a quarter, so that a head uses more keys and far more pairs can act.
     """
     keys = torch.arange(num_keys)
     own = [keys % num_heads, keys % num_heads]

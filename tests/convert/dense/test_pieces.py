@@ -70,7 +70,7 @@ def test_heads_differ_in_the_keys_that_they_use():
     assert torch.equal(own[0], own[1]) and torch.equal(own[0], permuted[0])
     both = (permuted[0] == 1) & (permuted[1] == 1)
     assert torch.equal(both.sum(1), torch.full((4,), 2))
-    assert shared.min() == 0.5 and own.min() < 0.1
+    assert shared.min() == 0.25 and own.min() < 0.1
 
 
 def test_scales_are_those_of_least_squares():
