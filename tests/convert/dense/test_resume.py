@@ -17,9 +17,9 @@ from monet.errors import CheckpointError, ConfigError
 from tests.test_layout import ROOT
 
 
-def in_process(step: int, signal_name: str, words: list[str]) -> int:
+def in_process(step: int, signal_name: str, words: list[str], stage: int = 1) -> int:
     """Run a command that gets a signal after a step; returns the exit code, negative for a signal that killed it."""
-    command = [sys.executable, "-m", "tests.convert.dense.killed", str(step), signal_name, *words]
+    command = [sys.executable, "-m", "tests.convert.dense.killed", str(stage), str(step), signal_name, *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, check=False, timeout=300).returncode
 
