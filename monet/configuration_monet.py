@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, PreTrainedConfig
-from transformers.activations import ACT2FN
 
+from monet.configuration_rules import file_problems, labels_problem, rope_problems, value_problems
 from monet.errors import CheckpointError, ConfigError
 from monet.json_text import read_json
 
@@ -41,24 +41,6 @@ ORIGIN_KEYS = frozenset({
     "_name_or_path", "architectures", "auto_map", "document_mask", "dtype", "expert_mask", "torch_dtype",
     "transformers_version",
 })  # fmt: skip
-
-DECOMPOSITIONS = ("vertical", "horizontal")
-
-# Largest accepted values: far above any real model, but low enough that a damaged file cannot ask for huge allocations.
-_LIMITS = {
-    "vocab_size": 1 << 24,
-    "hidden_size": 1 << 20,
-    "num_hidden_layers": 1 << 9,
-    "num_attention_heads": 1 << 12,
-    "num_key_value_heads": 1 << 12,
-    "max_position_embeddings": 1 << 30,
-    "moe_dim": 1 << 16,
-    "moe_heads": 1 << 10,
-    "moe_experts": 1 << 15,
-    "moe_groups": 1 << 12,
-    "head_dim": 1 << 16,
-    "intermediate_size": 1 << 24,
-}
 
 
 class _NothingStated:
@@ -101,8 +83,8 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         moe_topk: expected number of active keys per axis and head, in 1..moe_experts; it sets the routing threshold.
         moe_groups: Monet layers that share one router; the first of each group owns it.
         moe_decompose: "vertical" or "horizontal".
-        dense_layers: numbers of the layers with a dense MLP instead of experts, sorted; such a model is a hybrid. None if
-            every layer is a Monet layer, as in the released models; config.json then omits the key.
+        dense_layers: sorted numbers of the layers with a dense MLP instead of experts; such a model is a hybrid. None
+            if every layer is a Monet layer, as in the released models; config.json then omits the key.
         intermediate_size, dense_act: hidden width and activation of the dense MLPs, which are gated as in LLaMA.
         output_router_probs: return the routing probabilities from every forward.
         expert_mask: file and digest of the mask that is stored with the model. None for the unmasked model; config.json
@@ -176,11 +158,11 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
 
     def __post_init__(self, **kwargs: Any) -> None:
         _refuse([_missing(key) for key in REQUIRED_KEYS if getattr(self, key) is None])
-        _refuse(self._problems())
+        _refuse(value_problems(self))
         _refuse([f"{key}: unknown key; use one of {_MOE_KEYS}" for key in kwargs if key.startswith("moe_")])
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        if (problem := _labels_problem(kwargs.get("num_labels"))) is not None:
+        if (problem := labels_problem(kwargs.get("num_labels"))) is not None:
             raise ConfigError(problem)
         rope_scaling = kwargs.get("rope_scaling")
         if rope_scaling is not None and not isinstance(rope_scaling, dict):
@@ -189,7 +171,7 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         super().__post_init__(**kwargs)
         # Trainers and Auto classes read it from every configuration whose class is not part of transformers.
         self.auto_map: dict[str, Any] = dict(kwargs.get("auto_map") or {})
-        _refuse(_rope_problems(dict(self.rope_parameters or {})))
+        _refuse(rope_problems(dict(self.rope_parameters or {})))
 
     @property
     def monet_layers(self) -> tuple[int, ...]:
@@ -212,71 +194,7 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         return layer in self.monet_layers[:: self.moe_groups]
 
     def validate_architecture(self) -> None:
-        """Does nothing: `_problems` checks the values at construction and names them."""
-
-    def _problems(self) -> list[str]:
-        problems = []
-        for key, largest in _LIMITS.items():
-            value = getattr(self, key)
-            if value is not None and not (type(value) is int and 1 <= value <= largest):
-                problems.append(f"{key}={value!r}: must be a whole number from 1 to {largest}")
-        for key in ("attention_bias", "tie_word_embeddings", "use_cache", "output_router_probs", "document_mask"):
-            if type(getattr(self, key)) is not bool:
-                problems.append(f"{key}={getattr(self, key)!r}: must be true or false")
-        if not (isinstance(self.initializer_range, (int, float)) and 0 <= self.initializer_range <= 1):
-            problems.append(f"initializer_range={self.initializer_range!r}: must be a number from 0 to 1")
-        for key in ("rms_norm_eps", "attention_dropout"):
-            value = getattr(self, key)
-            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1):
-                problems.append(f"{key}={value!r}: must be at least 0 and less than 1")
-        if type(self.moe_topk) is not int:
-            problems.append(f"moe_topk={self.moe_topk!r}: must be a whole number")
-        if problems:
-            return problems
-        if not 1 <= self.moe_topk <= self.moe_experts:
-            problems.append(f"moe_topk={self.moe_topk!r}: must be from 1 to moe_experts={self.moe_experts}")
-        if self.moe_decompose not in DECOMPOSITIONS:
-            problems.append(f"moe_decompose={self.moe_decompose!r}: must be {' or '.join(map(repr, DECOMPOSITIONS))}")
-        if self.moe_decompose == "vertical":
-            for key in ("hidden_size", "moe_dim"):
-                if getattr(self, key) % 2:
-                    problems.append(
-                        f"{key}={getattr(self, key)!r}: the vertical decomposition halves it; use an even number"
-                    )
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        head_dim = self.head_dim or self.hidden_size // heads
-        if head_dim % 2:
-            problems.append(f"head_dim={head_dim}: must be even for rotary embeddings")
-        if self.head_dim is None and self.hidden_size % heads:
-            problems.append(
-                f"hidden_size={self.hidden_size}: must be a multiple of num_attention_heads={heads}, or set head_dim"
-            )
-        if kv_heads and heads % kv_heads:
-            problems.append(f"num_key_value_heads={kv_heads}: must divide num_attention_heads={heads}")
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            problems.append(
-                f"pad_token_id={self.pad_token_id!r}: must be from 0 to vocab_size-1={self.vocab_size - 1}, or null"
-            )
-        if self.expert_mask is not None and self.expert_mask.keys() != {"file", "digest"}:
-            problems.append(f"expert_mask={self.expert_mask!r}: must be null or an object with file and digest")
-        return problems + self._dense_problems()
-
-    def _dense_problems(self) -> list[str]:
-        dense, last = self.dense_layers, self.num_hidden_layers - 1
-        if not dense:
-            return []
-        problems = []
-        if not (isinstance(dense, list) and all(type(layer) is int and 0 <= layer <= last for layer in dense)):
-            problems.append(f"dense_layers={dense!r}: must be null or a list of layers from 0 to {last}")
-        elif sorted(set(dense)) != dense:
-            problems.append(f"dense_layers={dense!r}: must be sorted, each layer once")
-        elif len(dense) > last:
-            problems.append(f"dense_layers={dense!r}: no Monet layer is left; use a LLaMA for a dense model")
-        if self.intermediate_size is None:
-            problems.append("intermediate_size is missing: the layers in dense_layers need the width of their MLPs")
-        if self.dense_act not in ACT2FN:
-            problems.append(f"dense_act={self.dense_act!r}: choose from {', '.join(sorted(ACT2FN))}")
-        return problems
+        """Does nothing: `value_problems` checks the values at construction and names them."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> MonetConfig:
@@ -290,7 +208,7 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
         if given.get("rope_theta") is None and "rope_theta" not in (given.get("rope_parameters") or {}):
             missing.append("rope_theta")
         _refuse([_missing(key) for key in missing])
-        _refuse(_file_problems(given))
+        _refuse(file_problems(given))
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ConfigError(f"model_type={model_type!r} in the configuration: must be {cls.model_type!r}")
@@ -357,8 +275,6 @@ MonetConfig.__init__ = _init
 _OWN_KEYS = {field.name for field in fields(MonetConfig)} - {field.name for field in fields(PreTrainedConfig)}
 _OWN_KEYS |= {"rope_theta", "rope_scaling"}
 
-_ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-
 # Keys that transformers adds to every configuration and that the released files do not contain.
 _FOREIGN_KEYS = {"rope_parameters", "dtype"} | {
     key
@@ -378,48 +294,6 @@ _FOREIGN_KEYS = {"rope_parameters", "dtype"} | {
 _DEFAULT_TASK = {key: PreTrainedConfig().to_dict()[key] for key in ("id2label", "label2id", "problem_type")}
 
 _MOE_KEYS = "moe_decompose, moe_dim, moe_experts, moe_groups, moe_heads, moe_topk"
-
-
-_MAX_LABELS = 1 << 16
-# The implementations in transformers. It would download any other name from the hub, as code.
-_ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
-_DTYPES = ("bfloat16", "float16", "float32", "float64")
-
-
-def _labels_problem(number: Any) -> str | None:
-    """transformers makes a name for each label, so the number sets the memory that a configuration takes."""
-    if number is None or (type(number) is int and 0 < number <= _MAX_LABELS):
-        return None
-    return f"num_labels={number!r}: must be a whole number from 1 to {_MAX_LABELS}"
-
-
-def _file_problems(content: dict[str, Any]) -> list[str]:
-    """Problems with keys of a config.json that would override the user's choice of code or precision, or fail later."""
-    problems = []
-    for key in ("dtype", "torch_dtype"):
-        value = content.get(key)
-        if value is not None and str(value).removeprefix("torch.") not in _DTYPES:
-            problems.append(f"{key}={value!r}: must be one of {', '.join(_DTYPES)}")
-    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
-        if content.get(key) is not None and content[key] not in _ATTENTIONS:
-            problems.append(
-                f"{key}={content[key]!r}: a configuration file may name only {', '.join(_ATTENTIONS)}; pass any other "
-                "to from_pretrained as attn_implementation"
-            )
-    return problems
-
-
-def _rope_problems(rope: dict[str, Any]) -> list[str]:
-    problems = []
-    kind, factor = rope.get("rope_type"), rope.get("factor", 1.0)
-    if kind not in _ROPE_KINDS:
-        problems.append(f"rope_type={kind!r} in rope_scaling: must be one of {', '.join(_ROPE_KINDS)}")
-    elif kind != "default" and not {"factor", "short_factor"} & rope.keys():
-        problems.append(f"rope_scaling of type {kind!r} has no factor; add it")
-    for key, value in (("rope_theta", rope.get("rope_theta")), ("factor", factor)):
-        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-            problems.append(f"{key}={value!r}: must be a positive number")
-    return problems
 
 
 def _lies_in(folder: Path, code: Any) -> bool:

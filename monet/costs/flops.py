@@ -30,7 +30,7 @@ def parameter_counts(config: LlamaConfig) -> dict[str, int]:
         experts = 2 * D * E * M + E * M + E * D
         parts |= {"routers": config.num_routing_groups * 2 * D * H * E, "experts": len(config.monet_layers) * experts}
     if dense := dense_layers(config):
-        width: int = config.intermediate_size
+        width = mlp_width(config)
         parts["mlp"] = dense * (3 * D * width + (2 * width + D if config.mlp_bias else 0))
     return {**parts, "lm_head": 0 if config.tie_word_embeddings else V * D}
 
@@ -60,7 +60,7 @@ def forward_flops_per_token(config: LlamaConfig, seq_len: int) -> dict[str, floa
         # Horizontal: sums over i and over j, each of H * E * M products. Vertical: two such pairs of half the width.
         parts["mixing"] = 2 * layers * 2 * H * E * M
     if dense := dense_layers(config):
-        parts["mlp"] = 2 * dense * 3 * D * config.intermediate_size
+        parts["mlp"] = 2 * dense * 3 * D * mlp_width(config)
     return {**parts, "lm_head": 2 * D * V}
 
 
@@ -81,6 +81,12 @@ def training_flops_per_token(config: LlamaConfig, seq_len: int, recompute: bool 
 def dense_layers(config: LlamaConfig) -> int:
     """Number of layers with a dense MLP."""
     return len(config.dense_layers or ()) if isinstance(config, MonetConfig) else config.num_hidden_layers
+
+
+def mlp_width(config: LlamaConfig) -> int:
+    """Hidden width of the dense MLPs."""
+    assert config.intermediate_size is not None
+    return config.intermediate_size
 
 
 def _attention_widths(config: LlamaConfig) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from transformers import LlamaConfig
 
 from monet.configuration_monet import MonetConfig
-from monet.costs.flops import dense_layers, parameter_counts
+from monet.costs.flops import dense_layers, mlp_width, parameter_counts
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -196,7 +196,7 @@ def _layer(config: LlamaConfig, wide: Widths) -> float:
         hidden = wide.activation * config.moe_experts * config.moe_dim  # hidden units; the rest is recomputed
         inner += (1 - dense) * (_norm(config, wide, readers) + hidden)
     if dense:  # gate, up, activated gate, product
-        inner += dense * (_norm(config, wide, readers=2) + wide.activation * 4 * config.intermediate_size)
+        inner += dense * (_norm(config, wide, readers=2) + wide.activation * 4 * mlp_width(config))
     return _norm(config, wide, readers=3) + attention + inner
 
 
@@ -215,7 +215,7 @@ def _work(config: LlamaConfig, wide: Widths) -> float:
     if isinstance(config, MonetConfig):
         mixed = 6 * wide.activation * config.moe_experts * config.moe_dim
         work = mixed + 8 * 2 * config.moe_heads * config.moe_experts
-    return max(work, 3 * wide.activation * config.intermediate_size) if dense_layers(config) else work
+    return max(work, 3 * wide.activation * mlp_width(config)) if dense_layers(config) else work
 
 
 def _routers(config: LlamaConfig) -> int:

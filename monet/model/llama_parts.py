@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
-
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from monet.configuration_monet import MonetConfig

@@ -32,7 +32,7 @@ class ModelShape:
         num_hidden_layers: decoder layers L.
         num_attention_heads: attention heads; they must divide hidden_size unless head_dim is given.
         architecture: monet, or llama for a dense model to compare it with; the moe_ settings are only for monet.
-        intermediate_size: hidden width of llama's MLPs, or of monet's dense layers; None for monet without dense layers.
+        intermediate_size: hidden width of llama's MLPs, or of those of monet's dense layers; else None.
         dense_layers: numbers of the layers of monet that have a dense MLP instead of experts; None means no layer.
         dense_act: activation of these MLPs.
         moe_dim: hidden width M of one expert; even for vertical.

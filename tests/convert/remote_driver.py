@@ -28,7 +28,7 @@ def measure(model: Any, classes: Any) -> dict[str, Tensor]:
             "logits": out.logits,
             "loss": out.loss,
             "uniformity": out.uniformity_loss,
-            "g1": out.router_probs[0][0],
+            "g1": next(probs for probs in out.router_probs if probs is not None)[0],
         }
         found["logits, padded"] = model(ids, attention_mask=padded).logits[padded.bool()]
         found["logits, mask argument"] = model(ids, expert_mask=mask).logits
@@ -45,7 +45,7 @@ def measure(model: Any, classes: Any) -> dict[str, Tensor]:
     model.train()
     model(ids, labels=ids, router_loss=classes.RouterLoss()).loss.backward()
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and ("layers.0.moe" in name or "router" in name):
+        if parameter.grad is not None and ("layers.0.moe" in name or "layers.0.mlp" in name or "router" in name):
             found[f"gradient of {name}"] = parameter.grad.clone()
     found |= {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
     model.zero_grad()

@@ -33,9 +33,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 MASK = "expert_mask.safetensors"
 
 
+HYBRID = {"dense_layers": [0, 3], "intermediate_size": 40}
+
+
 def saved(folder: Path, form: str = "vertical", dtype: torch.dtype = torch.float32, masked: bool = True):
     """A tiny model of the package; also saves it in the folder with its modelling file."""
-    model = tiny_model(form).to(dtype)
+    model = (tiny_model(**HYBRID) if form == "hybrid" else tiny_model(form)).to(dtype)
     if masked:
         model.set_expert_mask(ExpertMask.random(model.config, 25, seed=1))
     model.save_pretrained(folder)
@@ -71,7 +74,7 @@ def module(source, tmp_path, monkeypatch) -> ModuleType:
 
 @pytest.mark.parametrize("lean", [False, True], ids=["autograd", "own backward"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, "hybrid"])
 def test_the_file_computes_what_the_package_computes(form, dtype, lean, module, tmp_path, monkeypatch):
     model = saved(tmp_path / "model", form, dtype)
     if lean:  # use the step of large layers at this size too

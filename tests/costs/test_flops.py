@@ -52,10 +52,11 @@ ODD = [
         vocab_size=61, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=40, attention_bias=True, mlp_bias=True, tie_word_embeddings=True,
     ),
+    tiny_config("vertical", num_hidden_layers=5, dense_layers=[0, 2], intermediate_size=40),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", ODD, ids=["incomplete group", "own head width", "dense with biases"])
+@pytest.mark.parametrize("config", ODD, ids=["incomplete group", "own head width", "dense with biases", "hybrid"])
 def test_parameters_of_unusual_shapes(config):
     assert sum(parameter_counts(config).values()) == built_parameters(config)
 
@@ -94,7 +95,7 @@ def test_the_papers_ungrouped_routing():
     assert total == pytest.approx(8017.81, rel=0.004)
 
 
-@pytest.mark.parametrize("form", [*FORMS, "dense"])
+@pytest.mark.parametrize("form", [*FORMS, "dense", "hybrid"])
 def test_operations_are_those_torch_counts(form):
     """torch counts the products of a real forward, with attention over the whole square. It does not count the biases
     of products, or mixing with few operations."""
@@ -102,6 +103,9 @@ def test_operations_are_those_torch_counts(form):
     if form == "dense":
         config = LlamaConfig(vocab_size=61, num_attention_heads=2, intermediate_size=40, **sizes)
         model = LlamaForCausalLM(config)
+    elif form == "hybrid":
+        config = tiny_config("vertical", **sizes, dense_layers=[0, 3], intermediate_size=40)
+        model = MonetForCausalLM(config).train()
     else:
         config = tiny_config(form, **sizes)
         model = MonetForCausalLM(config).train()

@@ -23,6 +23,7 @@ EXPERTS = {"moe_dim": 16, "moe_heads": 3, "moe_experts": 64, "moe_topk": 3, "moe
 KINDS = {
     "vertical": {**EXPERTS, "moe_decompose": "vertical"},
     "horizontal": {**EXPERTS, "moe_decompose": "horizontal"},
+    "hybrid": {**EXPERTS, "moe_decompose": "vertical", "dense_layers": [1], "intermediate_size": 136},
     "llama": {"architecture": "llama", "intermediate_size": 136},
 }
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")

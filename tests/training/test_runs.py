@@ -9,6 +9,8 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
+from monet import MonetForCausalLM
+from monet.convert.export import export
 from monet.data.prepare import prepare
 from monet.training.checkpoints.checkpoint import list_checkpoints, step_of
 from monet.training.checkpoints.saving import StepCheckpoint
@@ -79,6 +81,22 @@ def test_a_crashed_run_continues_bit_for_bit(train, crash_after, step):
     for name in ("model.safetensors", "trainer.safetensors"):
         last = "step-00000012"
         assert (run.checkpoints / last / name).read_bytes() == (whole.checkpoints / last / name).read_bytes()
+
+
+def test_a_hybrid_trains_continues_and_is_exported(train, settings, crash_after, tmp_path):
+    settings["model"]["shape"] |= {"dense_layers": [1], "intermediate_size": 48}
+    whole = train("whole")
+    disarm = crash_after(6)
+    with pytest.raises(Crash):
+        train("crashed")
+    disarm()
+    run = train("crashed")
+    assert losses(run.run_dir) == losses(whole.run_dir) and len(read_log(run.run_dir)[0]["routers"]) == 1
+    export(tmp_path / "hybrid", run=run.run_dir)
+    model = MonetForCausalLM.from_pretrained(tmp_path / "hybrid")
+    assert model.config.dense_layers == [1]
+    card = (tmp_path / "hybrid" / "README.md").read_text()
+    assert "authors of Monet\nreleased cannot load a hybrid" in card and "| dense layers | 1: MLPs of" in card
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
