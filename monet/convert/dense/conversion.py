@@ -10,7 +10,6 @@ RUN/
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +29,7 @@ from monet.convert.dense.precision import Arithmetic, arithmetic
 from monet.convert.dense.stage import restore, run_stage, whole_state
 from monet.convert.dense.stand_in import build_stand_ins
 from monet.convert.dense.start import start_stand_ins
-from monet.convert.dense.state import LayerCheckpoints
+from monet.convert.dense.state import LAYERS, LayerCheckpoints
 from monet.convert.dense.stream import MlpStates, StateStream, TextOptions, check_text
 from monet.data.datamodule import MonetDataModule
 from monet.devices import choose_device
@@ -90,7 +89,7 @@ class Job:
 
     @property
     def layers_folder(self) -> Path:
-        return self.out / "layers"
+        return self.out / LAYERS
 
     @property
     def local_model(self) -> Path:
@@ -125,7 +124,7 @@ class Job:
             **resolved,
             **asdict(self.text),
             **asdict(self.local),
-            **asdict(self.distil),
+            **{name: value for name, value in asdict(self.distil).items() if name != "distil_here"},
             "precision": "bf16" if self.arithmetic.half else "float32",
             "dtype": self.run.dtype,
         }
@@ -145,13 +144,12 @@ def open_stream(job: Job, dense: Any) -> StateStream:
     return StateStream(MlpStates(dense, job.layers, job.arithmetic), job.text.module(job.data))
 
 
-def stage_1(job: Job, dense: Any, after_step: Callable[[int], object] = lambda _: None) -> dict[str, Any]:
+def stage_1(job: Job, dense: Any) -> dict[str, Any]:
     """Start or continue stage 1, and write RUN/layers/model; returns its results, also after a repeated call.
 
     Args:
         job: the checked settings.
         dense: the dense model; stage 1 takes it apart.
-        after_step: called with the number of each finished step.
     Raises:
         Stopped: a signal ended the stage after a checkpoint.
     """
@@ -186,10 +184,7 @@ def stage_1(job: Job, dense: Any, after_step: Callable[[int], object] = lambda _
         path, state = found
         restore(state, training, stream)
         print(f"stage 1 continues after step {training.step} of {steps} ({path})", flush=True)
-    run_stage(
-        training, stream, checkpoints, save_seconds=60 * job.run.save_minutes, progress=job.run.progress,
-        after_step=after_step,
-    )  # fmt: skip
+    run_stage(training, stream, checkpoints, save_seconds=60 * job.run.save_minutes, progress=job.run.progress)
     with training.seconds.of("measurement"):
         end = measure_students(students, stream.model, windows, job.arithmetic)
     print(f"stage 1: FVU {_line(end.fvu)} on held-out text after {training.tokens:,} tokens", flush=True)

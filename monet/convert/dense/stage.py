@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -26,7 +26,6 @@ def run_stage(
     *,
     save_seconds: float,
     progress: bool,
-    after_step: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Train to the last step, with a checkpoint now and then and at the end.
 
@@ -38,7 +37,6 @@ def run_stage(
         checkpoints: where to save.
         save_seconds: time between two checkpoints; they do not change what is computed.
         progress: show the tokens, tokens per second, remaining time and FVU of each layer on standard error.
-        after_step: called with the number of each finished step.
     Raises:
         Stopped: a signal asked to end; exit code 128 + its number.
         NonFiniteError: a loss is NaN or infinite.
@@ -63,7 +61,6 @@ def run_stage(
                 shown = {layer: 0.9 * shown.get(layer, value) + 0.1 * value for layer, value in found.items()}
                 bar.set_postfix_str(_fvu_line(shown), refresh=False)
                 bar.update(batch.tokens)
-                after_step(training.step)
                 due = time.monotonic() - saved >= save_seconds
                 if due or requests.save or requests.stop or training.step == training.steps:
                     checkpoints.save(training.step, whole_state(training, stream))

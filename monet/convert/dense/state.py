@@ -16,7 +16,7 @@ from monet.files import MANIFEST_NAME, atomic_directory, atomic_write_json, veri
 from monet.json_text import read_json
 from monet.training.checkpoints import tree
 
-SETTINGS = "convert.json"
+SETTINGS, LAYERS = "convert.json", "layers"
 _TENSORS, _TREE = "state.safetensors", "state.json"
 _KEPT = 2
 
@@ -85,12 +85,14 @@ def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
         out: the folder of the conversion.
         settings: by the name of the option; JSON values.
     Raises:
-        ConfigError: a setting differs; the message names it with both values.
+        ConfigError: a setting differs (the message names it with both values), or a new folder holds other files.
         CheckpointError: the record cannot be read.
     """
     path = out / SETTINGS
     here = json.loads(json.dumps(dict(settings)))
     if not path.is_file():
+        if foreign := sorted(found.name for found in out.iterdir() if found.name != LAYERS):
+            raise ConfigError(f"out {out} holds other files ({foreign[0]}); choose a folder that does not exist yet")
         atomic_write_json(path, here)
         return
     stored = read_json(path, CheckpointError)

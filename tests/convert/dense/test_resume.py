@@ -93,6 +93,12 @@ def test_changed_settings_are_refused_by_name(tmp_path):
         keep_settings(tmp_path, {"tokens": 5})
 
 
+def test_a_folder_with_other_files_is_refused(words, tmp_path, dense, capsys):
+    assert main(words(out=dense)) == 2
+    assert "holds other files (config.json)" in capsys.readouterr().err
+    assert not (dense / "convert.json").exists()
+
+
 def test_a_run_continues_only_with_its_settings(words, tmp_path, capsys):
     assert main(words()) == 0
     assert main(words(learning_rate=0.01)) == 2
