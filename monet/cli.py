@@ -63,6 +63,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "export": Verb(
             "monet.convert.export:export", "training checkpoint -> Hugging Face folder with tokenizer and card"
         ),
+        "convert": Verb(
+            "monet.convert.dense.command:convert", "layers of a dense language model -> Monet layers", reads_text=True
+        ),
         "generate": Verb("monet.serve.generate:generate", "continue a prompt, with any expert mask"),
     },
     "Knowledge removal": {

@@ -1,1 +1,1 @@
-"""Converts models: to Hugging Face folders and to modelling code in one file."""
+"""Converts models: checkpoints to Hugging Face folders, code to one file, dense models to hybrids."""

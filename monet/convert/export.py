@@ -70,8 +70,7 @@ def export(
     tokenizer = tokenizer or folder.parent.parent / "tokenizer"
     if not has_tokenizer(tokenizer):
         raise CheckpointError(f"{tokenizer}: no {TOKENIZER_FILE} found; pass the tokenizer's folder as --tokenizer")
-    copied = [path for pattern in _TOKENIZER_PATTERNS for path in tokenizer.glob(pattern) if path.is_file()]
-    refuse_links_out(tokenizer, copied)
+    copied = tokenizer_files(tokenizer)
     converted = sentencepiece_tokenizer(str(tokenizer))
     with torch.device("meta"):  # names, shapes and data types without content
         model = model_without_weights(folder)
@@ -82,7 +81,7 @@ def export(
     _check_vocabulary(tokenizer, model.config.vocab_size)
     stored = read_weights(folder)
     check_fit(stored, released_tensors(model), f"checkpoint {folder}")
-    weights = _Cast(stored, {name for name, _ in model.named_parameters()}, getattr(torch, dtype))
+    weights = Cast(stored, {name for name, _ in model.named_parameters()}, getattr(torch, dtype))
     if dtype != "float32" and (large := [name for name, tensor in weights.items() if not tensor.isfinite().all()]):
         raise ConfigError(f"dtype {dtype} cannot represent the weights of {some_of(large)}; use bfloat16 or float32")
     provenance = _provenance(folder, dtype)
@@ -110,7 +109,18 @@ def export(
     print(f"exported step {provenance.step} of {folder} to {out}")
 
 
-class _Cast(Mapping[str, "Tensor"]):
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of the tokenizer in a model's folder.
+
+    Raises:
+        CheckpointError: one of them is a link out of the folder.
+    """
+    files = [path for pattern in _TOKENIZER_PATTERNS for path in folder.glob(pattern) if path.is_file()]
+    refuse_links_out(folder, files)
+    return files
+
+
+class Cast(Mapping[str, "Tensor"]):
     """Stored weights, cast to another data type when they are read; other tensors stay unchanged."""
 
     def __init__(self, stored: Mapping[str, Tensor], weights: set[str], dtype: Any) -> None:

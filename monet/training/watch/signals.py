@@ -36,8 +36,10 @@ class StopSignals(Callback):
         self._replaced: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # install the handlers only now, because Lightning registers its own handler
+        self.install()  # only now, because Lightning registers its own handler
 
+    def install(self) -> None:
+        """Handle the signals from now on; does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._pid = os.getpid()

@@ -1,0 +1,1 @@
+"""Turns layers of a dense language model into Monet layers: `monet convert`."""
