@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+import torch
 import transformers
+from torch import nn
 from transformers import PreTrainedConfig
 
 from monet.errors import CheckpointError, ConfigError
@@ -13,10 +16,10 @@ from monet.terminal import clean
 
 # model_type -> the class in transformers. All three have LLaMA's names of weights and its decoder layer.
 _CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-_ACCEPTED = "llama, mistral (without a sliding window) and qwen2 (without a sliding window)"
+_ACCEPTED = "llama, mistral (without a sliding window) or qwen2 (without a sliding window)"
 
 
-def read_config(model: str) -> PreTrainedConfig:
+def read_dense_config(model: str) -> PreTrainedConfig:
     """The configuration of a dense model; no code of its folder runs.
 
     Args:
@@ -64,7 +67,16 @@ def load_dense(model: str, dtype: Any = "auto") -> Any:
         CheckpointError: weights are missing, superfluous or not finite.
         ConfigError: the architecture is not supported, or an expert mask cannot apply to it.
     """
-    config = read_config(model)
+    config = read_dense_config(model)
     kind: Any = getattr(transformers, _CLASSES[str(config.model_type)])
     dense = load_checked(kind, kind.from_pretrained, model, dtype=dtype, attn_implementation="sdpa")
     return dense.eval().requires_grad_(False)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes, data types and content of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.json_text import read_json
-from monet.model.dense_models import load_dense
+from monet.model.dense_models import load_dense, weights_digest
 from monet.model.distillation import kl_divergence
 from monet.model.losses import with_auxiliary
 from monet.model.modeling_monet import MonetForCausalLM
@@ -72,7 +71,7 @@ class Teacher:
     def __init__(self, settings: TeacherSettings, device: torch.device) -> None:
         self.settings = settings
         self.model = _load(settings).to(device)
-        self.fingerprint = _fingerprint(self.model)
+        self.fingerprint = weights_digest(self.model)
         self._upper: tuple[int, nn.Module] | None = None  # first layer, and the body without the layers below
 
     @property
@@ -252,12 +251,3 @@ def _computes(config: Any, key: str) -> Any:
 
 def _equal(one: Tensor, other: Tensor | None) -> bool:
     return other is not None and one.shape == other.shape and torch.equal(one.float(), other.to(one.device).float())
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """First 32 digits of SHA-256 over names, shapes and values of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in model.named_parameters():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]

@@ -1,25 +1,16 @@
-"""Which dense models can be converted, and the hybrid's configuration and weights that come from them."""
+"""The configuration and the kept weights of a hybrid, from the dense model that it was converted from."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
-from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from torch import Tensor
 
 from monet.configuration_monet import MonetConfig
-from monet.errors import CheckpointError, ConfigError
-from monet.model.pretrained import load_checked
-from monet.terminal import clean
 
-# model_type -> the class in transformers. All three have LLaMA's names of weights and its decoder layer.
-_CLASSES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-_ACCEPTED = "llama, mistral (without a sliding window) and qwen2 (without a sliding window)"
 # Keys that the hybrid takes from the dense model unchanged.
 _COPIED = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -39,71 +30,6 @@ class ExpertShape:
     moe_heads: int
     moe_topk: int
     moe_groups: int
-
-
-def read_config(model: str) -> PreTrainedConfig:
-    """The configuration of a dense model; no code of its folder runs.
-
-    Args:
-        model: folder or hub name.
-    Raises:
-        CheckpointError: there is no readable config.json.
-        ConfigError: the architecture cannot be converted; the message names it and lists the accepted ones.
-    """
-    try:
-        content, _ = PreTrainedConfig.get_config_dict(model)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{model}: no readable config.json ({' '.join(str(error).split())[:300]})") from None
-    kind = content.get("model_type")
-    if kind not in _CLASSES:
-        raise ConfigError(
-            f"{model}: model_type {clean(str(kind))!r} cannot be converted; monet convert accepts {_ACCEPTED}"
-        )
-    try:
-        config = getattr(transformers, _CLASSES[kind]).config_class.from_dict(content)
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{model}: config.json cannot be used ({' '.join(str(error).split())[:300]})") from None
-    _refuse(model, config)
-    return config
-
-
-def _refuse(model: str, config: Any) -> None:
-    """Refuse what the hybrid's attention or MLPs cannot compute exactly."""
-    window = getattr(config, "sliding_window", None)
-    if not getattr(config, "use_sliding_window", True):  # qwen2 names a window that it does not use
-        window = None
-    if window is not None and window < config.max_position_embeddings:
-        raise ConfigError(
-            f"{model}: {config.model_type} with sliding_window {window} below max_position_embeddings "
-            f"{config.max_position_embeddings}; Monet's attention has no window; monet convert accepts {_ACCEPTED}"
-        )
-    if getattr(config, "mlp_bias", False):
-        raise ConfigError(f"{model}: mlp_bias = true; Monet's dense layers have no biases; use a model without them")
-
-
-def load_dense(model: str, dtype: Any = "auto") -> Any:
-    """The dense model in evaluation mode, with frozen weights, on the CPU.
-
-    Args:
-        model: folder or hub name; only safetensors are read, and no code of the folder runs.
-        dtype: data type of the weights; "auto" keeps that of the files.
-    Raises:
-        CheckpointError: weights are missing, superfluous or not finite.
-        ConfigError: the architecture cannot be converted, or an expert mask cannot apply to it.
-    """
-    config = read_config(model)
-    kind: Any = getattr(transformers, _CLASSES[str(config.model_type)])
-    dense = load_checked(kind, kind.from_pretrained, model, dtype=dtype, attn_implementation="sdpa")
-    return dense.eval().requires_grad_(False)
-
-
-def fingerprint(dense: nn.Module) -> str:
-    """SHA-256 over the names, shapes, data types and content of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in dense.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def hybrid_config(dense: Any, layers: Sequence[int], shape: ExpertShape) -> MonetConfig:

@@ -19,7 +19,7 @@ import torch
 
 from monet.configuration_monet import MonetConfig
 from monet.convert.dense import report as reports
-from monet.convert.dense.architectures import fingerprint, hybrid_config, load_dense, read_config
+from monet.convert.dense.architectures import hybrid_config
 from monet.convert.dense.hybrid import write_hybrid
 from monet.convert.dense.layers import parse_layers, routing_groups
 from monet.convert.dense.local import LocalOptions, LocalTraining, Seconds
@@ -36,6 +36,7 @@ from monet.devices import choose_device
 from monet.errors import CheckpointError
 from monet.files import atomic_write_json
 from monet.json_text import read_json
+from monet.model.dense_models import load_dense, read_dense_config, weights_digest
 from monet.model.model_tokenizer import has_tokenizer
 from monet.training.language_models import refuse_other_tokenizer
 
@@ -58,7 +59,7 @@ class Job:
 
     @cached_property
     def dense_config(self) -> Any:
-        return read_config(self.model)
+        return read_dense_config(self.model)
 
     @cached_property
     def layers(self) -> list[int]:
@@ -133,7 +134,7 @@ class Job:
 def load_for(job: Job) -> tuple[Any, str]:
     """The dense model in the data type of its files, and its fingerprint."""
     dense = load_dense(job.model)
-    return dense, fingerprint(dense)
+    return dense, weights_digest(dense)
 
 
 def open_stream(job: Job, dense: Any) -> StateStream:

@@ -6,7 +6,6 @@ from typing import Any
 
 from monet import __version__
 from monet.convert.dense import report as reports
-from monet.convert.dense.architectures import load_dense
 from monet.convert.dense.conversion import Job, parts_of
 from monet.convert.dense.distil import distil_folder, distilled_model, stage_2
 from monet.convert.dense.hybrid import move_model
@@ -16,6 +15,7 @@ from monet.convert.dense.state import SETTINGS
 from monet.errors import CheckpointError
 from monet.files import atomic_write_text
 from monet.json_text import parse_json, read_json
+from monet.model.dense_models import load_dense
 from monet.model.modeling_monet import MonetForCausalLM
 from monet.terminal import clean
 

@@ -9,15 +9,9 @@ import torch
 from transformers import GPT2Config, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from monet import MonetForCausalLM
-from monet.convert.dense.architectures import (
-    ExpertShape,
-    fingerprint,
-    hybrid_config,
-    kept_weights,
-    load_dense,
-    read_config,
-)
+from monet.convert.dense.architectures import ExpertShape, hybrid_config, kept_weights
 from monet.errors import CheckpointError, ConfigError
+from monet.model.dense_models import load_dense, read_dense_config, weights_digest
 from tests.convert.dense.conftest import llama_config, randomise
 
 SHAPE = ExpertShape("vertical", 8, 24, 2, 3, 1)
@@ -33,37 +27,37 @@ def saved(folder, config) -> str:
 
 
 def test_other_architectures_are_refused_by_name_with_the_accepted_ones(tmp_path):
-    with pytest.raises(ConfigError, match=r"'gpt2' cannot be converted; monet convert accepts llama, mistral .* qwen2"):
-        read_config(saved(tmp_path, GPT2Config()))
+    with pytest.raises(ConfigError, match=r"'gpt2' is not supported; use llama, mistral .* qwen2"):
+        read_dense_config(saved(tmp_path, GPT2Config()))
 
 
 def test_an_unknown_architecture_with_its_own_code_is_refused(tmp_path):
     content = {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config"}}
     (tmp_path / "config.json").write_text(json.dumps(content))
     (tmp_path / "evil.py").write_text("raise SystemExit('code of the folder ran')")
-    with pytest.raises(ConfigError, match="'mine' cannot be converted"):
-        read_config(str(tmp_path))
+    with pytest.raises(ConfigError, match="'mine' is not supported"):
+        read_dense_config(str(tmp_path))
 
 
 def test_a_sliding_window_below_the_context_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="sliding_window 64 below max_position_embeddings 128"):
-        read_config(saved(tmp_path, MistralConfig(**SIZES, sliding_window=64)))
-    assert read_config(saved(tmp_path, MistralConfig(**SIZES, sliding_window=128))).model_type == "mistral"
-    assert read_config(saved(tmp_path, MistralConfig(**SIZES, sliding_window=None))).model_type == "mistral"
+        read_dense_config(saved(tmp_path, MistralConfig(**SIZES, sliding_window=64)))
+    assert read_dense_config(saved(tmp_path, MistralConfig(**SIZES, sliding_window=128))).model_type == "mistral"
+    assert read_dense_config(saved(tmp_path, MistralConfig(**SIZES, sliding_window=None))).model_type == "mistral"
     config = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=64, max_window_layers=2)
     with pytest.raises(ConfigError, match="sliding_window 64"):
-        read_config(saved(tmp_path, config))
-    assert read_config(saved(tmp_path, Qwen2Config(**SIZES, sliding_window=64))).model_type == "qwen2"
+        read_dense_config(saved(tmp_path, config))
+    assert read_dense_config(saved(tmp_path, Qwen2Config(**SIZES, sliding_window=64))).model_type == "qwen2"
 
 
 def test_biases_in_the_mlp_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="mlp_bias"):
-        read_config(saved(tmp_path, llama_config(mlp_bias=True)))
+        read_dense_config(saved(tmp_path, llama_config(mlp_bias=True)))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no readable config"):
-        read_config(str(tmp_path / "nothing"))
+        read_dense_config(str(tmp_path / "nothing"))
 
 
 def test_pickled_weights_are_never_read(tmp_path):
@@ -100,13 +94,13 @@ def test_qwen2_gets_output_biases_of_zero():
     assert hybrid_config(model.config, [3], SHAPE).attention_bias
 
 
-def test_a_changed_weight_changes_the_fingerprint():
+def test_a_changed_weight_changes_the_weights_digest():
     model = LlamaForCausalLM(llama_config())
-    before = fingerprint(model)
-    assert fingerprint(model) == before
+    before = weights_digest(model)
+    assert weights_digest(model) == before
     with torch.no_grad():
         model.model.layers[2].mlp.up_proj.weight[3, 4] += 1e-3
-    assert fingerprint(model) != before
+    assert weights_digest(model) != before
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama with biases", "mistral", "qwen2"])

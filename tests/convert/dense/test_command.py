@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 import monet.convert.dense.finish as finish_module
 from monet import MonetForCausalLM
 from monet.cli import main
-from monet.convert.dense.architectures import load_dense
 from monet.convert.dense.precision import Arithmetic
 from monet.convert.dense.report import Report
 from monet.convert.dense.stand_in import build_stand_ins
 from monet.convert.dense.state import LayerCheckpoints
 from monet.convert.dense.stream import MlpStates, StateStream, TextOptions
+from monet.model.dense_models import load_dense
 from tests.tolerances import assert_close
 
 LAYERS = {"vertical": [2, 3], "horizontal": [2, 3]}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from monet.convert.dense.architectures import load_dense
 from monet.convert.dense.precision import Arithmetic
 from monet.convert.dense.stream import MlpStates, StateStream, TextOptions, check_text
 from monet.errors import ConfigError
+from monet.model.dense_models import load_dense
 
 CPU = Arithmetic(torch.device("cpu"), False)
 TEXT = TextOptions(seq_len=32, batch_size=2)
