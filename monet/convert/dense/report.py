@@ -16,8 +16,8 @@ from monet.json_text import read_json
 from monet.terminal import clean
 
 _CAUTION = (
-    "The estimates assume FVU ~ tokens^-exponent, fitted to this run's curve. They are rather too low, because the fall of "
-    "the learning rate towards the end also lowers the curve."
+    "The estimates assume FVU ~ tokens^-exponent, fitted to this run's curve. They are rather too low: the fall of the "
+    "learning rate at the end also lowers the curve."
 )
 REPORT, PAGE, FIGURE = "report.json", "report.md", "report.png"
 FORMAT = "monet-conversion-1"
