@@ -193,6 +193,14 @@ def _divisor(labels_N: Tensor, num_items: int | Tensor | None) -> int | Tensor:
     return (labels_N != _IGNORED).sum().clamp(min=1) if num_items is None else num_items
 
 
+def with_auxiliary(
+    loss: Tensor, uniformity: Tensor, ambiguity: Tensor, router_loss: RouterLoss, share: Tensor | float = 1.0
+) -> Tensor:
+    """A loss and the weighted auxiliary losses, which count by `share`."""
+    loss = loss + router_loss.uniformity_weight * share * uniformity
+    return loss + router_loss.ambiguity_weight * share * ambiguity
+
+
 def loss_fields(
     lm_loss: Tensor,
     routers: Sequence[RouterLosses],
@@ -219,8 +227,7 @@ def loss_fields(
         share: Tensor | float = 1.0
         if num_items is not None and labels_BT is not None:
             share = (labels_BT != _IGNORED).sum() / num_items
-        loss = lm_loss + router_loss.uniformity_weight * share * uniformity
-        loss = loss + router_loss.ambiguity_weight * share * ambiguity
+        loss = with_auxiliary(lm_loss, uniformity, ambiguity, router_loss, share)
     return {
         "loss": loss,
         "lm_loss": lm_loss,

@@ -40,6 +40,8 @@ from monet.training.private.lightning import inside_step
 from monet.training.ranks.agree import any_over_ranks, take_from_rank_0
 from monet.training.settings import ModelShape, differing_keys, refuse_structural_change
 from monet.training.stage import STAGE, refuse_other_model
+from monet.training.teacher import Teacher, TeacherSettings, refuse_other_teacher
+from monet.training.teacher import freeze_dense as freeze_dense_weights
 from monet.training.trainer_options import tokens_per_step
 from monet.training.watch.guard import StepGuard, gradient_norm
 from monet.training.watch.nonfinite import NonFiniteSettings
@@ -63,6 +65,8 @@ class MonetLightningModule(LightningModule):
             run that continues uses its own weights. None starts with random weights.
         freeze_router: keep the routers of init_from unchanged, including running statistics; their losses are measured
             but not added to the loss.
+        teacher: a frozen model whose next-token probabilities the model learns; None trains on the text only.
+        freeze_dense: train only routers and experts; all other weights of init_from stay unchanged.
         router_loss: weights and form of the routers' auxiliary losses.
         optimizer: AdamW and its parameter groups.
         schedule: learning rate over the run.
@@ -82,6 +86,8 @@ class MonetLightningModule(LightningModule):
         shape: ModelShape,
         init_from: str | None = None,
         freeze_router: bool = False,
+        teacher: TeacherSettings | None = None,
+        freeze_dense: bool = False,
         router_loss: RouterLoss = DEFAULT_ROUTER_LOSS,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         schedule: ScheduleSettings = DEFAULT_SCHEDULE,
@@ -97,11 +103,16 @@ class MonetLightningModule(LightningModule):
             raise ConfigError(f"dead_window_steps must be at least 1, got {dead_window_steps}")
         self.router_loss, self.optimizer_settings, self.schedule = router_loss, optimizer, schedule
         self.model = build(shape.config(), attention)
-        self.init_from, self.freeze_router = init_from, freeze_router
+        self.init_from, self.freeze_router, self.freeze_dense = init_from, freeze_router, freeze_dense
         if freeze_router:
             freeze_routers(self.model, init_from)
             # these losses could then only move the layers below, away from the inputs the routers were trained on
             self.router_loss = replace(router_loss, uniformity_weight=0.0, ambiguity_weight=0.0)
+        self.teacher_settings, self.teacher = teacher, None
+        if teacher is not None:
+            teacher.check()
+        if freeze_dense:
+            freeze_dense_weights(self.model, init_from)
         if gradient_checkpointing:
             # the old name raises a warning in versions that have the new name
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
@@ -135,6 +146,9 @@ class MonetLightningModule(LightningModule):
             if (tokenizer := getattr(data, "tokenizer_dir", None)) is not None:
                 refuse_other_tokenizer(self.init_from, Path(tokenizer))
             warm_start(self.model, self.init_from)
+        if self.teacher_settings is not None and self.teacher is None:
+            self.teacher = Teacher(self.teacher_settings, self.trainer.strategy.root_device)
+            self.teacher.check_fits(self.model, getattr(data, "tokenizer_dir", None))
         if self.trainer.world_size > 1 and self.router_statistics == "global":
             ranks = GlobalBatch()
             for router in self.model.routers():
@@ -174,20 +188,22 @@ class MonetLightningModule(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the total loss of one micro-batch, a scalar. It is checked for finite values before the update."""
         windows = batch["input_ids"]
-        out = self.model(
-            input_ids=windows[:, :-1],
-            position_ids=batch.get("position_ids"),
-            shift_labels=windows[:, 1:],
-            router_loss=self.router_loss,
-            use_cache=False,
-            return_logits=False,
-        )
-        self.guard.record.add(batch, out)
+        arguments: dict[str, Any] = {
+            "input_ids": windows[:, :-1], "position_ids": batch.get("position_ids"), "shift_labels": windows[:, 1:],
+            "router_loss": self.router_loss, "use_cache": False,
+        }  # fmt: skip
+        if self.teacher is None:
+            out = self.model(**arguments, return_logits=False)
+            loss = out.loss
+            self.guard.record.add(batch, out)
+        else:
+            loss, kl, out = self.teacher.loss(self.model, arguments)
+            self.guard.record.add(batch, out, loss=loss, kl=kl)
         self.tokens_seen += windows[:, 1:].numel() * self.trainer.world_size
         if not inside_step(self.trainer):
             for router in self.model.routers():
                 router.commit_statistics()
-        return out.loss
+        return loss
 
     @override
     def configure_gradient_clipping(
@@ -234,7 +250,7 @@ class MonetLightningModule(LightningModule):
     @override
     def on_validation_epoch_start(self) -> None:
         count = max(len(self.domains), 1)
-        self._nll_C = torch.zeros(count, dtype=torch.float64, device=self.device)
+        self._nll_C, self._kl_C = torch.zeros(2, count, dtype=torch.float64, device=self.device)
         self._tokens_C = torch.zeros(count, dtype=torch.int64, device=self.device)
 
     @override
@@ -242,6 +258,9 @@ class MonetLightningModule(LightningModule):
         windows, domain_B = batch["input_ids"], batch["domain"]
         positions = batch.get("position_ids")
         logits_BTV = self.model(input_ids=windows[:, :-1], position_ids=positions, use_cache=False).logits
+        if self.teacher is not None:
+            kl_B = self.teacher.divergence_of_rows(logits_BTV, windows[:, :-1], positions, windows[:, 1:])
+            self._kl_C.index_add_(0, domain_B, kl_B.double())
         # row by row: a float32 copy of all logits is large
         rows = zip(logits_BTV, windows[:, 1:], strict=True)
         nll_B = torch.stack([F.cross_entropy(row.float(), labels, reduction="sum") for row, labels in rows])
@@ -265,6 +284,13 @@ class MonetLightningModule(LightningModule):
             "loss_by_domain": losses,
             "perplexity_by_domain": {name: _perplexity(loss) for name, loss in losses.items()},
         }
+        if self.teacher is not None:
+            kl_C = self.trainer.strategy.reduce(self._kl_C, reduce_op="sum").tolist()
+            divergences = {name: kl / n for name, kl, n in zip(names, kl_C, tokens_C, strict=True) if n}
+            self.validation_result |= {
+                "kl": sum(divergences.values()) / len(divergences),
+                "kl_by_domain": divergences,
+            }
         # for callbacks that watch it; MetricsLog reports it to the loggers
         self.log("validation/loss", mean, logger=False, sync_dist=True)
 
@@ -281,6 +307,8 @@ class MonetLightningModule(LightningModule):
 
     @override
     def on_train_start(self) -> None:
+        if self.teacher is not None and not self.compiles:
+            self.teacher.share_lower_layers(self.model)
         (schedule,) = self.trainer.lr_scheduler_configs
         assert isinstance(schedule.scheduler, LambdaLR)
         optimizer = self.trainer.optimizers[0]
@@ -301,6 +329,8 @@ class MonetLightningModule(LightningModule):
             "tokens_seen": self.tokens_seen,
             "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "freeze_router": self.freeze_router,
+            "freeze_dense": self.freeze_dense,
+            "teacher": None if self.teacher is None else self.teacher.fingerprint,
             "router_health": self.router_health.state_dict(),
             "guard": self.guard.state_dict(),
         }
@@ -321,6 +351,13 @@ class MonetLightningModule(LightningModule):
                 f"model.freeze_router = {self.freeze_router} differs from the run's {frozen}, so the optimiser's state"
                 " does not match; restore that value, or start a new run_dir with model.init_from"
             )
+        if (frozen := checkpoint["monet"].get("freeze_dense", False)) != self.freeze_dense:
+            raise ConfigError(
+                f"model.freeze_dense = {self.freeze_dense} differs from the run's {frozen}, so the optimiser's state"
+                " does not match; restore that value, or start a new run_dir with model.init_from"
+            )
+        if self.stage_from is None:
+            refuse_other_teacher(checkpoint["monet"].get("teacher"), self.teacher)
         self._stored_rate = checkpoint["optimizer_states"][0]["param_groups"][0]["lr"]
         if self.trainer.strategy.lightning_restore_optimizer:
             number_moments(checkpoint, grouped_names(self.model, self.optimizer_settings))

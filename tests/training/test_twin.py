@@ -75,7 +75,7 @@ def test_checkpointing_the_twin_changes_nothing(train, tmp_path):
     [
         ({"moe_dim": 4}, r"moe_dim = 4: llama has no experts"),
         ({"intermediate_size": None}, r"intermediate_size is missing"),
-        ({"architecture": "monet"}, r"intermediate_size = 48: only llama uses it"),
+        ({"architecture": "monet"}, r"intermediate_size = 48: only llama and dense_layers use it"),
         ({"architecture": "monet", "intermediate_size": None}, r"moe_dim is missing"),
         ({"hidden_size": 31}, r"31.*not a multiple"),
         ({"num_hidden_layers": 0}, r"num_hidden_layers = 0"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monet.training.ranks.agree import Requests, sum_over_ranks
 
-LOSSES: tuple[str, ...] = ("loss", "lm_loss", "uniformity_loss")
+LOSSES: tuple[str, ...] = ("loss", "lm_loss", "uniformity_loss", "kl")
 PER_ROUTER: tuple[str, ...] = ("uniformity", "ambiguity", "active_per_head")
 
 
@@ -21,7 +21,7 @@ class StepNumbers:
     """Results of an optimiser step: means over micro-batches and ranks.
 
     Attributes:
-        losses: by name, see `LOSSES`; uniformity_loss only with routers.
+        losses: by name, see `LOSSES`; uniformity_loss only with routers, kl only with a teacher.
         routers: for each routing group, by name, see `PER_ROUTER`.
         grad_norm: norm over all parameters, before clipping; None if the strategy hides it.
         bad_loss, bad_gradient: whether the loss or gradient of some rank was NaN or infinite.
@@ -51,6 +51,7 @@ class StepRecord:
     fired_R2HE: Tensor | None = None
     _values: list[Tensor] = field(default_factory=list)
     _num_routers: int = 0
+    _losses: tuple[str, ...] = ()
 
     def clear(self) -> None:
         """Clear the record for the next step."""
@@ -58,10 +59,12 @@ class StepRecord:
         self._values.clear()
         self.fired_R2HE = None
 
-    def add(self, batch: dict[str, Tensor], out: Any) -> None:
-        """Record a micro-batch and the model's output for it."""
+    def add(self, batch: dict[str, Tensor], out: Any, **losses: Tensor) -> None:
+        """Record a micro-batch, the model's output for it, and losses that replace or extend the output's."""
         routers = out.router_metrics or ()
-        scalars = [out.loss, out.lm_loss, *([out.uniformity_loss] if routers else [])]
+        found = {name: losses.get(name, getattr(out, name, None)) for name in LOSSES}
+        self._losses = tuple(name for name, value in found.items() if value is not None)
+        scalars = [value for value in found.values() if value is not None]
         for name in PER_ROUTER:
             scalars += [getattr(router, name) for router in routers]
         self.batches.append(batch)
@@ -93,13 +96,12 @@ class StepRecord:
         bad_loss, bad_gradient, ranks, *rest = sum_over_ranks(mine, strategy).tolist()
         requests.agree(rest[: Requests.NUM_FLAGS])
         grad_norm, *means = (value / ranks for value in rest[Requests.NUM_FLAGS :])
-        names = LOSSES if self._num_routers else LOSSES[:2]
-        per_router = means[len(names) :]
+        per_router = means[len(self._losses) :]
         routers = [
             {name: per_router[place * self._num_routers + r] for place, name in enumerate(PER_ROUTER)}
             for r in range(self._num_routers)
         ]
-        losses = dict(zip(names, means, strict=False))
+        losses = dict(zip(self._losses, means, strict=False))
         return StepNumbers(losses, routers, None if norm is None else grad_norm, bad_loss > 0, bad_gradient > 0)
 
 
