@@ -36,6 +36,7 @@ from monet.devices import choose_device
 from monet.errors import CheckpointError
 from monet.files import atomic_write_json
 from monet.json_text import read_json
+from monet.model.adapters import hub_file
 from monet.model.dense_models import load_dense, read_dense_config, weights_digest
 from monet.model.model_tokenizer import has_tokenizer
 from monet.training.language_models import refuse_other_tokenizer
@@ -87,6 +88,12 @@ class Job:
         check_text(module, self.dense_config.vocab_size, self.dense_config.max_position_embeddings)
         refuse_other_tokenizer(self.model, module.tokenizer_dir, "model")
         return module
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder with the dense model's files; for a hub name, the one in the local cache."""
+        found = hub_file(self.model, "config.json", {})
+        return Path(self.model) if found is None else found.parent
 
     @property
     def layers_folder(self) -> Path:

@@ -73,7 +73,7 @@ def training_settings(job: Job) -> dict[str, Any]:
             "shape": _shape(job.config),
             "init_from": str(job.local_model),
             "teacher": {
-                "model": job.model,
+                "model": str(job.model_folder),
                 "temperature": job.distil.distil_temperature,
                 "weight": job.distil.distil_weight,
             },

@@ -15,6 +15,10 @@ from monet.files import atomic_path, atomic_write_json, atomic_write_text
 from monet.json_text import read_json
 from monet.terminal import clean
 
+_CAUTION = (
+    "The estimates assume FVU ~ tokens^-exponent, fitted to this run's curve. They are rather too low: the fall of the "
+    "learning rate at the end also lowers the curve."
+)
 REPORT, PAGE, FIGURE = "report.json", "report.md", "report.png"
 FORMAT = "monet-conversion-1"
 
@@ -188,7 +192,7 @@ def page(report: Report) -> str:
             for layer, value in report.fvu.items()
         ],
     )  # fmt: skip
-    lines += ["", "The estimates assume FVU ~ tokens^-exponent, fitted to this run's curve.", ""]
+    lines += ["", _CAUTION, ""]
     if len(report.curve) > 1:
         lines += [f"![FVU by tokens]({FIGURE})", ""]
     lines += ["## Routing", "", "Keys and experts that acted at least once on held-out text.", ""]
@@ -258,6 +262,8 @@ def _draw(report: Report, path: Path) -> None:
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("tokens of stage 1")
     axes.set_ylabel("FVU on new text")
     axes.grid(True, which="both", alpha=0.3)

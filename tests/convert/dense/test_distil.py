@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 
 import pytest
@@ -14,12 +13,8 @@ from monet import MonetForCausalLM
 from monet.cli import main
 from monet.convert.dense.report import Report
 from monet.training.configs import read_training_config
-from monet.training.module import MonetLightningModule
 from tests.convert.dense.test_resume import assert_same, in_process, weights
 
-pytestmark = pytest.mark.skipif(
-    "teacher" not in inspect.signature(MonetLightningModule).parameters, reason="the trainer has no teacher yet"
-)
 DISTIL = {"distil_tokens": 384, "distil_batch_size": 2, "tokens": 128, "seq_len": 32}
 
 
