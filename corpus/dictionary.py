@@ -18,7 +18,7 @@ from pathlib import Path
 UNMARKED = "general"
 OTHER = "other"
 MIN_DEFINITION_CHARS = 40
-BLOCK_BYTES = 2_500
+BLOCK_BYTES = 1_500
 PREFIX_LETTERS = 3
 
 # Field -> the marks that name it. An entry under a mark of OTHER_MARKS, or under two fields, is in no domain.
