@@ -188,7 +188,7 @@ def parse_entries(text: str) -> Iterator[Entry]:
     """
     found = _ENTRY.split(text)
     for entry, following in zip(found, [*found[1:], ""], strict=True):
-        # The word of the next entry often stands at the end of an entry too.
+        # The digitised text often repeats the next entry's word at the end of an entry.
         entry = entry.rstrip().removesuffix(following.partition("\\")[0].rstrip() or "\n")
         parts = _definition(entry)
         if parts is None:
