@@ -24,7 +24,7 @@ Zebra \Ze"bra\ (z[=e]"br[.a]), n.; pl. {Zebras} (-br[.a]z). [Pg. zebra; cf.
    remarkable for larv[ae] and caf['e]s. --Darwin.
    [1913 Webster] -- {Ze"bra*ly}, adv.
 
-   {Zebra caterpillar}, the larva of an American noctuid moth.
+   {Zebra caterpillar} (Zool.), the larva of an American noctuid moth.
    [1913 Webster] Zeta
 
 Zeta \Ze"ta\, n. [Gr. zh^ta.]
