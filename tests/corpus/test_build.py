@@ -15,6 +15,7 @@ from corpus.clean_code import clean_code
 from corpus.clean_text import clean_page
 from corpus.evidence import EVIDENCE
 from corpus.recipe import CODE_LANGUAGES, DEMO, Recipe, Source
+from corpus.subjects import SUBJECTS
 from monet.errors import ConfigError, DataError
 
 
@@ -256,13 +257,13 @@ def test_corpus_that_does_not_ship_has_no_notices(small_recipe, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "text"]
 
 
-@pytest.mark.parametrize("recipe", [DEMO, EVIDENCE], ids=["demo", "evidence"])
+@pytest.mark.parametrize("recipe", [DEMO, EVIDENCE, SUBJECTS], ids=["demo", "evidence", "subjects"])
 def test_shares_of_every_domain_sum_to_one(recipe: Recipe):
     sums = {domain: round(sum(source.share for source in sources), 6) for domain, sources in recipe.domains.items()}
     assert sums == dict.fromkeys(recipe.domains, 1.0)
 
 
-@pytest.mark.parametrize("recipe", [DEMO, EVIDENCE], ids=["demo", "evidence"])
+@pytest.mark.parametrize("recipe", [DEMO, EVIDENCE, SUBJECTS], ids=["demo", "evidence", "subjects"])
 def test_sources_of_a_domain_are_different_packages_with_a_licence(recipe: Recipe):
     for domain, sources in recipe.domains.items():
         assert len({source.package for source in sources}) == len(sources), domain
