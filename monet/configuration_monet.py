@@ -115,7 +115,7 @@ class MonetConfig(LlamaConfig, metaclass=_Maker):
     ]
     # Releases of transformers before 5.18 read this; without it they build a configuration without arguments.
     has_no_defaults_at_init: ClassVar[bool] = True
-    # Attention is sharded as in Llama. Routers and experts are replicated, since every token reads all of a router.
+    # Attention is sharded as in Llama. Routers, experts and dense MLPs are replicated.
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",

@@ -81,9 +81,13 @@ def value_problems(config: Any) -> list[str]:
 
 def _dense_problems(config: Any) -> list[str]:
     dense, last = config.dense_layers, config.num_hidden_layers - 1
-    if not dense:
-        return []
     problems = []
+    if config.dense_act not in ACT2FN:
+        problems.append(f"dense_act={config.dense_act!r}: choose from {', '.join(sorted(ACT2FN))}")
+    if not dense:
+        return problems
+    if config.mlp_bias:
+        problems.append(f"mlp_bias={config.mlp_bias!r}: the dense layers of a hybrid have no biases; leave it out")
     if not (isinstance(dense, list) and all(type(layer) is int and 0 <= layer <= last for layer in dense)):
         problems.append(f"dense_layers={dense!r}: must be null or a list of layers from 0 to {last}")
     elif sorted(set(dense)) != dense:
@@ -92,8 +96,6 @@ def _dense_problems(config: Any) -> list[str]:
         problems.append(f"dense_layers={dense!r}: no Monet layer is left; use a LLaMA for a dense model")
     if config.intermediate_size is None:
         problems.append("intermediate_size is missing: the layers in dense_layers need the width of their MLPs")
-    if config.dense_act not in ACT2FN:
-        problems.append(f"dense_act={config.dense_act!r}: choose from {', '.join(sorted(ACT2FN))}")
     return problems
 
 

@@ -57,6 +57,8 @@ def test_the_file_names_dense_layers(tmp_path):
         ({"intermediate_size": None}, r"intermediate_size is missing"),
         ({"intermediate_size": 0}, r"intermediate_size=0: must be a whole number"),
         ({"dense_act": "sharp"}, r"dense_act='sharp': choose from"),
+        ({"dense_act": "sharp", "dense_layers": None}, r"dense_act='sharp': choose from"),
+        ({"mlp_bias": True}, r"mlp_bias=True: the dense layers of a hybrid have no biases"),
     ],
 )
 def test_bad_values_are_named(changes, message):
