@@ -110,7 +110,7 @@ class ChoiceScorer(ABC, Generic[ChoiceT]):
 
     @abstractmethod
     def score(self, questions: Sequence[ChoiceT]) -> list[Outcome]:
-        """Score a block of questions with the model as it is: one outcome per question, in their order."""
+        """Score a block of questions under the mask that is applied: one outcome per question, in their order."""
 
     @abstractmethod
     def fingerprint(self, questions: Sequence[ChoiceT]) -> str:
