@@ -96,6 +96,11 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "MMLU's 14 categories: accuracy without the experts of each category",
             reads_text=True,
         ),
+        "eval facts": Verb(
+            "monet.eval.suites.facts.evaluate:run",
+            "log-odds of facts under masks, by domain and relation",
+            reads_text=True,
+        ),
         "lm-eval": Verb(
             "monet.eval.suites.questions.command:run",
             "the command line of lm-eval, with --model monet",

@@ -160,7 +160,7 @@ def _room_in(rooms: Mapping[str, str], module: str) -> str | None:
     return rooms[max(prefixes, key=len)] if prefixes else None
 
 
-SUITES = {f"monet.eval.suites.{name}.": name for name in ("loss", "questions", "code", "toxicity")}
+SUITES = {f"monet.eval.suites.{name}.": name for name in ("loss", "questions", "facts", "code", "toxicity")}
 BASELINES = {"monet.eval.baselines.": "baselines"}
 
 

@@ -37,6 +37,7 @@ FORMATS: dict[str, tuple[str, str]] = {
     "monet-domains/2": (
         f"{_SUITES}.questions.domains_result:DomainsResult", f"{_SUITES}.questions.domains_result:DomainsResult.report"
     ),
+    "monet-facts/1": (f"{_SUITES}.facts.results:FactsResult", f"{_SUITES}.facts.report:report_of"),
     "monet-code/2": (f"{_SUITES}.code.results:CodeResult", f"{_SUITES}.code.report:report_of"),
     "monet-seeds/1": ("monet.eval.reporting.seeds:SeedsResult", "monet.eval.reporting.seeds_report:report_of"),
     "monet-toxicity/2": (f"{_SUITES}.toxicity.results:ToxicityResult", f"{_SUITES}.toxicity.report:report_of"),
@@ -172,9 +173,9 @@ def run(
     The command prints the head of the report, and writes report.html, report.md, report.json and figure-01-...png.
 
     Several results (`--result A B C`) give one report that compares the spread over training seeds with the spread over
-    text. The results must be of one kind (monet ablate, eval neurons, eval code, eval general, eval domains or eval
-    toxicity) and measured on the same text. Models that differ in more than their training seed form separate groups in
-    the same tables. The order of the results does not matter.
+    text. The results must be of one kind (monet ablate, eval neurons, eval code, eval general, eval domains, eval facts
+    or eval toxicity) and measured on the same text. Models that differ in more than their training seed form separate
+    groups in the same tables. The order of the results does not matter.
 
     Args:
         result: result.json, a report.json, or the folder of a suite. Several results of one kind, measured on the same

@@ -117,8 +117,8 @@ def test_text_is_prepared_with_it_and_read_back(folder, pieces, tmp_path):
 
 def test_the_evaluations_take_the_folder(folder, pieces):
     pytest.importorskip("lm_eval")
+    from monet.eval.choices.scoring import tokenizer_of
     from monet.eval.suites.questions.model import MonetLM
-    from monet.eval.suites.questions.scoring import tokenizer_of
 
     model = load_model(str(folder), "cpu")
     ids = pieces.encode(" a space first")

@@ -24,6 +24,7 @@ COMMANDS = {
     "report": ("report", {"result", "out"}),
     "general": ("eval general", {"model", "out", "masks"}),
     "domains": ("eval domains", {"model", "out", "masks"}),
+    "facts": ("eval facts", {"model", "facts", "out", "masks"}),
     "code": ("eval code", {"model", "out", "masks"}),
     "toxicity": ("eval toxicity", {"model", "prompts", "out", "masks", "text", "text_windows", "seq_len"}),
     "toxicity-scores": ("eval toxicity-scores", {"prompts", "out", "scorer"}),

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from monet.errors import CheckpointError, ConfigError
+from monet.eval.choices.scoring import tokenizer_of
 from monet.eval.core.loading import load_tokenizer
 from monet.eval.scorers.classifier import ClassifierScorer
-from monet.eval.suites.questions.scoring import tokenizer_of
 from monet.serve import generate
 from monet.training.module import MonetLightningModule
 from monet.training.settings import ModelShape

@@ -6,7 +6,7 @@ Dims: C conditions, U questions.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,17 +15,8 @@ from numpy.typing import NDArray
 from monet.errors import DataError
 from monet.eval.core.bootstrap import Bootstrap, few, resample_means
 from monet.eval.core.estimate import Draws
-from monet.eval.suites.questions.scoring import Outcome
 
 FEW_QUESTIONS = 30  # reports warn about an accuracy over fewer questions
-
-
-ORIGIN = {
-    True: "The masks were chosen on held-out text, not on the questions that are asked.",
-    False: "The masks were chosen on questions that are asked; this makes the masks look better than they are.",
-    None: "There is no record of the text that the masks were chosen on. If that text holds the questions, the masks "
-    "look better than they are.",
-}
 
 
 @dataclass(frozen=True)
@@ -78,15 +69,6 @@ class Denominator:
         cut = f", {self.cut} with a cut prompt" if self.cut else ""
         faults = f", left out: {self.faults}" if self.faults else ""
         return f"{self.scored} of {self.asked} questions scored; {self.rows} rows{cut}{faults}"
-
-
-def count_outcomes(outcomes: Sequence[Outcome]) -> tuple[dict[str, int], int]:
-    """Count the questions without a score, by reason, and the scored questions whose prompt was cut."""
-    reasons: dict[str, int] = {}
-    for outcome in outcomes:
-        if outcome.log_likelihoods is None:
-            reasons[outcome.reason] = reasons.get(outcome.reason, 0) + 1
-    return reasons, sum(outcome.cut > 0 for outcome in outcomes if outcome.log_likelihoods is not None)
 
 
 def caution_on_few(denominators: Iterable[Denominator]) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from monet.eval.choices.scoring import Outcome, count_outcomes
+from monet.eval.choices.texts import as_sequences
 from monet.eval.core.intervention import Intervention
-from monet.eval.suites.questions.accuracy import Denominator, count_outcomes
-from monet.eval.suites.questions.content import as_sequences, as_text, held_out
-from monet.eval.suites.questions.scoring import Outcome
+from monet.eval.suites.questions.accuracy import Denominator
+from monet.eval.suites.questions.content import as_text, held_out
 from monet.eval.suites.questions.tasks import LoadedTask, Question
 
 if TYPE_CHECKING:

@@ -1,13 +1,11 @@
-"""Compares questions by their text and options, and checks what text masks were chosen on.
+"""Checks what text masks were chosen on, for questions of a benchmark.
 
 Two questions are equal if their texts and their options are equal after normalisation: Unicode NFKC, lower case, single
-spaces. Ids and the order of the options do not matter.
+spaces. Ids and the order of the options do not matter (`monet.eval.choices.texts`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,64 +13,15 @@ from monet.eval.core.held_out import is_other_text, texts_of
 from monet.eval.core.inputs import LabelledSequences
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from monet.eval.core.intervention import Intervention
 
 # Key in the description of the text that masks are chosen on: the splits of MMLU in that text.
 MMLU_SPLITS = "mmlu_splits"
 
 
-def content_of(question: str, options: Sequence[str]) -> str:
-    """SHA-256 in hexadecimal of a question's normalised text and options."""
-    return hashlib.sha256("\n".join([_plain(question), *sorted(map(_plain, options))]).encode()).hexdigest()
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def digest_of(contents: Iterable[str]) -> str:
-    """SHA-256 in hexadecimal of a set of contents."""
-    return hashlib.sha256("\n".join(sorted(set(contents))).encode()).hexdigest()
-
-
 def as_text(question: str, options: Sequence[str]) -> str:
     """The text that is routed: a question and its options, one line each."""
     return "\n".join([question, *options])
-
-
-def as_sequences(
-    texts: Mapping[str, Sequence[str]],
-    tokenizer: PreTrainedTokenizerBase,
-    longest: int,
-    mmlu_splits: Sequence[str] | None = None,
-) -> tuple[LabelledSequences, dict[str, int]]:
-    """Texts as token ids.
-
-    Args:
-        texts: texts by label, each made by `as_text`.
-        tokenizer: tokenizer of the model.
-        longest: tokens per sequence at most; the rest of a longer text is cut off.
-        mmlu_splits: MMLU splits that the texts come from; recorded in the description.
-
-    Returns:
-        The sequences, and two counts: texts that were `cut`, and texts of one token (`too_short`), which are left out.
-    """
-    sequences: list[list[int]] = []
-    label_of: list[int] = []
-    cut = short = 0
-    for number, own in enumerate(texts.values()):
-        found: list[list[int]] = tokenizer(list(own))["input_ids"] if own else []  # type: ignore[assignment]
-        for tokens in found:
-            cut += len(tokens) > longest
-            if len(tokens) < 2:
-                short += 1
-                continue
-            sequences.append(tokens[:longest])
-            label_of.append(number)
-    notes = None if mmlu_splits is None else {MMLU_SPLITS: list(mmlu_splits)}
-    return LabelledSequences(list(texts), sequences, label_of, notes=notes), {"cut": cut, "too_short": short}
 
 
 def held_out(
@@ -82,7 +31,7 @@ def held_out(
 
     Args:
         masks: masks by label.
-        asked: the questions, made by `as_sequences`.
+        asked: the questions, each made by `as_text`, as token ids.
         mmlu_splits: MMLU splits that the questions come from.
 
     Returns:

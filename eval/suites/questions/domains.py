@@ -16,6 +16,8 @@ from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import check_ratio, load_masks
 from monet.eval.attribution.statistics.prompt_hashes import without_hashes
 from monet.eval.attribution.stats import PERMUTATIONS
+from monet.eval.choices.scoring import Outcome, tokenizer_of
+from monet.eval.choices.texts import digest_of
 from monet.eval.core.achieved import control_notes
 from monet.eval.core.announce import announce
 from monet.eval.core.bootstrap import Bootstrap
@@ -28,12 +30,11 @@ from monet.eval.core.options import DividedCompute, Intervals
 from monet.eval.suites.questions.asked import Asked, chosen_elsewhere
 from monet.eval.suites.questions.catalog import Metric, Style, benchmarks
 from monet.eval.suites.questions.categories import CATEGORIES, CATEGORY_OF
-from monet.eval.suites.questions.content import digest_of
 from monet.eval.suites.questions.domains_result import DomainsResult
 from monet.eval.suites.questions.domains_verdicts import summarise
 from monet.eval.suites.questions.identify import IdentifyOn, Texts, check_categories, held_out_texts, identify
 from monet.eval.suites.questions.options import QuestionOptions
-from monet.eval.suites.questions.scoring import Outcome, Scorer, TooLong, tokenizer_of
+from monet.eval.suites.questions.scoring import Scorer, TooLong
 from monet.eval.suites.questions.tasks import Faults, LoadedTask, load_tasks
 from monet.model.fingerprint import holds_weights
 from monet.parts import Part

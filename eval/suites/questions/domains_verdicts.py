@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from monet.eval.choices.scoring import Outcome, log_probability
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.chance import Chance, chances, reasons_against
 from monet.eval.core.conditions import Condition
@@ -17,7 +18,7 @@ from monet.eval.suites.questions.accuracy import draws
 from monet.eval.suites.questions.asked import Asked
 from monet.eval.suites.questions.categories import CATEGORIES
 from monet.eval.suites.questions.domains_result import Category, DomainsResult, Removal
-from monet.eval.suites.questions.scoring import Outcome, correct, log_probability
+from monet.eval.suites.questions.scoring import correct
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from monet.errors import ConfigError
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import load_masks
 from monet.eval.attribution.statistics.prompt_hashes import without_hashes
+from monet.eval.choices.scoring import Outcome, tokenizer_of
+from monet.eval.choices.texts import digest_of
 from monet.eval.core.achieved import control_notes
 from monet.eval.core.announce import announce
 from monet.eval.core.bootstrap import Bootstrap
@@ -30,10 +32,9 @@ from monet.eval.core.options import DividedCompute, Intervals
 from monet.eval.suites.questions.accuracy import Denominator, draws
 from monet.eval.suites.questions.asked import Asked, chosen_elsewhere
 from monet.eval.suites.questions.catalog import Metric, Style, benchmarks
-from monet.eval.suites.questions.content import digest_of
 from monet.eval.suites.questions.general_result import Cell, GeneralResult, Row
 from monet.eval.suites.questions.options import QuestionOptions
-from monet.eval.suites.questions.scoring import Outcome, Scorer, TooLong, correct, tokenizer_of
+from monet.eval.suites.questions.scoring import Scorer, TooLong, correct
 from monet.eval.suites.questions.tasks import Faults, load_tasks
 from monet.model.fingerprint import holds_weights
 from monet.parts import Part

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from monet.errors import ConfigError
+from monet.eval.choices.texts import ORIGIN
 from monet.eval.core.document import Block, Report, Table, Text
 from monet.eval.core.effects import Effect, Effects
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.reporting.common import bracketed, signed
 from monet.eval.reporting.wording import control_blocks, random_units
-from monet.eval.suites.questions.accuracy import ORIGIN, Denominator, caution_on_few
+from monet.eval.suites.questions.accuracy import Denominator, caution_on_few
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from monet.errors import DataError
 from monet.eval.attribution.selection import save_masks, select, summarise
 from monet.eval.attribution.statistics.exclusion import Exclusion
 from monet.eval.attribution.stats import PERMUTATIONS, ExpertStatistics, Wanted, collect
+from monet.eval.choices.texts import as_sequences, content_of
 from monet.eval.core.inputs import LabelledData
 from monet.eval.core.store import acquire, model_key
 from monet.eval.suites.questions.catalog import TaskSpec
 from monet.eval.suites.questions.categories import CATEGORIES, CATEGORY_OF
-from monet.eval.suites.questions.content import as_sequences, as_text, content_of
+from monet.eval.suites.questions.content import MMLU_SPLITS, as_text
 from monet.eval.suites.questions.schemas import screen
 from monet.eval.suites.questions.sources import open_data, quiet_harness, task_manager
 from monet.eval.suites.questions.tasks import Faults
@@ -144,7 +145,7 @@ def identify(
     """
     find_body(model)
     data, counts = as_sequences(
-        texts.of_category, tokenizer, int(model.config.max_position_embeddings), mmlu_splits=texts.splits
+        texts.of_category, tokenizer, int(model.config.max_position_embeddings), {MMLU_SPLITS: texts.splits}
     )
     sequence_data = cast(LabelledData, data)
     key = json.dumps([model_key(model), sequence_data.fingerprint, batch_size, permutations], sort_keys=True)

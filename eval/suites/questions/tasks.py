@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from monet.errors import ConfigError, DataError
+from monet.eval.choices.texts import content_of
 from monet.eval.suites.questions.catalog import TaskSpec
-from monet.eval.suites.questions.content import content_of
 from monet.eval.suites.questions.schemas import Screening, screen
 from monet.eval.suites.questions.sources import (
     SPLIT_KEYS,

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from monet.errors import DataError
+from monet.eval.choices.scoring import Outcome, count_outcomes, log_probability
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.estimate import mean_of, one_of
-from monet.eval.suites.questions.accuracy import Denominator, count_outcomes, draws
-from monet.eval.suites.questions.scoring import Outcome, correct, log_probability
+from monet.eval.suites.questions.accuracy import Denominator, draws
+from monet.eval.suites.questions.scoring import correct
 from monet.eval.suites.questions.tasks import Question
 
 BOOTSTRAP = Bootstrap(resamples=4000)

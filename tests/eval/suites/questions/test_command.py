@@ -14,10 +14,11 @@ import pytest
 
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError
+from monet.eval.choices.scoring import tokenizer_of
 from monet.eval.core.conditions import Condition
 from monet.eval.suites.questions.command import PLUGIN
 from monet.eval.suites.questions.model import MonetLM
-from monet.eval.suites.questions.scoring import Scorer, correct, tokenizer_of
+from monet.eval.suites.questions.scoring import Scorer, correct
 from monet.eval.suites.questions.sources import quiet_harness
 from monet.eval.suites.questions.tasks import load_tasks
 from monet.extras import install_command

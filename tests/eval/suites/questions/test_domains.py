@@ -13,6 +13,8 @@ from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import load_masks
+from monet.eval.choices.scoring import Outcome, tokenizer_of
+from monet.eval.choices.texts import digest_of
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.chance import p_value, q_values
 from monet.eval.core.conditions import Condition, conditions
@@ -24,12 +26,11 @@ from monet.eval.suites.questions.accuracy import draws
 from monet.eval.suites.questions.asked import Asked
 from monet.eval.suites.questions.catalog import benchmarks
 from monet.eval.suites.questions.categories import CATEGORIES, CATEGORY_OF, SUBJECTS
-from monet.eval.suites.questions.content import digest_of
 from monet.eval.suites.questions.domains import evaluate_domains
 from monet.eval.suites.questions.domains_result import DomainsResult
 from monet.eval.suites.questions.domains_verdicts import summarise
 from monet.eval.suites.questions.model import MonetLM
-from monet.eval.suites.questions.scoring import Outcome, Scorer, correct, tokenizer_of
+from monet.eval.suites.questions.scoring import Scorer, correct
 from monet.eval.suites.questions.tasks import LoadedTask, Question, load_tasks
 from monet.parts import Part
 from tests.eval.suites.questions.samples import mmlu_rows, write_jsonl, write_mmlu
@@ -176,7 +177,7 @@ def test_a_stop_in_mid_pass_changes_nothing(model, small, tmp_path, monkeypatch)
         return evaluate_domains(model, out=tmp_path / folder, data=small, **QUICK)
 
     whole = run("whole")
-    original, calls = Scorer._score, []
+    original, calls = Scorer.score, []
 
     def stops(self, questions):
         calls.append(len(questions))
@@ -184,7 +185,7 @@ def test_a_stop_in_mid_pass_changes_nothing(model, small, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return original(self, questions)
 
-    monkeypatch.setattr(Scorer, "_score", stops)
+    monkeypatch.setattr(Scorer, "score", stops)
     with pytest.raises(KeyboardInterrupt):
         run("stopped")
     (statistics,) = (tmp_path / "stopped").glob("statistics-*")
@@ -365,6 +366,6 @@ def test_parts_gather_to_the_whole(model, small, tmp_path, monkeypatch, control_
     assert whole is not None
     for index in (1, 0):
         assert evaluate_domains(model, out=tmp_path / "parts", part=Part(index, 2), **options) is None
-    monkeypatch.setattr(Scorer, "_score", lambda *_: pytest.fail("a question was asked again"))
+    monkeypatch.setattr(Scorer, "score", lambda *_: pytest.fail("a question was asked again"))
     gathered = evaluate_domains(model, out=tmp_path / "parts", **options)
     assert gathered is not None and numbers(gathered) == numbers(whole)

@@ -15,17 +15,18 @@ import pytest
 from monet.cli import main
 from monet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from monet.eval.attribution.selection import load_masks, save_masks
+from monet.eval.choices.scoring import tokenizer_of
+from monet.eval.choices.texts import ORIGIN
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.chance import p_value
 from monet.eval.core.conditions import Condition
 from monet.eval.core.controls import Controls
 from monet.eval.core.document import Table, Text
 from monet.eval.suites.questions import domains
-from monet.eval.suites.questions.accuracy import ORIGIN
 from monet.eval.suites.questions.catalog import benchmarks
 from monet.eval.suites.questions.general import evaluate_general
 from monet.eval.suites.questions.general_result import GeneralResult
-from monet.eval.suites.questions.scoring import Scorer, correct, tokenizer_of
+from monet.eval.suites.questions.scoring import Scorer, correct
 from monet.eval.suites.questions.tasks import SOLVED, load_tasks
 from monet.masks.expert_mask import ExpertMask
 from monet.parts import Part
@@ -129,7 +130,7 @@ def test_a_stop_in_mid_pass_changes_nothing(model, mask, data, tmp_path, monkeyp
         )
 
     whole = run("whole")
-    original, calls = Scorer._score, []
+    original, calls = Scorer.score, []
 
     def stops(self, questions):
         calls.append(len(questions))
@@ -137,7 +138,7 @@ def test_a_stop_in_mid_pass_changes_nothing(model, mask, data, tmp_path, monkeyp
             raise KeyboardInterrupt
         return original(self, questions)
 
-    monkeypatch.setattr(Scorer, "_score", stops)
+    monkeypatch.setattr(Scorer, "score", stops)
     with pytest.raises(KeyboardInterrupt):
         run("stopped")
     assert not (tmp_path / "stopped" / "result.json").exists()
@@ -145,7 +146,7 @@ def test_a_stop_in_mid_pass_changes_nothing(model, mask, data, tmp_path, monkeyp
     total = len(calls)
     assert without_date(resumed) == without_date(whole)
     assert without_date(run("stopped")) == without_date(whole) and len(calls) == total, "all outcomes were kept"
-    monkeypatch.setattr(Scorer, "_score", original)
+    monkeypatch.setattr(Scorer, "score", original)
 
 
 def test_half_a_block_is_scored_again_as_a_whole(model, data, tmp_path):
@@ -297,6 +298,6 @@ def test_parts_gather_to_the_whole(model, mask, data, tmp_path, monkeypatch):
     for index in range(3):
         part = Part(index, 3)
         assert evaluate_general(model, {"some": mask}, out=tmp_path / "parts", part=part, **options) is None
-    monkeypatch.setattr(Scorer, "_score", lambda *_: pytest.fail("a question was asked again"))
+    monkeypatch.setattr(Scorer, "score", lambda *_: pytest.fail("a question was asked again"))
     gathered = evaluate_general(model, {"some": mask}, out=tmp_path / "parts", **options)
     assert gathered is not None and gathered.rows == whole.rows and gathered.denominators == whole.denominators

@@ -9,11 +9,12 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from monet.eval.choices.scoring import tokenizer_of
 from monet.eval.core.conditions import Condition
 from monet.eval.core.controls import Controls
 from monet.eval.suites.questions.catalog import benchmarks
 from monet.eval.suites.questions.model import MonetLM
-from monet.eval.suites.questions.scoring import Scorer, correct, tokenizer_of
+from monet.eval.suites.questions.scoring import Scorer, correct
 from monet.eval.suites.questions.sources import task_manager
 from monet.eval.suites.questions.tasks import load_tasks
 from monet.masks.expert_mask import ExpertMask

@@ -15,6 +15,7 @@ from transformers import LlamaConfig
 
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.baselines.neurons import NeuronMask
+from monet.eval.choices.scoring import tokenizer_of
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.conditions import Condition
 from monet.eval.core.controls import Controls
@@ -24,7 +25,7 @@ from monet.eval.suites.questions.domains import evaluate_domains
 from monet.eval.suites.questions.domains_result import DomainsResult
 from monet.eval.suites.questions.general import evaluate_general
 from monet.eval.suites.questions.general_result import GeneralResult
-from monet.eval.suites.questions.scoring import Scorer, correct, tokenizer_of
+from monet.eval.suites.questions.scoring import Scorer, correct
 from monet.eval.suites.questions.tasks import load_tasks
 from monet.masks.controls import ControlKind, control_keep, removed_mass
 from monet.masks.expert_mask import keep_digest

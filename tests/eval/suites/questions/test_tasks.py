@@ -7,9 +7,9 @@ import copy
 import pytest
 
 from monet.errors import ConfigError, DataError
+from monet.eval.choices.texts import content_of
 from monet.eval.suites.questions.catalog import benchmarks
 from monet.eval.suites.questions.categories import CATEGORIES, CATEGORY_OF, SUBJECTS, category_of
-from monet.eval.suites.questions.content import content_of
 from monet.eval.suites.questions.tasks import SOLVED, load_tasks
 from tests.eval.suites.questions.samples import labelled_rows, mmlu_rows, other_rows, write_jsonl, write_mmlu
 
