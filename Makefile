@@ -127,13 +127,13 @@ evidence: .venv/.ready
 
 QUICK ?=
 LAYERS := top:$(if $(QUICK),5,10)
-TOKENS := $(if $(QUICK),--local.tokens 150000 --distil.distil_tokens 30000)
+TOKENS := $(if $(QUICK),--tokens 150000 --distil_tokens 30000)
 KNOWLEDGE_NAME := knowledge$(if $(QUICK),-quick)
 KNOWLEDGE := $(call runs,$(KNOWLEDGE_NAME),$(if $(QUICK),0,$(SEEDS)))
 
 define convert
 	$(BIN)/monet convert --model data/smollm2 --data data/subjects --layers $(LAYERS) --out $(1) \
-		$(TOKENS) --run.seed $(call seed_of,$(1))
+		$(TOKENS) --seed $(call seed_of,$(1))
 
 endef
 

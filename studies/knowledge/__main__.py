@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cpu_layer import processor
 from monet.eval.core.document import Heatmap, Report
@@ -37,6 +38,11 @@ MISSING = {
     "benchmarks": "the study does not run ARC-Easy, SciQ, PIQA and LAMBADA yet",
     "transcoders": "there is no transcoder of these layers yet",
 }
+
+QUICK: dict[str, Any] = {
+    "windows": 2, "control_windows": 2, "seq_len": 128, "shares": (0.01,), "identify_windows": 24,
+    "settling_windows": 2, "settling_controls": 1, "harder_controls": 9,
+}  # fmt: skip
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -111,8 +117,8 @@ def figure(result: KnowledgeResult, out: Path, docs: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, then write the page or print it."""
     given = parser().parse_args(arguments)
-    sizes = {"windows": 8, "control_windows": 4, "seq_len": 256, "shares": (0.01,)} if given.quick else {}
-    plan = replace(Plan(given.out, given.data, relearn=given.relearn, alone=True), **sizes)
+    sizes = QUICK if given.quick else {}
+    plan = replace(Plan(given.out, given.data, relearn=given.relearn, lone_domains=True), **sizes)
     asked = {name: getattr(given, name) for name in (*SIZES, "shares", "steps") if getattr(given, name) is not None}
     plan = replace(plan, families=families_of(given.families, plan.evaluate.labels), **asked)
     plan.check_families(plan.evaluate.labels)

@@ -38,7 +38,7 @@ class Selective:
     Args:
         name: the conversion.
         layers: converted layers.
-        perplexity: of the hybrid.
+        perplexity: the hybrid's perplexity.
         share: share of experts that each domain may lose.
         passes: number of domains that pass.
         domains: each domain in this conversion.
@@ -60,15 +60,15 @@ class KnowledgeResult(Result):
         unit: the unit of all deltas.
         model: the dense model that was converted.
         layers: converted layers.
-        tokens, distil_tokens: tokens of the two stages of the conversion.
+        tokens, distil_tokens: tokens that the two stages read.
         fvu: fraction of variance unexplained by layer, mean over the conversions.
-        perplexity_dense, perplexity_converted: of the conversion's report, mean over the conversions.
+        perplexity_dense, perplexity_converted: numbers in the conversion's report, mean over the conversions.
         families: the family of each domain.
         domains: one row for each domain, for the conversions.
         dense: the same for neurons of the same layers of the dense model.
         models, dense_models: what was measured.
         matrix: increase of loss by removed and evaluated domain, mean over the conversions.
-        overlap: of the first conversion.
+        overlap: shared experts in the first conversion.
         by_layers: conversions of other numbers of layers, and the first conversion.
         relearning: first for the conversions, then for the dense model.
         missing: parts that were not measured, with the reason.

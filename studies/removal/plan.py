@@ -42,9 +42,10 @@ class Plan:
         random_removals: number of random removals that are trained again like each domain's own removal.
         batch_size: windows in a forward pass.
         seq_len: tokens of a window.
+        identify_windows: windows of `identify` for each domain; None means the whole split.
         families: the family of each domain. A domain without one is a natural language if NATURAL has its name, else
             a programming language.
-        alone: a domain may be the only one of its family.
+        lone_domains: a domain may be the only one of its family.
 
     Raises:
         ConfigError: a number out of range.
@@ -64,8 +65,9 @@ class Plan:
     random_removals: int = 2
     batch_size: int = 8
     seq_len: int = 256
+    identify_windows: int | None = None
     families: Mapping[str, str] = field(default_factory=dict)
-    alone: bool = False
+    lone_domains: bool = False
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __post_init__(self) -> None:
@@ -86,8 +88,8 @@ class Plan:
 
     @property
     def identify(self) -> PreparedWindows:
-        """Text that units are chosen on: the whole split."""
-        return PreparedWindows(self.data, "identify", self.seq_len)
+        """Text that units are chosen on."""
+        return PreparedWindows(self.data, "identify", self.seq_len, self.identify_windows)
 
     @property
     def validation(self) -> PreparedWindows:
@@ -115,14 +117,16 @@ class Plan:
         return Controls(self.controls, seed=JUDGING_SEED)
 
     def check_families(self, domains: Sequence[str]) -> None:
-        """Refuse text in which a domain is the only one of its family, unless `alone` allows it.
+        """Refuse text in which a domain is the only one of its family, unless `lone_domains` allows it.
 
         Raises:
             DataError: a domain cannot be compared within its family; the message names it.
         """
         for domain in domains:
             family = self.family_of(domain)
-            if not self.alone and not any(other != domain and self.family_of(other) == family for other in domains):
+            if not self.lone_domains and not any(
+                other != domain and self.family_of(other) == family for other in domains
+            ):
                 raise DataError(
                     f"domain {domain!r} is the only {family} language of {self.data}; prepare text of another one"
                 )

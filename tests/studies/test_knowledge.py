@@ -54,7 +54,7 @@ def test_families_come_from_the_option():
 
 
 def test_a_domain_may_be_alone_if_the_plan_allows_it():
-    Plan(Path("out"), Path("data"), relearn=[], alone=True).check_families(["english", "french", "java"])
+    Plan(Path("out"), Path("data"), relearn=[], lone_domains=True).check_families(["english", "french", "java"])
 
 
 def test_overlap_is_shared_experts_over_those_of_either():
@@ -80,6 +80,7 @@ def test_make_converts_each_seed_once_and_quick_only_one():
     full, quick = said("SEEDS=0 2"), said("QUICK=1")
     assert full.count("monet convert") == 2 and "--model runs/knowledge runs/knowledge-seed2 " in full
     assert quick.count("monet convert") == 1 and "--layers top:5" in quick and quick.rstrip().endswith("--quick")
+    assert "--tokens 150000 --distil_tokens 30000 --seed 0" in quick and "--seed 2" in full
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,8 @@ def folders(tmp_path_factory) -> Path:
         if name != "dense":
             Report(
                 model="tiny", layers=[1], settings={}, tokens=1000, distil_tokens=0, fvu_start={1: 0.9}, fvu={1: 0.5},
-                curve=[], trends={1: Trend(None, None)}, groups=[], parts=[], parameters={},
+                curve=[], trends={1: Trend(None, None)}, groups=[], parts=[],
+                parameters={"all": 10, "routers and experts": 5},
                 domains=[Domain("law", 10, 2.0, 2.2, 2.1, 0.1, 0.1)],
             ).save(folder / name)  # fmt: skip
     return folder
