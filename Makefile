@@ -10,6 +10,8 @@
 # make evidence     train the models of docs/evidence.md and measure its numbers again. Each model trains for 2.5 hours
 #              on one core. SEEDS="0 1 2" are the training seeds of the Monet models, DENSE_SEEDS="0" those of
 #              the dense twins.
+# make knowledge    convert a dense model once for each of SEEDS, remove each domain, write docs/knowledge.md. QUICK=1
+#              converts five layers once, with fewer tokens.
 # make clean-demo   remove the demo's run, so that it can start again
 #
 # PYTHON chooses the interpreter of a new environment, TORCH its release of torch. PYTEST_ARGS="tests/model -x" runs a
@@ -31,7 +33,7 @@ BIN := .venv/bin
 DATA := data/demo
 RUN := runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
-.PHONY: demo evidence test test-oldest test-newest smoke pins lint docs check clean-demo
+.PHONY: demo evidence knowledge test test-oldest test-newest smoke pins lint docs check clean-demo
 .DELETE_ON_ERROR:
 
 # constraints/tested.txt without the pins that depend on the torch release, if TORCH requests another release.
@@ -122,6 +124,26 @@ evidence: .venv/.ready
 		--config configs/evidence.yaml --config configs/evidence_llama.yaml))
 	$(BIN)/python -m studies.evidence --model $(EVIDENCE:=/export) --dense $(EVIDENCE_DENSE:=/export) \
 		--data data/evidence --text data/evidence-text/text --out runs/evidence-results --docs docs
+
+QUICK ?=
+LAYERS := top:$(if $(QUICK),5,10)
+TOKENS := $(if $(QUICK),--tokens 150000 --distil_tokens 30000)
+KNOWLEDGE_NAME := knowledge$(if $(QUICK),-quick)
+KNOWLEDGE := $(call runs,$(KNOWLEDGE_NAME),$(if $(QUICK),0,$(SEEDS)))
+
+define convert
+	$(BIN)/monet convert --model data/smollm2 --data data/subjects --layers $(LAYERS) --out $(1) \
+		$(TOKENS) --seed $(call seed_of,$(1))
+
+endef
+
+knowledge: .venv/.ready
+	test -d data/subjects-text || $(BIN)/python -m corpus.build --recipe subjects --out data/subjects-text
+	test -d data/smollm2 || $(BIN)/python -m corpus.dense_model --out data/smollm2
+	$(BIN)/monet data prepare --config configs/data/subjects.yaml
+	$(foreach run,$(KNOWLEDGE),$(call convert,$(run)))
+	$(BIN)/python -m studies.knowledge --model $(KNOWLEDGE) --dense data/smollm2 --data data/subjects \
+		--out runs/$(KNOWLEDGE_NAME)-results --docs docs $(if $(QUICK),--quick)
 
 clean-demo:
 	rm -rf $(RUN) $(DATA) $(DATA).partial

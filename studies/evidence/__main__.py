@@ -12,24 +12,25 @@ figure; without --docs it prints the page.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.cpu_layer import processor
-from monet.errors import ConfigError
 from monet.eval.core.document import Heatmap, Report
 from monet.eval.core.loading import provenance_now
 from monet.eval.core.units import choose_unit
 from monet.eval.reporting import command as report
 from monet.files import atomic_path, atomic_write_json
-from studies.evidence import failures, page, relearning
-from studies.evidence.candidates import Candidate, Llama, Monet
-from studies.evidence.plan import Plan
-from studies.evidence.removal import Measurement, measure
-from studies.evidence.results import EvidenceResult, Relearning
-from studies.evidence.rows import model_of, row
+from studies.evidence import failures, page
+from studies.evidence.results import EvidenceResult
+from studies.removal import relearning
+from studies.removal.candidates import Llama, Monet
+from studies.removal.measure import Measurement, measure
+from studies.removal.models import check_different, timed
+from studies.removal.page import insert, number_of
+from studies.removal.plan import Plan
+from studies.removal.results import Relearning
+from studies.removal.rows import model_of, row
 
 
 def result_of(
@@ -76,29 +77,6 @@ def result_of(
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def timed(part: str) -> Iterator[None]:
-    """Report the duration of a part, in minutes of CPU time of all threads."""
-    started = time.process_time()
-    yield
-    print(f"{part}: {(time.process_time() - started) / 60:.1f} minutes of CPU time", flush=True)
-
-
-def check_different(candidates: Sequence[Candidate]) -> None:
-    """Refuse models that are given twice, because their spread over seeds would be too small.
-
-    Raises:
-        ConfigError: two models are equal or have the same name; the message names both.
-    """
-    for place, one in enumerate(candidates):
-        for other in candidates[:place]:
-            if one.fingerprint == other.fingerprint or one.name == other.name:
-                raise ConfigError(
-                    f"{other.folder} and {one.folder} hold the same weights or have the same name ({one.name}); give "
-                    "models that were trained with different seeds, each exported from a run with another name"
-                )
-
-
 def figure(result: EvidenceResult, out: Path, docs: Path) -> None:
     """The page's picture: increases by removed and evaluated domain."""
     names = [one.name for one in result.domains]
@@ -115,8 +93,8 @@ def told(plan: Plan, models: int, llamas: int) -> str:
     windows = plan.forwards(len(plan.evaluate.labels), plan.identify.num_windows)
     parts = ", ".join(f"{part} {count:,}" for part, count in windows.items())
     return (
-        f"{page.number_of(models, 'Monet')} with {page.number_of(models, 'training seed')} and "
-        f"{page.number_of(llamas, 'dense LLaMA')}; each reads about "
+        f"{number_of(models, 'Monet')} with {number_of(models, 'training seed')} and "
+        f"{number_of(llamas, 'dense LLaMA')}; each reads about "
         f"{sum(windows.values()):,} windows of {plan.seq_len} tokens, if nothing is kept: {parts}"
     )
 
@@ -141,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     figure(result, given.out, given.docs)
     atomic_write_json(given.docs / "evidence.json", result.to_json())
-    page.insert(given.docs / "evidence.md", text)
+    insert(given.docs / "evidence.md", text, page.BEGIN)
     print(page.summary(result))
 
 

@@ -19,8 +19,8 @@ from monet.eval.attribution.rules import Argmax, Ratio, Top
 from monet.eval.attribution.selection import select_by
 from monet.eval.core.inputs import LabelledData, LabelledSequences, PreparedWindows
 from monet.eval.core.intervention import Intervention
-from studies.evidence.candidates import Candidate, Llama, Monet
-from studies.evidence.plan import NATURAL
+from studies.removal.candidates import Candidate, Llama, Monet
+from studies.removal.plan import NATURAL
 
 # The works that every natural language of the text has, by the beginning of their packages' names.
 SUBJECTS = {

@@ -21,10 +21,14 @@ from monet.data.prepare import prepare
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.core.estimate import Draws, Estimate
 from studies.evidence import __main__ as command
-from studies.evidence import failures, page, relearning, rows, tables
-from studies.evidence.plan import NATURAL, Plan
-from studies.evidence.removal import settled
-from studies.evidence.results import Arm, Domain, EvidenceResult, Share, Stage, Times, Trial
+from studies.evidence import failures, page
+from studies.evidence.results import EvidenceResult
+from studies.removal import page as pages
+from studies.removal import relearning, rows, tables
+from studies.removal.measure import settled
+from studies.removal.models import check_different
+from studies.removal.plan import NATURAL, Plan
+from studies.removal.results import Arm, Domain, Share, Stage, Times, Trial
 from tests.eval.conftest import config
 from tests.tolerances import assert_close
 from tools.prose.__main__ import RULES, check, read_rules
@@ -86,14 +90,14 @@ def test_what_returned_is_a_share_of_the_first_cost():
 
 def test_the_text_goes_between_the_marks(tmp_path):
     file = tmp_path / "page.md"
-    file.write_text(f"head\n{page.BEGIN}\nold\n{page.END}\ntail\n")
+    file.write_text(f"head\n{page.BEGIN}\nold\n{pages.END}\ntail\n")
     for _ in range(2):
-        page.insert(file, "\\1 new\n")
-        assert file.read_text() == f"head\n{page.BEGIN}\n\\1 new\n{page.END}\ntail\n"
-    assert page.written(file) == "\\1 new"
+        pages.insert(file, "\\1 new\n", page.BEGIN)
+        assert file.read_text() == f"head\n{page.BEGIN}\n\\1 new\n{pages.END}\ntail\n"
+    assert pages.written(file, page.BEGIN) == "\\1 new"
     file.write_text(f"head\n{page.BEGIN}\n")
     with pytest.raises(KeyError, match="must each be there once"):
-        page.insert(file, "new")
+        pages.insert(file, "new", page.BEGIN)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_a_domain_needs_another_of_its_family():
 def check_page(docs: Path) -> EvidenceResult:
     """The page has the numbers of the JSON and no others."""
     result = EvidenceResult.load(docs / "evidence.json")
-    assert page.written(docs / "evidence.md") == page.body(result).strip()
+    assert pages.written(docs / "evidence.md", page.BEGIN) == page.body(result).strip()
     return result
 
 
@@ -130,7 +134,7 @@ def test_the_page_tells_what_the_json_holds():
     """Both are written by one command. Numbers that an earlier command wrote stay until it runs."""
     content = json.loads((DOCS / "evidence.json").read_text())
     if content["format"] != EvidenceResult.FORMAT:
-        told = page.written(DOCS / "evidence.md")
+        told = pages.written(DOCS / "evidence.md", page.BEGIN)
         assert "three random masks" in told and f"{content['domains'][0]['target_delta']:+.3f}" in told
         pytest.skip(f"docs/evidence.json is {content['format']}; `make evidence` writes {EvidenceResult.FORMAT}")
     check_page(DOCS)
@@ -218,7 +222,7 @@ def check_domains(found: list[Domain], seeds: int) -> None:
 
 @pytest.mark.slow
 def test_the_whole_command(folders, tmp_path, monkeypatch):
-    (tmp_path / "evidence.md").write_text(f"head\n{page.BEGIN}\n{page.END}\ntail\n")
+    (tmp_path / "evidence.md").write_text(f"head\n{page.BEGIN}\n{pages.END}\ntail\n")
     for models in (["monet"], ["monet", "monet-seed1"]):
         command.main(words(folders, tmp_path, models))
         result = check_page(tmp_path)
@@ -255,9 +259,9 @@ def test_the_whole_command(folders, tmp_path, monkeypatch):
 def test_a_model_given_twice_is_refused(name, fingerprint):
     first: Any = SimpleNamespace(name="a", fingerprint="1", folder="a/export")
     second: Any = SimpleNamespace(name=name, fingerprint=fingerprint, folder="b/export")
-    command.check_different([first, cast(Any, SimpleNamespace(name="c", fingerprint="3", folder="c/export"))])
+    check_different([first, cast(Any, SimpleNamespace(name="c", fingerprint="3", folder="c/export"))])
     with pytest.raises(ConfigError, match="a/export and b/export hold the same weights or have the same name"):
-        command.check_different([first, second])
+        check_different([first, second])
 
 
 def domain(name: str, passed: list[bool]) -> Domain:
@@ -269,7 +273,7 @@ def domain(name: str, passed: list[bool]) -> Domain:
 
 def test_the_verdict_names_what_fails():
     rows_ = [domain("a", [True, True]), domain("b", [True, False]), domain("c", [False, False])]
-    assert page.verdict(rows_, "Monet") == (
+    assert pages.verdict(rows_, "Monet") == (
         "1 of 3 domains pass in each of the 2 Monets: a. These pass in some of them: b in 1. "
         "These fail in all of them: c."
     )
@@ -277,13 +281,13 @@ def test_the_verdict_names_what_fails():
     why = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.reasons(rows_, models).splitlines()[2:]]
     assert why == [["b", "second", "why"], ["c", "first", "why"], ["c", "second", "why"]]
     assert tables.reasons(rows_[:1], models) == ""
-    assert page.verdict([domain("a", [True])], "Monet") == "1 of 1 domains pass in the one Monet: a."
+    assert pages.verdict([domain("a", [True])], "Monet") == "1 of 1 domains pass in the one Monet: a."
 
 
 def test_an_unknown_share_is_told_in_words():
     arm = Arm("own", 3.0, [Stage(0, Estimate(0.0, -0.1, 0.1), None), Stage(5, Estimate(0.0, -0.1, 0.1), None)])
     found = relearning.Relearning("php", "monet", [arm, Arm("random", 9.0, arm.stages)], [])
-    assert page.returned([found]) == (
+    assert pages.returned([found]) == (
         "The share of a removal's cost that returned after 5 steps follows. For php in the Monet it is an unknown "
         "share, and an unknown share for random removals."
     )

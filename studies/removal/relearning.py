@@ -27,10 +27,10 @@ from monet.eval.core.intervention import Intervention
 from monet.eval.core.window_losses import WindowLosses, window_losses
 from monet.files import atomic_write_json
 from monet.json_text import read_json
-from studies.evidence.candidates import Candidate
-from studies.evidence.plan import JUDGING_SEED
-from studies.evidence.removal import Measurement, drawn
-from studies.evidence.results import Arm, Relearning, Stage
+from studies.removal.candidates import Candidate
+from studies.removal.measure import Measurement, drawn
+from studies.removal.plan import JUDGING_SEED
+from studies.removal.results import Arm, Relearning, Stage
 
 LEARNING_RATE = 3e-4
 # Bisection steps in the search for the size of an equally costly random removal.
@@ -55,7 +55,8 @@ def equally_costly(candidate: Candidate, label: str, mask: Intervention, number:
     keep = candidate.keep(mask)
     content = f"{JUDGING_SEED}\n{number}\n{mask.digest}"
     seed = int.from_bytes(hashlib.sha256(content.encode()).digest()[:7], "big")
-    order_N = torch.randperm(keep.numel(), generator=torch.Generator().manual_seed(seed))
+    pool = candidate.removable(keep)
+    order_N = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))]
 
     def first(count: int) -> Intervention:
         keep_N = torch.ones(keep.numel(), dtype=torch.bool)
@@ -67,7 +68,7 @@ def equally_costly(candidate: Candidate, label: str, mask: Intervention, number:
         return float(found.loss_sum_W.sum() / found.tokens_W.sum())
 
     wanted = loss(mask)
-    least, most = 0, keep.numel() - 1
+    least, most = 0, len(pool) - 1
     for _ in range(_HALVINGS):
         middle = (least + most) // 2
         least, most = (middle, most) if loss(first(middle)) < wanted else (least, middle)

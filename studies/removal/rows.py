@@ -1,4 +1,4 @@
-"""Turns measurements of one or several models into the rows of docs/evidence.json.
+"""Turns measurements of one or several models into the rows of a result.
 
 Values are unweighted means over the models. All models are measured on the same text with the same resamples, so the
 interval of a mean over models comes from the mean of their resamples and includes the spread over text. The spread
@@ -17,9 +17,8 @@ from monet.eval.core.chance import Chance, reasons_against
 from monet.eval.core.estimate import Draws, mean_of
 from monet.eval.core.seeds import SeedSpread, over_seeds
 from monet.masks.controls import ControlKind
-from studies.evidence.plan import family_of
-from studies.evidence.removal import Measurement
-from studies.evidence.results import Against, Domain, Model, Removal, Times
+from studies.removal.measure import Measurement
+from studies.removal.results import Against, Domain, Model, Removal, Times
 
 KINDS: tuple[ControlKind, ...] = ("number", "mass", "activity")
 
@@ -65,9 +64,11 @@ def _cells(label: str, measured: Sequence[Measurement]) -> dict[str, Draws]:
 def _removal(label: str, measured: Sequence[Measurement], bootstrap: Bootstrap) -> Removal:
     cells = _cells(label, measured)
     own = cells.pop(label)
-    family = {name: cell for name, cell in cells.items() if family_of(name) == family_of(label)}
-    worst, worst_of_family = (max(of, key=lambda name: of[name].value) for of in (cells, family))
-    others, kin = mean_of(list(cells.values())), mean_of(list(family.values()))
+    plan = measured[0].candidate.plan
+    family = {name: cell for name, cell in cells.items() if plan.family_of(name) == plan.family_of(label)}
+    worst = max(cells, key=lambda name: cells[name].value)
+    worst_of_family = max(family, key=lambda name: family[name].value) if family else None
+    others, kin = mean_of(list(cells.values())), mean_of(list(family.values())) if family else None
     highest = Draws(cells[worst].value, np.max([cell.draws_Q for cell in cells.values()], axis=0))
     against = {kind: _against(label, kind, measured, bootstrap) for kind in KINDS}
     reasons = {one.candidate.name: _reasons(label, one) for one in measured}
@@ -89,11 +90,11 @@ def _removal(label: str, measured: Sequence[Measurement], bootstrap: Bootstrap) 
         others_max_delta=cells[worst].value,
         others_max_interval=ends(cells[worst]),
         others_max_name=worst,
-        family_mean_delta=kin.value,
-        family_mean_interval=ends(kin),
-        family_max_delta=family[worst_of_family].value,
+        family_mean_delta=kin and kin.value,
+        family_mean_interval=kin and ends(kin),
+        family_max_delta=family[worst_of_family].value if worst_of_family else None,
         family_max_name=worst_of_family,
-        times_family=times(own, kin, bootstrap.confidence),
+        times_family=times(own, kin, bootstrap.confidence) if kin else None,
         times_worst=times(own, highest, bootstrap.confidence),
         random_delta=against["number"].random_delta,
         random_interval=against["number"].random_interval,
@@ -130,14 +131,16 @@ def _spread(label: str, measured: Sequence[Measurement], bootstrap: Bootstrap) -
     if len(measured) < 2:
         return {}
     others = [name for name in measured[0].cells if name != label]
+    plan = measured[0].candidate.plan
     quantities = {
         "target_delta": [label],
-        "family_mean_delta": [name for name in others if family_of(name) == family_of(label)],
+        "family_mean_delta": [name for name in others if plan.family_of(name) == plan.family_of(label)],
         "others_mean_delta": others,
     }
     draws = {
         quantity: [mean_of([one.cells[label][name] for name in names]) for one in measured]
         for quantity, names in quantities.items()
+        if names
     }
     return {
         name: over_seeds([one.value for one in of], [float(one.draws_Q.std()) for one in of], bootstrap.confidence)

@@ -1,4 +1,4 @@
-"""Tables of docs/evidence.md, computed only from docs/evidence.json."""
+"""Tables of a study's page, computed only from its result."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from benchmarks.tables import markdown
 from monet.eval.ablation.results import Verdict
 from monet.eval.core.estimate import Estimate
 from monet.eval.reporting.common import bracketed, signed
-from studies.evidence.results import Against, Arm, Domain, EvidenceResult, Model, Relearning, Times
+from studies.removal.results import Against, Arm, Domain, Model, Relearning, Times
 
+MODELS = {"monet": "Monet", "llama": "LLaMA", "transcoder": "transcoder"}
 KINDS = {"number": "equal number", "mass": "equal mass", "activity": "equal activity"}
 
 
@@ -22,8 +23,10 @@ def _once(value: float | None) -> str:
     return "any" if value is None else f"{value:.1f}"
 
 
-def times(found: Times) -> str:
-    """For example "6.5 [4.8, 9.1]"; "any" if the other domains lose nothing."""
+def times(found: Times | None) -> str:
+    """For example "6.5 [4.8, 9.1]"; "any" if the other domains lose nothing, empty without a family."""
+    if found is None:
+        return ""
     return f"{_once(found.value)} [{_once(found.low)}, {_once(found.high)}]"
 
 
@@ -59,13 +62,22 @@ def reasons(rows: Sequence[Domain], models: Sequence[Model]) -> str:
     return _table(failing) if failing else ""
 
 
+def _family(row: Domain) -> dict[str, str]:
+    mean, interval, most = row.family_mean_delta, row.family_mean_interval, row.family_max_delta
+    if mean is None or interval is None or most is None:
+        return {"family, mean": "no other", "family, most": ""}
+    return {
+        "family, mean": bracketed(mean, *interval),
+        "family, most": f"{signed(most, 3)} ({row.family_max_name})",
+    }
+
+
 def families(rows: Sequence[Domain]) -> str:
     """Each domain, the other languages of its family, and the worst other domain of all."""
     return _table([
         {
             "removed": row.name, "target": signed(row.target_delta, 3),
-            "family, mean": bracketed(row.family_mean_delta, *row.family_mean_interval),
-            "family, most": f"{signed(row.family_max_delta, 3)} ({row.family_max_name})",
+            **_family(row),
             "times family's mean": times(row.times_family), "times worst other": times(row.times_worst),
         }
         for row in rows
@@ -188,7 +200,7 @@ def relearning(found: Sequence[Relearning]) -> str:
 
     return _table([
         {
-            "removed": one.name, "from": {"monet": "Monet", "llama": "LLaMA"}[one.kind],
+            "removed": one.name, "from": MODELS[one.kind],
             "units": f"{ {'own': 'its own', 'random': 'random, equally costly'}[arm.name] }, {arm.removed:,.0f}",
             **stage(arm),
         }
@@ -221,9 +233,8 @@ def verdicts(found: Sequence[Verdict]) -> str:
     ])  # fmt: skip
 
 
-def losses(result: EvidenceResult) -> str:
+def losses(models: Sequence[Model]) -> str:
     """The whole models' losses on the text evaluated on."""
-    models = [*result.models, *result.dense_models]
     return _table([
         {
             "domain": first.name,
@@ -236,14 +247,14 @@ def losses(result: EvidenceResult) -> str:
     ])  # fmt: skip
 
 
-def trained(result: EvidenceResult) -> str:
+def trained(models: Sequence[Model]) -> str:
     """The models."""
     return _table([
         {
-            "model": one.name, "kind": {"monet": "Monet", "llama": "LLaMA"}[one.kind],
+            "model": one.name, "kind": MODELS[one.kind],
             "parameters": f"{one.parameters:,}", "units": f"{one.units:,} {one.unit}s",
             "steps": "" if one.step is None else f"{one.step:,}",
             "tokens": "" if one.tokens is None else f"{one.tokens:,}", "share removed": f"{one.share:.1%}",
         }
-        for one in [*result.models, *result.dense_models]
+        for one in models
     ])  # fmt: skip

@@ -21,9 +21,9 @@ from monet.eval.core.loading import windows_bar
 from monet.eval.core.units import choose_unit, with_sources
 from monet.eval.core.window_losses import WindowLosses
 from monet.masks.controls import ControlKind
-from studies.evidence.candidates import Candidate
-from studies.evidence.plan import JUDGING_SEED
-from studies.evidence.results import Loss, Share, Trial
+from studies.removal.candidates import Candidate
+from studies.removal.plan import JUDGING_SEED
+from studies.removal.results import Loss, Share, Trial
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One interface for the models of docs/evidence.md: a Monet that loses experts, a dense twin that loses neurons.
+"""One interface for the models of a study: a Monet that loses experts, a dense twin that loses neurons.
 
 Dims as in docs/architecture.md; C labels, F neurons a layer.
 """
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from monet import ExpertMask
-from monet.errors import CheckpointError
+from monet.errors import CheckpointError, ConfigError
 from monet.eval.attribution import stats
 from monet.eval.attribution.rules import Top, assign
 from monet.eval.attribution.selection import select_by
@@ -34,9 +34,9 @@ from monet.files import atomic_path
 from monet.json_text import read_json
 from monet.masks.controls import ControlKind
 from monet.model.fingerprint import hold
-from studies.evidence.plan import Plan
+from studies.removal.plan import Plan
 
-Kind = Literal["monet", "llama"]
+Kind = Literal["monet", "llama", "transcoder"]
 
 
 class Candidate(ABC):
@@ -47,7 +47,7 @@ class Candidate(ABC):
         plan: sizes of the measurements.
 
     Attributes:
-        kind: "monet" or "llama".
+        kind: "monet", "llama" or "transcoder".
         model: the loaded model.
         store: losses under its masks.
     """
@@ -96,6 +96,10 @@ class Candidate(ABC):
     @abstractmethod
     def keep(self, mask: Intervention) -> Tensor:
         """A mask's keep-weights, shaped like `weights`."""
+
+    def removable(self, keep: Tensor) -> Tensor:
+        """Numbers of the units that a random removal may take, in a flat view of keep-weights; all by default."""
+        return torch.arange(keep.numel())
 
     @abstractmethod
     def mask(self, keep: Tensor) -> Intervention:
@@ -151,6 +155,18 @@ class Llama(Candidate):
 
     kind = "llama"
 
+    def __init__(self, folder: Path, plan: Plan, layers: Sequence[int] | None = None) -> None:
+        """A dense model that loses neurons of these layers only; None allows all layers.
+
+        Raises:
+            ConfigError: the model does not have one of the layers.
+        """
+        super().__init__(folder, plan)
+        self.layers = None if layers is None else tuple(layers)
+        count = len(neurons.down_projections(self.model))
+        if wrong := [layer for layer in self.layers or () if not 0 <= layer < count]:
+            raise ConfigError(f"layers {wrong}: {folder} has layers 0 to {count - 1}")
+
     def _load(self, folder: str) -> Any:
         return neurons.load_llama(folder, "auto", "auto")
 
@@ -174,7 +190,7 @@ class Llama(Candidate):
 
     def masks(self, share: float) -> Mapping[str, neurons.NeuronMask]:
         data = self.plan.identify
-        return top_neurons(self.means_CLF, data.labels, share, data.description)
+        return top_neurons(self.means_CLF, data.labels, share, data.description, self.layers)
 
     def first_layer(self) -> Mapping[str, neurons.NeuronMask]:
         """The paper's baseline: neurons of the first layer that are twice as active for the domain as for any other."""
@@ -188,30 +204,40 @@ class Llama(Candidate):
         assert isinstance(mask, neurons.NeuronMask)
         return mask.keep_LF
 
+    def removable(self, keep: Tensor) -> Tensor:
+        numbers_LF = torch.arange(keep.numel()).view_as(keep)
+        return numbers_LF.flatten() if self.layers is None else numbers_LF[list(self.layers)].flatten()
+
     def mask(self, keep: Tensor) -> neurons.NeuronMask:
         return neurons.NeuronMask(keep)
 
 
 def top_neurons(
-    means_CLF: Tensor, labels: Sequence[str], share: float, text: Mapping[str, Any]
+    means_CLF: Tensor, labels: Sequence[str], share: float, text: Mapping[str, Any], layers: Sequence[int] | None = None
 ) -> dict[str, neurons.NeuronMask]:
     """Neurons for each label: among those most active for it, the ones furthest above the next label.
 
     Args:
         means_CLF: of `monet.eval.baselines.neurons.activities`.
         labels: names along C.
-        share: how many, as a share of all neurons, rounded down; a label that owns fewer gets fewer.
+        share: how many, as a share of the neurons of `layers`, rounded down; a label that owns fewer gets fewer.
         text: description of the text that the activities were taken on.
+        layers: layers whose neurons may be silenced; None means all.
     """
     owner_LF = assign(means_CLF, 1.0)
+    used = range(len(owner_LF)) if layers is None else layers
+    owner_LF[[layer for layer in range(len(owner_LF)) if layer not in used]] = -1
+    wanted = int(share * len(used) * owner_LF.shape[1])
     highest_2LF = means_CLF.topk(2, dim=0).values
     lead_LF = highest_2LF[0] - highest_2LF[1]
     masks = {}
     for index, label in enumerate(labels):
         rank_N = torch.where(owner_LF == index, lead_LF, -torch.inf).flatten()
-        chosen_N = rank_N.topk(int(share * rank_N.numel())).indices
+        chosen_N = rank_N.topk(wanted).indices
         keep_N = torch.ones(rank_N.numel(), dtype=torch.bool)
         keep_N[chosen_N[rank_N[chosen_N] > -torch.inf]] = False
         notes = {"made_by": "top_neurons", "fraction": share, "label": label, "statistics": {"parts": [dict(text)]}}
+        if layers is not None:
+            notes["layers"] = list(layers)
         masks[label] = neurons.NeuronMask(keep_N.view_as(owner_LF), notes)
     return masks

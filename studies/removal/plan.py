@@ -1,14 +1,13 @@
-"""Settings that all measurements of docs/evidence.md share: text, windows, controls, families of languages.
+"""Settings that all measurements of a study share: text, windows, controls, families of domains.
 
 Dims as in docs/architecture.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from monet.errors import ConfigError, DataError
 from monet.eval.core.bootstrap import Bootstrap
@@ -17,14 +16,8 @@ from monet.eval.core.controls import Controls
 from monet.eval.core.inputs import PreparedWindows
 
 NATURAL = ("english", "french", "german", "italian", "russian", "spanish")
-Family = Literal["natural", "programming"]
 # The controls that settle a share and those that judge a removal come from different seeds.
 SETTLING_SEED, JUDGING_SEED = 1, 2
-
-
-def family_of(domain: str) -> Family:
-    """The kind of language; a domain that is not a natural language is a programming language."""
-    return "natural" if domain in NATURAL else "programming"
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,10 @@ class Plan:
         random_removals: number of random removals that are trained again like each domain's own removal.
         batch_size: windows in a forward pass.
         seq_len: tokens of a window.
+        identify_windows: windows of `identify` for each domain; None means the whole split.
+        families: the family of each domain. A domain without one is a natural language if NATURAL has its name, else
+            a programming language.
+        lone_domains: a domain may be the only one of its family.
 
     Raises:
         ConfigError: a number out of range.
@@ -68,6 +65,9 @@ class Plan:
     random_removals: int = 2
     batch_size: int = 8
     seq_len: int = 256
+    identify_windows: int | None = None
+    families: Mapping[str, str] = field(default_factory=dict)
+    lone_domains: bool = False
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __post_init__(self) -> None:
@@ -82,10 +82,14 @@ class Plan:
         if not self.steps or sorted(set(self.steps)) != list(self.steps) or self.steps[0] < 1:
             raise ConfigError(f"steps {list(self.steps)} must be at least 1 and increase")
 
+    def family_of(self, domain: str) -> str:
+        """The family that a domain is compared within."""
+        return self.families.get(domain, "natural" if domain in NATURAL else "programming")
+
     @property
     def identify(self) -> PreparedWindows:
-        """Text that units are chosen on: the whole split."""
-        return PreparedWindows(self.data, "identify", self.seq_len)
+        """Text that units are chosen on."""
+        return PreparedWindows(self.data, "identify", self.seq_len, self.identify_windows)
 
     @property
     def validation(self) -> PreparedWindows:
@@ -113,16 +117,18 @@ class Plan:
         return Controls(self.controls, seed=JUDGING_SEED)
 
     def check_families(self, domains: Sequence[str]) -> None:
-        """Refuse text in which a domain is the only one of its family.
+        """Refuse text in which a domain is the only one of its family, unless `lone_domains` allows it.
 
         Raises:
             DataError: a domain cannot be compared within its family; the message names it.
         """
         for domain in domains:
-            if not any(other != domain and family_of(other) == family_of(domain) for other in domains):
+            family = self.family_of(domain)
+            if not self.lone_domains and not any(
+                other != domain and self.family_of(other) == family for other in domains
+            ):
                 raise DataError(
-                    f"domain {domain!r} is the only {family_of(domain)} language of {self.data}; prepare text of "
-                    "another one"
+                    f"domain {domain!r} is the only {family} language of {self.data}; prepare text of another one"
                 )
         if missing := [domain for domain in self.relearn if domain not in domains]:
             raise ConfigError(f"relearn {', '.join(missing)}: the text has {', '.join(domains)}")

@@ -1,0 +1,173 @@
+"""Removes knowledge from converted models and writes docs/knowledge.{json,md,png}.
+
+    python -m studies.knowledge --model runs/knowledge runs/knowledge-seed1 runs/knowledge-seed2 \
+        --dense data/smollm2 --data data/subjects --out runs/knowledge-results [--docs docs] [--quick]
+
+Models are folders of `monet convert` that differ in their seed. Finished measurements are kept in --out, so the same
+command continues after a kill. Without --docs it prints the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cpu_layer import processor
+from monet.eval.core.document import Heatmap, Report
+from monet.eval.core.loading import provenance_now
+from monet.eval.core.units import choose_unit
+from monet.eval.reporting import command as report
+from monet.files import atomic_path, atomic_write_json
+from studies.knowledge import page
+from studies.knowledge.conversion import Converted, check_same_layers, families_of
+from studies.knowledge.overlap import overlap
+from studies.knowledge.results import KnowledgeResult, Selective
+from studies.removal.candidates import Llama
+from studies.removal.measure import Measurement, measure
+from studies.removal.models import check_different, timed
+from studies.removal.page import insert
+from studies.removal.plan import Plan
+from studies.removal.relearning import relearning
+from studies.removal.rows import model_of, row
+
+MISSING = {
+    "facts": "the study does not run the suite of facts yet",
+    "benchmarks": "the study does not run ARC-Easy, SciQ, PIQA and LAMBADA yet",
+    "transcoders": "there is no transcoder of these layers yet",
+}
+
+QUICK: dict[str, Any] = {
+    "windows": 2, "control_windows": 2, "seq_len": 128, "shares": (0.01,), "identify_windows": 24,
+    "settling_windows": 2, "settling_controls": 1, "harder_controls": 9,
+}  # fmt: skip
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [one for one in values if one is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _selective(one: Measurement, model: Converted) -> Selective:
+    plan = one.candidate.plan
+    rows = [row(name, [one], plan.bootstrap) for name in plan.evaluate.labels]
+    return Selective(
+        model.name, model.report.layers, model.report.perplexity_converted, one.settled.share,
+        sum(of.passes for of in rows), rows,
+    )  # fmt: skip
+
+
+def result_of(models: Sequence[Converted], dense: Llama, others: Sequence[Converted], plan: Plan) -> KnowledgeResult:
+    """Measure all models; measurements in `plan.out` are not repeated.
+
+    Args:
+        models: conversions that differ in their seed.
+        dense: the dense model, with the same layers.
+        others: conversions of other numbers of layers.
+        plan: sizes of the measurement.
+    """
+    found: dict[str, Measurement] = {}
+    for model in [*models, dense, *others]:
+        with timed(f"{model.name}: removals"):
+            found[model.name] = measure(model)
+    hybrids, neurons = [found[one.name] for one in models], [found[dense.name]]
+    names, first = plan.evaluate.labels, models[0]
+    with timed("relearning"):
+        relearned = [relearning(of, label) for of in (hybrids, neurons) for label in plan.relearn]
+    told = first.report
+    return KnowledgeResult(
+        unit="nats per token", model=told.model, layers=told.layers, tokens=told.tokens,
+        distil_tokens=told.distil_tokens,
+        fvu={str(layer): sum(one.report.fvu[layer] for one in models) / len(models) for layer in told.layers},
+        perplexity_dense=_mean([one.report.perplexity_dense for one in models]),
+        perplexity_converted=_mean([one.report.perplexity_converted for one in models]),
+        families=dict(plan.families),
+        domains=[row(name, hybrids, plan.bootstrap) for name in names],
+        dense=[row(name, neurons, plan.bootstrap) for name in names],
+        models=[model_of(one) for one in hybrids], dense_models=[model_of(one) for one in neurons],
+        matrix=[[sum(one.cells[name][of].value for one in hybrids) / len(hybrids) for of in names] for name in names],
+        overlap=overlap(first.statistics, hybrids[0].settled.share),
+        by_layers=sorted(
+            (_selective(found[one.name], one) for one in [first, *others]), key=lambda one: len(one.layers)
+        ),
+        relearning=relearned, missing=MISSING,
+        settings={
+            "windows": plan.windows, "control_windows": plan.control_windows, "seq_len": plan.seq_len,
+            "controls": plan.controls, "harder_controls": plan.harder_controls,
+            "unit": choose_unit(plan.bootstrap, plan.evaluate)[0].unit,
+            "confidence": plan.bootstrap.confidence, "resamples": plan.bootstrap.resamples,
+        },
+        provenance={**provenance_now(), "machine": processor(), "text": plan.evaluate.description["content"]},
+    )  # fmt: skip
+
+
+def figure(result: KnowledgeResult, out: Path, docs: Path) -> None:
+    """The picture: target, worst other domain and random removals, by removed domain."""
+    columns = ["own domain", "worst other", "equal mass", "equal number"]
+    cells = [[one.target_delta, one.others_max_delta, one.equal_mass_delta, one.random_delta] for one in result.domains]
+    names = [one.name for one in result.domains]
+    heatmap = Heatmap("Increase of mean loss by removed domain", names, columns, cells, result.unit, "removed", "")
+    report.write(Report("Knowledge", result.sentence, [heatmap], result.provenance), out / "report", ["png"])
+    with atomic_path(docs / page.FIGURE) as temporary:
+        temporary.write_bytes(min((out / "report").glob("figure-01*.png")).read_bytes())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, then write the page or print it."""
+    given = parser().parse_args(arguments)
+    sizes = QUICK if given.quick else {}
+    plan = replace(Plan(given.out, given.data, relearn=given.relearn, lone_domains=True), **sizes)
+    asked = {name: getattr(given, name) for name in (*SIZES, "shares", "steps") if getattr(given, name) is not None}
+    plan = replace(plan, families=families_of(given.families, plan.evaluate.labels), **asked)
+    plan.check_families(plan.evaluate.labels)
+    models, others = ([Converted(folder, plan) for folder in of] for of in (given.model, given.by_layers))
+    check_same_layers(models)
+    dense = Llama(given.dense, plan, models[0].report.layers)
+    check_different([*models, dense, *others])
+    result = result_of(models, dense, others, plan)
+    result.save(given.out)
+    text = page.body(result)
+    if given.docs is None:
+        print(text)
+        return
+    figure(result, given.out, given.docs)
+    atomic_write_json(given.docs / "knowledge.json", result.to_json())
+    insert(given.docs / "knowledge.md", text, page.BEGIN)
+    print(result.sentence, page.failing(result))
+
+
+SIZES = {
+    "windows": "windows a domain that removals are measured on",
+    "control_windows": "windows a domain that removals are compared with random ones on",
+    "controls": "random removals of equal number for each removal",
+    "harder_controls": "random removals of equal mass, and of equal activity",
+    "settling_windows": "windows a domain that the share is settled on",
+    "settling_controls": "random removals that the share is settled with",
+    "random_removals": "random removals that are trained again",
+    "seq_len": "tokens of a window",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--model", type=Path, nargs="+", required=True, help="conversions, one for each seed")
+    found.add_argument("--dense", type=Path, required=True, help="folder of the dense model")
+    found.add_argument("--data", type=Path, required=True, help="prepared text of configs/data/subjects.yaml")
+    found.add_argument("--out", type=Path, required=True, help="folder for all measurements")
+    found.add_argument("--docs", type=Path, help="folder with the knowledge.md to write; default: print the page")
+    found.add_argument("--by_layers", type=Path, nargs="*", default=[], help="conversions of other numbers of layers")
+    found.add_argument("--families", nargs="*", default=[], help="for example programming=code,shell")
+    found.add_argument("--relearn", nargs="*", default=[], help="domains trained again")
+    found.add_argument("--quick", action="store_true", help="smaller sizes")
+    found.add_argument("--shares", type=float, nargs="+", help="shares of all units, to choose from")
+    found.add_argument("--steps", type=int, nargs="+", help="steps of training again")
+    for name, words in SIZES.items():
+        found.add_argument(f"--{name}", type=int, help=f"{words} (default: {getattr(Plan, name)})")
+    return found
+
+
+if __name__ == "__main__":
+    main()

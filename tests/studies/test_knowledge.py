@@ -1,0 +1,156 @@
+"""Tests of the knowledge command: its rules, its page, and a complete run on tiny models and texts."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from monet import MonetForCausalLM
+from monet.convert.dense.report import Domain, Report, Trend
+from monet.data.prepare import prepare
+from monet.errors import ConfigError
+from studies.knowledge import __main__ as command
+from studies.knowledge import page
+from studies.knowledge.conversion import check_same_layers, families_of
+from studies.knowledge.overlap import jaccard
+from studies.knowledge.results import KnowledgeResult
+from studies.removal import page as pages
+from studies.removal.candidates import top_neurons
+from studies.removal.plan import Plan
+from tests.eval.conftest import config
+from tests.tolerances import assert_close
+
+ROOT = Path(__file__).resolve().parents[2]
+DOMAINS = ["botany", "code", "law", "german"]
+
+
+def test_neurons_come_from_the_chosen_layers_only():
+    means_CLF = torch.rand(2, 4, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    masks = top_neurons(means_CLF, ["a", "b"], 0.2, {}, layers=[1, 3])
+    for mask in masks.values():
+        counts = mask.removed_per_group
+        assert counts[0] == counts[2] == 0 and sum(counts) == 4
+    assert sum(top_neurons(means_CLF, ["a", "b"], 0.2, {})["a"].removed_per_group) == 8
+
+
+def test_families_come_from_the_option():
+    assert families_of(["programming=code"], DOMAINS) == {
+        "botany": "subject", "code": "programming", "law": "subject", "german": "natural",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="no domain 'java'"):
+        families_of(["programming=java"], DOMAINS)
+    with pytest.raises(ConfigError, match="FAMILY=DOMAIN"):
+        families_of(["code"], DOMAINS)
+    with pytest.raises(ConfigError, match="has the family a already"):
+        families_of(["a=law", "b=law"], DOMAINS)
+
+
+def test_a_domain_may_be_alone_if_the_plan_allows_it():
+    Plan(Path("out"), Path("data"), relearn=[], lone_domains=True).check_families(["english", "french", "java"])
+
+
+def test_overlap_is_shared_experts_over_those_of_either():
+    chosen_CN = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    wanted = torch.tensor([[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 0]], dtype=torch.float64)
+    assert_close("jaccard", jaccard(chosen_CN), wanted)
+
+
+def test_conversions_differ_only_in_their_seed():
+    def converted(layers: list[int]) -> Any:
+        return SimpleNamespace(folder="x", report=SimpleNamespace(model="m", layers=layers, tokens=1, distil_tokens=1))
+
+    check_same_layers([converted([1]), converted([1])])
+    with pytest.raises(ConfigError, match="has layers"):
+        check_same_layers([converted([1]), converted([0])])
+
+
+def test_make_converts_each_seed_once_and_quick_only_one():
+    def said(*words: str) -> str:
+        made = subprocess.run(["make", "-n", "knowledge", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        return made.stdout
+
+    full, quick = said("SEEDS=0 2"), said("QUICK=1")
+    assert full.count("monet convert") == 2 and "--model runs/knowledge runs/knowledge-seed2 " in full
+    assert quick.count("monet convert") == 1 and "--layers top:5" in quick and quick.rstrip().endswith("--quick")
+    assert "--tokens 150000 --distil_tokens 30000 --seed 0" in quick and "--seed 2" in full
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    """Prepared text, two tiny Monets with a conversion's report, and a LLaMA, all at random."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("knowledge")
+    for number, domain in enumerate(DOMAINS):
+        draw = random.Random(number)
+        letters = [chr(ord("a") + (3 * number + i) % 26) for i in range(6)]
+        (folder / "text" / domain).mkdir(parents=True)
+        with open(folder / "text" / domain / "part.jsonl", "w") as file:
+            for _ in range(128):
+                text = " ".join("".join(draw.choices(letters, k=5)) for _ in range(40))
+                file.write(json.dumps({"text": text}) + "\n")
+    splits = {"train": 0.1, "validation": 0.3, "identify": 0.3, "evaluate": 0.3}
+    data = prepare(str(folder / "text"), folder / "data", vocab_size=300, splits=splits)
+    shape = config(vocab_size=300, initializer_range=0.3, max_position_embeddings=256)
+    dense = LlamaConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2
+    )  # fmt: skip
+    for seed, name in enumerate(("run", "run-seed1", "dense")):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(dense) if name == "dense" else MonetForCausalLM(shape)
+        model.save_pretrained(folder / name)
+        for file in data.tokenizer_dir.iterdir():
+            (folder / name / file.name).write_bytes(file.read_bytes())
+        if name != "dense":
+            Report(
+                model="tiny", layers=[1], settings={}, tokens=1000, distil_tokens=0, fvu_start={1: 0.9}, fvu={1: 0.5},
+                curve=[], trends={1: Trend(None, None)}, groups=[], parts=[],
+                parameters={"all": 10, "routers and experts": 5},
+                domains=[Domain("law", 10, 2.0, 2.2, 2.1, 0.1, 0.1)],
+            ).save(folder / name)  # fmt: skip
+    return folder
+
+
+@pytest.mark.slow
+def test_the_whole_command_and_its_second_run(folders, tmp_path, monkeypatch):
+    (tmp_path / "knowledge.md").write_text(f"head\n{page.BEGIN}\n{pages.END}\ntail\n")
+    words = [
+        "--model", str(folders / "run"), str(folders / "run-seed1"), "--dense", str(folders / "dense"),
+        "--data", str(folders / "data"), "--out", str(tmp_path / "out"), "--docs", str(tmp_path), "--quick",
+        "--windows", "3", "--control_windows", "2", "--controls", "2", "--harder_controls", "1",
+        "--settling_windows", "2", "--settling_controls", "1", "--random_removals", "1", "--relearn", "law",
+        "--steps", "1", "2", "--shares", "0.05", "--families", "programming=code",
+    ]  # fmt: skip
+    command.main(words)
+    content = json.loads((tmp_path / "knowledge.json").read_text())
+    keys = {"model", "layers", "tokens", "fvu", "perplexity_dense", "perplexity_converted", "domains"}
+    assert keys <= content.keys() and content["fvu"] == {"1": 0.5} and content["layers"] == [1]
+    for row in content["domains"]:
+        assert {
+            "name", "target_delta", "target_interval", "others_max_delta", "random_delta", "equal_mass_delta", "p", "q",
+            "passes",
+        } <= row.keys()  # fmt: skip
+    assert [(row["name"], row["family_max_name"]) for row in content["domains"]][1] == ("code", None)
+    assert all(row["removed_per_group"][0] == 0 for row in content["dense"])
+    assert len(content["overlap"]["permuted"]) >= 1 and content["by_layers"][0]["layers"] == [1]
+    result = KnowledgeResult.load(tmp_path / "knowledge.json")
+    text = pages.written(tmp_path / "knowledge.md", page.BEGIN)
+    assert text == page.body(result).strip() and page.failing(result) in " ".join(text.split())
+    assert (tmp_path / page.FIGURE).read_bytes().startswith(b"\x89PNG")
+
+    def forbidden(*_, **__):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("monet.eval.core.window_losses._losses_of", forbidden)
+    monkeypatch.setattr("studies.removal.relearning._trained", forbidden)
+    monkeypatch.setattr("monet.eval.attribution.stats.collect", forbidden)
+    monkeypatch.setattr("monet.eval.baselines.neurons.activities", forbidden)
+    command.main(words)
+    assert KnowledgeResult.load(tmp_path / "knowledge.json").domains == result.domains
