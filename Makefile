@@ -117,7 +117,7 @@ EVIDENCE_DENSE := $(call runs,evidence-llama,$(DENSE_SEEDS))
 
 # Each step continues where it was stopped; the first run fetches the packages.
 evidence: .venv/.ready
-	test -d data/evidence-text || $(BIN)/python -m corpus.build --recipe evidence --out data/evidence-text
+	test -f data/evidence-text/manifest.json || $(BIN)/python -m corpus.build --recipe evidence --out data/evidence-text
 	$(BIN)/monet data prepare --config configs/data/evidence.yaml
 	$(foreach run,$(EVIDENCE),$(call train,$(run),--config configs/evidence.yaml))
 	$(foreach run,$(EVIDENCE_DENSE),$(call train,$(run),\
@@ -126,7 +126,8 @@ evidence: .venv/.ready
 		--data data/evidence --text data/evidence-text/text --out runs/evidence-results --docs docs
 
 QUICK ?=
-LAYERS := top:$(if $(QUICK),5,10)
+# The last layer of SmolLM2-135M costs most, because its output goes to the logits directly.
+LAYERS := $(if $(QUICK),22-26,19-28)
 TOKENS := $(if $(QUICK),--tokens 150000 --distil_tokens 30000)
 KNOWLEDGE_NAME := knowledge$(if $(QUICK),-quick)
 KNOWLEDGE := $(call runs,$(KNOWLEDGE_NAME),$(if $(QUICK),0,$(SEEDS)))
@@ -138,12 +139,12 @@ define convert
 endef
 
 knowledge: .venv/.ready
-	test -d data/subjects-text || $(BIN)/python -m corpus.build --recipe subjects --out data/subjects-text
+	test -f data/subjects-text/manifest.json || $(BIN)/python -m corpus.build --recipe subjects --out data/subjects-text
 	test -d data/smollm2 || $(BIN)/python -m corpus.dense_model --out data/smollm2
 	$(BIN)/monet data prepare --config configs/data/subjects.yaml
 	$(foreach run,$(KNOWLEDGE),$(call convert,$(run)))
 	$(BIN)/python -m studies.knowledge --model $(KNOWLEDGE) --dense data/smollm2 --data data/subjects \
-		--out runs/$(KNOWLEDGE_NAME)-results --docs docs $(if $(QUICK),--quick)
+		--families programming=cpp,lua,python --out runs/$(KNOWLEDGE_NAME)-results --docs docs $(if $(QUICK),--quick)
 
 clean-demo:
 	rm -rf $(RUN) $(DATA) $(DATA).partial
