@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +73,7 @@ class Teacher:
     def __init__(self, settings: TeacherSettings, device: torch.device) -> None:
         self.settings = settings
         self.model = _load(settings).to(device)
-        self.fingerprint = weights_digest(self.model)
+        self.fingerprint = _fingerprint(self.model)
         self._upper: tuple[int, nn.Module] | None = None  # first layer, and the body without the layers below
 
     @property
@@ -110,7 +112,9 @@ class Teacher:
         lower = ("model.embed_tokens.", *(f"model.layers.{layer}." for layer in range(first)))
         names = [name for name in mine if name.startswith(lower)]
         zero = {name for name in names if name not in theirs and not mine[name].any()}  # a bias that adds nothing
-        if first == 0 or any(mine[name].requires_grad for name in names) or not _same_layers(student, self.model):
+        if first == 0 or student.config.attention_dropout:
+            return 0
+        if any(mine[name].requires_grad for name in names) or not _same_layers(student, self.model):
             return 0
         if any(name not in zero and not _equal(mine[name], theirs.get(name)) for name in names):
             return 0
@@ -234,6 +238,13 @@ def _load(settings: TeacherSettings) -> Any:
     if model.expert_mask is not None:
         raise ConfigError(f"model.teacher.model = {settings.model} has removed experts; give the whole model")
     return model.eval().requires_grad_(False)
+
+
+def _fingerprint(model: Any) -> str:
+    """Equal for equal weights that compute the same; a longer context alone does not change it."""
+    told = {key: _computes(model.config, key) for key in _ATTENTION_KEYS} | {"act": model.config.hidden_act}
+    content = json.dumps([weights_digest(model), told], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _same_layers(student: Any, teacher: Any) -> bool:

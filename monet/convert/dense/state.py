@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from monet.errors import CheckpointError, ConfigError
 from monet.files import MANIFEST_NAME, atomic_directory, atomic_write_json, verify_manifest, write_manifest
-from monet.json_text import read_json
+from monet.json_text import parse_json, read_json
 from monet.training.checkpoints import tree
 
 SETTINGS, LAYERS = "convert.json", "layers"
@@ -89,7 +89,7 @@ def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
         CheckpointError: the record cannot be read.
     """
     path = out / SETTINGS
-    here = json.loads(json.dumps(dict(settings)))
+    here = parse_json(json.dumps(dict(settings)), str(path))
     if not path.is_file():
         if foreign := sorted(found.name for found in out.iterdir() if found.name != LAYERS):
             raise ConfigError(f"out {out} holds other files ({foreign[0]}); choose a folder that does not exist yet")
