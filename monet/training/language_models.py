@@ -133,6 +133,21 @@ def freeze_routers(model: LanguageModel, init_from: str | None) -> None:
     model.freeze_router()
 
 
+def freeze_dense_weights(model: LanguageModel, init_from: str | None) -> None:
+    """Freeze everything except routers and experts.
+
+    Raises:
+        ConfigError: the model has no experts, or the frozen weights would stay random.
+    """
+    if not isinstance(model, MonetForCausalLM):
+        raise ConfigError("model.freeze_dense = True: llama has no experts; leave it out")
+    if init_from is None:
+        raise ConfigError("model.freeze_dense = True: random weights would stay random; name a model.init_from")
+    for name, parameter in model.named_parameters():
+        if not any(part in name for part in (".router.", ".moe.")):
+            parameter.requires_grad_(False)
+
+
 def warm_start(model: LanguageModel, folder: str) -> None:
     """Load the weights and router statistics of a released, exported or checkpoint folder into a model.
 

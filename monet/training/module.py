@@ -23,6 +23,7 @@ from monet.training.checkpoints.states import keep_batches_of_a_step, name_momen
 from monet.training.language_models import (
     build,
     config_json,
+    freeze_dense_weights,
     freeze_routers,
     refuse_other_tokenizer,
     warm_start,
@@ -41,7 +42,6 @@ from monet.training.ranks.agree import any_over_ranks, take_from_rank_0
 from monet.training.settings import ModelShape, differing_keys, refuse_structural_change
 from monet.training.stage import STAGE, refuse_other_model
 from monet.training.teacher import Teacher, TeacherSettings, refuse_other_teacher
-from monet.training.teacher import freeze_dense as freeze_dense_weights
 from monet.training.trainer_options import tokens_per_step
 from monet.training.watch.guard import StepGuard, gradient_norm
 from monet.training.watch.nonfinite import NonFiniteSettings
@@ -346,16 +346,12 @@ class MonetLightningModule(LightningModule):
             self.router_health.load_state_dict(checkpoint["monet"]["router_health"])
             if (guard := checkpoint["monet"].get("guard")) is not None:
                 self.guard.load_state_dict(guard)
-        if (frozen := checkpoint["monet"].get("freeze_router", False)) != self.freeze_router:
-            raise ConfigError(
-                f"model.freeze_router = {self.freeze_router} differs from the run's {frozen}, so the optimiser's state"
-                " does not match; restore that value, or start a new run_dir with model.init_from"
-            )
-        if (frozen := checkpoint["monet"].get("freeze_dense", False)) != self.freeze_dense:
-            raise ConfigError(
-                f"model.freeze_dense = {self.freeze_dense} differs from the run's {frozen}, so the optimiser's state"
-                " does not match; restore that value, or start a new run_dir with model.init_from"
-            )
+        for name in ("freeze_router", "freeze_dense"):
+            if (frozen := checkpoint["monet"].get(name, False)) != getattr(self, name):
+                raise ConfigError(
+                    f"model.{name} = {getattr(self, name)} differs from the run's {frozen}, so the optimiser's state"
+                    " does not match; restore that value, or start a new run_dir with model.init_from"
+                )
         if self.stage_from is None:
             refuse_other_teacher(checkpoint["monet"].get("teacher"), self.teacher)
         self._stored_rate = checkpoint["optimizer_states"][0]["param_groups"][0]["lr"]

@@ -24,7 +24,6 @@ from monet.model.modeling_monet import MonetForCausalLM
 from monet.training.language_models import LanguageModel, refuse_other_tokenizer
 
 _ATTENTION_KEYS = ("num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters")
-_NEW_PARTS = (".router.", ".moe.")
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,12 @@ class Teacher:
             number of shared layers; 0 if nothing is shared.
         """
         first = student.config.monet_layers[0] if isinstance(student, MonetForCausalLM) else 0
+        if first == 0 or student.config.attention_dropout:
+            return 0
         mine, theirs = dict(student.named_parameters()), dict(self.model.named_parameters())
         lower = ("model.embed_tokens.", *(f"model.layers.{layer}." for layer in range(first)))
         names = [name for name in mine if name.startswith(lower)]
         zero = {name for name in names if name not in theirs and not mine[name].any()}  # a bias that adds nothing
-        if first == 0 or student.config.attention_dropout:
-            return 0
         if any(mine[name].requires_grad for name in names) or not _same_layers(student, self.model):
             return 0
         if any(name not in zero and not _equal(mine[name], theirs.get(name)) for name in names):
@@ -208,21 +207,6 @@ def refuse_other_teacher(stored: str | None, teacher: Teacher | None) -> None:
             f"the run's checkpoint was trained with the teacher {stored}, but model.teacher is now {now}; restore the"
             " teacher, or start a new run_dir with model.init_from"
         )
-
-
-def freeze_dense(model: LanguageModel, init_from: str | None) -> None:
-    """Freeze everything except routers and experts.
-
-    Raises:
-        ConfigError: the model has no experts, or the frozen weights would stay random.
-    """
-    if not isinstance(model, MonetForCausalLM):
-        raise ConfigError("model.freeze_dense = True: llama has no experts; leave it out")
-    if init_from is None:
-        raise ConfigError("model.freeze_dense = True: random weights would stay random; name a model.init_from")
-    for name, parameter in model.named_parameters():
-        if not any(part in name for part in _NEW_PARTS):
-            parameter.requires_grad_(False)
 
 
 def _load(settings: TeacherSettings) -> Any:
