@@ -130,18 +130,12 @@ class AblationResult(Result):
     def effects(self) -> Effects:
         """Increases of loss, one row for each mask."""
         rows = [
-            Effect(
-                one.name,
+            Effect.of(
+                one,
                 Estimate(one.target_delta, *one.target_interval),
                 Estimate(one.others_mean_delta, *one.others_mean_interval),
-                one.others_max_delta,
-                one.others_max_name,
+                (one.others_max_delta, one.others_max_name),
                 Estimate(one.random_delta, *one.random_interval) if one.controls else None,
-                one.controls,
-                one.p,
-                one.q,
-                one.passes,
-                one.reason,
             )
             for one in self.domains
         ]

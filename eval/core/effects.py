@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from monet.eval.core.estimate import Estimate
+
+
+class Judged(Protocol):
+    """A mask's row in a result that judges masks."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def controls(self) -> int: ...
+
+    @property
+    def p(self) -> float: ...
+
+    @property
+    def q(self) -> float: ...
+
+    @property
+    def passes(self) -> bool: ...
+
+    @property
+    def reason(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,28 @@ class Effect:
     q: float
     passes: bool | None
     reason: str
+
+    @classmethod
+    def of(
+        cls,
+        judged: Judged,
+        target: Estimate,
+        others_mean: Estimate | None,
+        others_max: tuple[float | None, str],
+        random: Estimate | None,
+    ) -> Effect:
+        """The row of a judged mask; `others_max` is the value and the name of the other domain."""
+        one = judged
+        return cls(
+            one.name, target, others_mean, *others_max, random, one.controls, one.p, one.q, one.passes, one.reason
+        )
+
+
+def lowest(changes: Mapping[str, float], own: str) -> tuple[float | None, str]:
+    """The lowest change of all domains but `own`, and that domain; None and "" if there is no other."""
+    others = {name: change for name, change in changes.items() if name != own}
+    worst = min(others, key=others.__getitem__, default="")
+    return others.get(worst), worst
 
 
 @dataclass(frozen=True)

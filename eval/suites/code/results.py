@@ -199,18 +199,12 @@ class CodeResult(Result):
         if not self.verdicts:
             raise ConfigError("a result of `monet eval code` without verdicts has nothing to compare over seeds")
         rows = [
-            Effect(
-                one.name,
+            Effect.of(
+                one,
                 one.target.times(100),
                 None if one.others_mean is None else one.others_mean.times(100),
-                None if one.others_max is None else 100 * one.others_max,
-                one.others_max_name,
+                (None if one.others_max is None else 100 * one.others_max, one.others_max_name),
                 None if one.random is None else one.random.times(100),
-                one.controls,
-                one.p,
-                one.q,
-                one.passes,
-                one.reason,
             )
             for one in self.verdicts
         ]

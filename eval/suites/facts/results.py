@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from monet.errors import ConfigError
-from monet.eval.core.effects import Effect, Effects
+from monet.eval.core.effects import Effect, Effects, lowest
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.reporting.common import signed
@@ -172,24 +172,8 @@ class FactsResult(Result):
             if target is None:
                 continue
             names, changes = self.level(one)
-            others = {name: change.log_odds.value for name, change in zip(names, changes, strict=True)}
-            del others[one.target]
-            worst = min(others, key=others.__getitem__, default="")
-            rows.append(
-                Effect(
-                    one.name,
-                    target.log_odds,
-                    one.others_mean,
-                    others[worst] if worst else None,
-                    worst,
-                    target.random,
-                    one.controls,
-                    one.p,
-                    one.q,
-                    one.passes,
-                    one.reason,
-                )
-            )
+            values = {name: change.log_odds.value for name, change in zip(names, changes, strict=True)}
+            rows.append(Effect.of(one, target.log_odds, one.others_mean, lowest(values, one.target), target.random))
         if not rows:
             raise ConfigError("a result of `monet eval facts` without judged masks has nothing to compare over seeds")
         told = self.provenance

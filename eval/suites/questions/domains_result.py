@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from monet.errors import ConfigError
 from monet.eval.choices.texts import ORIGIN
 from monet.eval.core.document import Block, Heatmap, Report, Table, Text
-from monet.eval.core.effects import Effect, Effects
+from monet.eval.core.effects import Effect, Effects, lowest
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from monet.eval.reporting.common import bracketed, signed
@@ -172,22 +172,10 @@ class DomainsResult(Result):
         for one in self.removals:
             if one.target is None:
                 continue
-            others = {name: cell.value for name, cell in zip(names, one.delta, strict=True) if name != one.name}
-            worst = min(others, key=others.__getitem__, default="")
+            points = {name: 100 * cell.value for name, cell in zip(names, one.delta, strict=True)}
+            random = None if one.random_target is None else one.random_target.times(100)
             rows.append(
-                Effect(
-                    one.name,
-                    one.target.times(100),
-                    one.others_mean.times(100),
-                    100 * others[worst] if worst else None,
-                    worst,
-                    None if one.random_target is None else one.random_target.times(100),
-                    one.controls,
-                    one.p,
-                    one.q,
-                    one.passes,
-                    one.reason,
-                )
+                Effect.of(one, one.target.times(100), one.others_mean.times(100), lowest(points, one.name), random)
             )
         if not rows:
             raise ConfigError("a result of `monet eval domains` without judged masks has nothing to compare over seeds")
