@@ -18,16 +18,14 @@ from pathlib import Path
 from benchmarks.cpu_layer import processor
 from monet.eval.core.document import Heatmap, Report
 from monet.eval.core.loading import provenance_now
-from monet.eval.core.units import choose_unit
-from monet.eval.reporting import command as report
-from monet.files import atomic_path, atomic_write_json
+from monet.files import atomic_write_json
 from studies.evidence import failures, page
 from studies.evidence.results import EvidenceResult
 from studies.removal import relearning
 from studies.removal.candidates import Llama, Monet
-from studies.removal.measure import Measurement, measure
+from studies.removal.measure import Measurement, matrix_of, measure
 from studies.removal.models import check_different, timed
-from studies.removal.page import insert, number_of
+from studies.removal.page import draw, insert, number_of
 from studies.removal.plan import Plan
 from studies.removal.results import Relearning
 from studies.removal.rows import model_of, row
@@ -59,20 +57,11 @@ def result_of(
         failing = failures.other_rules(monets[0], owners)
         failing["subjects"] = failures.subjects(monets[0], monet[0].settled.share, text)
         failing["first_layer"] = failures.first_layer(llamas[0])
-    matrix, dense_matrix = (
-        [[sum(one.cells[name][other].value for one in of) / len(of) for other in names] for name in names]
-        for of in (monet, llama)
-    )
+    matrix, dense_matrix = matrix_of(monet, names), matrix_of(llama, names)
     return EvidenceResult(
         "nats per token", [model_of(one) for one in monet], [model_of(one) for one in llama], rows, dense, matrix,
         dense_matrix, [*relearned["monet"], *relearned["llama"]], failing,
-        {
-            "windows": plan.windows, "control_windows": plan.control_windows, "seq_len": plan.seq_len,
-            "controls": plan.controls, "harder_controls": plan.harder_controls,
-            "settling_windows": plan.settling_windows, "settling_controls": plan.settling_controls,
-            "unit": choose_unit(plan.bootstrap, plan.evaluate)[0].unit,
-            "confidence": plan.bootstrap.confidence, "resamples": plan.bootstrap.resamples,
-        },
+        plan.described,
         {**provenance_now(), "machine": processor(), "text": plan.evaluate.description["content"]},
     )  # fmt: skip
 
@@ -82,10 +71,7 @@ def figure(result: EvidenceResult, out: Path, docs: Path) -> None:
     names = [one.name for one in result.domains]
     title = "Increase of mean loss by removed domain (row) and evaluated domain (column)"
     heatmap = Heatmap(title, names, names, result.matrix, result.unit, "removed", "evaluated")
-    report.write(Report("Evidence", result.sentence, [heatmap], result.provenance), out / "report", ["png"])
-    (docs / page.FIGURE).parent.mkdir(exist_ok=True)
-    with atomic_path(docs / page.FIGURE) as temporary:
-        temporary.write_bytes(min((out / "report").glob("figure-01*.png")).read_bytes())
+    draw(Report("Evidence", result.sentence, [heatmap], result.provenance), out, docs / page.FIGURE)
 
 
 def told(plan: Plan, models: int, llamas: int) -> str:

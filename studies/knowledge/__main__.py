@@ -18,17 +18,15 @@ from typing import Any
 from benchmarks.cpu_layer import processor
 from monet.eval.core.document import Heatmap, Report
 from monet.eval.core.loading import provenance_now
-from monet.eval.core.units import choose_unit
-from monet.eval.reporting import command as report
-from monet.files import atomic_path, atomic_write_json
+from monet.files import atomic_write_json
 from studies.knowledge import page
 from studies.knowledge.conversion import Converted, check_same_layers, families_of
 from studies.knowledge.overlap import overlap
 from studies.knowledge.results import KnowledgeResult, Selective
 from studies.removal.candidates import Llama
-from studies.removal.measure import Measurement, measure
+from studies.removal.measure import Measurement, matrix_of, measure
 from studies.removal.models import check_different, timed
-from studies.removal.page import insert
+from studies.removal.page import draw, insert
 from studies.removal.plan import Plan
 from studies.removal.relearning import relearning
 from studies.removal.rows import model_of, row
@@ -87,18 +85,13 @@ def result_of(models: Sequence[Converted], dense: Llama, others: Sequence[Conver
         domains=[row(name, hybrids, plan.bootstrap) for name in names],
         dense=[row(name, neurons, plan.bootstrap) for name in names],
         models=[model_of(one) for one in hybrids], dense_models=[model_of(one) for one in neurons],
-        matrix=[[sum(one.cells[name][of].value for one in hybrids) / len(hybrids) for of in names] for name in names],
+        matrix=matrix_of(hybrids, names),
         overlap=overlap(first.statistics, hybrids[0].settled.share),
         by_layers=sorted(
             (_selective(found[one.name], one) for one in [first, *others]), key=lambda one: len(one.layers)
         ),
         relearning=relearned, missing=MISSING,
-        settings={
-            "windows": plan.windows, "control_windows": plan.control_windows, "seq_len": plan.seq_len,
-            "controls": plan.controls, "harder_controls": plan.harder_controls,
-            "unit": choose_unit(plan.bootstrap, plan.evaluate)[0].unit,
-            "confidence": plan.bootstrap.confidence, "resamples": plan.bootstrap.resamples,
-        },
+        settings=plan.described,
         provenance={**provenance_now(), "machine": processor(), "text": plan.evaluate.description["content"]},
     )  # fmt: skip
 
@@ -109,9 +102,7 @@ def figure(result: KnowledgeResult, out: Path, docs: Path) -> None:
     cells = [[one.target_delta, one.others_max_delta, one.equal_mass_delta, one.random_delta] for one in result.domains]
     names = [one.name for one in result.domains]
     heatmap = Heatmap("Increase of mean loss by removed domain", names, columns, cells, result.unit, "removed", "")
-    report.write(Report("Knowledge", result.sentence, [heatmap], result.provenance), out / "report", ["png"])
-    with atomic_path(docs / page.FIGURE) as temporary:
-        temporary.write_bytes(min((out / "report").glob("figure-01*.png")).read_bytes())
+    draw(Report("Knowledge", result.sentence, [heatmap], result.provenance), out, docs / page.FIGURE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -106,6 +106,11 @@ def drawn(
     return increases(names, with_sources(whole, data.labels, sources), masked, bootstrap)
 
 
+def matrix_of(found: Sequence[Measurement], names: Sequence[str]) -> list[list[float]]:
+    """Increase of loss by removed and evaluated domain, mean over the models."""
+    return [[sum(one.cells[name][other].value for one in found) / len(found) for other in names] for name in names]
+
+
 def _losses(
     candidate: Candidate, masks: Mapping[str, Intervention | None], data: PreparedWindows, title: str
 ) -> dict[str, WindowLosses]:

@@ -11,7 +11,9 @@ from typing import Any
 import jinja2
 
 from monet.eval.core.bootstrap import few
-from monet.files import atomic_write_text
+from monet.eval.core.document import Report
+from monet.eval.reporting import command as report
+from monet.files import atomic_path, atomic_write_text
 from studies.removal import tables
 from studies.removal.results import Domain, Model, Relearning
 
@@ -75,6 +77,14 @@ def caution(models: Sequence[Model]) -> str:
     return (
         f"The sources of the documents are not known; documents of one source are not independent. {documents}".strip()
     )
+
+
+def draw(found: Report, out: Path, figure: Path) -> None:
+    """Write a report's only figure into OUT/report, and a copy of it to a page's picture."""
+    report.write(found, out / "report", ["png"])
+    figure.parent.mkdir(exist_ok=True)
+    with atomic_path(figure) as temporary:
+        temporary.write_bytes(min((out / "report").glob("figure-01*.png")).read_bytes())
 
 
 def insert(page: Path, text: str, begin: str) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from monet.errors import ConfigError, DataError
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.chance import DEFAULT_CONTROLS
 from monet.eval.core.controls import Controls
 from monet.eval.core.inputs import PreparedWindows
+from monet.eval.core.units import choose_unit
 
 NATURAL = ("english", "french", "german", "italian", "russian", "spanish")
 # The controls that settle a share and those that judge a removal come from different seeds.
@@ -115,6 +117,17 @@ class Plan:
     def judging(self) -> Controls:
         """Controls of a verdict."""
         return Controls(self.controls, seed=JUDGING_SEED)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The sizes, as a result records them."""
+        return {
+            "windows": self.windows, "control_windows": self.control_windows, "seq_len": self.seq_len,
+            "controls": self.controls, "harder_controls": self.harder_controls,
+            "settling_windows": self.settling_windows, "settling_controls": self.settling_controls,
+            "unit": choose_unit(self.bootstrap, self.evaluate)[0].unit,
+            "confidence": self.bootstrap.confidence, "resamples": self.bootstrap.resamples,
+        }  # fmt: skip
 
     def check_families(self, domains: Sequence[str]) -> None:
         """Refuse text in which a domain is the only one of its family, unless `lone_domains` allows it.
