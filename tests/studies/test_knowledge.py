@@ -79,7 +79,7 @@ def test_make_converts_each_seed_once_and_quick_only_one():
 
     full, quick = said("SEEDS=0 2"), said("QUICK=1")
     assert full.count("monet convert") == 2 and "--model runs/knowledge runs/knowledge-seed2 " in full
-    assert quick.count("monet convert") == 1 and "--layers top:5" in quick and quick.rstrip().endswith("--quick")
+    assert quick.count("monet convert") == 1 and "--layers 22-26" in quick and quick.rstrip().endswith("--quick")
     assert "--tokens 150000 --distil_tokens 30000 --seed 0" in quick and "--seed 2" in full
 
 
