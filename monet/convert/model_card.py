@@ -67,8 +67,8 @@ def model_card(model: LanguageModel, provenance: Provenance, remote_code: bool =
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     card = _CARD if isinstance(c, MonetConfig) else _TWIN_CARD
     note = _HYBRID_NOTE if getattr(c, "dense_layers", None) else ""
-    alone = _CARD_REMOTE_CODE.format(version=provenance.monet_version) if remote_code else ""
-    return card.format(table=table, remote_code=note + alone, validation=_validation_table(provenance.validation))
+    code = _CARD_REMOTE_CODE.format(version=provenance.monet_version) if remote_code else ""
+    return card.format(table=table, notes=note + code, validation=_validation_table(provenance.validation))
 
 
 def _validation_table(validation: dict[str, Any] | None) -> str:
@@ -98,7 +98,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH")
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
-{remote_code}
+{notes}
 | | |
 | --- | --- |
 {table}

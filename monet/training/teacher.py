@@ -225,7 +225,7 @@ def _load(settings: TeacherSettings) -> Any:
 
 
 def _fingerprint(model: Any) -> str:
-    """Equal for equal weights that compute the same; a longer context alone does not change it."""
+    """Equal for equal weights that compute the same; a longer context by itself does not change it."""
     told = {key: _computes(model.config, key) for key in _ATTENTION_KEYS} | {"act": model.config.hidden_act}
     content = json.dumps([weights_digest(model), told], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
