@@ -6,7 +6,6 @@ import json
 import lzma
 import random
 import re
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,6 +29,7 @@ from studies.removal.models import check_different
 from studies.removal.plan import NATURAL, Plan
 from studies.removal.results import Arm, Domain, Share, Stage, Times, Trial
 from tests.eval.conftest import config
+from tests.studies.recipes import recipe
 from tests.tolerances import assert_close
 from tools.prose.__main__ import RULES, check, read_rules
 
@@ -141,13 +141,7 @@ def test_the_page_tells_what_the_json_holds():
 
 
 def test_make_trains_each_seed_in_its_own_run():
-    said = subprocess.run(
-        ["make", "-n", "evidence", "SEEDS=0 2", "DENSE_SEEDS=0"],
-        cwd=DOCS.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    said = recipe("evidence", "SEEDS=0 2", "DENSE_SEEDS=0")
     trained = re.findall(r"--run_dir (\S+) +--seed_everything (\d+) --data.seed (\d+)", said.replace("\\\n", " "))
     assert trained == [
         ("runs/evidence", "0", "0"), ("runs/evidence-seed2", "2", "2"), ("runs/evidence-llama", "0", "0"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +25,9 @@ from studies.removal import page as pages
 from studies.removal.candidates import top_neurons
 from studies.removal.plan import Plan
 from tests.eval.conftest import config
+from tests.studies.recipes import recipe
 from tests.tolerances import assert_close
 
-ROOT = Path(__file__).resolve().parents[2]
 DOMAINS = ["botany", "code", "law", "german"]
 
 
@@ -73,11 +72,7 @@ def test_conversions_differ_only_in_their_seed():
 
 
 def test_make_converts_each_seed_once_and_quick_only_one():
-    def said(*words: str) -> str:
-        made = subprocess.run(["make", "-n", "knowledge", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-        return made.stdout
-
-    full, quick = said("SEEDS=0 2"), said("QUICK=1")
+    full, quick = recipe("knowledge", "SEEDS=0 2"), recipe("knowledge", "QUICK=1")
     assert full.count("monet convert") == 2 and "--model runs/knowledge runs/knowledge-seed2 " in full
     assert quick.count("monet convert") == 1 and "--layers 22-26" in quick and quick.rstrip().endswith("--quick")
     assert "--tokens 150000 --distil_tokens 30000 --seed 0" in quick and "--seed 2" in full
