@@ -21,6 +21,7 @@ from corpus.assemble import Candidate, assemble, shuffled
 from corpus.clean_code import clean_code
 from corpus.clean_text import clean_page
 from corpus.evidence import EVIDENCE
+from corpus.facts import build_facts
 from corpus.fetch import fetch
 from corpus.notices import write_notices, write_table
 from corpus.recipe import CODE_LANGUAGES, DEMO, LICENCE_TEXTS, Source
@@ -100,9 +101,12 @@ def build(
     out: Path = HERE,
     bytes_per_domain: int | None = None,
     domains: list[str] | None = None,
-    recipe: Literal["demo", "evidence", "subjects"] = "demo",
+    recipe: Literal["demo", "evidence", "subjects", "facts"] = "demo",
+    seed: int = 0,
 ) -> None:
     """Fetch the packages, clean their files and write the corpus, its manifest and its notices.
+
+    The recipe facts writes OUT/facts.jsonl instead: facts for `monet eval facts`, which do not ship.
 
     The same package versions give the same bytes. The recipe fixes npm versions; for apt, the client's current version
     is used. manifest.json records all versions.
@@ -115,13 +119,25 @@ def build(
             0.07 to 12 MB each.
         domains: Domains to build; None builds all of the recipe. For a trial, name some and give another folder.
         recipe: Corpus to build: demo is the corpus in the repository, evidence the larger text of the evidence model,
-            subjects the text for converting a dense model: subjects of English, languages, code.
+            subjects the text for converting a dense model: subjects of English, languages, code. facts are no text,
+            but sets of facts with wrong answers.
+        seed: Seed of the wrong answers; only facts have any.
 
     Raises:
         ConfigError: a domain is not in the recipe, bytes_per_domain is not positive, or the build would replace the
-            demo corpus by something else than the whole demo corpus.
+            demo corpus by something else than the whole demo corpus. An option does not belong to the recipe.
         DataError: a package cannot be fetched, or yields no or too little text.
     """
+    if recipe == "facts":
+        if bytes_per_domain is not None or out.resolve() == HERE:
+            raise ConfigError(
+                f"bytes_per_domain={bytes_per_domain}, out={out}: facts have no size in bytes and do not ship; give "
+                "another folder with --out, and no --bytes_per_domain"
+            )
+        build_facts(cache, out, domains, seed)
+        return
+    if seed:
+        raise ConfigError(f"seed={seed}: only the recipe facts has a seed; omit --seed")
     plan = RECIPES[recipe]
     wanted = sorted(domains or plan.domains)
     unknown = sorted(set(wanted) - set(plan.domains))
