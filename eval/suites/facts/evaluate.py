@@ -23,7 +23,7 @@ from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.loading import mask_digest, provenance_now, windows_bar
 from monet.eval.core.model_origin import about_model
 from monet.eval.core.options import DividedCompute, Intervals
-from monet.eval.suites.facts.read import Facts, read_facts
+from monet.eval.suites.facts.read import Facts, Question, read_facts
 from monet.eval.suites.facts.results import FactsResult
 from monet.eval.suites.facts.scoring import FactScorer
 from monet.eval.suites.facts.verdicts import summarise, targets_of
@@ -59,8 +59,8 @@ def evaluate_facts(
         out: folder for kept outcomes and result.json.
         targets: the domain, or "domain/relation", that a mask is judged by, by label; see `verdicts.targets_of`.
         controls: random controls of each mask; None takes the default number. The count may be 0.
-        control_on: ask controls about the domain of their mask's target only, or about all domains. Controls of a mask
-            without a target are asked about all domains.
+        control_on: ask controls about their mask's target only, a domain or a relation, or about all domains. Controls
+            of a mask without a target are asked about all domains.
         tokenizer: folder or name of another tokenizer than the model's.
         bootstrap: settings of the bootstrap, which resamples facts.
         batch_size: sequences in each forward pass.
@@ -86,19 +86,24 @@ def evaluate_facts(
     run_under = conditions(masks, controls, facts.fingerprint)
     asked = facts.of_domain
 
-    def measured(condition: Condition, domain: str) -> bool:
-        own = target_of.get(str(condition.label), "").partition("/")[0]
-        return condition.control is None or control_on == "all" or own in ("", domain)
+    def measured(condition: Condition) -> dict[str, list[Question]]:
+        """The questions of each domain that a condition is asked."""
+        target = target_of.get(str(condition.label), "")
+        if condition.control is None or control_on == "all" or not target:
+            return asked
+        domain, _, relation = target.partition("/")
+        return {domain: [question for question in asked[domain] if relation in ("", question.relation)]}
 
-    passes = dealt(list(zip(run_under, range(len(run_under)), strict=True)), part)
-    outcomes: dict[str, dict[int, list[Outcome]]] = {domain: {} for domain in asked}
-    total = sum(len(own) for domain, own in asked.items() for condition, _ in passes if measured(condition, domain))
+    passes = dealt([(condition, (number, measured(condition))) for number, condition in enumerate(run_under)], part)
+    outcomes: dict[str, dict[int, list[Outcome]]] = {f"{one.domain}/{one.relation}": {} for one in facts.questions}
+    total = sum(len(own) for _, (_, of) in passes for own in of.values())
     with windows_bar(total, "", progress, unit="line") as bar:
-        for condition, number in passes:
-            for domain, questions in asked.items():
-                if measured(condition, domain):
-                    bar.set_description(f"{condition.name}: {domain}", refresh=False)
-                    outcomes[domain][number] = scorer.outcomes(questions, condition, bar.update)
+        for condition, (number, of) in passes:
+            for domain, questions in of.items():
+                bar.set_description(f"{condition.name}: {domain}", refresh=False)
+                found = scorer.outcomes(questions, condition, bar.update)
+                for question, outcome in zip(questions, found, strict=True):
+                    outcomes[f"{domain}/{question.relation}"].setdefault(number, []).append(outcome)
     if part is not None:
         return None
     texts = {domain: [question.text for question in questions] for domain, questions in asked.items()}
@@ -148,7 +153,7 @@ def run(
         targets: the domain, or domain/relation, that a mask is judged by, by label of the mask. If omitted, it is the
             domain of the same name, or the relation of the same name if only one domain has it.
         controls: random controls of each mask. A count of 0 makes none.
-        control_on: ask controls about the domain of their mask's target only, or about all domains.
+        control_on: ask controls about their mask's target only, or about all domains.
         limit: ask at most this many facts of each relation, the first ones, in all their phrasings.
         tokenizer: folder or name of a tokenizer; if omitted, the model's own.
 

@@ -93,18 +93,19 @@ def _by_fact(questions: Sequence[Question], values_CML: NDArray[np.float64]) -> 
 def _measure(
     name: str,
     questions: list[Question],
-    asked_under: Sequence[Condition],
-    values_CML: NDArray[np.float64],
-    unmasked: list[Outcome],
+    run_under: Sequence[Condition],
+    outcomes: Mapping[int, list[Outcome]],
     bootstrap: Bootstrap,
 ) -> _Measured:
-    metrics_CMU = _by_fact(questions, values_CML)
+    """Measure one domain or relation; its outcomes by number of the condition, in the order of its questions."""
+    values_CML = np.stack([(log_odds(questions, of), likeliest(questions, of)) for of in outcomes.values()])
+    metrics_CMU, unmasked = _by_fact(questions, values_CML), outcomes[0]
     if not metrics_CMU.shape[2]:
         reasons, _ = count_outcomes(unmasked)
         raise DataError(f"{name}: no line has a score ({', '.join(reasons)}); remove it, or name another tokenizer")
     found: Paired = paired(metrics_CMU, bootstrap, [bootstrap.seed, zlib.crc32(name.encode())])
     measured = _Measured(questions, unmasked, metrics_CMU.shape[2], found.own[0], {}, {})
-    for place, condition in enumerate(asked_under):
+    for place, condition in enumerate(run_under[number] for number in outcomes):
         if condition.control is not None:
             measured.random.setdefault(str(condition.label), []).append(found.change[place][0])
         elif condition.label is not None:
@@ -172,7 +173,7 @@ def summarise(
         units: the unit that they remove, and the group that units are counted by.
         run_under: all conditions, the unmasked model first.
         facts: the facts that were asked.
-        outcomes: outcomes by domain and number of the condition; the first condition is always present.
+        outcomes: outcomes by "domain/relation" and number of the condition; the first condition is always present.
         bootstrap: settings of the intervals.
         provenance: provenance of the result.
 
@@ -182,17 +183,21 @@ def summarise(
     domains: dict[str, _Measured] = {}
     relations: dict[str, _Measured] = {}
     for domain, questions in facts.of_domain.items():
-        asked_under = [run_under[number] for number in outcomes[domain]]
-        values_CML = np.stack(
-            [(log_odds(questions, found), likeliest(questions, found)) for found in outcomes[domain].values()]
+        by_relation: dict[str, list[Question]] = {}
+        for question in questions:
+            by_relation.setdefault(f"{domain}/{question.relation}", []).append(question)
+        for name, own in by_relation.items():
+            relations[name] = _measure(name, own, run_under, outcomes[name], bootstrap)
+        # A condition counts for the domain if it was asked about all its relations.
+        numbers = [
+            number
+            for number in outcomes[next(iter(by_relation))]
+            if all(number in outcomes[name] for name in by_relation)
+        ]
+        whole = {number: [one for name in by_relation for one in outcomes[name][number]] for number in numbers}
+        domains[domain] = _measure(
+            domain, [one for own in by_relation.values() for one in own], run_under, whole, bootstrap
         )
-        whole = outcomes[domain][0]
-        domains[domain] = _measure(domain, questions, asked_under, values_CML, whole, bootstrap)
-        for relation in dict.fromkeys(question.relation for question in questions):
-            chosen = [place for place, question in enumerate(questions) if question.relation == relation]
-            own, unmasked = [questions[place] for place in chosen], [whole[place] for place in chosen]
-            name = f"{domain}/{relation}"
-            relations[name] = _measure(name, own, asked_under, values_CML[:, :, chosen], unmasked, bootstrap)
     removing = {label: bool(mask.num_removed) for label, mask in masks.items()}
     of_domains, of_relations = (
         _with_q({label: _changes(level, label, removing[label], bootstrap) for label in masks})
