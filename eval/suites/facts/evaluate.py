@@ -59,8 +59,8 @@ def evaluate_facts(
         out: folder for kept outcomes and result.json.
         targets: the domain, or "domain/relation", that a mask is judged by, by label; see `verdicts.targets_of`.
         controls: random controls of each mask; None takes the default number. The count may be 0.
-        control_on: ask controls about their mask's target only, a domain or a relation, or about all domains. Controls
-            of a mask without a target are asked about all domains.
+        control_on: ask controls about their mask's target only, a domain or a relation, or about all domains. If a mask
+            has no target, its controls are asked about all domains.
         tokenizer: folder or name of another tokenizer than the model's.
         bootstrap: settings of the bootstrap, which resamples facts.
         batch_size: sequences in each forward pass.

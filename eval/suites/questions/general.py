@@ -83,7 +83,7 @@ def evaluate_general(
         out: folder for kept outcomes and result.json.
         data: folder with the data sets (`monet.eval.suites.questions.local_data`); None reads them from the hub or its
             cache.
-        names: benchmarks to run; None runs all eight.
+        names: benchmarks to run, the paper's eight or ARC-Easy and SciQ; None runs the eight.
         shots: numbers of solved examples before a question; each number is a separate pass.
         style: `cloze` or `letters` (`monet.eval.suites.questions.catalog`).
         metric: accuracy that counts: by log-likelihood per character, if a task defines it, or plain.
@@ -287,7 +287,8 @@ def run(
         model: a Monet model: a Hugging Face folder or a name on the hub.
         out: folder for result.json and kept outcomes.
         masks: folder of `monet select`, or one mask file in it; if omitted, only the unmasked model is measured.
-        benchmarks: any of MMLU, ARC, WinoGrande, PIQA, SIQA, OBQA, HellaSwag, CSQA; if omitted, all.
+        benchmarks: any of MMLU, ARC, WinoGrande, PIQA, SIQA, OBQA, HellaSwag, CSQA, ARC-Easy, SciQ; if omitted, the
+            first eight.
         shots: solved examples before each question; each number is a separate pass.
         controls: random controls of each mask; all benchmarks are asked under each control. A count of 0 makes none.
 

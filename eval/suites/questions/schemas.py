@@ -80,6 +80,13 @@ SCHEMAS: dict[str, Schema] = {
         lambda row: int(row["label"]),
         num_options=2,
     ),
+    "sciq": Schema(
+        ("question", "distractor1", "distractor2", "distractor3", "correct_answer"),
+        lambda row: row["question"],
+        lambda row: [row[name] for name in ("distractor1", "distractor2", "distractor3", "correct_answer")],
+        lambda row: 3,
+        num_options=4,
+    ),
     "siqa": Schema(
         ("context", "question", "answerA", "answerB", "answerC", "label"),
         lambda row: f"{row['context']} {row['question']}" if row["context"] and row["question"] else "",

@@ -51,13 +51,15 @@ def labelled_rows(name: str, count: int, options: int = 4, question: str = "ques
 
 
 def other_rows(name: str, count: int) -> list[dict[str, Any]]:
-    """WinoGrande, PIQA, SIQA, HellaSwag."""
+    """WinoGrande, PIQA, SIQA, HellaSwag, SciQ."""
     g = random.Random(name)
     made = {
         "winogrande": lambda: {"sentence": f"{_phrase(g, 3)} _ {_phrase(g, 2)}.", "option1": _phrase(g, 1),
                                "option2": _phrase(g, 1), "answer": g.choice("12")},
         "piqa": lambda: {"goal": _phrase(g, 4), "sol1": _phrase(g, 3), "sol2": _phrase(g, 2),
                          "label": g.randrange(2)},
+        "sciq": lambda: {"question": _phrase(g, 4), "distractor1": _phrase(g, 1), "distractor2": _phrase(g, 2),
+                         "distractor3": _phrase(g, 3), "correct_answer": _phrase(g, 2), "support": _phrase(g, 5)},
         "siqa": lambda: {"context": _phrase(g, 4) + ".", "question": _phrase(g, 2) + "?", "answerA": _phrase(g, 1),
                          "answerB": _phrase(g, 2), "answerC": _phrase(g, 3), "label": g.choice("123")},
         "hellaswag": lambda: {"ind": g.randrange(99), "activity_label": _phrase(g, 1), "ctx_a": _phrase(g, 3) + ".",

@@ -8,7 +8,7 @@ import pytest
 
 from monet.errors import ConfigError, DataError
 from monet.eval.choices.texts import content_of
-from monet.eval.suites.questions.catalog import benchmarks
+from monet.eval.suites.questions.catalog import OTHERS, benchmarks
 from monet.eval.suites.questions.categories import CATEGORIES, CATEGORY_OF, SUBJECTS, category_of
 from monet.eval.suites.questions.tasks import SOLVED, load_tasks
 from tests.eval.suites.questions.samples import labelled_rows, mmlu_rows, other_rows, write_jsonl, write_mmlu
@@ -98,6 +98,7 @@ DATA_SETS = {
     "mmlu_anatomy": ("question", mmlu_rows("anatomy", "test", 4)),
     "winogrande": ("sentence", other_rows("winogrande", 4)),
     "piqa": ("goal", other_rows("piqa", 4)),
+    "sciq": ("question", other_rows("sciq", 4)),
     "social_iqa": ("context", other_rows("siqa", 4)),
     "openbookqa": ("question_stem", labelled_rows("o", 4, question="question_stem")),
     "hellaswag": ("ctx_a", other_rows("hellaswag", 4)),
@@ -107,7 +108,8 @@ DATA_SETS = {
 
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_examples_are_compared_in_every_data_set(name, tmp_path):
-    spec = next(spec for benchmark in benchmarks() for spec in benchmark.tasks if spec.name == name)
+    known = (*benchmarks(), *OTHERS)
+    spec = next(spec for benchmark in known for spec in benchmark.tasks if spec.name == name)
     column, rows = DATA_SETS[name]
     twins = [
         {**rows[1], column: spelled(rows[1][column]), "id": number}
@@ -261,6 +263,12 @@ def test_the_hubs_data_are_taken_without_a_folder(monkeypatch):
 def test_numbers_out_of_range(shots, limit, data):
     with pytest.raises(ConfigError, match="at least"):
         load_tasks([ARC], shots, data=data, limit=limit)
+
+
+def test_other_benchmarks_are_asked_only_if_they_are_named():
+    named = benchmarks("cloze", ["SciQ", "ARC-Easy", "PIQA"])
+    assert [[spec.name for spec in one.tasks] for one in named] == [["sciq"], ["arc_easy"], ["piqa"]]
+    assert len(benchmarks()) == 8 and not {"SciQ", "ARC-Easy"} & {one.name for one in benchmarks()}
 
 
 def test_unknown_benchmarks_are_refused():
