@@ -7,7 +7,6 @@ weights of a token are never built.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,22 +14,21 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from monet.errors import ConfigError, DataError, NonFiniteError
+from monet.errors import ConfigError, DataError
 from monet.eval.attribution.statistics.accumulator import Accumulator, Sums
 from monet.eval.attribution.statistics.collectors import PERMUTATIONS, Wanted
 from monet.eval.attribution.statistics.exclusion import Exclude, Exclusion
+from monet.eval.attribution.statistics.passes import read_text
 from monet.eval.attribution.statistics.result import FORMAT, ExpertStatistics
 from monet.eval.attribution.statistics.scored import read_scored
 from monet.eval.attribution.statistics.shuffle import Shuffle
 from monet.eval.core import signature
-from monet.eval.core.inputs import LabelledData, LabelledSequences, PreparedWindows
+from monet.eval.core.inputs import Batch, LabelledData, LabelledSequences, PreparedWindows
 from monet.eval.core.loading import (
     check_batch_size,
-    evaluating,
     load_tokenizer,
     mask_digest,
     provenance_now,
-    vocab_size,
     window_length,
     windows_bar,
 )
@@ -96,31 +94,20 @@ def collect(
     last_document: dict[int, str] = {}
     left_out = 0
     sequences = signature.Collected()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        bar = stack.enter_context(windows_bar(data.num_windows, "routing statistics", progress))
-        for group, router in enumerate(routers):
-            handle = router.register_forward_hook(lambda _, __, output, group=group: total.add(group, output))
-            stack.callback(handle.remove)
-        for batch in data.batches(batch_size):
-            batch.check_vocabulary(vocab_size(model))
-            sequences.add(batch)
-            length_B = total.start(batch)
-            left_out += int((batch.num_tokens_B - length_B).sum())
-            model.base_model(**batch.inputs(device))
-            if not bool(total.is_finite):
-                raise NonFiniteError(
-                    f"routing probabilities are not finite in the batch of windows {batch.index_B.tolist()} "
-                    f"(document {batch.document_B[0]}); check the checkpoint's weights, or load it as float32"
-                )
-            for label, length, document in zip(
-                batch.label_B.tolist(), length_B.tolist(), batch.document_B, strict=True
-            ):
-                tokens_C[label] += length
-                windows_C[label] += 1
-                documents_C[label] += last_document.get(label) != document
-                last_document[label] = document
-            bar.update(len(batch.document_B))
+
+    def count(batch: Batch, length_B: Tensor) -> None:
+        nonlocal left_out
+        sequences.add(batch)
+        left_out += int((batch.num_tokens_B - length_B).sum())
+        for label, length, document in zip(batch.label_B.tolist(), length_B.tolist(), batch.document_B, strict=True):
+            tokens_C[label] += length
+            windows_C[label] += 1
+            documents_C[label] += last_document.get(label) != document
+            last_document[label] = document
+        bar.update(len(batch.document_B))
+
+    with windows_bar(data.num_windows, "routing statistics", progress) as bar:
+        read_text(model, data.batches(batch_size), total, count)
     if not int(tokens_C.sum()):
         raise DataError(f"no text to collect statistics from: {data.description}; prepare a larger split")
     part = {"data_fingerprint": data.fingerprint, **data.description, "stored_mask": mask_digest(model.expert_mask)}

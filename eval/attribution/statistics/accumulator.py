@@ -6,8 +6,6 @@ product `G1^T G2` for each label, with token and head as its inner dimension, ma
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 from monet.eval.attribution.statistics.collectors import Scores, Tokens, Wanted, check_scored, collectors_of
 from monet.eval.attribution.statistics.exclusion import Exclusion
 from monet.eval.attribution.statistics.pairs import ActiveExperts, ExpertLister, num_pairs
+from monet.eval.attribution.statistics.passes import RouterReader
 from monet.eval.attribution.statistics.shuffle import Shuffle
 from monet.eval.core.inputs import Batch
 
@@ -54,8 +53,8 @@ class Sums:
         return {name: collector.result() for name, collector in self.collectors.items()}
 
 
-class Accumulator:
-    """Add up the outputs of the routers while a batch is set; `add` is the body of their forward hooks.
+class Accumulator(RouterReader):
+    """Add up the outputs of the routers while a batch is set.
 
     Args:
         num_labels: C.
@@ -81,17 +80,14 @@ class Accumulator:
         exclusion: Exclusion = Exclusion(),  # noqa: B008 - frozen
         shuffle: Shuffle | None = None,
     ) -> None:
-        self.exclusion = exclusion
+        super().__init__(device, exclusion)
         self.shuffle = shuffle
-        # MPS has no float64.
-        self.device = torch.device("cpu") if device.type == "mps" else device
         size_CREE = (num_labels, num_groups, num_keys, num_keys)
         self.own = Sums(size_CREE, self.device, wanted)
         read_by_rules = Wanted(firing="firing" in self.own.collectors)
         self.permuted = [
             Sums(size_CREE, self.device, read_by_rules) for _ in range(shuffle.count if shuffle is not None else 0)
         ]
-        self.is_finite = torch.ones((), dtype=torch.bool, device=self.device)
         self._lister: ExpertLister | None = None
         self._lists: bool | None = None
         self._alike: list[tuple[list[int], Tensor | None]] = []
@@ -107,28 +103,24 @@ class Accumulator:
         """
         if self.own.tokens is not None:
             check_scored(batch, "scores" in self.own.collectors)
-        tokens = Tokens.of(batch, self.device, self.exclusion)
+        length_B = super().start(batch)
+        tokens = self.tokens
+        assert tokens is not None
         self.own.start(tokens)
         for one, shuffled in zip(self.permuted, self.shuffle.batch(batch, tokens) if self.shuffle else [], strict=True):
             one.start(shuffled)
         if not self._lists:
             self._alike = self._labelled_alike()
-        return tokens.per_sequence(batch)
+        return length_B
 
-    def add(self, group: int, output: Any) -> None:
-        """Add the output of the group's router."""
-        assert self.own.tokens is not None, "call start before the batch's forward pass"
-        chosen_BT = self.own.tokens.chosen_BT
-        probs = [g_BTHE.detach().to(self.device).float() for g_BTHE in (output.g1_BTHE, output.g2_BTHE)]
-        g1_XHE, g2_XHE = (g.flatten(0, 1) if chosen_BT is None else g[chosen_BT] for g in probs)
-        self.is_finite &= torch.isfinite(g1_XHE.sum()) & torch.isfinite(g2_XHE.sum())
+    def read(self, group: int, g1_XHE: Tensor, g2_XHE: Tensor) -> None:
+        """Add the probabilities of a group."""
         if self._lists is None:
             self._lists = bool(self.own.collectors) or self._listing_is_cheaper(g1_XHE, g2_XHE)
-        with full_float32(self.device):
-            if not self._lists:
-                self._add_products(group, g1_XHE, g2_XHE)
-            elif bool(self.is_finite):
-                self._add_lists(group, g1_XHE, g2_XHE)
+        if not self._lists:
+            self._add_products(group, g1_XHE, g2_XHE)
+        elif bool(self.is_finite):
+            self._add_lists(group, g1_XHE, g2_XHE)
 
     def _listing_is_cheaper(self, g1_XHE: Tensor, g2_XHE: Tensor) -> bool:
         return num_pairs(g1_XHE, g2_XHE) * _PRODUCTS_A_PAIR < g1_XHE.numel() * g1_XHE.shape[-1]
@@ -154,15 +146,3 @@ class Accumulator:
             sums_EE = (g1_ZE.T @ g2_ZE).double()
             for one, label in zip((self.own, *self.permuted), labels_A, strict=True):
                 one.sums_CREE[label, group] += sums_EE
-
-
-@contextlib.contextmanager
-def full_float32(device: torch.device) -> Iterator[None]:
-    """Compute float32 products in float32: no autocast and no TF32, regardless of the caller's settings."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
