@@ -10,24 +10,26 @@ RUN/
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from monet.configuration_monet import MonetConfig
 from monet.convert.dense import report as reports
 from monet.convert.dense.architectures import hybrid_config
 from monet.convert.dense.hybrid import write_hybrid
 from monet.convert.dense.layers import parse_layers, routing_groups
-from monet.convert.dense.local import LocalOptions, LocalTraining, Seconds
+from monet.convert.dense.local import LocalOptions, LocalTraining, Norms, Seconds
 from monet.convert.dense.measure import HeldOut, held_out_windows, measure_students
 from monet.convert.dense.options import DistilOptions, ExpertOptions, RunOptions
 from monet.convert.dense.precision import Arithmetic, arithmetic
 from monet.convert.dense.stage import restore, run_stage, whole_state
-from monet.convert.dense.stand_in import build_stand_ins
+from monet.convert.dense.stand_in import StandIn, build_stand_ins
 from monet.convert.dense.start import start_stand_ins
 from monet.convert.dense.state import LAYERS, LayerCheckpoints
 from monet.convert.dense.stream import MlpStates, StateStream, TextOptions, check_text
@@ -145,11 +147,59 @@ def load_for(job: Job) -> tuple[Any, str]:
 
 
 def open_stream(job: Job, dense: Any) -> StateStream:
-    """The stream that stage 1 reads, at its start; it takes the dense model apart.
-
-    Other stand-ins, for example transcoders, train on it too: with `LocalTraining` and `run_stage`.
-    """
+    """The stream that stage 1 reads, at its start; it takes the dense model apart."""
     return StateStream(MlpStates(dense, job.layers, job.arithmetic), job.text.module(job.data))
+
+
+def train_layers(
+    job: Job,
+    stream: StateStream,
+    checkpoints: LayerCheckpoints,
+    empty: Callable[[], Mapping[int, nn.Module]],
+    start: Callable[[], tuple[Mapping[int, nn.Module], Mapping[int, Norms]]],
+) -> tuple[LocalTraining, HeldOut]:
+    """Start or continue the training of modules that learn the MLPs, and measure them on held-out text.
+
+    The modules need not be Monet layers. Others, for example transcoders, train on the same text with the same budget.
+
+    Args:
+        job: the checked settings.
+        stream: at its start.
+        checkpoints: where to save, and from where to continue.
+        empty: builds the modules for the weights of a checkpoint.
+        start: builds and starts the modules, reads `sample_tokens` of the stream, and says what errors are divided by.
+    Raises:
+        Stopped: a signal ended the training after a checkpoint.
+        NonFiniteError: a loss is NaN or infinite.
+    """
+    checkpoints.remove_leftovers()
+    found = checkpoints.newest()
+    steps = -(-job.local.tokens // stream.tokens_per_batch)
+    seconds = Seconds()
+    if found is None:
+        with seconds.of("start"):
+            students, norms = start()
+    else:
+        students, norms = empty(), {}
+    training = LocalTraining(students, job.groups, norms, job.local, job.arithmetic, steps)
+    windows = held_out_windows(job.data_module, job.run.report_windows)
+    if found is None:
+        training.seconds = seconds
+        with training.seconds.of("measurement"):
+            before = measure_students(students, stream.model, windows, job.arithmetic)
+        training.start_fvu = before.fvu
+        checkpoints.save(0, whole_state(training, stream))
+        _warn_of_repeats(job, stream)
+        print(f"start: FVU {_line(before.fvu)} on held-out text", flush=True)
+    else:
+        path, state = found
+        restore(state, training, stream)
+        print(f"stage 1 continues after step {training.step} of {steps} ({path})", flush=True)
+    run_stage(training, stream, checkpoints, save_seconds=60 * job.run.save_minutes, progress=job.run.progress)
+    with training.seconds.of("measurement"):
+        end = measure_students(students, stream.model, windows, job.arithmetic)
+    print(f"stage 1: FVU {_line(end.fvu)} on held-out text after {training.tokens:,} tokens", flush=True)
+    return training, end
 
 
 def stage_1(job: Job, dense: Any) -> dict[str, Any]:
@@ -164,47 +214,28 @@ def stage_1(job: Job, dense: Any) -> dict[str, Any]:
     results = job.layers_folder / _RESULTS
     if results.is_file() and job.local_model.is_dir():
         return read_json(results, CheckpointError)
-    checkpoints = LayerCheckpoints(job.layers_folder)
-    checkpoints.remove_leftovers()
-    found = checkpoints.newest()
     stream = open_stream(job, dense)
-    steps = -(-job.local.tokens // stream.tokens_per_batch)
-    seconds = Seconds()
-    if found is None:
-        with seconds.of("start"):
-            students, norms = start_stand_ins(
-                job.config, job.groups, stream, init=job.experts.init, heads=job.experts.heads,
-                sample_tokens=job.experts.sample_tokens, seed=job.text.seed,
-            )  # fmt: skip
-    else:
-        students, norms = build_stand_ins(job.config, job.groups), {}
-    training = LocalTraining(students, job.groups, norms, job.local, job.arithmetic, steps)
-    windows = held_out_windows(job.data_module, job.run.report_windows)
-    if found is None:
-        training.seconds = seconds
-        with training.seconds.of("measurement"):
-            start = measure_students(students, stream.model, windows, job.arithmetic)
-        training.start_fvu = start.fvu
-        checkpoints.save(0, whole_state(training, stream))
-        _warn_of_repeats(job, stream)
-        print(f"start: FVU {_line(start.fvu)} on held-out text", flush=True)
-    else:
-        path, state = found
-        restore(state, training, stream)
-        print(f"stage 1 continues after step {training.step} of {steps} ({path})", flush=True)
-    run_stage(training, stream, checkpoints, save_seconds=60 * job.run.save_minutes, progress=job.run.progress)
-    with training.seconds.of("measurement"):
-        end = measure_students(students, stream.model, windows, job.arithmetic)
-    print(f"stage 1: FVU {_line(end.fvu)} on held-out text after {training.tokens:,} tokens", flush=True)
+    training, end = train_layers(
+        job, stream, LayerCheckpoints(job.layers_folder),
+        lambda: build_stand_ins(job.config, job.groups), lambda: start_for(job, stream),
+    )  # fmt: skip
     content = _results(training, end)
     if not job.local_model.is_dir():
         converted = {layer: {name: tensor.cpu() for name, tensor in student.folded().items()}
-                     for layer, student in students.items()}  # fmt: skip
+                     for layer, student in training.students.items() if isinstance(student, StandIn)}  # fmt: skip
         whole = load_dense(job.model)  # stage 1 dropped the upper layers, and may have rounded the weights
         dtype = getattr(torch, "float32" if job.distil.distil_tokens else job.run.dtype)
         write_hybrid(job.local_model, whole, job.config, job.layers, converted, job.tokenizer, dtype)
     atomic_write_json(results, content)
     return content
+
+
+def start_for(job: Job, stream: StateStream) -> tuple[dict[int, StandIn], dict[int, Norms]]:
+    """Stand-ins with their start weights; see `start_stand_ins`."""
+    return start_stand_ins(
+        job.config, job.groups, stream, init=job.experts.init, heads=job.experts.heads,
+        sample_tokens=job.experts.sample_tokens, seed=job.text.seed,
+    )  # fmt: skip
 
 
 def _results(training: LocalTraining, end: HeldOut) -> dict[str, Any]:

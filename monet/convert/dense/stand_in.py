@@ -31,33 +31,25 @@ def power_of_two(values: Tensor) -> Tensor:
     return torch.exp2(values.float().clamp(min=_LEAST_SCALE).log2().round())
 
 
-class StandIn(nn.Module):
-    """A Monet layer that learns an MLP's output.
+class Standardised(nn.Module):
+    """A student that computes in standardised coordinates.
 
     Args:
-        config: the hybrid's configuration; it gives the sizes.
-        leader: the stand-in whose router this layer shares; it must run first on the same batch. None for a layer that
-            owns a router.
+        width: size D of inputs and outputs.
     Attributes:
         mean_D, scale_D: mean of the inputs, and their standard deviation rounded to a power of two.
         out_scale: root mean square of the centred outputs, rounded to a power of two.
-        routed: output of the router in the last forward.
     """
 
     mean_D: Tensor
     scale_D: Tensor
     out_scale: Tensor
 
-    def __init__(self, config: MonetConfig, leader: StandIn | None = None) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.num_heads = config.moe_heads
-        self._leader = [leader]  # in a list: the leader's weights are not this module's
-        self.router = MonetRouter(config) if leader is None else None
-        self.experts: Experts = EXPERTS[config.moe_decompose](config)
         for name in ("mean_D", "scale_D"):
-            self.register_buffer(name, torch.full((config.hidden_size,), float(name == "scale_D")))
+            self.register_buffer(name, torch.full((width,), float(name == "scale_D")))
         self.register_buffer("out_scale", torch.ones(()))
-        self.routed: RouterOutput | None = None
 
     @torch.no_grad()
     def standardise(self, x_TD: Tensor, y_TD: Tensor) -> None:
@@ -66,13 +58,33 @@ class StandIn(nn.Module):
         self.scale_D.copy_(power_of_two(x_TD.float().std(0)))
         self.out_scale.copy_(power_of_two(y_TD.float().var(0).mean().sqrt()))
 
+    def centred(self, x_TD: Tensor) -> Tensor:
+        """An input in standardised coordinates, float32."""
+        return (x_TD.float() - self.mean_D) / self.scale_D
+
+
+class StandIn(Standardised):
+    """A Monet layer that learns an MLP's output.
+
+    Args:
+        config: the hybrid's configuration; it gives the sizes.
+        leader: the stand-in whose router this layer shares; it must run first on the same batch. None for a layer that
+            owns a router.
+    Attributes:
+        routed: output of the router in the last forward.
+    """
+
+    def __init__(self, config: MonetConfig, leader: StandIn | None = None) -> None:
+        super().__init__(config.hidden_size)
+        self.num_heads = config.moe_heads
+        self._leader = [leader]  # in a list: the leader's weights are not this module's
+        self.router = MonetRouter(config) if leader is None else None
+        self.experts: Experts = EXPERTS[config.moe_decompose](config)
+        self.routed: RouterOutput | None = None
+
     def scaled(self, x_TD: Tensor) -> Tensor:
         """The router's view of an input; exact in every dtype."""
         return x_TD * (1 / self.scale_D).to(x_TD.dtype)
-
-    def centred(self, x_TD: Tensor) -> Tensor:
-        """The experts' view of an input, float32."""
-        return (x_TD.float() - self.mean_D) / self.scale_D
 
     def route(self, x_TD: Tensor) -> RouterOutput:
         """The routing of a batch: this layer's own, or that of the leader's last forward."""
