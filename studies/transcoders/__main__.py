@@ -25,9 +25,7 @@ from monet.eval.core.loading import provenance_now
 from monet.training.run import RunDirectory
 from studies.transcoders import folder
 from studies.transcoders.module import Shape, Transcoder
-from studies.transcoders.training import equal_shape, job_like, refuse_other_text, train_transcoders
-
-_NOT_TRAINING = "measurement"
+from studies.transcoders.training import equal_shape, job_like, refuse_other_text, train_transcoders, training_seconds
 
 
 def active_units(report: Report) -> int:
@@ -49,7 +47,7 @@ def trained_of(training: LocalTraining, end: HeldOut, shape: Shape, **others: An
         others: the other fields of the result.
     """
     modules = {str(layer): one for layer, one in training.students.items() if isinstance(one, Transcoder)}
-    parts = [part for part in training.seconds.wall if part != _NOT_TRAINING]
+    wall, cpu = training_seconds(training)
     return folder.Trained(
         layers=list(training.students), shape=shape, parameters=shape.parameters, tokens=training.tokens,
         fvu_start={str(layer): value for layer, value in training.start_fvu.items()},
@@ -57,8 +55,7 @@ def trained_of(training: LocalTraining, end: HeldOut, shape: Shape, **others: An
         active={layer: one.use.active for layer, one in modules.items()},
         dead={layer: shape.latents - one.use.used for layer, one in modules.items()},
         held_out_tokens=end.tokens,
-        seconds=sum(training.seconds.wall[part] for part in parts),
-        cpu_seconds=sum(training.seconds.cpu[part] for part in parts),
+        seconds=wall, cpu_seconds=cpu,
         provenance=provenance_now(), **others,
     )  # fmt: skip
 

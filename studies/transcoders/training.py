@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from monet.convert.dense.conversion import Job, open_stream, train_layers
 from monet.convert.dense.local import LocalOptions, LocalTraining, Norms
@@ -18,6 +18,7 @@ from monet.convert.dense.stream import StateStream, TextOptions
 from monet.errors import ConfigError
 from studies.transcoders.module import Shape, Transcoder, start
 
+Read = TypeVar("Read", ExpertOptions, TextOptions, LocalOptions)
 TOLERANCE = 0.02  # largest relative difference between two numbers of parameters
 
 
@@ -32,19 +33,20 @@ def job_like(run: Path, dense: Path, data: Path, out: Path, device: str = "auto"
         device: where to train.
     Raises:
         CheckpointError: the folder has no report.
-        ConfigError: the conversion shared routers between layers: its settings make no independent layers.
     """
     report = Report.load(run)
-    groups = {
-        kind: kind(**{field.name: report.settings[field.name] for field in fields(kind)})
-        for kind in (ExpertOptions, TextOptions, LocalOptions)
-    }
-    precision = report.settings["precision"]
+    told = report.settings
+    experts = replace(_read(ExpertOptions, told), moe_groups=1)
     return Job(
-        str(dense), data, ",".join(map(str, report.layers)), out, replace(groups[ExpertOptions], moe_groups=1),
-        groups[TextOptions], groups[LocalOptions], DistilOptions(distil_tokens=0),
-        RunOptions(device=device, precision=precision),
+        str(dense), data, ",".join(map(str, report.layers)), out, experts, _read(TextOptions, told),
+        _read(LocalOptions, told), DistilOptions(distil_tokens=0),
+        RunOptions(device=device, precision=told["precision"]),
     )  # fmt: skip
+
+
+def _read(kind: type[Read], settings: Mapping[str, Any]) -> Read:
+    """The options of one group."""
+    return kind(**{field.name: settings[field.name] for field in fields(kind)})
 
 
 def refuse_other_text(run: Path, job: Job, model_fingerprint: str) -> None:
@@ -98,3 +100,12 @@ def _started(job: Job, stream: StateStream, shape: Shape) -> tuple[dict[int, Tra
         found[layer], norms[layer] = Transcoder(shape), sample.norms
         start(found[layer], sample.x_TD, sample.y_TD, layer_generator(job.text.seed, layer))
     return found, norms
+
+
+def training_seconds(training: LocalTraining) -> tuple[float, float]:
+    """Wall and processor seconds of start and training, without measurements."""
+    wall, cpu = (
+        sum(seconds for part, seconds in of.items() if part != "measurement")
+        for of in (training.seconds.wall, training.seconds.cpu)
+    )
+    return wall, cpu
