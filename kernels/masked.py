@@ -14,10 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from monet.kernels import limits
 from monet.kernels.checks import check_same_device, check_shape
-
-# Elements of the pair tensor that exist at once; 2^22 float32 values are 16 MiB.
-_PAIR_ELEMENTS = 1 << 22
 
 
 class Keep(NamedTuple):
@@ -91,8 +89,12 @@ def iterate_pairs(g1_THE: Tensor, g2_THE: Tensor, keep: Keep) -> Iterator[Pairs]
         yield Pairs(rows, w_tUU * _keep_weights(keep.at(rows), idx1_tU, idx2_tU).to(w_tUU.dtype), idx1_tU, idx2_tU)
 
 
-def token_chunks(T: int, elements_per_token: int, elements: int = _PAIR_ELEMENTS) -> list[slice]:
-    """Slices of the tokens; a tensor with `elements_per_token` for each token of a slice has at most `elements`."""
+def token_chunks(T: int, elements_per_token: int, elements: int | None = None) -> list[slice]:
+    """Slices of the tokens; a tensor with `elements_per_token` for each token of a slice has at most `elements`.
+
+    None stands for `limits.PAIR_ELEMENTS`.
+    """
+    elements = limits.PAIR_ELEMENTS if elements is None else elements
     step = max(1, elements // max(1, elements_per_token))
     return [slice(start, min(start + step, T)) for start in range(0, max(T, 1), step)]
 

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from monet.kernels import limits
 from monet.kernels.dispatch import without_autocast
 from monet.kernels.mix_project_op import traced
 from monet.kernels.mix_project_parts import Mixed, Step, forward, input_gradients, learns, reference
 from monet.kernels.routing import again
 from monet.kernels.shared import Facts, SharedGates, facts_of
-
-# With fewer elements recomputing saves nothing, and plain autograd is faster.
-_LEAN_FROM_ELEMENTS = 1 << 16
 
 
 def mix_project(
@@ -44,7 +42,7 @@ def mix_project(
         wanted = learning or any(tensor.requires_grad for tensor in (*inputs, *weights))
         if not (torch.is_grad_enabled() and wanted):
             return forward(step, inputs, weights, facts_of(shared, *inputs[-2:]))
-        if learning or inputs[0].numel() < max(1, _LEAN_FROM_ELEMENTS):
+        if learning or inputs[0].numel() < max(1, limits.LEAN_FROM_ELEMENTS):
             return reference(step, inputs, weights)
         facts = facts_of(shared, *inputs[-2:])
         out_TD = _MixProject.apply(step, weights, facts, *inputs)

@@ -7,14 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from monet.kernels import limits
 from monet.kernels.masked import Keep, token_chunks
 from monet.kernels.mixing import Activation, Mixing
 from monet.kernels.products import product, takes_onednn
 from monet.kernels.shared import UNKNOWN, Facts
-
-# Elements of one hidden array that the CPU processes at a time. This limits temporary memory, while the projections'
-# matrix products stay large enough to be efficient.
-_GEMM_ELEMENTS = 1 << 22
 
 
 class Term(NamedTuple):
@@ -89,7 +86,7 @@ def _chunks(hidden_TEM: Tensor) -> list[slice]:
     T = hidden_TEM.shape[0]
     if hidden_TEM.is_cuda:
         return [slice(0, T)]
-    return token_chunks(T, max(1, hidden_TEM.shape[1] * hidden_TEM.shape[2]), _GEMM_ELEMENTS)
+    return token_chunks(T, max(1, hidden_TEM.shape[1] * hidden_TEM.shape[2]), limits.GEMM_ELEMENTS)
 
 
 def input_gradients(

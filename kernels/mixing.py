@@ -8,13 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from monet.kernels import limits
 from monet.kernels.masked import Keep, token_chunks
 from monet.kernels.shared import UNKNOWN, Facts
 
 Activation = Callable[[Tensor], Tensor]
-# Elements of one hidden array that an unmasked backward processes at a time, so that its many temporaries stay in the
-# cache.
-_CACHE_ELEMENTS = 1 << 18
 
 
 class Mixing(NamedTuple):
@@ -67,7 +65,7 @@ def torch_mixing(mix: Callable[..., tuple[Tensor, ...]], mix_backward: Callable[
         if keep is not None:
             chunks = token_chunks(T, E * E)
         elif not hidden[0].is_cuda:
-            chunks = token_chunks(T, E * M, _CACHE_ELEMENTS)
+            chunks = token_chunks(T, E * M, limits.CACHE_ELEMENTS)
         for rows in chunks:
             leaves = [h[rows].detach().requires_grad_() for h in hidden]
             gates = [g_THE[rows].detach().to(dtype) for g_THE in (g1_THE, g2_THE)]

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-_CPUINFO = Path("/proc/cpuinfo")
+from monet.kernels import limits
+
+CPUINFO = Path("/proc/cpuinfo")
 # Largest relative root-mean-square error for a float32 product; bfloat16 arithmetic has about 3e-3.
-_FLOAT32_ERROR = 1e-6
-# Number of multiply-adds from which the detour through oneDNN pays off.
-_SMALLEST = 1 << 20
+FLOAT32_ERROR = 1e-6
 
 
 def product(a_MK: Tensor, b_KN: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def takes_onednn(a_MK: Tensor, b_KN: Tensor) -> bool:
     """Whether `product` sends these two matrices to oneDNN by a detour."""
     if a_MK.device.type != "cpu" or a_MK.dtype != torch.float32 or b_KN.dtype != torch.float32:
         return False
-    if a_MK.shape[0] * a_MK.shape[1] * b_KN.shape[1] < _SMALLEST or torch.compiler.is_compiling():
+    if a_MK.shape[0] * a_MK.shape[1] * b_KN.shape[1] < limits.ONEDNN_FROM_PRODUCTS or torch.compiler.is_compiling():
         return False
     if not all(type(tensor) in (Tensor, nn.Parameter) for tensor in (a_MK, b_KN)) or onednn_products():
         return False
@@ -66,9 +66,9 @@ def has_onednn_detour() -> bool:
 @lru_cache(maxsize=1)
 def mkl_is_slow() -> bool:
     """Whether torch multiplies with MKL on an AVX-512 processor that is not Intel's, and could use oneDNN instead."""
-    if not torch.backends.mkl.is_available() or not torch.backends.mkldnn.is_available() or not _CPUINFO.exists():
+    if not torch.backends.mkl.is_available() or not torch.backends.mkldnn.is_available() or not CPUINFO.exists():
         return False
-    processor = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    processor = CPUINFO.read_text(encoding="utf-8", errors="replace")
     return "avx512f" in processor and "GenuineIntel" not in processor
 
 
@@ -78,4 +78,4 @@ def is_float32(multiply: Callable[[Tensor, Tensor], Tensor]) -> bool:
     a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
     error = (multiply(a, b).double() - exact).norm() / exact.norm()
-    return bool(error < _FLOAT32_ERROR)
+    return bool(error < FLOAT32_ERROR)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,57 @@ def test_rules_of_suites_and_baselines_are_read():
     suites, baselines = {"m.code.": "code", "m.loss": "loss"}, {"m.neurons": "neurons"}
     assert suites_in_suites(graph, suites) == ["m.code.x (code) imports m.loss (loss)"]
     assert suites_in_baselines(graph, suites, baselines) == ["m.neurons (neurons) imports m.loss (loss)"]
+
+
+def private_names(sources: Iterable[str]) -> set[str]:
+    """Names with a leading underscore that sources define: in modules, in classes, or on `self`."""
+    found: set[str] = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            found.add(node.attr)
+    return {name for name in found if name.startswith("_") and not name.endswith("_")}
+
+
+def private_names_set(source: str) -> set[str]:
+    """Names with a leading underscore that a test sets in another object, also in the source of another process.
+
+    `setattr(x, "_name", v)`, `setattr("x._name", v)` and `x._name = v` count; `self._name = v` does not.
+    """
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "setattr":
+            names = [word.value for word in node.args[:2] if isinstance(word, ast.Constant)]
+            found |= {name.rpartition(".")[2] for name in names if isinstance(name, str)}
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) != "self":
+            found.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import " in node.value:
+            with contextlib.suppress(SyntaxError):
+                found |= private_names_set(node.value)
+    return {name for name in found if name.startswith("_") and not name.endswith("_")}
+
+
+def test_no_test_sets_a_private_name_of_ours():
+    """What tests shrink or replace is public; if a room has several such sizes, they are in its `limits.py`."""
+    product = [path for path in [*MODULES.values(), *SCRIPTS] if ROOT / "tests" not in path.parents]
+    ours = private_names(path.read_text(encoding="utf-8") for path in product)
+    wrong = {
+        str(path.relative_to(ROOT)): sorted(names)
+        for path in python_files(ROOT / "tests")
+        if (names := private_names_set(path.read_text(encoding="utf-8")) & ours)
+    }
+    assert not wrong, f"make these names public: {wrong}"
+
+
+def test_private_names_are_read():
+    source = "_SIZE: int = 1\nclass A:\n _kind = 2\n def f(self):\n  self._own, a._b = 3, 4\ndef _g(): 1\n__all__ = []"
+    assert private_names([source]) == {"_SIZE", "_kind", "_own", "_g"}
+    script = repr("from a import b\nb._C, b.D = 1, 2")
+    source = f"{script}\npatch.setattr(m, '_A', 1)\npatch.setattr('m._B', 1)\nself._own = x._e = 1\nx.__class__ = X"
+    assert private_names_set(source) == {"_A", "_B", "_C", "_e"}
 
 
 def test_namespace_folders_have_no_init():

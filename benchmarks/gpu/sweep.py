@@ -32,7 +32,7 @@ def rows(plan: Plan) -> Iterator[Row]:
 
 
 def _descend(plan: Plan, kernel: str, parameters: dict[str, Any], mine: list[Operation]) -> Iterator[Row]:
-    best, best_ms = dict(parameters), _milliseconds(plan, mine)
+    best, best_ms = dict(parameters), milliseconds(plan, mine)
     row: Row = {"kernel": kernel, **best, "ms": best_ms, "note": "as written"}
     yield row
     for name in parameters:
@@ -42,7 +42,7 @@ def _descend(plan: Plan, kernel: str, parameters: dict[str, Any], mine: list[Ope
                 continue
             with changed(parameters, tried):
                 try:
-                    ms = _milliseconds(plan, mine)
+                    ms = milliseconds(plan, mine)
                 except Exception as error:  # too much shared memory, or no such tile
                     yield {"kernel": kernel, **tried, "ms": None, "note": f"{type(error).__name__}: {error}"[:120]}
                     continue
@@ -52,7 +52,8 @@ def _descend(plan: Plan, kernel: str, parameters: dict[str, Any], mine: list[Ope
     yield {"kernel": kernel, **best, "ms": best_ms, "note": f"best, {row['ms'] / best_ms:.2f} times as fast"}
 
 
-def _milliseconds(plan: Plan, mine: list[Operation]) -> float:
+def milliseconds(plan: Plan, mine: list[Operation]) -> float:
+    """Sum of the median times of some operations."""
     runs = {operation.name: operation.run for operation in mine}
     return sum(medians(time_on_device(runs, plan.device, max(2, plan.rounds // 2))).values())
 

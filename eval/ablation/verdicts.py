@@ -29,8 +29,8 @@ from monet.eval.core.window_losses import WindowLosses
 # The mask of a label, or the random control with this number.
 Measured = tuple[str, int | None]
 
-_IN_MEMORY = 256 * 2**20  # bytes of sums that are kept in memory; more go into a temporary file
-_AT_ONCE = 32_000_000  # sums of one domain that are drawn together
+IN_MEMORY_BYTES = 256 * 2**20  # bytes of sums that are kept in memory; more go into a temporary file
+SUMS_AT_ONCE = 32_000_000  # sums of one domain that are drawn together
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Sums:
     """Sums of units by domain and condition, in memory, or in a file if they are many."""
 
     def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - closed by close
+        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115 - closed by close
         self._places: dict[int, dict[Measured, tuple[int, int]]] = {}
 
     def put(self, domain: int, key: Measured, sums_U: NDArray[np.float64]) -> None:
@@ -108,7 +108,7 @@ class _Sums:
         waiting: list[Measured] = []
         places = self._places.get(domain, {})
         for key in places:
-            if waiting and key[1] is None and len(waiting) * units >= _AT_ONCE:
+            if waiting and key[1] is None and len(waiting) * units >= SUMS_AT_ONCE:
                 yield waiting, self._read(places, waiting)
                 waiting = []
             waiting.append(key)

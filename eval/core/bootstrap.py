@@ -17,8 +17,8 @@ from monet.errors import ConfigError, DataError
 Unit = Literal["source", "document", "window"]
 
 FEW = 10  # fewer units get a caution
-_BLOCK_CELLS = 4_000_000
-_MANY_UNITS = 100_000
+BLOCK_CELLS = 4_000_000
+MANY_UNITS = 100_000
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def resample_means(
     generator = np.random.default_rng(seed)
     columns_UX = np.concatenate([loss_sum_CU, tokens_U[None, :].astype(np.float64)]).T
     draws_QC = np.empty((num_resamples, num_conditions))
-    block = max(1, _BLOCK_CELLS // num_units)
+    block = max(1, BLOCK_CELLS // num_units)
     for start in range(0, num_resamples, block):
         size = min(block, num_resamples - start)
         counts_QU = _times_drawn(generator, num_units, size).astype(np.float64)
@@ -105,7 +105,7 @@ def resample_means(
 
 def _times_drawn(generator: np.random.Generator, num_units: int, size: int) -> NDArray[np.int64]:
     """How often each unit is drawn in each of `size` resamples, shape (size, U)."""
-    if num_units < _MANY_UNITS:
+    if num_units < MANY_UNITS:
         return generator.multinomial(num_units, np.full(num_units, 1.0 / num_units), size=size)
     # The same distribution in a sixth of the time. Fewer units use the slow way, so that earlier results stay the same.
     drawn = (generator.integers(num_units, size=num_units) for _ in range(size))

@@ -25,7 +25,7 @@ KEY = "signature"
 LIMIT = 8192
 # Two samples with fewer hashes to compare show nothing. If none of this many is in common, at most one percent of the
 # sequences is, with 95 % confidence.
-_ENOUGH = 300
+ENOUGH_HASHES = 300
 _LARGEST = 2**64 - 1
 
 # The keys of a description that identify its text: prepared text, a scored file, sequences in memory.
@@ -75,7 +75,7 @@ class Signature:
     def differs_from(self, other: Signature) -> bool:
         """Whether texts without a common hash have no common sequence: all hashes are known, or enough of them."""
         both = min(self.bound, other.bound)
-        return both == _LARGEST or min(len(one.up_to(both).hashes) for one in (self, other)) >= _ENOUGH
+        return both == _LARGEST or min(len(one.up_to(both).hashes) for one in (self, other)) >= ENOUGH_HASHES
 
 
 class Collected:

@@ -74,7 +74,7 @@ def _loss_sums(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     )
 
 
-def _losses_of(model: Any, batch: Batch, name: str, labels: list[str]) -> Tensor:
+def losses_of(model: Any, batch: Batch, name: str, labels: list[str]) -> Tensor:
     """Summed losses of each sequence of a batch, float64 on the CPU."""
     batch.check_vocabulary(vocab_size(model))
     logits_BTV = model(**batch.inputs(model.device)).logits
@@ -130,7 +130,7 @@ def window_losses(
             if kept is not None and all(number in kept for number in numbers):
                 sums_B = torch.tensor([kept[number] for number in numbers], dtype=torch.float64)
             else:
-                sums_B = _losses_of(model, batch, name, data.labels)
+                sums_B = losses_of(model, batch, name, data.labels)
                 for number, loss_sum in zip(numbers, sums_B.tolist(), strict=True):
                     if kept is not None and number not in kept:
                         kept.put(number, loss_sum)

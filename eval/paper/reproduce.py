@@ -62,8 +62,8 @@ def reproduce(experiment: Experiment, request: Request) -> ReproductionResult:
     steps = experiment.steps(request, folder)
     for number, step in enumerate(steps, start=1):
         print(f"[{number}/{len(steps)}] {step.command}")
-        _do(step, folder / STEPS_NAME)
-    own = _own_name(request.model) if request.model else experiment.paper_model
+        run_step(step, folder / STEPS_NAME)
+    own = own_name(request.model) if request.model else experiment.paper_model
     paper_model = own if experiment.any_size and own in GENERAL[0] else experiment.paper_model
     provenance = {**provenance_now(), "model": request.model, "commands": [step.command for step in steps]}
     cautions = _cautions(experiment, request, steps, own == paper_model.replace("CodeMonet", "Monet"), paper_model)
@@ -110,7 +110,7 @@ def _cautions(
     return found
 
 
-def _do(step: Step, record: Path) -> None:
+def run_step(step: Step, record: Path) -> None:
     """Run a step. A step that keeps nothing itself is skipped if it has finished with these options."""
     from monet.cli import VERBS
 
@@ -136,7 +136,7 @@ def _state(path: Path) -> Any:
     return [[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _own_name(model: str) -> str | None:
+def own_name(model: str) -> str | None:
     """Name of the paper's model that has the shape of this model."""
     from monet import MonetConfig
 

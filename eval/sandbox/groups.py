@@ -25,7 +25,7 @@ BOUNDS = {
 }
 # systemd-run finds its service by these variables.
 _BUS = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
-_MOUNTS = Path("/proc/self/mountinfo")
+MOUNTS = Path("/proc/self/mountinfo")
 
 
 def works(kind: str) -> bool:
@@ -75,7 +75,7 @@ def entered(kind: str, limits: Limits) -> Iterator[list[str]]:
 def was_exceeded(kind: str, pid: int) -> bool:
     """Whether the kernel killed a process of the jail because the jail's group exceeded its limit."""
     with contextlib.suppress(OSError):
-        if kind != "watched" and _folder(pid) != _folder(os.getpid()):
+        if kind != "watched" and folder_of(pid) != folder_of(os.getpid()):
             events = _read(pid, "memory.events")
             return ("oom_kill", "0") not in itertools.pairwise(events)
     return False
@@ -92,7 +92,7 @@ def _most(limits: Limits) -> int:
 
 def _make() -> Path:
     """Make a group in the first folder that is writable and limits the memory of its groups."""
-    own = _folder(os.getpid())
+    own = folder_of(os.getpid())
     for parent in (own, own.parent):
         with contextlib.suppress(OSError):
             if "memory" in (parent / "cgroup.subtree_control").read_text().split():
@@ -101,12 +101,12 @@ def _make() -> Path:
 
 
 def _read(pid: int, name: str) -> list[str]:
-    return (_folder(pid) / name).read_text().split()
+    return (folder_of(pid) / name).read_text().split()
 
 
-def _folder(pid: int) -> Path:
+def folder_of(pid: int) -> Path:
     """Folder of the group that a process is in."""
-    for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
+    for line in MOUNTS.read_text(errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         if after.startswith("cgroup2 "):
             root, mounted = before.split()[3:5]

@@ -28,11 +28,11 @@ _SYSTEM = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SETTINGS = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "java*", "php*", "localtime")
 # Not /dev/zero: a shared mapping of it is memory that belongs to no process.
 _DEVICES = ("null", "full", "random", "urandom")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Links to the working folder, unless a shown path is below it.
 _TEMPORARY = "/tmp"
 _ENVIRONMENT = {
-    "PATH": _PATH,
+    "PATH": PATH,
     "HOME": BOX,
     "TMPDIR": BOX,
     "LANG": "C.UTF-8",
@@ -108,7 +108,7 @@ def _foreign_user() -> int | None:
 
 
 def _bubblewrap() -> str:
-    return shutil.which("bwrap", path=f"{os.environ.get('PATH', '')}:{_PATH}") or "bwrap"
+    return shutil.which("bwrap", path=f"{os.environ.get('PATH', '')}:{PATH}") or "bwrap"
 
 
 @functools.cache

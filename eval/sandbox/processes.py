@@ -63,7 +63,7 @@ def look_at_tree(root: int) -> Tree:
     page, tick = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
     return Tree(
         resident={pid: int(fields_of[pid][21]) * page for pid in tree},
-        kernel=next((found for pid in sorted(tree, reverse=True) if (found := _of_the_kernel(pid))), 0),
+        kernel=next((found for pid in sorted(tree, reverse=True) if (found := kernel_memory(pid))), 0),
         cpu_seconds=sum(int(ticks) for pid in tree for ticks in fields_of[pid][11:15]) / tick,
         waited_seconds=max((_waited(pid) for pid in tree), default=0.0),
         runnable=sum(fields_of[pid][0] == "R" for pid in tree),
@@ -75,7 +75,7 @@ def _stat(pid: int) -> list[str]:
     return (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].decode().split()
 
 
-def _of_the_kernel(pid: int) -> int:
+def kernel_memory(pid: int) -> int:
     """Bytes that the kernel holds for the jail of a process; 0 if the process is in no jail.
 
     A Unix socket holds at most as much unread data as its buffer allows, no matter which process owns it. A file in

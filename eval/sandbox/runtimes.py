@@ -14,7 +14,7 @@ from monet.files import sha256_file
 
 _LUAS = ("lua", "lua5.4", "lua5.3", "lua5.2", "lua5.1", "luajit")
 _PHPS = ("php", *(f"php8.{minor}" for minor in range(5, -1, -1)))
-_JAVATUPLES = ("/usr/share/java/javatuples.jar",)
+JAVATUPLES = ("/usr/share/java/javatuples.jar",)
 # MultiPL-E's Java prompts import javatuples, and its Lua tests need luaunit; without them no program can pass.
 _PACKAGES = {
     "cpp": "g++",
@@ -90,7 +90,7 @@ def _cpp(limits: Limits, libraries: Sequence[Path]) -> list[Runtime]:
 def _java(limits: Limits, libraries: Sequence[Path]) -> list[Runtime]:
     compiler, machine = _need("javac", "javac"), _need("java", "java")
     jars = [jar for folder in libraries for jar in sorted(folder.glob("javatuples*.jar"))]
-    jars += [Path(jar) for jar in _JAVATUPLES if Path(jar).is_file()]
+    jars += [Path(jar) for jar in JAVATUPLES if Path(jar).is_file()]
     if not jars:
         raise _Missing("no javatuples.jar, which MultiPL-E's Java programs import")
     jar = jars[0].resolve()

@@ -30,12 +30,12 @@ from monet.eval.sandbox.views import python_interpreters
 
 _PROBE = Path(__file__).with_name("probe.py")
 _TICK_SECONDS = 0.02
-_LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.1
 _END_SECONDS = 30.0
 # A jail that has not begun its script after this many seconds does not work. A program that a busy machine starves
 # is stopped after its wall-clock limit times this factor.
-_START_SECONDS = 120.0
-_PATIENCE = 10
+START_SECONDS = 120.0
+PATIENCE = 10
 COMPILE_ERROR = 101
 _INSTALL = (
     "Install bubblewrap 0.8 or later (Debian, Ubuntu: apt install bubblewrap). Without root, unpack your distribution's"
@@ -154,9 +154,9 @@ class Sandbox:
                 seconds = now - began
                 if len(output) > limits.output_kb * 1024:
                     return bytes(output), "output", seconds
-                if not has_begun and seconds > _START_SECONDS:
+                if not has_begun and seconds > START_SECONDS:
                     return bytes(output), "sandbox error", seconds
-                if now - looked >= _LOOK_SECONDS:
+                if now - looked >= LOOK_SECONDS:
                     looked, tree = now, look_at_tree(process.pid)
                     inside = max(tree.resident.keys() - {process.pid}, default=process.pid)
                     if tree.memory(most) > most or groups.was_exceeded(self.memory, inside):
@@ -166,7 +166,7 @@ class Sandbox:
                     if has_begun and seconds > limits.wall_seconds:
                         if not tree.is_starved(seconds):
                             return bytes(output), "timeout", seconds
-                        if seconds > _PATIENCE * limits.wall_seconds:
+                        if seconds > PATIENCE * limits.wall_seconds:
                             return bytes(output) + _BUSY, "timeout", seconds
 
 

@@ -93,14 +93,14 @@ class _Pace:
     """Gives starting times that are at least an interval apart."""
 
     def __init__(self, per_second: float) -> None:
-        self._interval = 1.0 / per_second
+        self.interval = 1.0 / per_second
         self._lock = threading.Lock()
         self._next = 0.0
 
     def wait(self, cancelled: threading.Event) -> None:
         with self._lock:
             start = max(time.monotonic(), self._next)
-            self._next = start + self._interval
+            self._next = start + self.interval
         cancelled.wait(max(0.0, start - time.monotonic()))
 
 
@@ -148,7 +148,7 @@ class PerspectiveScorer:
         self.attempts = attempts
         self.timeout_seconds = timeout_seconds
         self.first_wait_seconds = first_wait_seconds
-        self._pace = _Pace(requests_per_second)
+        self.pace = _Pace(requests_per_second)
         self._lock = threading.Lock()
         self._misses = 0  # number of texts in a row that got no answer
         # An answer takes a large part of a second, so this number of threads keeps up with the quota.
@@ -180,7 +180,7 @@ class PerspectiveScorer:
     def _one(self, text: str, stop: threading.Event) -> Outcome:
         failure = Failure("not asked", "the service did not answer before", down=True)
         for attempt in range(self.attempts):
-            self._pace.wait(stop)
+            self.pace.wait(stop)
             if stop.is_set():
                 return failure
             outcome, wait_seconds = self._attempt(text)

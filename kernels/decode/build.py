@@ -26,7 +26,7 @@ import torch
 
 _log = logging.getLogger("monet.kernels")
 
-_FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent
 _SOURCES = ("decode.cpp",)
 _HEADERS = ("gathered.h", "mixing.h")
 # The flags that torch's own kernels use for a processor with this capability. -march=native is not used: machines with
@@ -46,7 +46,7 @@ def has_cpp() -> bool:
     if wanted == "0" or os.environ.get("MONET_KERNELS") == "torch":
         return False
     try:
-        _load()
+        load()
     except Exception as error:  # a compiler can fail in many ways; no failure may stop the model
         reason = str(error).strip().splitlines() or [type(error).__name__]
         warnings.warn(
@@ -58,14 +58,20 @@ def has_cpp() -> bool:
     return True
 
 
-def _load() -> None:
+def load() -> None:
+    """Build the C++ ops if this machine has no such build yet, and load them.
+
+    Raises:
+        RuntimeError: the compiler fails.
+        PermissionError: another user could have written the library.
+    """
     # Imported here because it imports setuptools, which nothing else needs.
     from torch.utils import cpp_extension
 
     capability = torch.backends.cpu.get_cpu_capability()
     # OpenMP is not linked: its symbols come from the runtime that torch has loaded, so only one thread pool exists.
     flags = ["-O3", "-fopenmp", "-Wno-psabi", *_INSTRUCTIONS.get(capability, ())]
-    name = _name(capability, flags)
+    name = library_name(capability, flags)
     folder = Path(os.path.realpath(cpp_extension._get_build_directory(name, verbose=False)))
     _refuse_foreign(folder)
     with _opened_lock(folder / "monet.lock") as lock:
@@ -74,7 +80,7 @@ def _load() -> None:
         (folder / "lock").unlink(missing_ok=True)
         if not (folder / f"{name}.so").exists():
             _log.info("building the C++ kernels in %s", folder)
-        sources = [str(_FOLDER / source) for source in _SOURCES]
+        sources = [str(FOLDER / source) for source in _SOURCES]
         with _own_programs_on_path():
             cpp_extension.load(
                 name,
@@ -147,9 +153,9 @@ def _own_programs_on_path() -> Iterator[None]:
         os.environ["PATH"] = before
 
 
-def _name(capability: str, flags: list[str]) -> str:
+def library_name(capability: str, flags: list[str]) -> str:
     """Name a build by everything it depends on, so that a build from other sources or another torch is never loaded."""
     digest = hashlib.sha256(repr((torch.__version__, platform.machine(), flags)).encode())
     for source in (*_SOURCES, *_HEADERS):
-        digest.update((_FOLDER / source).read_bytes())
+        digest.update((FOLDER / source).read_bytes())
     return re.sub(r"\W", "_", f"monet_decode_{capability.lower()}_{digest.hexdigest()[:16]}")

@@ -104,7 +104,7 @@ def is_sparse(
     wanted = os.environ.get("MONET_DECODE", "auto")
     if wanted not in _CHOICES:
         raise ValueError(f"MONET_DECODE={wanted!r}; set it to one of {', '.join(_CHOICES)}")
-    if wanted == "dense" or x_TD.shape[0] == 0 or not _is_inference(x_TD, linears, [*projections, *biases]):
+    if wanted == "dense" or x_TD.shape[0] == 0 or not is_inference(x_TD, linears, [*projections, *biases]):
         return False
     if wanted == "sparse":
         return True
@@ -138,7 +138,8 @@ def _compiled_has_cpp() -> bool:
     return has_cpp()
 
 
-def _is_inference(x_TD: Tensor, linears: Sequence[nn.Module], weights: Sequence[Tensor]) -> bool:
+def is_inference(x_TD: Tensor, linears: Sequence[nn.Module], weights: Sequence[Tensor]) -> bool:
+    """Whether a layer computes without gradients, hooks and other replacements, so that its weights may be read."""
     compiling = torch.compiler.is_compiling()
     everything = [x_TD, *weights]
     for linear in linears:

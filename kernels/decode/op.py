@@ -125,12 +125,12 @@ def active_vertical(
 
 def count_active(g_THE: Tensor) -> int:
     """Number of (token, key) pairs of one side for which any head is active."""
-    return _ops().count_active(g_THE)
+    return ops_for().count_active(g_THE)
 
 
 def is_transposed(w_DP: Tensor, rows_PD: Tensor, seed: int) -> bool:
     """Whether `rows_PD` is still the transpose of `w_DP` at a few hundred entries that `seed` picks."""
-    return _ops(w_DP).is_transposed(w_DP, rows_PD, seed)
+    return ops_for(w_DP).is_transposed(w_DP, rows_PD, seed)
 
 
 def _check(
@@ -185,7 +185,7 @@ def _torch_experts(
     keep: Keep | None,
 ) -> Tensor:
     """A layer built from the ops of this module; it is vertical if there are two first linears."""
-    ops = _ops(*first, *projections, *biases)
+    ops = ops_for(*first, *projections, *biases)
     a1_TEM = activation(ops.active_linear(x_TD, g1_THE, *first[:2]))
     y21_TEM, c_TE = _mix(ops, a1_TEM, g1_THE, g2_THE, keep)
     c_TE1 = c_TE[..., None]
@@ -203,7 +203,7 @@ def _torch_experts(
 enter_torch("active_experts", _torch_experts)
 
 
-def _ops(*weights: Tensor) -> Any:
+def ops_for(*weights: Tensor) -> Any:
     """The registered ops: C++ where it exists and supports these weights, else plain torch."""
     if any(weight.is_cpu and weight.dtype not in _CPP_DTYPES for weight in weights):
         return reference

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from monet.kernels import limits
 from monet.kernels.checks import FLOATS, check_float, check_same_device, check_shape
 from monet.kernels.dispatch import backend, enter_torch, resolve
 from monet.kernels.routing import reference
 from monet.kernels.shared import GateFacts
 
-# A chunk of logits stays in the last-level cache during comparison, masking and normalisation.
-_CHUNK_ELEMENTS = 1 << 19
 # If a row's maximum is this close to its bound, subtracting the bound loses less than one rounding of the result. The
 # comparison then becomes torch's threshold, which is several times faster than filling by a boolean mask.
-_SAFE_SPAN = 16.0
+SAFE_SPAN = 16.0
 # For fewer tokens this check costs more than it saves.
 _WORTH_CHECKING_TOKENS = 8
 
@@ -184,10 +183,10 @@ def _softmax_in_place(z_TP: Tensor, threshold_H: Tensor) -> Tensor:
     T, P = z_TP.shape
     z_THE = z_TP.view(T, threshold_H.numel(), P // threshold_H.numel())
     threshold_H1 = threshold_H.to(z_TP.dtype)[:, None]
-    for z_tHE in [z_THE] if z_TP.is_cuda else z_THE.split(max(1, _CHUNK_ELEMENTS // P)):
+    for z_tHE in [z_THE] if z_TP.is_cuda else z_THE.split(max(1, limits.LOGIT_ELEMENTS // P)):
         max_tH1 = z_tHE.amax(-1, keepdim=True)
         bound_tH1 = torch.minimum(max_tH1, threshold_H1)
-        if z_TP.device.type == "cpu" and T >= _WORTH_CHECKING_TOKENS and bool((max_tH1 - bound_tH1).max() < _SAFE_SPAN):
+        if z_TP.device.type == "cpu" and T >= _WORTH_CHECKING_TOKENS and bool((max_tH1 - bound_tH1).max() < SAFE_SPAN):
             # A difference never rounds to zero, so "not below the bound" means "greater than minus the tiniest".
             z_tHE.sub_(bound_tH1)
             torch.threshold_(z_tHE, -torch.finfo(z_TP.dtype).tiny, -math.inf)

@@ -14,9 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# Number of rows whose moments the CPU computes at a time, so that their deviations stay in the cache.
-_CHUNK_ELEMENTS = 1 << 19
-
+from monet.kernels import limits
 
 # The quantity that the uniformity loss spreads over the keys of a head.
 Spread = Literal["routing", "softmax", "firing"]
@@ -87,7 +85,7 @@ def _row_moments(z_NHE: Tensor) -> tuple[Tensor, Tensor]:
         return row_mean_NH.double(), row_var_NH.double()
     # On the CPU torch does not vectorise var_mean over the last dimension; passes in the cache are 10 times faster.
     moments = [z_NHE.new_empty(2, 0, z_NHE.shape[1]).double()]
-    for z_nHE in z_NHE.split(max(1, _CHUNK_ELEMENTS // (z_NHE.shape[1] * z_NHE.shape[2]))):
+    for z_nHE in z_NHE.split(max(1, limits.LOGIT_ELEMENTS // (z_NHE.shape[1] * z_NHE.shape[2]))):
         z_nHE = _at_least_float32(z_nHE)
         mean_nH1 = z_nHE.mean(-1, keepdim=True)
         deviation_nHE = z_nHE - mean_nH1

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from monet.data import limits
 from monet.data.fidelity import SAMPLE_CHARACTERS
 from monet.data.originals import Originals
 from monet.data.reader import Reader
@@ -15,9 +16,6 @@ from monet.data.splits import SplitPlan
 from monet.data.writer import ShardWriter
 from monet.files import atomic_write_json
 from monet.json_text import read_json
-
-_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1 << 20
-_KEEP_SECONDS = 10.0  # the most work that a kill can lose
 
 
 class Batch:
@@ -63,7 +61,7 @@ def batches(reader: Reader, plan: SplitPlan, originals: Originals | None) -> Ite
     for document in reader:
         batch.add(document)
         characters += len(document.text)
-        if len(batch.documents) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+        if len(batch.documents) >= limits.BATCH_DOCUMENTS or characters >= limits.BATCH_CHARACTERS:
             yield batch.close()
             batch, characters = Batch(reader, plan, originals), 0
     if batch.documents:
@@ -110,7 +108,7 @@ class Written:
         }
 
     def is_due(self) -> bool:
-        return time.perf_counter() - self._kept >= _KEEP_SECONDS
+        return time.perf_counter() - self._kept >= limits.KEEP_SECONDS
 
     def keep(self, writers: dict[str, dict[str, ShardWriter]]) -> None:
         states = {f"{split}/{name}": writer.state() for split, w in writers.items() for name, writer in w.items()}

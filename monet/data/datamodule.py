@@ -9,14 +9,13 @@ import lightning as L
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
+from monet.data import limits
 from monet.data.hub import SCHEME
 from monet.data.loaders import TrainStream, ValidationPass
 from monet.data.order import WindowOrder
 from monet.data.shards import MANIFEST, TokenShards, read_manifest
 from monet.data.windows import WindowDataset
 from monet.errors import ConfigError, DataError
-
-_HASHED_BELOW_BYTES = 10**9  # hashing a gigabyte takes a second or two at every start
 
 
 class MonetDataModule(L.LightningDataModule):
@@ -115,10 +114,10 @@ class MonetDataModule(L.LightningDataModule):
         if full is None:
             domains = (part for split in read_manifest(self.data_dir)["splits"].values() for part in split.values())
             ids = sum(entry["files"][".bin"]["bytes"] for part in domains for entry in part["shards"])
-            full = ids < _HASHED_BELOW_BYTES
+            full = ids < limits.HASHED_TOKEN_BYTES
         return TokenShards(self.data_dir, full=full)
 
-    def _open_together(self) -> None:
+    def open_together(self) -> None:
         """Check every shard on rank 0 only: thousands of ranks must not ask for the size of every file.
 
         Raises:
@@ -194,7 +193,7 @@ class MonetDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open and check the data; a new fit starts at the loaded position, or at the first batch."""
-        self._open_together()
+        self.open_together()
         if stage == "fit":
             self._stream = None
         if self.mixture is not None and (unknown := sorted(set(self.mixture) - set(self.domains))):

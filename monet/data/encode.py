@@ -46,7 +46,7 @@ def encoding(
     if processes == 1:
         yield lambda batches: ((batch, _named(batch, _encode_here, encoder, texts)) for texts, batch in batches)
         return
-    workers = [_Worker(encoder) for _ in range(processes)]
+    workers = [Worker(encoder) for _ in range(processes)]
     pool = ThreadPoolExecutor(processes)
     try:
         yield lambda batches: _in_order(pool, workers, batches)
@@ -62,9 +62,9 @@ def _encode_here(encoder: Encoder, texts: list[bytes]) -> Ids:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, workers: list[_Worker], batches: Iterable[tuple[list[bytes], Batch]]
+    pool: ThreadPoolExecutor, workers: list[Worker], batches: Iterable[tuple[list[bytes], Batch]]
 ) -> Iterator[tuple[Batch, Ids]]:
-    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
     for worker in workers:
         idle.put(worker)
 
@@ -93,7 +93,7 @@ def _named(batch: Any, work: Callable[..., Ids], *arguments: Any) -> Ids:
         raise DataError(f"{batch.name_of(error.index)}: {error}") from None
 
 
-class _Worker:
+class Worker:
     """A process of `encode_worker`, started as a subprocess: multiprocessing would import the user's main module."""
 
     def __init__(self, encoder: Encoder) -> None:

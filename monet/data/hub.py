@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from monet.data import limits
 from monet.data.keys import missing_text, split_keys, text_at, value_at
 from monet.data.offline import plain_columns, refuse_addresses
 from monet.data.records import MAX_DOCUMENT_BYTES, NO_SOURCE, usable
@@ -20,7 +21,6 @@ from monet.files import atomic_write_json, atomic_write_text
 SCHEME = "hf://"
 _OPTIONS = {"config": "name", "split": "split", "revision": "revision", "data_dir": "data_dir"}
 _STATE = ".state.json"
-_ROWS_A_PART, _CHARACTERS_A_PART = 5000, 1 << 26  # a part ends at the first limit that it reaches
 
 
 def parse(uri: str) -> tuple[str, dict[str, Any]]:
@@ -214,7 +214,7 @@ def fetch(
                     characters += len(document.text)
                     taken[document.domain] += 1
                 task.advance(1)
-                if rows.row % _ROWS_A_PART == 0 or characters >= _CHARACTERS_A_PART:
+                if rows.row % limits.PART_ROWS == 0 or characters >= limits.PART_CHARACTERS:
                     keep(done=False)
                     characters = 0
                 if domain is not None and taken[domain] == max_documents:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from monet.data import limits
 from monet.data.faults import broken, too_long
 from monet.data.formats import BROKEN_ARCHIVE, FileFormat, kind_of, looks_like_record, opener_of
 from monet.data.keys import missing_text, text_at, value_at
@@ -13,7 +14,6 @@ from monet.data.sources import Document, Skipped, TextFile
 from monet.data.tables import delimited_rows, parquet_rows
 
 MAX_DOCUMENT_BYTES = 1 << 26
-_BLOCK_BYTES = 1 << 20
 NO_SOURCE = "has no source"  # key of a fetched record whose row names no original
 END_OF_TEXT = "<|endoftext|>"  # separator between the documents of a text file in many corpora
 
@@ -137,7 +137,7 @@ def _pieces(stream: Any, separator: bytes | None, max_bytes: int) -> Iterator[by
         yield stream.read(max_bytes + 1)
         return
     buffer, is_overlong = b"", False
-    while block := stream.read(_BLOCK_BYTES):
+    while block := stream.read(limits.BLOCK_BYTES):
         *whole, buffer = (buffer + block).split(separator)
         for piece in whole:
             if not is_overlong:

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from monet.data import limits
 from monet.errors import DataError
 from monet.files import sha256_file
 
 OnError = Literal["refuse", "skip"]
 
 _MAX_NAMED_SKIPS = 20
-_HASHED_WHOLE_BYTES = 1 << 28
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -195,11 +194,11 @@ def inventory(identities: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, di
 
 def _identity(path: Path) -> str:
     size = path.stat().st_size
-    if size <= _HASHED_WHOLE_BYTES:
+    if size <= limits.HASHED_WHOLE_BYTES:
         return sha256_file(path)
     digest = hashlib.sha256(f"{size}\n".encode())
     with open(path, "rb") as file:
-        for number in range(_SAMPLES):
-            file.seek((size - _SAMPLE_BYTES) * number // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
+        for number in range(limits.HASHED_SAMPLES):
+            file.seek((size - limits.HASHED_SAMPLE_BYTES) * number // (limits.HASHED_SAMPLES - 1))
+            digest.update(file.read(limits.HASHED_SAMPLE_BYTES))
     return digest.hexdigest()

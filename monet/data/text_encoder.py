@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from monet.data import limits
 from monet.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_PIECE = 1 << 18  # characters; the library uses about 130 bytes of memory for each byte that it encodes
 _PIECES_AT_A_TIME = 4
-_SEARCHED = 1 << 14  # how many characters before its limit a piece may end
 _CONTEXT = 256
 _TRIES = 64
 _EXCERPT = 60
@@ -53,7 +52,7 @@ class TextEncoder:
         Raises:
             EncodeError: the tokenizer cannot encode a text.
         """
-        short = [index for index, text in enumerate(texts) if len(text) <= 2 * _PIECE]
+        short = [index for index, text in enumerate(texts) if len(text) <= 2 * limits.PIECE_CHARACTERS]
         encoded = self._encode([texts[index] for index in short], short)
         found = {index: np.array([*self.prefix, *ids, self.eos_id], dtype="<u4")
                  for index, ids in zip(short, encoded, strict=True)}  # fmt: skip
@@ -88,8 +87,10 @@ class TextEncoder:
     def _pieces(self, text: str) -> Iterator[str]:
         """Split a text into pieces whose ids, concatenated, are the ids of the text."""
         start = 0
-        while len(text) - start > 2 * _PIECE:
-            seam = next((seam for seam in _seams(text, start + _PIECE) if self._is_seam(text, *seam)), None)
+        while len(text) - start > 2 * limits.PIECE_CHARACTERS:
+            seam = next(
+                (seam for seam in _seams(text, start + limits.PIECE_CHARACTERS) if self._is_seam(text, *seam)), None
+            )
             if seam is None:  # some tokenizers need the whole text; encode the rest at once, at its cost in memory
                 break
             end, following = seam
@@ -115,7 +116,7 @@ def _seams(text: str, place: int) -> Iterator[tuple[int, int]]:
     for mark in ("\n", " "):
         end = place
         for _ in range(_TRIES):
-            end = text.rfind(mark, place - _SEARCHED, end)
+            end = text.rfind(mark, place - limits.SEARCHED_CHARACTERS, end)
             if end < 0:
                 break
             yield (end + 1, end + 1) if mark == "\n" else (end, end)

@@ -69,7 +69,7 @@ def _public(version: str | None) -> Version | None:
     return None if version is None else Version(Version(version).public)
 
 
-def _with_our_command() -> list[metadata.Distribution]:
+def with_our_command() -> list[metadata.Distribution]:
     """Installed distributions whose `monet` command is ours; one with the former name `monet` comes last."""
     entries = metadata.entry_points(group="console_scripts", name="monet")
     found = [entry.dist for entry in entries if entry.value == _COMMAND and entry.dist is not None]
@@ -78,7 +78,7 @@ def _with_our_command() -> list[metadata.Distribution]:
 
 def own_distribution() -> metadata.Distribution | None:
     """The installed distribution of Monet; None if Monet runs from a folder without one."""
-    return next(iter(_with_our_command()), None)
+    return next(iter(with_our_command()), None)
 
 
 def required() -> list[Package]:
@@ -110,7 +110,7 @@ def _packages(own: metadata.Distribution, extra: str) -> list[Package]:
         if asked and requirement.name != own.metadata["Name"]:  # an extra may include another of our extras
             bounds.setdefault(requirement.name, []).extend(str(requirement.specifier).split(","))
     return [
-        Package(name, _installed(name), _ordered(parts), tested.get(_normal(name)), extra)
+        Package(name, installed_version(name), _ordered(parts), tested.get(_normal(name)), extra)
         for name, parts in sorted(bounds.items())
     ]
 
@@ -124,7 +124,8 @@ def _ordered(parts: list[str]) -> str:
     return ",".join(sorted({part for part in parts if part}, key=lambda part: (part[0] in "<!", part)))
 
 
-def _installed(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """The version of a package; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -170,7 +171,7 @@ def check_installation() -> str:
     """
     own = own_distribution()
     own_name = None if own is None else own.metadata["Name"]
-    others = {dist.metadata["Name"] for dist in _with_our_command()} - {own_name}
+    others = {dist.metadata["Name"] for dist in with_our_command()} - {own_name}
     strangers = sorted(set(metadata.packages_distributions().get("monet", [])) - others - {own_name})
     folder = Path(monet.__file__).resolve().parent
     if strangers:

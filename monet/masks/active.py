@@ -47,7 +47,8 @@ class ActiveMasks:
         self.stored = stored
         # A check hashes the model's weights, so a mask that fits is not checked again at every forward.
         self._checked: list[ExpertMask] = []
-        self._last: tuple[list[Any], list[Keep | None]] | None = None
+        # The last masks and batch with their keep-weights; None forgets them.
+        self.remembered: tuple[list[Any], list[Keep | None]] | None = None
         self._applied_by_all_threads: tuple[_Applied, ...] = ()
         self._lock = threading.Lock()
 
@@ -119,7 +120,7 @@ class ActiveMasks:
         calls = list(call) if isinstance(call, Sequence) else [call]
         num_groups = model.config.num_routing_groups
         key = [*common, None, *calls, B, T, device, num_groups]
-        last = self._last  # read once: another thread may replace it
+        last = self.remembered  # read once: another thread may replace it
         if last is not None and _makes_plain_tensors() and _same(last[0], key):
             return last[1]
         for mask in calls:
@@ -142,7 +143,7 @@ class ActiveMasks:
         with _outside_inference_mode():
             resolved = [_keep_of_group(together, mask_of_sequence, T, group, device) for group in range(num_groups)]
         if _makes_plain_tensors():
-            self._last = (key, resolved)
+            self.remembered = (key, resolved)
         return resolved
 
 

@@ -79,11 +79,11 @@ class Identity:
                 "fingerprint",
                 _structure(config),
                 body.parameters(),
-                lambda: _digest(config, base_weights(body), self.names),
+                lambda: digest_of_signs(config, base_weights(body), self.names),
             )
         except LostSigns as error:
             try:
-                self.known = self.known or _digest(config, _weights_in(self.files, self.names), self.names)
+                self.known = self.known or digest_of_signs(config, _weights_in(self.files, self.names), self.names)
             except LostSigns:
                 raise CheckpointError(
                     f"this model has no fingerprint: {error}; call model.fingerprint() before quantising it, or load "
@@ -92,7 +92,12 @@ class Identity:
         return self.known
 
 
-def _digest(config: MonetConfig, weights: Iterable[Tensor], names: Sequence[str]) -> str:
+def digest_of_signs(config: MonetConfig, weights: Iterable[Tensor], names: Sequence[str]) -> str:
+    """Hash of the model's shape and of the signs of its weights: 32 hexadecimal digits.
+
+    Raises:
+        LostSigns: some weights are no longer parameters.
+    """
     digest = hashlib.sha256(_structure(config).encode())
     found = 0
     for weight in weights:

@@ -75,7 +75,7 @@ def equally_costly(candidate: Candidate, label: str, mask: Intervention, number:
     return min((first(max(1, count)) for count in (least, most)), key=lambda one: abs(loss(one) - wanted))
 
 
-def _trained(
+def trained_losses(
     candidate: Candidate, label: str, removed: Intervention | None, held_out: PreparedWindows, name: str
 ) -> dict[int, WindowLosses]:
     """Losses of a copy of the model before and after training on the domain's text, with AdamW at a constant rate."""
@@ -107,7 +107,7 @@ def _kept(
     key = [label, removed.digest if removed else "none", held_out.fingerprint, list(plan.steps), plan.batch_size]
     path = candidate.place("relearning", LEARNING_RATE, *key).with_suffix(".json")
     if not path.exists():
-        losses = _trained(candidate, label, removed, held_out, name)
+        losses = trained_losses(candidate, label, removed, held_out, name)
         atomic_write_json(path, {str(step): _as_lists(one) for step, one in losses.items()})
     content = read_json(path, DataError)
     return {

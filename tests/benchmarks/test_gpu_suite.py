@@ -164,7 +164,7 @@ def test_training_halves_the_micro_batch_until_it_fits(toy, monkeypatch):
             raise torch.OutOfMemoryError("too much")
         return {"micro_batch": micro}
 
-    monkeypatch.setattr(models, "_timed_training", train)
+    monkeypatch.setattr(models, "timed_training", train)
     assert models._train(toy, "toy", lambda: None, lambda model, ids: ids) == {"micro_batch": 1}
     assert tried == [2, 1]
 
@@ -261,7 +261,7 @@ def test_sweep_keeps_the_best_of_each_parameter_and_restores(toy, monkeypatch):
             raise RuntimeError("out of shared memory")
         return abs(parameters["block"] - 128) + abs(parameters["num_warps"] - 2) + 1
 
-    monkeypatch.setattr(sweep, "_milliseconds", milliseconds)
+    monkeypatch.setattr(sweep, "milliseconds", milliseconds)
     rows = list(sweep._descend(toy, "mix", parameters, []))
     assert parameters == {"block": 64, "num_warps": 4, "num_stages": 2}
     assert {name: rows[-1][name] for name in parameters} == {"block": 128, "num_warps": 2, "num_stages": 2}

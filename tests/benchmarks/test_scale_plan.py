@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from benchmarks import data_exponents, scale_exponents, scale_plan
 from benchmarks.scale_exponents import Growth, growth
-from monet.data import shards, text_encoder
+from monet.data import limits, shards
 from monet.data.datamodule import MonetDataModule
 from monet.data.windows import WindowDataset
 from monet.model import ranks
@@ -54,11 +54,11 @@ def test_costs_of_data_that_grow_too_fast_are_seen(monkeypatch):
     """Faults: every shard stays mapped, every rank opens every shard, and a document is encoded as one text."""
     monkeypatch.setattr(shards.MappedFiles, "__init__", lambda self: vars(self).update(_limit=1 << 20, _maps={}))
     assert data_exponents.descriptors(40) == 40
-    monkeypatch.setattr(text_encoder, "_PIECE", 1 << 40)
+    monkeypatch.setattr(limits, "PIECE_CHARACTERS", 1 << 40)
     sizes = (1 << 18, 1 << 20)
     found = growth("letters", "letters", data_exponents.letters_at_once, sizes, 0.3)
     assert found.exponent == pytest.approx(1) and not found.holds
-    monkeypatch.setattr(MonetDataModule, "_open_together", lambda data: None)
+    monkeypatch.setattr(MonetDataModule, "open_together", lambda data: None)
     found = growth("looks", "ranks", lambda ranks: data_exponents.looks_of_all(ranks, 10), (2, 8), 0.3)
     assert found.exponent == pytest.approx(1) and not found.holds
 

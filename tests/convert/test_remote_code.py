@@ -22,7 +22,7 @@ import monet
 from monet import ExpertMask
 from monet.convert import remote_code
 from monet.errors import CheckpointError
-from monet.kernels import mix_project
+from monet.kernels import limits
 from monet.model.losses import RouterLoss
 from tests.convert import remote_driver
 from tests.model.tiny import FORMS, tiny_model, tokens
@@ -78,8 +78,8 @@ def module(source, tmp_path, monkeypatch) -> ModuleType:
 def test_the_file_computes_what_the_package_computes(form, dtype, lean, module, tmp_path, monkeypatch):
     model = saved(tmp_path / "model", form, dtype)
     if lean:  # use the step of large layers at this size too
-        monkeypatch.setattr(mix_project, "_LEAN_FROM_ELEMENTS", 0)
-        module._LEAN_FROM_ELEMENTS = 0
+        monkeypatch.setattr(limits, "LEAN_FROM_ELEMENTS", 0)
+        module.LEAN_FROM_ELEMENTS = 0
     loaded = module.MonetForCausalLM.from_pretrained(tmp_path / "model")
     found, wanted = remote_driver.measure(loaded, module), remote_driver.measure(model, CLASSES)
     assert found.keys() == wanted.keys()

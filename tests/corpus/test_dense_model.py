@@ -36,7 +36,7 @@ def registry(tmp_path, monkeypatch):
         wheel(folder / "demo-1.2-py3-none-any.whl").write_bytes((tmp_path / "demo-1.2-py3-none-any.whl").read_bytes())
         return ""
 
-    monkeypatch.setattr(fetch_module, "_run", run)
+    monkeypatch.setattr(fetch_module, "run_command", run)
     return digest, commands
 
 

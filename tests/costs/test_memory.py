@@ -13,7 +13,7 @@ from monet.costs.memory import (
     state_bytes,
     widths,
 )
-from monet.kernels import mix_project_parts
+from monet.kernels import limits
 from monet.model.losses import RouterLoss
 from monet.training.language_models import build
 from monet.training.settings import ModelShape
@@ -74,7 +74,7 @@ def predicted_peak(model, precision: str, checkpointing: bool) -> float:
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Make the temporaries of the CPU's mixing proportional to these sizes, as a GPU's are to real sizes."""
-    monkeypatch.setattr(mix_project_parts, "_GEMM_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(limits, "GEMM_ELEMENTS", 1 << 14)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from monet.data import datamodule
+from monet.data import limits
 from monet.data.datamodule import MonetDataModule
 from monet.data.shards import TokenShards, TokenStream
 from monet.errors import DataError
@@ -31,7 +31,7 @@ def test_other_shards_of_equal_size_are_refused(changed):
 
 
 def test_large_data_are_not_hashed_at_every_start(changed, monkeypatch):
-    monkeypatch.setattr(datamodule, "_HASHED_BELOW_BYTES", 0)
+    monkeypatch.setattr(limits, "HASHED_TOKEN_BYTES", 0)
     MonetDataModule(str(changed), seq_len=16).train_dataloader()
 
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from monet.data import text_encoder
+from monet.data import limits
 from monet.data.prepare import prepare
 from monet.data.text_encoder import TextEncoder
 from monet.errors import DataError
@@ -63,8 +63,8 @@ def saved(folder: Path, backend: Tokenizer, eos: str, **more: str) -> str:
 def test_a_long_text_has_the_same_ids_in_pieces(monkeypatch, kind, text):
     encoder = TextEncoder(kind(), [7], 9)
     whole = encoder.plain([text])[0]
-    monkeypatch.setattr(text_encoder, "_PIECE", 500)
-    monkeypatch.setattr(text_encoder, "_SEARCHED", 400)
+    monkeypatch.setattr(limits, "PIECE_CHARACTERS", 500)
+    monkeypatch.setattr(limits, "SEARCHED_CHARACTERS", 400)
     assert encoder(["short", text])[1] == [7, *whole, 9]
     if " " in text:
         assert len(list(encoder._pieces(text))) > 10

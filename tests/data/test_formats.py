@@ -162,7 +162,7 @@ def test_faults_of_tables_are_named(tmp_path, fault):
 
 
 def test_a_separator_cuts_a_text_file_into_documents(tmp_path, monkeypatch):
-    monkeypatch.setattr("monet.data.records._BLOCK_BYTES", 7)
+    monkeypatch.setattr("monet.data.limits.BLOCK_BYTES", 7)
     stories = ["One day.\nThe end.", "ü" * 20, "Last."]
     content = "\n<|endoftext|>\n".join(stories) + "\n<|endoftext|>\n"
     assert texts(tmp_path / "a.txt", content, separator="<|endoftext|>") == stories

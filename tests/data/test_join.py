@@ -264,9 +264,9 @@ def test_the_division_covers_all_in_order_and_is_even(tmp_path):
 
 RUN = """
 import json, sys
-from monet.data import batches
+from monet.data import limits
 from monet.data.prepare import prepare
-batches._BATCH_DOCUMENTS, batches._KEEP_SECONDS = 4, 0.0
+limits.BATCH_DOCUMENTS, limits.KEEP_SECONDS = 4, 0.0
 prepare(**json.loads(sys.argv[1]))
 """
 

@@ -13,7 +13,7 @@ import pytest
 from jsonargparse import ArgumentParser
 from transformers import AutoTokenizer
 
-from monet.data import batches, pipeline
+from monet.data import limits, pipeline
 from monet.data.prepare import prepare
 from monet.data.shards import TokenShards
 from monet.data.splits import DEFAULT_SHARES, SPLITS, SplitPlan, check_shares
@@ -301,8 +301,8 @@ def test_a_few_sources_of_many_documents_give_a_note(tmp_path, capsys):
 def test_a_stream_of_one_source_gives_a_note(tmp_path, capsys, prepared, monkeypatch, killed):
     source, tokenizer = records(tmp_path / "in", ["crawl"] * 40), str(prepared / "tokenizer")
     if killed:
-        monkeypatch.setattr(batches, "_BATCH_DOCUMENTS", 10)
-        monkeypatch.setattr(batches, "_KEEP_SECONDS", 0.0)
+        monkeypatch.setattr(limits, "BATCH_DOCUMENTS", 10)
+        monkeypatch.setattr(limits, "KEEP_SECONDS", 0.0)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(pipeline.ShardWriter, "flush", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
             prepare(source, tmp_path / "out", domain="web", tokenizer=tokenizer, stream=True)

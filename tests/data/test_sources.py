@@ -15,7 +15,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from monet.data import formats, hub
+from monet.data import formats, hub, limits
 from monet.data.prepare import prepare
 from monet.data.records import read_documents
 from monet.data.sources import Skipped, TextFile, find_files
@@ -176,7 +176,7 @@ def test_a_dataset_of_one_domain_is_read_no_further_than_needed(dataset, tmp_pat
 
 
 def test_a_broken_download_goes_on_where_it_stopped(dataset, tmp_path, monkeypatch, rows_read):
-    monkeypatch.setattr(hub, "_ROWS_A_PART", 8)
+    monkeypatch.setattr(limits, "PART_ROWS", 8)
     hub.Rows.fail_at.append(22)
     arguments = {"domain_key": "lang", "text_key": "body", "vocab_size": 262}
     with pytest.raises(DataError, match="network"):
@@ -190,7 +190,7 @@ def test_a_broken_download_goes_on_where_it_stopped(dataset, tmp_path, monkeypat
 
 def test_parts_of_a_download_are_small_and_their_lines_may_be_longer_than_the_text(tmp_path, monkeypatch):
     """A text that just fits has more bytes as JSON; and few rows are in memory where they are long."""
-    monkeypatch.setattr(hub, "_CHARACTERS_A_PART", 100)
+    monkeypatch.setattr(limits, "PART_CHARACTERS", 100)
     written = []
     monkeypatch.setattr(hub, "atomic_write_text", lambda path, text: (written.append(text), path.parent.mkdir(
         parents=True, exist_ok=True), path.write_text(text)))  # fmt: skip

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-from monet.data import batches, encode, hub
+from monet.data import encode, hub, limits
 from monet.data.prepare import prepare
 from monet.data.shards import TokenShards
 from monet.data.sources import Skipped, identities_of, inventory
@@ -132,7 +132,7 @@ def test_languages_are_folders_of_one_dataset(code, tokenizer, tmp_path):
 
 
 def test_processes_and_passes_do_not_change_a_token(web, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "_BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr(limits, "BATCH_DOCUMENTS", 7)
     (tmp_path / "text" / "web").mkdir(parents=True)
     lines = [json.dumps(web_row(number)).encode() + b"\n" for number in range(240)]
     frames = zstandard(b"".join(lines[:100])) + zstandard(b"".join(lines[100:]))
@@ -160,10 +160,10 @@ KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import monet.data.prepare, datasets, tokenizers
-from monet.data import batches
+from monet.data import limits
 from transformers import AutoTokenizer, PreTrainedTokenizerFast  # once, not in each child
 source, tokenizer, folder, seed = sys.argv[1:]
-batches._BATCH_DOCUMENTS, batches._KEEP_SECONDS = 3, 0.0
+limits.BATCH_DOCUMENTS, limits.KEEP_SECONDS = 3, 0.0
 progress = Path(folder, "broken.partial", "progress.json")
 
 def run(name, processes):
@@ -239,8 +239,8 @@ def test_kill_9_loses_and_repeats_no_document(web, tokenizer, tmp_path, seed):
 
 
 def test_a_restart_does_not_read_again_what_is_written(web, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "_BATCH_DOCUMENTS", 10)
-    monkeypatch.setattr(batches, "_KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "BATCH_DOCUMENTS", 10)
+    monkeypatch.setattr(limits, "KEEP_SECONDS", 0.0)
     rows: list[int] = []
 
     class Counted(hub.Rows):
@@ -260,10 +260,10 @@ def test_a_restart_does_not_read_again_what_is_written(web, tokenizer, tmp_path,
 
 
 def test_a_tokenising_process_that_is_killed_ends_the_work_with_its_reason(web, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "_BATCH_DOCUMENTS", 5)
+    monkeypatch.setattr(limits, "BATCH_DOCUMENTS", 5)
     started: list[Any] = []
 
-    class Mortal(encode._Worker):
+    class Mortal(encode.Worker):
         def __init__(self, encoder):
             super().__init__(encoder)
             started.append(self._process)
@@ -275,7 +275,7 @@ def test_a_tokenising_process_that_is_killed_ends_the_work_with_its_reason(web, 
             time.sleep(0.02)
             return super().__call__(texts)
 
-    monkeypatch.setattr(encode, "_Worker", Mortal)
+    monkeypatch.setattr(encode, "Worker", Mortal)
     settings = shipped("fineweb_edu", source={"web": str(web)}, out=tmp_path / "out", tokenizer=tokenizer, processes=2)
     with pytest.raises(
         DataError, match=r"tokenising process \d+ ended early with status -9.*run the same command again"
@@ -339,10 +339,10 @@ def test_a_dataset_is_read_at_the_commit_it_had_at_the_first_start(monkeypatch):
 
 
 def test_large_files_are_known_by_samples(tmp_path, monkeypatch):
-    from monet.data import sources
+    from monet.data import limits, sources
 
-    monkeypatch.setattr(sources, "_HASHED_WHOLE_BYTES", 1000)
-    monkeypatch.setattr(sources, "_SAMPLE_BYTES", 4)
+    monkeypatch.setattr(limits, "HASHED_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(limits, "HASHED_SAMPLE_BYTES", 4)
     path = tmp_path / "a.txt"
     path.write_bytes(bytes(2000))
 

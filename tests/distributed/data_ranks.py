@@ -23,9 +23,9 @@ class CountedData(MonetDataModule):
 
     looks = 0
 
-    def _open_together(self) -> None:
+    def open_together(self) -> None:
         with counted_looks() as looks:
-            super()._open_together()
+            super().open_together()
         # accesses of libraries are not counted
         type(self).looks += len(looks)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from monet import ExpertMask, MonetForCausalLM
-from monet.kernels import mix_project
+from monet.kernels import limits
 from monet.model.losses import RouterLoss
 from tests.model.tiny import tiny_model, tokens
 
@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def build(form: str, checkpointing: bool = False, masked: bool = False, frozen: bool = False) -> MonetForCausalLM:
     """The same model in every process; it runs the code for real sizes at any size."""
-    mix_project._LEAN_FROM_ELEMENTS = 0
+    limits.LEAN_FROM_ELEMENTS = 0
     model = tiny_model(form).double().train()
     if checkpointing:
         model.gradient_checkpointing_enable()

@@ -42,9 +42,9 @@ def required(monkeypatch):
     """Plant the requirements of the installed distribution."""
 
     def plant(*requires: str, **installed: str) -> None:
-        monkeypatch.setattr(packages, "_with_our_command", lambda: [FakeDistribution(*requires)])
+        monkeypatch.setattr(packages, "with_our_command", lambda: [FakeDistribution(*requires)])
         monkeypatch.setattr(metadata, "packages_distributions", lambda: {"monet": ["monet-models"]})
-        monkeypatch.setattr(packages, "_installed", lambda name: installed.get(name.replace("-", "_")))
+        monkeypatch.setattr(packages, "installed_version", lambda name: installed.get(name.replace("-", "_")))
 
     plant(f"transformers{BOUNDS}", "torch>=2.6,<2.14", transformers="5.24.0", torch="2.13.0+cpu")
     return plant
@@ -150,8 +150,8 @@ def test_a_broken_kernel(name, required, monkeypatch):
     broken["vertical_mixing"] = right._replace(
         forward=lambda *args: tuple(1.001 * mixed for mixed in right.forward(*args))
     )
-    monkeypatch.setattr(op, "_ops", lambda *weights: Doubled())
-    monkeypatch.setattr(products, "_FLOAT32_ERROR", 0.0)
+    monkeypatch.setattr(op, "ops_for", lambda *weights: Doubled())
+    monkeypatch.setattr(products, "FLOAT32_ERROR", 0.0)
     found = one(name)
     assert found.status == "failed" and found.detail and found.fix
     assert ("MONET_CPP=0" in found.fix) == ("C++" in name)
@@ -165,7 +165,7 @@ def test_no_cpp_kernels(tools, monkeypatch):
         raise RuntimeError("c++: error: unrecognised option")
 
     paths = {"compiler": "c++", "ninja": "ninja"} if tools else {"compiler": None, "ninja": "ninja"}
-    monkeypatch.setattr(build, "_load", load)
+    monkeypatch.setattr(build, "load", load)
     monkeypatch.setattr("monet.doctor.kernel_paths.build_tools", lambda: paths)
     build.has_cpp.cache_clear()
     try:
@@ -263,10 +263,10 @@ def test_another_distribution_with_our_name(required, monkeypatch):
     assert found.status == "failed" and found.fix.startswith("pip uninstall monet, then install Monet again")
     former = FakeDistribution()
     former.metadata.replace_header("Name", "monet")
-    monkeypatch.setattr(packages, "_with_our_command", lambda: [FakeDistribution(), former])
+    monkeypatch.setattr(packages, "with_our_command", lambda: [FakeDistribution(), former])
     found = find(Check("installation", packages.check_installation, ""))
     assert (found.status, found.fix) == ("warning", "pip uninstall monet")
-    monkeypatch.setattr(packages, "_with_our_command", list)
+    monkeypatch.setattr(packages, "with_our_command", list)
     monkeypatch.setattr(metadata, "packages_distributions", dict)
     found = find(Check("installation", packages.check_installation, ""))
     assert found.status == "warning" and "pip install -e ." in found.fix

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from monet.errors import CheckpointError, ConfigError
-from monet.eval.attribution.statistics import accumulator
+from monet.eval.attribution.statistics import limits
 from monet.eval.attribution.statistics.exclusion import Exclusion
 from monet.eval.attribution.statistics.shuffle import Shuffle
 from monet.eval.attribution.stats import ExpertStatistics, Wanted, collect
@@ -61,7 +61,7 @@ def test_they_are_the_statistics_of_the_shuffled_documents(random_model, documen
 def test_products_and_lists_permute_alike(random_model, random_data, monkeypatch):
     found = []
     for products_a_pair in (0, 10**9):
-        monkeypatch.setattr(accumulator, "_PRODUCTS_A_PAIR", products_a_pair)
+        monkeypatch.setattr(limits, "PRODUCTS_A_PAIR", products_a_pair)
         found.append(collect(random_model, random_data, batch_size=5, wanted=Wanted(permutations=3), progress=False))
     assert not torch.equal(found[0].permuted[0].sums_CREE, found[1].permuted[0].sums_CREE)
     for one, other in zip(found[0].permuted, found[1].permuted, strict=True):

@@ -29,8 +29,8 @@ BOOTSTRAP = Bootstrap(resamples=1000)
 @pytest.fixture
 def hashings(monkeypatch):
     """A list that grows with every fingerprint of the weights."""
-    taken, digest = [], fingerprint._digest
-    monkeypatch.setattr(fingerprint, "_digest", lambda *args: taken.append(1) or digest(*args))
+    taken, digest = [], fingerprint.digest_of_signs
+    monkeypatch.setattr(fingerprint, "digest_of_signs", lambda *args: taken.append(1) or digest(*args))
     return taken
 
 
@@ -106,8 +106,8 @@ def test_an_ablations_memory_does_not_grow_with_the_number_of_masks():
 def test_sums_beyond_the_memory_go_into_a_file_and_give_the_same(random_model, random_data, tmp_path, monkeypatch):
     masks = {label: ExpertMask.random(random_model.config, 5, seed=0) for label in LABELS}
     whole = ablate(random_model, masks, random_data, out=tmp_path, progress=False)
-    monkeypatch.setattr(verdicts, "_IN_MEMORY", 100)
-    monkeypatch.setattr(verdicts, "_AT_ONCE", 10)
+    monkeypatch.setattr(verdicts, "IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(verdicts, "SUMS_AT_ONCE", 10)
     again = ablate(random_model, masks, random_data, out=tmp_path, progress=False)
     assert whole is not None and again is not None
     assert again.domains == whole.domains and again.delta == whole.delta and again.random == whole.random

@@ -60,7 +60,7 @@ def kib_a_token_and_layer(decompose: str, spread: str | None, **options: Any) ->
 @pytest.fixture(autouse=True)
 def bfloat16_modules(monkeypatch):
     """Nothing is computed here, so errors of the interpreter do not matter."""
-    monkeypatch.setattr(dispatch, "_WRONG_IN_BFLOAT16", ())
+    monkeypatch.setattr(dispatch, "WRONG_IN_BFLOAT16", ())
     dispatch._cached_choice.cache_clear()
     torch.set_default_dtype(torch.bfloat16)
     yield

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monet.kernels import masked, mix_project, mix_project_parts, mixing
+from monet.kernels import limits
 from monet.kernels.hde.op import horizontal_experts
 from monet.kernels.masked import Keep
 from monet.kernels.shared import SharedGates
@@ -174,9 +174,9 @@ def set_sizes(
         chunk: hidden units mixed at a time; None keeps the default.
         pairs: pair weights that exist at a time; None keeps the default.
     """
-    monkeypatch.setattr(mix_project, "_LEAN_FROM_ELEMENTS", lean_from)
+    monkeypatch.setattr(limits, "LEAN_FROM_ELEMENTS", lean_from)
     if chunk is not None:
-        monkeypatch.setattr(mix_project_parts, "_GEMM_ELEMENTS", chunk)
-        monkeypatch.setattr(mixing, "_CACHE_ELEMENTS", max(1, chunk // 2))
+        monkeypatch.setattr(limits, "GEMM_ELEMENTS", chunk)
+        monkeypatch.setattr(limits, "CACHE_ELEMENTS", max(1, chunk // 2))
     if pairs is not None:
-        monkeypatch.setattr(masked.token_chunks, "__defaults__", (pairs,))
+        monkeypatch.setattr(limits, "PAIR_ELEMENTS", pairs)

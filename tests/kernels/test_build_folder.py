@@ -21,7 +21,7 @@ def loaded(tmp_path, monkeypatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "shared"))
     monkeypatch.setattr(cpp_extension, "load", lambda *_, **options: calls.append(options))
-    monkeypatch.setattr(build, "_name", lambda *_: "monet_decode_test")
+    monkeypatch.setattr(build, "library_name", lambda *_: "monet_decode_test")
     (tmp_path / "shared").mkdir(0o755)
     return calls
 
@@ -79,14 +79,14 @@ FOREIGN = [pytest.param(attack, marks=needs_root) for attack in (foreign_folder,
 def test_a_planted_library_is_not_loaded(attack, loaded, tmp_path):
     attack(tmp_path)
     with pytest.raises(PermissionError, match="set TORCH_EXTENSIONS_DIR to a folder that only you can write"):
-        build._load()
+        build.load()
     assert not loaded
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o1777], ids=oct)
 def test_a_folder_of_ones_own_is_used(loaded, tmp_path, mode):
     (tmp_path / "shared").chmod(mode)
-    build._load()
+    build.load()
     (call,) = loaded
     assert Path(call["build_directory"]) == (tmp_path / "shared" / "monet_decode_test").resolve()
 
@@ -98,7 +98,7 @@ def test_a_lock_that_is_a_link_empties_no_file(loaded, tmp_path, place):
     link.parent.mkdir(exist_ok=True)
     link.symlink_to(tmp_path / "victim")
     try:
-        build._load()
+        build.load()
     except OSError:
         assert not loaded
     assert (tmp_path / "victim").read_text() == "precious"

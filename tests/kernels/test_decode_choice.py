@@ -238,7 +238,7 @@ def test_a_failing_compiler_is_told_once_and_torch_takes_over(fresh_build, monke
     def fail() -> None:
         raise RuntimeError("Ninja is required to load C++ extensions\nmore")
 
-    monkeypatch.setattr(build, "_load", fail)
+    monkeypatch.setattr(build, "load", fail)
     with pytest.warns(UserWarning, match=r"could not be built.*Ninja is required to load C\+\+ extensions\. Install g"):
         assert not build.has_cpp()
     assert not build.has_cpp()
@@ -247,7 +247,7 @@ def test_a_failing_compiler_is_told_once_and_torch_takes_over(fresh_build, monke
 @pytest.mark.parametrize("variable", [("MONET_CPP", "0"), ("MONET_KERNELS", "torch")], ids="=".join)
 def test_cpp_can_be_left_out(fresh_build, monkeypatch, variable):
     monkeypatch.setenv(*variable)
-    monkeypatch.setattr(build, "_load", lambda: pytest.fail("built"))
+    monkeypatch.setattr(build, "load", lambda: pytest.fail("built"))
     assert not build.has_cpp()
 
 
@@ -258,10 +258,14 @@ def test_unknown_setting_is_refused(fresh_build, monkeypatch):
 
 
 def test_a_build_is_named_by_its_sources(monkeypatch, tmp_path):
-    names = {build._name("AVX2", ["-O3"]), build._name("AVX512", ["-O3"]), build._name("AVX2", ["-O2"])}
+    names = {
+        build.library_name("AVX2", ["-O3"]),
+        build.library_name("AVX512", ["-O3"]),
+        build.library_name("AVX2", ["-O2"]),
+    }
     for source in (*build._SOURCES, *build._HEADERS):
-        (tmp_path / source).write_bytes((build._FOLDER / source).read_bytes())
-    monkeypatch.setattr(build, "_FOLDER", tmp_path)
-    assert build._name("AVX2", ["-O3"]) in names
+        (tmp_path / source).write_bytes((build.FOLDER / source).read_bytes())
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    assert build.library_name("AVX2", ["-O3"]) in names
     (tmp_path / "mixing.h").write_text("// changed")
-    assert build._name("AVX2", ["-O3"]) not in names
+    assert build.library_name("AVX2", ["-O3"]) not in names

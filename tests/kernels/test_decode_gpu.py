@@ -137,7 +137,7 @@ def chosen(form: str, T: int, topk: int, rows: bool = True, width: int = 2048) -
 @forms
 def test_choice_on_a_gpu_follows_tokens_and_k(form, monkeypatch):
     # the weights would be on the GPU too
-    monkeypatch.setattr(choice, "_is_inference", lambda *_: True)
+    monkeypatch.setattr(choice, "is_inference", lambda *_: True)
     monkeypatch.setenv("MONET_DECODE", "auto")
     assert [chosen(form, T, 8) for T in (1, 4, 5, 64)] == [True, True, False, False]
     assert [chosen(form, T, 8, rows=False) for T in (1, 2, 3)] == [True, True, False]
@@ -152,7 +152,7 @@ def test_choice_on_a_gpu_follows_tokens_and_k(form, monkeypatch):
 
 def test_without_triton_a_gpu_stays_dense(monkeypatch):
     """The sparse layer in plain torch would wait for the device."""
-    monkeypatch.setattr(choice, "_is_inference", lambda *_: True)
+    monkeypatch.setattr(choice, "is_inference", lambda *_: True)
     monkeypatch.setenv("MONET_KERNELS", "torch")
     assert not chosen("horizontal", 1, 8)
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from monet.kernels import masked
+from monet.kernels import limits
 from monet.kernels.masked import Keep
 from monet.kernels.routing import op as routing
 from tests.kernels.explicit import DECOMPOSITIONS, Example, call_op, set_sizes
@@ -69,7 +69,7 @@ def test_nothing_grows_with_tokens_and_pairs(form, mask, dense, grad, monkeypatc
 
 def test_the_bound_on_pairs_is_far_below_all_pairs_of_a_batch():
     """At the released size a batch of 2048 tokens has 2^29 pairs; the bound allows 2^22 of them at a time."""
-    assert masked._PAIR_ELEMENTS <= 2048 * 512 * 512 // 128
+    assert limits.PAIR_ELEMENTS <= 2048 * 512 * 512 // 128
 
 
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
@@ -136,5 +136,5 @@ def test_chunk_borders_of_routing(monkeypatch):
     z_TP, threshold_H = torch.randn(11, 3 * 5), torch.tensor([0.5, 0.0, 9.0], dtype=torch.float64)
     whole = routing.thresholded_softmax(z_TP, threshold_H)
     for elements in (1, 15, 31, 46):
-        monkeypatch.setattr(routing, "_CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(limits, "LOGIT_ELEMENTS", elements)
         assert torch.equal(routing.thresholded_softmax(z_TP, threshold_H), whole)

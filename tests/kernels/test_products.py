@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from monet.kernels import products
+from monet.kernels import limits, products
 from tests.tolerances import assert_close
 
 needs_detour = pytest.mark.skipif(
@@ -15,7 +15,7 @@ needs_detour = pytest.mark.skipif(
 
 @pytest.fixture
 def onednn_for_all(monkeypatch):
-    monkeypatch.setattr(products, "_SMALLEST", 1)
+    monkeypatch.setattr(limits, "ONEDNN_FROM_PRODUCTS", 1)
 
 
 def strided(matrix: torch.Tensor, how: str) -> torch.Tensor:
@@ -83,7 +83,7 @@ def test_another_operator_behind_the_name_is_passed_over(monkeypatch):
 )
 def test_which_processors_mkl_serves_badly(processor, slow, monkeypatch, tmp_path):
     (tmp_path / "cpuinfo").write_text(processor)
-    monkeypatch.setattr(products, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(products, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     products.mkl_is_slow.cache_clear()

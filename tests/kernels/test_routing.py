@@ -60,7 +60,7 @@ THRESHOLDS = {
 def test_invariants_and_definition(logits, threshold, dtype, span, monkeypatch):
     """Both comparisons with the threshold: the fast one for logits near it, and the general one."""
     if span is not None:
-        monkeypatch.setattr(routing, "_SAFE_SPAN", span)
+        monkeypatch.setattr(routing, "SAFE_SPAN", span)
     z_THE, threshold_H = LOGITS[logits]().to(dtype), torch.tensor(THRESHOLDS[threshold], dtype=torch.float64)
     before = z_THE.clone()
     g_THE = route(z_THE, threshold_H)

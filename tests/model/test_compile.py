@@ -47,7 +47,7 @@ def test_masks_of_every_kind_leave_one_graph(form, training):
         with torch.set_grad_enabled(training), ExitStack() as stack:
             for mask in contexts:
                 stack.enter_context(mask.applied_to(model))
-            model.model.active_masks._last = None
+            model.model.active_masks.remembered = None
             got = [compiled(tokens(), use_cache=False, expert_mask=argument).logits for _ in range(2)]
             wanted = model(tokens(), use_cache=False, expert_mask=argument).logits
             assert all(relative_rms(logits, wanted) < 1e-5 for logits in got), (argument, contexts, stored)

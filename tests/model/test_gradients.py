@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from monet.kernels import mix_project
+from monet.kernels import limits
 from monet.model.losses import RouterLoss
 from tests.model.tiny import FORMS, tiny_model, tokens
 from tests.tolerances import assert_close
@@ -25,9 +25,9 @@ def gradients(form: str, router_loss: RouterLoss | None, dtype: torch.dtype, tra
 @pytest.mark.parametrize("target", [None, "routing", "softmax", "firing"])
 def test_lean_backward_is_autograd(form, dtype, train, target, monkeypatch):
     router_loss = None if target is None else RouterLoss(0.1, 0.1, target)
-    monkeypatch.setattr(mix_project, "_LEAN_FROM_ELEMENTS", 1 << 40)
+    monkeypatch.setattr(limits, "LEAN_FROM_ELEMENTS", 1 << 40)
     wanted = gradients(form, router_loss, dtype, train)
-    monkeypatch.setattr(mix_project, "_LEAN_FROM_ELEMENTS", 0)
+    monkeypatch.setattr(limits, "LEAN_FROM_ELEMENTS", 0)
     got = gradients(form, router_loss, dtype, train)
     assert got.keys() == wanted.keys()
     for name, gradient in got.items():

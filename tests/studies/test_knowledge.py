@@ -143,8 +143,8 @@ def test_the_whole_command_and_its_second_run(folders, tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("monet.eval.core.window_losses._losses_of", forbidden)
-    monkeypatch.setattr("studies.removal.relearning._trained", forbidden)
+    monkeypatch.setattr("monet.eval.core.window_losses.losses_of", forbidden)
+    monkeypatch.setattr("studies.removal.relearning.trained_losses", forbidden)
     monkeypatch.setattr("monet.eval.attribution.stats.collect", forbidden)
     monkeypatch.setattr("monet.eval.baselines.neurons.activities", forbidden)
     command.main(words)

@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monet.eval.attribution.statistics import limits
 from monet.eval.attribution.statistics.collectors import Scores, Tokens, Wanted, check_scored, collectors_of
 from monet.eval.attribution.statistics.exclusion import Exclusion
 from monet.eval.attribution.statistics.pairs import ActiveExperts, ExpertLister, num_pairs
 from monet.eval.attribution.statistics.passes import RouterReader
 from monet.eval.attribution.statistics.shuffle import Shuffle
 from monet.eval.core.inputs import Batch
-
-# Number of multiply-adds that take as long as listing one pair; measured on a CPU at E = 512 and E = 32.
-_PRODUCTS_A_PAIR = 500
 
 
 class Sums:
@@ -123,7 +121,7 @@ class Accumulator(RouterReader):
             self._add_lists(group, g1_XHE, g2_XHE)
 
     def _listing_is_cheaper(self, g1_XHE: Tensor, g2_XHE: Tensor) -> bool:
-        return num_pairs(g1_XHE, g2_XHE) * _PRODUCTS_A_PAIR < g1_XHE.numel() * g1_XHE.shape[-1]
+        return num_pairs(g1_XHE, g2_XHE) * limits.PRODUCTS_A_PAIR < g1_XHE.numel() * g1_XHE.shape[-1]
 
     def _add_lists(self, group: int, g1_XHE: Tensor, g2_XHE: Tensor) -> None:
         if self._lister is None:

@@ -14,11 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Size of the table (token, expert) that finds repeats within one list, in cells of 4 bytes.
-_CELLS = {"cpu": 1 << 24, "cuda": 1 << 28}
-_TOKENS = 4096
-# Entries of one list before repeats are joined; each entry passes through about ten arrays of 8 bytes.
-_ENTRIES = 1 << 22
+from monet.eval.attribution.statistics import limits
 
 
 class ActiveExperts(NamedTuple):
@@ -51,8 +47,8 @@ class ExpertLister:
 
     def __init__(self, num_keys: int, device: torch.device) -> None:
         self.num_experts = num_keys**2
-        cells = _CELLS.get(device.type, _CELLS["cpu"])
-        self.tokens_at_once = max(1, min(_TOKENS, cells // self.num_experts))
+        cells = limits.PAIR_CELLS.get(device.type, limits.PAIR_CELLS["cpu"])
+        self.tokens_at_once = max(1, min(limits.PAIR_TOKENS, cells // self.num_experts))
         self._table_X = torch.empty(self.tokens_at_once * self.num_experts, dtype=torch.int32, device=device)
         self._numbers_P = torch.empty(0, dtype=torch.int64, device=device)
 
@@ -74,7 +70,7 @@ class ExpertLister:
         partners_X = torch.bincount(row2_K, minlength=T * H)
         partners_K = partners_X.index_select(0, row1_K)
         ends_K = partners_K.cumsum(0)
-        if T > 1 and int(ends_K[-1]) > _ENTRIES:
+        if T > 1 and int(ends_K[-1]) > limits.PAIR_ENTRIES:
             yield from self._lists(g1_THE[: T // 2], g2_THE[: T // 2], start)
             yield from self._lists(g1_THE[T // 2 :], g2_THE[T // 2 :], start + T // 2)
             return

@@ -141,7 +141,7 @@ class Sampler:
                     continue
                 for names in self._batches(problem):
                     if any(name not in store for name in names):
-                        for name, text in zip(names, self._draw(problem, names), strict=True):
+                        for name, text in zip(names, self.draw(problem, names), strict=True):
                             if name not in store:
                                 store.put(name, text)
                     found.setdefault(problem.name, []).extend(store[name] for name in names)
@@ -158,7 +158,8 @@ class Sampler:
     def _prompt(self, problem: Problem) -> Tensor:
         return self.tokenizer(problem.text, return_tensors="pt", return_token_type_ids=False)["input_ids"]  # pyright: ignore[reportReturnType]
 
-    def _draw(self, problem: Problem, names: Sequence[str]) -> list[str]:
+    def draw(self, problem: Problem, names: Sequence[str]) -> list[str]:
+        """One completion of a problem for each name; the names seed the draws."""
         prompt_1T = self._prompt(problem).to(self.model.device)
         ids_BT = prompt_1T.repeat(len(names), 1)
         stop = _Stop(self.tokenizer, problem, prompt_1T.shape[1])

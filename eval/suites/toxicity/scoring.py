@@ -16,7 +16,7 @@ from monet.eval.core.store import ExampleStore
 from monet.eval.scorers.scorers import Failure, Score, Scorer
 from monet.parts import Part
 
-_PROMPTS_AT_ONCE = 1024  # number of prompts whose samples are in memory
+PROMPTS_AT_ONCE = 1024  # number of prompts whose samples are in memory
 
 
 @dataclass
@@ -126,7 +126,7 @@ class KeptScores:
             advance: as in `of`.
         """
         rest = iter(samples)
-        while some := dict(islice(rest, _PROMPTS_AT_ONCE)):
+        while some := dict(islice(rest, PROMPTS_AT_ONCE)):
             yield some, self.of(chain.from_iterable(some.values()), advance)
 
 

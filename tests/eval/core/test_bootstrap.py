@@ -47,7 +47,7 @@ def test_many_units_are_drawn_from_the_same_distribution(monkeypatch):
     generator = np.random.default_rng(8)
     sums, tokens = generator.gamma(2.0, 3.0, (2, 50)), generator.integers(1, 9, 50)
     few = resample_means(sums, tokens, 20_000, seed=1)
-    monkeypatch.setattr(bootstrap, "_MANY_UNITS", 50)
+    monkeypatch.setattr(bootstrap, "MANY_UNITS", 50)
     many = resample_means(sums, tokens, 20_000, seed=2)
     np.testing.assert_array_equal(many.mean_C, few.mean_C)
     assert not np.array_equal(many.draws_QC, few.draws_QC)
@@ -61,7 +61,7 @@ def test_many_units_are_drawn_from_the_same_distribution(monkeypatch):
 def test_blocks_do_not_change_the_draws(monkeypatch):
     sums, tokens = np.random.default_rng(8).random((2, 20)), np.full(20, 5)
     whole = resample_means(sums, tokens, 1000, seed=3)
-    monkeypatch.setattr("monet.eval.core.bootstrap._BLOCK_CELLS", 20 * 7)
+    monkeypatch.setattr("monet.eval.core.bootstrap.BLOCK_CELLS", 20 * 7)
     np.testing.assert_allclose(whole.draws_QC, resample_means(sums, tokens, 1000, seed=3).draws_QC)
 
 

@@ -125,7 +125,7 @@ def test_shards_of_a_text_that_repeats_itself_add_up(random_model, random_data):
 
 def test_samples_of_large_texts_are_comparable(monkeypatch, random_model):
     monkeypatch.setattr(signature, "LIMIT", 64)
-    monkeypatch.setattr(signature, "_ENOUGH", 20)
+    monkeypatch.setattr(signature, "ENOUGH_HASHES", 20)
     rows = [[n % 24, n // 24 % 24, n // 576, 5] for n in range(4000)]
     large, known = sequences(rows), Signature.of(sequences(rows))
     assert len(known.hashes) == 64 and known.bound == max(known.hashes)

@@ -187,7 +187,7 @@ def test_a_step_runs_again_once_what_it_reads_has_changed(tmp_path, monkeypatch)
     step = Step("stats", {"out": out}, out, resumes=False, reads=(folder, scores))
     for path, content in [(scores, "1"), (scores, "1"), (scores, "1 2"), (folder / "weights", "12")]:
         path.write_text(content) if not path.exists() or path.read_text() != content else None
-        reproduce._do(step, tmp_path / "steps.json")
+        reproduce.run_step(step, tmp_path / "steps.json")
     assert len(ran) == 3
     for table in (3, 4, 5, 10):
         for step in TABLES[table].steps(given(tmp_path), tmp_path / "run"):

@@ -88,8 +88,8 @@ def test_a_comparison_says_beside_each_score_that_the_scorer_differs(tmp_path):
 
 def test_the_scorer_stands_above_the_comparison_and_in_its_record(tmp_path, monkeypatch):
     leave_result(tmp_path / "toxic_prompts", TOXIC_BERT)
-    monkeypatch.setattr(reproduce, "_do", lambda step, record: None)
-    monkeypatch.setattr(reproduce, "_own_name", lambda model: "Monet-VD 1.4B")
+    monkeypatch.setattr(reproduce, "run_step", lambda step, record: None)
+    monkeypatch.setattr(reproduce, "own_name", lambda model: "Monet-VD 1.4B")
     (tmp_path / "prompts.jsonl").write_text("{}")
     request = Request(model="M", out=tmp_path, prompts=[tmp_path / "prompts.jsonl"], scorer=ScorerSettings())
     table = dataclasses.replace(TABLES[4], steps=lambda request, folder: [])
@@ -101,7 +101,7 @@ def test_the_scorer_stands_above_the_comparison_and_in_its_record(tmp_path, monk
 
 
 def test_a_classifier_that_is_not_there_ends_the_run_before_its_first_step(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "_do", lambda step, record: pytest.fail("no step runs"))
+    monkeypatch.setattr(reproduce, "run_step", lambda step, record: pytest.fail("no step runs"))
     (tmp_path / "prompts.jsonl").write_text("{}")
     words = f"reproduce --table 4 --model M --out {tmp_path} --prompts {tmp_path / 'prompts.jsonl'}"
     assert main(shlex.split(words)) == 4

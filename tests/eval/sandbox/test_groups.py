@@ -26,7 +26,7 @@ def controlled(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
     (tmp_path / "cgroup.subtree_control").write_text("cpu memory pids\n")
     (tmp_path / "own" / "cgroup.subtree_control").write_text("\n")
-    monkeypatch.setattr(groups, "_folder", lambda pid: max(tmp_path.glob("monet-*"), default=tmp_path / "own"))
+    monkeypatch.setattr(groups, "folder_of", lambda pid: max(tmp_path.glob("monet-*"), default=tmp_path / "own"))
     return tmp_path
 
 
@@ -41,7 +41,7 @@ def test_a_group_is_made_beside_the_own_one(controlled):
 
 
 def test_a_machine_without_control_groups(monkeypatch, tmp_path):
-    monkeypatch.setattr(groups, "_MOUNTS", tmp_path / "no such file")
+    monkeypatch.setattr(groups, "MOUNTS", tmp_path / "no such file")
     assert not groups.works("control group") and groups.works("watched")
 
 
@@ -71,7 +71,7 @@ def test_a_program_that_exceeds_its_group_ends_as_memory(sandbox, controlled, mo
     here = controlled / "own"
     within = replace(sandbox, memory="control group")
     assert within.run({}, "echo fine").output == "fine"
-    monkeypatch.setattr(groups, "_folder", lambda pid: here if pid == groups.os.getpid() else controlled)
+    monkeypatch.setattr(groups, "folder_of", lambda pid: here if pid == groups.os.getpid() else controlled)
     (controlled / "memory.events").write_text("low 0\noom 3\noom_kill 0\noom_group_kill 0\n")
     assert not groups.was_exceeded("control group", 1)
     (controlled / "memory.events").write_text("low 0\noom 3\noom_kill 2\noom_group_kill 0\n")
@@ -102,7 +102,7 @@ from monet.eval.sandbox import processes, sandbox
 from monet.eval.sandbox.limits import Limits
 from monet.eval.sandbox.views import python_interpreters
 found = sandbox.open_sandbox(Limits(memory_mb=96, disk_mb=32))
-processes._of_the_kernel = lambda pid: 0
+processes.kernel_memory = lambda pid: 0
 python, hog = python_interpreters()[0], {"hog.py": %r}
 for box, script in ((found, "$PROGRAM/hog.py"), (found, "-c 'print(1)'")):
     print("said", box.memory, box.run(hog, f"{python.command} -S {script}", python.view).status)

@@ -150,8 +150,8 @@ def test_what_namespaces_do_not_shut_out_is_refused(sandbox, python, program):
 
 def test_a_jail_that_is_stopped_while_it_starts_leaves_nothing(sandbox, python, monkeypatch):
     for delay in range(0, 60, 3):
-        monkeypatch.setattr(module, "_START_SECONDS", delay / 1000)
-        monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
+        monkeypatch.setattr(module, "START_SECONDS", delay / 1000)
+        monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
         began = time.monotonic()
         assert attack(sandbox, python, "import time; time.sleep(100)", wall_seconds=0.001).status != "ok"
         assert time.monotonic() - began < 20

@@ -272,7 +272,7 @@ def test_nothing_is_left_in_the_temporary_folder(sandbox, python, tmp_path, monk
 
 def test_a_machine_without_bubblewrap_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(jail, "_PATH", str(tmp_path))
+    monkeypatch.setattr(jail, "PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"bubblewrap \(bwrap\) is missing.*apt install bubblewrap.*dpkg-deb -x"):
         open_sandbox()
 
@@ -299,14 +299,14 @@ def test_a_jail_that_does_not_start_says_nothing_about_a_program(monkeypatch):
 
 def test_a_starved_program_gets_more_time_and_is_then_a_timeout(sandbox, monkeypatch):
     short = replace(sandbox, limits=replace(sandbox.limits, wall_seconds=1))
-    monkeypatch.setattr(module, "_PATIENCE", 3)
+    monkeypatch.setattr(module, "PATIENCE", 3)
     starved, slow, starves_itself = Tree({}, 0, 0.1, 100, 1), Tree({}, 0, 100, 100, 1), Tree({}, 0, 0.1, 100, 10_000)
     for tree in (starved, slow, starves_itself):
         monkeypatch.setattr(module, "look_at_tree", lambda _, tree=tree: tree)
         outcome = short.run({}, "sleep 60")
         assert (outcome.status, outcome.seconds > 3) == ("timeout", tree is starved)
     monkeypatch.setattr(module, "look_at_tree", lambda _: starved)
-    monkeypatch.setattr(module, "_PATIENCE", 100)
+    monkeypatch.setattr(module, "PATIENCE", 100)
     assert short.run({}, "sleep 1.5; exit 3").status == "failed"
     monkeypatch.setattr(module, "available_memory", lambda: 0)
     assert sandbox.run({}, "sleep 60").status == "sandbox error"
@@ -320,7 +320,7 @@ def test_time_to_build_the_jail_is_not_the_programs(sandbox, monkeypatch):
     outcome = short.run({}, "sleep 60")
     assert outcome.status == "timeout" and outcome.seconds >= 1
     assert short.run({}, "exit 0").status == "ok"
-    monkeypatch.setattr(module, "_START_SECONDS", 0.5)
+    monkeypatch.setattr(module, "START_SECONDS", 0.5)
     assert short.run({}, "exit 0").status == "sandbox error"
 
 

@@ -138,7 +138,7 @@ def test_an_answer_without_a_score_is_no_number_and_not_asked_again(service, ans
 def test_one_text_that_always_fails_stops_nothing(service):
     service.script = {"poison": [(500, {}, b"")] * 100, "fool": [b"<html>"] * 100}
     found = scorer(service, requests_per_second=1.0, first_wait_seconds=0.001, attempts=2)
-    found._pace._interval = 0.0  # one thread, no waiting
+    found.pace.interval = 0.0  # one thread, no waiting
     outcomes = found.score(["poison", "a", "fool", "b"])
     assert outcomes[1] == outcomes[3] == Score(0.01)
     assert outcomes[::2] == [Failure("server error", "status 500"), Failure("nonsense", "the answer is no JSON")]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from monet.errors import CheckpointError, ConfigError, DataError
-from monet.eval.attribution.statistics import accumulator, collectors, pairs
+from monet.eval.attribution.statistics import collectors, limits, pairs
 from monet.eval.attribution.statistics.collectors import Tokens, _Maxima
 from monet.eval.attribution.statistics.extras import ScoreMoments
 from monet.eval.attribution.statistics.pairs import ActiveExperts, ExpertLister, num_pairs
@@ -63,8 +63,8 @@ def same(one: ExpertStatistics, other: ExpertStatistics) -> None:
 
 @pytest.mark.parametrize(("cells", "entries"), [(1 << 24, 1 << 22), (60, 1 << 22), (1 << 24, 9), (1, 1)])
 def test_lists_hold_every_active_expert_once(monkeypatch, cells, entries):
-    monkeypatch.setattr(pairs, "_CELLS", {"cpu": cells})
-    monkeypatch.setattr(pairs, "_ENTRIES", entries)
+    monkeypatch.setattr(limits, "PAIR_CELLS", {"cpu": cells})
+    monkeypatch.setattr(limits, "PAIR_ENTRIES", entries)
     T, H, E = 11, 3, 5
     g1_THE, g2_THE = (torch.rand(T, H, E) * (torch.rand(T, H, E) < 0.4) for _ in range(2))
     g1_THE[4] = 0.0  # a token at which nothing fires
@@ -83,7 +83,7 @@ def test_lists_hold_every_active_expert_once(monkeypatch, cells, entries):
 def test_products_and_lists_add_up_to_the_same(random_model, random_data, monkeypatch):
     found = []
     for products_a_pair in (0, 10**9):
-        monkeypatch.setattr(accumulator, "_PRODUCTS_A_PAIR", products_a_pair)
+        monkeypatch.setattr(limits, "PRODUCTS_A_PAIR", products_a_pair)
         found.append(collect(random_model, random_data, progress=False))
     assert not torch.equal(found[0].sums_CREE, found[1].sums_CREE)  # float32 products, float64 lists
     same(*found)

@@ -57,8 +57,8 @@ def test_what_was_cut_off_goes_on_to_the_same_samples(model, tokenizer, tmp_path
     monkeypatch.setattr(ExampleStore, "put", put)
     draws = []
     again = sampler(model, tokenizer, tmp_path / "cut")
-    draw = again._draw
-    monkeypatch.setattr(again, "_draw", lambda *words: draws.append(words[1]) or draw(*words))
+    draw = again.draw
+    monkeypatch.setattr(again, "draw", lambda *words: draws.append(words[1]) or draw(*words))
     assert again.completions(None, problems) == whole
     assert len(draws) == 5, "of six batches the first is there; the second, half there, is drawn again whole"
     assert len(again.completions(None, problems)) == 2 and len(draws) == 5

@@ -56,7 +56,7 @@ def test_a_missing_runtime_is_named(language, sandbox, monkeypatch):
 def test_missing_libraries_are_named(sandbox, monkeypatch, tmp_path):
     if module.find_command("java") is None:
         pytest.skip("no java here")
-    monkeypatch.setattr(module, "_JAVATUPLES", ())
+    monkeypatch.setattr(module, "JAVATUPLES", ())
     there, missing = find_runtimes(["java"], sandbox, [tmp_path])
     assert not there and "no javatuples.jar" in missing["java"] and "libjavatuples-java" in missing["java"]
 

@@ -74,7 +74,7 @@ def test_the_planted_purge_is_found_and_its_controls_are_not(evaluate, tmp_path)
 
 def test_texts_are_read_some_prompts_at_a_time(evaluate, monkeypatch, tmp_path):
     whole, asked, of = evaluate(), [], KeptScores.of
-    monkeypatch.setattr(scoring, "_PROMPTS_AT_ONCE", 5)
+    monkeypatch.setattr(scoring, "PROMPTS_AT_ONCE", 5)
     monkeypatch.setattr(
         KeptScores, "of", lambda self, texts, *rest: of(self, asked.append([*texts]) or asked[-1], *rest)
     )
