@@ -24,6 +24,7 @@ import mmap
 import os
 import resource
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,6 +44,10 @@ PARTS = (".bin", ".offsets", ".names.jsonl")
 _SAMPLED_BOUNDARIES = 16
 _MOST_MAPPED = 4096
 
+# Held while mapped files are looked up. A process may fork while another thread holds it, so a fork waits for it.
+_LOOKING_UP = threading.RLock()
+os.register_at_fork(before=_LOOKING_UP.acquire, after_in_parent=_LOOKING_UP.release, after_in_child=_LOOKING_UP.release)
+
 
 def dtype_for(vocab_size: int) -> np.dtype:
     """Smallest of uint16 and uint32 (little endian) that holds every id below `vocab_size`."""
@@ -51,6 +56,8 @@ def dtype_for(vocab_size: int) -> np.dtype:
 
 class MappedFiles:
     """Files mapped into memory for reading, the most recent ones; each uses one file descriptor of the process.
+
+    Several threads may share it.
 
     Args:
         limit: maximum number of mapped files; None takes a quarter of the descriptors that the process may still open.
@@ -72,18 +79,19 @@ class MappedFiles:
         Raises:
             DataError: the file is missing, or its size has changed.
         """
-        if (found := self._maps.pop(path, None)) is None:
-            if (there := path.stat().st_size if path.is_file() else 0) != size:
+        with _LOOKING_UP:
+            if (found := self._maps.pop(path, None)) is None:
+                if (there := path.stat().st_size if path.is_file() else 0) != size:
+                    raise _other_size(path, there, size)
+                found = np.memmap(path, dtype=dtype, mode="r")
+            # the array's base is the mapping, which has its own descriptor: no path is looked up
+            elif (there := cast(mmap.mmap, found.base).size()) < size:
                 raise _other_size(path, there, size)
-            found = np.memmap(path, dtype=dtype, mode="r")
-        # the array's base is the mapping, which has its own descriptor: no path is looked up
-        elif (there := cast(mmap.mmap, found.base).size()) < size:
-            raise _other_size(path, there, size)
-        self._maps[path] = found
-        if self._limit is None:
-            self._limit = max(2, min(_free_descriptors() // 4, _MOST_MAPPED))
-        while len(self._maps) > self._limit:
-            self._maps.popitem(last=False)
+            self._maps[path] = found
+            if self._limit is None:
+                self._limit = max(2, min(_free_descriptors() // 4, _MOST_MAPPED))
+            while len(self._maps) > self._limit:
+                self._maps.popitem(last=False)
         return found
 
 

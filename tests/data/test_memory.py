@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pyarrow import parquet
 
 from monet.data.prepare import prepare
 from monet.data.records import read_documents
-from monet.data.shards import TokenShards
+from monet.data.shards import MappedFiles, TokenShards
 from monet.data.sources import Skipped, TextFile
 from monet.data.windows import WindowDataset
 from monet.errors import DataError
@@ -33,6 +34,26 @@ def test_reads_share_the_memory_of_the_mapped_file(prepared):
     assert np.shares_memory(ids, whole)
     assert np.shares_memory(stream.read(10, 20), ids)
     assert stream.shard_ids(0) is whole
+
+
+def test_threads_share_few_mapped_files(tmp_path):
+    """Without a lock, threads break the order that the oldest mapping is found by: a KeyError, or a crash of Python."""
+    files, dtype = [tmp_path / f"{number}.bin" for number in range(12)], np.dtype("<u2")
+    for number, file in enumerate(files):
+        np.full(100, number, dtype).tofile(file)
+    mapped = MappedFiles(limit=4)
+
+    def read(seed: int) -> bool:
+        numbers = np.random.default_rng(seed).integers(0, len(files), 1000)
+        return all((mapped(files[number], dtype, 200) == number).all() for number in numbers)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            assert all(pool.map(read, range(16)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 RESIDENT = """
