@@ -1,8 +1,6 @@
 """The simulated ranks run over the real stream and checkpoint code, and their checks find errors."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +14,14 @@ from monet.data.datamodule import MonetDataModule
 from monet.data.windows import WindowDataset
 from monet.model import ranks
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return scale_plan.make_data(tmp_path_factory.mktemp("scale"))
 
 
-def test_all_of_it_runs_on_few_ranks(tmp_path):
-    """As a command, because hundreds of threads of a long test process once crashed Python 3.10."""
-    options = ["--ranks", "8", "--megabytes", "3", "--json", str(tmp_path / "figures.json")]
-    line = [sys.executable, "-m", "benchmarks.scale_plan", *options]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_all_of_it_runs_on_few_ranks(tmp_path, capsys):
+    assert scale_plan.main(["--ranks", "8", "--megabytes", "3", "--json", str(tmp_path / "figures.json")]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["tokens"]["lost"] == figures["tokens"]["repeated"] == 0
     assert figures["tokens"]["whole_epochs"] == 2
@@ -38,7 +30,7 @@ def test_all_of_it_runs_on_few_ranks(tmp_path):
     assert [row["model"] for row in figures["layouts"]] == ["monet_850m_vd", "monet_1.4b_vd", "monet_4.1b_vd"]
     # float32 weights and both moments, and the routers' statistics
     assert figures["layouts"][1]["GB"] == pytest.approx(12 * 1.465157632, rel=1e-3)
-    assert "lost 0, repeated 0" in done.stdout
+    assert "lost 0, repeated 0" in capsys.readouterr().out
     assert len(figures["growth"]) == 10 and all(row["holds"] for row in figures["growth"]), figures["growth"]
 
 
