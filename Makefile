@@ -129,6 +129,9 @@ QUICK ?=
 # The last layer of SmolLM2-135M costs most, because its output goes to the logits directly.
 LAYERS := $(if $(QUICK),22-26,19-28)
 TOKENS := $(if $(QUICK),--tokens 150000 --distil_tokens 30000)
+# Few facts, so that they cost a quick run less than two minutes.
+FACTS := data/facts$(if $(QUICK),-languages)
+FACTS_DOMAINS := $(if $(QUICK),--domains "[languages]")
 KNOWLEDGE_NAME := knowledge$(if $(QUICK),-quick)
 KNOWLEDGE := $(call runs,$(KNOWLEDGE_NAME),$(if $(QUICK),0,$(SEEDS)))
 
@@ -140,11 +143,12 @@ endef
 
 knowledge: .venv/.ready
 	test -f data/subjects-text/manifest.json || $(BIN)/python -m corpus.build --recipe subjects --out data/subjects-text
+	test -f $(FACTS)/facts.jsonl || $(BIN)/python -m corpus.build --recipe facts --out $(FACTS) $(FACTS_DOMAINS)
 	test -d data/smollm2 || $(BIN)/python -m corpus.dense_model --out data/smollm2
 	$(BIN)/monet data prepare --config configs/data/subjects.yaml
 	$(foreach run,$(KNOWLEDGE),$(call convert,$(run)))
 	$(BIN)/python -m studies.knowledge --model $(KNOWLEDGE) --dense data/smollm2 --data data/subjects \
-		--families programming=cpp,lua,python --out runs/$(KNOWLEDGE_NAME)-results --docs docs $(if $(QUICK),--quick)
+		--facts $(FACTS)/facts.jsonl --families programming=cpp,lua,python --out runs/$(KNOWLEDGE_NAME)-results --docs docs $(if $(QUICK),--quick)
 
 clean-demo:
 	rm -rf $(RUN) $(DATA) $(DATA).partial

@@ -1,7 +1,8 @@
 """Removes knowledge from converted models and writes docs/knowledge.{json,md,png}.
 
     python -m studies.knowledge --model runs/knowledge runs/knowledge-seed1 runs/knowledge-seed2 \
-        --dense data/smollm2 --data data/subjects --out runs/knowledge-results [--docs docs] [--quick]
+        --dense data/smollm2 --data data/subjects --facts data/facts/facts.jsonl --out runs/knowledge-results \
+        [--questions FOLDER] [--docs docs] [--quick]
 
 Models are folders of `monet convert` that differ in their seed. Finished measurements are kept in --out, so the same
 command continues after a kill. Without --docs it prints the page.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from monet.eval.core.document import Heatmap, Report
 from monet.eval.core.loading import provenance_now
 from monet.files import atomic_write_json
 from studies.knowledge import page
+from studies.knowledge.asked import Asking, ask_facts, ask_questions
 from studies.knowledge.conversion import Converted, check_same_layers, families_of
 from studies.knowledge.overlap import overlap
 from studies.knowledge.results import KnowledgeResult, Selective
@@ -31,15 +33,14 @@ from studies.removal.plan import Plan
 from studies.removal.relearning import relearning
 from studies.removal.rows import model_of, row
 
-MISSING = {
-    "facts": "the study does not run the suite of facts yet",
-    "benchmarks": "the study does not run ARC-Easy, SciQ, PIQA and LAMBADA yet",
-    "transcoders": "there is no transcoder of these layers yet",
-}
+MISSING = {"Transcoders": "there is no transcoder of these layers yet"}
 
 QUICK: dict[str, Any] = {
     "windows": 2, "control_windows": 2, "seq_len": 128, "shares": (0.01,), "identify_windows": 24,
     "settling_windows": 2, "settling_controls": 1, "harder_controls": 9,
+}  # fmt: skip
+QUICK_ASKING: dict[str, Any] = {
+    "facts_limit": 2, "facts_controls": 9, "questions_limit": 4, "questions_controls": 1,
 }  # fmt: skip
 
 
@@ -57,7 +58,9 @@ def _selective(one: Measurement, model: Converted) -> Selective:
     )  # fmt: skip
 
 
-def result_of(models: Sequence[Converted], dense: Llama, others: Sequence[Converted], plan: Plan) -> KnowledgeResult:
+def result_of(
+    models: Sequence[Converted], dense: Llama, others: Sequence[Converted], plan: Plan, asking: Asking
+) -> KnowledgeResult:
     """Measure all models; measurements in `plan.out` are not repeated.
 
     Args:
@@ -65,6 +68,7 @@ def result_of(models: Sequence[Converted], dense: Llama, others: Sequence[Conver
         dense: the dense model, with the same layers.
         others: conversions of other numbers of layers.
         plan: sizes of the measurement.
+        asking: facts and questions that the conversions and the dense model are asked.
     """
     found: dict[str, Measurement] = {}
     for model in [*models, dense, *others]:
@@ -72,6 +76,10 @@ def result_of(models: Sequence[Converted], dense: Llama, others: Sequence[Conver
             found[model.name] = measure(model)
     hybrids, neurons = [found[one.name] for one in models], [found[dense.name]]
     names, first = plan.evaluate.labels, models[0]
+    with timed("facts"):
+        facts = [ask_facts(one, asking) for one in (*hybrids, *neurons)] if asking.facts else []
+    with timed("questions"):
+        questions = [ask_questions(one, asking) for one in (*hybrids, *neurons)] if asking.questions else []
     with timed("relearning"):
         relearned = [relearning(of, label) for of in (hybrids, neurons) for label in plan.relearn]
     told = first.report
@@ -90,8 +98,8 @@ def result_of(models: Sequence[Converted], dense: Llama, others: Sequence[Conver
         by_layers=sorted(
             (_selective(found[one.name], one) for one in [first, *others]), key=lambda one: len(one.layers)
         ),
-        relearning=relearned, missing=MISSING,
-        settings=plan.described,
+        facts=facts, questions=questions, relearning=relearned, missing={**asking.missing, **MISSING},
+        settings={**plan.described, **asking.described},
         provenance={**provenance_now(), "machine": processor(), "text": plan.evaluate.description["content"]},
     )  # fmt: skip
 
@@ -105,19 +113,25 @@ def figure(result: KnowledgeResult, out: Path, docs: Path) -> None:
     draw(Report("Knowledge", result.sentence, [heatmap], result.provenance), out, docs / page.FIGURE)
 
 
+def _given(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The options that the command line gave a value, for the settings of one kind."""
+    names = {"facts", "questions", "shares", "steps", *SIZES} & {field.name for field in fields(kind)}
+    return {name: value for name in sorted(names) if (value := getattr(arguments, name)) is not None}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, then write the page or print it."""
     given = parser().parse_args(arguments)
     sizes = QUICK if given.quick else {}
     plan = replace(Plan(given.out, given.data, relearn=given.relearn, lone_domains=True), **sizes)
-    asked = {name: getattr(given, name) for name in (*SIZES, "shares", "steps") if getattr(given, name) is not None}
-    plan = replace(plan, families=families_of(given.families, plan.evaluate.labels), **asked)
+    plan = replace(plan, families=families_of(given.families, plan.evaluate.labels), **_given(given, Plan))
+    asking = replace(Asking(**(QUICK_ASKING if given.quick else {})), **_given(given, Asking))
     plan.check_families(plan.evaluate.labels)
     models, others = ([Converted(folder, plan) for folder in of] for of in (given.model, given.by_layers))
     check_same_layers(models)
     dense = Llama(given.dense, plan, models[0].report.layers)
     check_different([*models, dense, *others])
-    result = result_of(models, dense, others, plan)
+    result = result_of(models, dense, others, plan, asking)
     result.save(given.out)
     text = page.body(result)
     if given.docs is None:
@@ -138,6 +152,10 @@ SIZES = {
     "settling_controls": "random removals that the share is settled with",
     "random_removals": "random removals that are trained again",
     "seq_len": "tokens of a window",
+    "facts_limit": "facts of each relation",
+    "facts_controls": "random removals of equal number that are asked facts, for each removal",
+    "questions_limit": "questions of each benchmark",
+    "questions_controls": "random removals of equal number that are asked questions, for each removal",
 }
 
 
@@ -151,12 +169,17 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--docs", type=Path, help="folder with the knowledge.md to write; default: print the page")
     found.add_argument("--by_layers", type=Path, nargs="*", default=[], help="conversions of other numbers of layers")
     found.add_argument("--families", nargs="*", default=[], help="for example programming=code,shell")
+    found.add_argument("--facts", type=Path, nargs="+", help="files of `python -m corpus.build --recipe facts`")
+    found.add_argument(
+        "--questions", type=Path, help="folder with ARC-Easy, SciQ and PIQA, as for `monet eval general`"
+    )
     found.add_argument("--relearn", nargs="*", default=[], help="domains trained again")
     found.add_argument("--quick", action="store_true", help="smaller sizes")
     found.add_argument("--shares", type=float, nargs="+", help="shares of all units, to choose from")
     found.add_argument("--steps", type=int, nargs="+", help="steps of training again")
     for name, words in SIZES.items():
-        found.add_argument(f"--{name}", type=int, help=f"{words} (default: {getattr(Plan, name)})")
+        default = getattr(Plan if hasattr(Plan, name) else Asking, name)
+        found.add_argument(f"--{name}", type=int, help=f"{words} (default: {default})")
     return found
 
 

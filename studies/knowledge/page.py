@@ -6,6 +6,7 @@ from pathlib import Path
 
 from benchmarks.tables import markdown
 from monet.eval.core.chance import LEVEL
+from studies.knowledge import asked_tables
 from studies.knowledge.results import KnowledgeResult
 from studies.removal import tables
 from studies.removal.page import caution, fill, returned, verdict
@@ -48,8 +49,9 @@ def body(result: KnowledgeResult) -> str:
     """Everything between the page's marks."""
     names = result.overlap.names
     return fill(TEMPLATE, {
-        "result": result, "tables": tables, "of": result.settings, "level": f"{LEVEL:g}", "figure": FIGURE,
-        "names": names, "above": above(result), "failing": failing(result), "verdict": verdict, "returned": returned,
+        "result": result, "tables": tables, "asked": asked_tables, "of": result.settings,
+        "level": f"{LEVEL:g}", "figure": FIGURE, "names": names, "above": above(result), "failing": failing(result),
+        "verdict": verdict, "returned": returned,
         "caution": caution(result.models), "by_layers": by_layers(result),
         "overlaps": tables.matrix(names, result.overlap.jaccard),
         "permuted": ", ".join(f"{one:.3f}" for one in result.overlap.permuted),

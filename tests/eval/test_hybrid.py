@@ -16,6 +16,7 @@ PARTS = {
     "statistics": ["attribution/test_stats.py", "attribution/test_selection.py", "test_honesty.py"],
     "loss": ["suites/loss", "test_commands.py"],
     "questions": ["suites/questions/test_general.py", "suites/questions/test_domains.py"],
+    "facts": ["suites/facts/test_evaluate.py", "suites/facts/test_scoring.py"],
     "code": ["suites/code/test_evaluate.py", "suites/code/test_generation.py"],
     "toxicity": ["suites/toxicity/test_evaluate.py", "suites/toxicity/test_sampling.py"],
 }

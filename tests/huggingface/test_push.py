@@ -57,10 +57,14 @@ def hub(request, monkeypatch) -> Hub:
     return hub
 
 
+HYBRID = {"dense_layers": [0, 2], "intermediate_size": 40}
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("way", ["save_pretrained", "push_to_hub"])
-def test_a_mask_travels_with_its_model(hub, tmp_path, way, masked):
-    model = tiny_model()
+@pytest.mark.parametrize("shape", [{}, HYBRID], ids=["monet", "hybrid"])
+def test_a_mask_travels_with_its_model(hub, tmp_path, way, masked, shape):
+    model = tiny_model(**shape)
     if masked:
         model.set_expert_mask(ExpertMask.random(model.config, 30, seed=0))
     if way == "push_to_hub":

@@ -98,6 +98,25 @@ def test_a_plan_is_printed_and_written(tmp_path, capsys):
     assert now["days"] == pytest.approx(plan["run"]["steps"] * now["step_seconds"] / 86400)
 
 
+def test_a_hybrid_is_planned_with_its_dense_layers(tmp_path, capsys):
+    """The plan counts the parameters and operations of the dense layers."""
+    changed = tmp_path / "hybrid.yaml"
+    changed.write_text("model: {shape: {dense_layers: [0, 1, 2], intermediate_size: 4096}}\n")
+    files = [RECIPE, CONFIGS / "pretrain" / "monet_850m_vd.yaml"]
+    plain, hybrid = read_run(files), read_run([*files, changed])
+    words = [word for file in (*files, changed) for word in ("--config", str(file))]
+    assert main(["plan", *words, "--gpus", "8", "--gpu", "h100", "--json", str(tmp_path / "plan.json")]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    with torch.device("meta"):
+        model = class_of(hybrid.config)(hybrid.config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(plan["model"]["parameters"].values()) == parameters != sum(parameter_counts(plain.config).values())
+    flops = hybrid.tokens * training_flops_per_token(hybrid.config, 2048)
+    found = configured(hybrid, given(1))
+    assert found.compute_seconds == pytest.approx(flops / (0.4 * 989e12))
+    assert found.compute_seconds != pytest.approx(configured(plain, given(1)).compute_seconds, rel=1e-3)
+
+
 def test_time_without_communication_is_operations_over_rate():
     run = run_of("llama_1.3b")
     found = configured(run, given(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +17,19 @@ from monet import MonetForCausalLM
 from monet.convert.dense.report import Domain, Report, Trend
 from monet.data.prepare import prepare
 from monet.errors import ConfigError
+from monet.eval.core.estimate import Estimate
+from monet.eval.suites.facts.read import read_facts
 from studies.knowledge import __main__ as command
-from studies.knowledge import page
+from studies.knowledge import asked_tables, page
+from studies.knowledge.asked import Asking, targets
 from studies.knowledge.conversion import check_same_layers, families_of
 from studies.knowledge.overlap import jaccard
-from studies.knowledge.results import KnowledgeResult
+from studies.knowledge.results import AskedFacts, AskedQuestions, KnowledgeResult, LostFacts, LostQuestions
 from studies.removal import page as pages
 from studies.removal.candidates import top_neurons
 from studies.removal.plan import Plan
 from tests.eval.conftest import config
+from tests.eval.suites.questions.samples import labelled_rows, other_rows, write_jsonl
 from tests.studies.recipes import recipe
 from tests.tolerances import assert_close
 
@@ -76,6 +81,95 @@ def test_make_converts_each_seed_once_and_quick_only_one():
     assert full.count("monet convert") == 2 and "--model runs/knowledge runs/knowledge-seed2 " in full
     assert quick.count("monet convert") == 1 and "--layers 22-26" in quick and quick.rstrip().endswith("--quick")
     assert "--tokens 150000 --distil_tokens 30000 --seed 0" in quick and "--seed 2" in full
+    assert "--recipe facts --out data/facts-languages --domains" in quick and "--facts data/facts-languages/f" in quick
+    assert "--recipe facts --out data/facts \n" in full and "--facts data/facts/facts.jsonl" in full
+
+
+def line(domain: str, relation: str, number: int, answers: Sequence[str]) -> dict[str, Any]:
+    """A line of a file of facts."""
+    answer, *wrong = answers
+    return {
+        "prompt": f"{relation} {number} is", "answer": answer, "choices": wrong, "domain": domain, "relation": relation,
+        "phrasing": "a", "subject": str(number),
+    }  # fmt: skip
+
+
+def write_facts(path: Path, relations: Sequence[tuple[str, str]]) -> Path:
+    """Three facts of each relation."""
+    lines = [
+        line(domain, relation, number, [*["abc", "bca", "cab", "acb"][number:], "cba"])
+        for domain, relation in relations
+        for number in range(3)
+    ]
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return path
+
+
+def test_a_domain_is_judged_by_the_facts_with_the_name_of_its_subject(tmp_path):
+    relations = [("definitions", "law"), ("definitions", "music"), ("languages", "german"), ("places", "capital")]
+    facts = read_facts([write_facts(tmp_path / "facts.jsonl", relations)])
+    domains = ["dictionary_law", "prose_law", "dictionary_general", "german", "cpp"]
+    assert targets(domains, facts) == {
+        "dictionary_law": "definitions/law", "prose_law": "definitions/law", "german": "languages/german",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="none of the removed domains cpp has the name"):
+        targets(["cpp"], facts)
+
+
+def test_what_is_not_asked_is_missing():
+    assert set(Asking().missing) == {"Facts", "ARC-Easy, SciQ, PIQA", "LAMBADA"}
+    assert set(Asking((Path("facts"),), questions=Path("questions")).missing) == {"LAMBADA"}
+
+
+def removal(value: float, passes: bool) -> LostFacts:
+    return LostFacts(
+        "law", "definitions/law", Estimate(value, value - 1, value + 1), Estimate(-0.25, -0.5, 0.0), None,
+        Estimate(-0.1, -0.2, 0.0), 9, 0.1 - value / 100, 0.2, passes, "" if passes else "why", [value, 0.5, value],
+        [-0.25, 0.125, -0.25],
+    )  # fmt: skip
+
+
+def asked_facts(model: str, kind: str, value: float, passes: bool) -> AskedFacts:
+    score = Estimate(value, None, None)
+    names = ["definitions", "places", "definitions/law"]
+    return AskedFacts(model, kind, names, [20, 9, 7], [score] * 3, [score] * 3, [removal(-value, passes)])
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_tables_of_facts():
+    found = [
+        asked_facts("a", "monet", 1.0, True),
+        asked_facts("b", "monet", 3.0, False),
+        asked_facts("d", "llama", 2.0, True),
+    ]
+    header, _, monet, llama = cells(asked_tables.lost(found))
+    row = dict(zip(header, monet, strict=True))
+    assert row["log-odds"] == "-2.000 (-3.000 to -1.000)" and row["passes"] == "1 of 2" and row["p"] == "0.13"
+    assert dict(zip(header, llama, strict=True))["log-odds"] == "-2.000 [-3.000, -1.000]" and llama[-1] == "yes"
+    assert "0 of 1 removals from Monet." in asked_tables.passing(found)
+    assert "1 of 1 removals from LLaMA." in asked_tables.passing(found)
+    assert cells(asked_tables.matrix(found))[0::2] == [
+        ["removed", "definitions", "places"],
+        ["law", "-2.000", "+0.500"],
+    ]
+    assert cells(asked_tables.matrix(found, True))[2] == ["law", "-25.0", "+12.5"]
+    assert cells(asked_tables.facts(found))[2][:3] == ["definitions", "20", "+2.000 (+1.000 to +3.000)"]
+    assert "definitions/law (7 facts)" in asked_tables.caution(found) and "places" not in asked_tables.caution(found)
+
+
+def test_table_of_questions():
+    def asked(kind: str, value: float) -> AskedQuestions:
+        score = Estimate(value, value - 0.1, value + 0.1)
+        lost = LostQuestions("law", [score.times(0.5)], score.times(0.5), None, 0, 1.0, 1.0)
+        return AskedQuestions("m", kind, ["SciQ"], [40], [score], [lost])
+
+    header, _, *rows = cells(asked_tables.questions([asked("monet", 0.5), asked("llama", 0.6)]))
+    assert header == ["removed", "from", "SciQ", "mean", "random", "p"]
+    assert rows[0][:3] == ["nothing (accuracy)", "Monet", "50.0 [40.0, 60.0]"]
+    assert rows[3] == ["law", "LLaMA", "+30.0 [+25.0, +35.0]", "+30.0 [+25.0, +35.0]", "-", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +207,14 @@ def folders(tmp_path_factory) -> Path:
     return folder
 
 
+def write_questions(folder: Path) -> Path:
+    """Data of ARC-Easy, SciQ and PIQA in the hub's form."""
+    write_jsonl(folder / "ai2_arc" / "ARC-Easy" / "validation.jsonl", labelled_rows("arc", 5))
+    write_jsonl(folder / "sciq" / "validation.jsonl", other_rows("sciq", 5))
+    write_jsonl(folder / "piqa" / "validation.jsonl", other_rows("piqa", 5))
+    return folder
+
+
 @pytest.mark.slow
 def test_the_whole_command_and_its_second_run(folders, tmp_path, monkeypatch):
     (tmp_path / "knowledge.md").write_text(f"head\n{page.BEGIN}\n{pages.END}\ntail\n")
@@ -122,6 +224,8 @@ def test_the_whole_command_and_its_second_run(folders, tmp_path, monkeypatch):
         "--windows", "3", "--control_windows", "2", "--controls", "2", "--harder_controls", "1",
         "--settling_windows", "2", "--settling_controls", "1", "--random_removals", "1", "--relearn", "law",
         "--steps", "1", "2", "--shares", "0.05", "--families", "programming=code",
+        "--facts", str(write_facts(tmp_path / "facts.jsonl", [("a", "law"), ("a", "german"), ("b", "places")])),
+        "--questions", str(write_questions(tmp_path / "questions")), "--facts_controls", "1", "--questions_limit", "3",
     ]  # fmt: skip
     command.main(words)
     content = json.loads((tmp_path / "knowledge.json").read_text())
@@ -136,6 +240,19 @@ def test_the_whole_command_and_its_second_run(folders, tmp_path, monkeypatch):
     assert all(row["removed_per_group"][0] == 0 for row in content["dense"])
     assert len(content["overlap"]["permuted"]) >= 1 and content["by_layers"][0]["layers"] == [1]
     result = KnowledgeResult.load(tmp_path / "knowledge.json")
+    assert (
+        [one.model for one in result.facts] == ["run", "run-seed1", "dense"] == [one.model for one in result.questions]
+    )
+    for one in result.facts:
+        assert one.names == ["a", "b", "a/law", "a/german", "b/places"] and one.facts == [4, 2, 2, 2, 2]
+        assert [(lost.name, lost.target, lost.controls) for lost in one.removals] == [
+            ("german", "a/german", 1), ("law", "a/law", 1),
+        ]  # fmt: skip
+        assert any(lost.log_odds.value for lost in one.removals)
+    for one in result.questions:
+        assert one.names == ["ARC-Easy", "SciQ", "PIQA"] and one.questions == [3] * 3
+        assert [lost.name for lost in one.removals] == list(result.families)
+    assert result.settings["facts_limit"] == 2 and set(result.missing) == {"LAMBADA", "Transcoders"}
     text = pages.written(tmp_path / "knowledge.md", page.BEGIN)
     assert text == page.body(result).strip() and page.failing(result) in " ".join(text.split())
     assert (tmp_path / page.FIGURE).read_bytes().startswith(b"\x89PNG")
@@ -145,7 +262,10 @@ def test_the_whole_command_and_its_second_run(folders, tmp_path, monkeypatch):
 
     monkeypatch.setattr("monet.eval.core.window_losses.losses_of", forbidden)
     monkeypatch.setattr("studies.removal.relearning.trained_losses", forbidden)
+    monkeypatch.setattr("monet.eval.suites.facts.scoring.FactScorer.score", forbidden)
+    monkeypatch.setattr("monet.eval.suites.questions.scoring.Scorer.score", forbidden)
     monkeypatch.setattr("monet.eval.attribution.stats.collect", forbidden)
     monkeypatch.setattr("monet.eval.baselines.neurons.activities", forbidden)
     command.main(words)
-    assert KnowledgeResult.load(tmp_path / "knowledge.json").domains == result.domains
+    again = KnowledgeResult.load(tmp_path / "knowledge.json")
+    assert (again.domains, again.facts, again.questions) == (result.domains, result.facts, result.questions)

@@ -93,6 +93,26 @@ def test_a_frozen_router_does_not_move(train, settings, source, tmp_path):
     assert train("frozen", "--trainer.max_steps=16").code == 2
 
 
+def test_a_hybrid_starts_from_a_hybrid_and_its_routers_can_be_frozen(train, settings, tmp_path, capsys):
+    settings["model"]["shape"] |= {"dense_layers": [1], "intermediate_size": 48}
+    assert train("source").code == 0
+    export(tmp_path / "hybrid", run=tmp_path / "source")
+    before = weights(tmp_path / "hybrid")
+    # Layers 0 and 2 are one routing group, whose router is in layer 0.
+    routers = {name for name in before if is_router(name)}
+    assert routers and all(name.startswith("model.layers.0.") for name in routers)
+    settings["model"] |= {"init_from": str(tmp_path / "hybrid"), "freeze_router": True}
+    run = train("frozen")
+    assert run.code == 0
+    after = weights(run.checkpoints / LAST)
+    assert {name for name, tensor in after.items() if torch.equal(tensor, before[name])} == routers
+    assert losses(run.run_dir)[0][1] < losses(tmp_path / "source")[0][1] - 0.2
+    settings["model"]["shape"]["dense_layers"] = [0]
+    capsys.readouterr()
+    assert train("other").code == 2
+    assert "dense_layers: checkpoint [1], now [0]" in " ".join(capsys.readouterr().err.split()).replace("\\", "")
+
+
 def test_a_frozen_router_has_no_gradient_and_no_place_in_the_optimiser(source):
     shape = ModelShape(**{**SHAPE, "attention_dropout": 0.0})
     module = MonetLightningModule(shape, init_from=str(source), freeze_router=True)
