@@ -41,6 +41,7 @@ _MODULE_OF = {
     "MonetForSequenceClassification": "monet.model.heads",
     "MonetForTokenClassification": "monet.model.heads",
     "MonetModel": "monet.model.modeling_monet",
+    "inspect": "monet.eval.inspection.objects",
 }
 
 

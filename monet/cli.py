@@ -68,6 +68,25 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "generate": Verb("monet.serve.generate:generate", "continue a prompt, with any expert mask"),
     },
+    "Inspection": {
+        "index": Verb(
+            "monet.eval.index.command:run",
+            "where every expert fires: contexts, samples, labels, tokens",
+            reads_text=True,
+        ),
+        "index merge": Verb(
+            "monet.eval.index.command:merge", "join indexes of parts of one text", words_into="indexes"
+        ),
+        "index info": Verb(
+            "monet.eval.index.command:info", "what an index was made from, and its size", takes_words=True
+        ),
+        "index export": Verb(
+            "monet.eval.inspection.export:run",
+            "chosen experts -> JSON lines, Neuronpedia, SAEDashboard",
+            takes_words=True,
+            reads_text=True,
+        ),
+    },
     "Knowledge removal": {
         "stats": Verb(
             "monet.eval.attribution.stats:run",

@@ -84,6 +84,30 @@ class Collected:
     def __init__(self) -> None:
         self._found = Signature()
 
+    @classmethod
+    def of(cls, description: Mapping[str, Any]) -> Collected:
+        """Continue from the signature in a description.
+
+        Raises:
+            ValueError: the description has no signature.
+        """
+        collected = cls()
+        collected.join(description)
+        return collected
+
+    def join(self, description: Mapping[str, Any]) -> None:
+        """Add the sequences of another text, by the signature in its description.
+
+        Raises:
+            ValueError: the description has no signature.
+        """
+        other = Signature.read(description)
+        if other is None:
+            raise ValueError("a description without hashes of its sequences")
+        bound = min(self._found.bound, other.bound)
+        both = Signature(self._found.hashes | other.hashes, bound).up_to(bound)
+        self._found = _smallest(both, 2 * LIMIT)
+
     def add(self, batch: Batch) -> None:
         """Add the sequences of a batch: their inputs, and the last target if it is not an input."""
         hashes = set(self._found.hashes)

@@ -100,14 +100,32 @@ class ExpertLister:
         return speaks_P, sums_P.index_select(0, speaks_P)
 
 
+def active_keys(g_THE: Tensor, first_id: int = 0) -> ActiveExperts:
+    """Active keys of one side, each with its weight `sum_h g[h, key]`; no key is listed twice at one token.
+
+    Args:
+        g_THE: routing probabilities of one side, as for `ExpertLister.lists`.
+        first_id: number of key 0 in `expert_P`.
+    """
+    E = g_THE.shape[-1]
+    sums_TE = g_THE.double().sum(1).view(-1)
+    cell_P = _nonzero(sums_TE)
+    token_P = _divided(cell_P, E)
+    return ActiveExperts(token_P, cell_P - token_P * E + first_id, sums_TE.index_select(0, cell_P))
+
+
 def _entries(g_THE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row (token, head), key and float64 value of the nonzero entries."""
     E = g_THE.shape[-1]
     g_X = g_THE.reshape(-1)
-    # numpy finds rare true values several times faster than torch
-    place_K = torch.from_numpy(np.flatnonzero((g_X != 0).numpy())) if g_X.is_cpu else g_X.nonzero().view(-1)
+    place_K = _nonzero(g_X)
     row_K = _divided(place_K, E)
     return row_K, place_K - row_K * E, g_X.index_select(0, place_K).double()
+
+
+def _nonzero(number_X: Tensor) -> Tensor:
+    """Places of the numbers that are not zero; numpy finds rare ones several times faster than torch."""
+    return torch.from_numpy(np.flatnonzero((number_X != 0).numpy())) if number_X.is_cpu else number_X.nonzero().view(-1)
 
 
 def _divided(number_K: Tensor, divisor: int) -> Tensor:

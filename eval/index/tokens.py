@@ -1,0 +1,81 @@
+"""Texts of token ids for people. The texts of a window's tokens, joined, are the window's text.
+
+A character that is not ASCII may be cut into several tokens. Then the last of them has the character as its text, and
+the others have none.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monet.errors import CheckpointError
+from monet.model.model_tokenizer import load_tokenizer
+
+_UNKNOWN = "\ufffd"
+# A character of UTF-8 has at most four bytes, so at most four tokens wait for its end.
+_LONGEST = 4
+
+
+class TokenTexts:
+    """Texts of ids by a tokenizer; without a tokenizer an id n has the text "[n]".
+
+    Args:
+        tokenizer: a tokenizer of transformers, or None.
+
+    Attributes:
+        tokenizer: the same.
+    """
+
+    def __init__(self, tokenizer: Any = None) -> None:
+        self.tokenizer = tokenizer
+        self.text = functools.lru_cache(maxsize=1 << 16)(self._text)
+
+    @classmethod
+    def load(cls, folder: Path) -> TokenTexts:
+        """With the tokenizer of a folder, if it has one."""
+        try:
+            return cls(load_tokenizer(folder) if folder.is_dir() else None)
+        except CheckpointError:
+            return cls()
+
+    def save(self, folder: Path) -> None:
+        """Store the tokenizer in a new folder; does nothing without one."""
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds.
+
+        Raises:
+            CheckpointError: there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise CheckpointError("no tokenizer is known, so text cannot become token ids; give token ids instead")
+        return list(self.tokenizer(text, return_attention_mask=False)["input_ids"])
+
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token; joined, they are the text of all of them."""
+        found: list[str] = []
+        waiting: list[int] = []
+        for token in ids:
+            waiting.append(token)
+            text = self._decode(waiting) if len(waiting) > 1 else self.text(token)
+            if text.endswith(_UNKNOWN) and len(waiting) < _LONGEST:
+                found.append("")
+                continue
+            found.append(text)
+            waiting = []
+        if waiting:
+            found[-1] = self._decode(waiting)
+        return found
+
+    def _text(self, token: int) -> str:
+        return self._decode([token])
+
+    def _decode(self, ids: list[int]) -> str:
+        if self.tokenizer is None:
+            return "".join(f"[{token}]" for token in ids)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
