@@ -20,18 +20,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import mmap
-import os
-import resource
-import sys
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from monet.data.mapped import MappedFiles, other_size
 from monet.data.names import read_line
 from monet.errors import DataError
 from monet.files import atomic_write_json, sha256_file
@@ -42,69 +37,11 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 PARTS = (".bin", ".offsets", ".names.jsonl")
 _SAMPLED_BOUNDARIES = 16
-_MOST_MAPPED = 4096
-
-# Held while mapped files are looked up. A process may fork while another thread holds it, so a fork waits for it.
-_LOOKING_UP = threading.RLock()
-os.register_at_fork(before=_LOOKING_UP.acquire, after_in_parent=_LOOKING_UP.release, after_in_child=_LOOKING_UP.release)
 
 
 def dtype_for(vocab_size: int) -> np.dtype:
     """Smallest of uint16 and uint32 (little endian) that holds every id below `vocab_size`."""
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-
-
-class MappedFiles:
-    """Files mapped into memory for reading, the most recent ones; each uses one file descriptor of the process.
-
-    Several threads may share it.
-
-    Args:
-        limit: maximum number of mapped files; None takes a quarter of the descriptors that the process may still open.
-    """
-
-    def __init__(self, limit: int | None = None) -> None:
-        self._limit = limit
-        self._maps: OrderedDict[Path, np.memmap] = OrderedDict()
-
-    def __reduce__(self) -> Any:
-        # a pickled memory map would carry its content into every loader process
-        return MappedFiles, (self._limit,)
-
-    def __call__(self, path: Path, dtype: np.dtype, size: int) -> np.ndarray:
-        """Return the file's content, as a view.
-
-        Args:
-            size: bytes that the file must have; reading past the end of a shorter file would kill the process.
-        Raises:
-            DataError: the file is missing, or its size has changed.
-        """
-        with _LOOKING_UP:
-            if (found := self._maps.pop(path, None)) is None:
-                if (there := path.stat().st_size if path.is_file() else 0) != size:
-                    raise _other_size(path, there, size)
-                found = np.memmap(path, dtype=dtype, mode="r")
-            # the array's base is the mapping, which has its own descriptor: no path is looked up
-            elif (there := cast(mmap.mmap, found.base).size()) < size:
-                raise _other_size(path, there, size)
-            self._maps[path] = found
-            if self._limit is None:
-                self._limit = max(2, min(_free_descriptors() // 4, _MOST_MAPPED))
-            while len(self._maps) > self._limit:
-                self._maps.popitem(last=False)
-        return found
-
-
-def _free_descriptors() -> int:
-    """Return the number of descriptors that this process may still open."""
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft - len(os.listdir("/dev/fd"))
-
-
-def _other_size(path: Path, there: int, size: int) -> DataError:
-    return DataError(
-        f"{path}: {there} bytes, but the manifest says {size}; truncated or replaced, prepare the data again"
-    )
 
 
 class TokenStream:
@@ -265,7 +202,7 @@ class TokenStream:
             if not path.is_file():
                 raise DataError(f"{path}: missing; prepare the data again")
             if (size := path.stat().st_size) != wanted["bytes"]:
-                raise _other_size(path, size, wanted["bytes"])
+                raise other_size(path, size, wanted["bytes"])
             if full and sha256_file(path) != wanted["sha256"]:
                 raise DataError(f"{path}: content differs from the manifest's SHA-256; prepare the data again")
         if entry["files"][".bin"]["bytes"] != entry["tokens"] * self._dtype.itemsize:

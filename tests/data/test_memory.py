@@ -13,9 +13,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from monet.data.mapped import MappedFiles
 from monet.data.prepare import prepare
 from monet.data.records import read_documents
-from monet.data.shards import MappedFiles, TokenShards
+from monet.data.shards import TokenShards
 from monet.data.sources import Skipped, TextFile
 from monet.data.windows import WindowDataset
 from monet.errors import DataError

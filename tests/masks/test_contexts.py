@@ -93,7 +93,7 @@ def test_replacing_the_kept_weights_does_not_mix_masks():
     masks = model.model.active_masks
     for mask in (first, second):
         masks.resolve(model, mask, 2, 9, torch.device("cpu"))
-    kept_second = masks._last
+    kept_second = masks.remembered
 
     class Sly(type(masks)):
         """Returns one entry at the first read and another entry at all later reads."""
@@ -101,16 +101,16 @@ def test_replacing_the_kept_weights_does_not_mix_masks():
         looks = 0
 
         @property
-        def _last(self):
+        def remembered(self):
             Sly.looks += 1
             return kept_second if Sly.looks == 1 else kept_first
 
-        @_last.setter
-        def _last(self, value):
+        @remembered.setter
+        def remembered(self, value):
             pass
 
     masks.resolve(model, first, 2, 9, torch.device("cpu"))
-    kept_first = masks._last
+    kept_first = masks.remembered
     masks.__class__ = Sly
     keep = masks.resolve(model, second, 2, 9, torch.device("cpu"))
     for group in range(2):
