@@ -5,6 +5,10 @@ The interpreter is on or off for a whole process, so these tests are not collect
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
 import numpy
 import pytest
 import torch
@@ -49,3 +53,26 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *a, **k: _poison(_empty(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: _poison(_empty_like(*a, **k)))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: _poison(_new_empty(*a, **k)))
+
+
+class _Counted:
+    """A kernel whose launches are listed."""
+
+    def __init__(self, kernel: Any, launches: list[tuple[int, ...]]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.launches.append(grid)
+        return self.kernel[grid]
+
+
+@pytest.fixture
+def count_launches(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType, str], list[tuple[int, ...]]]:
+    """(module, name of a kernel in it) -> a list that gets the grid of each launch."""
+
+    def start(module: ModuleType, name: str) -> list[tuple[int, ...]]:
+        launches: list[tuple[int, ...]] = []
+        monkeypatch.setattr(module, name, _Counted(getattr(module, name), launches))
+        return launches
+
+    return start

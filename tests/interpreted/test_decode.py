@@ -10,8 +10,17 @@ from monet import ExpertMask
 from monet.kernels.decode import triton_kernels as kernels
 from monet.kernels.decode import triton_op
 from monet.kernels.masked import Keep
+from tests.kernels.cases import (
+    DECODE_MASKS,
+    cast_but_gates,
+    keep_of,
+    keeps_beside_a_bad_token,
+    name_of,
+    poison_inactive_keys,
+    with_small_weights,
+)
+from tests.kernels.cases import active_layer as layer
 from tests.kernels.explicit import DECOMPOSITIONS, Example, keep_of_tokens
-from tests.kernels.test_decode import layer, masks
 from tests.model.tiny import tiny_model, tokens
 from tests.tolerances import assert_close
 
@@ -32,12 +41,8 @@ SMALL = {
 }
 
 
-def name_of(shape: dict) -> str:
-    return "-".join(f"{key}{value}" for key, value in shape.items())
-
-
 @forms
-@pytest.mark.parametrize("mask", masks(Example("horizontal")))
+@pytest.mark.parametrize("mask", DECODE_MASKS)
 @pytest.mark.parametrize("shape", SHAPES, ids=name_of)
 def test_layer_equals_the_loop(form, mask, shape):
     compare(form, mask, shape)
@@ -53,7 +58,7 @@ def test_layer_in_many_tiles_equals_the_loop(form, mask, monkeypatch):
 def compare(form: str, mask: str, shape: dict) -> None:
     """Output weights as copies with contiguous rows, and in place."""
     example = Example(form, **shape)
-    keep = masks(example)[mask]
+    keep = keep_of(example, mask)
     wanted = example.loop(None if keep is None else keep_of_tokens(keep, example.T))
     example.cast(torch.float32)
     for copies in (False, True):
@@ -74,12 +79,8 @@ def test_activations(form, name):
 @forms
 @pytest.mark.parametrize("mask", ["none", "a mask a token"])
 def test_half_precision_with_float32_gates(form, mask):
-    example = Example(form, T=3, E=11, M=6, D=22)
-    example.weights = {name: weight / 4 for name, weight in example.weights.items()}
-    gates = [g_THE.float() for g_THE in (example.g1_THE, example.g2_THE)]
-    example.cast(torch.float16)
-    example.g1_THE, example.g2_THE = gates
-    keep = masks(example)[mask]
+    example = cast_but_gates(with_small_weights(Example(form, T=3, E=11, M=6, D=22)), torch.float16)
+    keep = keep_of(example, mask)
     got = layer(example, keep, RELU2)
     example.cast(torch.float64)
     assert got.dtype == torch.float16
@@ -98,13 +99,7 @@ def test_no_tokens(form):
 def test_inactive_weights_are_never_read(form, copies):
     example = Example(form, T=2, E=9, M=4).cast(torch.float32)
     wanted = layer(example, copies=copies)
-    used = [(g_THE != 0).any(0).any(0) for g_THE in (example.g1_THE, example.g2_THE)]
-    assert not (used[0].all() or used[1].all())
-    side = {"u": 0, "v": 1, "b": 1, "u1": 0, "u2": 1, "v11": 0, "v12": 0, "v21": 1, "v22": 1, "b1": 0, "b2": 1}
-    for name, weight in example.weights.items():
-        owner = name.split(".")[0]
-        keys = weight.unflatten(1, (9, -1)).transpose(0, 1) if owner.startswith("v") else weight.unflatten(0, (9, -1))
-        keys[~used[side[owner]]] = float("nan")
+    poison_inactive_keys(example)
     assert torch.equal(layer(example, copies=copies), wanted)
 
 
@@ -123,8 +118,7 @@ def test_a_token_does_not_depend_on_the_others(form):
 def test_not_a_number_is_handed_on_to_its_token_alone(form):
     example = Example(form, T=4, dtype=torch.float32)
     example.x_TD[2] = float("nan")
-    nothing = Keep(torch.zeros(1, example.E, example.E, dtype=torch.bool))
-    for keep in (None, Keep(example.random_keep(), torch.tensor([0, 0, -1, 0])), nothing):
+    for keep in keeps_beside_a_bad_token(example):
         out = layer(example, keep, RELU2)
         assert out[2].isnan().all()
         assert out[[0, 1, 3]].isfinite().all()
@@ -143,7 +137,7 @@ def test_a_mask_number_beyond_the_masks_gives_no_number(form):
 def test_operators_fit_torch_compile(form, mask):
     """Schemas and fakes agree with the operators, and no code between them reads data."""
     example = Example(form, T=2, E=4, dtype=torch.float32)
-    keep = masks(example)[mask]
+    keep = keep_of(example, mask)
     compiled = torch.compile(lambda: layer(example, keep, RELU2), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         assert_close("compiled", compiled(), layer(example, keep, RELU2))
@@ -151,7 +145,7 @@ def test_operators_fit_torch_compile(form, mask):
 
 @forms
 @pytest.mark.parametrize("masked", [False, True])
-def test_generation_gives_the_dense_models_tokens(form, masked, monkeypatch):
+def test_generation_gives_the_dense_models_tokens(form, masked, monkeypatch, count_launches):
     model, ids = tiny_model(form, num_hidden_layers=2), tokens(2, 3)
     options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 2, "min_new_tokens": 2,
                "pad_token_id": 0, "cache_implementation": "static"}  # fmt: skip
@@ -162,18 +156,6 @@ def test_generation_gives_the_dense_models_tokens(form, masked, monkeypatch):
     wanted = model.generate(ids, **options)
     monkeypatch.setenv("MONET_KERNELS", "triton")
     monkeypatch.setenv("MONET_DECODE", "sparse")
-    launches: list[tuple[int, ...]] = []
-    monkeypatch.setattr(kernels, "output_kernel", Counted(kernels.output_kernel, launches))
+    launches = count_launches(kernels, "output_kernel")
     assert torch.equal(model.generate(ids, **options), wanted)
     assert len(launches) == 2 * 2
-
-
-class Counted:
-    """A kernel whose launches are counted."""
-
-    def __init__(self, kernel, launches) -> None:
-        self.kernel, self.launches = kernel, launches
-
-    def __getitem__(self, grid):
-        self.launches.append(grid)
-        return self.kernel[grid]

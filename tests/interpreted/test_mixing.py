@@ -10,20 +10,19 @@ from monet.kernels import active_keys, dispatch
 from monet.kernels.masked import Keep
 from monet.kernels.shared import GateFacts, share
 from monet.kernels.triton_mixing import LAUNCH
+from tests.kernels.cases import (
+    MASKS,
+    cast_but_gates,
+    check_compiled_step,
+    check_compiled_step_saves_its_inputs_only,
+    keep_of,
+    leaves_of,
+)
 from tests.kernels.explicit import DECOMPOSITIONS, Example, call_op, set_sizes
 from tests.tolerances import assert_close
 
 # T, E, M, H: only tails; whole tiles; one of everything; more heads than a tile's edge.
 SHAPES = [(5, 37, 6, 3), (2, 64, 32, 8), (1, 3, 2, 1), (3, 20, 4, 17)]
-MASKS = ["none", "hard", "soft", "a mask a token"]
-
-
-def make_keep(example: Example, mask: str) -> Keep | None:
-    if mask == "none":
-        return None
-    if mask == "a mask a token":
-        return Keep(example.random_keep(S=2), torch.arange(example.T) % 3 - 1)
-    return Keep(example.random_keep(soft=mask == "soft"))
 
 
 def through_routing(dg_THE: torch.Tensor, g_THE: torch.Tensor) -> torch.Tensor:
@@ -39,10 +38,26 @@ def through_routing(dg_THE: torch.Tensor, g_THE: torch.Tensor) -> torch.Tensor:
 def run(monkeypatch, backend, form, inputs, upstream, activation, keep, lean_from):
     monkeypatch.setenv("MONET_KERNELS", backend)
     set_sizes(monkeypatch, lean_from=lean_from)
-    inputs = tuple(part.clone().requires_grad_() for part in inputs)
+    inputs = leaves_of(inputs)
     out = call_op(form, inputs, activation, keep)
     out.backward(upstream.to(out.dtype))
     return out, [part.grad for part in inputs]
+
+
+def compare(monkeypatch, example, inputs, activation, keep=None, lean_from=0):
+    """Output and gradients of Triton's step against torch's in float64, with the dtypes of the inputs."""
+    T, hidden = example.T, len(example.pre_activations())
+    upstream = torch.randn(T, example.D, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    out, gradients = run(monkeypatch, "triton", example.form, inputs, upstream, activation, keep, lean_from)
+    doubles = tuple(part.detach().double() for part in inputs)
+    wanted, wanted_gradients = run(monkeypatch, "torch", example.form, doubles, upstream, activation, keep, 1 << 60)
+    assert out.dtype == inputs[0].dtype
+    assert_close("output", out, wanted)
+    for n, (got, want, part) in enumerate(zip(gradients, wanted_gradients, inputs, strict=True)):
+        assert got.dtype == part.dtype
+        if keep is not None and hidden <= n < hidden + 2:
+            got, want = through_routing(got, part), through_routing(want, part)
+        assert_close(f"gradient {n}", got, want, out.dtype)
 
 
 @pytest.mark.parametrize("lean_from", [0, 1 << 60], ids=["lean", "operators"])
@@ -52,19 +67,7 @@ def run(monkeypatch, backend, form, inputs, upstream, activation, keep, lean_fro
 def test_outputs_and_gradients(form, shape, mask, lean_from, monkeypatch):
     T, E, M, H = shape
     example = Example(form, T=T, E=E, M=M, D=10, H=H, dtype=torch.float32, seed=sum(shape))
-    keep = make_keep(example, mask)
-    inputs = example.op_inputs()
-    upstream = torch.randn(T, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    relu2 = ACT2FN["relu2"]
-    out, gradients = run(monkeypatch, "triton", form, inputs, upstream, relu2, keep, lean_from)
-    doubles = tuple(part.detach().double() for part in inputs)
-    wanted, wanted_gradients = run(monkeypatch, "torch", form, doubles, upstream, relu2, keep, 1 << 60)
-    assert_close("output", out, wanted, torch.float32)
-    gates = [len(inputs) - len(example.output_weights()) - 2 + n for n in range(2)]
-    for n, (got, want) in enumerate(zip(gradients, wanted_gradients, strict=True)):
-        if keep is not None and n in gates:
-            got, want = through_routing(got, inputs[n]), through_routing(want, inputs[n])
-        assert_close(f"gradient {n}", got, want, torch.float32)
+    compare(monkeypatch, example, example.op_inputs(), ACT2FN["relu2"], keep_of(example, mask), lean_from)
 
 
 @pytest.mark.parametrize("name", ["relu", "silu", "gelu"])
@@ -72,35 +75,14 @@ def test_outputs_and_gradients(form, shape, mask, lean_from, monkeypatch):
 def test_activations(form, name, monkeypatch):
     """ReLU and SiLU are fused; GELU is an example of those that torch applies around the kernel."""
     example = Example(form, T=3, E=10, M=4, D=6, H=2, dtype=torch.float32)
-    inputs, activation = example.op_inputs(), ACT2FN[name]
-    upstream = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    out, gradients = run(monkeypatch, "triton", form, inputs, upstream, activation, None, 0)
-    doubles = tuple(part.detach().double() for part in inputs)
-    wanted, wanted_gradients = run(monkeypatch, "torch", form, doubles, upstream, activation, None, 1 << 60)
-    assert_close("output", out, wanted, torch.float32)
-    for n, (got, want) in enumerate(zip(gradients, wanted_gradients, strict=True)):
-        assert_close(f"gradient {n}", got, want, torch.float32)
+    compare(monkeypatch, example, example.op_inputs(), ACT2FN[name])
 
 
 @pytest.mark.parametrize("mask", ["none", "hard"])
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_half_precision_with_float32_gates(form, mask, monkeypatch):
-    example = Example(form, T=3, E=20, M=4, D=6, H=2, dtype=torch.float16)
-    p = example.pre_activations()
-    gates = tuple(g.float() for g in (example.g1_THE, example.g2_THE))
-    inputs = (*p, *gates, *example.output_weights())
-    keep = make_keep(example, mask)
-    upstream = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    out, gradients = run(monkeypatch, "triton", form, inputs, upstream, ACT2FN["relu2"], keep, 0)
-    doubles = tuple(part.detach().double() for part in inputs)
-    wanted, wanted_gradients = run(monkeypatch, "torch", form, doubles, upstream, ACT2FN["relu2"], keep, 1 << 60)
-    assert out.dtype == torch.float16
-    assert_close("output", out, wanted)
-    for n, (got, want, part) in enumerate(zip(gradients, wanted_gradients, inputs, strict=True)):
-        assert got.dtype == part.dtype
-        if keep is not None and len(p) <= n < len(p) + 2:
-            got, want = through_routing(got, part), through_routing(want, part)
-        assert_close(f"gradient {n}", got, want, torch.float16)
+    example = cast_but_gates(Example(form, T=3, E=20, M=4, D=6, H=2), torch.float16)
+    compare(monkeypatch, example, example.op_inputs(), ACT2FN["relu2"], keep_of(example, mask))
 
 
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
@@ -127,20 +109,9 @@ def test_a_mask_that_keeps_all_and_none(form, monkeypatch):
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_masks_over_many_tiles_of_active_keys(form, mask, monkeypatch):
     """Dense gates of more keys than any tile holds, so that each loop over active keys runs several times."""
-    T, E = 3, 75
-    example = Example(form, T=T, E=E, M=4, D=6, H=2, dense=True, dtype=torch.float32)
-    keep, inputs = make_keep(example, mask), example.op_inputs()
-    upstream = torch.randn(T, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    out, gradients = run(monkeypatch, "triton", form, inputs, upstream, ACT2FN["relu2"], keep, 0)
-    doubles = tuple(part.detach().double() for part in inputs)
-    wanted, wanted_gradients = run(monkeypatch, "torch", form, doubles, upstream, ACT2FN["relu2"], keep, 1 << 60)
-    assert 4 * max(LAUNCH[kind]["block"] // 2 for kind in ("masked_mix", "masked_mix_backward")) < E
-    assert_close("output", out, wanted)
-    first_gate = len(example.pre_activations())
-    for n, (got, want) in enumerate(zip(gradients, wanted_gradients, strict=True)):
-        if first_gate <= n < first_gate + 2:
-            got, want = through_routing(got, inputs[n]), through_routing(want, inputs[n])
-        assert_close(f"gradient {n}", got, want, torch.float32)
+    example = Example(form, T=3, E=75, M=4, D=6, H=2, dense=True, dtype=torch.float32)
+    assert 4 * max(LAUNCH[kind]["block"] // 2 for kind in ("masked_mix", "masked_mix_backward")) < example.E
+    compare(monkeypatch, example, example.op_inputs(), ACT2FN["relu2"], keep_of(example, mask))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -159,22 +130,14 @@ def test_exempt_tokens_are_bitwise_as_without_masks(form, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
-def test_layers_of_a_group_share_the_lists_of_active_keys(form, monkeypatch):
+def test_layers_of_a_group_share_the_lists_of_active_keys(form, monkeypatch, count_launches):
     set_sizes(monkeypatch)
     example = Example(form, T=3, E=10, M=4, D=6, H=2, dtype=torch.float32)
-    keep, weights = make_keep(example, "hard"), example.output_weights()
-    *hidden, g1_THE, g2_THE = (part.detach().clone().requires_grad_() for part in example.op_inputs()[: -len(weights)])
+    keep, weights = keep_of(example, "hard"), example.output_weights()
+    *hidden, g1_THE, g2_THE = leaves_of(example.op_inputs()[: -len(weights)])
     gates_BTHE = (g1_THE.view(1, *g1_THE.shape), g2_THE.view(1, *g2_THE.shape))
     shared = share(gates_BTHE, (GateFacts(), GateFacts()))
-    made = []
-    kernel = active_keys.active_keys_kernel
-
-    class Counted:
-        def __getitem__(self, grid):
-            made.append(grid)
-            return kernel[grid]
-
-    monkeypatch.setattr(active_keys, "active_keys_kernel", Counted())
+    made = count_launches(active_keys, "active_keys_kernel")
 
     def layer() -> torch.Tensor:
         gates = (g_BTHE.flatten(0, 1) for g_BTHE in gates_BTHE)
@@ -213,38 +176,14 @@ def test_operators_fit_torch_compile(form):
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_compiles_without_a_graph_break(form, mask):
     example = Example(form, T=4, E=6, M=4, D=6, H=2, dtype=torch.float32)
-    keep, relu2 = make_keep(example, mask), ACT2FN["relu2"]
-
-    def step(inputs):
-        return call_op(form, inputs, relu2, keep)
-
-    results = []
-    for run_step in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
-        inputs = tuple(part.detach().clone().requires_grad_() for part in example.op_inputs())
-        out = run_step(inputs)
-        out.square().sum().backward()
-        results.append((out, *(part.grad for part in inputs)))
-    for n, (eager, compiled) in enumerate(zip(*results, strict=True)):
-        assert_close(f"result {n}", compiled, eager)
+    check_compiled_step(form, example, keep_of(example, mask), ACT2FN["relu2"])
 
 
 @pytest.mark.parametrize("mask", ["none", "hard"])
 @pytest.mark.parametrize("form", DECOMPOSITIONS)
 def test_a_compiled_step_saves_its_inputs_only(form, mask):
-    """Uses the partitioner that decides which tensors are saved and which are recomputed."""
     example = Example(form, T=4, E=6, M=4, D=6, H=2, dtype=torch.float32)
-    keep, relu2 = make_keep(example, mask), ACT2FN["relu2"]
-    step = torch.compile(
-        lambda inputs: call_op(form, inputs, relu2, keep), backend="aot_eager_decomp_partition", fullgraph=True
-    )
-    inputs = tuple(part.detach().clone().requires_grad_() for part in example.op_inputs())
-    known = inputs if keep is None else (*inputs, keep.weights_SEE)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
-        out = step(inputs)
-    own = {tensor.untyped_storage().data_ptr() for tensor in known}
-    assert saved and {tensor.untyped_storage().data_ptr() for tensor in saved} <= own
-    out.sum().backward()
+    check_compiled_step_saves_its_inputs_only(form, example, keep_of(example, mask), ACT2FN["relu2"])
 
 
 @pytest.mark.parametrize("name", ["relu2", "relu", "silu"])

@@ -14,12 +14,22 @@ from monet.kernels.routing import reference, triton_op
 from monet.kernels.routing.op import batch_statistics, route_with_losses, thresholded_softmax
 from monet.model.losses import RouterLoss
 from monet.model.router import MonetRouter
+from tests.kernels.cases import (
+    BAD_ROWS,
+    DTYPES,
+    LAYOUTS,
+    LOGITS,
+    SPREADS,
+    THRESHOLDS,
+    head_values,
+    moments,
+    weights_of,
+    with_a_bad_row,
+)
 from tests.tolerances import assert_close
 
 # T, H, E: only tails; whole tiles; one of everything; several tokens a tile and tiles a program; a long row.
 SHAPES = [(5, 3, 6), (4, 2, 512), (1, 1, 1), (150, 1, 9), (9, 3, 600)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-SPREADS = ["routing", "softmax", "firing"]
 
 
 @pytest.fixture(params=[1 << 11, 4], ids=["many programs", "few programs"])
@@ -29,34 +39,12 @@ def programs(request, monkeypatch):
         monkeypatch.setitem(parameters, "programs", request.param)
 
 
-def head_values(H: int) -> tuple[Tensor, Tensor]:
-    """Thresholds that some rows, all rows and no rows reach; widths."""
-    threshold_H = torch.tensor([0.7, -0.2, 9.0], dtype=torch.float64)[torch.arange(H) % 3]
-    return threshold_H, torch.linspace(0.3, 0.9, H, dtype=torch.float64)
-
-
-def weights_of(T: int, weighted: bool) -> Tensor | None:
-    if not weighted:
-        return None
-    counted_T = (torch.arange(T) % 3 != 1).float()
-    return counted_T / counted_T.sum().clamp(min=1)
-
-
-LOGITS = {
-    "normal": lambda *shape: torch.randn(shape),
-    "ties": lambda *shape: torch.randint(-2, 3, shape).float(),
-    "all equal": lambda *shape: torch.full(shape, 0.5),
-    "huge": lambda *shape: 1e4 * torch.randn(shape),
-    "minus infinity": lambda *shape: torch.randn(shape).index_fill(1, torch.tensor([0, shape[1] - 1]), -math.inf),
-}
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("logits", LOGITS)
 def test_active_sets_are_those_of_the_torch_op(logits, dtype, monkeypatch):
     T, H, E = 11, 3, 37
-    z_TP = LOGITS[logits](T, H * E).to(dtype)
-    for values in ([0.7, -0.2, 9.0], [-2.0, 1.0, 0.5], [math.inf, -math.inf, 0.0], z_TP[0, ::E].double().tolist()):
+    z_TP = LOGITS[logits](T, H, E).flatten(1).to(dtype)
+    for values in (*THRESHOLDS.values(), [math.inf, -math.inf, 0.0], z_TP[0, ::E].double().tolist()):
         threshold_H = torch.tensor(values, dtype=torch.float64)
         monkeypatch.setenv("MONET_KERNELS", "triton")
         got = thresholded_softmax(z_TP, threshold_H)
@@ -79,12 +67,9 @@ def test_rows_sum_to_one_and_the_argument_is_left_alone(shape, programs):
     assert torch.equal(thresholded_softmax(z_TP, head_values(H)[0]), g_TP), "results must be bitwise reproducible"
 
 
-@pytest.mark.parametrize("place", ["a NaN", "plus infinity", "all minus infinity"])
-def test_a_row_that_is_not_finite_shows_and_harms_no_other(place):
-    z_THE = torch.randn(5, 2, 7)
-    z_THE[3, 1, {"a NaN": 2, "plus infinity": 4}.get(place, slice(None))] = {
-        "a NaN": math.nan, "plus infinity": math.inf
-    }.get(place, -math.inf)  # fmt: skip
+@pytest.mark.parametrize("fault", BAD_ROWS)
+def test_a_row_that_is_not_finite_shows_and_harms_no_other(fault):
+    z_THE = with_a_bad_row(torch.randn(5, 2, 7), fault)
     g_THE = thresholded_softmax(z_THE.flatten(1), torch.zeros(2, dtype=torch.float64)).view(5, 2, 7)
     assert g_THE[3, 1].isnan().any()
     g_THE[3, 1] = 0
@@ -213,15 +198,10 @@ def test_no_tokens():
     assert all(part.eq(0).all() for part in batch_statistics(torch.zeros(0, 3, 2, 5)))
 
 
-@pytest.mark.parametrize("layout", ["half of a wider product", "transposed", "every other column"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_strided_logits(layout):
     T, H, E = 6, 2, 10
-    wide = torch.randn(T, 2 * H * E)
-    z_TP = {
-        "half of a wider product": lambda: wide[:, H * E :],
-        "transposed": lambda: wide[:, : H * E].T.contiguous().T,
-        "every other column": lambda: wide[:, ::2],
-    }[layout]()
+    z_TP = LAYOUTS[layout](T, H * E)
     assert not z_TP.is_contiguous()
     threshold_H, width_H = head_values(H)
     for ours, theirs in zip(
@@ -256,10 +236,7 @@ def test_moments(dtype, offset, mask, programs):
     z_BTHE[~counted_BT] = 6e4
     z_BTHE[1][~counted_BT[1]] = math.nan
     got = batch_statistics(z_BTHE, None if mask == "all tokens" else counted_BT)
-    z_HN = z_BTHE.double()[counted_BT].transpose(0, 1).flatten(1)
-    mean_H = z_HN.mean(1) if counted_BT.any() else torch.zeros(H, dtype=torch.float64)
-    wanted = (torch.tensor(float(z_HN.shape[1])).double(), mean_H, (z_HN - mean_H[:, None]).square().sum(1))
-    for name, ours, theirs in zip(got._fields, got, wanted, strict=True):
+    for name, ours, theirs in zip(got._fields, got, moments(z_BTHE, counted_BT), strict=True):
         assert ours.dtype == torch.float64
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
 
@@ -316,15 +293,19 @@ def test_operators_obey_the_rules_of_custom_operators():
         torch.library.opcheck(ops.routing_moments.default, (z_TP, mask_T, 2))
 
 
-@pytest.mark.parametrize("target", [None, "routing", "softmax", "firing"])
-@pytest.mark.parametrize("padded", [False, True], ids=["all tokens", "padding"])
-def test_a_learning_router_traces_whole_and_equals_torch(padded, target, monkeypatch):
+def small_router() -> MonetRouter:
     torch.manual_seed(0)
     config = MonetConfig(
         hidden_size=12, num_attention_heads=2, num_hidden_layers=1, vocab_size=16, moe_experts=6, moe_heads=3,
         moe_dim=2, moe_topk=2, moe_groups=1, moe_decompose="horizontal",
     )  # fmt: skip
-    router = MonetRouter(config).train()
+    return MonetRouter(config).train()
+
+
+@pytest.mark.parametrize("target", [None, "routing", "softmax", "firing"])
+@pytest.mark.parametrize("padded", [False, True], ids=["all tokens", "padding"])
+def test_a_learning_router_traces_whole_and_equals_torch(padded, target, monkeypatch):
+    router = small_router()
     x_BTD, upstream = torch.randn(2, 7, 12), torch.randn(2, 7, 3, 6)
     mask_BT = torch.arange(7) >= torch.tensor([0, 3])[:, None] if padded else None
     options = {"with_losses": target is not None, "router_loss": RouterLoss(uniformity_on=target or "routing")}
@@ -355,12 +336,7 @@ def test_a_learning_router_traces_whole_and_equals_torch(padded, target, monkeyp
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_hook_on_a_router_changes_no_bit(dtype, target):
     """A hook asks for float32 probabilities; gates and gradients equal those of a router without a hook."""
-    config = MonetConfig(
-        hidden_size=12, num_attention_heads=2, num_hidden_layers=1, vocab_size=16, moe_experts=6, moe_heads=3,
-        moe_dim=2, moe_topk=2, moe_groups=1, moe_decompose="horizontal",
-    )  # fmt: skip
-    torch.manual_seed(0)
-    router = MonetRouter(config).train()
+    router = small_router()
     for linear in (router.w1, router.w2):
         torch.nn.init.normal_(linear.weight)
     router.to(dtype)

@@ -7,37 +7,20 @@ import torch
 
 from monet.kernels.decode import op
 from monet.kernels.masked import Keep
-from tests.kernels.explicit import DECOMPOSITIONS, Example, keep_of_tokens, relu2
+from tests.kernels.cases import (
+    DECODE_MASKS,
+    cast_but_gates,
+    keep_of,
+    keeps_beside_a_bad_token,
+    name_of,
+    poison_inactive_keys,
+    with_small_weights,
+)
+from tests.kernels.cases import active_layer as layer
+from tests.kernels.explicit import DECOMPOSITIONS, Example, keep_of_tokens
 from tests.tolerances import assert_close, relative_rms
 
 forms = pytest.mark.parametrize("form", DECOMPOSITIONS)
-
-
-def layer(example: Example, keep: Keep | None = None, activation=relu2, copies: bool = False) -> torch.Tensor:
-    """The op on an example's weights, with output weights as views or as copies with contiguous rows."""
-    weights = example.weights
-    rows = {name: weight.t().contiguous() if copies else weight.t() for name, weight in weights.items()
-            if name.startswith("v")}  # fmt: skip
-    routing = (example.x_TD, example.g1_THE, example.g2_THE)
-    if example.form == "horizontal":
-        return op.active_horizontal(
-            *routing, weights["u.weight"], weights["u.bias"], rows["v.weight"], weights["b"], activation, keep
-        )
-    first = tuple(weights[f"u{n}.{part}"] for n in (1, 2) for part in ("weight", "bias"))
-    projections = tuple(rows[f"v{n}.weight"] for n in ("11", "12", "21", "22"))
-    return op.active_vertical(*routing, first, projections, (weights["b1"], weights["b2"]), activation, keep)
-
-
-def masks(example: Example) -> dict[str, Keep | None]:
-    T = example.T
-    return {
-        "none": None,
-        "hard": Keep(example.random_keep()),
-        "soft": Keep(example.random_keep(soft=True)),
-        "a mask a token": Keep(example.random_keep(S=3), torch.arange(T) % 4 - 1),
-        "a soft mask a token": Keep(example.random_keep(soft=True, S=3).double(), torch.arange(T) % 4 - 1),
-        "no token masked": Keep(example.random_keep(S=2), torch.full((T,), -1)),
-    }
 
 
 # M: whole lanes of 16, of 8, and tails; D: tiles of 16 and 64 and tails; T: one token, groups of four and tails
@@ -53,12 +36,12 @@ SHAPES = [
 
 
 @forms
-@pytest.mark.parametrize("mask", masks(Example("horizontal")))
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(f"{k}{v}" for k, v in shape.items()))
+@pytest.mark.parametrize("mask", DECODE_MASKS)
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["torch", "C++"])
 def test_layer_equals_the_loop(form, mask, shape, dtype):
     example = Example(form, H=3, **shape)
-    keep = masks(example)[mask]
+    keep = keep_of(example, mask)
     wanted = example.loop(None if keep is None else keep_of_tokens(keep, example.T))
     example.cast(dtype)
     for copies in (False, True):
@@ -76,11 +59,7 @@ def test_no_tokens(form, dtype):
 @forms
 @pytest.mark.parametrize("copies", [False, True])
 def test_bfloat16(form, copies):
-    example = Example(form, T=5, E=8, H=4, M=16, D=48)
-    example.weights = {name: weight / 4 for name, weight in example.weights.items()}
-    routing = example.g1_THE, example.g2_THE
-    example.cast(torch.bfloat16)
-    example.g1_THE, example.g2_THE = (g_THE.float() for g_THE in routing)
+    example = cast_but_gates(with_small_weights(Example(form, T=5, E=8, H=4, M=16, D=48)), torch.bfloat16)
     got = layer(example, copies=copies)
     assert got.dtype == torch.bfloat16
     assert_close("bfloat16", got, layer(example.cast(torch.float64)), torch.bfloat16)
@@ -100,13 +79,7 @@ def test_inactive_weights_are_never_read(form):
     """NaN at every key that no token uses does not reach the result."""
     example = Example(form, T=1, E=6, M=4).cast(torch.float32)
     wanted = layer(example)
-    used = [(g_THE != 0).any(0).any(0) for g_THE in (example.g1_THE, example.g2_THE)]
-    assert not (used[0].all() or used[1].all())
-    side = {"u": 0, "v": 1, "b": 1, "u1": 0, "u2": 1, "v11": 0, "v12": 0, "v21": 1, "v22": 1, "b1": 0, "b2": 1}
-    for name, weight in example.weights.items():
-        owner = name.split(".")[0]
-        keys = weight.unflatten(1, (6, -1)).transpose(0, 1) if owner.startswith("v") else weight.unflatten(0, (6, -1))
-        keys[~used[side[owner]]] = float("nan")
+    poison_inactive_keys(example)
     assert torch.equal(layer(example), wanted)
     assert torch.equal(layer(example, copies=True), wanted) or relative_rms(layer(example, copies=True), wanted) < 2e-6
 
@@ -116,8 +89,7 @@ def test_inactive_weights_are_never_read(form):
 def test_a_nan_is_passed_on(form, dtype):
     example = Example(form, T=4, dtype=dtype)
     example.x_TD[2] = float("nan")
-    nothing = Keep(torch.zeros(1, example.E, example.E, dtype=torch.bool))
-    for keep in (None, Keep(example.random_keep(), torch.tensor([0, 0, -1, 0])), nothing):
+    for keep in keeps_beside_a_bad_token(example):
         out = layer(example, keep)
         assert out[2].isnan().all()
         assert out[[0, 1, 3]].isfinite().all()

@@ -9,6 +9,7 @@ from monet.kernels.hde import reference as hde
 from monet.kernels.masked import Keep
 from monet.kernels.routing.op import thresholded_softmax
 from monet.kernels.vde import reference as vde
+from tests.kernels.cases import MASKS, keep_of, leaves_of
 from tests.kernels.explicit import DECOMPOSITIONS, Example, call_op, keep_of_tokens, loop_over_experts, relu2, set_sizes
 from tests.tolerances import assert_close, relative_rms
 
@@ -25,15 +26,6 @@ NAMES = {
     "horizontal": ("p", "g1", "g2", "v", "b"),
     "vertical": ("p1", "p2", "g1", "g2", "v11", "v12", "v21", "v22", "b1", "b2"),
 }
-MASKS = ("none", "hard", "soft", "a mask a token")
-
-
-def keep_named(name: str, example: Example) -> Keep | None:
-    if name == "none":
-        return None
-    if name == "a mask a token":
-        return Keep(example.random_keep(S=2), torch.arange(example.T) % 3 - 1)
-    return Keep(example.random_keep(soft=name == "soft").to(torch.float64 if name == "soft" else torch.bool))
 
 
 def plain(form: str, inputs: tuple[torch.Tensor, ...], keep: Keep | None) -> torch.Tensor:
@@ -48,15 +40,11 @@ def plain(form: str, inputs: tuple[torch.Tensor, ...], keep: Keep | None) -> tor
     return torch.cat([left, y21.flatten(1) @ v21.T + y22.flatten(1) @ v22.T + c @ b2], dim=1)
 
 
-def leaves_of(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return tuple(part.detach().clone().requires_grad_() for part in inputs)
-
-
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dense", [False, True], ids=["sparse g", "dense g"])
 def test_lean_autograd_equals_plain_autograd(form, dense, mask):
     example = Example(form, dense=dense)
-    keep = keep_named(mask, example)
+    keep = keep_of(example, mask)
     lean_leaves, plain_leaves = leaves_of(example.op_inputs()), leaves_of(example.op_inputs())
     lean = call_op(form, lean_leaves, keep=keep)
     if keep is not None and keep.index_T is not None:
@@ -78,7 +66,7 @@ def test_lean_autograd_equals_plain_autograd(form, dense, mask):
 def test_gradients_equal_those_of_the_loop(form, dense, mask):
     """With a mask the op and the loop are the same function of the routing too, zeros of sparse routing included."""
     example = Example(form, dense=dense)
-    keep = keep_named(mask, example)
+    keep = keep_of(example, mask)
     names = [*example.weights, "x", "g1", "g2"]
     results = []
     for through_op in (True, False):
@@ -105,7 +93,7 @@ def test_gradients_equal_those_of_the_loop(form, dense, mask):
 def test_unmasked_gradient_along_the_simplex(form, mask):
     """Rows of g only change with their sum fixed; in these directions op and loop have the same derivative."""
     example = Example(form)
-    keep = keep_named(mask, example)
+    keep = keep_of(example, mask)
     keep_TEE = None if keep is None else keep_of_tokens(keep, example.T)
     logits = torch.randn(2, example.T, example.H, example.E, dtype=torch.float64)
     active = torch.stack([example.g1_THE, example.g2_THE]) > 0
@@ -123,7 +111,7 @@ def test_unmasked_gradient_along_the_simplex(form, mask):
 @pytest.mark.parametrize("activation", [relu2, torch.nn.functional.gelu], ids=["relu2", "gelu"])
 def test_gradcheck(form, activation, mask):
     example = Example(form, T=3, E=3, M=2, D=4, dense=True)
-    keep = keep_named(mask, example)
+    keep = keep_of(example, mask)
     inputs = leaves_of(example.op_inputs())
     assert torch.autograd.gradcheck(lambda *parts: call_op(form, parts, activation, keep), inputs)
 
@@ -132,7 +120,7 @@ def test_gradcheck(form, activation, mask):
 def test_gradcheck_from_logits_with_exact_zeros(form, mask):
     """Checks routing and mixing together: logits -> sparse probabilities -> output."""
     example = Example(form, T=2, E=4, M=2, D=2)
-    keep = keep_named(mask, example)
+    keep = keep_of(example, mask)
     hidden, outputs = example.pre_activations(), example.output_weights()
     threshold_H = torch.tensor([0.3, -0.2], dtype=torch.float64)
     z1_TP, z2_TP = (2 * torch.randn(2, 2, 2 * 4, dtype=torch.float64)).unbind()
@@ -148,7 +136,7 @@ def test_gradcheck_from_logits_with_exact_zeros(form, mask):
 @pytest.mark.parametrize("mask", MASKS)
 def test_gradcheck_at_exact_zeros_of_the_routing(form, mask):
     example = Example(form, T=3, E=3, M=2, D=4)
-    keep = keep_named(mask, example)
+    keep = keep_of(example, mask)
     assert (example.g1_THE == 0).any()
     inputs = leaves_of(example.op_inputs())
     assert torch.autograd.gradcheck(lambda *parts: call_op(form, parts, keep=keep), inputs)
@@ -158,7 +146,7 @@ def test_gradcheck_at_exact_zeros_of_the_routing(form, mask):
 def test_only_wanted_gradients_are_returned(form, mask):
     """With a frozen router, frozen experts, or both, the other gradients do not change."""
     example = Example(form)
-    keep = keep_named(mask, example)
+    keep = keep_of(example, mask)
     everything = leaves_of(example.op_inputs())
     upstream = torch.randn(example.T, example.D, dtype=torch.float64)
     wanted = torch.autograd.grad(call_op(form, everything, keep=keep), everything, upstream)

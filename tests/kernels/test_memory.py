@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from monet.kernels import limits
-from monet.kernels.masked import Keep
 from monet.kernels.routing import op as routing
+from tests.kernels.cases import keep_of
 from tests.kernels.explicit import DECOMPOSITIONS, Example, call_op, set_sizes
 from tests.tolerances import relative_rms
 
@@ -53,11 +53,7 @@ def test_nothing_grows_with_tokens_and_pairs(form, mask, dense, grad, monkeypatc
     pair_bound = E * E * 4
     set_sizes(monkeypatch, chunk=pair_bound, pairs=pair_bound)
     example = Example(form, T=T, E=E, M=M, D=D, H=H, dense=dense, dtype=torch.float32)
-    keep = None
-    if mask == "hard":
-        keep = Keep(example.random_keep())
-    elif mask == "a mask a token":
-        keep = Keep(example.random_keep(S=3), torch.arange(T) % 4 - 1)
+    keep = keep_of(example, mask)
     inputs = tuple(part.requires_grad_(grad) for part in example.op_inputs())
     largest_input = max(part.numel() for part in inputs)
     with LargestTensor() as largest:
@@ -104,11 +100,7 @@ def test_routing_saves_only_the_probabilities():
 def test_chunk_borders(form, mask, monkeypatch):
     """Results and gradients are the same for one token at a time, three at a time and all at once."""
     example = Example(form, T=11)
-    keep = None
-    if mask != "none":
-        keep = (
-            Keep(example.random_keep(S=2), torch.arange(11) % 3 - 1) if "token" in mask else Keep(example.random_keep())
-        )
+    keep = keep_of(example, mask)
     upstream = torch.randn(11, example.D, dtype=torch.float64)
 
     def run() -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from monet.kernels.masked import Keep
+from tests.kernels.cases import ALL_MASKS, DTYPES, keep_of, with_small_weights
 from tests.kernels.explicit import DECOMPOSITIONS, Example, call_op, keep_of_tokens, relu2
 from tests.tolerances import RELATIVE_RMS, relative_rms
 
@@ -16,28 +17,12 @@ pytestmark = pytest.mark.parametrize("form", DECOMPOSITIONS)
 EXACT = 1e-13
 
 
-def masks(example: Example) -> dict[str, Keep | None]:
-    T = example.T
-    several = torch.arange(T) % 4 - 1
-    return {
-        "none": None,
-        "hard": Keep(example.random_keep()),
-        "soft": Keep(example.random_keep(soft=True)),
-        "soft float64": Keep(example.random_keep(soft=True).double()),
-        "a mask a token": Keep(example.random_keep(S=3), several),
-        "a soft mask a token": Keep(example.random_keep(soft=True, S=3), several),
-        "no token masked": Keep(example.random_keep(S=2), torch.full((T,), -1)),
-        "every token masked": Keep(example.random_keep(S=2), torch.arange(T) % 2),
-        "unused masks": Keep(example.random_keep(S=4), torch.full((T,), 3)),
-    }
-
-
 @pytest.mark.parametrize("dense", [False, True], ids=["sparse g", "dense g"])
-@pytest.mark.parametrize("mask", masks(Example("horizontal")))
+@pytest.mark.parametrize("mask", ALL_MASKS)
 @pytest.mark.parametrize(("M", "T"), [(4, 7), (2, 1), (2, 3)], ids=["M4-T7", "M2-T1", "M2-T3"])
 def test_op_equals_the_loop(form, M, T, mask, dense):
     example = Example(form, M=M, T=T, dense=dense)
-    keep = masks(example)[mask]
+    keep = keep_of(example, mask)
     wanted = example.loop(None if keep is None else keep_of_tokens(keep, T))
     for grad in (False, True):
         inputs = tuple(part.requires_grad_(grad) for part in example.op_inputs())
@@ -158,11 +143,11 @@ def test_tokens_do_not_see_each_other(form):
 
 
 @pytest.mark.parametrize("mask", ["none", "hard", "a mask a token"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_lower_precision(form, dtype, mask):
     example = Example(form, T=33, E=8, H=4, D=16)
-    example.weights = {name: weight / 4 for name, weight in example.weights.items()}
-    keep = masks(example)[mask]
+    with_small_weights(example)
+    keep = keep_of(example, mask)
     example.cast(dtype)
     got = example.op(keep)
     assert got.dtype == dtype

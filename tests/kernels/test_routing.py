@@ -12,45 +12,24 @@ from monet.kernels.routing import op as routing
 from monet.kernels.routing import reference
 from monet.kernels.routing.op import thresholded_softmax
 from monet.kernels.routing.reference import BatchStatistics, batch_statistics, merge_statistics, normal_quantile
+from tests.kernels.cases import (
+    BAD_ROWS,
+    DTYPES,
+    LAYOUTS,
+    LOGITS,
+    THRESHOLDS,
+    moments,
+    routed_from_the_definition,
+    with_a_bad_row,
+)
 from tests.tolerances import relative_rms
 
 T, H, E = 9, 3, 6
-FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-
-
-def from_the_definition(z_THE: torch.Tensor, threshold_H: torch.Tensor) -> torch.Tensor:
-    """One row at a time: softmax over the keys at or above min(maximum, threshold), zero elsewhere."""
-    g_THE = torch.zeros(z_THE.shape, dtype=torch.float64)
-    for t, h in ((t, h) for t in range(z_THE.shape[0]) for h in range(z_THE.shape[1])):
-        row = z_THE[t, h].double()
-        active = row >= min(row.max().item(), threshold_H[h].item())
-        weights = (row[active] - row[active].max()).exp()
-        g_THE[t, h, active] = weights / weights.sum()
-    return g_THE
+FLOATS = [torch.float64, *DTYPES]
 
 
 def route(z_THE: torch.Tensor, threshold_H: torch.Tensor, **options) -> torch.Tensor:
     return thresholded_softmax(z_THE.flatten(1), threshold_H, **options).view(z_THE.shape)
-
-
-LOGITS = {
-    "normal": lambda: torch.randn(T, H, E),
-    "all equal": lambda: torch.full((T, H, E), 1.25),
-    "all zero": lambda: torch.zeros(T, H, E),
-    "few values, many ties": lambda: torch.randint(-2, 3, (T, H, E)).float(),
-    "huge": lambda: 1e4 * torch.randn(T, H, E),
-    "huge and alike": lambda: 1e4 + torch.randn(T, H, E),
-    "tiny": lambda: 1e-6 * torch.randn(T, H, E),
-    "one key far above": lambda: torch.randn(T, H, E).index_fill(2, torch.tensor([2]), 50.0),
-    "one key far below": lambda: torch.randn(T, H, E).index_fill(2, torch.tensor([2]), -50.0),
-    "minus infinity": lambda: torch.randn(T, H, E).index_fill(2, torch.tensor([4]), -math.inf),
-}
-THRESHOLDS = {
-    "moderate": [0.5, 0.0, -0.7],
-    "nothing reaches it": [1e5, 1e6, math.inf],
-    "all reach it": [-1e5, -1e8, -math.inf],
-    "equal to a logit": [1.25, 0.0, 1.0],
-}
 
 
 @pytest.mark.parametrize("span", [None, -1.0], ids=["as chosen", "general comparison"])
@@ -61,12 +40,12 @@ def test_invariants_and_definition(logits, threshold, dtype, span, monkeypatch):
     """Both comparisons with the threshold: the fast one for logits near it, and the general one."""
     if span is not None:
         monkeypatch.setattr(routing, "SAFE_SPAN", span)
-    z_THE, threshold_H = LOGITS[logits]().to(dtype), torch.tensor(THRESHOLDS[threshold], dtype=torch.float64)
+    z_THE, threshold_H = LOGITS[logits](T, H, E).to(dtype), torch.tensor(THRESHOLDS[threshold], dtype=torch.float64)
     before = z_THE.clone()
     g_THE = route(z_THE, threshold_H)
     assert torch.equal(z_THE, before), "the argument was overwritten unasked"
     assert g_THE.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    wanted = from_the_definition(z_THE, threshold_H.to(g_THE.dtype))
+    wanted = routed_from_the_definition(z_THE, threshold_H.to(g_THE.dtype))
     normal = torch.finfo(g_THE.dtype).tiny
     assert torch.equal(g_THE > 0, wanted > normal), "active sets differ"
     assert g_THE.ge(0).all()
@@ -84,7 +63,7 @@ def test_long_rows(keys):
     """The softmax is computed in place, and long rows are read several times."""
     z_THE = 3 * torch.randn(5, 2, keys)
     threshold_H = torch.tensor([3.0, 100.0], dtype=torch.float64)
-    g_THE, wanted = route(z_THE, threshold_H), from_the_definition(z_THE, threshold_H)
+    g_THE, wanted = route(z_THE, threshold_H), routed_from_the_definition(z_THE, threshold_H)
     assert torch.equal(g_THE > 0, wanted > 0)
     assert relative_rms(g_THE, wanted) < 2e-6
 
@@ -141,11 +120,10 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda z: thresholded_softmax(z, threshold_H), z_TP)
 
 
-def test_a_nan_row_stays_nan_and_harms_no_other():
-    z_THE = torch.randn(T, H, E)
-    z_THE[3, 1, 2] = math.nan
-    g_THE = route(z_THE, torch.zeros(H, dtype=torch.float64))
-    assert g_THE[3, 1].isnan().all()
+@pytest.mark.parametrize("fault", BAD_ROWS)
+def test_a_row_that_is_not_finite_shows_and_harms_no_other(fault):
+    g_THE = route(with_a_bad_row(torch.randn(T, H, E), fault), torch.zeros(H, dtype=torch.float64))
+    assert g_THE[3, 1].isnan().all() if fault == "a NaN" else g_THE[3, 1].isnan().any()
     g_THE[3, 1] = 0
     assert g_THE.isfinite().all()
 
@@ -159,16 +137,12 @@ def test_no_tokens_and_one_key():
     assert torch.equal(one_key, torch.ones(T, H))
 
 
-def test_strided_logits():
-    z_TP = torch.randn(H * E, T).T
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strided_logits(layout):
+    z_TP, threshold_H = LAYOUTS[layout](T, H * E), torch.zeros(H, dtype=torch.float64)
     assert not z_TP.is_contiguous()
-    threshold_H = torch.zeros(H, dtype=torch.float64)
     wanted = thresholded_softmax(z_TP.contiguous(), threshold_H)
     assert torch.equal(thresholded_softmax(z_TP, threshold_H), wanted)
-    columns = torch.randn(T, H * E, 2)[..., 0]
-    assert torch.equal(
-        thresholded_softmax(columns, threshold_H), thresholded_softmax(columns.contiguous(), threshold_H)
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -186,12 +160,6 @@ def test_about_topk_keys_survive_for_normal_logits(topk):
     active = (route(z_THE, threshold_H) > 0).sum(-1).float().mean().item()
     # at topk = 1 the rule "at least one" adds the rows that would be empty: e^-1 of them
     assert active == pytest.approx(topk + (math.exp(-1) if topk == 1 else 0), rel=0.05)
-
-
-def moments(z_BTHE: torch.Tensor, counted_BT: torch.Tensor) -> BatchStatistics:
-    z_HN = z_BTHE.double()[counted_BT].transpose(0, 1).flatten(1)
-    count = torch.tensor(float(z_HN.shape[1]), dtype=torch.float64)
-    return BatchStatistics(count, z_HN.mean(1), ((z_HN - z_HN.mean(1, keepdim=True)) ** 2).sum(1))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3], ids=["centred", "mean 1000 deviations away"])

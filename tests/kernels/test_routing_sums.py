@@ -9,23 +9,17 @@ import torch
 from torch import Tensor
 
 from monet.kernels.routing.op import batch_statistics, route_with_losses, thresholded_softmax
-from tests.kernels.test_routing import from_the_definition
+from tests.kernels.cases import DTYPES, SPREADS, head_values, routed_from_the_definition, weights_of
 from tests.tolerances import assert_close
 
 T, H, E = 9, 3, 6
-SPREADS = ["routing", "softmax", "firing"]
-THRESHOLD_H = torch.tensor([0.5, 0.0, 9.0], dtype=torch.float64)
-WIDTH_H = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-
-
-def weights_of(weighted: bool) -> Tensor | None:
-    return torch.tensor([0.3, 0, 0.2, 0, 0, 0.1, 0.15, 0.25, 0]) if weighted else None
+THRESHOLD_H, WIDTH_H = head_values(H)
 
 
 def one_by_one(z_TP: Tensor, weight_T: Tensor | None, spread: str) -> tuple[Tensor, ...]:
     """Every mean as a loop over tokens in float64."""
     z_THE = z_TP.double().unflatten(1, (H, E))
-    g_THE = from_the_definition(z_THE, THRESHOLD_H)
+    g_THE = routed_from_the_definition(z_THE, THRESHOLD_H)
     mean_HE, share_HE, mean_max_H = torch.zeros(H, E).double(), torch.zeros(H, E).double(), torch.zeros(H).double()
     fired_HE = torch.zeros(H, E, dtype=torch.int64)
     for t in range(T):
@@ -44,11 +38,11 @@ def one_by_one(z_TP: Tensor, weight_T: Tensor | None, spread: str) -> tuple[Tens
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no gradient", "gradient"])
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES], ids=str)
 @pytest.mark.parametrize("weighted", [False, True], ids=["all tokens", "padding"])
 @pytest.mark.parametrize("spread", SPREADS)
 def test_means_are_those_of_the_tokens_one_by_one(spread, weighted, dtype, overwrite, grad):
-    z_TP, weight_T = (2 * torch.randn(T, H * E)).to(dtype), weights_of(weighted)
+    z_TP, weight_T = (2 * torch.randn(T, H * E)).to(dtype), weights_of(T, weighted)
     leaf = z_TP.clone().requires_grad_(grad)
     routed = route_with_losses(
         leaf * 1.0, THRESHOLD_H, weight_T, WIDTH_H, spread=spread, overwrite=overwrite
@@ -77,7 +71,7 @@ def test_the_argument_is_left_alone_unless_given_up():
 @pytest.mark.parametrize("weighted", [False, True], ids=["all tokens", "padding"])
 @pytest.mark.parametrize("spread", SPREADS)
 def test_gradcheck(spread, weighted):
-    weight_T = weights_of(weighted)
+    weight_T = weights_of(T, weighted)
     weight_T = None if weight_T is None else weight_T.double()
 
     def floats(z_TP: Tensor) -> tuple[Tensor, ...]:
