@@ -18,6 +18,7 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.scale_exponents import Growth, growth
+from benchmarks.thread_ranks import ThreadRanks, on_all
 from monet.data.datamodule import MonetDataModule
 from monet.data.shards import TokenShards, dtype_for, write_manifest
 from monet.data.text_encoder import TextEncoder
@@ -83,8 +84,6 @@ def looks_of_rank(shards: int, trusted: bool) -> int:
 
 def looks_of_all(world_size: int, shards: int = 100) -> int:
     """File accesses of all ranks of a run while they open its data."""
-    from benchmarks.scale_plan import ThreadRanks, on_all
-
     with tempfile.TemporaryDirectory() as name:
         folder = write_shards(Path(name), shards)
 

@@ -26,6 +26,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.processes import forked_ranks
+from benchmarks.thread_ranks import ThreadRanks, on_all
 from monet.kernels.routing.reference import BatchStatistics
 from monet.model.ranks import GlobalBatch
 from monet.training.checkpoints.folder_io import FolderCheckpointIO
@@ -33,7 +35,6 @@ from monet.training.checkpoints.sharded_state import ShardedState
 from monet.training.checkpoints.states import MOMENTS, STEP
 from monet.training.checkpoints.tensor_files import Source
 from monet.training.metrics import truncate_log
-from tools.proofs.ranks import forked_ranks
 
 
 class Growth(NamedTuple):
@@ -117,8 +118,6 @@ def coordination(world_size: int) -> int:
 
 def opening(world_size: int) -> int:
     """File accesses of all ranks while they open a checkpoint that as many ranks wrote."""
-    from benchmarks.scale_plan import ThreadRanks, on_all
-
     weights = {"model.weight": torch.zeros(4)}
     looks: list[int] = []
 

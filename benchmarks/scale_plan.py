@@ -12,10 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import torch
 from benchmarks import data_exponents
 from benchmarks.scale_exponents import COLUMNS, growths
 from benchmarks.tables import markdown
+from benchmarks.thread_ranks import ThreadRanks, on_all
 from monet.data.loaders import TrainStream
 from monet.data.order import WindowOrder
 from monet.data.prepare import prepare
@@ -37,53 +35,10 @@ from monet.training.checkpoints.folder_io import PREFIX, FolderCheckpointIO, own
 from monet.training.checkpoints.states import MOMENTS
 from monet.training.configs import read_training_config
 from monet.training.language_models import class_of, config_json
-from monet.training.ranks.coordination import Ranks
 from monet.training.settings import ModelShape
 
 GLOBAL_WINDOWS = 128  # windows of a step, with any number of ranks
 VOCABULARY = 512
-
-
-class ThreadRanks(Ranks):
-    """Ranks that are threads: the same interface as a run's ranks, over a barrier.
-
-    Args:
-        rank: this thread's place.
-        board: shared by all ranks of a run.
-    """
-
-    def __init__(self, rank: int, board: Board) -> None:
-        self.rank, self.world_size, self._board = rank, board.world_size, board
-
-    def broadcast(self, value: Any, what: str) -> Any:
-        return self._exchange(value)[0]
-
-    def gather(self, value: Any, what: str) -> list[Any] | None:
-        values = self._exchange(value)
-        return values if self.rank == 0 else None
-
-    def _exchange(self, value: Any) -> list[Any]:
-        self._board.said[self.rank] = value
-        self._board.barrier.wait()
-        values = list(self._board.said)
-        self._board.barrier.wait()
-        return values
-
-
-class Board:
-    """Messages of the ranks of one run."""
-
-    def __init__(self, world_size: int) -> None:
-        self.world_size = world_size
-        self.said: list[Any] = [None] * world_size
-        self.barrier = threading.Barrier(world_size, timeout=120)
-
-
-def on_all(world_size: int, work: Callable[[ThreadRanks], Any]) -> list[Any]:
-    """Run `work` once on each rank, all at the same time."""
-    board = Board(world_size)
-    with ThreadPoolExecutor(world_size) as pool:
-        return list(pool.map(work, [ThreadRanks(rank, board) for rank in range(world_size)]))
 
 
 def read_everything(

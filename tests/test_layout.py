@@ -6,7 +6,7 @@ import ast
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,9 @@ def module_name(package: str, path: Path) -> str:
 
 MODULES = {module_name(package, path): path for package in PACKAGES for path in python_files(PACKAGES[package])}
 SCRIPTS = sorted([*ROOT.glob("*.py"), *(path for folder in OTHERS for path in python_files(folder))])
+EVERYTHING = MODULES | {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SCRIPTS
+}
 
 
 def imported(source: str, module: str = "", *, deferred: bool = True) -> set[str]:
@@ -43,7 +46,7 @@ def imported(source: str, module: str = "", *, deferred: bool = True) -> set[str
             if node.level:
                 base = ".".join([*module.split(".")[: -node.level], *filter(None, [base])])
             # `from monet import masks` names a module too, where it is one
-            found.update({base} | {f"{base}.{alias.name}" for alias in node.names} & MODULES.keys())
+            found.update({base} | {f"{base}.{alias.name}" for alias in node.names} & EVERYTHING.keys())
         if not deferred:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
                 return
@@ -166,7 +169,7 @@ BASELINES = {"monet.eval.baselines.": "baselines"}
 
 
 def test_no_import_cycles():
-    assert cycles(imports_of(MODULES)) == []
+    assert cycles(imports_of(EVERYTHING)) == []
 
 
 def test_rooms_have_no_cycles_either():
@@ -176,6 +179,82 @@ def test_rooms_have_no_cycles_either():
         return "monet.kernels" if module.startswith("monet.kernels") else room_of(module)
 
     assert cycles(rooms_graph(imports_of(MODULES), room)) == []
+
+
+# Each room imports only itself and rooms above it in this list. An entry holds for everything below its name, unless a
+# longer entry does. Suites and baselines have stricter rules, see below.
+ORDER = (
+    "tests.tolerances",
+    "monet.kernels",
+    "monet",
+    "monet.masks",
+    "monet.model",
+    "monet.costs",
+    "monet.data",
+    "monet.training.private",
+    "monet.training.ranks",
+    "monet.training.watch",
+    "monet.training.checkpoints",
+    "monet.training",
+    "monet.planning",
+    "monet.convert.bundle",
+    "monet.convert",
+    "monet.convert.dense",
+    "monet.serve",
+    "monet.doctor",
+    "monet.eval.core",
+    "monet.eval.attribution.statistics",
+    "monet.eval.attribution",
+    "monet.eval.reporting",
+    "monet.eval.ablation",
+    "monet.eval.choices",
+    "monet.eval.scorers",
+    "monet.eval.sandbox",
+    "monet.eval.baselines",
+    "monet.eval.suites",
+    "monet.eval.paper",
+    "constraints",
+    "corpus",
+    "benchmarks",
+    "benchmarks.gpu",
+    "benchmarks.gpu_suite",
+    "studies.removal",
+    "studies",
+    "tools",
+    "setup",
+    "train",
+    "tests",
+)
+
+
+def upward_imports(graph: Mapping[str, set[str]], order: Sequence[str]) -> list[str]:
+    """Imports of a room in a later one. Arguments: see `imports_of` and `ORDER`."""
+
+    def place(module: str) -> int:
+        entries = [entry for entry in order if f"{module}.".startswith(f"{entry}.")]
+        assert entries, f"{module} is in no room of ORDER; add its room"
+        return order.index(max(entries, key=len))
+
+    return [
+        f"{module} imports {target}"
+        for module in sorted(graph)
+        for target in sorted(graph[module])
+        if place(target) > place(module)
+    ]
+
+
+def test_imports_never_point_upward():
+    graph = imports_of(EVERYTHING)
+    del graph["monet"]  # it lists names of its rooms
+    found = upward_imports(graph, ORDER)
+    assert not found, f"{len(found)} of {sum(map(len, graph.values()))} imports point upward:\n" + "\n".join(found)
+
+
+def test_an_import_that_points_upward_is_found():
+    graph = {"a.b.x": {"a.y", "c"}, "a.y": {"a.b.x"}, "c": {"a.y", "c.d"}, "c.d": set()}
+    assert upward_imports(graph, ["a.b", "a", "c"]) == ["a.b.x imports a.y", "a.b.x imports c"]
+    with pytest.raises(AssertionError, match="c is in no room"):
+        upward_imports(graph, ["a"])
 
 
 def test_no_suite_imports_another_suite():

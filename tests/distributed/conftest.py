@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.processes import run_ranks
 from tests.distributed.forked import ForkedRank
 from tests.training.conftest import data_dir, train  # noqa: F401
 from tests.training.runs import SHAPE
-from tools.proofs.ranks import run_ranks
 
 TIMEOUT_SECONDS = 900  # a loaded machine needs minutes, a quiet one needs seconds
 Ranks = Callable[..., list[subprocess.CompletedProcess[str]]]

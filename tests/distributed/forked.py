@@ -21,7 +21,7 @@ from unittest.mock import patch
 import numpy as np
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from tools.proofs.ranks import ROOT
+from benchmarks.processes import ROOT
 
 _IMPORTED = ["deepspeed", "monet.convert.export", "monet.training.cli"]
 # libraries read them at import, so the server needs them too

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.processes import forked_ranks
 from monet.training.ranks.coordination import ProcessRanks, RankError
-from tools.proofs.ranks import forked_ranks
 
 
 def talk(ranks: ProcessRanks, before: int) -> Any:

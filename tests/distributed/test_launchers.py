@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
+from benchmarks.processes import ROOT, free_port
 from monet.extras import install_command
 from monet.training.ranks.coordination import launched_environment
 from tests.distributed.conftest import TIMEOUT_SECONDS
 from tests.training.runs import read_log
-from tools.proofs.ranks import ROOT, free_port
 
 TOLD = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 

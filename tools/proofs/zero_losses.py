@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.processes import ROOT, run_ranks
 from benchmarks.tables import markdown
-from tools.proofs.ranks import ROOT, run_ranks
 
 STRATEGIES: dict[str, Any] = {
     "DDP": "ddp",

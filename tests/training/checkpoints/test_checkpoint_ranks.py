@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from benchmarks.scale_plan import ThreadRanks, on_all
+from benchmarks.thread_ranks import ThreadRanks, on_all
 from monet.errors import CheckpointError
 from monet.training.checkpoints import tensor_files
 from monet.training.checkpoints.folder_io import FolderCheckpointIO
