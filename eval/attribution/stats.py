@@ -22,12 +22,12 @@ from monet.eval.attribution.statistics.passes import read_text
 from monet.eval.attribution.statistics.result import FORMAT, ExpertStatistics
 from monet.eval.attribution.statistics.scored import read_scored
 from monet.eval.attribution.statistics.shuffle import Shuffle
-from monet.eval.core import signature
+from monet.eval.core import text_overlap
 from monet.eval.core.inputs import Batch, LabelledData, LabelledSequences, PreparedWindows
 from monet.eval.core.loading import (
     check_batch_size,
-    load_tokenizer,
     mask_digest,
+    own_tokenizer,
     provenance_now,
     window_length,
     windows_bar,
@@ -82,7 +82,7 @@ def collect(
     check_batch_size(batch_size)
     routers = model.routers()
     device = model.device
-    exclusion = Exclusion.chosen(model, load_tokenizer(model)) if exclusion is None else exclusion
+    exclusion = Exclusion.chosen(model, own_tokenizer(model)) if exclusion is None else exclusion
     num_labels = len(data.labels)
     wanted = wanted or Wanted()
     shuffle = None
@@ -93,7 +93,7 @@ def collect(
     tokens_C, windows_C, documents_C = (torch.zeros(num_labels, dtype=torch.int64) for _ in range(3))
     last_document: dict[int, str] = {}
     left_out = 0
-    sequences = signature.Collected()
+    sequences = text_overlap.Collected()
 
     def count(batch: Batch, length_B: Tensor) -> None:
         nonlocal left_out
@@ -192,7 +192,7 @@ def run(
     text = _open(loaded, data, scores, split, windows)
     if part is not None:
         text = text.shard(*part)
-    exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude, exclude_first, exclude_tokens)
+    exclusion = Exclusion.chosen(loaded, own_tokenizer(loaded), exclude, exclude_first, exclude_tokens)
     pairs = coactivation if isinstance(coactivation, dict) else None
     passes: dict[str, Any] = {"batch_size": compute.batch_size, "progress": compute.progress}
     wanted = Wanted(firing, firing_above, maxima, pairs, permutations, permutation_seed)
@@ -248,7 +248,7 @@ def _open(
     windows: WindowOptions,
 ) -> LabelledSequences | PreparedWindows:
     if scores is not None:
-        return read_scored(scores, load_tokenizer(model), window_length(model, windows.seq_len))
+        return read_scored(scores, own_tokenizer(model), window_length(model, windows.seq_len))
     assert data is not None
     return windows.open(data, split, model)
 

@@ -32,12 +32,12 @@ from monet.eval.core.loading import (
     check_batch_size,
     evaluating,
     load_as,
-    load_tokenizer,
+    own_tokenizer,
     vocab_size,
     windows_bar,
 )
 from monet.eval.core.options import Compute, TextIntervals, WindowOptions
-from monet.eval.core.signature import Signature
+from monet.eval.core.text_overlap import Signature
 from monet.masks.controls import ControlKind, control_keep, removed_mass
 from monet.masks.expert_mask import Model, keep_digest
 from monet.model.fingerprint import hold
@@ -175,7 +175,7 @@ def activities(
         CheckpointError: the model is not built like a LLaMA.
     """
     check_batch_size(batch_size)
-    exclusion = Exclusion.chosen(model, load_tokenizer(model)) if exclusion is None else exclusion
+    exclusion = Exclusion.chosen(model, own_tokenizer(model)) if exclusion is None else exclusion
     projections = down_projections(model)
     sums_CLF = torch.zeros(len(data.labels), len(projections), projections[0].in_features, dtype=torch.float64)
     tokens_C = torch.zeros(len(data.labels), dtype=torch.int64)
@@ -296,7 +296,7 @@ def run(
     loaded = load_llama(model, compute.device, compute.dtype)
     hold(loaded)
     chosen_on, judged_on = (windows.open(data, name, loaded) for name in (identify_split, split))
-    exclusion = Exclusion.chosen(loaded, load_tokenizer(loaded), exclude)
+    exclusion = Exclusion.chosen(loaded, own_tokenizer(loaded), exclude)
     means_CLF = activities(
         loaded, chosen_on, batch_size=compute.batch_size, exclusion=exclusion, progress=compute.progress
     )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from monet.errors import ConfigError, DataError
 from monet.eval.core.inputs import LabelledData
-from monet.eval.core.signature import KEY, Signature, common_sequences, same_source, shares_text
+from monet.eval.core.text_overlap import KEY, Signature, common_sequences, same_source, shares_text
 
 Protocol = Literal["held_out", "same"]
 EVALUATION_SPLIT = "evaluate"
@@ -21,7 +21,7 @@ def held_out(notes: Iterable[Mapping[str, Any]], data: LabelledData) -> bool | N
 def is_other_text(parts: Sequence[Mapping[str, Any] | None], data: LabelledData) -> bool | None:
     """Whether no part has text in common with `data`; None if this is unknown for some part.
 
-    Prepared text is compared by its content and split, other text by its sequences; see `monet.eval.core.signature`.
+    Prepared text is compared by its content and split, other text by its sequences; see `monet.eval.core.text_overlap`.
     The answer is unknown for text in memory whose description lacks its sequences (from an earlier version, say).
     """
     described = dict(data.description)

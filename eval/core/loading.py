@@ -121,7 +121,7 @@ def window_length(model: MonetPreTrainedModel, seq_len: int | None) -> int:
     return longest if seq_len is None else seq_len
 
 
-def load_tokenizer(model: MonetPreTrainedModel) -> PreTrainedTokenizerBase | None:
+def own_tokenizer(model: MonetPreTrainedModel) -> PreTrainedTokenizerBase | None:
     """The tokenizer in the model's own folder; None if it has none, for example a model that was made in memory.
 
     Raises:

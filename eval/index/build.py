@@ -19,7 +19,7 @@ from torch import Tensor
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.attribution.statistics.exclusion import Exclusion
 from monet.eval.attribution.statistics.passes import read_text
-from monet.eval.core import signature
+from monet.eval.core import text_overlap
 from monet.eval.core.inputs import Batch, LabelledData
 from monet.eval.core.loading import mask_digest, provenance_now, weights_digest, windows_bar
 from monet.eval.core.store import sources_digest
@@ -146,7 +146,7 @@ class _Pass:
         self.reader = IndexReader(info.units, sizes_of(info), model.device, exclusion)
         self.tokens_C, self.windows_C = (torch.zeros(len(info.data.labels), dtype=torch.int64) for _ in range(2))
         self.excluded = self.chunks = 0
-        self.text = signature.Collected()
+        self.text = text_overlap.Collected()
         self.path = path
         if path.exists():
             self._restore()
@@ -209,7 +209,7 @@ class _Pass:
                     names = [key for key in file.keys() if key.startswith(f"{group}.")]  # noqa: SIM118 - not a dict
                     tables.restore({name.partition(".")[2]: file.get_tensor(name) for name in names})
             self.chunks, self.excluded = int(notes["chunks"]), int(notes["excluded"])
-            self.text = signature.Collected.of(notes["text"])
+            self.text = text_overlap.Collected.of(notes["text"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.path} is damaged ({error}); remove its folder to start again") from None
 

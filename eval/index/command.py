@@ -9,7 +9,7 @@ from monet.data.shards import TokenShards
 from monet.errors import ConfigError
 from monet.eval.attribution.statistics.exclusion import Exclude, Exclusion
 from monet.eval.core.inputs import PreparedWindows
-from monet.eval.core.loading import load_tokenizer, window_length
+from monet.eval.core.loading import own_tokenizer, window_length
 from monet.eval.core.options import Compute, WindowOptions
 from monet.eval.index.build import TOKEN_MEMORY, Wanted, build
 from monet.eval.index.info import IndexInfo
@@ -74,7 +74,7 @@ def run(
     """
     wanted, own = Wanted(top, seed, token_memory), Part.parse(part)
     loaded = compute.load(model)
-    tokenizer = load_tokenizer(loaded)
+    tokenizer = own_tokenizer(loaded)
     text = open_text(loaded, data, split, tokens, labels, windows)
     exclusion = Exclusion.chosen(loaded, tokenizer, exclude, exclude_first, exclude_tokens)
     config = loaded.config

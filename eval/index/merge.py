@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from monet.data.folder import differences
 from monet.errors import CheckpointError, ConfigError
-from monet.eval.core import signature
+from monet.eval.core import text_overlap
 from monet.eval.index import info as names
 from monet.eval.index.arrays import state_of
 from monet.eval.index.build import sizes_of
@@ -39,7 +39,7 @@ def merge_indexes(folders: Sequence[Path], out: Path, *, overwrite: bool = False
         raise ConfigError(f"{len(folders)} index to merge; name two or more: monet index merge A B --out C")
     parts = [IndexInfo.load(folder) for folder in folders]
     held, count = _held(folders, parts)
-    text = signature.Collected()
+    text = text_overlap.Collected()
     for part in parts:
         text.join(part.text)
     info = dataclasses.replace(

@@ -45,7 +45,7 @@ from monet.training.teacher import Teacher, TeacherSettings, refuse_other_teache
 from monet.training.trainer_options import tokens_per_step
 from monet.training.watch.guard import StepGuard, gradient_norm
 from monet.training.watch.nonfinite import NonFiniteSettings
-from monet.training.watch.steps import router_means
+from monet.training.watch.step_numbers import router_means
 
 DEFAULT_ROUTER_LOSS = RouterLoss()
 DEFAULT_OPTIMIZER = OptimizerSettings()

@@ -27,7 +27,7 @@ from monet.eval.attribution.weights import weights_of
 from monet.eval.baselines import neurons
 from monet.eval.core.inputs import PreparedWindows
 from monet.eval.core.intervention import Intervention
-from monet.eval.core.loading import fingerprint_of, load_model, load_tokenizer
+from monet.eval.core.loading import fingerprint_of, load_model, own_tokenizer
 from monet.eval.core.store import model_key
 from monet.eval.core.window_losses import LossStore
 from monet.files import atomic_path
@@ -115,7 +115,7 @@ class Monet(Candidate):
         return load_model(folder)
 
     def _statistics(self, data: PreparedWindows) -> stats.ExpertStatistics:
-        exclusion = Exclusion.chosen(self.model, load_tokenizer(self.model))
+        exclusion = Exclusion.chosen(self.model, own_tokenizer(self.model))
         path = self.place("statistics", data.fingerprint, exclusion.notes(0)).with_suffix(".safetensors")
         if path.exists():
             return stats.ExpertStatistics.load(path, model=self.model)

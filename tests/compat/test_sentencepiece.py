@@ -17,8 +17,7 @@ from monet.cli import main
 from monet.data.prepare import prepare
 from monet.data.tokenizer import load_tokenizer as load_data_tokenizer
 from monet.errors import CheckpointError, ConfigError
-from monet.eval.core.loading import load_model, open_windows
-from monet.eval.core.loading import load_tokenizer as load_model_tokenizer
+from monet.eval.core.loading import load_model, open_windows, own_tokenizer
 from monet.extras import install_command
 from monet.model.model_tokenizer import load_tokenizer, vocabulary
 from monet.training.language_models import refuse_other_tokenizer
@@ -122,7 +121,7 @@ def test_the_evaluations_take_the_folder(folder, pieces):
 
     model = load_model(str(folder), "cpu")
     ids = pieces.encode(" a space first")
-    for tokenizer in (load_model_tokenizer(model), tokenizer_of(model, None)):
+    for tokenizer in (own_tokenizer(model), tokenizer_of(model, None)):
         assert tokenizer is not None and tokenizer(" a space first", add_special_tokens=False).input_ids == ids
     lm = MonetLM(pretrained=str(folder), device="cpu")
     assert lm.tokenizer(" a space first", add_special_tokens=False).input_ids == ids
@@ -146,7 +145,7 @@ def test_without_the_extra_the_error_names_it(tmp_path, monkeypatch, capsys):
     for load in (
         load_tokenizer,
         lambda folder: load_data_tokenizer(str(folder)),
-        lambda _: load_model_tokenizer(model),
+        lambda _: own_tokenizer(model),
     ):
         with pytest.raises(ConfigError, match=install):
             load(tmp_path)

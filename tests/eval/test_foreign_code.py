@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from monet.errors import CheckpointError, ConfigError
 from monet.eval.choices.scoring import tokenizer_of
-from monet.eval.core.loading import load_tokenizer
+from monet.eval.core.loading import own_tokenizer
 from monet.eval.scorers.classifier import ClassifierScorer
 from monet.serve import generate
 from monet.training.module import MonetLightningModule
@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def tokenizer_beside_the_model(folder: Path) -> object:
-    return load_tokenizer(SimpleNamespace(name_or_path=str(folder)))  # pyright: ignore[reportArgumentType]
+    return own_tokenizer(SimpleNamespace(name_or_path=str(folder)))  # pyright: ignore[reportArgumentType]
 
 
 def tokenizer_of_the_harness(folder: Path) -> object:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from monet.eval.core import signature
+from monet.eval.core import text_overlap
 from monet.eval.core.held_out import texts_of
 
 KEY = "prompt_hashes"
@@ -80,5 +80,5 @@ def _hashes(key: str, value: Any) -> frozenset[Any] | None:
     """The hashes in an entry of provenance; None if it has none."""
     if key == KEY and isinstance(value, str):
         return unpacked(value) or frozenset()
-    found = signature.Signature.read({key: value}) if key == signature.KEY else None
+    found = text_overlap.Signature.read({key: value}) if key == text_overlap.KEY else None
     return None if found is None else found.hashes

@@ -20,7 +20,7 @@ from monet.errors import CheckpointError, DataError
 from monet.eval.attribution.statistics.extras import EXTRAS, Coactivation, Extra, Firing, Maxima, ScoreMoments
 from monet.eval.attribution.statistics.prompt_hashes import without_hashes
 from monet.eval.core.loading import provenance_now
-from monet.eval.core.signature import common_sequences, same_source, shares_text, thinned
+from monet.eval.core.text_overlap import common_sequences, same_source, shares_text, thinned
 from monet.files import atomic_path
 from monet.json_text import parse_json
 

@@ -27,7 +27,7 @@ from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.decoding import GENERATED_CONTROLS
 from monet.eval.core.intervention import Intervention, check_all, unit_of
 from monet.eval.core.loading import (
-    load_tokenizer,
+    own_tokenizer,
     windows_bar,
 )
 from monet.eval.core.options import DividedCompute, Intervals, WindowOptions
@@ -312,7 +312,7 @@ def run(
         if losses is not None:
             result = losses_only(loaded, chosen, losses, out)
     else:
-        tokenizer = load_tokenizer(loaded)
+        tokenizer = own_tokenizer(loaded)
         if tokenizer is None:
             raise CheckpointError(
                 f"{model}: no tokenizer in this folder, but completions need the model's own; export the model with "

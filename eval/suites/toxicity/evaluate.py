@@ -24,8 +24,8 @@ from monet.eval.core.loading import (
     DocumentMask,
     check_batch_size,
     fingerprint_of,
-    load_tokenizer,
     open_windows,
+    own_tokenizer,
     provenance_now,
     windows_bar,
 )
@@ -300,7 +300,7 @@ def run(
     asked = make_scorer(scorer)
     averages = read_general(general) if general else None
     loaded = compute.load(model)
-    tokenizer = load_tokenizer(loaded)
+    tokenizer = own_tokenizer(loaded)
     if tokenizer is None:
         raise CheckpointError(
             f"{model}: no tokenizer in this folder, but prompts are text; export the model with its tokenizer"

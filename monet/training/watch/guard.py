@@ -14,7 +14,7 @@ from monet.errors import NonFiniteError
 from monet.training.ranks.agree import Requests, gather_ranks
 from monet.training.watch.nonfinite import NonFiniteSettings, RouterSnapshot, norm_table, write_dump
 from monet.training.watch.spikes import SpikeWindow
-from monet.training.watch.steps import StepNumbers, StepRecord
+from monet.training.watch.step_numbers import StepNumbers, StepRecord
 
 
 class StepGuard:

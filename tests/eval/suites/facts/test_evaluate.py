@@ -16,7 +16,7 @@ from monet.eval.core.conditions import PART_DONE
 from monet.eval.core.controls import Controls
 from monet.eval.core.document import Heatmap, Table, Text
 from monet.eval.core.inputs import LabelledSequences
-from monet.eval.core.signature import Signature
+from monet.eval.core.text_overlap import Signature
 from monet.eval.reporting.command import load, load_all, report_of
 from monet.eval.suites.facts.evaluate import evaluate_facts
 from monet.eval.suites.facts.read import read_facts

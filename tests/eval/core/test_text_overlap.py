@@ -7,10 +7,10 @@ import pytest
 from monet.errors import CheckpointError
 from monet.eval.attribution.selection import select, summarise
 from monet.eval.attribution.stats import collect
-from monet.eval.core import signature
+from monet.eval.core import text_overlap
 from monet.eval.core.held_out import held_out, is_other_text
 from monet.eval.core.inputs import LabelledSequences, PreparedWindows
-from monet.eval.core.signature import Signature, same_source, shares_text
+from monet.eval.core.text_overlap import Signature, same_source, shares_text
 from tests.data.samples import make_shards
 from tests.eval.conftest import LABELS
 
@@ -124,8 +124,8 @@ def test_shards_of_a_text_that_repeats_itself_add_up(random_model, random_data):
 
 
 def test_samples_of_large_texts_are_comparable(monkeypatch, random_model):
-    monkeypatch.setattr(signature, "LIMIT", 64)
-    monkeypatch.setattr(signature, "ENOUGH_HASHES", 20)
+    monkeypatch.setattr(text_overlap, "LIMIT", 64)
+    monkeypatch.setattr(text_overlap, "ENOUGH_HASHES", 20)
     rows = [[n % 24, n // 24 % 24, n // 576, 5] for n in range(4000)]
     large, known = sequences(rows), Signature.of(sequences(rows))
     assert len(known.hashes) == 64 and known.bound == max(known.hashes)
@@ -138,7 +138,7 @@ def test_samples_of_large_texts_are_comparable(monkeypatch, random_model):
     assert is_other_text([part], fresh) is True, "64 hashes of either are compared"
     few = sequences([[*row, 7] for row in rows[:100]])
     assert is_other_text([part], few) is None, "about two of the hundred are in the sample's range"
-    parts = signature.thinned([part, {"sha256": "y", **Signature.of(fresh).notes()}, {"sha256": "z"}])
+    parts = text_overlap.thinned([part, {"sha256": "y", **Signature.of(fresh).notes()}, {"sha256": "z"}])
     found = [Signature.read(one) for one in parts]
     assert found[2] is None and sum(len(one.hashes) for one in found if one is not None) == 64
     assert is_other_text(parts[:1], large) is False and is_other_text(parts[1:2], fresh) is False
