@@ -111,7 +111,7 @@ class IndexInfo:
         tokens: counted tokens of each label.
         windows: windows of each label.
         excluded: tokens that were read and not counted.
-        text: hashes of the windows, to find common text later (`monet.eval.core.signature`).
+        text: hashes of the windows, to find common text later (`monet.eval.core.text_overlap`).
         versions: installed packages.
         part: for an index of a part of the text; None for a complete one.
         files: files of the folder, by name.
