@@ -127,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = replace(plan, families=families_of(given.families, plan.evaluate.labels), **_given(given, Plan))
     asking = replace(Asking(**(QUICK_ASKING if given.quick else {})), **_given(given, Asking))
     plan.check_families(plan.evaluate.labels)
+    asking.check(plan.evaluate.labels)
     models, others = ([Converted(folder, plan) for folder in of] for of in (given.model, given.by_layers))
     check_same_layers(models)
     dense = Llama(given.dense, plan, models[0].report.layers)

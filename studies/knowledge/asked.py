@@ -13,7 +13,9 @@ from monet.eval.core.controls import Controls
 from monet.eval.suites.facts.evaluate import evaluate_facts
 from monet.eval.suites.facts.read import Facts, read_facts
 from monet.eval.suites.facts.verdicts import targets_of
+from monet.eval.suites.questions.catalog import benchmarks
 from monet.eval.suites.questions.general import evaluate_general
+from monet.eval.suites.questions.tasks import load_tasks
 from studies.knowledge.results import AskedFacts, AskedQuestions, LostFacts, LostQuestions
 from studies.removal.measure import Measurement
 from studies.removal.plan import JUDGING_SEED
@@ -42,6 +44,22 @@ class Asking:
     questions: Path | None = None
     questions_limit: int | None = 50
     questions_controls: int = 4
+
+    def check(self, domains: Sequence[str]) -> None:
+        """Refuse facts and questions that cannot be asked, before hours of other measurements.
+
+        Args:
+            domains: the domains that are removed.
+
+        Raises:
+            ConfigError: a limit is out of range, or no domain has facts.
+            DataError: a file of facts or a benchmark's data are missing or cannot be read.
+        """
+        if self.facts:
+            targets(domains, read_facts(self.facts, self.facts_limit))
+        if self.questions is not None:
+            for one in benchmarks(names=BENCHMARKS):
+                load_tasks(one.tasks, data=self.questions, limit=self.questions_limit)
 
     @property
     def missing(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from monet import MonetForCausalLM
 from monet.convert.dense.report import Domain, Report, Trend
 from monet.data.prepare import prepare
-from monet.errors import ConfigError
+from monet.errors import ConfigError, DataError
 from monet.eval.core.estimate import Estimate
 from monet.eval.suites.facts.read import read_facts
 from studies.knowledge import __main__ as command
@@ -114,6 +114,18 @@ def test_a_domain_is_judged_by_the_facts_with_the_name_of_its_subject(tmp_path):
     }  # fmt: skip
     with pytest.raises(ConfigError, match="none of the removed domains cpp has the name"):
         targets(["cpp"], facts)
+
+
+def test_what_cannot_be_asked_is_refused_at_once(tmp_path):
+    facts = write_facts(tmp_path / "facts.jsonl", [("definitions", "law")])
+    Asking([facts], questions=write_questions(tmp_path / "questions")).check(["dictionary_law"])
+    with pytest.raises(ConfigError, match="none of the removed domains cpp"):
+        Asking([facts]).check(["cpp"])
+    with pytest.raises(ConfigError, match="limit 0"):
+        Asking([facts], facts_limit=0).check(["dictionary_law"])
+    (tmp_path / "questions" / "sciq" / "validation.jsonl").unlink()
+    with pytest.raises(DataError, match="no data for sciq"):
+        Asking(questions=tmp_path / "questions").check(["law"])
 
 
 def test_what_is_not_asked_is_missing():
