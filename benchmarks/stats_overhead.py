@@ -4,10 +4,10 @@
 
 There are two models with random weights: the demo's shape, and one routing group (four layers) of the 1.4B shape. The
 routers' running statistics are set so that as many keys fire as in training. Every row is a pass of a few batches
-through `collect`, compared with the same batches through the model's body without hooks. `ratio` is the median of the
-ratios of each round, and `low` and `high` are their quartiles. `of_whole` compares with a forward that includes the
-output head, which collecting does not need. On a CPU the milliseconds are processor time, which depends less on other
-work on the machine.
+through `collect`, or through the reader of `monet index`. It is compared with the same batches through the model's body
+without hooks. `ratio` is the median of the ratios of each round, and `low` and `high` are their quartiles. `of_whole`
+compares with a forward that includes the output head, which collecting does not need. On a CPU the milliseconds are
+processor time, which depends less on other work on the machine.
 """
 
 from __future__ import annotations
@@ -32,9 +32,16 @@ from benchmarks.measure import time_in_turns
 from benchmarks.tables import markdown
 from monet import MonetConfig, MonetForCausalLM
 from monet.cpu import keep_freed_memory
+from monet.eval.attribution.statistics.exclusion import Exclusion
+from monet.eval.attribution.statistics.passes import read_text
 from monet.eval.attribution.stats import Wanted, collect
 from monet.eval.core.inputs import LabelledSequences
 from monet.eval.core.loading import evaluating
+from monet.eval.index.build import TOKEN_MEMORY
+from monet.eval.index.passes import chunks
+from monet.eval.index.reader import IndexReader
+from monet.eval.index.tables import Sizes
+from monet.eval.index.units import Units
 from monet.files import atomic_write_json
 
 LIMIT = 1.15
@@ -112,7 +119,18 @@ def contestants(model: MonetForCausalLM, batches: int, batch_size: int, length: 
         "body": partial(forward, model.base_model),
         "whole": partial(forward, model),
         **{name: partial(collecting, *what) for name, what in runs.items()},
+        "index": partial(_index, model, data),
     }
+
+
+def _index(model: MonetForCausalLM, data: LabelledSequences) -> None:
+    """The pass of `monet index`, without its files."""
+    config: Any = model.config
+    units = Units(len(model.routers()), config.moe_experts)
+    exact = units.groups * units.per_group * config.vocab_size * 4 <= TOKEN_MEMORY << 20
+    sizes = Sizes(units.per_group, 16, len(data.labels), config.moe_heads, config.vocab_size if exact else 0, 0)
+    read_text(model, chunks(data), IndexReader(units, sizes, model.device, Exclusion()), lambda *_: None)
+    _wait(model)
 
 
 def _wait(model: MonetForCausalLM) -> None:

@@ -2,8 +2,8 @@
 
 The target at position t is the log-probability of token t + 1, in nats. Leave-one-out removes a unit everywhere in the
 text. Gradient times activation is its first-order estimate for all experts at once: the derivative of the target by the
-expert's keep-weight. Dims: T tokens, X removed units, P list entries, D model width, E keys, M hidden units of an
-expert.
+expert's keep-weight. It does not see that a change can move a key over a router's threshold. Dims: T tokens, X removed
+units, P list entries, D model width, E keys, M hidden units of an expert.
 """
 
 from __future__ import annotations
@@ -222,7 +222,8 @@ def _layer_values(
     layer: Any, target: int, active: tuple[Tensor, Tensor, Tensor], x_TD: Tensor, slope_TD: Tensor
 ) -> tuple[Tensor, ...]:
     """Contributions of one layer's experts: weight times <output of the expert, derivative by the layer's output>."""
-    token_P, expert_P, weight_P = active
+    earlier_P = (active[0] <= target).nonzero().view(-1)  # later tokens do not change the prediction
+    token_P, expert_P, weight_P = (column_P.index_select(0, earlier_P) for column_P in active)
     experts = layer.moe
     E = experts.num_keys
     first_P, second_P = expert_P // E, expert_P % E

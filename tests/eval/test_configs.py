@@ -18,6 +18,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "eval"
 # The command of each file, and the options that the file sets for the demo.
 COMMANDS = {
     "stats": ("stats", {"model", "data", "out", "seq_len", "max_windows"}),
+    "index": ("index", {"model", "data", "out", "seq_len"}),
     "select": ("select", {"statistics", "out"}),
     "ablate": ("ablate", {"model", "data", "masks", "out", "seq_len", "max_windows"}),
     "curve": ("curve", {"model", "data", "statistics", "thresholds", "out", "seq_len", "max_windows"}),
