@@ -116,7 +116,7 @@ class Argmax(Rule):
 
     def chosen(self, statistics: ExpertStatistics) -> dict[str, Tensor]:
         _check_labels(statistics)
-        return _by_owner(statistics, _highest(_firing(statistics, self.name).strongest_CREE / _tokens(statistics)))
+        return _by_owner(statistics, highest(_firing(statistics, self.name).strongest_CREE / _tokens(statistics)))
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class MutualInformation(Rule):
 
     def chosen(self, statistics: ExpertStatistics) -> dict[str, Tensor]:
         bits_CREE = mutual_information(statistics)
-        owner_REE = _highest(bits_CREE)
+        owner_REE = highest(bits_CREE)
         owner_REE[bits_CREE.amax(0) < self.threshold] = NOBODY
         return _by_owner(statistics, owner_REE)
 
@@ -234,7 +234,7 @@ class Top(Rule):
         means_CREE = statistics.means()
         if self.by == "mutual_information":
             strength_CREE = mutual_information(statistics)
-            owner_REE, strength_REE = _highest(strength_CREE), strength_CREE.amax(0)
+            owner_REE, strength_REE = highest(strength_CREE), strength_CREE.amax(0)
         else:
             owner_REE, strength_REE = assign(means_CREE, 1.0), means_CREE.amax(0)
             if self.by == "ratio":
@@ -348,12 +348,21 @@ def mutual_information(statistics: ExpertStatistics) -> Tensor:
         DataError: the statistics lack firing counts, or have fewer than two labels.
     """
     _check_labels(statistics)
-    rate_CREE = _firing(statistics, MutualInformation.name).fired_CREE / _tokens(statistics)
-    p = 1 / len(statistics.labels)
-    others_CREE = (rate_CREE.sum(0) - rate_CREE).clamp(min=0.0) / (len(statistics.labels) - 1)
-    mean_CREE = p * rate_CREE + (1 - p) * others_CREE
-    bits_CREE = _entropy(mean_CREE) - p * _entropy(rate_CREE) - (1 - p) * _entropy(others_CREE)
-    return torch.where(rate_CREE > others_CREE, bits_CREE.clamp(min=0.0), 0.0)
+    return information(_firing(statistics, MutualInformation.name).fired_CREE / _tokens(statistics))
+
+
+def information(rate_CX: Tensor) -> Tensor:
+    """The formula of `mutual_information`, for any units.
+
+    Args:
+        rate_CX: (labels, ...) float64, the share of each label's tokens at which a unit fires; two labels or more.
+    """
+    labels = len(rate_CX)
+    p = 1 / labels
+    others_CX = (rate_CX.sum(0) - rate_CX).clamp(min=0.0) / (labels - 1)
+    mean_CX = p * rate_CX + (1 - p) * others_CX
+    bits_CX = _entropy(mean_CX) - p * _entropy(rate_CX) - (1 - p) * _entropy(others_CX)
+    return torch.where(rate_CX > others_CX, bits_CX.clamp(min=0.0), 0.0)
 
 
 def _entropy(share: Tensor) -> Tensor:
@@ -361,7 +370,7 @@ def _entropy(share: Tensor) -> Tensor:
     return -(torch.xlogy(share, share) + torch.special.xlog1py(1 - share, -share)) / math.log(2)
 
 
-def _highest(value_CREE: Tensor) -> Tensor:
+def highest(value_CREE: Tensor) -> Tensor:
     """Index of the label with the highest value above zero; -1 if there is no such label, or two."""
     top = value_CREE.topk(2, dim=0)
     return torch.where(top.values[0] > top.values[1].clamp(min=0.0), top.indices[0], NOBODY)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -174,40 +174,70 @@ def activities(
         NonFiniteError: an activity is NaN or infinite; the message names the label.
         CheckpointError: the model is not built like a LLaMA.
     """
+    sites = down_projections(model)
+    return mean_inputs(
+        model, sites, lambda _, input_BTF: input_BTF.float().abs(), data, batch_size=batch_size, exclusion=exclusion,
+        progress=progress, what="neurons",
+    )  # fmt: skip
+
+
+def mean_inputs(
+    model: Any,
+    sites: Sequence[nn.Module],
+    measure: Callable[[int, Tensor], Tensor],
+    data: LabelledData,
+    *,
+    batch_size: int = 8,
+    exclusion: Exclusion | None = None,
+    progress: bool = True,
+    what: str,
+) -> Tensor:
+    """Means over the tokens of each label of something that is computed from the inputs of modules: (C, L, F) float64.
+
+    Args:
+        model: the whole model.
+        sites: L modules that take a positional tensor.
+        measure: from the number of a site and its input, (B, T, ...), the numbers to average, (B, T, F) float32.
+        data, batch_size, exclusion, progress: see `activities`.
+        what: name of the units, in the plural.
+
+    Raises:
+        DataError, NonFiniteError: as for `activities`.
+    """
     check_batch_size(batch_size)
     exclusion = Exclusion.chosen(model, own_tokenizer(model)) if exclusion is None else exclusion
-    projections = down_projections(model)
-    sums_CLF = torch.zeros(len(data.labels), len(projections), projections[0].in_features, dtype=torch.float64)
+    sums_LCF: dict[int, Tensor] = {}
     tokens_C = torch.zeros(len(data.labels), dtype=torch.int64)
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        bar = stack.enter_context(windows_bar(data.num_windows, "neurons' activities", progress))
+        bar = stack.enter_context(windows_bar(data.num_windows, f"{what}' activities", progress))
         seen: dict[int, Tensor] = {}
 
         def note(number: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen[number] = inputs[0]
+            seen[number] = measure(number, inputs[0])
 
-        for number, projection in enumerate(projections):
-            hook = projection.register_forward_pre_hook(partial(note, number))
-            stack.callback(hook.remove)
+        for number, site in enumerate(sites):
+            stack.callback(site.register_forward_pre_hook(partial(note, number)).remove)
         for batch in data.batches(batch_size):
             batch.check_vocabulary(vocab_size(model))
             counted_BT = Tokens.of(batch, torch.device("cpu"), exclusion).chosen_BT
             # Not the body's own forward: the whole model's forward separates documents under flash attention too.
             model(**batch.inputs(model.device), logits_to_keep=1)
-            for number, input_BTF in seen.items():
-                size_BTF = input_BTF.float().abs()
+            for number, size_BTF in seen.items():
                 if counted_BT is not None:
                     size_BTF = size_BTF * counted_BT.to(size_BTF.device)[..., None]
-                sums_CLF[:, number].index_add_(0, batch.label_B, size_BTF.sum(1).double().cpu())
+                sum_BF = size_BTF.sum(1).double().cpu()
+                sums_LCF.setdefault(number, torch.zeros(len(tokens_C), sum_BF.shape[1], dtype=torch.float64))
+                sums_LCF[number].index_add_(0, batch.label_B, sum_BF)
             tokens_C.index_add_(0, batch.label_B, batch.num_tokens_B if counted_BT is None else counted_BT.sum(1))
             bar.update(len(batch.document_B))
     if empty := [label for label, tokens in zip(data.labels, tokens_C.tolist(), strict=True) if not tokens]:
-        raise DataError(f"no token of {', '.join(map(repr, empty))} to choose neurons on; give more documents")
+        raise DataError(f"no token of {', '.join(map(repr, empty))} to choose {what} on; give more documents")
+    sums_CLF = torch.stack([sums_LCF[number] for number in range(len(sites))], 1)
     finite_C = sums_CLF.isfinite().flatten(1).all(1).tolist()
     if wrong := [label for label, finite in zip(data.labels, finite_C, strict=True) if not finite]:
         raise NonFiniteError(
-            f"activities of neurons are not finite on {', '.join(map(repr, wrong))}; check the checkpoint's weights, "
+            f"activities of {what} are not finite on {', '.join(map(repr, wrong))}; check the checkpoint's weights, "
             "or load it as float32"
         )
     return sums_CLF / tokens_C[:, None, None]

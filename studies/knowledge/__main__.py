@@ -2,9 +2,10 @@
 
     python -m studies.knowledge --model runs/knowledge runs/knowledge-seed1 runs/knowledge-seed2 \
         --dense data/smollm2 --data data/subjects --facts data/facts/facts.jsonl --out runs/knowledge-results \
-        [--questions FOLDER] [--docs docs] [--quick]
+        [--questions FOLDER] [--transcoders runs/transcoders] [--docs docs] [--quick]
 
-Models are folders of `monet convert` that differ in their seed. Finished measurements are kept in --out, so the same
+Models are folders of `monet convert` that differ in their seed, transcoders those of `python -m studies.transcoders`.
+Finished measurements are kept in --out, so the same
 command continues after a kill. Without --docs it prints the page.
 """
 
@@ -22,7 +23,7 @@ from monet.eval.core.loading import provenance_now
 from monet.files import atomic_write_json
 from studies.knowledge import page
 from studies.knowledge.asked import Asking, ask_facts, ask_questions
-from studies.knowledge.conversion import Converted, check_same_layers, families_of
+from studies.knowledge.conversion import Converted, check_same_layers, check_same_model, families_of
 from studies.knowledge.overlap import overlap
 from studies.knowledge.results import KnowledgeResult, Selective
 from studies.removal.candidates import Llama
@@ -32,8 +33,9 @@ from studies.removal.page import draw, insert
 from studies.removal.plan import Plan
 from studies.removal.relearning import relearning
 from studies.removal.rows import model_of, row
+from studies.transcoders.candidate import TranscoderLatents
 
-MISSING = {"Transcoders": "there is no transcoder of these layers yet"}
+NO_TRANSCODERS = {"transcoders": "none were given with --transcoders"}
 
 QUICK: dict[str, Any] = {
     "windows": 2, "control_windows": 2, "seq_len": 128, "shares": (0.01,), "identify_windows": 24,
@@ -59,7 +61,12 @@ def _selective(one: Measurement, model: Converted) -> Selective:
 
 
 def result_of(
-    models: Sequence[Converted], dense: Llama, others: Sequence[Converted], plan: Plan, asking: Asking
+    models: Sequence[Converted],
+    dense: Llama,
+    others: Sequence[Converted],
+    transcoders: Sequence[TranscoderLatents],
+    plan: Plan,
+    asking: Asking,
 ) -> KnowledgeResult:
     """Measure all models; measurements in `plan.out` are not repeated.
 
@@ -67,21 +74,22 @@ def result_of(
         models: conversions that differ in their seed.
         dense: the dense model, with the same layers.
         others: conversions of other numbers of layers.
+        transcoders: those of the same layers; they differ in their seed.
         plan: sizes of the measurement.
         asking: facts and questions that the conversions and the dense model are asked.
     """
     found: dict[str, Measurement] = {}
-    for model in [*models, dense, *others]:
+    for model in [*models, dense, *transcoders, *others]:
         with timed(f"{model.name}: removals"):
             found[model.name] = measure(model)
-    hybrids, neurons = [found[one.name] for one in models], [found[dense.name]]
+    hybrids, neurons, latents = ([found[one.name] for one in of] for of in (models, [dense], transcoders))
     names, first = plan.evaluate.labels, models[0]
     with timed("facts"):
         facts = [ask_facts(one, asking) for one in (*hybrids, *neurons)] if asking.facts else []
     with timed("questions"):
         questions = [ask_questions(one, asking) for one in (*hybrids, *neurons)] if asking.questions else []
     with timed("relearning"):
-        relearned = [relearning(of, label) for of in (hybrids, neurons) for label in plan.relearn]
+        relearned = [relearning(of, label) for of in (hybrids, neurons, latents) if of for label in plan.relearn]
     told = first.report
     return KnowledgeResult(
         unit="nats per token", model=told.model, layers=told.layers, tokens=told.tokens,
@@ -92,13 +100,17 @@ def result_of(
         families=dict(plan.families),
         domains=[row(name, hybrids, plan.bootstrap) for name in names],
         dense=[row(name, neurons, plan.bootstrap) for name in names],
+        transcoders=[row(name, latents, plan.bootstrap) for name in names] if latents else [],
         models=[model_of(one) for one in hybrids], dense_models=[model_of(one) for one in neurons],
+        transcoder_models=[model_of(one) for one in latents],
+        trained_transcoders=[one.trained_transcoders for one in transcoders],
         matrix=matrix_of(hybrids, names),
         overlap=overlap(first.statistics, hybrids[0].settled.share),
         by_layers=sorted(
             (_selective(found[one.name], one) for one in [first, *others]), key=lambda one: len(one.layers)
         ),
-        facts=facts, questions=questions, relearning=relearned, missing={**asking.missing, **MISSING},
+        facts=facts, questions=questions, relearning=relearned,
+        missing={**asking.missing, **({} if transcoders else NO_TRANSCODERS)},
         settings={**plan.described, **asking.described},
         provenance={**provenance_now(), "machine": processor(), "text": plan.evaluate.description["content"]},
     )  # fmt: skip
@@ -131,8 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models, others = ([Converted(folder, plan) for folder in of] for of in (given.model, given.by_layers))
     check_same_layers(models)
     dense = Llama(given.dense, plan, models[0].report.layers)
-    check_different([*models, dense, *others])
-    result = result_of(models, dense, others, plan, asking)
+    transcoders = [TranscoderLatents(folder, dense) for folder in given.transcoders]
+    check_same_model(models, transcoders)
+    check_different([*models, dense, *transcoders, *others])
+    result = result_of(models, dense, others, transcoders, plan, asking)
     result.save(given.out)
     text = page.body(result)
     if given.docs is None:
@@ -168,6 +182,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--data", type=Path, required=True, help="prepared text of configs/data/subjects.yaml")
     found.add_argument("--out", type=Path, required=True, help="folder for all measurements")
     found.add_argument("--docs", type=Path, help="folder with the knowledge.md to write; default: print the page")
+    found.add_argument("--transcoders", type=Path, nargs="*", default=[], help="transcoders of the same layers")
     found.add_argument("--by_layers", type=Path, nargs="*", default=[], help="conversions of other numbers of layers")
     found.add_argument("--families", nargs="*", default=[], help="for example programming=code,shell")
     found.add_argument("--facts", type=Path, nargs="+", help="files of `python -m corpus.build --recipe facts`")

@@ -9,6 +9,7 @@ from monet.convert.dense.report import Report
 from monet.errors import ConfigError
 from studies.removal.candidates import Monet
 from studies.removal.plan import NATURAL, Plan
+from studies.transcoders.candidate import TranscoderLatents
 
 REST = "subject"
 
@@ -36,6 +37,24 @@ def check_same_layers(models: Sequence[Converted]) -> None:
                     f"{first.folder} has {name} {one}, but {other.folder} has {two}; give conversions that differ only "
                     "in their seed, or use --by_layers"
                 )
+
+
+def check_same_model(models: Sequence[Converted], transcoders: Sequence[TranscoderLatents]) -> None:
+    """Refuse transcoders that differ in more than their seed, or of another dense model than the conversions'.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    wanted = models[0].report.settings.get("model_fingerprint")
+    for one in transcoders:
+        trained, first = one.trained_transcoders, transcoders[0].trained_transcoders
+        if wanted is not None and trained.model_fingerprint != wanted:
+            raise ConfigError(f"{one.folder} imitates another dense model than {models[0].folder} was converted from")
+        if (trained.shape, trained.tokens) != (first.shape, first.tokens):
+            raise ConfigError(
+                f"{one.folder} has {trained.shape} and {trained.tokens} tokens, but {transcoders[0].folder} has "
+                f"{first.shape} and {first.tokens}; give transcoders that differ only in their seed"
+            )
 
 
 def families_of(given: Sequence[str], domains: Sequence[str]) -> dict[str, str]:

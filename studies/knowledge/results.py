@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from monet.eval.core.estimate import Estimate
 from monet.eval.core.results import Result
 from studies.removal.results import Domain, Model, Relearning
+from studies.transcoders.folder import Trained
 
 
 @dataclass(frozen=True)
@@ -166,12 +167,14 @@ class KnowledgeResult(Result):
         families: the family of each domain.
         domains: one row for each domain, for the conversions.
         dense: the same for neurons of the same layers of the dense model.
-        models, dense_models: what was measured.
+        transcoders: the same for latents of transcoders of the same layers; empty without transcoders.
+        models, dense_models, transcoder_models: what was measured.
+        trained_transcoders: how the transcoders were trained.
         matrix: increase of loss by removed and evaluated domain, mean over the conversions.
         overlap: shared experts in the first conversion.
         by_layers: conversions of other numbers of layers, and the first conversion.
         facts, questions: what each model was asked, conversions first; empty if it was not asked.
-        relearning: first for the conversions, then for the dense model.
+        relearning: first for the conversions, then for the dense model, then for the transcoders.
         missing: parts that were not measured, with the reason.
         settings: sizes of the measurement.
         provenance: machine, versions, date, text.
@@ -191,8 +194,11 @@ class KnowledgeResult(Result):
     families: dict[str, str]
     domains: list[Domain]
     dense: list[Domain]
+    transcoders: list[Domain]
     models: list[Model]
     dense_models: list[Model]
+    transcoder_models: list[Model]
+    trained_transcoders: list[Trained]
     matrix: list[list[float]]
     overlap: Overlap
     by_layers: list[Selective]

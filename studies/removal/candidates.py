@@ -229,15 +229,30 @@ def top_neurons(
     owner_LF[[layer for layer in range(len(owner_LF)) if layer not in used]] = -1
     wanted = int(share * len(used) * owner_LF.shape[1])
     highest_2LF = means_CLF.topk(2, dim=0).values
-    lead_LF = highest_2LF[0] - highest_2LF[1]
+    keeps = strongest(owner_LF, highest_2LF[0] - highest_2LF[1], len(labels), wanted)
     masks = {}
-    for index, label in enumerate(labels):
-        rank_N = torch.where(owner_LF == index, lead_LF, -torch.inf).flatten()
-        chosen_N = rank_N.topk(wanted).indices
-        keep_N = torch.ones(rank_N.numel(), dtype=torch.bool)
-        keep_N[chosen_N[rank_N[chosen_N] > -torch.inf]] = False
+    for label, keep_LF in zip(labels, keeps, strict=True):
         notes = {"made_by": "top_neurons", "fraction": share, "label": label, "statistics": {"parts": [dict(text)]}}
         if layers is not None:
             notes["layers"] = list(layers)
-        masks[label] = neurons.NeuronMask(keep_N.view_as(owner_LF), notes)
+        masks[label] = neurons.NeuronMask(keep_LF, notes)
     return masks
+
+
+def strongest(owner_LF: Tensor, strength_LF: Tensor, labels: int, count: int) -> list[Tensor]:
+    """For each label the keep-weights that remove its strongest units, (L, F) bool.
+
+    Args:
+        owner_LF: number of the label that a unit belongs to; -1 for none.
+        strength_LF: what orders a label's units.
+        labels: number of labels.
+        count: units of a label; a label that owns fewer gets fewer.
+    """
+    keeps = []
+    for index in range(labels):
+        rank_N = torch.where(owner_LF == index, strength_LF, -torch.inf).flatten()
+        chosen_N = rank_N.topk(count).indices
+        keep_N = torch.ones(rank_N.numel(), dtype=torch.bool)
+        keep_N[chosen_N[rank_N[chosen_N] > -torch.inf]] = False
+        keeps.append(keep_N.view_as(owner_LF))
+    return keeps

@@ -168,8 +168,8 @@ def groups(rows: Sequence[Domain]) -> str:
     ])  # fmt: skip
 
 
-def next_to_dense(monet: Sequence[Domain], dense: Sequence[Domain]) -> str:
-    """Both kinds of model with the same columns, one row each under the other."""
+def side_by_side(*kinds: Sequence[Domain]) -> str:
+    """Monets, dense models and, if given, transcoders with the same columns, one row each under the other."""
 
     def cells(row: Domain, model: str) -> dict[str, str]:
         return {
@@ -182,10 +182,8 @@ def next_to_dense(monet: Sequence[Domain], dense: Sequence[Domain]) -> str:
             "q": f"{row.q:.3g}", "passes": passes(row),
         }  # fmt: skip
 
-    return _table([
-        cells(row, model)
-        for pair in zip(monet, dense, strict=True) for row, model in zip(pair, ("Monet", "LLaMA"), strict=True)
-    ])  # fmt: skip
+    return _table([cells(row, model) for rows in zip(*kinds, strict=True)
+                   for row, model in zip(rows, MODELS.values(), strict=False)])  # fmt: skip
 
 
 def relearning(found: Sequence[Relearning]) -> str:

@@ -22,15 +22,17 @@ from monet.eval.suites.facts.read import read_facts
 from studies.knowledge import __main__ as command
 from studies.knowledge import asked_tables, page
 from studies.knowledge.asked import Asking, targets
-from studies.knowledge.conversion import check_same_layers, families_of
+from studies.knowledge.conversion import check_same_layers, check_same_model, families_of
 from studies.knowledge.overlap import jaccard
 from studies.knowledge.results import AskedFacts, AskedQuestions, KnowledgeResult, LostFacts, LostQuestions
 from studies.removal import page as pages
 from studies.removal.candidates import top_neurons
 from studies.removal.plan import Plan
+from studies.transcoders.module import Shape
 from tests.eval.conftest import config
 from tests.eval.suites.questions.samples import labelled_rows, other_rows, write_jsonl
 from tests.studies.recipes import recipe
+from tests.studies.test_latents import trained
 from tests.tolerances import assert_close
 
 DOMAINS = ["botany", "code", "law", "german"]
@@ -74,6 +76,21 @@ def test_conversions_differ_only_in_their_seed():
     check_same_layers([converted([1]), converted([1])])
     with pytest.raises(ConfigError, match="has layers"):
         check_same_layers([converted([1]), converted([0])])
+
+
+def test_transcoders_differ_only_in_their_seed_and_imitate_the_same_model():
+    def one(fingerprint: str, tokens: int) -> Any:
+        return SimpleNamespace(
+            folder="x",
+            trained_transcoders=SimpleNamespace(model_fingerprint=fingerprint, tokens=tokens, shape=Shape(4, 9, 2)),
+        )
+
+    models: Any = [SimpleNamespace(folder="m", report=SimpleNamespace(settings={"model_fingerprint": "a"}))]
+    check_same_model(models, [one("a", 1), one("a", 1)])
+    with pytest.raises(ConfigError, match="another dense model"):
+        check_same_model(models, [one("b", 1)])
+    with pytest.raises(ConfigError, match="2 tokens"):
+        check_same_model(models, [one("a", 1), one("a", 2)])
 
 
 def test_make_converts_each_seed_once_and_quick_only_one():
@@ -216,6 +233,7 @@ def folders(tmp_path_factory) -> Path:
                 parameters={"all": 10, "routers and experts": 5},
                 domains=[Domain("law", 10, 2.0, 2.2, 2.1, 0.1, 0.1)],
             ).save(folder / name)  # fmt: skip
+    trained(folder / "transcoders", [1])
     return folder
 
 
@@ -232,6 +250,7 @@ def test_the_whole_command_and_its_second_run(folders, tmp_path, monkeypatch):
     (tmp_path / "knowledge.md").write_text(f"head\n{page.BEGIN}\n{pages.END}\ntail\n")
     words = [
         "--model", str(folders / "run"), str(folders / "run-seed1"), "--dense", str(folders / "dense"),
+        "--transcoders", str(folders / "transcoders"),
         "--data", str(folders / "data"), "--out", str(tmp_path / "out"), "--docs", str(tmp_path), "--quick",
         "--windows", "3", "--control_windows", "2", "--controls", "2", "--harder_controls", "1",
         "--settling_windows", "2", "--settling_controls", "1", "--random_removals", "1", "--relearn", "law",
@@ -250,6 +269,10 @@ def test_the_whole_command_and_its_second_run(folders, tmp_path, monkeypatch):
         } <= row.keys()  # fmt: skip
     assert [(row["name"], row["family_max_name"]) for row in content["domains"]][1] == ("code", None)
     assert all(row["removed_per_group"][0] == 0 for row in content["dense"])
+    assert [row["name"] for row in content["transcoders"]] == [row["name"] for row in content["domains"]]
+    assert all(row["removed_per_group"] == [row["removed"]] for row in content["transcoders"])
+    assert content["transcoder_models"][0]["unit"] == "latent" and "transcoders" not in content["missing"]
+    assert [one["kind"] for one in content["relearning"]] == ["monet", "llama", "transcoder"]
     assert len(content["overlap"]["permuted"]) >= 1 and content["by_layers"][0]["layers"] == [1]
     result = KnowledgeResult.load(tmp_path / "knowledge.json")
     assert (
@@ -264,7 +287,7 @@ def test_the_whole_command_and_its_second_run(folders, tmp_path, monkeypatch):
     for one in result.questions:
         assert one.names == ["ARC-Easy", "SciQ", "PIQA"] and one.questions == [3] * 3
         assert [lost.name for lost in one.removals] == list(result.families)
-    assert result.settings["facts_limit"] == 2 and set(result.missing) == {"LAMBADA", "Transcoders"}
+    assert result.settings["facts_limit"] == 2 and set(result.missing) == {"LAMBADA"}
     text = pages.written(tmp_path / "knowledge.md", page.BEGIN)
     assert text == page.body(result).strip() and page.failing(result) in " ".join(text.split())
     assert (tmp_path / page.FIGURE).read_bytes().startswith(b"\x89PNG")
