@@ -213,6 +213,8 @@ ORDER = (
     "monet.eval.baselines",
     "monet.eval.suites",
     "monet.eval.paper",
+    "monet.eval.index",
+    "monet.eval.inspection",
     "constraints",
     "corpus",
     "benchmarks",

@@ -165,7 +165,7 @@ class _Pass:
 
         def done(batch: Batch, length_B: Tensor) -> None:
             nonlocal last
-            self._count(batch, length_B)
+            self.count_batch(batch, length_B)
             bar.update(len(length_B))
             if time.monotonic() - last >= save_seconds:
                 self._save()
@@ -179,7 +179,7 @@ class _Pass:
             read_text(model, chunks, self.reader, done)
         self._save()
 
-    def _count(self, batch: Batch, length_B: Tensor) -> None:
+    def count_batch(self, batch: Batch, length_B: Tensor) -> None:
         self.text.add(batch)
         self.excluded += int((batch.num_tokens_B - length_B).sum())
         self.tokens_C.index_add_(0, batch.label_B, length_B)

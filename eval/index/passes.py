@@ -2,7 +2,7 @@
 
 float32 rounds differently for other shapes of a batch, and then equal windows would have unequal weights. So the
 windows of a forward pass, a chunk, have one length and no pads. Windows of at least `SHORT` tokens share a pass of up
-to `TOKENS` tokens: in products of this size, a row does not depend on the number of rows (the tests check it on a CPU).
+to `TOKENS` tokens. In products of this size, a row does not depend on the number of rows; the tests check it on a CPU.
 Shorter windows have a pass each. Part i of n takes each n-th chunk.
 """
 

@@ -4,8 +4,8 @@ Every table is a sum of whole numbers, or a choice of the best entries by keys t
 text nor its division into parts changes a bit of the result. Sums of weights are whole multiples of 2^-30, sums of
 squares of 2^-32.
 
-Dims: U units of a group, Q contexts of a unit, A = 8 intervals of weight, Z = 2 samples of an interval, Y = 16 bins, C
-labels, V token ids, P list entries, X counted tokens.
+Dims: U units of a group, Q contexts of a unit, A = 8 intervals of weight, Z = 2 samples of an interval, Y = 16 bins.
+C labels, V token ids, P list entries, X counted tokens.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class TokenTexts:
 
     def __init__(self, tokenizer: Any = None) -> None:
         self.tokenizer = tokenizer
-        self.text = functools.lru_cache(maxsize=1 << 16)(self._text)
+        self.text = functools.lru_cache(maxsize=1 << 16)(self.text_of)
 
     @classmethod
     def load(cls, folder: Path) -> TokenTexts:
@@ -72,7 +72,8 @@ class TokenTexts:
             found[-1] = self._decode(waiting)
         return found
 
-    def _text(self, token: int) -> str:
+    def text_of(self, token: int) -> str:
+        """The text of one token; `text` remembers it."""
         return self._decode([token])
 
     def _decode(self, ids: list[int]) -> str:

@@ -29,7 +29,7 @@ class DenseExpert(NamedTuple):
     Args:
         first_MD, first_bias_M: from the normalised residual stream to the hidden units.
         second_DM, bias_D: from the hidden units to the residual stream.
-        activation: of the hidden units.
+        activation: the hidden units' activation.
     """
 
     first_MD: Tensor

@@ -145,12 +145,12 @@ def test_a_killed_pass_continues_with_the_same_bytes(model, tmp_path, monkeypatc
         ran.append(len(length_B))
         count(self, batch, length_B)
 
-    count = building._Pass._count
-    monkeypatch.setattr(building._Pass, "_count", dies)
+    count = building._Pass.count_batch
+    monkeypatch.setattr(building._Pass, "count_batch", dies)
     with pytest.raises(Killed):
         make_index(model, data, tmp_path / "index", save_seconds=0)
     assert not (tmp_path / "index").exists() and (tmp_path / "index.partial" / "state.safetensors").exists()
-    monkeypatch.setattr(building._Pass, "_count", lambda self, *args: (ran.append(0), count(self, *args)))
+    monkeypatch.setattr(building._Pass, "count_batch", lambda self, *args: (ran.append(0), count(self, *args)))
     make_index(model, data, tmp_path / "index", save_seconds=0)
     assert len(ran) == 31  # no window twice
     assert content(tmp_path / "index") == content(tmp_path / "whole")

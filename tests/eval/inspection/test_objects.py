@@ -85,7 +85,7 @@ def test_frames_without_pandas_name_the_fix(look, monkeypatch):
 
 
 def test_displays_escape_hostile_text(look, monkeypatch):
-    monkeypatch.setattr(TokenTexts, "_text", lambda self, token: HOSTILE)
+    monkeypatch.setattr(TokenTexts, "text_of", lambda self, token: HOSTILE)
     monkeypatch.setattr(look.index, "texts", TokenTexts())
     shown = busiest(look)._repr_html_() + look._repr_html_()
     assert "<script" not in shown and "&lt;script&gt;" in shown
