@@ -7,9 +7,9 @@
 # make docs    the documentation site, in build/site; runs the notebooks
 # make check   lint, then all tests, including the slow ones
 # make pins    write constraints/tested.txt from the newest releases, then run the tests with it before you commit it
-# make evidence     train the models of docs/evidence.md and measure its numbers again. Each model trains for 2.5 hours
-#              on one core. SEEDS="0 1 2" are the training seeds of the Monet models, DENSE_SEEDS="0" those of
-#              the dense twins.
+# make evidence     train the models of docs/evidence.md and measure its numbers again. Each model trains for an hour
+#              on one core. SEEDS="0 1 2" are the training seeds of the Monet models, DENSE_SEEDS="0" those of the dense
+#              twins. The Monet of seed 0 is models/monet-7m, in bfloat16.
 # make knowledge    convert a dense model once for each of SEEDS, remove each domain, write docs/knowledge.md. QUICK=1
 #              converts five layers once, with fewer tokens.
 # make clean-demo   remove the demo's run, so that it can start again
@@ -122,6 +122,8 @@ evidence: .venv/.ready
 	$(foreach run,$(EVIDENCE),$(call train,$(run),--config configs/evidence.yaml))
 	$(foreach run,$(EVIDENCE_DENSE),$(call train,$(run),\
 		--config configs/evidence.yaml --config configs/evidence_llama.yaml))
+	$(if $(filter runs/evidence,$(EVIDENCE)),rm -rf models/monet-7m && \
+		$(BIN)/monet export --run runs/evidence --dtype bfloat16 --out models/monet-7m)
 	$(BIN)/python -m studies.evidence --model $(EVIDENCE:=/export) --dense $(EVIDENCE_DENSE:=/export) \
 		--data data/evidence --text data/evidence-text/text --out runs/evidence-results --docs docs
 
