@@ -19,10 +19,10 @@ import numpy as np
 
 from benchmarks.scale_exponents import Growth, growth
 from benchmarks.thread_ranks import ThreadRanks, on_all
-from monet.data.datamodule import MonetDataModule
-from monet.data.shards import TokenShards, dtype_for, write_manifest
-from monet.data.text_encoder import TextEncoder
-from monet.data.writer import ShardWriter
+from monet.data.loading.datamodule import MonetDataModule
+from monet.data.storage.shards import TokenShards, dtype_for, write_manifest
+from monet.data.storage.writer import ShardWriter
+from monet.data.tokens.text_encoder import TextEncoder
 
 EOS, VOCABULARY, TOKENS = 1, 100, 40
 

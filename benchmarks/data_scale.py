@@ -15,10 +15,10 @@ from typing import Any
 
 from benchmarks.data_exponents import write_shards
 from benchmarks.measured import Cost, measured_main, now, spent
-from monet.data.join import join
-from monet.data.prepare import prepare
-from monet.data.shards import TokenShards
-from monet.data.tokenizer import Encoder, save_tokenizer, train_tokenizer
+from monet.data.preparation.join import join
+from monet.data.preparation.prepare import prepare
+from monet.data.storage.shards import TokenShards
+from monet.data.tokens.tokenizer import Encoder, save_tokenizer, train_tokenizer
 
 MEGABYTE = 1_000_000
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PREPARE = """
 import sys
 from pathlib import Path
-from monet.data.prepare import prepare
+from monet.data.preparation.prepare import prepare
 source, out, tokenizer, processes = sys.argv[1:]
 prepare({"text": source}, Path(out), tokenizer=tokenizer, stream=True, processes=int(processes))
 """
@@ -40,8 +40,8 @@ def write_source(folder: Path, copies: int) -> tuple[Path, int]:
     import pyarrow
     from pyarrow import parquet
 
-    from monet.data.records import read_documents
-    from monet.data.sources import Skipped, find_files
+    from monet.data.documents.records import read_documents
+    from monet.data.documents.sources import Skipped, find_files
 
     files = [file for listed in find_files(ROOT / "corpus" / "text")[0].values() for file in listed]
     documents = [document for file in files for document in read_documents(file, Skipped())]
@@ -70,7 +70,7 @@ def one_run(source: Path, tokenizer: Path, folder: Path, way: str) -> dict[str, 
 
 def measure(processes: list[int], copies: int, rounds: int, vocab_size: int) -> dict[str, Any]:
     """Tokens per second of each setting, in turns, and the machine and versions."""
-    from monet.data.prepare import prepare
+    from monet.data.preparation.prepare import prepare
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

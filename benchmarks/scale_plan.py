@@ -23,10 +23,10 @@ from benchmarks import data_exponents
 from benchmarks.scale_exponents import COLUMNS, growths
 from benchmarks.tables import markdown
 from benchmarks.thread_ranks import ThreadRanks, on_all
-from monet.data.loaders import TrainStream
-from monet.data.order import WindowOrder
-from monet.data.prepare import prepare
-from monet.data.windows import WindowDataset
+from monet.data.loading.loaders import TrainStream
+from monet.data.loading.order import WindowOrder
+from monet.data.loading.windows import WindowDataset
+from monet.data.preparation.prepare import prepare
 from monet.errors import CheckpointError
 from monet.files import atomic_write_json
 from monet.training.checkpoints import tensor_files

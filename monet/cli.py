@@ -48,8 +48,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
     },
     "Data": {
-        "data prepare": Verb("monet.data.prepare:prepare", "text -> tokenizer, token shards and a hashed manifest"),
-        "data join": Verb("monet.data.join:join", "parts of a preparation -> one prepared folder"),
+        "data prepare": Verb(
+            "monet.data.preparation.prepare:prepare", "text -> tokenizer, token shards and a hashed manifest"
+        ),
+        "data join": Verb("monet.data.preparation.join:join", "parts of a preparation -> one prepared folder"),
     },
     "Training": {
         "plan": Verb(

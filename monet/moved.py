@@ -13,6 +13,11 @@ from typing import cast
 
 MOVED = {
     "monet.controls": "monet.masks.controls",
+    "monet.data.datamodule": "monet.data.loading.datamodule",
+    "monet.data.prepare": "monet.data.preparation.prepare",
+    "monet.data.shards": "monet.data.storage.shards",
+    "monet.data.tokenizer": "monet.data.tokens.tokenizer",
+    "monet.data.windows": "monet.data.loading.windows",
     "monet.experts": "monet.model.experts",
     "monet.export": "monet.convert.export",
     "monet.generate": "monet.serve.generate",

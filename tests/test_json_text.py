@@ -63,9 +63,10 @@ def test_other_json_is_read_as_it_is(content):
 # These modules read JSON that this package has just written, or handle the errors in another way.
 OWN = {
     "monet/json_text.py", "monet/training/language_models.py", "eval/sandbox/sandbox.py", "eval/sandbox/probe.py",
-    "eval/core/store.py", "eval/scorers/perspective.py", "monet/data/encode_worker.py", "monet/data/formats.py",
-    "monet/training/ranks/coordination.py", "monet/data/records.py", "monet/data/hub.py", "monet/data/writer.py",
-    "monet/data/shards.py", "monet/data/pipeline.py", "monet/data/names.py",
+    "eval/core/store.py", "eval/scorers/perspective.py", "monet/data/tokens/encode_worker.py",
+    "monet/data/documents/formats.py", "monet/data/documents/records.py", "monet/data/documents/hub.py",
+    "monet/data/storage/writer.py", "monet/data/storage/shards.py", "monet/data/storage/names.py",
+    "monet/data/preparation/pipeline.py", "monet/training/ranks/coordination.py",
 }  # fmt: skip
 
 

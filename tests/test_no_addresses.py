@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from monet.data.hub import Rows
-from monet.data.sources import Skipped
+from monet.data.documents.hub import Rows
+from monet.data.documents.sources import Skipped
 from monet.errors import DataError
 from monet.eval.core import tables
 from monet.eval.suites.code.problems import read_problems

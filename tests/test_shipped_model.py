@@ -26,7 +26,7 @@ def test_the_folder_is_small_and_of_the_recipe():
 
 @pytest.mark.parametrize("text", [
     "Der alte Mann ging langsam durch die Straße und dachte an seine Kinder.",
-    "Il entra dans la chambre et regarda par la fenêtre.",
+    "Il entra dans la maison et regarda par la fenêtre.",
     "public static void main(String[] args) {\n    int i = 0;\n}",
 ])  # fmt: skip
 def test_text_of_its_languages_is_likelier_than_chance(model, text):

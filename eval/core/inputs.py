@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from monet.data.shards import TokenShards
-from monet.data.windows import WindowDataset, collate
+from monet.data.loading.windows import WindowDataset, collate
+from monet.data.storage.shards import TokenShards
 from monet.errors import ConfigError, DataError
 from monet.parts import check_shard
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from monet.data.shards import TokenShards
+from monet.data.storage.shards import TokenShards
 from monet.errors import ConfigError
 from monet.eval.attribution.statistics.exclusion import Exclude, Exclusion
 from monet.eval.core.inputs import PreparedWindows

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from monet.cpu import speed_up_cpu
-from monet.data.datamodule import MonetDataModule
+from monet.data.loading.datamodule import MonetDataModule
 from monet.errors import ConfigError
 from monet.files import atomic_write_text
 from monet.training.checkpoints.background import BackgroundCheckpointIO

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from monet.cpu import speed_up_cpu
-from monet.data.datamodule import MonetDataModule
+from monet.data.loading.datamodule import MonetDataModule
 from monet.errors import ConfigError
 from monet.files import atomic_write_json
 from monet.training.checkpoints.checkpoint import chosen_checkpoint, read_config, read_weights, step_of

@@ -9,9 +9,10 @@ import torch.distributed as dist
 
 from benchmarks import data_exponents, scale_exponents, scale_plan
 from benchmarks.scale_exponents import Growth, growth
-from monet.data import limits, shards
-from monet.data.datamodule import MonetDataModule
-from monet.data.windows import WindowDataset
+from monet.data import limits
+from monet.data.loading.datamodule import MonetDataModule
+from monet.data.loading.windows import WindowDataset
+from monet.data.storage import shards
 from monet.model import ranks
 
 

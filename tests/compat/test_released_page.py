@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from monet import MonetForCausalLM
-from monet.data.tokenizer import train_tokenizer
+from monet.data.tokens.tokenizer import train_tokenizer
 from monet.errors import ConfigError
 from tests.compat.released import AUTO_MAP, TEXT, change_config
 from tests.model.tiny import FORMS, tiny_model

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from monet import MonetForCausalLM
 from monet.cli import main
-from monet.data.prepare import prepare
-from monet.data.tokenizer import load_tokenizer as load_data_tokenizer
+from monet.data.preparation.prepare import prepare
+from monet.data.tokens.tokenizer import load_tokenizer as load_data_tokenizer
 from monet.errors import CheckpointError, ConfigError
 from monet.eval.core.loading import load_model, open_windows, own_tokenizer
 from monet.extras import install_command

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from monet import MonetForCausalLM
-from monet.data.tokenizer import train_tokenizer
+from monet.data.tokens.tokenizer import train_tokenizer
 from tests.compat.released import AUTO_MAP, change_config
 from tests.model.tiny import tiny_model
 

@@ -15,7 +15,7 @@ from corpus.dictionary import FIELDS, OTHER, OTHER_MARKS, UNMARKED, Entry, Field
 from corpus.recipe import Source
 from corpus.running_text import licence, metamath_comments, plain_text, sword_blocks, tagged_words
 from corpus.subjects import SUBJECTS
-from monet.data.splits import SPLITS, SplitPlan
+from monet.data.documents.splits import SPLITS, SplitPlan
 
 DICTIONARY = r"""
 Zebra \Ze"bra\ (z[=e]"br[.a]), n.; pl. {Zebras} (-br[.a]z). [Pg. zebra; cf.

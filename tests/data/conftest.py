@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from monet.data.prepare import prepare
+from monet.data.preparation.prepare import prepare
 from tests.data.samples import write_corpus
 
 

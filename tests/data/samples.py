@@ -7,8 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from monet.data.shards import dtype_for, write_manifest
-from monet.data.writer import ShardWriter
+from monet.data.storage.shards import dtype_for, write_manifest
+from monet.data.storage.writer import ShardWriter
 
 SENTENCES = {
     "english": "the river runs under a wooden bridge and people walk over it every morning to buy bread",

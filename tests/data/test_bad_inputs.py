@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from monet.data.datamodule import MonetDataModule
-from monet.data.prepare import prepare
-from monet.data.shards import TokenShards, fingerprint_of
-from monet.data.windows import WindowDataset
+from monet.data.loading.datamodule import MonetDataModule
+from monet.data.loading.windows import WindowDataset
+from monet.data.preparation.prepare import prepare
+from monet.data.storage.shards import TokenShards, fingerprint_of
 from monet.errors import ConfigError, DataError
 from tests.data.samples import EOS, make_shards, write_corpus
 

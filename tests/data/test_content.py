@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from monet.data import limits
-from monet.data.datamodule import MonetDataModule
-from monet.data.shards import TokenShards, TokenStream
+from monet.data.loading.datamodule import MonetDataModule
+from monet.data.storage.shards import TokenShards, TokenStream
 from monet.errors import DataError
 from tests.data.samples import make_shards
 

@@ -20,9 +20,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from monet.data.datamodule import MonetDataModule
-from monet.data.loaders import TrainStream, ValidationPass
-from monet.data.windows import WindowDataset
+from monet.data.loading.datamodule import MonetDataModule
+from monet.data.loading.loaders import TrainStream, ValidationPass
+from monet.data.loading.windows import WindowDataset
 from monet.errors import ConfigError, DataError
 from tests.data.samples import make_shards
 
@@ -254,7 +254,7 @@ def test_one_process_of_all_nodes_prepares(prepared):
 
 RANKS = """
 import json, sys, torch, lightning as L
-from monet.data.datamodule import MonetDataModule
+from monet.data.loading.datamodule import MonetDataModule
 from tests.data.test_datamodule import Recorder
 prepared, out, devices, batch_size, steps, resume = sys.argv[1:]
 torch.set_num_threads(1)

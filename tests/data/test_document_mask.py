@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monet.data.datamodule import MonetDataModule
-from monet.data.windows import WindowDataset
+from monet.data.loading.datamodule import MonetDataModule
+from monet.data.loading.windows import WindowDataset
 from monet.errors import ConfigError
 from tests.data.samples import make_shards
 

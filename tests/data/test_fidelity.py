@@ -10,8 +10,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from monet.data import limits
-from monet.data.prepare import prepare
-from monet.data.text_encoder import TextEncoder
+from monet.data.preparation.prepare import prepare
+from monet.data.tokens.text_encoder import TextEncoder
 from monet.errors import DataError
 from tests.data.samples import SENTENCES, write_corpus
 

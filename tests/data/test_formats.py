@@ -10,10 +10,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from monet.data.formats import described
-from monet.data.prepare import prepare
-from monet.data.records import read_documents
-from monet.data.sources import Document, Skipped, TextFile
+from monet.data.documents.formats import described
+from monet.data.documents.records import read_documents
+from monet.data.documents.sources import Document, Skipped, TextFile
+from monet.data.preparation.prepare import prepare
 from monet.errors import ConfigError, DataError
 from tests.data.test_sources import PACKED
 

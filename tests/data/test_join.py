@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from monet.cli import main
-from monet.data import join as joining
-from monet.data.division import divided, part_folder, parts_folder
-from monet.data.join import join
-from monet.data.prepare import prepare
-from monet.data.shards import MANIFEST, TokenShards
-from monet.data.sources import TextFile
+from monet.data.documents.division import divided, part_folder, parts_folder
+from monet.data.documents.sources import TextFile
+from monet.data.preparation import join as joining
+from monet.data.preparation.join import join
+from monet.data.preparation.prepare import prepare
+from monet.data.storage.shards import MANIFEST, TokenShards
 from monet.errors import ConfigError, DataError
 from monet.parts import Part
 from tests.data.samples import SENTENCES
@@ -265,7 +265,7 @@ def test_the_division_covers_all_in_order_and_is_even(tmp_path):
 RUN = """
 import json, sys
 from monet.data import limits
-from monet.data.prepare import prepare
+from monet.data.preparation.prepare import prepare
 limits.BATCH_DOCUMENTS, limits.KEEP_SECONDS = 4, 0.0
 prepare(**json.loads(sys.argv[1]))
 """

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from torch.utils.data._utils import signal_handling
 
-from monet.data.datamodule import MonetDataModule
-from monet.data.windows import WindowDataset
+from monet.data.loading.datamodule import MonetDataModule
+from monet.data.loading.windows import WindowDataset
 from monet.errors import ConfigError, DataError
 from tests.data.samples import make_shards
 

@@ -13,12 +13,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from monet.data.mapped import MappedFiles
-from monet.data.prepare import prepare
-from monet.data.records import read_documents
-from monet.data.shards import TokenShards
-from monet.data.sources import Skipped, TextFile
-from monet.data.windows import WindowDataset
+from monet.data.documents.records import read_documents
+from monet.data.documents.sources import Skipped, TextFile
+from monet.data.loading.windows import WindowDataset
+from monet.data.preparation.prepare import prepare
+from monet.data.storage.mapped import MappedFiles
+from monet.data.storage.shards import TokenShards
 from monet.errors import DataError
 from tests.data.samples import EOS, make_shards, write_corpus, zstandard
 
@@ -60,7 +60,7 @@ def test_threads_share_few_mapped_files(tmp_path):
 RESIDENT = """
 import sys
 from pathlib import Path
-from monet.data.windows import WindowDataset
+from monet.data.loading.windows import WindowDataset
 
 def kib(name):
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -123,8 +123,8 @@ PEAK = """
 import sys
 from pathlib import Path
 import pyarrow.parquet
-from monet.data.records import read_documents
-from monet.data.sources import Skipped, TextFile
+from monet.data.documents.records import read_documents
+from monet.data.documents.sources import Skipped, TextFile
 
 def peak():  # not getrusage, which goes on from the parent's
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])

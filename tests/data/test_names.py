@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from monet.data.names import name_line, read_line
-from monet.data.prepare import prepare
-from monet.data.shards import TokenShards, dtype_for, write_manifest
-from monet.data.windows import WindowDataset
-from monet.data.writer import ShardWriter
+from monet.data.loading.windows import WindowDataset
+from monet.data.preparation.prepare import prepare
+from monet.data.storage.names import name_line, read_line
+from monet.data.storage.shards import TokenShards, dtype_for, write_manifest
+from monet.data.storage.writer import ShardWriter
 from monet.errors import DataError
 from tests.data.samples import EOS, SENTENCES
 

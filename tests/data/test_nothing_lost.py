@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monet.data.loaders import TrainStream
-from monet.data.order import WindowOrder
-from monet.data.windows import WindowDataset
+from monet.data.loading.loaders import TrainStream
+from monet.data.loading.order import WindowOrder
+from monet.data.loading.windows import WindowDataset
 from tests.data.samples import EOS, make_shards
 
 VOCAB = 70_000  # every token of a domain has its own id, in uint32

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monet.data.order import WindowOrder, permuted
+from monet.data.loading.order import WindowOrder, permuted
 from monet.errors import ConfigError
 
 PINNED = [6, 1, 4, 5, 0, 7, 9, 2, 3, 8]

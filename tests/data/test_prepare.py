@@ -13,11 +13,12 @@ import pytest
 from jsonargparse import ArgumentParser
 from transformers import AutoTokenizer
 
-from monet.data import limits, pipeline
-from monet.data.prepare import prepare
-from monet.data.shards import TokenShards
-from monet.data.splits import DEFAULT_SHARES, SPLITS, SplitPlan, check_shares
-from monet.data.tokenizer import train_tokenizer
+from monet.data import limits
+from monet.data.documents.splits import DEFAULT_SHARES, SPLITS, SplitPlan, check_shares
+from monet.data.preparation import pipeline
+from monet.data.preparation.prepare import prepare
+from monet.data.storage.shards import TokenShards
+from monet.data.tokens.tokenizer import train_tokenizer
 from monet.errors import ConfigError, DataError
 from tests.data.samples import SENTENCES, files_of, write_corpus
 
@@ -174,12 +175,12 @@ def test_a_finished_tokenizer_can_be_used_again(corpus, prepared, tmp_path):
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-import monet.data.prepare, tokenizers
+import monet.data.preparation.prepare, tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast  # once, not in each child
 corpus, whole, broken = sys.argv[1:]
 
 def run(out):
-    monet.data.prepare.prepare(corpus, Path(out), vocab_size=300, shard_tokens=400)
+    monet.data.preparation.prepare.prepare(corpus, Path(out), vocab_size=300, shard_tokens=400)
 
 def finished():
     try:
@@ -242,7 +243,7 @@ def test_a_kill_while_old_data_are_deleted_costs_nothing(corpus, tmp_path, monke
         delete(folder, *words, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("monet.data.folder.shutil.rmtree", killed)
+        patch.setattr("monet.data.preparation.partial_folder.shutil.rmtree", killed)
         prepare(str(corpus), out, vocab_size=270, seed=7, overwrite=True)
     assert not out.exists()
     prepare(str(corpus), out, vocab_size=270, seed=7, overwrite=True)

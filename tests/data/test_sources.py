@@ -15,11 +15,12 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from monet.data import formats, hub, limits
-from monet.data.prepare import prepare
-from monet.data.records import read_documents
-from monet.data.sources import Skipped, TextFile, find_files
-from monet.data.tokenizer import load_tokenizer
+from monet.data import limits
+from monet.data.documents import formats, hub
+from monet.data.documents.records import read_documents
+from monet.data.documents.sources import Skipped, TextFile, find_files
+from monet.data.preparation.prepare import prepare
+from monet.data.tokens.tokenizer import load_tokenizer
 from monet.errors import DataError
 from tests.data.samples import files_of, zstandard
 

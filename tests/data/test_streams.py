@@ -18,10 +18,12 @@ from jsonargparse import ArgumentParser
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-from monet.data import encode, hub, limits
-from monet.data.prepare import prepare
-from monet.data.shards import TokenShards
-from monet.data.sources import Skipped, identities_of, inventory
+from monet.data import limits
+from monet.data.documents import hub
+from monet.data.documents.sources import Skipped, identities_of, inventory
+from monet.data.preparation.prepare import prepare
+from monet.data.storage.shards import TokenShards
+from monet.data.tokens import encode
 from monet.errors import ConfigError, DataError
 from tests.data.samples import files_of, zstandard
 
@@ -159,7 +161,7 @@ def test_processes_and_passes_do_not_change_a_token(web, tokenizer, tmp_path, mo
 KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-import monet.data.prepare, datasets, tokenizers
+import monet.data.preparation.prepare, datasets, tokenizers
 from monet.data import limits
 from transformers import AutoTokenizer, PreTrainedTokenizerFast  # once, not in each child
 source, tokenizer, folder, seed = sys.argv[1:]
@@ -167,7 +169,7 @@ limits.BATCH_DOCUMENTS, limits.KEEP_SECONDS = 3, 0.0
 progress = Path(folder, "broken.partial", "progress.json")
 
 def run(name, processes):
-    monet.data.prepare.prepare(
+    monet.data.preparation.prepare.prepare(
         {"web": source}, Path(folder, name), tokenizer=tokenizer, source_key="url", stream=True, shard_tokens=300,
         processes=processes, on_error="skip", splits={"train": 0.8, "validation": 0.2},
     )
@@ -339,7 +341,8 @@ def test_a_dataset_is_read_at_the_commit_it_had_at_the_first_start(monkeypatch):
 
 
 def test_large_files_are_known_by_samples(tmp_path, monkeypatch):
-    from monet.data import limits, sources
+    from monet.data import limits
+    from monet.data.documents import sources
 
     monkeypatch.setattr(limits, "HASHED_WHOLE_BYTES", 1000)
     monkeypatch.setattr(limits, "HASHED_SAMPLE_BYTES", 4)

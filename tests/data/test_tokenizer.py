@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from monet.data.prepare import prepare
-from monet.data.shards import dtype_for
-from monet.data.tokenizer import Encoder, load_tokenizer, train_tokenizer
+from monet.data.preparation.prepare import prepare
+from monet.data.storage.shards import dtype_for
+from monet.data.tokens.tokenizer import Encoder, load_tokenizer, train_tokenizer
 from monet.errors import ConfigError
 from tests.data.samples import SENTENCES, write_corpus
 from tests.data.test_fidelity import like_llama as of_sentencepiece

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monet.data.loaders import TrainStream
-from monet.data.order import WindowOrder
-from monet.data.windows import WindowDataset, collate
+from monet.data.loading.loaders import TrainStream
+from monet.data.loading.order import WindowOrder
+from monet.data.loading.windows import WindowDataset, collate
 from tests.data.samples import EOS, make_shards
 
 DOCUMENTS = st.lists(st.lists(st.integers(2, 99), max_size=30), min_size=1, max_size=12)

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 
 from benchmarks.data_exponents import counted_looks
-from monet.data.datamodule import MonetDataModule
+from monet.data.loading.datamodule import MonetDataModule
 from monet.errors import DataError
 from tests.data.test_datamodule import Recorder
 

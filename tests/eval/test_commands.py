@@ -14,7 +14,7 @@ import torch
 
 from monet import MonetForCausalLM
 from monet.cli import main
-from monet.data.prepare import prepare
+from monet.data.preparation.prepare import prepare
 from monet.eval.ablation.results import AblationResult
 from monet.eval.attribution import selection, stats
 from monet.eval.core.inputs import PreparedWindows

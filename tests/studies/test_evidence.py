@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from monet import MonetForCausalLM
-from monet.data.prepare import prepare
+from monet.data.preparation.prepare import prepare
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.core.estimate import Draws, Estimate
 from studies.evidence import __main__ as command

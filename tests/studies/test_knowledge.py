@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from monet import MonetForCausalLM
 from monet.convert.dense.report import Domain, Report, Trend
-from monet.data.prepare import prepare
+from monet.data.preparation.prepare import prepare
 from monet.errors import ConfigError, DataError
 from monet.eval.core.estimate import Estimate
 from monet.eval.suites.facts.read import read_facts

@@ -21,7 +21,7 @@ WORDS = {
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
-    from monet.data.prepare import prepare
+    from monet.data.preparation.prepare import prepare
 
     root = tmp_path_factory.mktemp("corpus")
     chooser = random.Random(1)

@@ -271,7 +271,7 @@ def out_of_memory(scene: Scene) -> dict[str, Any]:
 
 def worker_that(fault: str) -> Callable[[Scene], dict[str, Any]]:
     def before() -> None:
-        from monet.data.windows import WindowDataset
+        from monet.data.loading.windows import WindowDataset
         from monet.errors import DataError
 
         parent, read = os.getpid(), WindowDataset.__getitem__

@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from monet.convert.export import export
-from monet.data.prepare import prepare
+from monet.data.preparation.prepare import prepare
 from monet.eval.core.loading import open_windows
 from monet.eval.suites.questions.model import MonetLM
 from monet.serve.generate import load

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from monet.data.windows import WindowDataset
+from monet.data.loading.windows import WindowDataset
 from monet.training.metrics import RouterHealth, truncate_log
 from monet.training.weights import load_checkpoint_model
 from tests.training.runs import read_log

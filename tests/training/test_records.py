@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 from safetensors.torch import load_file
 
-from monet.data.datamodule import MonetDataModule
+from monet.data.loading.datamodule import MonetDataModule
 from monet.training.checkpoints.checkpoint import list_checkpoints, step_of
 from monet.training.cli import main
 from monet.training.metrics import MetricsLog

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 
-from monet.data.shards import fingerprint_of
+from monet.data.storage.shards import fingerprint_of
 from monet.files import sha256_file
 from tests.training.runs import losses
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from monet import MonetForCausalLM
 from monet.convert.export import export
-from monet.data.prepare import prepare
+from monet.data.preparation.prepare import prepare
 from monet.training.checkpoints.checkpoint import list_checkpoints, step_of
 from monet.training.checkpoints.saving import StepCheckpoint
 from monet.training.metrics import MetricsLog

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from monet.data.prepare import prepare
+from monet.data.preparation.prepare import prepare
 from monet.training.cli import main
 from tests.training.runs import read_log
 

@@ -50,7 +50,7 @@ def prepare_text(folder: Path) -> Path:
             (folder / "text" / domain / f"{number}.txt").write_text(text, encoding="utf-8")
 
     def work() -> int:
-        from monet.data.prepare import prepare
+        from monet.data.preparation.prepare import prepare
 
         splits = {"train": 0.6, "validation": 0.2, "identify": 0.1, "evaluate": 0.1}
         prepare(str(folder / "text"), folder / "prepared", vocab_size=280, splits=splits)

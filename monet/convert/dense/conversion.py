@@ -33,7 +33,7 @@ from monet.convert.dense.stand_in import StandIn, build_stand_ins
 from monet.convert.dense.start import start_stand_ins
 from monet.convert.dense.state import LAYERS, LayerCheckpoints
 from monet.convert.dense.stream import MlpStates, StateStream, TextOptions, check_text
-from monet.data.datamodule import MonetDataModule
+from monet.data.loading.datamodule import MonetDataModule
 from monet.devices import choose_device
 from monet.errors import CheckpointError
 from monet.files import atomic_write_json

@@ -15,9 +15,9 @@ from monet.convert.dense.local import squared_errors
 from monet.convert.dense.precision import Arithmetic
 from monet.convert.dense.stand_in import StandIn
 from monet.convert.dense.stream import MlpStates, held_out_split
-from monet.data.datamodule import MonetDataModule
-from monet.data.loaders import ValidationPass
-from monet.data.windows import WindowDataset
+from monet.data.loading.datamodule import MonetDataModule
+from monet.data.loading.loaders import ValidationPass
+from monet.data.loading.windows import WindowDataset
 from monet.errors import DataError
 
 _ROWS = 512  # positions whose logits are in memory at a time

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from monet.convert.dense.precision import Arithmetic
-from monet.data.datamodule import MonetDataModule
-from monet.data.loaders import TrainStream
+from monet.data.loading.datamodule import MonetDataModule
+from monet.data.loading.loaders import TrainStream
 from monet.errors import ConfigError, DataError, NonFiniteError
 from monet.options import Options
 
@@ -130,7 +130,7 @@ class MlpStates:
         """Run the model on a batch of windows.
 
         Args:
-            batch: as `monet.data.windows.collate` makes it.
+            batch: as `monet.data.loading.windows.collate` makes it.
             layers: chosen layers whose states are wanted; None wants all.
         Raises:
             NonFiniteError: a state is NaN or infinite; the message names the layer.

@@ -56,7 +56,7 @@ def planted(path: Path, problems: int = 4) -> Path:
 @pytest.fixture(scope="module")
 def road(tmp_path_factory, tokenizer) -> Path:
     """A model with its tokenizer, masks of two languages, problems and text."""
-    from monet.data.prepare import prepare
+    from monet.data.preparation.prepare import prepare
 
     folder = tmp_path_factory.mktemp("road")
     shards = prepare(str(write_corpus(folder / "corpus")), folder / "data", vocab_size=300,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from monet import MonetForCausalLM
-from monet.data.tokenizer import train_tokenizer
+from monet.data.tokens.tokenizer import train_tokenizer
 from monet.eval.core.loading import load_model
 from monet.masks.expert_mask import ExpertMask
 from tests.eval.conftest import config

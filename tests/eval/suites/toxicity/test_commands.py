@@ -13,7 +13,7 @@ import torch
 
 from monet import MonetForCausalLM
 from monet.cli import main
-from monet.data.prepare import prepare
+from monet.data.preparation.prepare import prepare
 from monet.eval.attribution.selection import save_masks
 from monet.eval.reporting.command import report_of
 from monet.eval.suites.toxicity import evaluate, write_scores

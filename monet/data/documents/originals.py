@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from monet.data.sources import Document
+from monet.data.documents.sources import Document
 from monet.errors import DataError
 
 _COUNTED = 32  # originals of a domain that are counted individually

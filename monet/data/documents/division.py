@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from monet.data.sources import TextFile
+from monet.data.documents.sources import TextFile
 from monet.errors import ConfigError
 from monet.parts import Part
 

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from monet.data.encode_worker import receive_ids, send_texts
-from monet.data.text_encoder import EncodeError
-from monet.data.tokenizer import Encoder
+from monet.data.tokens.encode_worker import receive_ids, send_texts
+from monet.data.tokens.text_encoder import EncodeError
+from monet.data.tokens.tokenizer import Encoder
 from monet.errors import DataError
 
 _AHEAD = 2  # waiting batches per process
@@ -100,7 +100,7 @@ class Worker:
         # one thread per process; the same import path as here
         environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "monet.data.encode_worker"],
+            [sys.executable, "-m", "monet.data.tokens.encode_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | environment,

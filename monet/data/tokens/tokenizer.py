@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from monet.data.text_encoder import TextEncoder
+from monet.data.tokens.text_encoder import TextEncoder
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.json_text import parse_json
 from monet.model import model_tokenizer

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from monet.data import limits
-from monet.data.faults import broken, too_long
-from monet.data.formats import BROKEN_ARCHIVE, FileFormat, kind_of, looks_like_record, opener_of
-from monet.data.keys import missing_text, text_at, value_at
-from monet.data.sources import Document, Skipped, TextFile
-from monet.data.tables import delimited_rows, parquet_rows
+from monet.data.documents.faults import broken, too_long
+from monet.data.documents.formats import BROKEN_ARCHIVE, FileFormat, kind_of, looks_like_record, opener_of
+from monet.data.documents.keys import missing_text, text_at, value_at
+from monet.data.documents.sources import Document, Skipped, TextFile
+from monet.data.documents.tables import delimited_rows, parquet_rows
 
 MAX_DOCUMENT_BYTES = 1 << 26
 NO_SOURCE = "has no source"  # key of a fetched record whose row names no original
@@ -37,10 +37,10 @@ def read_documents(
         file: the file to read, UTF-8.
         skipped: collects items that are left out; raises an error unless its rule is "skip".
         text_key: key or column of a record that holds the text; "data.text" is the key "text" inside "data", and
-            "title,body" are two keys, see `monet.data.keys.text_at`.
+            "title,body" are two keys, see `monet.data.documents.keys.text_at`.
         source_key: key or column that names the original; without it each record is an original.
         max_bytes: a longer text (for JSON lines, CSV and TSV: a longer line) is a fault, found before it is in memory.
-        file_format: see `monet.data.formats.kind_of`.
+        file_format: see `monet.data.documents.formats.kind_of`.
         separator: text between the documents of a plain text file; None reads the file as one document.
     Raises:
         DataError: names the file and, if known, the line, row or byte.

@@ -1,4 +1,4 @@
-"""Finds the text files of a source by domain, and defines a document. `monet.data.records` reads the files."""
+"""Finds the text files of a source by domain, and defines a document; `records` reads the files."""
 
 from __future__ import annotations
 

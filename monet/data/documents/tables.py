@@ -6,10 +6,10 @@ import csv
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from monet.data.faults import broken, too_long
-from monet.data.formats import BROKEN_ARCHIVE
-from monet.data.keys import joined, no_key, not_text, split_keys
-from monet.data.sources import Document, Skipped, TextFile
+from monet.data.documents.faults import broken, too_long
+from monet.data.documents.formats import BROKEN_ARCHIVE
+from monet.data.documents.keys import joined, no_key, not_text, split_keys
+from monet.data.documents.sources import Document, Skipped, TextFile
 from monet.errors import DataError
 
 _ROWS_AT_A_TIME = 16  # this number of texts of the maximum size must fit in memory

@@ -9,19 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monet.data import hub
-from monet.data.batches import Written, batches
-from monet.data.encode import encoding
-from monet.data.fidelity import Fidelity
-from monet.data.originals import Originals
-from monet.data.reader import Keys, Reader, Remote
+from monet.data.documents import hub
+from monet.data.documents.originals import Originals
+from monet.data.documents.reader import Keys, Reader, Remote
+from monet.data.documents.sources import Skipped, TextFile, find_files
+from monet.data.documents.splits import SplitPlan
+from monet.data.preparation.batches import Written, batches
+from monet.data.preparation.summary import Counted, summary
 from monet.data.report import Progress, Task
-from monet.data.shards import MANIFEST, TOKENIZER, dtype_for, write_manifest
-from monet.data.sources import Skipped, TextFile, find_files
-from monet.data.splits import SplitPlan
-from monet.data.summary import Counted, summary
-from monet.data.tokenizer import Encoder, load_tokenizer, notes_on_bos, save_tokenizer, train_tokenizer
-from monet.data.writer import ShardWriter
+from monet.data.storage.shards import MANIFEST, TOKENIZER, dtype_for, write_manifest
+from monet.data.storage.writer import ShardWriter
+from monet.data.tokens.encode import encoding
+from monet.data.tokens.fidelity import Fidelity
+from monet.data.tokens.tokenizer import Encoder, load_tokenizer, notes_on_bos, save_tokenizer, train_tokenizer
 from monet.errors import DataError
 from monet.files import atomic_directory, atomic_write_json
 
@@ -42,7 +42,7 @@ class Job:
         remote: datasets by domain.
         settings: settings that the manifest records; everything that decides about the result.
         keys: how records are read.
-        processes: see `monet.data.encode.encoding`.
+        processes: see `monet.data.tokens.encode.encoding`.
     """
 
     def __init__(

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monet.data import hub
-from monet.data.formats import FileFormat
-from monet.data.records import read_documents
-from monet.data.sources import Document, Skipped, TextFile
+from monet.data.documents import hub
+from monet.data.documents.formats import FileFormat
+from monet.data.documents.records import read_documents
+from monet.data.documents.sources import Document, Skipped, TextFile
 from monet.errors import DataError
 
 
@@ -31,7 +31,7 @@ class Keys:
     Attributes:
         text, source, domain: keys of a record's text, original and domain.
         max_bytes: maximum size of a text in bytes.
-        file_format: see `monet.data.formats.kind_of`.
+        file_format: see `monet.data.documents.formats.kind_of`.
         separator: text between the documents of a plain text file; None reads the file as one document.
     """
 

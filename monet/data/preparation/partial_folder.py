@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from monet.data.pipeline import COMMITS, FETCHED, PROGRESS, SCAN, TOKENIZER_NOTES
-from monet.data.shards import MANIFEST, TokenShards
+from monet.data.preparation.pipeline import COMMITS, FETCHED, PROGRESS, SCAN, TOKENIZER_NOTES
+from monet.data.storage.shards import MANIFEST, TokenShards
 from monet.errors import ConfigError, DataError, MonetError
 from monet.files import atomic_write_json, fsync_path
 from monet.json_text import read_json

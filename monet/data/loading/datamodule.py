@@ -10,11 +10,11 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from monet.data import limits
-from monet.data.hub import SCHEME
-from monet.data.loaders import TrainStream, ValidationPass
-from monet.data.order import WindowOrder
-from monet.data.shards import MANIFEST, TokenShards, read_manifest
-from monet.data.windows import WindowDataset
+from monet.data.documents.hub import SCHEME
+from monet.data.loading.loaders import TrainStream, ValidationPass
+from monet.data.loading.order import WindowOrder
+from monet.data.loading.windows import WindowDataset
+from monet.data.storage.shards import MANIFEST, TokenShards, read_manifest
 from monet.errors import ConfigError, DataError
 
 
@@ -310,7 +310,7 @@ def _prepare(settings: dict[str, Any]) -> None:
 
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from monet.data.prepare import prepare
+    from monet.data.preparation.prepare import prepare
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(prepare, as_positional=False)

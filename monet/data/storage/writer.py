@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from monet.data.names import digest_without_sources, name_line
-from monet.data.shards import PARTS
+from monet.data.storage.names import digest_without_sources, name_line
+from monet.data.storage.shards import PARTS
 from monet.errors import DataError
 from monet.files import atomic_write_json, fsync_path, sha256_file
 

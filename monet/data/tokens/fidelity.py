@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from monet.data.sources import Skipped
-from monet.data.tokenizer import Encoder
+from monet.data.documents.sources import Skipped
+from monet.data.tokens.tokenizer import Encoder
 
 SAMPLE_CHARACTERS = 1 << 14
 _SPACE = "▁"  # sentencepiece's symbol for a space

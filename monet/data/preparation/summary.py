@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
-from monet.data.fidelity import notes_on_loss
-from monet.data.originals import Originals
-from monet.data.records import END_OF_TEXT
-from monet.data.sources import Skipped
+from monet.data.documents.originals import Originals
+from monet.data.documents.records import END_OF_TEXT
+from monet.data.documents.sources import Skipped
+from monet.data.tokens.fidelity import notes_on_loss
 
 Entries = dict[str, dict[str, list[dict[str, Any]]]]
 
@@ -23,7 +23,7 @@ class Counted(TypedDict):
         fidelity: state of `Fidelity`.
         tokenizer_notes: sentences about the tokenizer.
         commits: commit of each dataset, by its uri.
-        throughput: from `monet.data.batches.Written`.
+        throughput: from `monet.data.preparation.batches.Written`.
     """
 
     skipped: dict[str, Any]

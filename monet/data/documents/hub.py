@@ -10,11 +10,11 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from monet.data import limits
-from monet.data.keys import missing_text, split_keys, text_at, value_at
-from monet.data.offline import plain_columns, refuse_addresses
-from monet.data.records import MAX_DOCUMENT_BYTES, NO_SOURCE, usable
+from monet.data.documents.keys import missing_text, split_keys, text_at, value_at
+from monet.data.documents.offline import plain_columns, refuse_addresses
+from monet.data.documents.records import MAX_DOCUMENT_BYTES, NO_SOURCE, usable
+from monet.data.documents.sources import Document, Skipped, check_domain
 from monet.data.report import Progress
-from monet.data.sources import Document, Skipped, check_domain
 from monet.errors import ConfigError, DataError
 from monet.files import atomic_write_json, atomic_write_text
 

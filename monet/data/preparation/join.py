@@ -10,13 +10,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from monet.data.division import part_folder, parts_folder
-from monet.data.folder import clear, differences, make, refuse_foreign
+from monet.data.documents.division import part_folder, parts_folder
+from monet.data.documents.sources import inventory
+from monet.data.preparation.partial_folder import clear, differences, make, refuse_foreign
+from monet.data.preparation.summary import added, summary
 from monet.data.report import print_made
-from monet.data.shards import MANIFEST, PARTS, TOKENIZER, TokenShards, write_manifest
-from monet.data.sources import inventory
-from monet.data.summary import added, summary
-from monet.data.writer import stem_of
+from monet.data.storage.shards import MANIFEST, PARTS, TOKENIZER, TokenShards, write_manifest
+from monet.data.storage.writer import stem_of
 from monet.errors import DataError
 from monet.files import atomic_directory, fsync_path
 from monet.parts import Part

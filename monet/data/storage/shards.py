@@ -1,4 +1,4 @@
-"""Token ids on disk: reads shards, checks them and maps them into memory (`monet.data.writer` writes them).
+"""Token ids on disk: reads shards, checks them and maps them into memory (`writer` writes them).
 
 A prepared folder holds
 
@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from monet.data.mapped import MappedFiles, other_size
-from monet.data.names import read_line
+from monet.data.storage.mapped import MappedFiles, other_size
+from monet.data.storage.names import read_line
 from monet.errors import DataError
 from monet.files import atomic_write_json, sha256_file
 from monet.json_text import read_json
@@ -213,7 +213,7 @@ class TokenShards:
     """A prepared folder, checked when it is opened.
 
     Args:
-        folder: a folder that `monet.data.prepare.prepare` made.
+        folder: a folder that `monet.data.preparation.prepare.prepare` made.
         full: also hash every file and check every id; otherwise check names, sizes and a sample of document ends.
         trusted: read only the manifest, because another process has just checked the folder.
     Attributes:

@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
-from monet.data.order import WindowOrder
-from monet.data.windows import WindowDataset, collate
+from monet.data.loading.order import WindowOrder
+from monet.data.loading.windows import WindowDataset, collate
 from monet.errors import ConfigError, DataError
 
 Batch = dict[str, torch.Tensor]

@@ -11,18 +11,18 @@ import os
 from itertools import chain
 from pathlib import Path
 
-from monet.data import hub
-from monet.data.division import divided, part_folder, parts_folder
-from monet.data.folder import make, refuse_foreign
-from monet.data.formats import FileFormat, described
-from monet.data.keys import check_keys
-from monet.data.pipeline import Job
-from monet.data.reader import Keys
-from monet.data.records import MAX_DOCUMENT_BYTES
+from monet.data.documents import hub
+from monet.data.documents.division import divided, part_folder, parts_folder
+from monet.data.documents.formats import FileFormat, described
+from monet.data.documents.keys import check_keys
+from monet.data.documents.reader import Keys
+from monet.data.documents.records import MAX_DOCUMENT_BYTES
+from monet.data.documents.sources import OnError, TextFile, check_domain, find_files, identities_of, inventory
+from monet.data.documents.splits import DEFAULT_SHARES, SplitBy, check_shares
+from monet.data.preparation.partial_folder import make, refuse_foreign
+from monet.data.preparation.pipeline import Job
 from monet.data.report import print_made
-from monet.data.shards import FORMAT, TokenShards
-from monet.data.sources import OnError, TextFile, check_domain, find_files, identities_of, inventory
-from monet.data.splits import DEFAULT_SHARES, SplitBy, check_shares
+from monet.data.storage.shards import FORMAT, TokenShards
 from monet.errors import ConfigError
 from monet.files import sha256_file
 from monet.parts import Part

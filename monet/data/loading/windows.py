@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from monet.data.shards import TokenShards
+from monet.data.storage.shards import TokenShards
 from monet.errors import ConfigError, DataError
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from monet.data.keys import split_keys, text_at
-from monet.data.sources import TextFile
+from monet.data.documents.keys import split_keys, text_at
+from monet.data.documents.sources import TextFile
 
 FileFormat = Literal["auto", "text", "jsonl", "csv", "tsv"]
 Kind = Literal["text", "jsonl", "json array", "csv", "tsv", "parquet"]
@@ -84,7 +84,7 @@ def kind_of(path: Path, file_format: FileFormat, text_key: str) -> Kind:
     Args:
         path: the file; it is opened only if its name ends with .json (or .json.gz and so on).
         file_format: "auto" decides by name and first lines; any other value applies to all files except parquet tables.
-        text_key: see `monet.data.keys.text_at`.
+        text_key: see `monet.data.documents.keys.text_at`.
     """
     suffix = _suffix(path)
     if suffix == PARQUET:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monet.data.sources import Skipped, TextFile
+from monet.data.documents.sources import Skipped, TextFile
 
 
 def too_long(where: str, what: str, max_bytes: int) -> str:

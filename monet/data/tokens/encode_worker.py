@@ -1,4 +1,4 @@
-"""One tokenising process of `monet.data.encode`: it reads texts from standard input and writes ids to standard output.
+"""One tokenising process of `encode`: it reads texts from standard input and writes ids to standard output.
 
 Frames are little endian. The first frame is one JSON text {"tokenizer", "prefix", "eos_id"}. Each request holds the
 number of texts, their lengths in bytes, and the texts in UTF-8. Each answer holds the same number, the token count of
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from monet.data.text_encoder import EncodeError, TextEncoder
+from monet.data.tokens.text_encoder import EncodeError, TextEncoder
 
 _NO_IDS = (1 << 64) - 1
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from monet.data import limits
-from monet.data.fidelity import SAMPLE_CHARACTERS
-from monet.data.originals import Originals
-from monet.data.reader import Reader
-from monet.data.sources import Document
-from monet.data.splits import SplitPlan
-from monet.data.writer import ShardWriter
+from monet.data.documents.originals import Originals
+from monet.data.documents.reader import Reader
+from monet.data.documents.sources import Document
+from monet.data.documents.splits import SplitPlan
+from monet.data.storage.writer import ShardWriter
+from monet.data.tokens.fidelity import SAMPLE_CHARACTERS
 from monet.files import atomic_write_json
 from monet.json_text import read_json
 

@@ -1,0 +1,1 @@
+"""How a source becomes documents: formats of files, keys of records, data sets of the Hub, splits."""

@@ -1,0 +1,1 @@
+"""How training and evaluation read prepared data: windows, their order, batches."""

@@ -1,0 +1,1 @@
+"""Token ids on the disk: shards, and the names of documents."""

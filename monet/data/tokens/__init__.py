@@ -1,0 +1,1 @@
+"""How documents become token ids: the tokenizer, and the processes that encode."""
