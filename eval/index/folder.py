@@ -118,7 +118,7 @@ class WorkFolder:
         return None
 
     def _refusal(self, folder: Path, old: Any, new: Any) -> str:
-        from monet.data.folder import differences
+        from monet.data.preparation.partial_folder import differences
 
         found = list(differences(old, new))
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from monet.data.folder import differences
+from monet.data.preparation.partial_folder import differences
 from monet.errors import CheckpointError, ConfigError
 from monet.eval.core import text_overlap
 from monet.eval.index import info as names
