@@ -362,7 +362,7 @@ def test_files_are_small(path):
 def test_nothing_names_a_machine():
     """The tree must not contain paths of one machine: no home folder, work folder or temporary folder."""
     pattern = re.compile(r"(?<![\w.~}/<-])/(work|home|root|Users|tmp|mnt|opt|var)/[\w.-]+")
-    hidden = {".git", "runs", "data", "build", "dist", "__pycache__", "node_modules"}
+    hidden = {".git", "runs", "data", "build", "dist", "__pycache__", "node_modules", ".pytest_cache", ".hypothesis"}
     wrong = []
     for path in sorted(ROOT.rglob("*")):
         parts = path.relative_to(ROOT).parts
