@@ -12,6 +12,8 @@
 #              twins. The Monet of seed 0 is models/monet-7m, in bfloat16.
 # make knowledge    convert a dense model once for each of SEEDS, remove each domain, write docs/knowledge.md. QUICK=1
 #              converts five layers once, with fewer tokens.
+# make warm-start   train the evidence model from three starts: random, and with the weights of a dense twin; write the
+#              table of docs/pretraining.md. Each run trains for 2.5 hours on one core.
 # make clean-demo   remove the demo's run, so that it can start again
 #
 # PYTHON chooses the interpreter of a new environment, TORCH its release of torch. PYTEST_ARGS="tests/model -x" runs a
@@ -33,7 +35,7 @@ BIN := .venv/bin
 DATA := data/demo
 RUN := runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
-.PHONY: demo evidence knowledge test test-oldest test-newest smoke pins lint docs check clean-demo
+.PHONY: demo evidence knowledge warm-start test test-oldest test-newest smoke pins lint docs check clean-demo
 .DELETE_ON_ERROR:
 
 # constraints/tested.txt without the pins that depend on the torch release, if TORCH requests another release.
@@ -151,6 +153,28 @@ knowledge: .venv/.ready
 	$(foreach run,$(KNOWLEDGE),$(call convert,$(run)))
 	$(BIN)/python -m studies.knowledge --model $(KNOWLEDGE) --dense data/smollm2 --data data/subjects \
 		--facts $(FACTS)/facts.jsonl --families programming=cpp,lua,python --out runs/$(KNOWLEDGE_NAME)-results --docs docs $(if $(QUICK),--quick)
+
+STARTS := random rest pieces
+TWIN := runs/evidence-llama
+FROM := runs/evidence-from
+
+# $(call start,NAME,OPTIONS): the evidence model, trained from one start.
+define start
+	$(BIN)/python train.py fit --config configs/evidence.yaml --config configs/evidence_starts.yaml \
+		--run_dir $(FROM)-$(1) $(2)
+
+endef
+
+warm-start: .venv/.ready
+	test -f data/evidence-text/manifest.json || $(BIN)/python -m corpus.build --recipe evidence --out data/evidence-text
+	$(BIN)/monet data prepare --config configs/data/evidence.yaml
+	$(call train,$(TWIN),--config configs/evidence.yaml --config configs/evidence_llama.yaml)
+	$(BIN)/monet convert --config configs/convert/evidence.yaml --init random --out runs/start-rest
+	$(BIN)/monet convert --config configs/convert/evidence.yaml --out runs/start-pieces
+	$(call start,random)
+	$(foreach name,rest pieces,$(call start,$(name),--model.init_from runs/start-$(name)))
+	$(BIN)/python -m studies.warm_start $(foreach name,$(STARTS),--$(name) $(FROM)-$(name)) --twin $(TWIN) \
+		--out runs/warm-start --docs docs
 
 clean-demo:
 	rm -rf $(RUN) $(DATA) $(DATA).partial
