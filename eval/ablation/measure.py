@@ -17,7 +17,7 @@ from torch import nn
 from monet.errors import ConfigError, DataError
 from monet.eval.ablation.results import AblationResult
 from monet.eval.ablation.verdicts import Measured, summarise
-from monet.eval.attribution.statistics.prompt_hashes import without_hashes
+from monet.eval.attribution.statistics.prompt_hashes import mask_notes
 from monet.eval.core.achieved import control_notes
 from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.conditions import Condition, conditions, dealt
@@ -141,7 +141,7 @@ def measure(
         **about_model(model),
         "data_fingerprint": data.fingerprint,
         "data": data.description,
-        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
+        "masks": mask_notes(masks),
         "held_out": held_out([mask.provenance for mask in masks.values()], data),
         "controls": control_notes(controls, [condition for condition, _ in asked], on=control_on),
         "bootstrap": dataclasses.asdict(bootstrap),

@@ -1,12 +1,15 @@
-"""What generated text depends on, apart from model and settings: end tokens, generation defaults, the tokenizer."""
+"""What generated text depends on, apart from the model: checked settings, end tokens, defaults, the tokenizer."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from monet.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -14,6 +17,24 @@ if TYPE_CHECKING:
 
 # Random controls of each mask if outcomes are generated text: the fewest that can show one mask above chance.
 GENERATED_CONTROLS = 19
+
+
+def check_draws(temperature: float, top_p: float, seed: int) -> None:
+    """Check the settings that every suite has that draws tokens.
+
+    Args:
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_p: share of the probability that the tokens hold which may be drawn.
+        seed: seed of the draws.
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ConfigError(f"temperature must be a number of 0 or more, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"top_p must be in (0, 1], got {top_p}")
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, got {seed}")
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

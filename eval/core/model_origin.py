@@ -14,7 +14,7 @@ import msgspec
 
 from monet.convert.model_card import PROVENANCE
 from monet.errors import CheckpointError
-from monet.eval.core.loading import fingerprint_of, settings_of
+from monet.eval.core.loading import fingerprint_of, provenance_now, settings_of
 from monet.json_text import read_json
 
 
@@ -60,6 +60,11 @@ def origin_of(model: Any) -> ModelOrigin:
 def about_model(model: Any) -> dict[str, Any]:
     """Notes on the model for a result's provenance: its fingerprint and its origin, JSON-able."""
     return {"model_fingerprint": fingerprint_of(model), "model_origin": msgspec.to_builtins(origin_of(model))}
+
+
+def about_run(model: Any) -> dict[str, Any]:
+    """Notes on a measurement for a result's provenance: date, versions and the model, JSON-able."""
+    return {**provenance_now(), "model": str(model.name_or_path), **about_model(model)}
 
 
 def _training(folder: Path) -> Training:

@@ -17,6 +17,7 @@ from typing import Any
 
 from monet.eval.core import text_overlap
 from monet.eval.core.held_out import texts_of
+from monet.eval.core.intervention import Intervention
 
 KEY = "prompt_hashes"
 _BYTES = 6
@@ -74,6 +75,11 @@ def without_hashes(notes: Any) -> Any:
             for key, value in notes.items()
         }
     return [without_hashes(one) for one in notes] if isinstance(notes, (list, tuple)) else notes
+
+
+def mask_notes(masks: Mapping[str, Intervention]) -> dict[str, Any]:
+    """Provenance of each mask for a result, with the number of hashes in place of the hashes."""
+    return {label: without_hashes(mask.provenance) for label, mask in masks.items()}
 
 
 def _hashes(key: str, value: Any) -> frozenset[Any] | None:

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from monet.errors import ConfigError
-from monet.eval.core.decoding import end_ids, pad_id, tokenizer_digest, without_defaults
+from monet.eval.core.decoding import check_draws, end_ids, pad_id, tokenizer_digest, without_defaults
 from monet.eval.core.loading import check_batch_size, evaluating
 from monet.eval.core.store import ExampleStore
 
@@ -59,10 +59,7 @@ class Sampling:
         for name in ("num_samples", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
-        if not self.temperature >= 0:
-            raise ConfigError(f"temperature must be 0 or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
+        check_draws(self.temperature, self.top_p, self.seed)
 
     @property
     def options(self) -> dict[str, Any]:

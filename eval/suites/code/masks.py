@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monet.eval.ablation.results import AblationResult
-from monet.eval.attribution.statistics.prompt_hashes import judged_before, without_hashes
+from monet.eval.attribution.statistics.prompt_hashes import judged_before, mask_notes
 from monet.eval.core.intervention import Intervention, share, unit_of
 from monet.eval.core.loading import provenance_now
 from monet.eval.core.model_origin import about_model
@@ -53,5 +53,4 @@ def about_masks(masks: Mapping[str, Intervention], problems: Sequence[str]) -> d
 
 def provenance_of(model: Any, masks: Mapping[str, Intervention]) -> dict[str, Any]:
     """Provenance of a result: the model, the masks, versions and the date; JSON-able."""
-    notes = {label: without_hashes(mask.provenance) for label, mask in masks.items()}
-    return {**provenance_now(), **about_model(model), "masks": notes}
+    return {**provenance_now(), **about_model(model), "masks": mask_notes(masks)}

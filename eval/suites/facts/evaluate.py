@@ -10,7 +10,7 @@ from typing import Any
 
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import load_masks
-from monet.eval.attribution.statistics.prompt_hashes import without_hashes
+from monet.eval.attribution.statistics.prompt_hashes import mask_notes
 from monet.eval.choices.scoring import Outcome, tokenizer_of
 from monet.eval.choices.texts import as_sequences
 from monet.eval.core.achieved import control_notes
@@ -20,8 +20,8 @@ from monet.eval.core.conditions import Condition, conditions, dealt
 from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.held_out import held_out
 from monet.eval.core.intervention import Intervention, check_all, unit_of
-from monet.eval.core.loading import mask_digest, provenance_now, windows_bar
-from monet.eval.core.model_origin import about_model
+from monet.eval.core.loading import mask_digest, windows_bar
+from monet.eval.core.model_origin import about_run
 from monet.eval.core.options import DividedCompute, Intervals
 from monet.eval.suites.facts.read import Facts, Question, read_facts
 from monet.eval.suites.facts.results import FactsResult
@@ -109,10 +109,8 @@ def evaluate_facts(
     texts = {domain: [question.text for question in questions] for domain, questions in asked.items()}
     sequences, _ = as_sequences(texts, tokens, scorer.max_length)
     provenance = {
-        **provenance_now(),
-        "model": str(model.name_or_path),
-        **about_model(model),
-        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
+        **about_run(model),
+        "masks": mask_notes(masks),
         "mask_hashes": {one.name: mask_digest(one.mask) for one in run_under if one.control is None},
         "held_out": held_out([mask.provenance for mask in masks.values()], sequences) if masks else None,
         "controls": control_notes(controls, run_under, on=control_on),

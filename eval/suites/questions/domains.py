@@ -14,7 +14,7 @@ from typing import Any
 from monet.errors import ConfigError, DataError
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import check_ratio, load_masks
-from monet.eval.attribution.statistics.prompt_hashes import without_hashes
+from monet.eval.attribution.statistics.prompt_hashes import mask_notes
 from monet.eval.attribution.stats import PERMUTATIONS
 from monet.eval.choices.scoring import Outcome, tokenizer_of
 from monet.eval.choices.texts import digest_of
@@ -24,8 +24,8 @@ from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.conditions import Condition, conditions, dealt
 from monet.eval.core.controls import ControlOn, Controls
 from monet.eval.core.intervention import Intervention, check_all, unit_of
-from monet.eval.core.loading import provenance_now, windows_bar
-from monet.eval.core.model_origin import about_model
+from monet.eval.core.loading import windows_bar
+from monet.eval.core.model_origin import about_run
 from monet.eval.core.options import DividedCompute, Intervals
 from monet.eval.suites.questions.asked import Asked, chosen_elsewhere
 from monet.eval.suites.questions.catalog import Metric, Style, benchmarks
@@ -164,10 +164,8 @@ def evaluate_domains(
     if part is not None:
         return None
     provenance = {
-        **provenance_now(),
-        "model": str(model.name_or_path),
-        **about_model(model),
-        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
+        **about_run(model),
+        "masks": mask_notes(masks),
         "identification": found_on,
         "held_out": found_on["identify_on"] == "held_out"
         if found_on

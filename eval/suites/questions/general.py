@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from monet.errors import ConfigError
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import load_masks
-from monet.eval.attribution.statistics.prompt_hashes import without_hashes
+from monet.eval.attribution.statistics.prompt_hashes import mask_notes
 from monet.eval.choices.scoring import Outcome, tokenizer_of
 from monet.eval.choices.texts import digest_of
 from monet.eval.core.achieved import control_notes
@@ -26,8 +26,8 @@ from monet.eval.core.conditions import Condition, conditions, dealt
 from monet.eval.core.controls import Controls
 from monet.eval.core.estimate import Draws, mean_of, one_of
 from monet.eval.core.intervention import Intervention, check_all, unit_of
-from monet.eval.core.loading import mask_digest, provenance_now, windows_bar
-from monet.eval.core.model_origin import about_model
+from monet.eval.core.loading import mask_digest, windows_bar
+from monet.eval.core.model_origin import about_run
 from monet.eval.core.options import DividedCompute, Intervals
 from monet.eval.suites.questions.accuracy import Denominator, draws
 from monet.eval.suites.questions.asked import Asked, chosen_elsewhere
@@ -133,10 +133,8 @@ def evaluate_general(
     if part is not None:
         return None
     provenance = {
-        **provenance_now(),
-        "model": str(model.name_or_path),
-        **about_model(model),
-        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
+        **about_run(model),
+        "masks": mask_notes(masks),
         "mask_hashes": {one.name: mask_digest(one.mask) for one in run_under if one.control is None},
         "held_out": chosen_elsewhere(masks, asked, model, tokens),
         "controls": control_notes(controls, run_under),

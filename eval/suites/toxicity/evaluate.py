@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from monet.errors import CheckpointError, ConfigError, DataError
 from monet.eval.attribution.control_options import ControlOptions
 from monet.eval.attribution.selection import load_masks
-from monet.eval.attribution.statistics.prompt_hashes import judged_before, without_hashes
+from monet.eval.attribution.statistics.prompt_hashes import judged_before, mask_notes
 from monet.eval.core.achieved import control_notes
 from monet.eval.core.announce import announce
 from monet.eval.core.bootstrap import Bootstrap
@@ -26,10 +26,9 @@ from monet.eval.core.loading import (
     fingerprint_of,
     open_windows,
     own_tokenizer,
-    provenance_now,
     windows_bar,
 )
-from monet.eval.core.model_origin import about_model
+from monet.eval.core.model_origin import about_run
 from monet.eval.core.options import DividedCompute, Intervals
 from monet.eval.core.store import model_key
 from monet.eval.core.units import choose_unit, with_sources
@@ -174,10 +173,8 @@ def evaluate_toxicity(
         rows = [dataclasses.replace(row, general=general.averages.get(row.name, {})) for row in rows]
     seen = judged_before((mask.provenance for mask in masks.values()), (one.text for one in prompts.prompts))
     provenance: dict[str, Any] = {
-        **provenance_now(),
-        "model": str(model.name_or_path),
-        **about_model(model),
-        "masks": {label: without_hashes(mask.provenance) for label, mask in masks.items()},
+        **about_run(model),
+        "masks": mask_notes(masks),
         "masks_that_remove_nothing": [label for label, mask in masks.items() if not mask.num_removed],
         "controls": control_notes(controls, asked),
         "prompts": prompts.description,

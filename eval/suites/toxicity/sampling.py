@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from monet.errors import ConfigError, DataError, NonFiniteError
-from monet.eval.core.decoding import end_ids, pad_id, tokenizer_digest, without_defaults
+from monet.eval.core.decoding import check_draws, end_ids, pad_id, tokenizer_digest, without_defaults
 from monet.eval.core.loading import evaluating, vocab_size
 from monet.eval.core.store import ExampleStore
 
@@ -69,12 +69,7 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.new_tokens < 1:
             raise ConfigError(f"samples {self.samples} and new_tokens {self.new_tokens} must be at least 1")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError(f"temperature must be a number of 0 or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be at least 0, got {self.seed}")
+        check_draws(self.temperature, self.top_p, self.seed)
         if self.temperature == 0 and self.samples > 1:
             raise ConfigError(f"at temperature 0 all {self.samples} samples of a prompt are equal; set samples to 1")
 
