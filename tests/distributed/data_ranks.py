@@ -15,7 +15,7 @@ import torch
 from benchmarks.data_exponents import counted_looks
 from monet.data.loading.datamodule import MonetDataModule
 from monet.errors import DataError
-from tests.data.test_datamodule import Recorder
+from tests.data.loading.test_datamodule import Recorder
 
 
 class CountedData(MonetDataModule):

@@ -9,7 +9,7 @@ from monet.data.preparation.prepare import prepare
 from monet.eval.core.loading import open_windows
 from monet.eval.suites.questions.model import MonetLM
 from monet.serve.generate import load
-from tests.data.test_tokenizer import like_llama
+from tests.data.tokens.test_tokenizer import like_llama
 
 BOS, EOS = 0, 1
 

@@ -17,8 +17,8 @@ from monet.data.storage.shards import dtype_for
 from monet.data.tokens.tokenizer import Encoder, load_tokenizer, train_tokenizer
 from monet.errors import ConfigError
 from tests.data.samples import SENTENCES, write_corpus
-from tests.data.test_fidelity import like_llama as of_sentencepiece
-from tests.data.test_fidelity import saved, unigram
+from tests.data.tokens.test_fidelity import like_llama as of_sentencepiece
+from tests.data.tokens.test_fidelity import saved, unigram
 
 TEXTS = [sentence * 3 for sentence in SENTENCES.values()]
 

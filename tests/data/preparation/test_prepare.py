@@ -78,7 +78,7 @@ def times_of(folder: Path) -> dict[Path, int]:
 
 
 def test_the_demo_settings_name_every_key_and_can_be_parsed():
-    path = Path(__file__).parents[2] / "configs" / "data" / "demo.yaml"
+    path = Path(__file__).parents[3] / "configs" / "data" / "demo.yaml"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(prepare, as_positional=False)
     settings = parser.parse_path(path, defaults=False).as_dict()
@@ -212,7 +212,7 @@ def test_a_killed_preparation_continues_to_the_same_bytes(tmp_path):
         capture_output=True,
         text=True,
         timeout=300,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert done.returncode == 0, done.stderr
     kept = [int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("killed with")]
@@ -265,7 +265,7 @@ def test_a_disk_that_takes_no_more_is_named_and_the_work_goes_on_later(tmp_path,
     corpus, out = write_corpus(tmp_path / "corpus", originals=150), tmp_path / "data"
     words = ["--source", str(corpus), "--out", str(out), "--vocab_size", "300"]
     command = [sys.executable, "-c", FULL_DISK, str(least_bytes), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[3])
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "error" in line.lower()]
     assert line.startswith(f"monet: error: {out}.partial: the preparation stopped: ")

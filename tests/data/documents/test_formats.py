@@ -15,7 +15,7 @@ from monet.data.documents.records import read_documents
 from monet.data.documents.sources import Document, Skipped, TextFile
 from monet.data.preparation.prepare import prepare
 from monet.errors import ConfigError, DataError
-from tests.data.test_sources import PACKED
+from tests.data.documents.test_sources import PACKED
 
 LINES = '{"text": "one\\n", "url": "http://x"}\n{"text": "two", "url": "http://y"}\n'
 

@@ -255,7 +255,7 @@ def test_one_process_of_all_nodes_prepares(prepared):
 RANKS = """
 import json, sys, torch, lightning as L
 from monet.data.loading.datamodule import MonetDataModule
-from tests.data.test_datamodule import Recorder
+from tests.data.loading.test_datamodule import Recorder
 prepared, out, devices, batch_size, steps, resume = sys.argv[1:]
 torch.set_num_threads(1)
 model = Recorder()
@@ -275,7 +275,7 @@ json.dump([model.seen, model.validated], open(f"{out}.{trainer.global_rank}.json
 def test_two_processes_and_then_one_see_the_order_of_one(prepared, tmp_path):
     def run(name: str, *words: str) -> list[tuple[list[list[int]], list[int]]]:
         command = [sys.executable, str(script), str(prepared), str(tmp_path / name), *words]
-        root = Path(__file__).parents[2]
+        root = Path(__file__).parents[3]
         subprocess.run(command, check=True, timeout=300, cwd=root, env=os.environ | {"PYTHONPATH": str(root)})
         return [json.loads(path.read_text()) for path in sorted(tmp_path.glob(f"{name}.?.json"))]
 

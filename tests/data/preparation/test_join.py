@@ -25,7 +25,7 @@ from monet.errors import ConfigError, DataError
 from monet.parts import Part
 from tests.data.samples import SENTENCES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def write_files(folder: Path, files: int = 7, records: int = 30) -> Path:
