@@ -32,6 +32,7 @@ from monet.eval.index.text import rows_of, table_of
 from monet.eval.index.units import Units
 from monet.eval.index.write import write_index
 from monet.files import atomic_path
+from monet.json_text import parse_json
 from monet.parts import Part
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ class _Pass:
 
         try:
             with safe_open(self.path, "pt") as file:
-                notes = json.loads(file.metadata()["notes"])
+                notes = parse_json(file.metadata()["notes"], str(self.path), CheckpointError)
                 self.tokens_C, self.windows_C = file.get_tensor("tokens_C"), file.get_tensor("windows_C")
                 for group, tables in enumerate(self.reader.tables):
                     names = [key for key in file.keys() if key.startswith(f"{group}.")]  # noqa: SIM118 - not a dict

@@ -62,8 +62,7 @@ def test_the_notebook_removes_a_language(notebook):
 def test_the_notebook_finds_the_experts_of_a_domain(notebook):
     names = notebook("find_the_experts")
     changes = list(names["curve"].values())
-    assert [change["php"] for change in changes] == sorted(change["php"] for change in changes)
-    assert max(changes[-1], key=changes[-1].get) == "php"
+    assert changes[-1]["php"] == max(changes[-1].values()) > 2 * changes[0]["php"], "more experts, more loss"
     # the weights by hand are those that the statistics add up
     _, weight_T = names["weights_of"](names["code"], *names["places"][0])
     assert weight_T.max() > 0 and torch.isfinite(weight_T).all()
