@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from transformers import LlamaConfig
 
-from monet.costs.flops import parameter_counts
+from monet.costs.flops import parameter_counts, trained_parameters
 from monet.costs.memory import ZERO_BUCKET, Strategy, widths
 
 # Share of a link's rate that messages reach. Time to start a sum, for each doubling of the ranks (NCCL uses trees).
@@ -29,7 +29,9 @@ class Volume(NamedTuple):
     weights: float
 
 
-def sent_bytes(config: LlamaConfig, precision: str, strategy: Strategy, gpus: int, accumulate: int) -> Volume:
+def sent_bytes(
+    config: LlamaConfig, precision: str, strategy: Strategy, gpus: int, accumulate: int, freeze_dense: bool = False
+) -> Volume:
     """Bytes that one GPU sends per optimiser step; each collective uses rings.
 
     An all-reduce of S bytes sends 2 * S * (N-1)/N bytes, a gather or a reduction to shards half of that.
@@ -38,10 +40,12 @@ def sent_bytes(config: LlamaConfig, precision: str, strategy: Strategy, gpus: in
         config, precision, strategy: settings of the run.
         gpus: N.
         accumulate: micro-batches per step.
+        freeze_dense: only routers and experts have gradients, and change.
     """
     total, wide = sum(parameter_counts(config).values()), widths(precision, strategy)
     share = (gpus - 1) / gpus
-    gradients, weights = share * wide.gradient * total, share * wide.weight * total
+    trained = trained_parameters(config, freeze_dense)
+    gradients, weights = share * wide.gradient * trained, share * wide.weight * trained
     if strategy == "ddp":
         return Volume(2 * gradients, 0.0)
     if strategy in ("zero3", "fsdp2"):  # gathered for forward and backward, in the dtype of the layers

@@ -64,7 +64,9 @@ def forward_flops_per_token(config: LlamaConfig, seq_len: int) -> dict[str, floa
     return {**parts, "lm_head": 2 * D * V}
 
 
-def training_flops_per_token(config: LlamaConfig, seq_len: int, recompute: bool = False) -> float:
+def training_flops_per_token(
+    config: LlamaConfig, seq_len: int, recompute: bool = False, freeze_dense: bool = False
+) -> float:
     """Operations of forward and backward for one token; the backward counts as twice the forward.
 
     Args:
@@ -72,10 +74,43 @@ def training_flops_per_token(config: LlamaConfig, seq_len: int, recompute: bool 
         seq_len: tokens per sequence.
         recompute: also count the second forward of the layers under activation checkpointing. Model utilisation (MFU)
             is computed without it, hardware utilisation with it.
+        freeze_dense: only routers and experts learn. The backward then ends at the first Monet layer, and frozen
+            matrices cost half, because they need no gradient.
     """
     parts = forward_flops_per_token(config, seq_len)
     forward = sum(parts.values())
-    return 3 * forward + (forward - parts["lm_head"] if recompute else 0.0)
+    again = forward - parts["lm_head"] if recompute else 0.0
+    if not (freeze_dense and isinstance(config, MonetConfig)):
+        return 3 * forward + again
+    above = [layer for layer in range(config.num_hidden_layers) if layer > config.monet_layers[0]]
+    attention = len(above) / config.num_hidden_layers
+    backward = 2 * (parts["router"] + parts["experts"] + parts["mixing"]) + parts["lm_head"]
+    backward += attention * (parts["attention_projections"] + 2 * parts["attention_scores"])
+    if dense := dense_layers(config):
+        backward += parts["mlp"] * len(set(above) & set(config.dense_layers or ())) / dense
+    return forward + backward + again * saving_layers(config, freeze_dense) / config.num_hidden_layers
+
+
+def trained_parameters(config: LlamaConfig, freeze_dense: bool = False) -> int:
+    """Number of parameters that get a gradient.
+
+    Args:
+        config: a `MonetConfig`, or a `LlamaConfig` for a dense model.
+        freeze_dense: only routers and experts learn.
+    """
+    parts = parameter_counts(config)
+    return parts["routers"] + parts["experts"] if freeze_dense else sum(parts.values())
+
+
+def saving_layers(config: LlamaConfig, freeze_dense: bool = False) -> int:
+    """Number of decoder layers whose forward saves something for the backward.
+
+    Args:
+        config: a `MonetConfig`, or a `LlamaConfig` for a dense model.
+        freeze_dense: only routers and experts learn, so the layers below the first Monet layer save nothing.
+    """
+    first = config.monet_layers[0] if freeze_dense and isinstance(config, MonetConfig) else 0
+    return config.num_hidden_layers - first
 
 
 def dense_layers(config: LlamaConfig) -> int:

@@ -11,7 +11,13 @@ from typing import Literal, get_args
 from transformers import LlamaConfig
 
 from monet.configuration_monet import MonetConfig
-from monet.costs.flops import dense_layers, mlp_width, parameter_counts
+from monet.costs.flops import (
+    dense_layers,
+    mlp_width,
+    parameter_counts,
+    saving_layers,
+    trained_parameters,
+)
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -74,7 +80,12 @@ ZERO_LIVE = 1_000_000_000
 
 
 def state_bytes(
-    config: LlamaConfig, precision: str, strategy: Strategy, gpus: int, offload: bool = False
+    config: LlamaConfig,
+    precision: str,
+    strategy: Strategy,
+    gpus: int,
+    offload: bool = False,
+    freeze_dense: bool = False,
 ) -> dict[str, float]:
     """Bytes on one GPU that do not depend on the batch.
 
@@ -84,13 +95,15 @@ def state_bytes(
         strategy: how the state is sharded over the GPUs.
         gpus: the number N of GPUs.
         offload: ZeRO's optimiser, with the sharded gradients and weights, is in host memory.
+        freeze_dense: only routers and experts have gradients and an optimiser's state.
     Returns:
         `weights`, `gradients`, `optimiser` (with the master copy) and the `buffers` for communication.
     """
     total, wide = sum(parameter_counts(config).values()), widths(precision, strategy)
+    trained = trained_parameters(config, freeze_dense)
     parts = {
-        "weights": wide.weight * total, "gradients": wide.gradient * total,
-        "optimiser": (wide.master + wide.moments) * total,
+        "weights": wide.weight * total, "gradients": wide.gradient * trained,
+        "optimiser": (wide.master + wide.moments) * trained,
     }  # fmt: skip
     held = {
         name: 0.0 if offload and strategy in _SPREADS[name] else size / (gpus if strategy in _SPREADS[name] else 1)
@@ -99,19 +112,22 @@ def state_bytes(
     return {**held, "buffers": _buffers(config, wide, strategy)}
 
 
-def host_bytes(config: LlamaConfig, precision: str, strategy: Strategy, gpus: int) -> float:
+def host_bytes(config: LlamaConfig, precision: str, strategy: Strategy, gpus: int, freeze_dense: bool = False) -> float:
     """Host memory of one offloading process: master weights, moments, two copies of gradients, data sent to the GPU."""
     wide = widths(precision, strategy)
-    each = wide.master + wide.moments + 2 * wide.gradient + wide.weight
-    return each * sum(parameter_counts(config).values()) / gpus
+    each = wide.master + wide.moments + 2 * wide.gradient
+    total, trained = sum(parameter_counts(config).values()), trained_parameters(config, freeze_dense)
+    return (each * trained + wide.weight * total) / gpus
 
 
-def update_bytes(config: LlamaConfig, precision: str, strategy: Strategy, gpus: int) -> float:
+def update_bytes(
+    config: LlamaConfig, precision: str, strategy: Strategy, gpus: int, freeze_dense: bool = False
+) -> float:
     """Bytes that AdamW's update reads and writes on one GPU, gradient clipping included."""
     wide = widths(precision, strategy)
     weights = 2 * wide.master + wide.weight if wide.master else 2 * wide.weight
     each = weights + 2 * wide.moments + 4 * wide.gradient  # gradients: for the norm, for scaling, for the update
-    return each * sum(parameter_counts(config).values()) / (gpus if strategy in _SPREADS["optimiser"] else 1)
+    return each * trained_parameters(config, freeze_dense) / (gpus if strategy in _SPREADS["optimiser"] else 1)
 
 
 def _buffers(config: LlamaConfig, wide: Widths, strategy: Strategy) -> float:
@@ -143,18 +159,21 @@ def saved_bytes_per_token(config: LlamaConfig, wide: Widths) -> float:
     return layers + _norm(config, wide, readers=1) + 4 * config.vocab_size  # log-probabilities
 
 
-def activation_bytes_per_token(config: LlamaConfig, wide: Widths, checkpointing: bool) -> dict[str, float]:
+def activation_bytes_per_token(
+    config: LlamaConfig, wide: Widths, checkpointing: bool, freeze_dense: bool = False
+) -> dict[str, float]:
     """Peak memory of a micro-batch's forward and backward, in bytes per token.
 
     Args:
         config: configuration of the model.
         wide: widths of the run.
         checkpointing: layers keep only their inputs and are recomputed in the backward, one at a time.
+        freeze_dense: only routers and experts learn, so the layers below the first Monet layer keep nothing.
     Returns:
         `layers`, held from forward to backward, and the larger of two further parts: `head` (final norm, logits and
         their loss) or `work` (one layer's backward); the other part is 0.
     """
-    L, D = config.num_hidden_layers, config.hidden_size
+    L, D = saving_layers(config, freeze_dense), config.hidden_size
     # log-probabilities, their gradient and the gradient of the logits, all in float32
     head = _norm(config, wide, readers=1) + 12 * config.vocab_size
     work = _work(config, wide)

@@ -27,12 +27,29 @@ RESERVED_BYTES, FRAGMENTED = 3 * GIB, 0.05
 
 
 @dataclass(frozen=True)
+class TeacherCost:
+    """What a frozen teacher adds to each GPU.
+
+    Attributes:
+        parameters: number of the teacher's parameters; every GPU holds all of them.
+        weight_bytes: memory of the teacher's weights.
+        forward_flops: operations per token of the layers that the teacher does not share with its student.
+    """
+
+    parameters: int
+    weight_bytes: int
+    forward_flops: float
+
+
+@dataclass(frozen=True)
 class Run:
     """The parts of a training configuration that affect its cost.
 
     Attributes:
         windows: windows per optimiser step, over all GPUs.
         micro_batch: windows on one GPU at a time.
+        freeze_dense: only routers and experts learn.
+        teacher: the cost of a teacher; None without one.
         words: settings of the configuration that depend on the GPUs, by option name.
     """
 
@@ -46,12 +63,19 @@ class Run:
     checkpointing: bool
     strategy: Strategy
     offload: bool
+    freeze_dense: bool = False
+    teacher: TeacherCost | None = None
     words: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
         """Tokens per optimiser step."""
         return self.windows * self.seq_len
+
+    def flops_per_token(self, recompute: bool = False) -> float:
+        """Operations per token of the training and of the teacher; `recompute`: with activation checkpointing."""
+        own = training_flops_per_token(self.config, self.seq_len, recompute, self.freeze_dense)
+        return own + (0.0 if self.teacher is None else self.teacher.forward_flops)
 
 
 @dataclass(frozen=True)
@@ -130,19 +154,21 @@ def choice(
     run: Run, given: Assumptions, strategy: Strategy, micro_batch: int, checkpointing: bool, offload: bool = False
 ) -> Choice:
     """Memory and time of one way to run; the time does not include an offloaded update."""
-    config, gpus, wide = run.config, given.gpus, widths(run.precision, strategy)
-    memory = state_bytes(config, run.precision, strategy, gpus, offload)
-    per_token = activation_bytes_per_token(config, wide, checkpointing)
+    config, gpus, wide, frozen = run.config, given.gpus, widths(run.precision, strategy), run.freeze_dense
+    memory = state_bytes(config, run.precision, strategy, gpus, offload, frozen)
+    memory |= {} if run.teacher is None else {"teacher": float(run.teacher.weight_bytes)}
+    per_token = activation_bytes_per_token(config, wide, checkpointing, frozen)
     memory |= {name: micro_batch * run.seq_len * value for name, value in per_token.items()}
     memory["copies"] = copies_bytes(config, wide, checkpointing)
     accumulate = run.windows // gpus // micro_batch
-    flops = training_flops_per_token(config, run.seq_len, recompute=checkpointing)
-    compute = run.tokens / gpus * flops / (given.gpu.peak_flops * given.mfu)
-    volume = sent_bytes(config, run.precision, strategy, gpus, accumulate)
+    compute = run.tokens / gpus * run.flops_per_token(recompute=checkpointing) / (given.gpu.peak_flops * given.mfu)
+    volume = sent_bytes(config, run.precision, strategy, gpus, accumulate, frozen)
     starting = starting_seconds(config, run.precision, strategy, gpus, accumulate)
     sending, waiting = waiting_seconds(volume, strategy, given.bandwidth, compute, accumulate, starting)
     latency = latency_seconds(config, strategy, gpus, accumulate)
-    update = 0.0 if offload else update_bytes(config, run.precision, strategy, gpus) / given.gpu.memory_bandwidth
+    update = (
+        0.0 if offload else update_bytes(config, run.precision, strategy, gpus, frozen) / given.gpu.memory_bandwidth
+    )
     fits = sum(memory.values()) <= given.memory
     return Choice(
         strategy, offload, micro_batch, checkpointing, accumulate, memory, compute, sending + latency,
@@ -209,4 +235,4 @@ def remedies(run: Run, given: Assumptions, choices: list[Choice]) -> list[str]:
 def node_bytes(run: Run, given: Assumptions, found: Choice) -> float:
     """Host memory per node that an offloaded optimiser needs."""
     processes = min(given.gpus, given.gpus_per_node)
-    return processes * host_bytes(run.config, run.precision, found.strategy, given.gpus)
+    return processes * host_bytes(run.config, run.precision, found.strategy, given.gpus, run.freeze_dense)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from monet.configuration_monet import MonetConfig
 from monet.costs.communication import LINK_EFFICIENCY, OVERLAP, RING_SECONDS, TREE_SECONDS, collectives, sent_bytes
-from monet.costs.flops import forward_flops_per_token, parameter_counts
+from monet.costs.flops import forward_flops_per_token, parameter_counts, trained_parameters
 from monet.costs.hardware import ACCELERATORS
 from monet.costs.memory import Strategy
 from monet.errors import ConfigError
@@ -19,12 +20,18 @@ from monet.planning.choices import (
     Assumptions,
     Choice,
     Run,
+    TeacherCost,
     all_choices,
     best,
     configured,
     remedies,
     words,
 )
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
+    from monet.training.teacher import TeacherSettings
 
 
 def plan(
@@ -94,6 +101,7 @@ def read_run(files: list[Path], gpus: int | None = None) -> Run:
     """
     from monet.training.configs import read_training_config
     from monet.training.settings import ModelShape
+    from monet.training.teacher import teacher_settings
 
     settings = read_training_config(files)
     shape = ModelShape(**settings.model.shape.as_dict())
@@ -117,9 +125,10 @@ def read_run(files: list[Path], gpus: int | None = None) -> Run:
     steps, windows = trainer.max_steps, batch * accumulate * devices * nodes
     if settings.max_tokens is not None:
         steps = math.ceil(settings.max_tokens / (windows * settings.data.seq_len))
+    student, frozen, teacher = shape.config(), settings.model.freeze_dense, teacher_settings(settings)
     return Run(
         name=files[-1].stem,
-        config=shape.config(),
+        config=student,
         seq_len=settings.data.seq_len,
         windows=windows,
         micro_batch=batch,
@@ -128,6 +137,8 @@ def read_run(files: list[Path], gpus: int | None = None) -> Run:
         checkpointing=settings.model.gradient_checkpointing,
         strategy=strategy,
         offload=offload,
+        freeze_dense=frozen,
+        teacher=None if teacher is None else cost_of(teacher, student, settings.data.seq_len, frozen),
         words={
             "trainer.num_nodes": nodes, "trainer.devices": devices, "data.batch_size": batch,
             "trainer.strategy": strategy + ("_offload" if offload else ""),
@@ -137,6 +148,32 @@ def read_run(files: list[Path], gpus: int | None = None) -> Run:
             "model.gradient_checkpointing": settings.model.gradient_checkpointing,
         },
     )  # fmt: skip
+
+
+def cost_of(settings: TeacherSettings, student: LlamaConfig, seq_len: int, freeze_dense: bool) -> TeacherCost:
+    """What a teacher costs, from its config.json.
+
+    Args:
+        settings: the teacher's folder and dtype.
+        student: the learning model.
+        seq_len: tokens per sequence.
+        freeze_dense: the student's dense weights are frozen; then the layers below its first Monet layer run once.
+    Raises:
+        ConfigError, CheckpointError: the folder is missing, or no supported model.
+    """
+    import torch
+
+    from monet.training.teacher import teacher_config
+
+    config = teacher_config(settings)
+    parameters = sum(parameter_counts(config).values())
+    dtype = (config.dtype or torch.float32) if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    parts = forward_flops_per_token(config, seq_len)
+    head, layers = parts["lm_head"], config.num_hidden_layers
+    shared = student.monet_layers[0] if freeze_dense and isinstance(student, MonetConfig) else 0
+    shared = shared if config.hidden_size == student.hidden_size and layers == student.num_hidden_layers else 0
+    flops = head + (sum(parts.values()) - head) * (layers - shared) / layers
+    return TeacherCost(parameters, parameters * dtype.itemsize, flops)
 
 
 def _devices(value: Any) -> int | None:
@@ -171,7 +208,7 @@ def as_json(run: Run, given: Assumptions, choices: list[Choice]) -> dict[str, An
         if choice is None:
             return None
         seconds = run.steps * choice.step_seconds
-        volume = sent_bytes(run.config, run.precision, choice.strategy, given.gpus, choice.accumulate)
+        volume = sent_bytes(run.config, run.precision, choice.strategy, given.gpus, choice.accumulate, run.freeze_dense)
         return {
             **asdict(choice), "total_bytes": choice.total_bytes, "step_seconds": choice.step_seconds,
             "days": seconds / 86400, "gpu_hours": seconds * given.gpus / 3600,
@@ -182,7 +219,9 @@ def as_json(run: Run, given: Assumptions, choices: list[Choice]) -> dict[str, An
 
     return {
         "model": {"name": run.name, "parameters": parameter_counts(run.config),
+                  "trained_parameters": trained_parameters(run.config, run.freeze_dense),
                   "forward_flops_per_token": forward_flops_per_token(run.config, run.seq_len)},
+        "teacher": None if run.teacher is None else asdict(run.teacher),
         "run": {"tokens_per_step": run.tokens, "windows_per_step": run.windows, "steps": run.steps,
                 "tokens": run.steps * run.tokens, "seq_len": run.seq_len, "precision": run.precision},
         "assumptions": {**asdict(given), "usable_bytes": given.memory, "reserved_bytes": RESERVED_BYTES,

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from monet.costs.communication import OVERLAP, collectives, latency_seconds
-from monet.costs.flops import forward_flops_per_token, parameter_counts, training_flops_per_token
+from monet.costs.flops import forward_flops_per_token, parameter_counts, trained_parameters
 from monet.costs.memory import STRATEGIES
 from monet.planning.choices import GIB, Assumptions, Choice, Run, best, configured, node_bytes, remedies, words
 
@@ -21,10 +21,17 @@ def show(run: Run, given: Assumptions, choices: list[Choice], console: Console |
     out = console or Console(width=120, highlight=False)
     out.print(f"[bold]{run.name}[/] on {given.gpus} {given.gpu.name}: an estimate, nothing was measured\n")
     out.print(_model(run))
+    if run.freeze_dense:
+        out.print(f"{trained_parameters(run.config, True):,} parameters learn; the dense weights are frozen")
+    if (teacher := run.teacher) is not None:
+        out.print(
+            f"teacher: {teacher.parameters:,} parameters, {teacher.weight_bytes / GIB:.2f} GiB on every GPU,"
+            f" {teacher.forward_flops / 1e6:,.1f} MFLOP per token"
+        )
     tokens = run.steps * run.tokens
     out.print(
         f"step: {run.windows:,} windows of {run.seq_len:,} = {run.tokens:,} tokens; run: {run.steps:,} steps ="
-        f" {tokens / 1e9:,.1f} billion tokens, {tokens * training_flops_per_token(run.config, run.seq_len):.2e} FLOP\n"
+        f" {tokens / 1e9:,.1f} billion tokens, {tokens * run.flops_per_token():.2e} FLOP\n"
     )
     out.print(
         f"GiB per GPU by micro-batch (windows on a GPU at a time), {run.precision}; (too much); state: the part for"

@@ -30,6 +30,7 @@ class _TrainedModule(Protocol):
 
     model: Any
     guard: Any
+    freeze_dense: bool
     tokens_seen: int
     validation_result: dict[str, Any] | None
 
@@ -135,7 +136,7 @@ class MetricsLog(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         config = module.model.config
         seq_len = getattr(data, "seq_len", None) or config.max_position_embeddings
-        self.flops_per_token = training_flops_per_token(config, seq_len)
+        self.flops_per_token = training_flops_per_token(config, seq_len, freeze_dense=module.freeze_dense)
         self.peak_flops = peak_flops(trainer.strategy.root_device)
         if trainer.is_global_zero:
             for name in (METRICS, VALIDATION, SPIKES):  # a continued run writes later entries again
@@ -232,8 +233,9 @@ def _hand_on(trainer: Trainer, metrics: dict[str, Any]) -> None:
 
 
 def _flat_validation(result: dict[str, Any]) -> dict[str, float]:
-    flat = {f"validation/{name}": result[name] for name in ("loss", "perplexity")}
-    for name in ("loss", "perplexity"):
+    names = [name for name in ("loss", "perplexity", "kl") if name in result]
+    flat = {f"validation/{name}": result[name] for name in names}
+    for name in names:
         flat |= {f"validation/{name}/{domain}": value for domain, value in result[f"{name}_by_domain"].items()}
     return flat
 
@@ -252,7 +254,8 @@ def _progress(step: int, max_steps: int, metrics: dict[str, Any], tokens_per_ste
 def validation_line(step: int, result: dict[str, Any]) -> str:
     """Return the line that a start prints for a validation."""
     domains = "  ".join(f"{name} {value:.1f}" for name, value in result["perplexity_by_domain"].items())
-    return f"step {step}  validation perplexity {result['perplexity']:.2f}  ({domains})"
+    divergence = f"  KL from the teacher {result['kl']:.3f}" if "kl" in result else ""
+    return f"step {step}  validation perplexity {result['perplexity']:.2f}{divergence}  ({domains})"
 
 
 def _module(module: LightningModule) -> _TrainedModule:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from monet.configuration_monet import MonetConfig
 from monet.errors import CheckpointError, ConfigError
 from monet.json_text import read_json
-from monet.model.dense_models import load_dense, weights_digest
+from monet.model.dense_models import load_dense, read_dense_config, weights_digest
 from monet.model.distillation import kl_divergence
 from monet.model.losses import with_auxiliary
 from monet.model.modeling_monet import MonetForCausalLM
+from monet.training.checkpoints.sharded_state import whole
 from monet.training.language_models import LanguageModel, refuse_other_tokenizer
 
 _ATTENTION_KEYS = ("num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_parameters")
@@ -55,6 +56,12 @@ class TeacherSettings:
             raise ConfigError(f"model.teacher.temperature = {self.temperature}: must be a positive number")
         if not 0 <= self.weight <= 1:
             raise ConfigError(f"model.teacher.weight = {self.weight}: must be from 0 to 1")
+
+
+def teacher_settings(settings: Any) -> TeacherSettings | None:
+    """The teacher that a training configuration names, see `monet.training.configs.read_training_config`."""
+    teacher = settings.model.teacher
+    return None if teacher is None else TeacherSettings(**teacher.as_dict())
 
 
 class Teacher:
@@ -112,10 +119,10 @@ class Teacher:
         mine, theirs = dict(student.named_parameters()), dict(self.model.named_parameters())
         lower = ("model.embed_tokens.", *(f"model.layers.{layer}." for layer in range(first)))
         names = [name for name in mine if name.startswith(lower)]
-        zero = {name for name in names if name not in theirs and not mine[name].any()}  # a bias that adds nothing
         if any(mine[name].requires_grad for name in names) or not _same_layers(student, self.model):
             return 0
-        if any(name not in zero and not _equal(mine[name], theirs.get(name)) for name in names):
+        # fsdp2 gathers one weight at a time; with zero3 each weight is elsewhere, and nothing is shared
+        if not all(_equal(whole(mine[name]), theirs.get(name)) for name in names):
             return 0
         body = self.model.get_decoder()
         upper = copy.copy(body)
@@ -209,7 +216,13 @@ def refuse_other_teacher(stored: str | None, teacher: Teacher | None) -> None:
         )
 
 
-def _load(settings: TeacherSettings) -> Any:
+def teacher_config(settings: TeacherSettings) -> Any:
+    """The configuration in a teacher's folder: a `MonetConfig`, or that of a supported dense model.
+
+    Raises:
+        CheckpointError: the folder or its config.json is missing or damaged.
+        ConfigError: the architecture is not supported.
+    """
     folder = Path(settings.model)
     if not folder.is_dir():
         raise CheckpointError(
@@ -217,8 +230,14 @@ def _load(settings: TeacherSettings) -> Any:
         )
     content = read_json(folder / "config.json", CheckpointError) if (folder / "config.json").is_file() else {}
     if not (isinstance(content, dict) and content.get("model_type") == MonetConfig.model_type):
+        return read_dense_config(settings.model)
+    return MonetConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _load(settings: TeacherSettings) -> Any:
+    if not isinstance(teacher_config(settings), MonetConfig):
         return load_dense(settings.model, settings.dtype)
-    model = MonetForCausalLM.from_pretrained(folder, dtype=settings.dtype, local_files_only=True)
+    model = MonetForCausalLM.from_pretrained(settings.model, dtype=settings.dtype, local_files_only=True)
     if model.expert_mask is not None:
         raise ConfigError(f"model.teacher.model = {settings.model} has removed experts; give the whole model")
     return model.eval().requires_grad_(False)
@@ -245,4 +264,7 @@ def _computes(config: Any, key: str) -> Any:
 
 
 def _equal(one: Tensor, other: Tensor | None) -> bool:
-    return other is not None and one.shape == other.shape and torch.equal(one.float(), other.to(one.device).float())
+    """Whether both are equal; a bias that the teacher lacks must add nothing."""
+    if other is None:
+        return not one.any()
+    return one.shape == other.shape and torch.equal(one.float(), other.to(one.device).float())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from monet.training.language_models import config_json, refuse_other_tokenizer
 from monet.training.metrics import validation_line
 from monet.training.module import MonetLightningModule
 from monet.training.settings import ModelShape, refuse_structural_change
+from monet.training.teacher import TeacherSettings, teacher_settings
 from monet.training.weights import copy_strictly, released_tensors
 
 
@@ -30,6 +32,7 @@ def validate(
     max_val_windows: int | None = None,
     all_windows: bool = False,
     accelerator: str = "auto",
+    teacher: str | None = None,
     json: Path | None = None,
 ) -> None:
     """Validate a checkpoint of a run on the validation split of prepared data, as the run itself would.
@@ -45,6 +48,7 @@ def validate(
         max_val_windows: maximum number of windows of each domain.
         all_windows: use all windows of each domain.
         accelerator: cpu, gpu, or auto, which uses a GPU if there is one.
+        teacher: folder of the run's teacher, if it is no longer where the run read it; none measures no divergence.
         json: also write the losses to this file.
     """
     folder = chosen_checkpoint(run, None) if checkpoint is None else chosen_checkpoint(None, checkpoint)
@@ -68,7 +72,11 @@ def validate(
         loader_timeout=given.loader_timeout,
     )
     refuse_other_tokenizer(str(folder), datamodule.tokenizer_dir, "run")
-    module = MonetLightningModule(ModelShape(**settings.model.shape.as_dict()), attention=settings.model.attention)
+    module = MonetLightningModule(
+        ModelShape(**settings.model.shape.as_dict()),
+        teacher=_teacher(settings, teacher),
+        attention=settings.model.attention,
+    )
     refuse_structural_change(read_config(folder), config_json(module.model.config))
     copy_strictly(read_weights(folder), released_tensors(module.model), f"checkpoint {folder}")
     precision: Any = settings.trainer.precision
@@ -88,6 +96,15 @@ def validate(
     if json is not None:
         entry = {"step": step_of(folder), "checkpoint": str(folder), "data": str(data)}
         atomic_write_json(json, {**entry, "data_fingerprint": datamodule.fingerprint, **module.validation_result})
+
+
+def _teacher(settings: Any, folder: str | None) -> TeacherSettings | None:
+    own = teacher_settings(settings)
+    if folder is None or own is None and folder == "none":
+        return own
+    if own is None:
+        raise ConfigError(f"teacher = {folder}: the run has no teacher; leave it out")
+    return None if folder == "none" else replace(own, model=folder)
 
 
 def run_command(words: list[str]) -> None:

@@ -127,6 +127,25 @@ def test_training_is_three_forwards_and_recomputing_another_of_the_layers():
     assert recomputed == 4 * forward - parts["lm_head"]
 
 
+@pytest.mark.parametrize("dense", [(0, 1, 2), (0, 1, 4), ()], ids=["top", "between", "all"])
+def test_frozen_dense_weights_cost_less(dense):
+    """torch counts the products of a real forward and backward in which only routers and experts learn."""
+    T, sizes = 8, {"num_hidden_layers": 6, "hidden_size": 24}
+    config = tiny_config("vertical", **sizes, dense_layers=list(dense), intermediate_size=80)
+    model = MonetForCausalLM(config).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".router." in name or ".moe." in name)
+    model.set_attn_implementation("eager")
+    ids = torch.zeros(1, T, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    squares = forward_flops_per_token(config, T)["attention_scores"]  # torch counts the masked half too
+    above = config.num_hidden_layers - config.monet_layers[0] - 1
+    expected = training_flops_per_token(config, T, freeze_dense=True) + squares + 2 * squares * above / 6
+    assert counter.get_total_flops() == pytest.approx(expected * T, rel=0.06)
+    assert training_flops_per_token(config, T, freeze_dense=True) < training_flops_per_token(config, T)
+
+
 @pytest.mark.parametrize(
     ("device_name", "kind"),
     [

@@ -116,6 +116,16 @@ def test_state_is_what_a_real_optimiser_holds(precision):
     assert parts["buffers"] == 0
 
 
+def test_frozen_dense_weights_have_no_gradients_and_moments():
+    model = make("vertical", "32-true")
+    config = model.config
+    learning = [p for name, p in model.named_parameters() if ".router." in name or ".moe." in name]
+    trained = sum(p.numel() for p in learning)
+    parts = state_bytes(config, "32-true", "ddp", 8, freeze_dense=True)
+    assert parts["weights"] == state_bytes(config, "32-true", "ddp", 8)["weights"]
+    assert (parts["gradients"], parts["optimiser"]) == (4 * trained, 8 * trained)
+
+
 @pytest.mark.parametrize(
     ("precision", "weight", "gradient", "optimiser"), [("bf16-mixed", 2, 4, 12), ("bf16-true", 2, 4, 12),
                                                        ("32-true", 4, 4, 12)]

@@ -13,7 +13,7 @@ import yaml
 from benchmarks import scaling_tables
 from monet.cli import main
 from monet.costs.communication import latency_seconds, sent_bytes, starting_seconds, waiting_seconds
-from monet.costs.flops import parameter_counts, training_flops_per_token
+from monet.costs.flops import forward_flops_per_token, parameter_counts, training_flops_per_token
 from monet.costs.hardware import ACCELERATORS
 from monet.costs.memory import STRATEGIES
 from monet.errors import ConfigError
@@ -115,6 +115,37 @@ def test_a_hybrid_is_planned_with_its_dense_layers(tmp_path, capsys):
     found = configured(hybrid, given(1))
     assert found.compute_seconds == pytest.approx(flops / (0.4 * 989e12))
     assert found.compute_seconds != pytest.approx(configured(plain, given(1)).compute_seconds, rel=1e-3)
+
+
+def test_a_teacher_and_frozen_weights_are_planned(tmp_path, capsys):
+    """Every GPU holds the teacher and runs the layers that the student does not share; frozen weights cost less."""
+    shape = ModelShape(**read_training_config([RECIPE, CONFIGS / "pretrain" / "llama_770m.yaml"]).model.shape.as_dict())
+    teacher = shape.config()
+    teacher.save_pretrained(tmp_path / "teacher")
+    dense = list(range(teacher.num_hidden_layers - 4))
+    changed = tmp_path / "student.yaml"
+    changed.write_text(
+        f"model: {{shape: {{dense_layers: {dense}, intermediate_size: 4096}}, init_from: x, freeze_dense: true,"
+        f" teacher: {{model: {tmp_path / 'teacher'}, dtype: bfloat16}}}}\n"
+    )
+    files = [RECIPE, CONFIGS / "pretrain" / "monet_850m_vd.yaml", changed]
+    words = [word for file in files for word in ("--config", str(file))]
+    assert main(["plan", *words, "--gpus", "8", "--json", str(tmp_path / "plan.json")]) == 0
+    text, plan = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
+    total = sum(parameter_counts(teacher).values())
+    assert f"teacher: {total:,} parameters" in text and "the dense weights are frozen" in text
+    assert plan["teacher"]["parameters"] == total and plan["teacher"]["weight_bytes"] == 2 * total
+    assert plan["configured"]["memory"]["teacher"] == 2 * total
+    assert plan["model"]["trained_parameters"] < sum(plan["model"]["parameters"].values())
+    parts = forward_flops_per_token(teacher, 2048)
+    layers = (sum(parts.values()) - parts["lm_head"]) * 4 / teacher.num_hidden_layers
+    run = read_run(files)
+    assert run.teacher.forward_flops == pytest.approx(parts["lm_head"] + layers)
+    found, alone = configured(run, given(1)), configured(replace(run, teacher=None, freeze_dense=False), given(1))
+    assert found.compute_seconds < alone.compute_seconds and found.total_bytes < alone.total_bytes
+    changed.write_text(changed.read_text().replace(str(tmp_path / "teacher"), str(tmp_path / "none")))
+    assert main(["plan", *words]) == 4
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_time_without_communication_is_operations_over_rate():

@@ -4,53 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monet import MonetForCausalLM
 from monet.convert.export import export
-from monet.model.modeling_monet import MonetConfig
+from monet.json_text import read_json
+from monet.training.cli import main
 from monet.training.teacher import Teacher, TeacherSettings
 from tests.tolerances import assert_close
-from tests.training.runs import SHAPE, losses, read_log
+from tests.training.runs import losses, read_log
+from tests.training.teachers import HYBRID, dense, hybrid_of, learning_hybrid
 from tests.training.test_runs import Crash, crash_after  # noqa: F401
 
-HYBRID = {**SHAPE, "num_hidden_layers": 4, "dense_layers": [0, 2], "intermediate_size": 48, "attention_dropout": 0.0,
-          "rms_norm_eps": 1e-6}  # fmt: skip
 NEW = (".router.", ".moe.")
 KINDS = ("llama", "mistral", "qwen2")
-
-
-def dense(kind: str = "llama", seed: int = 0):
-    torch.manual_seed(seed)
-    name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}[kind]
-    config = getattr(transformers, f"{name}Config")(
-        vocab_size=300, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=2,
-        intermediate_size=48, max_position_embeddings=64, tie_word_embeddings=True, rms_norm_eps=1e-6,
-        **({"sliding_window": None} if kind == "mistral" else {}), initializer_range=0.2,
-    )  # fmt: skip
-    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
-
-
-def hybrid_of(model) -> MonetForCausalLM:
-    """A hybrid with random experts, and all other weights of a dense LLaMA."""
-    torch.manual_seed(5)
-    hybrid = MonetForCausalLM(MonetConfig(**HYBRID, initializer_range=0.2))
-    known = model.state_dict()
-    hybrid.load_state_dict({name: known.get(name, tensor) for name, tensor in hybrid.state_dict().items()})
-    return hybrid
 
 
 @pytest.fixture
 def settings(settings, tmp_path, data_dir):
     """A hybrid that learns from the LLaMA whose layers it has."""
-    model = dense()
-    model.save_pretrained(tmp_path / "teacher")
-    hybrid_of(model).save_pretrained(tmp_path / "hybrid")
-    settings["model"] |= {
-        "shape": HYBRID, "init_from": str(tmp_path / "hybrid"), "freeze_dense": True,
-        "teacher": {"model": str(tmp_path / "teacher")},
-    }  # fmt: skip
+    settings["model"] |= learning_hybrid(tmp_path)
     return settings
 
 
@@ -60,19 +34,41 @@ def weights(folder):
 
 def test_only_routers_and_experts_learn_and_the_divergence_falls(train, settings, tmp_path):
     settings["trainer"]["max_steps"] = 24
-    run = train()
+    run = train("run", "--loggers=[tensorboard]")
     assert run.code == 0
     log = read_log(run.run_dir)
     assert log[-1]["kl"] < 0.8 * log[0]["kl"]
     assert all("uniformity_loss" in entry and entry["lm_loss"] > 0 for entry in log)
     (entry, *_) = read_log(run.run_dir, "validation.jsonl")
     assert set(entry["kl_by_domain"]) == {"animals", "code"} and entry["kl"] > 0
+    events = EventAccumulator(str(run.run_dir / "logs" / "tensorboard")).Reload()
+    logged = {name: events.Scalars(f"validation/{name}")[0].value for name in ("kl", "kl/animals")}
+    assert logged == {"kl": pytest.approx(entry["kl"]), "kl/animals": pytest.approx(entry["kl_by_domain"]["animals"])}
     before, after = weights(tmp_path / "hybrid"), weights(run.checkpoints / "step-00000024")
     for name, tensor in after.items():
         changes = any(part in name for part in NEW)
         assert torch.equal(tensor, before[name]) != changes or "num_batches" in name, name
     export(tmp_path / "export", run=run.run_dir)
     assert MonetForCausalLM.from_pretrained(tmp_path / "export").config.dense_layers == [0, 2]
+
+
+def test_validating_a_checkpoint_gives_the_runs_own_divergence(train, tmp_path, data_dir, capsys):
+    run, out = train(), tmp_path / "out.json"
+    words = ["validate", "--run", str(run.run_dir), "--data", str(data_dir), "--json", str(out)]
+    words += ["--checkpoint", str(run.checkpoints / "step-00000008")]
+    capsys.readouterr()
+    assert main(words) == 0
+    (entry,) = read_log(run.run_dir, "validation.jsonl")
+    found = read_json(out)
+    assert entry["kl"] > 0 and {key: found[key] for key in entry} == entry
+    assert f"KL from the teacher {entry['kl']:.3f}" in capsys.readouterr().out
+    (tmp_path / "teacher").rename(tmp_path / "moved")
+    assert main(words) == 4
+    assert "no such folder" in capsys.readouterr().err
+    assert main([*words, f"--teacher={tmp_path / 'moved'}"]) == 0
+    assert read_json(out)["kl"] == entry["kl"]
+    assert main([*words, "--teacher=none"]) == 0
+    assert "kl" not in read_json(out)
 
 
 def test_a_crashed_run_continues_bit_for_bit(train, crash_after):  # noqa: F811

@@ -47,12 +47,12 @@ class ShardedState:
 
     @torch.no_grad()
     def weight(self, name: str) -> Tensor:
-        return _whole(self.parameters[name] if name in self.parameters else self.buffers[name])
+        return whole(self.parameters[name] if name in self.parameters else self.buffers[name])
 
     @torch.no_grad()
     def moment(self, name: str) -> Tensor:
         parameter, key = name.rsplit("/", 1)
-        return _whole(self.optimizer.state[self.parameters[parameter]][key])
+        return whole(self.optimizer.state[self.parameters[parameter]][key])
 
     @torch.no_grad()
     def load(self, weights: Source, moments: Source) -> None:
@@ -91,7 +91,8 @@ def _own_rows(parameter: Tensor) -> tuple[Tensor, int]:
     return local, start * math.prod(parameter.shape[1:])
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one that FSDP2 shards; then every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
