@@ -2,6 +2,7 @@
 # make test    set up, then the tests (SLOW=1 adds the slow ones, SLOW=ci those that CI runs)
 # make test-oldest   the same tests with the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-newest   the same tests with the newest releases, in .venv-newest
+# make test-lens   the tests of docs/hook-points.md with TransformerLens, in .venv-lens
 # make smoke   a short check of the newest releases, in .venv-smoke
 # make lint    style, types, dependencies, spelling, English (tools/prose)
 # make docs    the documentation site, in build/site; runs the notebooks
@@ -35,7 +36,7 @@ BIN := .venv/bin
 DATA := data/demo
 RUN := runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
-.PHONY: demo evidence knowledge warm-start test test-oldest test-newest smoke pins lint docs check clean-demo
+.PHONY: demo evidence knowledge warm-start test test-oldest test-newest test-lens smoke pins lint docs check clean-demo
 .DELETE_ON_ERROR:
 
 # constraints/tested.txt without the pins that depend on the torch release, if TORCH requests another release.
@@ -188,6 +189,10 @@ test-oldest: .venv-oldest/.ready
 test-newest:
 	$(call install_newest,.venv-newest,dev quantisation)
 	$(call suite,.venv-newest)
+
+test-lens: .venv/.tests-ready
+	$(call install,.venv-lens,--constraint .venv/constraints.txt "$(TORCH)" --editable ".[dev,lens]")
+	.venv-lens/bin/python -m pytest tests/docs/test_hook_points.py tests/eval/inspection/test_lens.py
 
 smoke:
 	$(call install_newest,.venv-smoke)

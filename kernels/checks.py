@@ -45,17 +45,20 @@ def check_routing(g1_THE: Tensor, g2_THE: Tensor, hidden_TEM: Tensor) -> None:
 
 
 def is_watched(function: object) -> bool:
-    """Whether someone has registered a hook on a module, so that the module must be called."""
+    """Whether someone must see the calls of a module: it has a hook, or its object has a separate `forward`.
+
+    Libraries that trace a model (nnsight) and offloading (accelerate) replace the object's `forward`.
+    """
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(function, name, None) for name in hooks)
+    return any(getattr(function, name, None) for name in hooks) or "forward" in getattr(function, "__dict__", {})
 
 
 def is_plain_linear(linear: nn.Module) -> bool:
     """Whether a module is an nn.Linear whose weight may be read directly instead of calling the module.
 
-    Adapters (peft) and quantisation replace the module or its weight by another kind. Offloading (accelerate) replaces
-    the object's `forward`. Hooks must see the call. DeepSpeed's own hooks do not count: they are on every module, and
-    its partitioned weights are gathered when they are read.
+    Adapters (peft) and quantisation replace the module or its weight by another kind. Hooks must see the call, and so
+    must libraries that replace the object's `forward` (see `is_watched`). DeepSpeed's own hooks do not count: they are
+    on every module, and its partitioned weights are gathered when they are read.
     """
     if type(linear) is not nn.Linear or "forward" in vars(linear) or hasattr(linear.weight, "__tensor_flatten__"):
         return False

@@ -143,6 +143,11 @@ class MonetRouter(nn.Module):
         """Whether the batch's own statistics set the threshold and move the running statistics."""
         return self.training and self.w1.weight.requires_grad and self.w2.weight.requires_grad
 
+    @property
+    def is_hooked(self) -> bool:
+        """Whether someone may change the output: with a forward hook, or with a `forward` that replaces this one."""
+        return bool(self._forward_hooks) or (not torch.compiler.is_compiling() and "forward" in vars(self))
+
     def forward(
         self,
         x_BTD: Tensor,
@@ -186,7 +191,7 @@ class MonetRouter(nn.Module):
         sums = [axis.sums for axis in axes if axis.sums is not None]
         first_facts, second_facts = (axis.facts for axis in axes)
         shared = None if first_facts is None or second_facts is None else share(gates, (first_facts, second_facts))
-        shown = Shown(g1_BTHE, g2_BTHE) if self._forward_hooks and not torch.compiler.is_compiling() else None
+        shown = Shown(g1_BTHE, g2_BTHE) if self.is_hooked and not torch.compiler.is_compiling() else None
         if not sums:
             return RouterOutput(g1_BTHE, g2_BTHE, gates, statistics=statistics, shared=shared, shown=shown)
         shares = [axis.share_HE for axis in sums if axis.share_HE is not None]
@@ -203,10 +208,10 @@ class MonetRouter(nn.Module):
     def route(self, x_BTD: Tensor, float32_probs: bool = False, **options: Any) -> RouterOutput:
         """Call the router with its hooks, and use the probabilities that they return.
 
-        A forward hook sees float32 probabilities. It may write into them, or return changed ones, as a RouterOutput
-        (`output._replace(g1_BTHE=...)`) or as a pair (g1_BTHE, g2_BTHE). The layers of the group then mix with the
-        changed probabilities, in the dtype of the logits. A hook that changes nothing leaves the model's results and
-        gradients bitwise identical.
+        A forward hook, or a library that traces the model (nnsight), sees float32 probabilities. It may write into
+        them, or return changed ones, as a RouterOutput (`output._replace(g1_BTHE=...)`) or as a pair
+        (g1_BTHE, g2_BTHE). The layers of the group then mix with the changed probabilities, in the dtype of the
+        logits. A hook that changes nothing leaves the model's results and gradients bitwise identical.
 
         Args:
             x_BTD: as in `forward`.
@@ -215,7 +220,7 @@ class MonetRouter(nn.Module):
         Raises:
             ConfigError: a hook returned another type, a pair in training, or probabilities of another shape.
         """
-        hooked = bool(self._forward_hooks)
+        hooked = self.is_hooked
         returned: Any = self(x_BTD, float32_probs=float32_probs or hooked, **options)
         if not hooked:
             return returned

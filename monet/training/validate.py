@@ -100,7 +100,7 @@ def validate(
 
 def _teacher(settings: Any, folder: str | None) -> TeacherSettings | None:
     own = teacher_settings(settings)
-    if folder is None or own is None and folder == "none":
+    if folder is None or (own is None and folder == "none"):
         return own
     if own is None:
         raise ConfigError(f"teacher = {folder}: the run has no teacher; leave it out")
