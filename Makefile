@@ -135,6 +135,7 @@ QUICK ?=
 LAYERS := $(if $(QUICK),22-26,19-28)
 TOKENS := $(if $(QUICK),--tokens 150000 --distil_tokens 30000)
 # Few facts, so that they cost a quick run less than two minutes.
+QUESTIONS := $(if $(QUICK),,data/questions)
 FACTS := data/facts$(if $(QUICK),-languages)
 FACTS_DOMAINS := $(if $(QUICK),--domains "[languages]")
 KNOWLEDGE_NAME := knowledge$(if $(QUICK),-quick)
@@ -149,11 +150,13 @@ endef
 knowledge: .venv/.ready
 	test -f data/subjects-text/manifest.json || $(BIN)/python -m corpus.build --recipe subjects --out data/subjects-text
 	test -f $(FACTS)/facts.jsonl || $(BIN)/python -m corpus.build --recipe facts --out $(FACTS) $(FACTS_DOMAINS)
+	$(if $(QUESTIONS),test -d $(QUESTIONS) || $(BIN)/python -m corpus.questions --out $(QUESTIONS))
 	test -d data/smollm2 || $(BIN)/python -m corpus.dense_model --out data/smollm2
 	$(BIN)/monet data prepare --config configs/data/subjects.yaml
 	$(foreach run,$(KNOWLEDGE),$(call convert,$(run)))
 	$(BIN)/python -m studies.knowledge --model $(KNOWLEDGE) --dense data/smollm2 --data data/subjects \
-		--facts $(FACTS)/facts.jsonl --families programming=cpp,lua,python --out runs/$(KNOWLEDGE_NAME)-results --docs docs $(if $(QUICK),--quick)
+		--facts $(FACTS)/facts.jsonl $(if $(QUESTIONS),--questions $(QUESTIONS)) --families programming=cpp,lua,python \
+		--out runs/$(KNOWLEDGE_NAME)-results --docs docs $(if $(QUICK),--quick)
 
 STARTS := random rest pieces
 TWIN := runs/evidence-llama

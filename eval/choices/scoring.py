@@ -36,11 +36,13 @@ class Outcome:
         log_likelihoods: log-likelihood of every option, nats; None if the question has no score.
         cut: tokens of its prompt that did not fit into the model's context, the maximum over the options.
         reason: why the question has no score.
+        greedy: for a question with a single option, whether greedy decoding gives it; else None.
     """
 
     log_likelihoods: tuple[float, ...] | None
     cut: int = 0
     reason: str = ""
+    greedy: bool | None = None
 
 
 class Choice(Protocol):
@@ -165,13 +167,14 @@ class ChoiceScorer(ABC, Generic[ChoiceT]):
 def _kept(outcome: Outcome) -> dict[str, Any]:
     if outcome.log_likelihoods is None:
         return {"reason": outcome.reason}
-    return {"ll": list(outcome.log_likelihoods), "cut": outcome.cut}
+    kept = {"ll": list(outcome.log_likelihoods), "cut": outcome.cut}
+    return kept if outcome.greedy is None else {**kept, "greedy": outcome.greedy}
 
 
 def _outcome(kept: Mapping[str, Any]) -> Outcome:
     if "reason" in kept:
         return Outcome(None, reason=kept["reason"])
-    return Outcome(tuple(kept["ll"]), kept["cut"])
+    return Outcome(tuple(kept["ll"]), kept["cut"], greedy=kept.get("greedy"))
 
 
 def count_outcomes(outcomes: Sequence[Outcome]) -> tuple[dict[str, int], int]:
@@ -186,6 +189,8 @@ def count_outcomes(outcomes: Sequence[Outcome]) -> tuple[dict[str, int], int]:
 def log_probability(questions: Sequence[Choice], outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
     """Log-probability of the right option among a question's options, nats; NaN if it has no score.
 
+    For a single option, it is the log-likelihood.
+
     Unlike accuracy, it moves with every change of the model, so it shows losses even when there are few questions.
 
     Args:
@@ -196,7 +201,8 @@ def log_probability(questions: Sequence[Choice], outcomes: Sequence[Outcome]) ->
     for number, (question, outcome) in enumerate(zip(questions, outcomes, strict=True)):
         if outcome.log_likelihoods is not None:
             values = np.array(outcome.log_likelihoods)
-            found[number] = values[question.answer] - np.logaddexp.reduce(values)
+            others = np.logaddexp.reduce(values) if len(values) > 1 else 0.0
+            found[number] = values[question.answer] - others
     return found
 
 

@@ -187,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--families", nargs="*", default=[], help="for example programming=code,shell")
     found.add_argument("--facts", type=Path, nargs="+", help="files of `python -m corpus.build --recipe facts`")
     found.add_argument(
-        "--questions", type=Path, help="folder with ARC-Easy, SciQ and PIQA, as for `monet eval general`"
+        "--questions", type=Path, help="folder with ARC-Easy, SciQ, PIQA and LAMBADA (python -m corpus.questions)"
     )
     found.add_argument("--relearn", nargs="*", default=[], help="domains trained again")
     found.add_argument("--quick", action="store_true", help="smaller sizes")

@@ -20,7 +20,7 @@ from studies.knowledge.results import AskedFacts, AskedQuestions, LostFacts, Los
 from studies.removal.measure import Measurement
 from studies.removal.plan import JUDGING_SEED
 
-BENCHMARKS = ("ARC-Easy", "SciQ", "PIQA")
+BENCHMARKS = ("ARC-Easy", "SciQ", "PIQA", "LAMBADA")
 # A domain of text is named after its form and its subject; facts are named after the subject only.
 FORMS = ("dictionary_", "prose_")
 
@@ -69,7 +69,7 @@ class Asking:
             found["Facts"] = "no file of facts was given (`--facts`)"
         if self.questions is None:
             found[", ".join(BENCHMARKS)] = "no folder of questions was given (`--questions`)"
-        return {**found, "LAMBADA": "it has no options, and the suite of questions chooses between options"}
+        return found
 
     @property
     def described(self) -> dict[str, Any]:

@@ -85,6 +85,7 @@ _ARC = ("ai2_arc", "arc")
 OTHERS = (
     Benchmark("ARC-Easy", (_task("arc_easy", "arc", "arc", *_ARC),)),
     Benchmark("SciQ", (_task("sciq", "sciq", "sciq"),)),
+    Benchmark("LAMBADA", (_task("lambada_openai", "lambada", "lambada", "lambada", "EleutherAI/lambada_openai"),)),
 )
 
 

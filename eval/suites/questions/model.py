@@ -34,11 +34,13 @@ class Score(NamedTuple):
         log_likelihood: sum over its tokens, nats; None if it has no score.
         cut: tokens at the beginning of the context that did not fit in.
         reason: why there is no score.
+        greedy: whether each of its tokens is the likeliest after those before it.
     """
 
     log_likelihood: float | None
     cut: int = 0
     reason: str = ""
+    greedy: bool = False
 
 
 class PairLM(HFLM):
@@ -88,13 +90,13 @@ class PairLM(HFLM):
                 places.append(place)
         if requests:
             answers = self._loglikelihood_tokens(requests, disable_tqdm=True)
-            for place, (log_likelihood, _), request in zip(places, answers, requests, strict=True):
+            for place, (log_likelihood, greedy), request in zip(places, answers, requests, strict=True):
                 if not abs(log_likelihood) < float("inf"):
                     raise NonFiniteError(
                         f"log-likelihood {log_likelihood} of {request[0][1]!r}; check the checkpoint's weights, or "
                         "load it as float32"
                     )
-                found[place] = Score(log_likelihood, found[place].cut)
+                found[place] = Score(log_likelihood, found[place].cut, greedy=bool(greedy))
         return found
 
 

@@ -21,7 +21,8 @@ class Schema:
         question: the question's text, without the options.
         options: texts to choose from.
         answer: index of the right option; raises ValueError, IndexError or TypeError if there is none.
-        num_options: how many options a row must have; None takes two or more.
+        num_options: how many options a row must have; None takes two or more. With one, the model must find the
+            option by itself.
         identity: a row's own id, if the data set has ids.
     """
 
@@ -55,7 +56,18 @@ def _blank(row: Row) -> str:
     return sentence if "_" in sentence else ""
 
 
+def _without_last_word(row: Row) -> str:
+    return row["text"].rpartition(" ")[0]
+
+
 SCHEMAS: dict[str, Schema] = {
+    "lambada": Schema(
+        ("text",),
+        _without_last_word,
+        lambda row: [row["text"].rpartition(" ")[2]],
+        lambda row: 0,
+        num_options=1,
+    ),
     "mmlu": Schema(
         ("question", "choices", "answer"),
         lambda row: row["question"],

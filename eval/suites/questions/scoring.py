@@ -78,7 +78,8 @@ class Scorer(ChoiceScorer[Question]):
             own = [next(scores) for _ in question.pairs]
             values = [score.log_likelihood for score in own if score.log_likelihood is not None]
             if len(values) == len(own):
-                found.append(Outcome(tuple(values), max(score.cut for score in own)))
+                greedy = own[0].greedy if len(own) == 1 else None
+                found.append(Outcome(tuple(values), max(score.cut for score in own), greedy=greedy))
             else:
                 reason = next(score.reason for score in own if score.log_likelihood is None)
                 found.append(Outcome(None, reason=reason))
@@ -87,6 +88,8 @@ class Scorer(ChoiceScorer[Question]):
 
 def correct(questions: Sequence[Question], outcomes: Sequence[Outcome], normalised: bool) -> NDArray[np.float64]:
     """Whether the right option is the likeliest, 1.0 or 0.0; NaN if the question has no score.
+
+    A question with a single option is right if the option is what greedy decoding gives.
 
     Args:
         questions: the asked questions.
@@ -99,5 +102,6 @@ def correct(questions: Sequence[Question], outcomes: Sequence[Outcome], normalis
             values = np.array(outcome.log_likelihoods)
             if normalised:
                 values = values / np.array(question.lengths, dtype=np.float64)
-            found[number] = float(int(np.argmax(values)) == question.answer)
+            likeliest = int(np.argmax(values)) == question.answer
+            found[number] = float(likeliest if outcome.greedy is None else outcome.greedy)
     return found

@@ -33,7 +33,7 @@ SOLVED = "a question solved in its own prompt"
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice question, ready to be scored.
+    """One question, ready to be scored. With a single option, the model must find it by itself.
 
     Args:
         id: task and row number in its split, unique.
@@ -256,8 +256,11 @@ def _question(
 ) -> Question:
     context = task.fewshot_context(doc, num_fewshot=shots, gen_prefix=task.doc_to_prefix(doc))
     requests = task.construct_requests(doc=doc, ctx=context, metadata=(spec.name, number, 1))
-    options = task.doc_to_choice(doc)
-    answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if spec.schema.num_options == 1:
+        requests, options, answer = [requests], [task.doc_to_target(doc)], 0
+    else:
+        options = task.doc_to_choice(doc)
+        answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     return Question(
         id=f"{spec.name}/{number}",
         pairs=tuple(request.args for request in requests),

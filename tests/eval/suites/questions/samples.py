@@ -51,7 +51,7 @@ def labelled_rows(name: str, count: int, options: int = 4, question: str = "ques
 
 
 def other_rows(name: str, count: int) -> list[dict[str, Any]]:
-    """WinoGrande, PIQA, SIQA, HellaSwag, SciQ."""
+    """WinoGrande, PIQA, SIQA, HellaSwag, SciQ, LAMBADA."""
     g = random.Random(name)
     made = {
         "winogrande": lambda: {"sentence": f"{_phrase(g, 3)} _ {_phrase(g, 2)}.", "option1": _phrase(g, 1),
@@ -62,6 +62,7 @@ def other_rows(name: str, count: int) -> list[dict[str, Any]]:
                          "distractor3": _phrase(g, 3), "correct_answer": _phrase(g, 2), "support": _phrase(g, 5)},
         "siqa": lambda: {"context": _phrase(g, 4) + ".", "question": _phrase(g, 2) + "?", "answerA": _phrase(g, 1),
                          "answerB": _phrase(g, 2), "answerC": _phrase(g, 3), "label": g.choice("123")},
+        "lambada": lambda: {"text": f"{_phrase(g, 6)}. {_phrase(g, 4)}"},
         "hellaswag": lambda: {"ind": g.randrange(99), "activity_label": _phrase(g, 1), "ctx_a": _phrase(g, 3) + ".",
                               "ctx_b": _phrase(g, 1), "ctx": "", "endings": [_phrase(g, 2) for _ in range(4)],
                               "source_id": "s", "split": "val", "split_type": "indomain", "label": g.choice("0123")},

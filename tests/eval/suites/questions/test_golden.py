@@ -9,30 +9,38 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from monet.eval.choices.scoring import tokenizer_of
+from monet.eval.choices.scoring import log_probability, tokenizer_of
 from monet.eval.core.conditions import Condition
 from monet.eval.core.controls import Controls
-from monet.eval.suites.questions.catalog import benchmarks
+from monet.eval.suites.questions.catalog import OTHERS, benchmarks
 from monet.eval.suites.questions.model import MonetLM
 from monet.eval.suites.questions.scoring import Scorer, correct
 from monet.eval.suites.questions.sources import task_manager
 from monet.eval.suites.questions.tasks import load_tasks
 from monet.masks.expert_mask import ExpertMask
-from tests.eval.suites.questions.samples import labelled_rows, mmlu_rows, other_rows
+from tests.eval.suites.questions.samples import labelled_rows, mmlu_rows, other_rows, write_jsonl
 
 PARTS = {
     "arc_easy": {split: labelled_rows(f"ARC-Easy-{split}", 8) for split in ("train", "validation", "test")},
     "winogrande": {split: other_rows("winogrande", 8) for split in ("train", "validation")},
+    "lambada_openai": {"test": other_rows("lambada", 8)},
     "mmlu_anatomy": {"test": mmlu_rows("anatomy", "test", 2), "dev": mmlu_rows("anatomy", "dev", 5)},
 }
 
 
 def spec_of(name: str, style: str):
-    return next(spec for benchmark in benchmarks(style) for spec in benchmark.tasks if spec.name == name)
+    known = (*benchmarks(style), *OTHERS)
+    return next(spec for benchmark in known for spec in benchmark.tasks if spec.name == name)
 
 
-@pytest.mark.parametrize("shots", [0, 2])
-@pytest.mark.parametrize(("name", "style"), [*((name, "cloze") for name in PARTS), ("mmlu_anatomy", "letters")])
+# For LAMBADA the harness shows a question as its own example; the suite never does.
+CASES = [
+    *((name, "cloze", shots) for name in PARTS for shots in (0, 2) if (name, shots) != ("lambada_openai", 2)),
+    *(("mmlu_anatomy", "letters", shots) for shots in (0, 2)),
+]
+
+
+@pytest.mark.parametrize(("name", "style", "shots"), CASES)
 def test_without_a_mask_as_the_harness(name, style, shots, model, data, tmp_path):
     """Run the harness's loop with its own model class and its own task on the same rows."""
     spec = spec_of(name, style)
@@ -45,6 +53,9 @@ def test_without_a_mask_as_the_harness(name, style, shots, model, data, tmp_path
     found = lm_eval.evaluate(
         lm=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4), task_dict=theirs, bootstrap_iters=0
     )
+    if name == "lambada_openai":
+        write_jsonl(tmp_path / "data" / "lambada_openai" / "test.jsonl", PARTS[name]["test"])
+        data = tmp_path / "data"
     (task,), missing = load_tasks([spec], shots, data=data)
     scorer = Scorer(model, tokenizer, tmp_path, batch_size=4)
     outcomes = scorer.outcomes(task.questions, Condition("no mask"))
@@ -55,6 +66,9 @@ def test_without_a_mask_as_the_harness(name, style, shots, model, data, tmp_path
         assert np.allclose([ll for ll, _ in sample["filtered_resps"]], outcome.log_likelihoods, atol=1e-4)
     metrics = found["results"][spec.harness_name]
     assert correct(task.questions, outcomes, False).mean() == pytest.approx(metrics["acc,none"])
+    if name == "lambada_openai":
+        perplexity = np.exp(-log_probability(task.questions, outcomes).mean())
+        assert perplexity == pytest.approx(metrics["perplexity,none"], rel=1e-3)
     assert task.normalised == ("acc_norm,none" in metrics)
     if task.normalised:
         assert correct(task.questions, outcomes, True).mean() == pytest.approx(metrics["acc_norm,none"])

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 
 from monet.errors import ConfigError, DataError
+from monet.eval.choices.scoring import Outcome, log_probability
 from monet.eval.choices.texts import content_of
 from monet.eval.suites.questions.catalog import OTHERS, benchmarks
 from monet.eval.suites.questions.categories import CATEGORIES, CATEGORY_OF, SUBJECTS, category_of
+from monet.eval.suites.questions.scoring import correct
 from monet.eval.suites.questions.tasks import SOLVED, load_tasks
 from tests.eval.suites.questions.samples import labelled_rows, mmlu_rows, other_rows, write_jsonl, write_mmlu
 
 ARC = next(spec for benchmark in benchmarks() for spec in benchmark.tasks if spec.name == "arc_easy")
 GRANDE = next(spec for benchmark in benchmarks() for spec in benchmark.tasks if spec.name == "winogrande")
+LAMBADA = next(spec for benchmark in OTHERS for spec in benchmark.tasks if spec.name == "lambada_openai")
 ANATOMY, VIROLOGY = (spec for spec in benchmarks()[0].tasks if spec.subject in ("anatomy", "virology"))
 
 
@@ -269,6 +273,25 @@ def test_other_benchmarks_are_asked_only_if_they_are_named():
     named = benchmarks("cloze", ["SciQ", "ARC-Easy", "PIQA"])
     assert [[spec.name for spec in one.tasks] for one in named] == [["sciq"], ["arc_easy"], ["piqa"]]
     assert len(benchmarks()) == 8 and not {"SciQ", "ARC-Easy"} & {one.name for one in benchmarks()}
+
+
+def test_the_last_word_of_a_passage_is_asked(tmp_path):
+    rows = [{"text": "She gave the key to Ann"}, {"text": "word"}, {"text": "  "}]
+    write_jsonl(tmp_path / "lambada" / "test.jsonl", rows)
+    (task,), _ = load_tasks([LAMBADA], data=tmp_path)
+    (question,) = task.questions
+    assert question.pairs == (("She gave the key to", " Ann"),)
+    assert (question.text, question.options, question.answer) == ("She gave the key to", ("Ann",), 0)
+    assert task.skipped == {"an empty question": 2}
+
+
+def test_a_single_option_is_right_if_greedy_decoding_gives_it(tmp_path):
+    write_jsonl(tmp_path / "lambada" / "test.jsonl", [{"text": "a b"}, {"text": "c d"}, {"text": "e f"}])
+    (task,), _ = load_tasks([LAMBADA], data=tmp_path)
+    outcomes = [Outcome((-1.0,), greedy=True), Outcome((-0.5,), greedy=False), Outcome(None, reason="no")]
+    assert correct(task.questions, outcomes, False).tolist()[:2] == [1.0, 0.0]
+    assert log_probability(task.questions, outcomes).tolist()[:2] == [-1.0, -0.5]
+    assert np.isnan(correct(task.questions, outcomes, False)[2])
 
 
 def test_unknown_benchmarks_are_refused():
