@@ -169,7 +169,8 @@ def test_stand_ins_in_place_are_the_model_that_they_fold_into(words, tiny_rows, 
     }  # fmt: skip
     assert main(["convert", *(f"--{name}={value}" for name, value in options.items())]) == 0
     report = Report.load(tmp_path / "run")
-    assert row.fvu == json.loads((tmp_path / "run" / "report.json").read_text())["fvu"]
+    fvu = json.loads((tmp_path / "run" / "report.json").read_text())["fvu"]
+    assert row.fvu == pytest.approx(fvu, rel=1e-5)  # the command may choose other matrix products on this processor
     for one, other in zip(row.losses, report.domains, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-5) and one.kl == pytest.approx(other.kl, rel=1e-3)
 
