@@ -106,6 +106,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert sources and {f"monet/kernels/decode/{name}" for name in sources} <= set(names)
     assert "monet/eval/scorers/words.safetensors" in names
     assert {"monet/eval/reporting/page.html.j2", "monet/eval/reporting/page.css"} <= set(names)
+    page = {path.name for path in (ROOT / "eval" / "view" / "page").iterdir()}
+    assert page and {f"monet/eval/view/page/{name}" for name in page} <= set(names)
     assert all(name.startswith(("monet/", "monet_experts-")) for name in names)
     assert any(name.endswith("LICENSE") for name in names)
 

@@ -161,14 +161,19 @@ class Index:
         shape = (units.groups, len(info.data.labels), units.keys, units.keys)
         sums_CREE = (sum_RCN.double() / SUM_SCALE).view(shape).transpose(0, 1).contiguous()
         windows_C = torch.tensor(info.windows)
+        return ExpertStatistics(
+            list(info.data.labels), sums_CREE, torch.tensor(info.tokens), windows_C, windows_C.clone(),
+            info.model.fingerprint, self.provenance,
+        )  # fmt: skip
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Which text was read and how, as statistics and masks record it, JSON-able."""
+        info = self.info
         excluded = {"ids": info.settings.exclude_ids, "first": info.settings.exclude_first, "tokens": info.excluded}
         part = {"data_fingerprint": info.data.fingerprint, **info.data.description, **info.text, "excluded": excluded}
         part |= {"stored_mask": info.model.stored_mask}
-        provenance = {"versions": info.versions, "made_by": "monet index", "parts": [part]}
-        return ExpertStatistics(
-            list(info.data.labels), sums_CREE, torch.tensor(info.tokens), windows_C, windows_C.clone(),
-            info.model.fingerprint, provenance,
-        )  # fmt: skip
+        return {"versions": info.versions, "made_by": "monet index", "parts": [part]}
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - an index lives as long as the program, or its cache with it
     def _group_table(self, group: int) -> pa.Table:

@@ -35,7 +35,8 @@ _PURPOSES = {
     "gpu": "flash attention on a GPU",
     "eval": "monet lm-eval, monet eval general, monet eval domains",
     "sentencepiece": "models whose tokenizer is a tokenizer.model",
-    "browser": "tests that look at reports",
+    "browser": "tests that look at reports and at the page of monet view",
+    "view": "monet view",
 }
 # Languages of `monet eval code` -> groups of programs, one of each group is needed; the names of Debian's packages.
 RUNTIMES: dict[str, tuple[tuple[tuple[str, ...], ...], str]] = {
@@ -126,7 +127,14 @@ def optional_parts(of_extras: list[Package]) -> list[Part]:
         paths = [next(filter(None, map(shutil.which, names)), None) for names in groups]
         found = None if None in paths else ", ".join(filter(None, paths))
         parts.append(Part(f"{language} runtime", found, "monet eval code", f"Debian: apt install {debian}"))
-    parts.append(Part("browser", _browser(), "tests that look at reports", "playwright install chromium"))
+    parts.append(
+        Part(
+            "browser",
+            _browser(),
+            "tests that look at reports and at the page of monet view",
+            "playwright install chromium",
+        )
+    )
     return parts
 
 
