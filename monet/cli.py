@@ -94,6 +94,17 @@ GROUPS: dict[str, dict[str, Verb]] = {
             takes_words=True,
             reads_text=True,
         ),
+        "explain": Verb(
+            "monet.eval.explain.command:run_explain",
+            "a text for each expert, from its contexts",
+            takes_words=True,
+        ),
+        "score": Verb(
+            "monet.eval.explain.command:run_score",
+            "how well the texts say where experts fire, next to controls",
+            takes_words=True,
+            reads_text=True,
+        ),
     },
     "Knowledge removal": {
         "stats": Verb(

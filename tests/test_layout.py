@@ -220,6 +220,7 @@ ORDER = (
     "monet.eval.paper",
     "monet.eval.index",
     "monet.eval.inspection",
+    "monet.eval.explain",
     "monet.eval.view",
     "constraints",
     "corpus",

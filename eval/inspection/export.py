@@ -58,7 +58,7 @@ def run(
     units = opened.units.parse(experts)
     if format != "jsonl":
         _check_folder(format, out, units)
-    loaded = load_model(_model_of(opened, model), device)
+    loaded = load_model(model_of(opened, model), device)
     opened = Index(index, loaded)
     if format == "jsonl":
         lines = (json.dumps(record(card_of(opened, loaded, unit)), ensure_ascii=False) for unit in units)
@@ -114,7 +114,7 @@ def _check_folder(format: Format, out: Path | None, units: list[Unit]) -> None:
             raise ConfigError(f"{unit.name} is a half; format {format} takes experts, such as 0:17; jsonl takes halves")
 
 
-def _model_of(index: Index, name: str | None) -> str:
+def model_of(index: Index, name: str | None) -> str:
     """The model to load: as given, or as the index records it, from here or next to the index.
 
     Raises:

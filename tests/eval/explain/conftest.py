@@ -1,0 +1,30 @@
+"""An index in which the truth is known: label d has the tokens 4d to 4d+3, and only they activate expert (d, d)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monet.eval.core.inputs import LabelledSequences
+from monet.eval.index.build import Wanted, build
+from monet.eval.index.index import Index
+from tests.eval.conftest import LABELS
+
+PLANTED = [17 * d for d in range(3)]
+
+
+@pytest.fixture
+def planted(planted_model, tmp_path) -> Index:
+    """An index of the planted model, over 60 documents of one window each."""
+    generator = torch.Generator().manual_seed(4)
+    sequences = [(4 * (n % 3) + torch.randint(4, (12,), generator=generator)).tolist() for n in range(60)]
+    documents = [f"document {n}" for n in range(60)]
+    data = LabelledSequences(LABELS, sequences, [n % 3 for n in range(60)], documents=documents)
+    build(planted_model, data, tmp_path / "index", wanted=Wanted(top=16), progress=False)
+    return Index(tmp_path / "index", planted_model)
+
+
+@pytest.fixture
+def units(planted) -> list:
+    """The three experts that fire."""
+    return [planted.units.unit(0, number) for number in PLANTED]
