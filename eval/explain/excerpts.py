@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 from monet.eval.index.index import Context, Index
@@ -25,7 +26,7 @@ class Excerpt:
     Attributes:
         window, position: the window, and the position of the context's token there.
         start: position of the first token.
-        document, label: of the window.
+        document, label: those of the window.
         ids: token ids.
         tokens: their texts.
         weight: the unit's weight at the context's token; 0 for an excerpt in which it is not active.
@@ -56,7 +57,7 @@ class Excerpt:
 
     @property
     def token(self) -> str:
-        """Text of the context's token; of a cut character, the whole character."""
+        """Text of the context's token; a cut character is shown whole."""
         return next((text for text in self.tokens[self.center :] if text), "")
 
     @property
@@ -149,7 +150,7 @@ def by_turns(excerpts: Iterable[Excerpt], count: int) -> list[Excerpt]:
     waiting: dict[int, list[Excerpt]] = {}
     for one in excerpts:
         waiting.setdefault(one.interval, []).append(one)
-    return [one for one, _ in zip(_turns([waiting[key] for key in sorted(waiting, reverse=True)]), range(count))]
+    return list(islice(_turns([waiting[key] for key in sorted(waiting, reverse=True)]), count))
 
 
 def _turns(lists: list[list[Excerpt]]) -> Iterator[Excerpt]:

@@ -73,8 +73,8 @@ class _Alone:
 class TokensJudge(_Alone):
     """Accepts an excerpt that has one of the tokens that the explanation quotes.
 
-    Of an explanation without quotes it takes the words of at least three letters, in any case. The odd excerpt of a set
-    is the one whose marked tokens are rarest in the other excerpts.
+    If nothing is quoted, it takes the explanation's words of at least three letters, in any case. The odd excerpt of a
+    set is the one whose marked tokens are rarest in the other excerpts.
     """
 
     key = {"judge": "tokens"}

@@ -1,7 +1,7 @@
 """What a unit is judged on: excerpts in which it is active, of all strengths, and as many in which it is not.
 
 Excerpts come from documents that no explainer saw. The inactive ones are excerpts of the other units of the same list,
-so both kinds have the same distribution over the list, and an explanation of another unit cannot tell them apart. The
+so both kinds have the same distribution over the list, and an explanation of another unit does not separate them. The
 model's forward passes say in which of them the unit is inactive.
 """
 

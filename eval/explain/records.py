@@ -225,19 +225,17 @@ class Lines(Generic[Line]):
 
     def _read(self) -> int:
         whole = 0
-        for line, whole in _entries(self.path, self._kind):
-            self.done[line.group, line.unit] = line
+        for line, end in _entries(self.path, self._kind):
+            self.done[line.group, line.unit], whole = line, end
         return whole
 
 
 def _entries(path: Path, kind: type[Line]) -> Iterator[tuple[Line, int]]:
     """Each whole line, and the place of its end."""
     end = 0
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise CheckpointError(f"{path}: unreadable ({error.strerror})") from None
-    with file:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: unreadable (no such file)")
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return

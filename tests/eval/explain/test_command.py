@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_from_index_to_scores(folders, capsys):
     assert "3 of 3 units explained" in shown
     shown = run(capsys, "score", index, "--model", model, "--explanations", "tokens", "--around", "2")
     assert "tokens-detection: score 1.000" in shown and "permuted" in shown and "empty 0.500" in shown
-    content = json.loads((run_path := f"{index}/scores/tokens-detection.result.json") and open(run_path).read())
+    content = json.loads(Path(index, "scores", "tokens-detection.result.json").read_text())
     assert content["units"] == 3 and content["provenance"]["settings"]["positives"] == 8
     shown = run(capsys, "score", index, "--model", model, "--scorer", "intruder", "--experts", EXPERTS)
     assert "chance 0.20" in shown
@@ -41,7 +42,7 @@ def test_experts_by_a_column(folders, capsys):
     index, _ = folders
     shown = run(capsys, "explain", index, "--most", "2", "--by", "count", "--explainer", "label")
     assert "2 of 2 units explained" in shown
-    lines = [json.loads(line) for line in open(f"{index}/explanations/label.jsonl")]
+    lines = [json.loads(line) for line in Path(index, "explanations", "label.jsonl").read_text().splitlines()]
     assert all(line["unit"] in PLANTED and line["explanation"].startswith("label: ") for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""From index to scores: planted experts are told apart, controls are not, and killed runs continue."""
+"""From index to scores: planted experts are found, controls are not, and killed runs continue."""
 
 from __future__ import annotations
 
