@@ -88,6 +88,12 @@ GROUPS: dict[str, dict[str, Verb]] = {
             takes_words=True,
             reads_text=True,
         ),
+        "index numbers": Verb(
+            "monet.eval.explain.numbers_command:run",
+            "monosemanticity of experts, halves and neurons in numbers",
+            takes_words=True,
+            reads_text=True,
+        ),
         "view": Verb(
             "monet.eval.view.command:run",
             "a page on an index: experts, prompts, removals, masks",
