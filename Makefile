@@ -36,6 +36,9 @@ BIN := .venv/bin
 DATA := data/demo
 RUN := runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
+# The tests start many processes. Each would compile the package again if Python kept no compiled modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo evidence knowledge warm-start test test-oldest test-newest test-lens smoke pins lint docs check clean-demo
 .DELETE_ON_ERROR:
 

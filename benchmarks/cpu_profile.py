@@ -29,6 +29,7 @@ from monet.model.experts import EXPERTS
 from monet.model.router import MonetRouter
 
 TOKENS = {"decode": 1, "training": 128}
+PROFILED_STEPS = {"decode": 40, "training": 4}
 SMALLEST_SHARE = 0.01
 EINSUM = {"horizontal": EinsumHorizontal, "vertical": EinsumVertical}
 
@@ -108,8 +109,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for kind, tokens in TOKENS.items():
         x_BTD = torch.randn(1, tokens, plan.hidden_size)
         steps = {side: step_of(kind, group, x_BTD) for side, group in sides.items()}
+        repeats = 1 if options.quick else PROFILED_STEPS[kind]
         clocks = time_in_turns(steps, plan.rounds, plan.block_seconds)
-        times = {side: own_milliseconds(step, 4 if kind == "training" else 40) for side, step in steps.items()}
+        times = {side: own_milliseconds(step, repeats) for side, step in steps.items()}
         clock = {f"ms_{side}": statistics.median(samples) for side, samples in clocks.items()}
         print(f"{kind}: {options.decompose}, k={options.topk}, {tokens} tokens, {plan.group_layers} layers")
         rows = [*table(times), {"operator": "step by the clock, unprofiled", **clock}]

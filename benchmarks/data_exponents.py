@@ -127,9 +127,9 @@ def letters_at_once(length: int) -> int:
 
 def growths() -> list[Growth]:
     """All costs of reading data."""
-    shards, ranks = (30, 300), (8, 64)
+    shards, ranks = (10, 100), (8, 64)
     return [
-        growth("descriptors held, reading all shards", "shards", descriptors, (600, 2400), 0.1),
+        growth("descriptors held, reading all shards", "shards", descriptors, (600, 1200), 0.1),
         growth("looks at files, a rank that trusts", "shards", lambda n: looks_of_rank(n, True), shards, 0.1),
         growth("looks at files, the rank that checks", "shards", lambda n: looks_of_rank(n, False), shards, 1.05),
         growth("looks at files, opening 100 shards, all ranks", "ranks", looks_of_all, ranks, 0.3),

@@ -39,6 +39,7 @@ from monet.training.settings import ModelShape
 
 GLOBAL_WINDOWS = 128  # windows of a step, with any number of ranks
 VOCABULARY = 512
+DOCUMENTS = 200  # of each domain
 
 
 def read_everything(
@@ -212,7 +213,7 @@ def make_data(folder: Path) -> Path:
     (folder / "text").mkdir()
     for domain in ("even", "odd"):
         (folder / "text" / domain).mkdir()
-        for document in range(400):
+        for document in range(DOCUMENTS):
             words = " ".join(str(document * number % 997) for number in range(1 + document % 7, 400))
             (folder / "text" / domain / f"{document}.txt").write_text(words, encoding="utf-8")
     prepare(str(folder / "text"), folder / "data", vocab_size=VOCABULARY)

@@ -30,7 +30,7 @@ def run(
 
     Shows for each kind of unit how many are used, and what its strongest contexts and all its firings have in common.
     This is the share of the commonest token, the share of units with one label, and the entropy over labels. Detection
-    scores of `monet score` are shown too. In the control, tokens and labels are random. All kinds have the same number of units.
+    scores of `monet score` are shown too. In the control, tokens and labels are random. All kinds have as many units.
 
     Args:
         index: folder of `monet index`.

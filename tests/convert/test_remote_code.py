@@ -109,8 +109,15 @@ def test_the_folder_runs_where_the_package_is_not_installed(form, dtype, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "masked"),
+    [
+        pytest.param("horizontal", False, id="horizontal-whole"),
+        pytest.param("vertical", True, id="vertical-masked"),
+        pytest.param("horizontal", True, id="horizontal-masked", marks=pytest.mark.nightly),
+        pytest.param("vertical", False, id="vertical-whole", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_file_s_model_compiles(form, masked, module, tmp_path):
     """Without a mask there is one graph; with a mask the experts stay outside the graphs."""
     model = saved(tmp_path / "model", form, masked=masked)

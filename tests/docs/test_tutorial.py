@@ -6,17 +6,30 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from monet.cli import main
+from monet.training.cli import main as train
+from tests.test_layout import ROOT
 
-DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+DOCS = ROOT / "docs"
 NOTEBOOKS = DOCS / "notebooks"
 
 pytestmark = pytest.mark.slow
+
+
+def in_this_process(words: list[str], **_: Any) -> SimpleNamespace:
+    """Run a command of the package without a new process, whose imports would take longer than its work."""
+    if words[1] == "train.py":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", words[1:])
+            return SimpleNamespace(returncode=train(words[2:]))
+    assert words[1:3] == ["-m", "monet"]
+    return SimpleNamespace(returncode=main(words[3:]))
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +40,8 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
         patch.syspath_prepend(NOTEBOOKS)
         import quick_model  # pyright: ignore[reportMissingImports]
 
+        patch.chdir(ROOT)
+        patch.setattr(quick_model.subprocess, "run", in_this_process)
         patch.setattr(quick_model, "RUNS", root / "runs")
         patch.setattr(quick_model, "DATA", root / "data")
         found = quick_model.model_and_text()

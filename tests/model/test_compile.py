@@ -31,8 +31,15 @@ def test_inference_is_one_graph(form):
         assert relative_rms(got, model(tokens(), use_cache=False).logits) < 1e-5
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "training"),
+    [
+        pytest.param("horizontal", False, id="horizontal-inference"),
+        pytest.param("vertical", True, id="vertical-training"),
+        pytest.param("horizontal", True, id="horizontal-training", marks=pytest.mark.nightly),
+        pytest.param("vertical", False, id="vertical-inference", marks=pytest.mark.nightly),
+    ],
+)
 def test_masks_of_every_kind_leave_one_graph(form, training):
     """fullgraph=True refuses a graph break, including in the first call with a mask."""
     model = tiny_model(form).train(training)

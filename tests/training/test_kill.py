@@ -64,6 +64,7 @@ def test_a_killed_process_is_continued_bit_for_bit(train, start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_smoke_run_survives_repeated_kills(start, tmp_path):
     """configs/smoke.yaml, killed at random steps (also inside saves) until it ends, against an uninterrupted run."""
     config = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
