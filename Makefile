@@ -68,8 +68,9 @@ $(1)/bin/python -m pip install --quiet --no-deps --editable .
 endef
 
 # $(call suite,FOLDER): run the tests with that environment.
-# The tests of one file run in one process, one after the other, because they share fixtures.
-WORKER_ARGS := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
+# The tests of one file run in one process, one after the other, because they share fixtures. tests/conftest.py sets the
+# order of the files.
+WORKER_ARGS := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 MARKS := $(if $(SLOW),-m "$(if $(filter ci,$(SLOW)),not nightly)")
 define suite
 $(if $(filter pytest,$(SUITE)),$(1)/bin/python -m pytest $(WORKER_ARGS) $(MARKS) $(PYTEST_ARGS))

@@ -17,6 +17,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)  # at these sizes a second thread does not help
 
 
+@pytest.hookimpl(trylast=True)  # after -m has left out tests
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests run first, so that no worker waits for a long file of another at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def fixed_state() -> None:
     """Reset the seeds and torch's settings, which a training run in this process changes."""
