@@ -177,6 +177,7 @@ def routed_from_the_definition(z_THE: Tensor, threshold_H: Tensor) -> Tensor:
 
 def check_compiled_step(form: str, example: Example, keep: Keep | None, activation: Any) -> None:
     """A compiled step has one graph, and the eager step's results and gradients."""
+    torch._dynamo.reset()  # otherwise all cases together reach the limit of compilations of one function
     step = partial(call_op, form, activation=activation, keep=keep)
     results = []
     for run in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
@@ -192,6 +193,7 @@ def check_compiled_step(form: str, example: Example, keep: Keep | None, activati
 
 def check_compiled_step_saves_its_inputs_only(form: str, example: Example, keep: Keep | None, activation: Any) -> None:
     """Uses the partitioner that decides which tensors are saved and which are recomputed."""
+    torch._dynamo.reset()
     step = torch.compile(
         partial(call_op, form, activation=activation, keep=keep), backend="aot_eager_decomp_partition", fullgraph=True
     )
