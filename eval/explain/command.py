@@ -149,7 +149,7 @@ def run_score(
     bootstrap = intervals.bootstrap()
     opened = Index(index)
     known, source = _explanations(opened, explanations, scorer)
-    seed = int(source.get("seed", intervals.seed))
+    seed = int(str(source.get("seed", intervals.seed)))
     chosen = choice.experts or choice.most is not None
     units = choice.of(opened, seed) if chosen or not known else _units(opened, known)
     if known and (unknown := [unit.name for unit in units if (unit.group, unit.number) not in known]):

@@ -11,6 +11,7 @@ from monet.eval.core.options import Intervals
 from monet.eval.explain.numbers import KindName, KindNumbers, NumbersResult, drawn_units, of_index, of_neurons, overlap
 from monet.eval.explain.strongest import WindowTable
 from monet.eval.index.index import Index
+from monet.eval.index.units import Unit
 from monet.eval.reporting.terminal import show
 from monet.files import atomic_write_json
 
@@ -59,12 +60,15 @@ def run(
                 f"{other.folder} and {first.folder} are indexes of different texts; index the same text"
             )
     kinds: tuple[KindName, ...] = ("pair", "half")
-    found = {(n, kind): drawn_units(one, kind, units, min_count, bootstrap.seed)
-             for n, one in enumerate(opened) for kind in kinds}  # fmt: skip
+    found: dict[tuple[int, KindName], list[Unit]] = {
+        (n, kind): drawn_units(one, kind, units, min_count, bootstrap.seed)
+        for n, one in enumerate(opened)
+        for kind in kinds
+    }
     size = min(map(len, found.values()))
     if not size:
         raise ConfigError(f"no unit of some kind fires {min_count} times; lower --min_count")
-    drawn = {key: drawn_units(opened[key[0]], key[1], size, min_count, bootstrap.seed) for key in found}
+    drawn = {(n, kind): drawn_units(opened[n], kind, size, min_count, bootstrap.seed) for n, kind in found}
     windows = WindowTable(first)
     kinds_found: list[KindNumbers] = []
     for number, one in enumerate(opened):

@@ -27,11 +27,11 @@ def lens(model: MonetForCausalLM, tokenizer: Any) -> Any:
             " or nnsight for a hybrid"
         )
     try:
-        from transformer_lens.factories import architecture_adapter_factory as known
-        from transformer_lens.hook_points import HookPoint
-        from transformer_lens.model_bridge import TransformerBridge
-        from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-        from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
+        from transformer_lens.factories import architecture_adapter_factory as known  # pyright: ignore[reportMissingImports]
+        from transformer_lens.hook_points import HookPoint  # pyright: ignore[reportMissingImports]
+        from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
+        from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent  # pyright: ignore[reportMissingImports]
+        from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(f"TransformerLens cannot be used ({error}); pip install 'monet-experts[lens]'") from None
 

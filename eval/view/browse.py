@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from numpy.typing import NDArray
 
 from monet.errors import ConfigError
@@ -21,6 +21,8 @@ from monet.eval.view.columns import Columns
 from monet.eval.view.explanations import Explanations
 from monet.eval.view.query import Query
 from monet.eval.view.visible import visible
+
+pc: Any = pyarrow.compute  # it makes its functions when it is imported
 
 Bools = NDArray[np.bool_]
 

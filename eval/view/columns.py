@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -21,6 +21,8 @@ from monet.eval.index import info as names
 from monet.eval.index.firing import FIRING_TOKENS
 from monet.eval.index.index import Index
 from monet.eval.index.units import KINDS, Unit
+
+pc: Any = pyarrow.compute  # it makes its functions when it is imported
 
 # Columns that can be sorted and filtered by a range, with their types in memory.
 NUMBERS: dict[str, Any] = {

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from numpy.typing import NDArray
 
 from monet.errors import DataError
@@ -21,6 +21,8 @@ from monet.eval.index.units import Units
 from monet.eval.view.query import SCORES
 from monet.eval.view.visible import visible
 from monet.json_text import parse_json
+
+pc: Any = pyarrow.compute  # it makes its functions when it is imported
 
 FOLDERS = ("explanations", "scores")
 _LINE = 1 << 20
