@@ -39,7 +39,7 @@ from monet.training.settings import ModelShape
 
 GLOBAL_WINDOWS = 128  # windows of a step, with any number of ranks
 VOCABULARY = 512
-DOCUMENTS = 200  # of each domain
+DOCUMENTS = 200  # in each domain
 
 
 def read_everything(

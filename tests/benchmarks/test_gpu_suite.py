@@ -138,7 +138,7 @@ def test_what_cannot_run_is_refused(arguments, named, capsys, monkeypatch):
 
 
 def test_the_command_runs_as_a_file_from_anywhere(tmp_path):
-    """Its imports are found; what it refuses is told without a traceback."""
+    """The imports of the file are found; a refusal has no traceback."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_suite.py"), "--device", "cpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == ConfigError.exit_code and done.stderr.startswith("error: --device cpu would take hours")
