@@ -27,12 +27,16 @@ def run(
     out: Path | None = None,
     port: int = PORT,
     open: bool = False,
+    static: Path | None = None,
+    experts: str = "",
+    most: int = 5000,
+    max_size: float = 200.0,
     device: str = "auto",
 ) -> None:
     """Show an index as a page: all experts, their contexts, a prompt of yours, removals, and a workshop for masks.
 
     The page is served on 127.0.0.1 until you press Ctrl+C. Its address has a random word, so that no other site and no
-    other user can open it.
+    other user can open it. With --static it is written as a folder that opens from disk or from any host.
 
     Args:
         index: folder of `monet index`.
@@ -43,6 +47,11 @@ def run(
             folder for `monet ablate --masks`.
         port: port of the server; 0 takes any free one.
         open: open the page in a browser.
+        static: write the page to this new folder instead. An earlier static page is replaced.
+        experts: for --static: the experts of the page, separated by commas, such as 0:17,1:402,0:i3.
+        most: for --static without --experts: number of experts. Those are taken whose mean weights are most
+            concentrated in one label, among experts that fire at 50 tokens or more.
+        max_size: for --static: refuse to write more than this many megabytes.
         device: device of the model.
 
     Raises:
@@ -54,6 +63,11 @@ def run(
     if loaded is not None:
         opened = Index(index, loaded)
     folder = out if out is not None else index.with_name(f"{index.resolve().name}-masks")
+    if static is not None:
+        from monet.eval.view.static import Wanted, write
+
+        write(Store(opened, masks, folder), loaded, static, Wanted(experts, most, max_size))
+        return
     check_installed()
     with listening(port) as server:
         store = Store(opened, masks, folder)

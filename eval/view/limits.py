@@ -22,3 +22,10 @@ TOKEN_EXPERTS = 8
 KEPT_WEIGHTS = 64
 # Characters of a query.
 QUERY = 2_000
+# On a page without a server: contexts of an expert, samples of an interval, tokens around each, neighbours, and experts
+# in a file.
+STATIC_CONTEXTS = 8
+STATIC_SAMPLES = 1
+STATIC_AROUND = 12
+STATIC_NEIGHBOURS = 8
+STATIC_SHARD = 64

@@ -61,7 +61,7 @@ export async function expert(root, { source, info, rest, live, setNeighbours, is
       h("h1", {}, nameOf(one), " ", collectButton(one.name)),
       h("nav", { class: "steps", "aria-label": "other experts" }, link(expertLink(one.previous), { rel: "prev", title: "previous expert (p)" }, "← previous"), link(expertLink(one.next), { rel: "next", title: "next expert (n)" }, "next →")),
     ),
-    h("p", { class: "lead" }, `Routing group ${one.group}, ${layersOf(info, one.group)}`, one.kind === "pair" ? `, keys (${one.i}, ${one.j}): ` : one.kind === "first" ? `. All experts with the first key ${one.i}. ` : `. All experts with the second key ${one.j}. `, halves),
+    h("p", { class: "lead" }, `Routing group ${one.group}, ${layersOf(info, one.group)}`, one.kind === "pair" ? `, keys (${one.i}, ${one.j})${halves.length ? ": " : ""}` : one.kind === "first" ? `. All experts with the first key ${one.i}. ` : `. All experts with the second key ${one.j}. `, halves),
     (explained.explanations.length > 0 || explained.scores.length > 0) && h("section", { class: "explanations" }, explained.explanations.map(explanation), explained.scores.length > 0 && h("p", { class: "others" }, explained.scores.map(score))),
     h("dl", { class: "facts" }, facts.map(([name, value, small]) => h("div", {}, h("dt", {}, name), h("dd", {}, value, h("small", {}, small))))),
     h(
@@ -89,7 +89,7 @@ export async function expert(root, { source, info, rest, live, setNeighbours, is
   drawNeighbours(source, one, neighbours);
   drawPromoted(source, one, promoted, live);
   if (weights || !one.contexts.length) return;
-  if (!live) return void replace(note, "Only the firing token is coloured. With --model the page shows the weight at every token.");
+  if (!live) return void replace(note, "Only the firing token is coloured. monet view with --model shows the weight at every token.");
   replace(note, "Reading the weights of all tokens…");
   try {
     const found = await source.weights(one.name);
@@ -145,7 +145,7 @@ function drawPromoted(source, one, root, live) {
   };
   if (!live) {
     if (one.promoted) draw(one.promoted), replace(root, lists);
-    else replace(root, h("p", { class: "quiet" }, "The page shows it with --model."));
+    else replace(root, h("p", { class: "quiet" }, "monet view with --model shows it."));
     return;
   }
   const kinds = one.kind === "pair" ? [["static", "from weights"], ["measured", "measured"]] : [["measured", "measured"]];

@@ -48,7 +48,7 @@ export async function overview(root, { source, info }) {
     h("h1", {}, "Look inside ", h("em", {}, info.name)),
     h("p", { class: "lead" }, `Where do the experts of ${info.model} fire? Choose a bar, a cell or a label to see its experts.`),
     info.part && h("p", { class: "notice" }, "This index holds a part of the text. Join the parts with monet index merge."),
-    source.note && h("p", { class: "notice" }, source.note),
+    found.note && h("p", { class: "notice" }, found.note),
     h("dl", { class: "facts" }, facts.map(([value, name, note]) => h("div", {}, h("dt", {}, name), h("dd", {}, value, h("small", {}, note))))),
     h("section", {}, h("h2", {}, "By routing group"), h("div", { class: "cards" }, found.groups.map(groupCard))),
     h(

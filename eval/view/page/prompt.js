@@ -6,7 +6,7 @@ import { expertLink, href, remember } from "./router.js";
 import { collectButton, labelCell, tokensCell } from "./rows.js";
 import { choosable, chip } from "./tokens.js";
 
-const EXAMPLE = "Der Mann und die Frau gehen nach Hause.";
+export const EXAMPLE = "Der Mann und die Frau gehen nach Hause.";
 
 export function noModel(title) {
   return [h("h1", {}, title), notice("This view runs the model. Start the page with it: monet view INDEX --model MODEL")];
@@ -79,4 +79,4 @@ export async function prompt(root, { source, info, params, live, isCurrent }) {
   else text.focus();
 }
 
-export { EXAMPLE };
+

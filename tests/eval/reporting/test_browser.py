@@ -1,19 +1,12 @@
-"""The page in a real browser: no errors, no requests, readable on a telephone and in dark mode.
-
-Needs `pip install playwright` and a Chromium: playwright's own (`playwright install chromium`), one on the PATH, or the
-one that MONET_BROWSER names.
-"""
-
-import os
-import shutil
+"""The page in a real browser: no errors, no requests, readable on a telephone and in dark mode."""
 
 import pytest
 
 from monet.eval.reporting import html
+from tests.eval.browsers import chromium
 from tests.eval.reporting.samples import HOSTILE, NAMES, everything
 
 pytestmark = pytest.mark.slow
-COMMANDS = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome", "google-chrome-stable")
 SIZES = {"wide": (1600, 1000), "narrow": (400, 800)}
 
 # For a cell of either sign at every share of the full colour, the contrast of its text (WCAG 2: (lighter + .05) /
@@ -37,14 +30,8 @@ CONTRASTS = """() => {
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
-    path = os.environ.get("MONET_BROWSER") or next(filter(None, map(shutil.which, COMMANDS)), None)
-    with playwright.sync_playwright() as driver:
-        if path is None and not os.path.exists(driver.chromium.executable_path):
-            pytest.skip("no browser: playwright install chromium, or name one in MONET_BROWSER")
-        found = driver.chromium.launch(executable_path=path)
+    with chromium() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +58,7 @@ def opened(request, browser, file):
 def test_the_page_is_quiet_whole_and_fits(opened):
     page, told = opened
     assert told == []
-    assert page.locator("table").count() == 10 and page.locator("svg").count() == 2
+    assert page.locator("table").count() == 12 and page.locator("svg").count() == 4
     assert page.locator("h1").inner_text() == f"Title {HOSTILE}"
     assert page.locator("script").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
