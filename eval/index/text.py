@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ class WindowTexts:
     def __init__(self, path: Path) -> None:
         self._file = pq.ParquetFile(path)
         self.number_W: NDArray[np.int64] = self._file.read(["window"]).column("window").to_numpy().astype(np.int64)
-        self._group = functools.lru_cache(maxsize=8)(self._read)
+        self._group: Callable[[int], pa.Table] = functools.lru_cache(maxsize=8)(self._read)
 
     def __getitem__(self, number: int) -> Window:
         """A window.
@@ -147,6 +147,22 @@ class WindowTexts:
             raise ConfigError(f"window {number} is not in the index, which has {len(self.number_W)} windows")
         row = self._group(place // ROWS).slice(place % ROWS, 1).to_pylist()[0]
         return Window(number, *(row[name] for name in SCHEMA.names[1:]))
+
+    def keep(self, size: int) -> None:
+        """Read windows into memory, from the first, so that later reads of them are quick.
+
+        Args:
+            size: bytes that the windows may take.
+        """
+        groups, kept = [], 0
+        for group in range(self._file.num_row_groups):
+            table = self._read(group)
+            kept += table.nbytes
+            if kept > size:
+                break
+            groups.append(table)
+        rest = functools.lru_cache(maxsize=8)(self._read)
+        self._group = lambda group: groups[group] if group < len(groups) else rest(group)
 
     def flat_ids(self, path: Path) -> FlatIds:
         """All token ids in one array, in a temporary file."""

@@ -77,7 +77,7 @@ class Browser:
         if query.sort == "unit":
             ordered = row_X if not query.descending else row_X[::-1]
             return len(row_X), ordered[offset : offset + count]
-        value_X = self._match(query)[row_X] if query.sort == "match" else self._column(query.sort)[row_X]
+        value_X = self._match(query, row_X) if query.sort == "match" else self._column(query.sort)[row_X]
         best = first_places(value_X, offset + count, query.descending)
         return len(row_X), row_X[best[offset:]]
 
@@ -104,10 +104,11 @@ class Browser:
             raise ConfigError(f"column {name}: the index has no such scores; it has {', '.join(found)}")
         return found[name]
 
-    def _match(self, query: Query) -> NDArray[np.float32]:
-        """Share of each row's firings that are at matching tokens, (N,) float32."""
-        hit_NF = self.token_hits(query)[self.columns.token_NF]
-        return (self.columns.firings_NF * hit_NF).sum(1) / np.maximum(self.columns.number["count"], 1)
+    def _match(self, query: Query, row_X: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Share of the rows' firings that are at matching tokens, (X,) float64."""
+        hit_XF = self.token_hits(query)[self.columns.token_NF[row_X]]
+        firings_X = (self.columns.firings_NF[row_X] * hit_XF).sum(1)
+        return firings_X / np.maximum(self.columns.number["count"][row_X], 1)
 
     def _chosen_now(self, key: tuple[Any, ...]) -> Bools:
         query = Query(**dict(key[:-2]), low=dict(key[-2]), high=dict(key[-1]))
@@ -127,7 +128,10 @@ class Browser:
             for name, bound in bounds.items():
                 chosen_N &= keeps(self._column(name), bound)
         if query.token:
-            chosen_N &= self.token_hits(query)[columns.token_NF].any(1)
+            hit_V, any_N = self.token_hits(query), np.zeros(len(columns), bool)
+            for token_N in columns.token_NF.T:  # quicker than a table of all hits
+                any_N |= hit_V[token_N]
+            chosen_N &= any_N
         if query.explanation:
             chosen_N &= self.explanations.containing(query.explanation, len(columns))
         if query.mask:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import secrets
 import socket
+import sys
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ def run(
         out: folder for masks that are saved on the page; if omitted, INDEX-masks next to the index. Each mask is a
             folder for `monet ablate --masks`.
         port: port of the server; 0 takes any free one.
-        open: open the page in a browser.
+        open: open the page in a browser, if this machine has a screen.
         static: write the page to this new folder instead. An earlier static page is replaced.
         experts: for --static: the experts of the page, separated by commas, such as 0:17,1:402,0:i3.
         most: for --static without --experts: number of experts. Those are taken whose mean weights are most
@@ -104,6 +106,11 @@ def listening(port: int) -> socket.socket:
     return server
 
 
+def _has_screen() -> bool:
+    """Whether a browser can open; a browser for terminals would keep the page from being served."""
+    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
 def serve(store: Store, model: Any, server: socket.socket, opens: bool) -> None:
     """Serve the page until Ctrl+C.
 
@@ -127,7 +134,7 @@ def serve(store: Store, model: Any, server: socket.socket, opens: bool) -> None:
         app, log_level="warning", access_log=False, proxy_headers=False, server_header=False, lifespan="off",
         limit_concurrency=64, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    if opens:
+    if opens and _has_screen():
         webbrowser.open(address)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[server])

@@ -20,6 +20,8 @@ PROMPT_EXPERTS = 40
 TOKEN_EXPERTS = 8
 # Contexts with the weight at every token that are kept in memory, by unit.
 KEPT_WEIGHTS = 64
+# Bytes of windows that are kept in memory; others are read from the disk.
+WINDOW_BYTES = 256 << 20
 # Characters of a query.
 QUERY = 2_000
 # On a page without a server: contexts of an expert, samples of an interval, tokens around each, neighbours, and experts

@@ -43,6 +43,7 @@ class Store:
 
     def __init__(self, index: Index, masks: Iterable[Path] = (), out: Path = Path("masks")) -> None:
         self.index = index
+        index.windows.keep(limits.WINDOW_BYTES)
         self.columns = Columns(index)
         self.masks = Masks(index, masks, out)
         self.explanations = Explanations.read(index.folder, index.units)
