@@ -29,7 +29,7 @@ export function context(one, weights, largest, breaks = false) {
     if (!weight && n !== one.position) return text === "" ? null : piece(text, {}, breaks);
     const share = Math.min(1, weight / Math.max(largest, 1e-9));
     const title = `${shown(text)}  ${number(weight)}`;
-    return piece(text, { class: n === one.position ? "on here" : "on", vars: { "--a": (0.12 + 0.88 * share).toFixed(3) }, title }, breaks);
+    return piece(text, { class: n === one.position ? "on here" : "on", vars: { "--a": (0.22 + 0.78 * share).toFixed(3) }, title }, breaks);
   });
   return h("span", { class: "tokens" }, cut(one.cut[0]), pieces, cut(one.cut[1]));
 }
