@@ -111,6 +111,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
             takes_words=True,
             reads_text=True,
         ),
+        "score list": Verb(
+            "monet.eval.explain.ranking:run", "experts worth seeing by their scores, and the others", takes_words=True
+        ),
     },
     "Knowledge removal": {
         "stats": Verb(

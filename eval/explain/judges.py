@@ -6,6 +6,7 @@ explanation predicts where a unit fires. They are no substitute for a reader.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -88,7 +89,7 @@ class TokensJudge(_Alone):
         return not words.isdisjoint(_WORDS.findall("".join(tokens).lower()))
 
     def odd(self, sets: Sequence[list[Excerpt]]) -> list[int | None]:
-        return [_rarest([set(one.marked_tokens) for one in excerpts]) for excerpts in sets]
+        return [_rarest([set(one.marked_tokens) for one in excerpts], excerpts) for excerpts in sets]
 
 
 class LabelJudge(_Alone):
@@ -103,17 +104,23 @@ class LabelJudge(_Alone):
         return re.search(rf"(?<!\w){re.escape(excerpt.label)}(?!\w)", explanation) is not None
 
     def odd(self, sets: Sequence[list[Excerpt]]) -> list[int | None]:
-        return [_rarest([{one.label} for one in excerpts]) for excerpts in sets]
+        return [_rarest([{one.label} for one in excerpts], excerpts) for excerpts in sets]
 
 
-def _rarest(contents: Sequence[set[str]]) -> int:
-    """The first set that shares the least with the others: the mean number of others that have each of its elements."""
+def _rarest(contents: Sequence[set[str]], excerpts: Sequence[Excerpt]) -> int:
+    """The set that shares the least with the others: the mean number of others that have each of its elements.
+
+    Of equal ones, a hash of the excerpts chooses one, so that no place in the list is likelier than another.
+    """
     counts = Counter(element for content in contents for element in content)
 
     def shared(content: set[str]) -> float:
         return sum(counts[element] - 1 for element in content) / max(len(content), 1)
 
-    return min(range(len(contents)), key=lambda place: shared(contents[place]))
+    def chance(one: Excerpt) -> bytes:
+        return hashlib.sha256(f"{one.window} {one.position}".encode()).digest()
+
+    return min(range(len(contents)), key=lambda place: (shared(contents[place]), chance(excerpts[place])))
 
 
 def _unquoted(text: str) -> str:

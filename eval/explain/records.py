@@ -80,7 +80,7 @@ class Score:
         hits, alarms: shares of the activating contexts, and of the others, that the judge accepts; None for a score
             that is no such share.
         rate: share of random excerpts of the text in which the unit is active.
-        precision: at this rate, the share of active excerpts among those that the judge accepts.
+        precision: for detection, at this rate, the share of active excerpts among those that the judge accepts.
         explanation, explainer: what was scored; None for a scorer that needs no explanation.
         skipped: why there is no score; "" if there is one.
     """

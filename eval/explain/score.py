@@ -208,7 +208,10 @@ class _Block:
 
     def _intruders(self, numbers: Sequence[int]) -> list[Score]:
         assert self.scored.judge is not None
-        every = [sets_of(self.material[n], self.seed) for n in range(len(self.units))]
+        every = [
+            sets_of(material, [self.seed, unit.group, unit.number])
+            for material, unit in zip(self.material, self.units, strict=True)
+        ]
         mixed = mixed_sets([sets for sets, _ in every], [places for _, places in every])
         asked = [one for n in numbers for one in [*every[n][0], *mixed[n]]]
         answers = iter(self.scored.judge.odd(asked))
@@ -235,7 +238,9 @@ class _Block:
             n, own.value, own.ends(self.bootstrap), size, own.failed,
             permuted.value if len(self.units) > 1 else None, empty.value, 0.5,
         )  # fmt: skip
-        at_rate = None if own.hits is None or own.alarms is None else precision(own.hits, own.alarms, material.rate)
+        at_rate = None
+        if self.scored.scorer == "detection" and own.hits is not None and own.alarms is not None:
+            at_rate = precision(own.hits, own.alarms, material.rate)
         changes = {"hits": own.hits, "alarms": own.alarms, "rate": material.rate, "precision": at_rate}
         return replace(line, **changes, explanation=self.text(n), explainer=self.scored.source.get("explainer"))
 

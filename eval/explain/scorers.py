@@ -87,10 +87,14 @@ def share_found(answers: Sequence[int | None], places: Sequence[int], bootstrap:
     return Found(float(right_S.mean()), draws_Q, sum(answer is None for answer in answers))
 
 
-def sets_of(material: Material, seed: int) -> tuple[list[list[Excerpt]], list[int]]:
+def sets_of(material: Material, seed: Sequence[int]) -> tuple[list[list[Excerpt]], list[int]]:
     """Sets of four active excerpts and an inactive one, and the place of the inactive one in each.
 
     The four come from neighbouring intervals. No excerpt is in two sets.
+
+    Args:
+        material: excerpts of a unit.
+        seed: seed of the places; it must differ between units, so that no place is likelier than another.
     """
     generator = np.random.default_rng(seed)
     active = sorted(material.active, key=lambda one: (-one.interval, one.window))

@@ -36,6 +36,15 @@ def test_labels(explanation, expected):
     assert LabelJudge().accepted([Question(explanation, [excerpt("x")])]) == [[expected]]
 
 
+def test_of_excerpts_without_anything_in_common_each_is_equally_likely():
+    def sets(n):
+        return [Excerpt(5 * n + k, 0, 0, "a", str(k), (1,), (str(k),), marks=(0,)) for k in range(5)]
+
+    for judge in (TokensJudge(), LabelJudge()):
+        places = judge.odd([sets(n) for n in range(500)])
+        assert all(70 < places.count(place) < 130 for place in range(5))
+
+
 def test_the_odd_one_is_the_rarest():
     same = [excerpt("a", " der", marks=[1]), excerpt(" der", marks=[0])]
     other = excerpt(" der", "b", label="lua", marks=[1])

@@ -41,7 +41,7 @@ def material(windows) -> Material:
 
 
 def test_sets_hold_one_odd_excerpt_and_the_control_mixes_the_others():
-    every = [sets_of(material(range(10 * u, 10 * u + 9)), seed=u) for u in range(6)]
+    every = [sets_of(material(range(10 * u, 10 * u + 9)), [0, u]) for u in range(6)]
     for sets, places in every:
         assert len(sets) == 2 and all(len(one) == 5 for one in sets)
         assert all([one.interval < 0 for one in members].index(True) == place
@@ -52,6 +52,11 @@ def test_sets_hold_one_odd_excerpt_and_the_control_mixes_the_others():
         for members, place in zip(lists, places, strict=True):
             owners = [one.window // 10 for n, one in enumerate(members) if n != place]
             assert number not in owners and len(set(owners)) == 4 and members[place].interval < 0
+
+
+def test_every_place_is_equally_likely():
+    places = [sets_of(material(range(4)), [0, 0, unit])[1][0] for unit in range(500)]
+    assert all(70 < places.count(place) < 130 for place in range(5))
 
 
 def test_share_of_odd_ones_found():
