@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from monet.errors import CheckpointError, ConfigError
 from monet.eval.scorers.words import features
+from monet.files import sha256_file
 
 # Lexical vectors have this number of places; features are hashed into them.
 PLACES = 1 << 12
@@ -74,7 +75,8 @@ class EncoderEmbedder:
             ).eval()
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder}: no encoder that can be read ({' '.join(str(error).split())})") from None
-        self.key = {"embedder": "encoder", "encoder": folder.name}
+        weights = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
+        self.key = {"embedder": "encoder", "encoder": folder.name, "weights": weights}
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """See `Embedder.vectors`."""

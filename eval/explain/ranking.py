@@ -1,8 +1,9 @@
 """Experts worth seeing, and experts that no baseline explains: chosen by a rule from scores, not by hand.
 
-An expert's merit is the largest gain over the named scores: the score of its explanation minus that of a permuted one.
-The best have the largest merit; of equal ones, those with more firings come first. At most `SAME` of them have the same
-best label. The worst have the smallest merit; of equal ones, those with a larger entropy over labels come first.
+An expert's merit is the largest of the named scores. The best have the largest merit; of equal ones, those with more
+firings come first. At most `SAME` of them have the same best label. The worst have the smallest merit; of equal ones,
+those with a larger entropy over labels come first. The scores of chosen experts are optimistic, or pessimistic: a part
+of their distance from the mean is chance.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class Ranked:
     Attributes:
         unit: the unit.
         row: its row of the table of experts.
-        scores: its lines, in the order of the named scores; None where it has no score.
-        merit: largest score minus permuted score among them.
+        scores: its lines, in the order of the named scores.
+        merit: largest score among them.
     """
 
     unit: Unit
     row: dict[str, Any]
-    scores: list[Score | None]
+    scores: list[Score]
     merit: float
 
 
@@ -56,16 +57,16 @@ def ranked(index: Index, names: Sequence[str]) -> list[Ranked]:
         path = index.folder / SCORES / f"{check_name(name)}.jsonl"
         if not path.is_file():
             raise ConfigError(f"{path} does not exist; make it with `monet score`")
-        files.append({(line.group, line.unit): line for line in read_lines(path, Score) if _gain(line) is not None})
+        files.append({(line.group, line.unit): line for line in read_lines(path, Score) if line.score is not None})
     common = sorted(set.intersection(*map(set, files))) if files else []
     if not common:
-        raise ConfigError("no unit has all of these scores next to a permuted one; name other --scores")
+        raise ConfigError("no unit has all of these scores; name other --scores")
     found = []
     for key in common:
         unit = index.units.unit(*key)
         lines = [file[key] for file in files]
-        merit = max(gain for gain in map(_gain, lines) if gain is not None)
-        found.append(Ranked(unit, index.row(unit), list(lines), merit))
+        merit = max(line.score for line in lines if line.score is not None)
+        found.append(Ranked(unit, index.row(unit), lines, merit))
     return sorted(found, key=lambda one: (-one.merit, -one.row["count"]))
 
 
@@ -94,14 +95,14 @@ def markdown(chosen: Sequence[Ranked], names: Sequence[str]) -> list[str]:
         keys = ", ".join("-" if key is None else str(key) for key in (unit.i, unit.j))
         tokens = " ".join(_code(text) for text in row["token_texts"][:_TOKENS])
         label = f"{row['best_label']} ({row['label_share']:.0%})"
-        scores = ["-" if line is None else f"{line.score:.2f} v {line.control_permuted:.2f}" for line in one.scores]
+        scores = [f"{_number(line.score)} v {_number(line.control_permuted)}" for line in one.scores]
         cells = [unit.name, keys, f"{row['count']:,}", label, tokens, *scores]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _gain(line: Score) -> float | None:
-    return None if line.score is None or line.control_permuted is None else line.score - line.control_permuted
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _code(text: str) -> str:
@@ -118,8 +119,8 @@ def run(
 ) -> None:
     """Show the experts that the baselines explain best, and those that they do not explain, as Markdown.
 
-    The merit of an expert is its largest score minus the score of a permuted explanation. The best list has at most two
-    experts with the same best label. Cells of scores are: own score v permuted explanation.
+    The merit of an expert is the largest of the named scores. The list of the best has at most two experts with the
+    same best label. Cells of scores are: own score v permuted explanation.
 
     Args:
         index: folder of `monet index`.
