@@ -2,8 +2,7 @@
 
 An expert's merit is the largest of the named scores. The best have the largest merit; of equal ones, those with more
 firings come first. At most `SAME` of them have the same best label. The worst have the smallest merit; of equal ones,
-those with a larger entropy over labels come first. The scores of chosen experts are optimistic, or pessimistic: a part
-of their distance from the mean is chance.
+those with a larger entropy over labels come first. A part of such extremes is chance.
 """
 
 from __future__ import annotations
