@@ -44,10 +44,11 @@ export function tokensCell(row, most = 4) {
 }
 
 export function unitRow(row, extra) {
+  const scores = Object.entries(row.scores ?? {}).filter(([, value]) => value !== null);
   const cells = [
     h("td", { class: "name" }, link(expertLink(row.name), { class: "unit" }, row.name), row.kind === "pair" ? "" : h("span", { class: "quiet" }, row.kind === "first" ? " half i" : " half j")),
     h("td", { "data-name": "Best label" }, labelCell(row)),
-    h("td", { "data-name": "Fires on" }, tokensCell(row), row.explanation && h("span", { class: "explained" }, row.explanation)),
+    h("td", { "data-name": "Fires on" }, tokensCell(row), row.explanation && h("span", { class: "explained" }, row.explanation), scores.length > 0 && h("span", { class: "explained scores" }, scores.map(([name, value]) => `${name} ${number(value)}`).join(", "))),
     h("td", { class: "number", "data-name": "Firings", title: `${percent(row.rate, 2)} of the tokens` }, count(row.count)),
     h("td", { class: "number", "data-name": "Max. weight" }, number(row.max)),
     extra !== undefined && h("td", { class: "number", "data-name": "Similarity" }, number(extra)),

@@ -46,6 +46,9 @@ def place(view_model, view_folder, tmp_path_factory):
     line = {"group": unit.group, "unit": unit.number, "explanation": EXPLAINED, "explainer": "<i>judge"}
     (view_folder / "explanations").mkdir(exist_ok=True)
     (view_folder / "explanations" / "a.jsonl").write_text(json.dumps(line) + "\n")
+    (view_folder / "scores").mkdir(exist_ok=True)
+    score = {**line, "scorer": "detection", "score": 0.75, "interval": [0.5, 1.0], "control_permuted": 0.5}
+    (view_folder / "scores" / "a.jsonl").write_text(json.dumps(score) + "\n")
     store = make_store(view_model, view_folder, folder)
     with listening(0) as socket:
         app = application(store, Live(view_model, store), TOKEN)
@@ -55,7 +58,8 @@ def place(view_model, view_folder, tmp_path_factory):
         yield store, f"http://127.0.0.1:{socket.getsockname()[1]}/{TOKEN}/", name
         server.should_exit = True
         thread.join(10)
-    (view_folder / "explanations" / "a.jsonl").unlink()
+    for folder in ("explanations", "scores"):
+        (view_folder / folder / "a.jsonl").unlink()
 
 
 def opened(browser, size=(1280, 900), scheme="light"):
@@ -128,6 +132,9 @@ def test_hostile_text_is_displayed_and_never_executed(browser, place):
     wanted = "".join({"": "", "\n": "↵", "\t": "⇥ "}.get(text, visible(text)) for text in context["tokens"])
     assert page.locator(".contexts .tokens").first.inner_text().replace("∅", "").strip("…") == wanted
     assert page.locator(".explanations p").first.inner_text() == EXPLAINED
+    assert "detection 0.75 (0.5 to 1; another explanation 0.5)" in page.locator(".explanations").inner_text()
+    page.goto(f"{address}#/browse?sort=-detection")
+    assert "detection 0.75" in page.locator("table.units tbody tr").first.inner_text()
     for view, link in zip(VIEWS, addresses(name), strict=True):
         page.goto(address + link)
         page.locator(READY[view]).first.wait_for()
