@@ -285,12 +285,10 @@ def test_absent_parts_are_no_failures(required, monkeypatch, tmp_path):
 
 def test_programs_are_those_that_the_suites_look_for():
     from monet.eval.sandbox import runtimes
-    from tests.eval.reporting.test_browser import COMMANDS
 
     assert {"python", *machine.RUNTIMES} == runtimes._FINDERS.keys()
     assert {language: debian for language, (_, debian) in machine.RUNTIMES.items()} == runtimes._PACKAGES
     assert machine.RUNTIMES["lua"][0] == (runtimes._LUAS,) and machine.RUNTIMES["php"][0] == (runtimes._PHPS,)
-    assert machine.BROWSERS == COMMANDS
 
 
 def _print_and_return() -> str:
