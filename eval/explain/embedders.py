@@ -69,7 +69,7 @@ class EncoderEmbedder:
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder} holds no encoder: it has no config.json")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
             self._model = AutoModel.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
             ).eval()

@@ -7,14 +7,15 @@ explanation predicts where a unit fires. They are no substitute for a reader.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from monet.errors import DataError
 from monet.eval.explain.excerpts import Excerpt
+from monet.json_text import parse_json
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _WORDS = re.compile(r"[^\W_]{3,}")
@@ -125,6 +126,6 @@ def _rarest(contents: Sequence[set[str]], excerpts: Sequence[Excerpt]) -> int:
 
 def _unquoted(text: str) -> str:
     try:
-        return str(json.loads(text))
-    except ValueError:
+        return str(parse_json(text, "a quoted token"))
+    except DataError:
         return text[1:-1]
