@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -32,6 +33,10 @@ def talker():
                         connection.sendall(piece)
                     except OSError:
                         break
+                with contextlib.suppress(OSError):  # unread bytes of the request would reset the connection
+                    connection.shutdown(socket.SHUT_WR)
+                    while connection.recv(1 << 16):
+                        pass
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
@@ -49,17 +54,17 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
     [
         ([(0.0, HEAD), (0.0, b'["whole"] ')], ["whole"]),
         ([(0.0, HEAD), (0.0, b'["cut"')], Fault("unreachable", "IncompleteRead")),
-        ([(0.0, HEAD), *[(0.1, b" ")] * 10], Fault("unreachable", "TimeoutError")),
+        ([(0.0, HEAD), *[(0.4, b" ")] * 10], Fault("unreachable", "TimeoutError")),
         ([(0.0, b"nonsense\r\n\r\n")], Fault("unreachable", "BadStatusLine")),
     ],
 )
 def test_slow_and_cut_answers(talker, pieces, expected):
     sent, url = talker
     sent += pieces
-    service = Service(url, {}, Limits(1000.0, attempts=1, timeout_seconds=0.3), lambda answer: answer)
+    service = Service(url, {}, Limits(1000.0, attempts=1, timeout_seconds=1.5), lambda answer: answer)
     started = time.monotonic()
     assert service.ask([{}]) == [expected]
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
 
 
 def test_outcomes_are_reported_as_they_come(talker):

@@ -44,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             answer = self.server.answer(body["messages"], len(self.server.seen))
         if answer == "hang":
-            time.sleep(1.0)
+            time.sleep(4.0)
             return
         if isinstance(answer, str):
             answer = {"choices": [{"message": {"role": "assistant", "content": answer}}]}

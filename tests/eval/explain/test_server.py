@@ -31,14 +31,14 @@ BOOTSTRAP = Bootstrap(resamples=1000)
 
 
 def connect(chat: Chat | str, folder, run="r", **changes) -> Server:
-    given = {"requests_per_second": 400.0, "attempts": 3, "timeout_seconds": 0.4, **changes}
+    given = {"requests_per_second": 400.0, "attempts": 3, "timeout_seconds": 60.0, **changes}
     url = chat if isinstance(chat, str) else chat.url
     return Server(ServerOptions(base_url=url, server_model="m", **given), folder, run, first_wait_seconds=0.01)
 
 
-def scored_by(chat, index, model, units, scorer="detection", known=None, name="s", **options):
+def scored_by(chat, index, model, units, scorer="detection", known=None, name="s", limits=None, **options):
     known = known_to(index, units) if known is None else known
-    with connect(chat, index.folder / "answers") as server:
+    with connect(chat, index.folder / "answers", **(limits or {})) as server:
         who = (None, ServerEmbedder(server)) if scorer == "embedding" else (ServerJudge(server), None)
         scored = Scored(scorer, *who, known, {"explainer": "server"})
         return score(
@@ -105,7 +105,7 @@ def test_a_server_that_stumbles_is_asked_again(planted, planted_model, units):
         return faults[len(stumbled) % len(faults)]
 
     with serving(answer) as chat:
-        lines = scored_by(chat, planted, planted_model, units)
+        lines = scored_by(chat, planted, planted_model, units, limits={"timeout_seconds": 1.5, "attempts": 9})
     assert len(stumbled) > 5 and all(line.score == 1.0 and line.failed == 0 for line in lines)
 
 
@@ -113,7 +113,8 @@ def test_a_server_that_stumbles_is_asked_again(planted, planted_model, units):
 def test_a_server_that_is_down_ends_the_run_and_writes_no_line(planted, planted_model, units, answer):
     known = known_to(planted, units)
     with serving(lambda *_: answer) as chat, pytest.raises(ConfigError, match=r"does not answer .*same command"):
-        scored_by(chat, planted, planted_model, units, known=known)
+        limits = {"timeout_seconds": 1.5, "attempts": 1}
+        scored_by(chat, planted, planted_model, units, known=known, limits=limits)
     path = planted.folder / SCORES / "s.jsonl"
     assert path.read_bytes() == b""
     with serving(truth) as chat:
