@@ -140,10 +140,10 @@ def vocab_size(model: MonetPreTrainedModel) -> int:
     return cast(int, model.config.vocab_size)
 
 
-def windows_bar(total: int, description: str, shown: bool, unit: str = "window") -> tqdm:
+def windows_bar(total: int, description: str, shown: bool, unit: str = "window", initial: int = 0) -> tqdm:
     """Progress bar over windows (or other units) on standard error; occasional lines if that is not a terminal."""
     calm = {} if sys.stderr.isatty() else {"mininterval": 30.0, "ascii": True, "ncols": 100}
-    return tqdm(total=total, desc=description, unit=unit, disable=not shown, **calm)
+    return tqdm(total=total, initial=initial, desc=description, unit=unit, disable=not shown, **calm)
 
 
 def check_batch_size(batch_size: int) -> None:

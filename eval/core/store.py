@@ -13,14 +13,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import BaseFileLock, FileLock, Timeout
-from typing_extensions import Self
+from filelock import BaseFileLock, Timeout
 
 from monet.errors import ConfigError, DataError
+from monet.eval.core.appended import AppendedFile
 from monet.eval.core.loading import mask_digest, provenance_now, weights_digest
 from monet.json_text import parse_json
 
@@ -102,7 +101,11 @@ def acquire(lock: BaseFileLock, path: Path) -> None:
         lock.acquire()
 
 
-class ExampleStore:
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+class ExampleStore(AppendedFile):
     """A file of outcomes by example id, one line for each example, in the order in which they came.
 
     Use it as a context manager: it holds a lock while it is open. If a kill left a half-written line, the next start
@@ -141,56 +144,37 @@ class ExampleStore:
         digest = hashlib.sha256(content.encode()).hexdigest()
         self.key: dict[str, Any] = json.loads(content)  # in the form in which it is read: a tuple becomes a list
         suffix = "" if part is None else f".{part.index}-of-{part.count}"
-        self.path = Path(folder) / f"{digest[:32]}{suffix}.jsonl"
+        path = Path(folder) / f"{digest[:32]}{suffix}.jsonl"
+        super().__init__(
+            path,
+            f"{path} is open in another process with the same evaluation; wait for it, or name another folder",
+        )
         self._of_parts = f"{digest[:32]}.*-of-*.jsonl" if parts or part is not None else None
         self._of_all = Path(folder) / f"{digest[:32]}.jsonl"
         self._wait = wait
         self._remember = remember
-        self._lock = FileLock(self.path.with_suffix(".lock"))
         self._outcomes: dict[str, Any] = {}
 
-    def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._acquire()
-        try:
-            whole = self._read(self.path)
-            for path in self._others():
-                self._read(path)
-            self._file = open(self.path, "r+b" if self.path.exists() else "wb")
-            self._file.truncate(whole)
-            self._file.seek(whole)
-            if not whole:
-                self._append({"format": FORMAT, "key": self.key})
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
+    def _whole_bytes(self) -> int:
+        whole = self._read(self.path)
+        for path in self._others():
+            self._read(path)
+        return whole
+
+    def _first_line(self) -> bytes:
+        return _line({"format": FORMAT, "key": self.key})
 
     def _acquire(self) -> None:
         if self._wait:
             acquire(self._lock, self.path)
-            return
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(
-                f"{self.path} is open in another process with the same evaluation; wait for it, or name another folder"
-            ) from None
+        else:
+            super()._acquire()
 
     def _others(self) -> Iterable[Path]:
         """Files of other parts. They grow while their processes run; whole lines are read without their locks."""
         if self._of_parts is None:
             return []
         return sorted({self._of_all, *self.path.parent.glob(self._of_parts)} - {self.path})
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            os.fsync(self._file.fileno())
-            self._file.close()
-        finally:
-            self._lock.release()
 
     def __contains__(self, example: str) -> bool:
         return example in self._outcomes
@@ -213,12 +197,9 @@ class ExampleStore:
         """
         if example in self._outcomes:
             raise DataError(f"example {example!r} occurs twice; ids must be unique within an evaluation")
-        self._append({"id": example, "outcome": outcome})
-        self._outcomes[example] = self._remember(outcome)
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._file.write(_line({"id": example, "outcome": outcome}))
         self._file.flush()
+        self._outcomes[example] = self._remember(outcome)
 
     def stream(self) -> Iterator[tuple[str, Any]]:
         """Ids and whole outcomes in the order in which they came, read from the file line by line."""

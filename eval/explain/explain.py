@@ -6,9 +6,8 @@ import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from monet.errors import ConfigError
+from monet.eval.core.loading import windows_bar
 from monet.eval.explain.excerpts import Excerpt, Excerpts, by_turns
 from monet.eval.explain.explainers import Explainer, Named
 from monet.eval.explain.records import EXPLANATIONS, Explanation, Lines, Used, check_name
@@ -59,7 +58,7 @@ def explain(
     path = index.folder / EXPLANATIONS / f"{check_name(name)}.jsonl"
     with Lines(path, Explanation, settings, overwrite) as lines:
         todo = [unit for unit in units if (unit.group, unit.number) not in lines.done]
-        with tqdm(total=len(units), initial=len(units) - len(todo), disable=not progress, unit="expert") as bar:
+        with windows_bar(len(units), "", progress, "expert", initial=len(units) - len(todo)) as bar:
             for start in range(0, len(todo), explainer.at_once):
                 block = todo[start : start + explainer.at_once]
                 shown = [by_turns(excerpts.of(unit, "explain"), contexts) for unit in block]

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from monet.errors import DataError, NonFiniteError
 from monet.eval.baselines.neurons import down_projections
-from monet.eval.core.loading import evaluating, own_tokenizer, vocab_size
+from monet.eval.core.loading import evaluating, own_tokenizer, vocab_size, windows_bar
 from monet.eval.explain.strongest import ContextTable, WindowTable
 from monet.eval.index.index import Index
 from monet.eval.index.text import Window
@@ -69,7 +68,9 @@ def neurons(
         for site in sites:
             hook = site.register_forward_pre_hook(lambda _, given: seen.append(given[0][0].float().abs().cpu()))
             stack.callback(hook.remove)
-        for number in tqdm(windows.number_W, disable=not progress, unit="window"):
+        bar = stack.enter_context(windows_bar(len(windows.number_W), "neurons", progress))
+        for number in windows.number_W:
+            bar.update()
             window = index.windows[int(number)]
             counted_T = _counted(window, index)
             if not bool(counted_T.any()):

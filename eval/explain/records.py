@@ -6,19 +6,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from filelock import FileLock, Timeout
-from typing_extensions import Self
 
 from monet.errors import CheckpointError, ConfigError
+from monet.eval.core.appended import AppendedFile
 from monet.files import atomic_write_json
 from monet.json_text import parse_json, read_json
 
@@ -153,7 +150,7 @@ def settings_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.settings.json")
 
 
-class Lines(Generic[Line]):
+class Lines(AppendedFile, Generic[Line]):
     """A file of lines that is open for writing, as a context manager. One process at a time can write.
 
     Args:
@@ -171,34 +168,9 @@ class Lines(Generic[Line]):
     """
 
     def __init__(self, path: Path, kind: type[Line], settings: Mapping[str, Any], overwrite: bool = False) -> None:
-        self.path, self._kind, self._settings, self._overwrite = path, kind, dict(settings), overwrite
-        self._lock = FileLock(path.with_suffix(".lock"))
+        super().__init__(path, f"{path} is written by another process; wait for it, or choose --name")
+        self._kind, self._settings, self._overwrite = kind, dict(settings), overwrite
         self.done: dict[tuple[int, int], Line] = {}
-
-    def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(f"{self.path} is written by another process; wait for it, or choose --name") from None
-        try:
-            whole = self._resumed()
-            self._file = open(self.path, "r+b" if self.path.exists() else "w+b")
-            self._file.truncate(whole)
-            self._file.seek(whole)
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            os.fsync(self._file.fileno())
-            self._file.close()
-        finally:
-            self._lock.release()
 
     def put(self, line: Line) -> None:
         """Append a line. It survives a kill of this process from now on."""
@@ -206,8 +178,7 @@ class Lines(Generic[Line]):
         self._file.flush()
         self.done[line.group, line.unit] = line
 
-    def _resumed(self) -> int:
-        """Bytes in whole lines that can stay."""
+    def _whole_bytes(self) -> int:
         settings = parse_json(msgspec.json.encode(self._settings), "settings")
         if self.path.exists() and self.path.stat().st_size:
             before = read_settings(self.path)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from monet.errors import ConfigError
 from monet.eval.core.bootstrap import Bootstrap
+from monet.eval.core.loading import windows_bar
 from monet.eval.explain.embedders import Embedder
 from monet.eval.explain.excerpts import Excerpts
 from monet.eval.explain.judges import Judge, Question
@@ -105,7 +105,7 @@ def score(
     excerpts = Excerpts(index, around, seed)
     path = index.folder / SCORES / f"{check_name(name)}.jsonl"
     with Lines(path, Score, settings, overwrite) as lines:
-        with tqdm(total=len(units), initial=len(lines.done), disable=not progress, unit="expert") as bar:
+        with windows_bar(len(units), "", progress, "expert", initial=len(lines.done)) as bar:
             for start in range(0, len(units), BLOCK):
                 block = units[start : start + BLOCK]
                 if all((unit.group, unit.number) in lines.done for unit in block):
