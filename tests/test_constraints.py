@@ -50,7 +50,7 @@ def test_pins_are_exact_and_bound_to_no_machine(name):
 
 def test_tested_pins_are_within_the_bounds_and_leave_no_dependency_out():
     tested = read("tested.txt")
-    apart = ("flash-attn", "playwright", "transformer-lens", *pins.LEFT_OUT)  # only in extras that `make test` omits
+    apart = ("flash-attn", "transformer-lens", *pins.LEFT_OUT)  # only in extras that `make test` omits
     wanted = {item.name: item for item in REQUIREMENTS if item.name not in apart}
     assert not {canonicalize_name(name) for name in wanted} - tested.keys(), "write tested.txt again with `make pins`"
     wrong = [f"{name} {version(tested[canonicalize_name(name)])}" for name, item in wanted.items()
@@ -81,7 +81,7 @@ def test_newest_has_no_upper_bound_but_torchs():
 
 
 def test_a_requirement_without_a_lower_bound_is_refused():
-    project = {"dependencies": ["numpy<3"], "optional-dependencies": {"dev": [], "quantisation": []}}
+    project = {"dependencies": ["numpy<3"], "optional-dependencies": {"browser": [], "dev": [], "quantisation": []}}
     with pytest.raises(ValueError, match="numpy<3 needs one lower bound"):
         pins.oldest(project)
 

@@ -1,7 +1,7 @@
 // All experts: sort, filter, search.
 
 import * as collection from "./collection.js";
-import { append, busy, field, h, notice, replace, select } from "./dom.js";
+import { append, busy, field, h, latest, notice, replace, select } from "./dom.js";
 import { count } from "./format.js";
 import { href, remember } from "./router.js";
 import { COLUMNS, unitTable } from "./rows.js";
@@ -21,7 +21,7 @@ export async function browse(root, { source, info, params, setRows }) {
   delete state.offset;
   const results = h("div", { class: "results" });
   const summary = h("p", { class: "summary", role: "status" });
-  let asked = 0;
+  const ask = latest();
 
   const input = (name, props) => h("input", { id: `filter-${name}`, value: state[name] ?? "", autocomplete: "off", spellcheck: "false", oninput: (event) => later(name, event.target.value), ...props });
   const chooser = (name, options) => select({ onchange: (event) => set(name, event.target.value) }, options, state[name]);
@@ -75,17 +75,17 @@ export async function browse(root, { source, info, params, setRows }) {
   }
 
   async function draw() {
-    const number = ++asked;
+    const isLatest = ask();
     remember(href("browse", [], { ...state, offset: offset || "" }));
     if (!results.childElementCount) replace(results, busy("Searching…"));
     let found;
     try {
       found = await source.browse({ ...state, offset, count: PAGE });
     } catch (error) {
-      if (number === asked) replace(summary), replace(results, notice(error.message, "error"));
+      if (isLatest()) replace(summary), replace(results, notice(error.message, "error"));
       return;
     }
-    if (number !== asked) return;
+    if (!isLatest()) return;
     setRows(found.rows.map((row) => row.name));
     const end = offset + found.rows.length;
     replace(summary, found.total ? `${count(offset + 1)}–${count(end)} of ${count(found.total)}` : "No expert fits.");

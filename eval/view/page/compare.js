@@ -1,6 +1,6 @@
 // The model with and without some experts: next tokens, loss of each token, and continuations side by side.
 
-import { busy, field, h, notice, replace } from "./dom.js";
+import { busy, field, h, latest, notice, replace } from "./dom.js";
 import { count, number, percent, plural, signed, token as shown } from "./format.js";
 import { EXAMPLE, noModel } from "./prompt.js";
 import { removalChooser } from "./removal.js";
@@ -17,12 +17,14 @@ export async function compare(root, { source, info, params, live, isCurrent }) {
   const form = h("form", { class: "ask", onsubmit: (event) => (event.preventDefault(), run()) }, text, h("div", { class: "form-end" }, removal.element, button, h("span", { class: "hint" }, "Ctrl Enter")), size);
   replace(root, h("h1", {}, "Compare"), h("p", { class: "lead" }, "What does the model lose without some experts? The removed experts add nothing to any token; all others stay."), form, results);
 
+  const ask = latest();
   async function describe() {
+    const isLatest = ask();
     try {
       const found = await source.collection(removal.value());
-      replace(size, `removes ${plural(found.experts, "expert")}, ${percent(found.share, 2)} of all`);
+      if (isLatest()) replace(size, `removes ${plural(found.experts, "expert")}, ${percent(found.share, 2)} of all`);
     } catch (error) {
-      replace(size, error.message);
+      if (isLatest()) replace(size, error.message);
     }
   }
 

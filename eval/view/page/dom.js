@@ -54,6 +54,16 @@ export function notice(text, kind = "notice") {
   return h("p", { class: kind, role: kind === "error" ? "alert" : "status" }, text);
 }
 
+// Answers can arrive in another order than the requests. `const ask = latest()`; `const isLatest = ask()` before a
+// request, `isLatest()` after its answer.
+export function latest() {
+  let asked = 0;
+  return () => {
+    const number = ++asked;
+    return () => number === asked;
+  };
+}
+
 export function busy(text) {
   return h("p", { class: "quiet busy", role: "status" }, text);
 }

@@ -1,7 +1,7 @@
 // One expert: its contexts, intervals, labels, tokens, effects, neighbours, masks, explanations.
 
 import { bars, histogram } from "./charts.js";
-import { busy, h, link, notice, replace } from "./dom.js";
+import { busy, h, latest, link, notice, replace } from "./dom.js";
 import { count, layersOf, nameOf, number, percent, token as shown } from "./format.js";
 import { expertLink, href } from "./router.js";
 import { collectButton, unitTable } from "./rows.js";
@@ -123,14 +123,16 @@ function drawNeighbours(source, one, root) {
   const kinds = [["contexts", "in common contexts"], ["labels", "by labels"], ...(one.kind === "pair" ? [["key", "with a common key"]] : [])];
   const table = h("div", { class: "scroll" });
   const buttons = kinds.map(([by, text]) => h("button", { type: "button", class: "tab", "data-by": by, onclick: () => show(by) }, text));
+  const ask = latest();
   async function show(by) {
+    const isLatest = ask();
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.by === by));
     replace(table, busy("Comparing…"));
     try {
       const found = await source.neighbours(one.name, by);
-      replace(table, found.length ? unitTable(found, { extras: found.map((each) => each.similarity) }) : h("p", { class: "quiet" }, "none"));
+      if (isLatest()) replace(table, found.length ? unitTable(found, { extras: found.map((each) => each.similarity) }) : h("p", { class: "quiet" }, "none"));
     } catch (error) {
-      replace(table, notice(error.message, "error"));
+      if (isLatest()) replace(table, notice(error.message, "error"));
     }
   }
   replace(root, h("div", { class: "tabs" }, buttons), table);
@@ -150,13 +152,16 @@ function drawPromoted(source, one, root, live) {
   }
   const kinds = one.kind === "pair" ? [["static", "from weights"], ["measured", "measured"]] : [["measured", "measured"]];
   const buttons = kinds.map(([how, text]) => h("button", { type: "button", class: "tab", "data-how": how, onclick: () => show(how) }, text));
+  const ask = latest();
   async function show(how) {
+    const isLatest = ask();
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.how === how));
     replace(lists, busy(how === "static" ? "Reading the weights…" : "Running the model on its contexts…"));
     try {
-      draw(await source.promoted(one.name, how));
+      const found = await source.promoted(one.name, how);
+      if (isLatest()) draw(found);
     } catch (error) {
-      replace(lists, notice(error.message, "error"));
+      if (isLatest()) replace(lists, notice(error.message, "error"));
     }
   }
   replace(root, h("div", { class: "tabs" }, buttons), lists);

@@ -14,7 +14,7 @@ export function removalChooser(info, params, changed) {
   const wanted = params.get("remove");
   const known = options.some(([value]) => value === wanted);
   const what = select({ onchange: () => show() }, options, known ? wanted : options[0]?.[0]);
-  const ratio = h("input", { type: "number", min: "1", step: "any", value: params.get("ratio") ?? "2", onchange: () => changed() });
+  const ratio = h("input", { type: "number", min: "1", step: "any", value: params.get("ratio") ?? "2", oninput: () => changed() });
   const ratioField = field("Ratio to second label", ratio, "the paper's is 2");
   const show = () => {
     ratioField.hidden = !what.value.startsWith("label:");

@@ -2,7 +2,7 @@
 
 import { bars } from "./charts.js";
 import * as collection from "./collection.js";
-import { busy, field, h, link, notice, replace, select } from "./dom.js";
+import { busy, field, h, latest, link, notice, replace, select } from "./dom.js";
 import { count, percent, plural } from "./format.js";
 import { expertLink, href } from "./router.js";
 
@@ -63,16 +63,16 @@ export async function workshop(root, { source, info, live, refresh, isCurrent })
   const ratio = h("input", { type: "number", min: "1", step: "any", value: "2" });
   const addRule = (event) => (event.preventDefault(), collection.addRule({ label: label.value, "min.label_ratio": ratio.value || "2" }));
 
-  let asked = 0;
+  const ask = latest();
   let weights = [];
   async function drawEffect() {
-    const number = ++asked;
+    const isLatest = ask();
     if (collection.isEmpty()) return void replace(effect);
     if (source.isStatic) return void replace(effect, notice("This page has no server, so it cannot save masks. The names above fit --experts and the Python interface."));
     if (!effect.childElementCount) replace(effect, busy("Counting…"));
     try {
       const found = await source.collection(collection.get());
-      if (number !== asked || !isCurrent()) return;
+      if (!isLatest() || !isCurrent()) return;
       weights = found.weights;
       const best = weights.indexOf(Math.max(...weights));
       if (!chosenLabel) target.value = info.labels[best];
@@ -85,7 +85,7 @@ export async function workshop(root, { source, info, live, refresh, isCurrent })
         h("p", { class: "quiet" }, "If this share is high for one label and low for the others, the mask is specific. ", live && link(href("compare", [], { remove: "collection" }), {}, "Compare the model with and without it.")),
       );
     } catch (error) {
-      if (number === asked) replace(effect, h("h2", {}, "What it removes"), notice(error.message, "error"));
+      if (isLatest()) replace(effect, h("h2", {}, "What it removes"), notice(error.message, "error"));
     }
   }
 

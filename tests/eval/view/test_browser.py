@@ -196,7 +196,7 @@ def test_an_ablation_side_by_side(browser, place):
     page.keyboard.press("Control+Enter")
     page.locator(".next table").first.wait_for()
     count = len(store.browser.rows(Query.of({"label": "left", "min.label_ratio": "1"})))
-    assert f"removes {count} experts" in page.locator(".ask").inner_text()
+    page.locator(".ask").get_by_text(f"removes {count} experts").wait_for()
     before, after, _ = page.locator(".facts dd").all_inner_texts()
     assert before.split()[0] != after.split()[0]
     page.locator(".pick").nth(3).click()
@@ -207,6 +207,25 @@ def test_an_ablation_side_by_side(browser, place):
     both = page.locator(".written").all_inner_texts()
     assert len(both) == 2 and all(text.startswith("hello world") and len(text) > 11 for text in both)
     assert told == []
+
+
+def test_an_answer_that_comes_late_does_not_replace_a_newer_one(browser, place):
+    store, address, _ = place
+    page, _ = opened(browser)
+    held = []
+    page.route("**/collection", lambda route: held.append(route))
+    page.goto(f"{address}#/compare?remove=label:left&ratio=2")
+    ratio = page.get_by_label("Ratio to second label")
+    with page.expect_request(lambda one: '"1"' in (one.post_data or "")):
+        ratio.fill("1")
+    count = len(store.browser.rows(Query.of({"label": "left", "min.label_ratio": "1"})))
+    answers = [route.fetch() for route in held]
+    for route, answer in reversed(list(zip(held, answers, strict=True))):
+        with page.expect_response("**/collection"):
+            route.fulfill(response=answer)
+    assert len(held) == 2
+    page.wait_for_timeout(100)  # the page has no sign that it dropped an answer
+    page.locator(".ask").get_by_text(f"removes {count} experts").wait_for()
 
 
 def test_a_collected_mask_is_saved_and_accepted(browser, place, view_model, tmp_path):
