@@ -49,7 +49,7 @@ UNPIN := $(if $(filter $(PINNED_TORCH),$(TORCH)),,^(torch|triton|setuptools)==|)
 # Each environment resolves torch and all other packages at once, so that no package installs a second build of torch.
 SOURCES := pyproject.toml setup.py
 
-TESTS := .[dev,quantisation]
+TESTS := .[browser,dev,quantisation]
 
 # $(call install,FOLDER,REQUIREMENTS): create an environment, or update an existing one. Older releases of pip cannot
 # build every package.
@@ -205,7 +205,7 @@ test-oldest: .venv-oldest/.ready
 	$(call suite,.venv-oldest)
 
 test-newest:
-	$(call install_newest,.venv-newest,dev quantisation)
+	$(call install_newest,.venv-newest,browser dev quantisation)
 	$(call suite,.venv-newest)
 
 test-lens: .venv/.tests-ready
@@ -219,7 +219,7 @@ smoke:
 # torch's CUDA build requires one release of triton, its CPU build requires none; the pin works for both.
 pins:
 	rm -rf .venv-pins
-	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable ".[dev,docs,quantisation]")
+	$(call install,.venv-pins,"$(TORCH)" "$(TRITON)" --editable ".[browser,dev,docs,quantisation]")
 	.venv-pins/bin/python constraints/pins.py write
 	rm -rf .venv-pins
 

@@ -25,7 +25,7 @@ from packaging.version import Version
 HERE = Path(__file__).resolve().parent
 PYPROJECT = HERE.parent / "pyproject.toml"
 OURS = "monet-experts"
-TESTS = "dev,quantisation"
+TESTS = "browser,dev,quantisation"
 # pip comes with Python and installs the others.
 LEFT_OUT = {OURS, "pip"}
 LINUX_ONLY = ("cuda-", "nvidia-", "triton")
