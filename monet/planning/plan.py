@@ -100,7 +100,7 @@ def read_run(files: list[Path], gpus: int | None = None) -> Run:
         ConfigError: train.py would refuse the configuration, or it does not fix the batch of a step.
     """
     from monet.training.configs import read_training_config
-    from monet.training.settings import ModelShape
+    from monet.training.settings import ModelShape, check_freezing
     from monet.training.teacher import teacher_settings
 
     settings = read_training_config(files)
@@ -126,6 +126,7 @@ def read_run(files: list[Path], gpus: int | None = None) -> Run:
     if settings.max_tokens is not None:
         steps = math.ceil(settings.max_tokens / (windows * settings.data.seq_len))
     student, frozen, teacher = shape.config(), settings.model.freeze_dense, teacher_settings(settings)
+    check_freezing(student, settings.model.init_from, settings.model.freeze_router, frozen)
     return Run(
         name=files[-1].stem,
         config=student,

@@ -120,29 +120,8 @@ def build(config: LlamaConfig, attention: str) -> LanguageModel:
     return model
 
 
-def freeze_routers(model: LanguageModel, init_from: str | None) -> None:
-    """Freeze every router: no gradients, constant running statistics, no state in the optimiser.
-
-    Raises:
-        ConfigError: there is no router, or the routers would stay random.
-    """
-    if not isinstance(model, MonetForCausalLM):
-        raise ConfigError("model.freeze_router = True: llama has no router; leave it out")
-    if init_from is None:
-        raise ConfigError("model.freeze_router = True: random routers would stay random; name a model.init_from")
-    model.freeze_router()
-
-
-def freeze_dense_weights(model: LanguageModel, init_from: str | None) -> None:
-    """Freeze everything except routers and experts.
-
-    Raises:
-        ConfigError: the model has no experts, or the frozen weights would stay random.
-    """
-    if not isinstance(model, MonetForCausalLM):
-        raise ConfigError("model.freeze_dense = True: llama has no experts; leave it out")
-    if init_from is None:
-        raise ConfigError("model.freeze_dense = True: random weights would stay random; name a model.init_from")
+def freeze_dense_weights(model: LanguageModel) -> None:
+    """Freeze everything except routers and experts."""
     for name, parameter in model.named_parameters():
         if not any(part in name for part in (".router.", ".moe.")):
             parameter.requires_grad_(False)

@@ -18,13 +18,13 @@ from typing_extensions import override
 from monet.errors import ConfigError, NonFiniteError
 from monet.model.losses import RouterLoss
 from monet.model.model_tokenizer import load_tokenizer
+from monet.model.modeling_monet import MonetForCausalLM
 from monet.model.ranks import GlobalBatch
 from monet.training.checkpoints.states import keep_batches_of_a_step, name_moments, number_moments
 from monet.training.language_models import (
     build,
     config_json,
     freeze_dense_weights,
-    freeze_routers,
     refuse_other_tokenizer,
     warm_start,
 )
@@ -39,7 +39,7 @@ from monet.training.optim import (
 )
 from monet.training.private.lightning import inside_step
 from monet.training.ranks.agree import any_over_ranks, take_from_rank_0
-from monet.training.settings import ModelShape, differing_keys, refuse_structural_change
+from monet.training.settings import ModelShape, check_freezing, differing_keys, refuse_structural_change
 from monet.training.stage import STAGE, refuse_other_model
 from monet.training.teacher import Teacher, TeacherSettings, refuse_other_teacher
 from monet.training.trainer_options import tokens_per_step
@@ -104,15 +104,16 @@ class MonetLightningModule(LightningModule):
         self.router_loss, self.optimizer_settings, self.schedule = router_loss, optimizer, schedule
         self.model = build(shape.config(), attention)
         self.init_from, self.freeze_router, self.freeze_dense = init_from, freeze_router, freeze_dense
-        if freeze_router:
-            freeze_routers(self.model, init_from)
+        check_freezing(self.model.config, init_from, freeze_router, freeze_dense)
+        if freeze_router and isinstance(self.model, MonetForCausalLM):
+            self.model.freeze_router()
             # these losses could then only move the layers below, away from the inputs the routers were trained on
             self.router_loss = replace(router_loss, uniformity_weight=0.0, ambiguity_weight=0.0)
         self.teacher_settings, self.teacher = teacher, None
         if teacher is not None:
             teacher.check()
         if freeze_dense:
-            freeze_dense_weights(self.model, init_from)
+            freeze_dense_weights(self.model)
         if gradient_checkpointing:
             # the old name raises a warning in versions that have the new name
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)

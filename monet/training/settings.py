@@ -116,6 +116,27 @@ class ModelShape:
             raise ConfigError(f"model.shape: {' '.join(str(error).split())}") from error
 
 
+def check_freezing(config: LlamaConfig, init_from: str | None, freeze_router: bool, freeze_dense: bool) -> None:
+    """Refuse to freeze weights that the model does not have, or that would stay random.
+
+    Args:
+        config: the model.
+        init_from: the folder whose weights the run starts with.
+        freeze_router: the routers stay as they are.
+        freeze_dense: everything except routers and experts stays as it is.
+    Raises:
+        ConfigError: names the setting and the fix.
+    """
+    for name, isset, part, random in (
+        ("freeze_router", freeze_router, "router", "routers"),
+        ("freeze_dense", freeze_dense, "experts", "weights"),
+    ):
+        if isset and not isinstance(config, MonetConfig):
+            raise ConfigError(f"model.{name} = True: llama has no {part}; leave it out")
+        if isset and init_from is None:
+            raise ConfigError(f"model.{name} = True: random {random} would stay random; name a model.init_from")
+
+
 def differing_keys(stored: dict[str, Any], configured: dict[str, Any], but: frozenset[str] = frozenset()) -> list[str]:
     """Return the keys that make two config.json different models: one text per key, with both values.
 

@@ -290,6 +290,20 @@ def test_impossible_plans_are_refused(words, message, capsys):
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_weights_that_training_does_not_freeze_are_refused(tmp_path, capsys):
+    """The plan refuses what train.py refuses: a dense twin has no routers and no experts."""
+    changed = tmp_path / "frozen.yaml"
+    twin = [RECIPE, CONFIGS / "pretrain" / "llama_770m.yaml", changed]
+    words = [word for file in twin for word in ("--config", str(file))]
+    for setting, message in [
+        ("freeze_dense: true, init_from: x", "freeze_dense = True: llama has no experts"),
+        ("freeze_router: true, init_from: x", "freeze_router = True: llama has no router"),
+    ]:
+        changed.write_text(f"model: {{{setting}}}\n")
+        assert main(["plan", *words, "--gpus", "8"]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_configuration_that_training_refuses_is_refused(tmp_path, capsys):
     (tmp_path / "wrong.yaml").write_text("model: {shape: {hiden_size: 64}}")
     assert main(["plan", "--config", str(RECIPE), "--config", str(tmp_path / "wrong.yaml")]) == 2
