@@ -210,7 +210,9 @@ run("whole", 1)
 """
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.nightly]) for seed in (1, 2))]
+)
 def test_kill_9_loses_and_repeats_no_document(web, tokenizer, tmp_path, seed):
     folder = tmp_path / "source"
     folder.mkdir()

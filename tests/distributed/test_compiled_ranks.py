@@ -7,13 +7,10 @@ import pytest
 from tests.distributed.test_strategies import STRATEGIES
 from tests.training.runs import losses, read_log
 
-NIGHTLY = pytest.mark.nightly
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["ddp", "zero2", pytest.param("fsdp2", marks=NIGHTLY), pytest.param("zero1", marks=NIGHTLY)]
-)
+@pytest.mark.nightly  # tests/training/test_compiled.py compiles one process
+@pytest.mark.parametrize("name", ["ddp", "zero2", "fsdp2", "zero1"])
 def test_two_compiled_ranks_are_one_eager_process_and_continue(name, train, train_ranks, settings):
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")

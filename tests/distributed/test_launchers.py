@@ -31,7 +31,7 @@ def test_ranks_are_those_a_launcher_tells(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.nightly)])
 def test_two_nodes(launcher, train, train_words, tmp_path):
     pytest.importorskip("deepspeed")
     words = train_words("run", "zero2", "--trainer.num_nodes=2", "--trainer.devices=1")

@@ -42,7 +42,10 @@ def assert_same_state(checkpoint, wanted, tolerance):
             )
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp2", "zero1")]
+SLOW = [
+    pytest.param("fsdp2", marks=pytest.mark.slow),
+    pytest.param("zero1", marks=[pytest.mark.slow, pytest.mark.nightly]),
+]
 
 
 @pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", *SLOW])

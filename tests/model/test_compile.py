@@ -34,7 +34,7 @@ def test_inference_is_one_graph(form):
 @pytest.mark.parametrize(
     ("form", "training"),
     [
-        pytest.param("horizontal", False, id="horizontal-inference"),
+        pytest.param("horizontal", False, id="horizontal-inference", marks=pytest.mark.nightly),
         pytest.param("vertical", True, id="vertical-training"),
         pytest.param("horizontal", True, id="horizontal-training", marks=pytest.mark.nightly),
         pytest.param("vertical", False, id="vertical-inference", marks=pytest.mark.nightly),
@@ -67,7 +67,7 @@ def test_a_mask_of_another_model_is_refused_in_a_compiled_model():
         torch.compile(model, backend="eager")(tokens(), expert_mask=mask)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["horizontal", pytest.param("vertical", marks=pytest.mark.nightly)])
 def test_compiled_inference_on_the_cpu(form):
     model = tiny_model(form)
     compiled = torch.compile(model)

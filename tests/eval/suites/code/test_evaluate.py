@@ -289,6 +289,7 @@ def test_damaged_results_and_foreign_masks(model, tokenizer, problems, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # tests/eval/test_commands.py and the suite of questions kill runs that use the same store
 def test_kill_9_and_the_same_command_give_the_same_numbers(road, tmp_path, sandbox):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     results = []
