@@ -122,8 +122,8 @@ def check_freezing(config: LlamaConfig, init_from: str | None, freeze_router: bo
     Args:
         config: the model.
         init_from: the folder whose weights the run starts with.
-        freeze_router: the routers stay as they are.
-        freeze_dense: everything except routers and experts stays as it is.
+        freeze_router: the routers do not learn.
+        freeze_dense: only routers and experts learn.
     Raises:
         ConfigError: names the setting and the fix.
     """
