@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from typing_extensions import override
 
 from monet.cpu import speed_up_cpu
 from monet.data.loading.datamodule import MonetDataModule
 from monet.errors import ConfigError
 from monet.files import atomic_write_json
-from monet.training.checkpoints.checkpoint import chosen_checkpoint, read_config, read_weights, step_of
+from monet.training.checkpoints.checkpoint import chosen_checkpoint, read_config, read_entry, read_weights, step_of
 from monet.training.configs import read_training_config
 from monet.training.language_models import config_json, refuse_other_tokenizer
 from monet.training.metrics import validation_line
 from monet.training.module import MonetLightningModule
 from monet.training.settings import ModelShape, refuse_structural_change
-from monet.training.teacher import TeacherSettings, teacher_settings
+from monet.training.teacher import TeacherSettings, refuse_other_teacher, teacher_settings
 from monet.training.weights import copy_strictly, released_tensors
 
 
@@ -84,6 +85,7 @@ def validate(
         accelerator=accelerator,
         devices=1,
         precision=precision,
+        callbacks=_SameTeacher((read_entry(folder, "monet") or {}).get("teacher")),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -96,6 +98,18 @@ def validate(
     if json is not None:
         entry = {"step": step_of(folder), "checkpoint": str(folder), "data": str(data)}
         atomic_write_json(json, {**entry, "data_fingerprint": datamodule.fingerprint, **module.validation_result})
+
+
+class _SameTeacher(Callback):
+    """Refuses a teacher with other weights than the checkpoint's, before the work begins."""
+
+    def __init__(self, stored: str | None) -> None:
+        self.stored = stored
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if pl_module.teacher is not None:
+            refuse_other_teacher(self.stored, pl_module.teacher)
 
 
 def _teacher(settings: Any, folder: str | None) -> TeacherSettings | None:

@@ -69,6 +69,10 @@ def test_validating_a_checkpoint_gives_the_runs_own_divergence(train, tmp_path, 
     assert read_json(out)["kl"] == entry["kl"]
     assert main([*words, "--teacher=none"]) == 0
     assert "kl" not in read_json(out)
+    dense(seed=9).save_pretrained(tmp_path / "other")
+    capsys.readouterr()
+    assert main([*words, f"--teacher={tmp_path / 'other'}"]) == 2
+    assert "was trained with the teacher" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_crashed_run_continues_bit_for_bit(train, crash_after):  # noqa: F811
