@@ -1,5 +1,6 @@
 # make demo    set up, then the whole workflow on real text: prepare, train, export, generate, remove domains, report
 # make look    set up, then open a page on the experts of models/monet-7m (monet view); no training
+# make look-index   index that model again; make look opens the copy in the repository
 # make test    set up, then the tests (SLOW=1 adds the slow ones, SLOW=ci those that CI runs)
 # make test-oldest   the same tests with the lowest versions that pyproject.toml allows, in .venv-oldest
 # make test-newest   the same tests with the newest releases, in .venv-newest
@@ -40,7 +41,7 @@ RUN := runs/demo$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 # The tests start many processes. Each would compile the package again if Python kept no compiled modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo look evidence knowledge warm-start test test-oldest test-newest test-lens smoke pins lint docs check clean-demo
+.PHONY: demo look look-index evidence knowledge warm-start test test-oldest test-newest test-lens smoke pins lint docs check clean-demo
 .DELETE_ON_ERROR:
 
 # constraints/tested.txt without the pins that depend on the torch release, if TORCH requests another release.
@@ -109,15 +110,21 @@ demo: .venv/.ready
 	$(BIN)/monet report --config configs/eval/report.yaml --result $(RUN)/ablation --out $(RUN)/report
 	@echo "all results are in $(RUN); make clean-demo removes them"
 
-# An index that is in the repository is opened at once; otherwise a small one is made from the included text.
-LOOK := $(if $(wildcard models/monet-7m/index/index.json),models/monet-7m/index,runs/look)
+# The index of models/monet-7m is in the repository, compressed.
+SHIPPED_INDEX := models/monet-7m/index.tar.xz
 
 look: .venv/.ready
-	test -f $(LOOK)/index.json || test -f data/look/manifest.json || $(BIN)/monet data prepare --source corpus/text \
-		--tokenizer models/monet-7m --out data/look
-	test -f $(LOOK)/index.json || $(BIN)/monet index --model models/monet-7m --data data/look --out $(LOOK) \
-		--tokens 60000 --seq_len 256
-	$(BIN)/monet view $(LOOK) --model models/monet-7m --out runs/look-masks --open
+	test -f runs/look/index.json || { mkdir -p runs && $(BIN)/python -m tarfile --extract $(SHIPPED_INDEX) runs; }
+	$(BIN)/monet view runs/look --model models/monet-7m --out runs/look-masks --open
+
+# Writes that file again, after the model or the format of an index has changed.
+look-index: .venv/.ready
+	test -f data/look/manifest.json || $(BIN)/monet data prepare --source corpus/text --tokenizer models/monet-7m \
+		--out data/look
+	rm -rf runs/look runs/look.partial
+	$(BIN)/monet index --model models/monet-7m --data data/look --out runs/look --tokens 60000 --seq_len 256 --top 12
+	tar --create --xz --file $(SHIPPED_INDEX) --directory runs --sort=name --mtime=@0 --owner=0 --group=0 \
+		--numeric-owner --mode=u=rwX,go=rX look
 
 # $(call runs,NAME,SEEDS): folders of the runs with these training seeds; the name of seed 0 has no suffix.
 runs = $(foreach seed,$(2),runs/$(1)$(if $(filter-out 0,$(seed)),-seed$(seed)))

@@ -2,11 +2,13 @@
 
 import json
 import math
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 
+import monet
 from monet import MonetForCausalLM
 from monet.model.model_tokenizer import load_tokenizer
 
@@ -34,3 +36,16 @@ def test_text_of_its_languages_is_likelier_than_chance(model, text):
     with torch.no_grad():
         loss = model(input_ids=ids_BT, labels=ids_BT).loss.item()
     assert loss < math.log(model.config.vocab_size) - 2
+
+
+def test_its_index_opens_and_is_that_of_the_model(model, tmp_path):
+    """`make look` opens this file; after a change of the model or of an index's format, run `make look-index`."""
+    with tarfile.open(FOLDER / "index.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    inspection = monet.inspect(model, tmp_path / "look")  # refuses the index of another model
+    assert (inspection.index.info.units.experts, len(inspection.index.info.data.labels)) == (3 * 64**2, 10)
+    expert = inspection.expert(2, 4, 32)
+    assert expert.row["best_label"] == "french" and expert.row["label_share"] > 0.99
+    context = expert.contexts[0]
+    weight = expert.weights(context)[context.position]
+    assert weight == pytest.approx(context.weight, rel=1e-3)
