@@ -76,7 +76,17 @@ class TokenTexts:
         """The text of one token; `text` remembers it."""
         return self._decode([token])
 
+    @functools.cached_property
+    def _before(self) -> tuple[list[int], str]:
+        """A token that is decoded before others, and its text: sentencepiece omits the space of the first token."""
+        ids = list(self.tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
+        return ids, self._decoded(ids)
+
     def _decode(self, ids: list[int]) -> str:
         if self.tokenizer is None:
             return "".join(f"[{token}]" for token in ids)
+        before, text = self._before
+        return self._decoded([*before, *ids]).removeprefix(text)
+
+    def _decoded(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

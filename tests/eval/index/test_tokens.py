@@ -17,6 +17,22 @@ def bytewise() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """A tokenizer like that of LLaMA, whose decoder omits the first space of a text."""
+    pieces = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁the", "▁school", "of", "▁", "a", "▁a"]
+    backend = Tokenizer(models.BPE(vocab={one: n for n, one in enumerate(pieces)}, merges=[], byte_fallback=True))
+    replace, strip = decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)
+    backend.decoder = decoders.Sequence([replace, decoders.ByteFallback(), decoders.Fuse(), strip])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+
+
+def test_spaces_of_sentencepiece_stay():
+    tokenizer = sentencepiece()
+    pieces = ["<s>", "▁the", "▁school", "of", "▁", "a", *(f"<0x{byte:02X}>" for byte in "Ж".encode()), "▁the"]
+    found = TokenTexts(tokenizer).texts(tokenizer.convert_tokens_to_ids(pieces))
+    assert found == ["<s>", " the", " school", "of", " ", "a", "", "Ж", " the"]
+
+
 def test_joined_texts_are_the_text():
     tokenizer = bytewise()
     texts = TokenTexts(tokenizer)
