@@ -75,8 +75,8 @@ def static(model: Any, unit: Unit) -> Promotion:
         expert = dense_expert(layer.moe, unit.i, unit.j)
         direction_D = direction_D + expert.mean_output(layer.post_attention_layernorm.weight).float().cpu()
     seen_D = direction_D * model.base_model.norm.weight.float().cpu()
-    head = model.lm_head.weight
-    return Promotion("static", (head @ seen_D.to(head)).float().cpu())
+    head = model.lm_head.weight.float()
+    return Promotion("static", (head @ seen_D.to(head)).cpu())
 
 
 def measured(model: Any, unit: Unit, contexts: Sequence[tuple[Context, Window]]) -> Promotion:

@@ -57,6 +57,12 @@ def test_the_static_effect_is_read_from_the_weights(model):
         static(model, Units(2, E).half(0, i=2))
 
 
+def test_the_static_effect_of_a_half_precision_model_is_not_rounded(model):
+    unit = Units(2, E).pair(0, 2, 5)
+    exact = static(model.bfloat16().float(), unit).effect_V
+    assert torch.allclose(static(model.bfloat16(), unit).effect_V, exact, rtol=1e-6, atol=1e-9)
+
+
 def test_the_measured_effect_is_the_difference_of_two_models(model):
     unit = Units(2, E).half(0, i=2)
     window = Window(0, "a", "0", None, 5, [1, 2, 3, 4, 5], None)
