@@ -173,7 +173,8 @@ def of_all_firings(index: Index, windows: WindowTable, units: Sequence[Unit], bo
     """The same measures from the counts and sums of all firings in the index; see its documentation of columns.
 
     token_purity is `token_share`, one_label says whether `label_share` is at least `ONE_LABEL`, and label_entropy is
-    the entropy of the mean weights by label.
+    the entropy of the mean weights by label. An index that estimates firing tokens has no token_purity: a
+    large share of a few samples is the same token by chance.
     """
     rows = [index.row(unit) for unit in units]
     count_U = np.array([row["count"] for row in rows], np.int64)
@@ -184,6 +185,7 @@ def of_all_firings(index: Index, windows: WindowTable, units: Sequence[Unit], bo
     return [
         measure(name, "all", own_U, control_U, bootstrap)
         for name, own_U, control_U in zip(MEASURES, own_MU, control_MU, strict=True)
+        if name != "token_purity" or index.info.settings.tokens == "exact"
     ]
 
 

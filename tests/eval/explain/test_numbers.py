@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -31,6 +32,14 @@ def test_planted_experts_have_one_label_and_their_control_has_not(planted, units
         assert measures["label_entropy", of].value.value < 1e-6 < 1 < measures["label_entropy", of].permuted.value
         assert measures["token_purity", of].value.value > measures["token_purity", of].permuted.value
     assert numbers.active == 3 / 256 and numbers.evenness == pytest.approx(3 / 256, rel=0.1)
+
+
+def test_estimated_firing_tokens_have_no_purity(planted, units):
+    settings = dataclasses.replace(planted.info.settings, tokens="sampled")
+    planted.info = dataclasses.replace(planted.info, settings=settings)
+    measures = found(of_index(planted, WindowTable(planted), "pair", units, BOOTSTRAP))
+    assert ("token_purity", "all") not in measures
+    assert ("token_purity", "strongest") in measures and ("one_label", "all") in measures
 
 
 def test_tables_hold_the_contexts_of_the_index(planted, units):
