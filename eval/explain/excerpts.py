@@ -98,9 +98,12 @@ class Excerpts:
     def __init__(self, index: Index, around: int = 8, seed: int = 0) -> None:
         self.index, self.around, self.seed = index, around, seed
         tokenizer = index.texts.tokenizer
-        begins, ends = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
+        begins, ends, pads = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad"))
         self._begins = None if begins == ends else begins
-        self._ends = {*index.info.settings.exclude_ids, begins, ends} - {None}
+        # Without a tokenizer, the excluded tokens are those that begin and end a text. With one, a user may have
+        # excluded tokens inside texts too.
+        known = {begins, ends, pads} - {None}
+        self._ends = known or set(index.info.settings.exclude_ids)
 
     def at(self, window: Window, position: int) -> Excerpt | None:
         """The excerpt around a token; None if the token's document is not known, or the token ends a text."""

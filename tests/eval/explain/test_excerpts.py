@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from monet.eval.explain.excerpts import Excerpt, Excerpts, by_turns, side_of
@@ -45,6 +47,18 @@ def test_a_document_ends_at_the_first_boundary(planted, ids, positions, expected
     planted.texts.tokenizer = Tokenizer()
     window = Window(3, "left", "a", None, len(ids), ids, positions)
     assert Excerpts(planted).document_of(window) == expected
+
+
+def test_an_excluded_token_inside_a_text_ends_no_document(planted):
+    class Tokenizer:
+        bos_token_id, eos_token_id = 0, 1
+
+    settings = dataclasses.replace(planted.info.settings, exclude_ids=[0, 1, 6])
+    planted.info = dataclasses.replace(planted.info, settings=settings)
+    window = Window(3, "left", "a", None, 3, [0, 5, 6, 7], None)
+    assert Excerpts(planted).document_of(window) == (0, 0)  # nothing else is known without a tokenizer
+    planted.texts.tokenizer = Tokenizer()
+    assert Excerpts(planted).document_of(window) == (1, 4)
 
 
 def test_all_intervals_take_turns():
