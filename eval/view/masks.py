@@ -59,10 +59,12 @@ class Masks:
     def __init__(self, index: Index, folders: Iterable[Path], out: Path) -> None:
         self.index, self.out = index, out
         self._removed: dict[str, NDArray[np.bool_]] = {}
-        folders = list(folders)
+        folders = list(dict.fromkeys(folders))
+        names = [folder.name for folder in folders]
         for folder in folders:
+            place = folder.name if names.count(folder.name) == 1 else str(folder)
             for label, mask in load_masks(folder).items():
-                self.add(label if len(folders) == 1 else f"{folder.name}/{label}", mask)
+                self.add(label if len(folders) == 1 else f"{place}/{label}", mask)
 
     def add(self, name: str, mask: ExpertMask) -> None:
         """Make a mask known.

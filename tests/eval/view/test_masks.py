@@ -1,5 +1,7 @@
 """Collections become masks, and masks become folders that other commands read."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -89,7 +91,10 @@ def test_masks_of_folders_have_names(store, view_model, view_folder, tmp_path):
     assert again.masks.names == ["left"] and again.masks.counts() == {"left": [1, 0]}
     assert again.expert(again.unit("0:3"))["masks"] == ["left"] and not again.expert(again.unit("0:4"))["masks"]
     twice = make_store(view_model, view_folder, tmp_path, masks=[folder, folder])
-    assert twice.masks.names == ["given/left"]
+    assert twice.masks.names == ["left"]
+    copy = shutil.copytree(folder, tmp_path / "copy" / "given")
+    both = make_store(view_model, view_folder, tmp_path, masks=[folder, copy])
+    assert both.masks.names == [f"{folder}/left", f"{copy}/left"]
     other = ExpertMask(torch.ones(2, E, E, dtype=torch.bool), fingerprint="another")
     with pytest.raises(CheckpointError, match="another model"):
         again.masks.add("x", other)
