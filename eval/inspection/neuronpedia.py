@@ -152,11 +152,11 @@ def _feature(index: Index, name: str, source: str, card: Card, effect: Promotion
 
 def _activations(index: Index, name: str, source: str, card: Card, now: str) -> Iterable[dict[str, Any]]:
     for low, high, share, examples in activation_groups(index, card):
-        for example in examples:
+        for place, example in enumerate(examples):
             values = example.weights
             top = max(range(len(values)), key=values.__getitem__)
             yield {
-                "id": _identifier(name, source, card.unit.number, low, example.window, example.position),
+                "id": _identifier(name, source, card.unit.number, low, place),
                 "tokens": example.tokens,
                 "index": str(card.unit.number),
                 "layer": source,

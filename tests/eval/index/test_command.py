@@ -19,6 +19,8 @@ from monet import MonetForCausalLM
 from monet.cli import main
 from monet.eval.core.inputs import PreparedWindows
 from monet.eval.index.index import Index
+from monet.eval.inspection import neuronpedia
+from monet.eval.inspection.cards import Card, Example
 from monet.model.model_tokenizer import load_tokenizer
 from tests.eval.index.conftest import content
 from tests.eval.test_commands import road  # noqa: F401 - a fixture
@@ -155,6 +157,14 @@ def test_neuronpedia_gets_all_columns_in_every_line(indexed, tmp_path):
         assert one["values"][one["maxValueTokenIndex"]] == one["maxValue"] == max(one["values"])
         assert one["layer"] == "0-monet-experts" and len(one["id"]) == 25
     assert len({one["id"] for one in activations}) == len(activations)
+
+
+def test_two_samples_of_one_window_have_two_identifiers(indexed):
+    example = Example(3, ["a", "b", "c"], [0.0, 1.0, 0.0], 1)  # both are in the middle of their excerpts
+    opened = Index(indexed)
+    card = Card(opened.units.unit(0, 3), {"max": 1.0}, [], [], {7: [example, example]}, [1] * 16)
+    lines = list(neuronpedia._activations(opened, "model", "0-monet-experts", card, "now"))
+    assert len({line["id"] for line in lines}) == len(lines) == 2
 
 
 def test_saedashboard_gets_its_batches(indexed, tmp_path):
