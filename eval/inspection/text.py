@@ -36,7 +36,7 @@ class Contributions:
         source_P: int64, position at which the expert is active; at most t.
         group_P: int64, routing group.
         expert_P: int64, expert id i*E + j.
-        weight_P: float32, the expert's weight at the source.
+        weight_P: float32, the expert's weight at the source, times what masks in the model keep of it.
         value_P: float32, contribution to the target, nats.
     """
 
@@ -89,7 +89,8 @@ def gradient_contributions(model: Any, ids: Sequence[int], targets: Sequence[int
                 start_1TD = model.get_input_embeddings()(ids_1T).detach().requires_grad_()
                 logits_TV = model(inputs_embeds=start_1TD, use_cache=False).logits[0].float()
                 scores_T = _next_token_scores(logits_TV, ids_1T[0])
-            lists = {group: _active(*pair) for group, pair in gates.items()}
+            masks = [mask for mask in (body.active_masks.stored, *body.active_masks.applied) if mask is not None]
+            lists = {group: _active(*pair, [mask.keep_REE[group] for mask in masks]) for group, pair in gates.items()}
             columns: list[tuple[Tensor, ...]] = []
             for target in chosen:
                 wanted = [outputs[n] for n, _ in layers]
@@ -210,12 +211,15 @@ def _keeps_gates(group: int, gates: dict[int, tuple[Tensor, Tensor]]) -> Any:
     return hook
 
 
-def _active(g1_THE: Tensor, g2_THE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Token, expert id and float32 weight of each active expert."""
+def _active(g1_THE: Tensor, g2_THE: Tensor, keeps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token, expert id and float32 weight of each active expert that masks keep."""
     lister = ExpertLister(g1_THE.shape[-1], g1_THE.device)
     lists = list(lister.lists(g1_THE, g2_THE))
     token_P, expert_P, weight_P = (torch.cat(column) for column in zip(*lists, strict=True))
-    return token_P, expert_P, weight_P.float()
+    for keep_EE in keeps:
+        weight_P = weight_P * keep_EE.flatten().to(weight_P)[expert_P]
+    kept_P = weight_P.nonzero().view(-1)
+    return token_P[kept_P], expert_P[kept_P], weight_P[kept_P].float()
 
 
 def _layer_values(

@@ -73,6 +73,21 @@ def test_gradient_and_leave_one_out_agree_on_small_effects(model):
     assert float((exact - estimated).abs().median()) < 0.05 * float(exact.abs().median())
 
 
+def test_experts_that_a_mask_removes_contribute_nothing(model):
+    target = len(IDS) - 2
+    (group, expert, _), (other_group, other, _), *_ = gradient_contributions(model, IDS, [target]).by_expert(target)
+    keep = torch.ones(2, E, E)
+    keep[group, expert // E, expert % E] = 0
+    model.set_expert_mask(ExpertMask(keep))
+    found = gradient_contributions(model, IDS, [target])
+    assert not ((found.group_P == group) & (found.expert_P == expert)).any()
+    keep[other_group, other // E, other % E] = 0.5
+    model.set_expert_mask(ExpertMask(keep))
+    halved = gradient_contributions(model, IDS, [target])
+    before, after = (one.weight_P[(one.group_P == other_group) & (one.expert_P == other)] for one in (found, halved))
+    assert len(after) == len(before) > 0 and torch.allclose(after[0], before[0] / 2)
+
+
 def test_contributions_leave_the_model_unchanged(model):
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
