@@ -73,7 +73,7 @@ def sampled(samples: Arrays, histogram_UY: NDArray[np.uint32], text: FlatIds) ->
     drawn_UA = filled_UAZ.sum(2)
     share_UA = firings_UA / np.maximum(firings_UA.sum(1, keepdims=True), 1)
     some_UA = np.maximum(drawn_UA, 1)
-    unseen_UA = np.where(firings_UA > drawn_UA, 1.0 - drawn_UA / np.maximum(firings_UA, 1), 0.0)
+    unseen_UA = (firings_UA - drawn_UA) / np.maximum(firings_UA - 1, 1)  # samples are drawn without replacement
     error_U = np.sqrt((share_UA**2 * 0.25 / some_UA * unseen_UA).sum(1))
     filled_US = filled_UAZ.reshape(U, -1)
     weight_US = np.repeat(firings_UA / some_UA, SAMPLES, axis=1) * filled_US
