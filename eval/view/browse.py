@@ -159,6 +159,8 @@ def first_places(value_X: NDArray[Any], count: int, descending: bool) -> NDArray
     key_X = value_X.astype(np.float64)
     if descending:
         key_X = -key_X
+    largest = np.finfo(np.float64).max
+    key_X = np.clip(key_X, -largest, largest)  # so infinite ratios come before NaN
     key_X[np.isnan(key_X)] = np.inf
     if count < len(key_X):
         bound = np.partition(key_X, count - 1)[count - 1] if count > 0 else -np.inf
