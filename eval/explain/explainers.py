@@ -13,6 +13,8 @@ from monet.eval.index.units import Unit
 
 # Tokens that the baseline names.
 TOKENS = 5
+# What its explanations of labels begin with.
+LABEL = "label: "
 
 
 @dataclass(frozen=True)
@@ -80,5 +82,5 @@ class LabelExplainer:
         found = []
         for _, excerpts in units:
             counts = Counter(one.label for one in excerpts)
-            found.append(Named(f"label: {min(counts, key=lambda label: (-counts[label], label))}"))
+            found.append(Named(f"{LABEL}{min(counts, key=lambda label: (-counts[label], label))}"))
         return found

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from monet.errors import DataError
 from monet.eval.explain.excerpts import Excerpt
+from monet.eval.explain.explainers import LABEL
 from monet.json_text import parse_json
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -102,6 +103,8 @@ class LabelJudge(_Alone):
     key = {"judge": "label"}
 
     def fits(self, explanation: str, excerpt: Excerpt, marked: bool) -> bool:
+        if explanation.startswith(LABEL):  # one label may be a part of another one's name
+            return explanation.removeprefix(LABEL) == excerpt.label
         return re.search(rf"(?<!\w){re.escape(excerpt.label)}(?!\w)", explanation) is not None
 
     def odd(self, sets: Sequence[list[Excerpt]]) -> list[int | None]:

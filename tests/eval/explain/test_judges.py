@@ -30,8 +30,9 @@ def test_tokens(explanation, marked, expected):
 
 @pytest.mark.parametrize(
     ("explanation", "expected"),
-    [("label: german", True), ("label: germanic", False), ("label: french", False), ("", False)],
-)
+    [("label: german", True), ("label: germanic", False), ("label: french", False), ("", False),
+     ("label: swiss-german", False), ("text in german", True)],
+)  # fmt: skip
 def test_labels(explanation, expected):
     assert LabelJudge().accepted([Question(explanation, [excerpt("x")])]) == [[expected]]
 
