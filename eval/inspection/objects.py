@@ -210,9 +210,8 @@ class Expert:
         """Similar units of the same kind and group, most similar first; of equally similar ones, lower numbers first.
 
         Args:
-            by: key takes experts with the same i or j, by the correlation of their mean weights over labels. contexts
-                takes the share of common windows among the strongest contexts (Jaccard). labels takes the cosine of
-                the mean weights by label.
+            by: contexts takes the share of common windows among the strongest contexts (Jaccard). labels takes the
+                cosine of the mean weights by label. key does the same among experts with the same i or j.
             count: number of neighbours.
 
         Raises:
