@@ -111,7 +111,7 @@ class Excerpts:
         if not begin <= position < end:
             return None
         start, stop = max(begin, position - self.around), min(end, position + self.around + 1)
-        texts = self.index.texts.texts(window.ids[start:stop])
+        texts = self.index.texts.piece(window.ids, slice(start, stop))
         return Excerpt(
             window.number, position, start, window.document, window.label, tuple(window.ids[start:stop]), tuple(texts)
         )

@@ -72,6 +72,12 @@ class TokenTexts:
             found[-1] = self._decode(waiting)
         return found
 
+    def piece(self, ids: Sequence[int], piece: slice) -> list[str]:
+        """The text of each token of a piece of a text. Some tokens around it are read: several may be one character."""
+        start = max(0, piece.start - _LONGEST)
+        texts = self.texts(ids[start : piece.stop + _LONGEST])
+        return texts[piece.start - start :][: min(piece.stop, len(ids)) - piece.start]
+
     def text_of(self, token: int) -> str:
         """The text of one token; `text` remembers it."""
         return self._decode([token])

@@ -17,8 +17,6 @@ from monet.eval.view.explanations import Explanations
 from monet.eval.view.masks import Masks
 from monet.eval.view.query import Query
 
-# A character of UTF-8 has at most four bytes, and a token at least one of them.
-_CHARACTER = 4
 NEIGHBOURS: tuple[By, ...] = ("contexts", "labels", "key")
 
 
@@ -166,7 +164,7 @@ class Store:
             "label": window.label,
             "document": window.document,
             "cut": [start > 0, piece.stop < len(window.ids)],
-            "tokens": self._texts(window.ids, piece),
+            "tokens": self.index.texts.piece(window.ids, piece),
         }
 
     def neighbours(self, unit: Unit, by: str, count: int) -> list[dict[str, Any]]:
@@ -179,12 +177,6 @@ class Store:
             raise ConfigError(f"neighbours by {by!r}: choose one of {', '.join(NEIGHBOURS)}")
         found = self._inspection.named(unit.name).neighbours(by, min(count, limits.ROWS))
         return [{**self.row(self.columns.row(one.expert.unit)), "similarity": short(one.similarity)} for one in found]
-
-    def _texts(self, ids: list[int], piece: slice) -> list[str]:
-        """Texts of a piece of a window. Some tokens around it are read too: several may make one character."""
-        start = max(0, piece.start - _CHARACTER)
-        texts = self.index.texts.texts(ids[start : piece.stop + _CHARACTER])
-        return texts[piece.start - start :][: min(piece.stop, len(ids)) - piece.start]
 
     def _tokens(self, row: int) -> list[list[Any]]:
         """Texts of the most frequent firing tokens, with their firings."""

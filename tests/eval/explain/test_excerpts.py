@@ -8,6 +8,8 @@ import pytest
 
 from monet.eval.explain.excerpts import Excerpt, Excerpts, by_turns, side_of
 from monet.eval.index.text import Window
+from monet.eval.index.tokens import TokenTexts
+from tests.eval.index.test_tokens import bytewise
 
 
 def test_the_sides_share_no_document_and_cover_the_contexts(planted, units):
@@ -59,6 +61,15 @@ def test_an_excluded_token_inside_a_text_ends_no_document(planted):
     assert Excerpts(planted).document_of(window) == (0, 0)  # nothing else is known without a tokenizer
     planted.texts.tokenizer = Tokenizer()
     assert Excerpts(planted).document_of(window) == (1, 4)
+
+
+def test_a_cut_character_is_shown_whole(planted):
+    planted.texts = TokenTexts(bytewise())
+    ids = planted.texts.encode("Жa Ж")
+    window = Window(3, "left", "a", None, len(ids), ids, None)
+    excerpts = Excerpts(planted, around=1)
+    assert excerpts.at(window, 2).tokens == ("Ж", "a", " ")  # begins between the two bytes of a character
+    assert Excerpts(planted, around=0).at(window, 1).token == "Ж"
 
 
 def test_all_intervals_take_turns():
