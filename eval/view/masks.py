@@ -60,9 +60,9 @@ class Masks:
         self.index, self.out = index, out
         self._removed: dict[str, NDArray[np.bool_]] = {}
         folders = list(dict.fromkeys(folders))
-        names = [folder.name for folder in folders]
-        for folder in folders:
-            place = folder.name if names.count(folder.name) == 1 else str(folder)
+        for n, folder in enumerate(folders):
+            same = sum(other.name == folder.name for other in folders[:n])
+            place = f"{folder.name} {same + 1}" if same else folder.name
             for label, mask in load_masks(folder).items():
                 self.add(label if len(folders) == 1 else f"{place}/{label}", mask)
 
@@ -181,7 +181,8 @@ class Masks:
             overwrite: replace a mask of this name.
 
         Raises:
-            ConfigError: the name or label is not valid, or there is nothing to remove.
+            ConfigError: the name or label is not valid, a mask of another folder has this name, or there is nothing to
+                remove.
             FileExistsError: there is a folder of this name, and `overwrite` is false.
         """
         folder, info = self.path(name), self.index.info
@@ -190,6 +191,8 @@ class Masks:
             raise ConfigError(f"label {label!r}: choose one of {', '.join(labels)}")
         if not removed_RN.any():
             raise ConfigError("the collection is empty, so its mask would remove nothing; collect an expert first")
+        if name.strip() in self._removed and not folder.exists():
+            raise ConfigError(f"name {name.strip()!r} is that of a known mask; choose another name")
         if folder.exists() and not overwrite:
             raise FileExistsError(f"{folder} exists already")
         provenance = self.index.provenance

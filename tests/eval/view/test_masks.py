@@ -92,9 +92,12 @@ def test_masks_of_folders_have_names(store, view_model, view_folder, tmp_path):
     assert again.expert(again.unit("0:3"))["masks"] == ["left"] and not again.expert(again.unit("0:4"))["masks"]
     twice = make_store(view_model, view_folder, tmp_path, masks=[folder, folder])
     assert twice.masks.names == ["left"]
+    with pytest.raises(ConfigError, match="known mask"):
+        again.masks.save("left", "left", ~removed_RN, Collection(), overwrite=False)
+    assert again.masks.counts() == {"left": [1, 0]}
     copy = shutil.copytree(folder, tmp_path / "copy" / "given")
     both = make_store(view_model, view_folder, tmp_path, masks=[folder, copy])
-    assert both.masks.names == [f"{folder}/left", f"{copy}/left"]
+    assert both.masks.names == ["given/left", "given 2/left"]
     other = ExpertMask(torch.ones(2, E, E, dtype=torch.bool), fingerprint="another")
     with pytest.raises(CheckpointError, match="another model"):
         again.masks.add("x", other)
