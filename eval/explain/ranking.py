@@ -93,7 +93,7 @@ def markdown(chosen: Sequence[Ranked], names: Sequence[str]) -> list[str]:
         row, unit = one.row, one.unit
         keys = ", ".join("-" if key is None else str(key) for key in (unit.i, unit.j))
         tokens = " ".join(_code(text) for text in row["token_texts"][:_TOKENS])
-        label = f"{row['best_label']} ({row['label_share']:.0%})"
+        label = f"{clean(row['best_label'])} ({row['label_share']:.0%})"
         scores = [f"{_number(line.score)} v {_number(line.control_permuted)}" for line in one.scores]
         cells = [unit.name, keys, f"{row['count']:,}", label, tokens, *scores]
         lines.append(f"| {' | '.join(cells)} |")

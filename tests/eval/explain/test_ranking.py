@@ -41,6 +41,8 @@ def test_the_best_have_several_labels_and_the_worst_a_large_entropy():
 
 
 def test_cells_hold_no_markup():
+    *_, row = markdown([some(3, 0.4, "a\x1b[31m")], ["one"])
+    assert "\x1b" not in row
     *_, row = markdown([some(3, 0.4)], ["one"])
     assert row == "| 0:3 | 0, 3 | 1 | a (50%) | `_\\|'\\n` | 0.90 v 0.50 |"
 
