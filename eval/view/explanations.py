@@ -100,6 +100,10 @@ class Explanations:
         few = self._explanations.get(row)
         return few[0].explanation if few else None
 
+    def texts(self, row: int) -> list[str]:
+        """All explanations of a row."""
+        return [one.explanation for one in self._explanations.get(row, [])]
+
     def of(self, row: int) -> dict[str, Any]:
         """Explanations of a row with their scores, and the scores that belong to none of them, JSON-able."""
         scores = self._scores.get(row, [])

@@ -140,7 +140,8 @@ def chosen(store: Store, wanted: Wanted) -> list[Unit]:
 
 def contents(store: Store, model: Any, units: Sequence[Unit], progress: bool) -> Iterator[tuple[str, bytes]]:
     """Name and content of each file of a page without its mark."""
-    rows = [store.row(store.columns.row(unit)) for unit in units]
+    places = [store.columns.row(unit) for unit in units]
+    rows = [{**store.row(row), "explanations": store.explanations.texts(row)} for row in places]
     place = {unit.name: n for n, unit in enumerate(units)}
     modules = {name.removesuffix(".js"): text.decode() for name, text, _ in files.files() if name.endswith(".js")}
     for name, text, _ in files.files():
@@ -152,8 +153,7 @@ def contents(store: Store, model: Any, units: Sequence[Unit], progress: bool) ->
     info = store.info()
     info = {
         **info,
-        # The page may be shown to others, so it names no folder of this machine.
-        "model": Path(info["model"]).name if Path(info["model"]).is_absolute() else info["model"],
+        "model": _without_folder(info["model"]),
         "data": Path(info["data"]).name,
         "live": False,
         "shown": len(units),
@@ -188,6 +188,8 @@ def _cards(store: Store, model: Any, units: Sequence[Unit], progress: bool) -> I
             card["samples"] = _first_of_each(card["samples"])
             card["previous"], card["next"] = units[n - 1].name, units[(n + 1) % len(units)].name
             card["halves"] = [name for name in card["halves"] if name in names]
+            for one in card["explained"]["explanations"]:
+                one["model"] = _without_folder(one["model"])
             for context in [*card["contexts"], *card["samples"]]:
                 if known:
                     context["weights"] = known[unit.name, context["window"], context["start"] + context["position"]]
@@ -235,6 +237,11 @@ def _first_of_each(samples: Sequence[Any]) -> list[Any]:
         if counts[interval] <= limits.STATIC_SAMPLES:
             found.append(sample)
     return found
+
+
+def _without_folder(model: str) -> str:
+    """The name of a model; the page may be shown to others, so it names no folder of this machine."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 def _rounded(value: float) -> float | int:

@@ -24,7 +24,7 @@ function keeps(params, row, place, masks) {
   if (params.group && row.group !== Number(params.group)) return false;
   if (params.label && row.label !== params.label) return false;
   if (params.token && !row.tokens.some(([text]) => matches(params, text))) return false;
-  if (params.explanation && !(row.explanation ?? "").toLowerCase().includes(params.explanation.toLowerCase())) return false;
+  if (params.explanation && !row.explanations.some((text) => text.toLowerCase().includes(params.explanation.toLowerCase()))) return false;
   if (params.mask && !(masks[params.mask] ?? []).includes(place)) return false;
   return Object.entries(params).every(([name, bound]) => {
     const [end, column] = name.split(".");

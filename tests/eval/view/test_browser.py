@@ -44,8 +44,9 @@ def place(view_model, view_folder, tmp_path_factory):
     name = busiest(store)
     unit = store.unit(name)
     line = {"group": unit.group, "unit": unit.number, "explanation": EXPLAINED, "explainer": "<i>judge"}
+    second = {**line, "explanation": "Another reading", "model": "/home/someone/model"}
     (view_folder / "explanations").mkdir(exist_ok=True)
-    (view_folder / "explanations" / "a.jsonl").write_text(json.dumps(line) + "\n")
+    (view_folder / "explanations" / "a.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(second) + "\n")
     (view_folder / "scores").mkdir(exist_ok=True)
     score = {**line, "scorer": "detection", "score": 0.75, "interval": [0.5, 1.0], "control_permuted": 0.5}
     (view_folder / "scores" / "a.jsonl").write_text(json.dumps(score) + "\n")
@@ -303,6 +304,8 @@ def test_a_static_page_opens_from_disk(browser, place, view_model, tmp_path):
             store.columns.unit(row).name
             for row in sorted(store.columns.row(store.unit(one)) for one in (name, "0:i1", "1:7", "0:3"))
         ]
+        page.goto(f"{(out / 'index.html').as_uri()}#/browse?explanation=another&sort=-count")
+        page.locator(".summary", has_text="1–1 of 1").wait_for()
         for view in ("overview", "prompt", "masks"):
             page.goto(f"{(out / 'index.html').as_uri()}#/{view}")
             page.locator("h1").wait_for()
