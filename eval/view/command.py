@@ -8,7 +8,9 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +136,22 @@ def serve(store: Store, model: Any, server: socket.socket, opens: bool) -> None:
         app, log_level="warning", access_log=False, proxy_headers=False, server_header=False, lifespan="off",
         limit_concurrency=64, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    if opens and _has_screen():
-        webbrowser.open(address)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.ExitStack() as stack:
+        if opens and _has_screen():
+            webbrowser.open(stack.enter_context(link_file(address)).as_uri())
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         uvicorn.Server(config).run(sockets=[server])
+
+
+@contextlib.contextmanager
+def link_file(address: str) -> Iterator[Path]:
+    """A file that only this user can read, and that leads a browser to an address.
+
+    All users of a machine can read the arguments of a browser's process, so the secret address cannot be one of them.
+    """
+    with tempfile.TemporaryDirectory(prefix="monet-view-") as folder:
+        path = Path(folder) / "open.html"
+        path.write_text(
+            f'<!doctype html><meta http-equiv="refresh" content="0;url={address}"><a href="{address}">Open</a>'
+        )
+        yield path

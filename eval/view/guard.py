@@ -73,7 +73,8 @@ class Guard:
             return 403, _OUTSIDE
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return 405, "Only GET, HEAD and POST are known.\n"
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        foreign = headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+        if foreign and not _opens_page(scope, headers):
             return 403, "Another site sent this request.\n"
         if scope["method"] == "POST":
             origin = urlsplit(headers.get("origin", ""))
@@ -85,6 +86,12 @@ class Guard:
             if not length.isdigit() or int(length) > limits.BODY:
                 return 413, f"The body may have at most {limits.BODY} bytes.\n"
         return None
+
+
+def _opens_page(scope: Any, headers: Mapping[str, str]) -> bool:
+    """Whether a request shows the page in its own window, as a link does. The site with the link reads nothing."""
+    shown = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return shown and scope["method"] == "GET" and scope["path"].count("/") == 2 and scope["path"].endswith("/")
 
 
 def is_local(host: str) -> bool:

@@ -14,7 +14,7 @@ from monet.eval.core.bootstrap import Bootstrap
 from monet.eval.core.controls import Controls
 from monet.eval.core.inputs import LabelledSequences
 from monet.eval.view import static
-from monet.eval.view.command import listening
+from monet.eval.view.command import link_file, listening
 from monet.eval.view.live import Live
 from monet.eval.view.query import Query
 from monet.eval.view.visible import visible
@@ -283,6 +283,18 @@ def test_another_site_changes_nothing(browser, place):
     }"""
     assert set(page.evaluate(attack, address)) == {""}
     assert store.masks.names == before and not (store.masks.out / "stolen").exists()
+
+
+def test_the_file_that_leads_to_the_page(browser, place):
+    """Only its owner can read it, and the page's guard lets the browser in."""
+    _, address, _ = place
+    with link_file(address) as path:
+        assert path.parent.stat().st_mode & 0o077 == 0
+        page, told = opened(browser)
+        page.goto(path.as_uri())
+        page.wait_for_url(f"{address}*")
+        page.locator("h1").first.wait_for()
+    assert told == [] and not path.exists()
 
 
 def test_a_static_page_opens_from_disk(browser, place, view_model, tmp_path):

@@ -75,6 +75,10 @@ def test_a_form_of_another_site_is_refused(bare):
         assert bare.post(SAVE, content="{}", headers={"Origin": ORIGIN, "Content-Type": kind}).status_code == 415
     for site in ("cross-site", "same-site"):
         assert bare.get(INFO, headers={"Sec-Fetch-Site": site}).status_code == 403
+        shown = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+        assert bare.get(INFO, headers=shown).status_code == 403
+        assert bare.get(f"/{TOKEN}/", headers={**shown, "Sec-Fetch-Dest": "iframe"}).status_code == 403
+        assert bare.get(f"/{TOKEN}/", headers=shown).status_code == 200
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "PUT", "DELETE", "PATCH", "TRACE"])
