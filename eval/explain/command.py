@@ -16,19 +16,12 @@ from monet.eval.explain.explain import explain, summary
 from monet.eval.explain.explainers import Explainer, LabelExplainer, TokensExplainer
 from monet.eval.explain.itself import ModelExplainer, Weights
 from monet.eval.explain.judges import Judge, LabelJudge, TokensJudge
-from monet.eval.explain.records import (
-    ANSWERS,
-    EXPLANATIONS,
-    SCORES,
-    Explanation,
-    check_name,
-    read_lines,
-    read_settings,
-)
+from monet.eval.explain.records import EXPLANATIONS, SCORES, Explanation, check_name, read_lines, read_settings
 from monet.eval.explain.result import result_of
 from monet.eval.explain.score import Scored, score
 from monet.eval.explain.scorers import ScorerName
 from monet.eval.explain.server import Server, ServerEmbedder, ServerExplainer, ServerJudge, ServerOptions
+from monet.eval.index.folder import ANSWERS
 from monet.eval.index.index import Index
 from monet.eval.index.units import Unit
 from monet.eval.inspection.export import model_of

@@ -19,7 +19,7 @@ from monet.eval.core.appended import AppendedFile
 from monet.files import atomic_write_json
 from monet.json_text import parse_json, read_json
 
-EXPLANATIONS, SCORES, ANSWERS = "explanations", "scores", "answers"
+EXPLANATIONS, SCORES = "explanations", "scores"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

@@ -64,7 +64,8 @@ def run(
         part: i/n reads part i of n parts of the text, where i starts at 0, so that n processes can run at once. Join
             their folders with `monet index merge`.
         save_seconds: seconds between two saves of the work in OUT.partial.
-        overwrite: replace an index, or the work on one, that was made with other options.
+        overwrite: replace an index, or the work on one, that was made with other options. Explanations and scores in
+            the index are deleted with it; answers of servers stay.
 
     Raises:
         CheckpointError: the model does not exist, or the work in OUT.partial is damaged.
@@ -97,7 +98,7 @@ def merge(indexes: list[Path], out: Path, overwrite: bool = False) -> None:
     Args:
         indexes: folders of `monet index --part`, at least two.
         out: folder to make.
-        overwrite: replace an index with other content.
+        overwrite: replace an index with other content, and its explanations and scores; answers of servers stay.
 
     Raises:
         ConfigError: fewer than two folders, or `out` exists.

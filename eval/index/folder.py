@@ -18,6 +18,7 @@ from monet.eval.index.info import INFO, IndexInfo
 from monet.files import atomic_write_json, begin_directory, publish_directory
 from monet.json_text import read_json
 
+ANSWERS = "answers"  # answers of servers about the experts, by prompt; see `monet.eval.explain.server`
 _SETTINGS, _LOCK = "settings.json", ".lock"
 
 
@@ -92,6 +93,8 @@ class WorkFolder:
         try:
             yield temporary
             if self.out.exists():
+                if (self.out / ANSWERS).is_dir():  # they may have cost money, and are right for any index
+                    shutil.copytree(self.out / ANSWERS, temporary / ANSWERS)
                 shutil.rmtree(self.out)
             publish_directory(temporary, self.out)
         finally:

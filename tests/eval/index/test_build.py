@@ -176,5 +176,10 @@ def test_another_index_is_not_replaced(tmp_path):
     assert content(tmp_path / "index") == before
     with pytest.raises(ConfigError, match=r"settings\.top"):
         make_index(model, data, tmp_path / "index", wanted=Wanted(top=5))
+    for name in ("answers", "scores"):
+        (tmp_path / "index" / name).mkdir()
+        (tmp_path / "index" / name / "a.jsonl").write_text("{}\n")
     make_index(model, data, tmp_path / "index", wanted=Wanted(top=5), overwrite=True)
+    assert (tmp_path / "index" / "answers" / "a.jsonl").read_text() == "{}\n", "answers may have cost money"
+    assert not (tmp_path / "index" / "scores").exists(), "scores are of the other index"
     assert IndexInfo.load(tmp_path / "index").settings.top == 5
