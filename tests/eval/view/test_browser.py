@@ -44,7 +44,7 @@ def place(view_model, view_folder, tmp_path_factory):
     name = busiest(store)
     unit = store.unit(name)
     line = {"group": unit.group, "unit": unit.number, "explanation": EXPLAINED, "explainer": "<i>judge"}
-    second = {**line, "explanation": "Another reading", "model": "/home/someone/model"}
+    second = {**line, "explanation": "Another reading", "model": str(folder / "model")}
     (view_folder / "explanations").mkdir(exist_ok=True)
     (view_folder / "explanations" / "a.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(second) + "\n")
     (view_folder / "scores").mkdir(exist_ok=True)
