@@ -119,13 +119,13 @@ def test_the_clock_leaves_out_what_is_not_training():
     clock.batch_arrived()
     time.sleep(0.02)
     clock.batch_done()
-    time.sleep(0.5)  # a validation
+    time.sleep(0.2)  # a validation
     clock.resume()
     time.sleep(0.01)
     clock.batch_arrived()
     clock.batch_done()
     seconds, wait = clock.take()
-    assert 0.06 <= wait < 0.5 and wait + 0.02 <= seconds < 0.5
+    assert 0.06 <= wait < 0.2 and wait + 0.02 <= seconds < 0.25
 
 
 def test_validations_and_checkpoints_are_not_training(train, monkeypatch):

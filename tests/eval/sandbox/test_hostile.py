@@ -153,8 +153,8 @@ def test_a_jail_that_is_stopped_while_it_starts_leaves_nothing(sandbox, python, 
         monkeypatch.setattr(module, "START_SECONDS", delay / 1000)
         monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
         began = time.monotonic()
-        assert attack(sandbox, python, "import time; time.sleep(1000)", wall_seconds=0.001).status != "ok"
-        assert time.monotonic() - began < 90
+        assert attack(sandbox, python, "import time; time.sleep(100)", wall_seconds=0.001).status != "ok"
+        assert time.monotonic() - began < 20
 
 
 def test_threads_and_processes_still_start(sandbox, python):
@@ -242,4 +242,4 @@ def test_a_program_that_starves_itself_ends_in_time(sandbox, python):
     )
     began = time.monotonic()
     outcome = attack(sandbox, python, starve, wall_seconds=3, cpu_seconds=100, processes=60)
-    assert outcome.status == "timeout" and time.monotonic() - began < 90
+    assert outcome.status == "timeout" and outcome.seconds < 10 and time.monotonic() - began < 20
