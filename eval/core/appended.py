@@ -7,10 +7,26 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from typing_extensions import Self
 
 from monet.errors import ConfigError
+
+
+def acquire_at_once(lock: BaseFileLock, in_use: str) -> None:
+    """Take a lock, or refuse.
+
+    Args:
+        lock: the lock to take; the caller releases it.
+        in_use: the message if another process has it.
+
+    Raises:
+        ConfigError: another process has the lock.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(in_use) from None
 
 
 class AppendedFile(ABC):
@@ -37,10 +53,7 @@ class AppendedFile(ABC):
         return b""
 
     def _acquire(self) -> None:
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(self._in_use) from None
+        acquire_at_once(self._lock, self._in_use)
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)

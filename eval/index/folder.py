@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import Any
 
 import msgspec
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from typing_extensions import Self
 
 from monet.errors import CheckpointError, ConfigError
+from monet.eval.core.appended import acquire_at_once
 from monet.eval.index.info import INFO, IndexInfo
 from monet.files import atomic_write_json, begin_directory, publish_directory
 from monet.json_text import read_json
@@ -59,10 +60,7 @@ class WorkFolder:
             return self
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / _LOCK)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(f"{self.path}: another process makes this index; wait, or choose another --out") from None
+        acquire_at_once(self._lock, f"{self.path}: another process makes this index; wait, or choose another --out")
         try:
             settings = self.path / _SETTINGS
             old = read_json(settings) if settings.is_file() else None
