@@ -14,7 +14,7 @@ from monet.eval.index.index import Context, Index
 from monet.eval.index.units import Unit
 from monet.eval.inspection import neuronpedia, saedashboard
 from monet.eval.inspection.cards import Card, Example, card_of
-from monet.eval.inspection.promoted import static
+from monet.eval.inspection.promoted import static_of_each
 from monet.files import atomic_directory, atomic_path
 
 Format = Literal["jsonl", "neuronpedia", "saedashboard"]
@@ -73,7 +73,7 @@ def run(
         title = name or Path(opened.info.model.name).name or "monet"
         writer = neuronpedia if format == "neuronpedia" else saedashboard
         with atomic_directory(out) as folder:
-            writer.write(folder, opened, title, cards, [static(loaded, card.unit) for card in cards])
+            writer.write(folder, opened, title, cards, list(static_of_each(loaded, units)))
     print(f"{len(units)} experts: {out}")
 
 

@@ -8,7 +8,7 @@ contexts in which it fires. Dims: V token ids, X contexts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,9 @@ from monet.eval.index.units import Unit
 from monet.eval.inspection.networks import dense_expert, mask_of, monet_layers
 
 How = Literal["static", "measured"]
+
+# Experts whose effects on all tokens are in memory together.
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,6 @@ class Promotion:
         return list(zip(order.indices[:count].tolist(), order.values[:count].tolist(), strict=True))
 
 
-@torch.no_grad()
 def static(model: Any, unit: Unit) -> Promotion:
     """The effect that an expert's weights have on the logits.
 
@@ -66,17 +68,43 @@ def static(model: Any, unit: Unit) -> Promotion:
     Raises:
         ConfigError: the unit is a half, or the expert's weights cannot be read.
     """
-    if unit.i is None or unit.j is None:
-        raise ConfigError(
-            f"unit {unit.name} is a half, whose output depends on the other key; use how='measured', or name an expert"
-        )
-    direction_D = torch.zeros(())
+    return next(static_of_each(model, [unit]))
+
+
+def static_of_each(model: Any, units: Sequence[Unit]) -> Iterator[Promotion]:
+    """The same for many experts, in their order. Each float32 copy of the unembedding serves a block of experts.
+
+    Args:
+        model: a MonetForCausalLM.
+        units: experts.
+
+    Raises:
+        ConfigError: a unit is a half, or an expert's weights cannot be read.
+    """
+    for unit in units:
+        if unit.kind != "pair":
+            raise ConfigError(
+                f"unit {unit.name} is a half, whose output depends on the other key; "
+                "use how='measured', or name an expert"
+            )
+    for begin in range(0, len(units), _BLOCK):
+        with torch.no_grad():
+            direction_XD = torch.stack([_direction(model, unit) for unit in units[begin : begin + _BLOCK]])
+            seen_XD = direction_XD * model.base_model.norm.weight.float()
+            effect_XV = (seen_XD @ model.lm_head.weight.float().T).cpu()
+        for effect_V in effect_XV:
+            yield Promotion("static", effect_V)
+
+
+def _direction(model: Any, unit: Unit) -> Tensor:
+    """The expert's mean output, summed over the layers of its group: (D,), float32."""
+    assert unit.i is not None and unit.j is not None
+    direction_D = torch.zeros((), device=model.lm_head.weight.device)
     for _, layer in monet_layers(model, unit.group):
         expert = dense_expert(layer.moe, unit.i, unit.j)
-        direction_D = direction_D + expert.mean_output(layer.post_attention_layernorm.weight).float().cpu()
-    seen_D = direction_D * model.base_model.norm.weight.float().cpu()
-    head = model.lm_head.weight.float()
-    return Promotion("static", (head @ seen_D.to(head)).cpu())
+        output_D = expert.mean_output(layer.post_attention_layernorm.weight)
+        direction_D = direction_D + output_D.float().to(direction_D.device)
+    return direction_D
 
 
 def measured(model: Any, unit: Unit, contexts: Sequence[tuple[Context, Window]]) -> Promotion:

@@ -19,7 +19,7 @@ from monet.errors import ConfigError, DataError
 from monet.eval.core.loading import windows_bar
 from monet.eval.index.plan import readable
 from monet.eval.index.units import Unit
-from monet.eval.inspection.promoted import static as promoted
+from monet.eval.inspection.promoted import static_of_each
 from monet.eval.inspection.weights import unit_weights
 from monet.eval.view import files, limits
 from monet.eval.view.bundle import bundled
@@ -181,6 +181,7 @@ def _cards(store: Store, model: Any, units: Sequence[Unit], progress: bool) -> I
     around = limits.STATIC_AROUND
     known = _weights(store, model, units, progress) if model is not None else {}
     names = {unit.name for unit in units}
+    effects = static_of_each(model, [unit for unit in units if unit.kind == "pair"])
     with windows_bar(len(units), "experts", progress, "expert") as bar:
         for n, unit in enumerate(units):
             card = store.expert(unit, around)
@@ -194,7 +195,7 @@ def _cards(store: Store, model: Any, units: Sequence[Unit], progress: bool) -> I
                 if known:
                     context["weights"] = known[unit.name, context["window"], context["start"] + context["position"]]
             if model is not None and unit.kind == "pair":
-                found, text = promoted(model, unit), store.index.texts.text
+                found, text = next(effects), store.index.texts.text
                 card["promoted"] = {"how": "static", "contexts": 0} | {
                     name: [[text(token), _rounded(effect)] for token, effect in best]
                     for name, best in (

@@ -10,7 +10,7 @@ from monet.eval.index.index import Context
 from monet.eval.index.text import Window
 from monet.eval.index.units import Units
 from monet.eval.inspection.networks import dense_expert, mask_of, monet_layers
-from monet.eval.inspection.promoted import measured, static
+from monet.eval.inspection.promoted import measured, static, static_of_each
 from tests.eval.index.conftest import E, make_model
 
 
@@ -61,6 +61,16 @@ def test_the_static_effect_of_a_half_precision_model_is_not_rounded(model):
     unit = Units(2, E).pair(0, 2, 5)
     exact = static(model.bfloat16().float(), unit).effect_V
     assert torch.allclose(static(model.bfloat16(), unit).effect_V, exact, rtol=1e-6, atol=1e-9)
+
+
+def test_many_experts_have_the_static_effects_that_each_has_alone(model):
+    units = [Units(2, E).pair(group, i, j) for group in range(2) for i in range(E) for j in range(E)]
+    found = list(static_of_each(model, units))
+    assert len(found) == len(units)
+    for unit, one in zip(units, found, strict=True):
+        assert torch.allclose(one.effect_V, static(model, unit).effect_V, atol=1e-6)
+    with pytest.raises(ConfigError, match="half"):
+        next(static_of_each(model, [units[0], Units(2, E).half(0, i=2)]))
 
 
 def test_the_measured_effect_is_the_difference_of_two_models(model):
