@@ -226,6 +226,8 @@ def _described(
     config: Any = model.config
     units = Units(len(model.routers()), cast(int, config.moe_experts))
     needed = units.groups * units.per_group * config.vocab_size * 4
+    numbers, size = config.monet_layers, config.moe_groups
+    layers = [numbers[begin : begin + size] for begin in range(0, len(numbers), size)]
     return IndexInfo(
         model=ModelNote(
             name=str(model.name_or_path),
@@ -239,7 +241,8 @@ def _described(
             heads=config.moe_heads,
             vocabulary=config.vocab_size,
             num_layers=config.num_hidden_layers,
-            layers=list(config.monet_layers[:: config.moe_groups]),
+            layers=[group[0] for group in layers],
+            last_layers=[group[-1] for group in layers],
         ),
         data=DataNote(data_folder, data.fingerprint, data.description, list(data.labels)),
         settings=Settings(

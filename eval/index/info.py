@@ -35,6 +35,7 @@ class ModelNote:
         groups, keys, heads, vocabulary: R, E, H, V.
         num_layers: L.
         layers: number of the first layer of each routing group.
+        last_layers: number of its last Monet layer; an index without it has no dense layers after a group.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelNote:
     vocabulary: int
     num_layers: int
     layers: list[int]
+    last_layers: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

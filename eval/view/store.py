@@ -78,10 +78,10 @@ class Store:
         }
 
     def layers(self, group: int) -> list[int]:
-        """The first and the last layer of a routing group; a hybrid may have dense layers between them."""
+        """The first and the last Monet layer of a routing group; a hybrid may have dense layers between them."""
         model = self.index.info.model
-        ends = [*model.layers[1:], model.num_layers]
-        return [model.layers[group], ends[group] - 1]
+        last = model.last_layers or [end - 1 for end in [*model.layers[1:], model.num_layers]]
+        return [model.layers[group], last[group]]
 
     def overview(self) -> dict[str, Any]:
         """Counts and histograms of experts by routing group; see `counted`."""
