@@ -59,6 +59,11 @@ def run(
             raise CheckpointError(
                 f"{other.folder} and {first.folder} are indexes of different texts; index the same text"
             )
+        if other.info.part != first.info.part:
+            raise CheckpointError(
+                f"{other.folder} and {first.folder} hold different parts of a text; merge the parts of each first "
+                "(monet index merge)"
+            )
     kinds: tuple[KindName, ...] = ("pair", "half")
     found: dict[tuple[int, KindName], list[Unit]] = {
         (n, kind): drawn_units(one, kind, units, min_count, bootstrap.seed)

@@ -104,3 +104,12 @@ def test_the_command(planted, llama, tmp_path, capsys):
 def test_bad_options_are_refused(planted, capsys, words, code, message):
     assert main(["index", "numbers", str(planted.folder), *words]) == code
     assert message in capsys.readouterr().err
+
+
+def test_parts_of_a_text_are_not_compared_with_all_of_it(planted, tmp_path, capsys):
+    shutil.copytree(planted.folder, tmp_path / "part")
+    notes = json.loads((tmp_path / "part/index.json").read_text())
+    (tmp_path / "part/index.json").write_text(json.dumps(notes | {"part": {"held": [0], "count": 2}}))
+    words = ["index", "numbers", str(planted.folder), "--compare", str(tmp_path / "part"), "--progress", "false"]
+    assert main(words) == 4
+    assert "different parts" in capsys.readouterr().err
