@@ -84,7 +84,8 @@ def test_the_file_computes_what_the_package_computes(form, dtype, lean, module, 
     found, wanted = remote_driver.measure(loaded, module), remote_driver.measure(model, CLASSES)
     assert found.keys() == wanted.keys()
     compare(found, wanted, dtype)
-    assert torch.equal(wanted["greedy, cache=True"], wanted["greedy, cache=False"])
+    if dtype == torch.float32:  # bfloat16 rounds differently without a cache, which can switch a gate at its threshold
+        assert torch.equal(wanted["greedy, cache=True"], wanted["greedy, cache=False"])
     assert not torch.equal(wanted["logits"], wanted["logits, mask argument"])
 
 
