@@ -1,4 +1,7 @@
-"""The start state of every test: fixed seeds, one thread, no network, and uninitialised memory filled with NaN."""
+"""The start state of every test: fixed seeds, one thread, no network, and uninitialised memory filled with NaN.
+
+The processes that a test starts inherit the thread and the settings of the environment.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes, each of which imports torch
 
 torch.set_num_threads(1)  # at these sizes a second thread does not help
 
