@@ -76,7 +76,7 @@ WORKER_ARGS := --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile --no-l
 MARKS := $(if $(SLOW),-m "$(if $(filter ci,$(SLOW)),not nightly)")
 define suite
 $(if $(filter pytest,$(SUITE)),$(1)/bin/python -m pytest $(WORKER_ARGS) $(MARKS) $(PYTEST_ARGS))
-$(if $(filter interpreted,$(SUITE)),TRITON_INTERPRET=1 $(1)/bin/python -m pytest $(WORKER_ARGS) tests/interpreted)
+$(if $(filter interpreted,$(SUITE)),TRITON_INTERPRET=1 $(1)/bin/python -m pytest $(WORKER_ARGS) $(MARKS) tests/interpreted)
 $(if $(filter aot,$(SUITE)),$(1)/bin/python -m benchmarks.aot)
 endef
 

@@ -22,6 +22,12 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of proces
 torch.set_num_threads(1)  # at these sizes a second thread does not help
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A nightly test is a slow one."""
+    if item.get_closest_marker("nightly"):
+        item.add_marker("slow")
+
+
 @pytest.hookimpl(trylast=True)  # after -m has left out tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests run first, so that no worker waits for a long file of another at the end."""

@@ -27,6 +27,7 @@ def test_an_old_path_is_the_new_module(old):
     assert found is importlib.import_module(MOVED[old])
 
 
+@pytest.mark.slow
 def test_old_paths_are_imported_first_in_a_fresh_process():
     chosen = ("monet.losses", "monet.eval.ablate", "monet.eval.toxicity.choose")  # from different packages
     words = [word for old in chosen for word in (old, MOVED[old])]

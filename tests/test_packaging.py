@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import nightly
 from tests.test_layout import MODULES, ROOT
 
 SHIPPED = ["pyproject.toml", "setup.py", "README.md", "LICENSE", "monet", "kernels", "eval"]
@@ -113,7 +114,10 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hf_kernels", [False, True], ids=["alone", "beside HF kernels"])
+@pytest.mark.parametrize(
+    "hf_kernels",
+    [nightly(False, id="alone"), pytest.param(True, id="beside HF kernels")],
+)
 def test_every_module_imports_outside_the_checkout(installed, hf_kernels, tmp_path):
     python, home = installed
     if hf_kernels:

@@ -21,6 +21,7 @@ def data(tmp_path_factory):
     return scale_plan.make_data(tmp_path_factory.mktemp("scale"))
 
 
+@pytest.mark.slow
 def test_all_of_it_runs_on_few_ranks(tmp_path, capsys):
     assert scale_plan.main(["--ranks", "8", "--megabytes", "3", "--json", str(tmp_path / "figures.json")]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())

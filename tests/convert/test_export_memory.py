@@ -44,6 +44,7 @@ print(peak - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
+@pytest.mark.slow
 def test_a_model_is_never_in_memory_as_a_whole(tmp_path, data_dir, monkeypatch):
     shape = ModelShape(**{**SHAPE, "hidden_size": 128, "num_hidden_layers": 24, "moe_experts": 64, "moe_dim": 64})
     model = build(shape.config(), "sdpa")

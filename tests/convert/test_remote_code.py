@@ -25,6 +25,7 @@ from monet.errors import CheckpointError
 from monet.kernels import limits
 from monet.model.losses import RouterLoss
 from tests.convert import remote_driver
+from tests.marks import nightly
 from tests.model.tiny import FORMS, tiny_model, tokens
 from tests.tolerances import assert_close
 
@@ -91,8 +92,9 @@ def test_the_file_computes_what_the_package_computes(form, dtype, lean, module, 
 
 @pytest.mark.parametrize(
     ("form", "dtype"),
-    [("vertical", torch.float32), pytest.param("horizontal", torch.bfloat16, marks=pytest.mark.slow)],
+    [("vertical", torch.float32), nightly("horizontal", torch.bfloat16)],
 )
+@pytest.mark.slow
 def test_the_folder_runs_where_the_package_is_not_installed(form, dtype, tmp_path):
     """Runs in another process, isolated from this checkout, where importing monet fails."""
     model = saved(tmp_path / "model", form, dtype)
@@ -113,10 +115,10 @@ def test_the_folder_runs_where_the_package_is_not_installed(form, dtype, tmp_pat
 @pytest.mark.parametrize(
     ("form", "masked"),
     [
-        pytest.param("horizontal", False, id="horizontal-whole"),
+        nightly("horizontal", False, id="horizontal-whole"),
         pytest.param("vertical", True, id="vertical-masked"),
-        pytest.param("horizontal", True, id="horizontal-masked", marks=pytest.mark.nightly),
-        pytest.param("vertical", False, id="vertical-whole", marks=pytest.mark.nightly),
+        nightly("horizontal", True, id="horizontal-masked"),
+        nightly("vertical", False, id="vertical-whole"),
     ],
 )
 def test_the_file_s_model_compiles(form, masked, module, tmp_path):

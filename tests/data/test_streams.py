@@ -26,6 +26,7 @@ from monet.data.storage.shards import TokenShards
 from monet.data.tokens import encode
 from monet.errors import ConfigError, DataError
 from tests.data.samples import files_of, zstandard
+from tests.marks import nightly
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("lua", "python")
@@ -210,9 +211,7 @@ run("whole", 1)
 """
 
 
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.nightly]) for seed in (1, 2))]
-)
+@pytest.mark.parametrize("seed", [0, *(nightly(seed) for seed in (1, 2))])
 def test_kill_9_loses_and_repeats_no_document(web, tokenizer, tmp_path, seed):
     folder = tmp_path / "source"
     folder.mkdir()

@@ -8,7 +8,6 @@ from tests.distributed.test_strategies import STRATEGIES
 from tests.training.runs import losses, read_log
 
 
-@pytest.mark.slow
 @pytest.mark.nightly  # tests/training/test_compiled.py compiles one process
 @pytest.mark.parametrize("name", ["ddp", "zero2", "fsdp2", "zero1"])
 def test_two_compiled_ranks_are_one_eager_process_and_continue(name, train, train_ranks, settings):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.data_exponents import write_shards
+from tests.marks import nightly
 
 
 def start(ranks: Any, data: Path, out: Path) -> list[dict[str, Any]]:
@@ -17,7 +18,7 @@ def start(ranks: Any, data: Path, out: Path) -> list[dict[str, Any]]:
     return [json.loads((out / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("shards", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shards", [20, nightly(200)])
 def test_one_rank_looks_at_every_shard(ranks, tmp_path, shards):
     first, second = start(ranks, write_shards(tmp_path / "data", shards), tmp_path)
     assert first["looks"] > 10 * shards and second["looks"] < 20

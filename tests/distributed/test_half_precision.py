@@ -15,7 +15,6 @@ NIGHTLY = pytest.mark.nightly
 HALF = "--trainer.precision=bf16-mixed"
 
 
-@pytest.mark.slow
 @pytest.mark.nightly  # tests/training/watch/test_guard.py skips a step on two processes
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
 def test_a_skipped_step_and_a_continued_run(name, train_ranks, settings, tmp_path):

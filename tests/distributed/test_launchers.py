@@ -12,6 +12,7 @@ from benchmarks.processes import ROOT, free_port
 from monet.extras import install_command
 from monet.training.ranks.coordination import launched_environment
 from tests.distributed.conftest import TIMEOUT_SECONDS
+from tests.marks import nightly
 from tests.training.runs import read_log
 
 TOLD = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
@@ -31,7 +32,7 @@ def test_ranks_are_those_a_launcher_tells(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("launcher", ["torchrun", nightly("deepspeed")])
 def test_two_nodes(launcher, train, train_words, tmp_path):
     pytest.importorskip("deepspeed")
     words = train_words("run", "zero2", "--trainer.num_nodes=2", "--trainer.devices=1")

@@ -9,6 +9,7 @@ import torch
 
 from monet.training.checkpoints.checkpoint import newest_valid, read_weights
 from monet.training.checkpoints.tensor_files import StoredTensors
+from tests.marks import nightly
 from tests.training.runs import read_log
 
 # float32 sums in another order: measured 7e-7 in the losses, 1e-6 in the weights
@@ -43,12 +44,13 @@ def assert_same_state(checkpoint, wanted, tolerance):
 
 
 SLOW = [
+    pytest.param("zero3", marks=pytest.mark.slow),
     pytest.param("fsdp2", marks=pytest.mark.slow),
-    pytest.param("zero1", marks=[pytest.mark.slow, pytest.mark.nightly]),
+    nightly("zero1"),
 ]
 
 
-@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", *SLOW])
+@pytest.mark.parametrize("name", ["ddp", "zero2", *SLOW])
 def test_two_ranks_are_one_process_and_continue_bit_for_bit(name, train, train_ranks, tmp_path):
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")
@@ -70,6 +72,7 @@ def test_two_ranks_are_one_process_and_continue_bit_for_bit(name, train, train_r
     assert_same_state(again.checkpoints / last, run.checkpoints / last, 0)
 
 
+@pytest.mark.slow
 def test_a_run_goes_from_two_ranks_to_one_and_back(train, train_ranks, tmp_path):
     """ZeRO 3 on two ranks, one process, two ranks with ZeRO 2: the order of the windows stays, and so do the losses."""
     pytest.importorskip("deepspeed")
@@ -88,7 +91,7 @@ def test_a_run_goes_from_two_ranks_to_one_and_back(train, train_ranks, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fsdp2", "zero2"])
+@pytest.mark.parametrize("name", ["fsdp2", nightly("zero2")])
 def test_a_stage_on_two_ranks_is_that_of_one_process(name, train, train_ranks):
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")
@@ -102,7 +105,7 @@ def test_a_stage_on_two_ranks_is_that_of_one_process(name, train, train_ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.nightly), "fsdp2", "zero1"])
+@pytest.mark.parametrize("name", [nightly("ddp"), "fsdp2", nightly("zero1")])
 def test_checkpoints_of_every_strategy_export_to_the_same_model(name, train_ranks, tmp_path):
     from monet.convert.export import export
 
@@ -114,6 +117,7 @@ def test_checkpoints_of_every_strategy_export_to_the_same_model(name, train_rank
     assert all(torch.equal(exported[key], weights[key]) for key in weights)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_in_a_save_leaves_no_checkpoint_and_is_named(train, train_ranks):
     strategy = {"class_path": "monet.training.strategies.DataParallel", "init_args": {"timeout_minutes": 0.5}}
     run = train_ranks("run", strategy, command=FAILING, FAULT="save")
@@ -136,7 +140,7 @@ def test_a_rank_that_dies_in_a_step_ends_the_others_in_one_line_and_is_named(tra
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param("ddp", marks=pytest.mark.nightly), "zero3"])
+@pytest.mark.parametrize("name", [nightly("ddp"), "zero3"])
 def test_checkpoints_beside_the_training_are_the_same_on_two_ranks(name, train_ranks):
     """Every step has a checkpoint, so the next save waits for it; the writing threads of both ranks share a channel."""
     often = ("--trainer.max_steps=4", "--checkpoint_every=1", "--checkpoint_keep=9")

@@ -8,6 +8,7 @@ import torch
 from monet.training.checkpoints.checkpoint import read_weights
 from monet.training.checkpoints.tensor_files import StoredTensors
 from tests.distributed.test_strategies import ZERO_3, assert_same_numbers, assert_same_state
+from tests.marks import nightly
 from tests.training.runs import read_log
 from tests.training.teachers import learning_hybrid
 
@@ -16,7 +17,7 @@ TOLERANCE = 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", pytest.param("fsdp2", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("name", ["ddp", "zero2", *(nightly(name) for name in ("zero3", "fsdp2"))])
 def test_two_ranks_learn_as_one_process(name, train, train_ranks, settings, tmp_path):
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")

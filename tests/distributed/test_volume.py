@@ -11,6 +11,7 @@ from monet.costs.communication import collectives, sent_bytes
 from monet.costs.flops import parameter_counts
 from monet.costs.memory import ZERO_BUCKET, state_bytes
 from monet.training.settings import ModelShape
+from tests.marks import nightly
 
 NOTHING_KEPT = {
     key: 0 for key in ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance")
@@ -27,7 +28,7 @@ STRATEGIES = {
 STEPS, ACCUMULATE = 2, 2
 
 
-OFTEN = {("zero2", "bf16-mixed"), ("zero3", "32-true")}  # the other variants run nightly
+OFTEN = {("zero3", "32-true")}  # the other variants run nightly
 
 
 @pytest.mark.slow
@@ -65,7 +66,7 @@ def test_ranks_send_and_hold_what_a_plan_says(name, precision, train_ranks, sett
         assert count == pytest.approx(wanted, rel=0.05), (sent, sum(parameter_counts(config).values()))
 
 
-@pytest.mark.parametrize("name", ["ddp", pytest.param("zero1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["ddp", nightly("zero1")])
 def test_ranks_start_the_collectives_that_a_plan_counts(name, train_ranks, settings, tmp_path):
     """No collective for signals, and none for the fired keys, which the routers' own sum contains."""
     if name.startswith("zero"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +61,14 @@ def test_the_lists_name_sections_of_the_page():
     assert not {*NEEDS, *QUICK} - SECTIONS.keys()
 
 
-@pytest.mark.parametrize(
-    "title", [pytest.param(title, marks=[] if title in QUICK else pytest.mark.slow) for title in SECTIONS]
-)
-@pytest.mark.parametrize("form", FORMS)
+def cases() -> Iterator[Any]:
+    """Every section with both kinds of experts. CI runs a slow section with one kind."""
+    for form, title in itertools.product(FORMS, SECTIONS):
+        slow = pytest.mark.slow if form == FORMS[0] else pytest.mark.nightly
+        yield pytest.param(form, title, marks=[] if title in QUICK else slow)
+
+
+@pytest.mark.parametrize(("form", "title"), cases())
 def test_the_examples_run(form, title, tmp_path, monkeypatch):
     if title in NEEDS:
         pytest.importorskip(NEEDS[title])

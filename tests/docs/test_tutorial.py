@@ -19,7 +19,7 @@ from tests.test_layout import ROOT
 DOCS = ROOT / "docs"
 NOTEBOOKS = DOCS / "notebooks"
 
-pytestmark = [pytest.mark.slow, pytest.mark.nightly]  # `make docs`, which CI runs, executes the notebooks
+pytestmark = pytest.mark.nightly  # `make docs`, which CI runs, executes the notebooks
 
 
 def in_this_process(words: list[str], **_: Any) -> SimpleNamespace:

@@ -56,7 +56,6 @@ def test_a_number_of_every_suite_is_right_on_a_hybrid(tmp_path):
     run(CHOSEN, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.parametrize("part", PARTS)
 def test_the_suite_runs_on_a_hybrid(part, tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from transformers.activations import ACT2FN
@@ -41,9 +45,15 @@ SMALL = {
 }
 
 
+def layers() -> Iterator[Any]:
+    """Every shape with every mask; most masks of the largest shape are slow."""
+    for shape, mask in itertools.product(SHAPES, DECODE_MASKS):
+        slow = shape["T"] > 16 and mask not in ("none", "a soft mask a token")
+        yield pytest.param(mask, shape, id=f"{name_of(shape)}-{mask}", marks=pytest.mark.slow if slow else ())
+
+
 @forms
-@pytest.mark.parametrize("mask", DECODE_MASKS)
-@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+@pytest.mark.parametrize(("mask", "shape"), layers())
 def test_layer_equals_the_loop(form, mask, shape):
     compare(form, mask, shape)
 

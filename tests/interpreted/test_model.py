@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -38,9 +42,13 @@ def results(decompose: str, mask: ExpertMask | None, checkpointing: bool = False
     return {"loss": out.loss.detach()[None], **{name: tensor for name, tensor in named.items() if tensor is not None}}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("decompose", ["horizontal", "vertical"])
+def steps() -> Iterator[Any]:
+    """Every case of a step; the default run has those that use most kernels."""
+    for case in itertools.product(["horizontal", "vertical"], [False, True], [False, True]):
+        yield pytest.param(*case, marks=() if all(case[1:]) else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("decompose", "masked", "checkpointing"), steps())
 def test_training_step(decompose, masked, checkpointing, monkeypatch):
     set_sizes(monkeypatch)
     mask = ExpertMask.random(make_model(decompose).config, 30, seed=1) if masked else None

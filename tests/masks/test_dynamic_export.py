@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from monet import ExpertMask, MonetForCausalLM
+from tests.marks import nightly
 from tests.model.tiny import FORMS, tiny_config, tiny_model, tokens
 from tests.tolerances import assert_close
 
@@ -30,12 +31,12 @@ class Logits(nn.Module):
         return self.model(input_ids, use_cache=False, expert_mask=self.mask).logits
 
 
-def slow_but(quick: str, all_of: Iterable[str]) -> list[Any]:
-    return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in all_of]
+def nightly_but(quick: str, all_of: Iterable[str]) -> list[Any]:
+    return [name if name == quick else nightly(name) for name in all_of]
 
 
-@pytest.mark.parametrize("kind", slow_but("hard", MASKS))
-@pytest.mark.parametrize("form", slow_but("vertical", FORMS))
+@pytest.mark.parametrize("kind", nightly_but("hard", MASKS))
+@pytest.mark.parametrize("form", nightly_but("vertical", FORMS))
 def test_a_masked_program_takes_other_sizes(form, kind):
     mask, B = MASKS[kind], 2 if kind == "one a sequence" else 3
     sizes = {1: torch.export.Dim("length", min=2, max=32)}

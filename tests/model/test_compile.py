@@ -9,6 +9,7 @@ import torch
 
 from monet import ExpertMask
 from monet.errors import CheckpointError
+from tests.marks import nightly
 from tests.model.tiny import FORMS, tiny_model, tokens
 from tests.tolerances import relative_rms
 
@@ -34,10 +35,10 @@ def test_inference_is_one_graph(form):
 @pytest.mark.parametrize(
     ("form", "training"),
     [
-        pytest.param("horizontal", False, id="horizontal-inference", marks=pytest.mark.nightly),
-        pytest.param("vertical", True, id="vertical-training"),
-        pytest.param("horizontal", True, id="horizontal-training", marks=pytest.mark.nightly),
-        pytest.param("vertical", False, id="vertical-inference", marks=pytest.mark.nightly),
+        pytest.param("horizontal", False, id="horizontal-inference"),
+        nightly("vertical", True, id="vertical-training"),
+        nightly("horizontal", True, id="horizontal-training"),
+        nightly("vertical", False, id="vertical-inference"),
     ],
 )
 def test_masks_of_every_kind_leave_one_graph(form, training):
@@ -67,7 +68,7 @@ def test_a_mask_of_another_model_is_refused_in_a_compiled_model():
         torch.compile(model, backend="eager")(tokens(), expert_mask=mask)
 
 
-@pytest.mark.parametrize("form", ["horizontal", pytest.param("vertical", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("form", ["horizontal", nightly("vertical")])
 def test_compiled_inference_on_the_cpu(form):
     model = tiny_model(form)
     compiled = torch.compile(model)

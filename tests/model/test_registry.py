@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import monet
+from tests.marks import nightly
 
 TINY = dict(
     vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=8,
@@ -49,10 +50,10 @@ def test_unknown_attribute_is_an_attribute_error():
     [
         "import monet\nimport transformers",
         "import transformers\ntransformers.AutoModelForCausalLM, transformers.AutoTokenizer\nimport monet",
-        pytest.param("import transformers\nimport monet", marks=pytest.mark.slow),
-        pytest.param("import transformers\ntransformers.AutoConfig\nimport monet", marks=pytest.mark.slow),
-        pytest.param("import monet\nmonet.MonetForCausalLM\nimport transformers", marks=pytest.mark.slow),
-        pytest.param("import monet\nmonet.MonetConfig\nimport transformers", marks=pytest.mark.slow),
+        nightly("import transformers\nimport monet"),
+        nightly("import transformers\ntransformers.AutoConfig\nimport monet"),
+        nightly("import monet\nmonet.MonetForCausalLM\nimport transformers"),
+        nightly("import monet\nmonet.MonetConfig\nimport transformers"),
     ],
 )
 def test_auto_classes_load_a_folder(imports, folder):

@@ -83,7 +83,6 @@ def test_a_kill_inside_a_save_leaves_a_whole_checkpoint(results):
     assert_killed_saves_leave_a_whole_checkpoint(results["killed in a save"])
 
 
-@pytest.mark.slow
 @pytest.mark.nightly
 def test_a_kill_before_every_change_of_a_save_leaves_a_whole_checkpoint(tmp_path):
     rows = drive(tmp_path / "every", "killed in a save", MONET_EVERY_CHANGE="1")["killed in a save"]

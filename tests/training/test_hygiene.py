@@ -128,6 +128,7 @@ def test_the_clock_leaves_out_what_is_not_training():
     assert 0.06 <= wait < 0.2 and wait + 0.02 <= seconds < 0.25
 
 
+@pytest.mark.slow
 def test_validations_and_checkpoints_are_not_training(train, monkeypatch):
     def slowly(function):
         def slow(*arguments, **options):

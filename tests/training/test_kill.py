@@ -63,7 +63,6 @@ def test_a_killed_process_is_continued_bit_for_bit(train, start, tmp_path):
     assert losses(run.run_dir) == losses(whole.run_dir)
 
 
-@pytest.mark.slow
 @pytest.mark.nightly
 def test_the_smoke_run_survives_repeated_kills(start, tmp_path):
     """configs/smoke.yaml, killed at random steps (also inside saves) until it ends, against an uninterrupted run."""

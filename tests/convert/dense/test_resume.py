@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from monet.cli import main
 from monet.convert.dense.state import LayerCheckpoints, keep_settings
 from monet.errors import CheckpointError, ConfigError
+from tests.marks import nightly
 from tests.test_layout import ROOT
 
 
@@ -41,7 +42,7 @@ def whole(words, tmp_path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("minutes", [0, 100])
+@pytest.mark.parametrize("minutes", [0, nightly(100)])
 def test_a_killed_run_continues_with_the_same_bits(words, tmp_path, whole, minutes):
     """With a checkpoint after each step, and with only the one before the first step."""
     command = words(save_minutes=minutes)

@@ -18,6 +18,7 @@ from monet.training import lightning_cli as cli
 from monet.training.checkpoints.checkpoint import list_checkpoints, newest_valid, step_of
 from monet.training.ranks.agree import Requests
 from monet.training.watch.spikes import SpikeWindow
+from tests.marks import nightly
 from tests.training.runs import losses, read_log
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -192,6 +193,7 @@ def rank_of_two(rank, port, queue):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_agree_on_what_only_one_of_them_saw():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -222,7 +224,7 @@ def test_requests_of_one_process_count_at_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("policy", "code", "newest"), [("stop", 5, 4), ("skip", 0, 12)])
+@pytest.mark.parametrize(("policy", "code", "newest"), [("stop", 5, 4), nightly("skip", 0, 12)])
 def test_two_processes_stop_or_skip_together(settings, tmp_path, policy, code, newest):
     settings["data"]["batch_size"] = 1
     settings["trainer"] |= {"devices": 2, "strategy": "ddp"}

@@ -288,7 +288,6 @@ def test_damaged_results_and_foreign_masks(model, tokenizer, problems, tmp_path)
     assert mask_sizes({"a": ExpertMask.keep_all(model.config)})[0].removed == 0
 
 
-@pytest.mark.slow
 @pytest.mark.nightly  # tests/eval/test_commands.py and the suite of questions kill runs that use the same store
 def test_kill_9_and_the_same_command_give_the_same_numbers(road, tmp_path, sandbox):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -316,6 +315,7 @@ def lines(out: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (out / "outcomes").glob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_parts_gather_to_the_whole(road, tmp_path, capsys, sandbox, monkeypatch):
     wide = ["--allow_code_execution", "--wall_seconds", "300", "--data", str(road / "data"), "--seq_len", "16"]
     assert main(words(road, tmp_path / "whole", *wide)) == 0, capsys.readouterr()

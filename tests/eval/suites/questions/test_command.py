@@ -24,6 +24,7 @@ from monet.eval.suites.questions.tasks import load_tasks
 from monet.extras import install_command
 from monet.masks.expert_mask import ExpertMask
 from tests.eval.suites.questions.test_golden import spec_of
+from tests.marks import nightly
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -69,7 +70,8 @@ def run(words, tmp_path) -> dict:
     return content
 
 
-@pytest.mark.parametrize("way", ["its own command", pytest.param("our verb", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ["its own command", nightly("our verb")])
+@pytest.mark.slow
 def test_the_harness_runs_a_masked_model(way, model_folder, model, mask, data, task_file, tmp_path):
     mask.save(tmp_path / "mask.safetensors")
     tasks = str(task_file)

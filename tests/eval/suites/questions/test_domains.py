@@ -360,6 +360,7 @@ def test_refusals(model, small, tmp_path):
 
 
 @pytest.mark.parametrize("control_on", ["target", "all"])
+@pytest.mark.slow
 def test_parts_gather_to_the_whole(model, small, tmp_path, monkeypatch, control_on):
     options = {"data": small, "control_on": control_on, **QUICK}
     whole = evaluate_domains(model, out=tmp_path / "whole", **options)

@@ -161,7 +161,7 @@ def test_half_a_block_is_scored_again_as_a_whole(model, data, tmp_path):
     assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # tests/eval/test_commands.py kills a run that uses the same store
 def test_kill_9_and_the_same_command_give_the_same_numbers(model_folder, masks_folder, data, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     results = []

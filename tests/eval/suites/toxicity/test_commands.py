@@ -197,7 +197,6 @@ def test_scored_text_is_never_made_up(road, tmp_path, capsys, service, monkeypat
     assert "let a scorer score them" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.nightly  # tests/eval/test_commands.py and the suite of questions kill runs that use the same store
 def test_kill_9_and_the_same_command_give_the_same_numbers(road, tmp_path):
     for name in ("whole", "killed"):
