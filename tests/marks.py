@@ -8,5 +8,5 @@ import pytest
 
 
 def nightly(*values: Any, id: str | None = None) -> Any:
-    """A case that `make test SLOW=1` runs and `.ci/run` leaves out; another case of the test runs there."""
+    """A case that `make test SLOW=1` runs and `.ci/run` leaves out; similar cases run there."""
     return pytest.param(*values, id=id, marks=pytest.mark.nightly)

@@ -116,7 +116,7 @@ def test_the_folder_runs_where_the_package_is_not_installed(form, dtype, tmp_pat
     ("form", "masked"),
     [
         nightly("horizontal", False, id="horizontal-whole"),
-        pytest.param("vertical", True, id="vertical-masked"),
+        nightly("vertical", True, id="vertical-masked"),
         nightly("horizontal", True, id="horizontal-masked"),
         nightly("vertical", False, id="vertical-whole"),
     ],

@@ -44,7 +44,7 @@ def assert_same_state(checkpoint, wanted, tolerance):
 
 
 SLOW = [
-    pytest.param("zero3", marks=pytest.mark.slow),
+    nightly("zero3"),
     pytest.param("fsdp2", marks=pytest.mark.slow),
     nightly("zero1"),
 ]

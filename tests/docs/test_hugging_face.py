@@ -62,9 +62,9 @@ def test_the_lists_name_sections_of_the_page():
 
 
 def cases() -> Iterator[Any]:
-    """Every section with both kinds of experts. CI runs a slow section with one kind."""
+    """Every section with both kinds of experts. CI runs a slow section with one kind, and compiles in other tests."""
     for form, title in itertools.product(FORMS, SECTIONS):
-        slow = pytest.mark.slow if form == FORMS[0] else pytest.mark.nightly
+        slow = pytest.mark.slow if form == FORMS[0] and title != "torch.compile" else pytest.mark.nightly
         yield pytest.param(form, title, marks=[] if title in QUICK else slow)
 
 

@@ -25,6 +25,7 @@ from tests.kernels.cases import (
 )
 from tests.kernels.cases import active_layer as layer
 from tests.kernels.explicit import DECOMPOSITIONS, Example, keep_of_tokens
+from tests.marks import nightly
 from tests.model.tiny import tiny_model, tokens
 from tests.tolerances import assert_close
 
@@ -58,8 +59,11 @@ def test_layer_equals_the_loop(form, mask, shape):
     compare(form, mask, shape)
 
 
-@forms
-@pytest.mark.parametrize("mask", ["none", "a soft mask a token"])
+@pytest.mark.parametrize(
+    ("form", "mask"),
+    [("horizontal", "none"), ("vertical", "a soft mask a token"), nightly("horizontal", "a soft mask a token"),
+     nightly("vertical", "none")],
+)  # fmt: skip
 def test_layer_in_many_tiles_equals_the_loop(form, mask, monkeypatch):
     monkeypatch.setattr(triton_op, "LAUNCH", SMALL)
     compare(form, mask, SHAPES[0])
@@ -153,8 +157,10 @@ def test_operators_fit_torch_compile(form, mask):
         assert_close("compiled", compiled(), layer(example, keep, RELU2))
 
 
-@forms
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("form", "masked"),
+    [("horizontal", False), ("vertical", True), nightly("horizontal", True), nightly("vertical", False)],
+)
 def test_generation_gives_the_dense_models_tokens(form, masked, monkeypatch, count_launches):
     model, ids = tiny_model(form, num_hidden_layers=2), tokens(2, 3)
     options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 2, "min_new_tokens": 2,

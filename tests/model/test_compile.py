@@ -35,7 +35,7 @@ def test_inference_is_one_graph(form):
 @pytest.mark.parametrize(
     ("form", "training"),
     [
-        pytest.param("horizontal", False, id="horizontal-inference"),
+        nightly("horizontal", False, id="horizontal-inference"),
         nightly("vertical", True, id="vertical-training"),
         nightly("horizontal", True, id="horizontal-training"),
         nightly("vertical", False, id="vertical-inference"),

@@ -192,7 +192,6 @@ def test_tokens_with_a_cache_are_those_without(form, cache, search):
     assert torch.equal(*got)
 
 
-@pytest.mark.slow  # compiles kernels of optimum-quanto
 @pytest.mark.parametrize("form", FORMS)
 def test_a_quantised_cache(form):
     """Four bits lose too much precision to compare with no cache; compare with manual steps over the same cache."""

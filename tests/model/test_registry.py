@@ -49,7 +49,7 @@ def test_unknown_attribute_is_an_attribute_error():
     "imports",
     [
         "import monet\nimport transformers",
-        "import transformers\ntransformers.AutoModelForCausalLM, transformers.AutoTokenizer\nimport monet",
+        nightly("import transformers\ntransformers.AutoModelForCausalLM, transformers.AutoTokenizer\nimport monet"),
         nightly("import transformers\nimport monet"),
         nightly("import transformers\ntransformers.AutoConfig\nimport monet"),
         nightly("import monet\nmonet.MonetForCausalLM\nimport transformers"),

@@ -60,7 +60,7 @@ def test_the_command_finishes_what_train_py_trained(words, tmp_path, monkeypatch
     assert Report.load(run).distil_tokens == 384
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # test_resume.py kills stage 1, tests/training/test_kill.py a training run
 def test_a_run_that_was_killed_in_stage_2_continues_with_the_same_bits(words, tmp_path):
     assert main(words(**DISTIL, out=tmp_path / "whole")) == 0
     command = words(**DISTIL)

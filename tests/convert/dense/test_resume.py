@@ -53,7 +53,7 @@ def test_a_killed_run_continues_with_the_same_bits(words, tmp_path, whole, minut
     assert_same(weights(tmp_path / "run"), whole)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sigterm_stops_after_the_step_with_a_checkpoint(words, tmp_path, whole):
     command = words(save_minutes=100)
     assert in_process(6, "SIGTERM", command) == 143

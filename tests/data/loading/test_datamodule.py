@@ -271,7 +271,7 @@ json.dump([model.seen, model.validated], open(f"{out}.{trainer.global_rank}.json
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # tests/distributed trains on two ranks and then on one
 def test_two_processes_and_then_one_see_the_order_of_one(prepared, tmp_path):
     def run(name: str, *words: str) -> list[tuple[list[list[int]], list[int]]]:
         command = [sys.executable, str(script), str(prepared), str(tmp_path / name), *words]

@@ -315,7 +315,7 @@ def lines(out: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (out / "outcomes").glob("*.jsonl"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # the suites of questions have parts too
 def test_parts_gather_to_the_whole(road, tmp_path, capsys, sandbox, monkeypatch):
     wide = ["--allow_code_execution", "--wall_seconds", "300", "--data", str(road / "data"), "--seq_len", "16"]
     assert main(words(road, tmp_path / "whole", *wide)) == 0, capsys.readouterr()
