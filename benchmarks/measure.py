@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -120,14 +120,26 @@ def peak_bytes(run: Callable[[], object]) -> int:
     """Highest sum of live tensor memory during `run`, minus the memory allocated before it.
 
     The numbers are the allocator's, so they include temporaries inside operators, but not memory of BLAS libraries.
+    Memory from before `run` does not count if it is freed during `run`: the garbage collector can run at any time.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    recorded: list[Any] = profiler.profiler.kineto_results.events()
-    events = [event for event in recorded if event.name() == "[memory]"]
+    events = list(_below(profiler.profiler.kineto_results.experimental_event_tree()))
+    sizes: dict[int, int] = {}
     live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
+    for event in sorted(events, key=lambda event: event.start_time_ns):
+        if event.name == "[memory]":
+            block = event.extra_fields
+            live -= sizes.pop(block.ptr, 0)
+            if block.alloc_size > 0:
+                sizes[block.ptr] = block.alloc_size
+                live += block.alloc_size
+            peak = max(peak, live)
     return peak
+
+
+def _below(events: list[Any]) -> Iterator[Any]:
+    for event in events:
+        yield event
+        yield from _below(event.children)

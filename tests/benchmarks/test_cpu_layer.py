@@ -135,6 +135,19 @@ def test_peak_bytes_sees_temporaries_that_are_gone_at_the_end():
     assert 2 << 20 <= peak_bytes(run) <= (2 << 20) + 4096
 
 
+def test_peak_bytes_does_not_count_garbage_from_before():
+    left = []
+
+    def run():
+        left.clear()  # the garbage collector can do the same at any time
+        x = torch.zeros(1 << 18)
+        return x + 1
+
+    # the profiler knows the sizes of the blocks that it saw
+    peak_bytes(lambda: left.append(torch.zeros(1 << 18)))
+    assert 2 << 20 <= peak_bytes(run) <= (2 << 20) + 4096
+
+
 def test_contestants_take_turns():
     calls = []
     samples = time_in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, 1e-9)
