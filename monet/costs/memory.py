@@ -136,12 +136,13 @@ def _buffers(config: LlamaConfig, wide: Widths, strategy: Strategy) -> float:
     total = sum(parts.values())
     if strategy == "ddp":  # its buckets are the gradients themselves
         return 0.0
+    bucket = min(ZERO_BUCKET, total)
     if strategy == "zero1":  # two buffers in turn, and the copy that is sent
-        return 3.0 * wide.gradient * ZERO_BUCKET
+        return 3.0 * wide.gradient * bucket
     if strategy == "zero2":  # the same in the layers' dtype, and cast
-        return (3.0 * wide.weight + (wide.gradient if wide.gradient > wide.weight else 0)) * ZERO_BUCKET
+        return (3.0 * wide.weight + (wide.gradient if wide.gradient > wide.weight else 0)) * bucket
     if strategy == "zero3":
-        return 2.0 * wide.gradient * ZERO_BUCKET + wide.weight * min(ZERO_LIVE, total)
+        return 2.0 * wide.gradient * bucket + wide.weight * min(ZERO_LIVE, total)
     ends = parts["embedding"] + parts["lm_head"]
     layer = (total - ends) / config.num_hidden_layers
     # weights of this layer and the next one, or of both ends; gradients as computed and as reduced

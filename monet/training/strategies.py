@@ -90,7 +90,8 @@ class Zero(Together, EngineStrategy):
         stage: 1, 2 or 3.
         offload_optimizer: keep optimiser state in host memory and update there.
         offload_parameters: with stage 3, keep this rank's part of the parameters in host memory.
-        config: further keys of DeepSpeed's configuration; they take precedence over the settings above.
+        config: further keys of DeepSpeed's configuration; they take precedence over the settings above. Without
+            `zero_optimization.reduce_bucket_size`, a bucket of gradients is at most as large as the model.
         timeout_minutes: how long a rank waits for the others before it gives up.
     """
 
@@ -118,6 +119,7 @@ class Zero(Together, EngineStrategy):
         assert isinstance(self.config, dict)
         self.config["zero_force_ds_cpu_optimizer"] = False  # torch's fused AdamW needs no build
         _merge(self.config, config or {})
+        self._bucket_is_given = "reduce_bucket_size" in (config or {}).get("zero_optimization", {})
         # the engine clips, with the norm that the module has checked
         warnings.filterwarnings("ignore", message="Since DeepSpeed handles gradient clipping internally")
         warnings.filterwarnings("ignore", message=r"`torch.distributed.*` is deprecated", category=FutureWarning)
@@ -153,13 +155,17 @@ class Zero(Together, EngineStrategy):
             # over micro-batches and over ranks: a long sum in bfloat16 rounds small terms away
             self.config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
             self.config.setdefault("communication_data_type", "fp32")
+        trained: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not self._bucket_is_given:  # a bucket takes its whole size, however few gradients it receives
+            count = sum(parameter.numel() for parameter in trained)
+            zero = self.config["zero_optimization"]
+            zero["reduce_bucket_size"] = min(zero["reduce_bucket_size"], count)
         if self.zero_stage_3:
             if is_half:
                 model.to(torch.bfloat16)
             # Build the whole model as one process does: inside zero.Init, transformers' initialisation of weights
             # would find empty parameters and do nothing.
             deepspeed.zero.Init(module=model, config_dict_or_path=self.config)
-        trained: Any = [parameter for parameter in model.parameters() if parameter.requires_grad]
         with one_optimizer_class():
             engine, optimizer, _, _ = deepspeed.initialize(
                 config=self.config,

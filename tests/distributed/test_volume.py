@@ -9,7 +9,7 @@ import pytest
 
 from monet.costs.communication import collectives, sent_bytes
 from monet.costs.flops import parameter_counts
-from monet.costs.memory import ZERO_BUCKET, state_bytes
+from monet.costs.memory import state_bytes
 from monet.training.settings import ModelShape
 from tests.marks import nightly
 
@@ -56,11 +56,12 @@ def test_ranks_send_and_hold_what_a_plan_says(name, precision, train_ranks, sett
     state = sum(parts.values()) - parts["buffers"]
     if name == "zero1":  # after the reduction only this rank's gradients are outside the bucket
         state -= parts["gradients"] / 2
+    bucket = 4 * sum(parameter_counts(config).values())
     for rank in range(2):
         figures = json.loads((tmp_path / f"sent-{rank}.json").read_text())
         sent = figures["sent"]
-        buckets, rest = divmod(figures["held"], 4 * ZERO_BUCKET)
-        assert buckets <= 1 and rest == pytest.approx(state, rel=0.03)
+        held = [figures["held"] - kept for kept in (0, bucket)]  # DeepSpeed may not have freed the bucket yet
+        assert pytest.approx(state, rel=0.03) in held
         # routers and checks of a step exchange float64 values, or amounts as small
         count = sum(size for dtype, size in sent.items() if dtype in ("float32", "bfloat16")) / STEPS
         assert count == pytest.approx(wanted, rel=0.05), (sent, sum(parameter_counts(config).values()))
