@@ -52,12 +52,15 @@ SOURCES := pyproject.toml setup.py
 
 TESTS := .[browser,dev,quantisation]
 
+# Python compiles a module when it is first imported. pip would compile all 20,000 files, which takes minutes.
+PIP_INSTALL := pip install --quiet --no-compile
+
 # $(call install,FOLDER,REQUIREMENTS): create an environment, or update an existing one. Older releases of pip cannot
 # build every package.
 define install
 $(PYTHON) -m venv $(1)
-$(1)/bin/python -m pip install --quiet "pip>=23.2"
-$(1)/bin/python -m pip install --quiet $(2)
+$(1)/bin/python -m $(PIP_INSTALL) "pip>=23.2"
+$(1)/bin/python -m $(PIP_INSTALL) $(2)
 endef
 
 # $(call install_newest,FOLDER,EXTRA): the newest releases, also beyond the upper bounds of pyproject.toml, except the
@@ -65,8 +68,8 @@ endef
 define install_newest
 $(call install,$(1),packaging)
 $(1)/bin/python constraints/pins.py newest $(2) > $(1)/requirements.txt
-$(1)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH)" --requirement $(1)/requirements.txt
-$(1)/bin/python -m pip install --quiet --no-deps --editable .
+$(1)/bin/python -m $(PIP_INSTALL) --upgrade --upgrade-strategy eager "$(TORCH)" --requirement $(1)/requirements.txt
+$(1)/bin/python -m $(PIP_INSTALL) --no-deps --editable .
 endef
 
 # $(call suite,FOLDER): run the tests with that environment.
@@ -88,7 +91,7 @@ endef
 
 # Packages only for tests: torch warns when transformers imports torchao, and the demo's output has no such warnings.
 .venv/.tests-ready: .venv/.ready
-	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt "$(TORCH)" --editable "$(TESTS)"
+	$(BIN)/python -m $(PIP_INSTALL) --constraint .venv/constraints.txt "$(TORCH)" --editable "$(TESTS)"
 	touch $@
 
 .venv-oldest/.ready: $(SOURCES) constraints/oldest.txt
@@ -240,7 +243,7 @@ lint: .venv/.tests-ready
 	$(BIN)/python -m tools.prose
 
 .venv/.docs-ready: .venv/.ready
-	$(BIN)/python -m pip install --quiet --constraint .venv/constraints.txt "$(TORCH)" --editable ".[docs]"
+	$(BIN)/python -m $(PIP_INSTALL) --constraint .venv/constraints.txt "$(TORCH)" --editable ".[docs]"
 	touch $@
 
 # The notebooks use the model of `make demo`; without it they train a small one in runs/quick.
