@@ -7,7 +7,7 @@ from monet.training.module import MonetLightningModule
 from tests.training.runs import losses
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # tests/model/test_compile.py compiles a training step
 def test_a_compiled_run_has_the_losses_of_an_eager_one_and_continues_as_one(train, settings):
     settings["model"]["shape"] |= {"attention_dropout": 0.0, "num_hidden_layers": 2}
     settings["compile"] = True
